@@ -1,0 +1,54 @@
+# Two commands do everything: `make demo` runs the main job, `make test` passes the tests.
+# Both prepare .venv by themselves, from complete pinned lists, and do nothing when that is done.
+
+PYTHON ?= python3.11
+ACCELERATOR ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+REQUIREMENTS := conf/requirements/$(ACCELERATOR).txt
+TORCH_CPU := https://download.pytorch.org/whl/cpu
+BIN := .venv/bin
+READY := .venv/.ready-$(ACCELERATOR)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
+
+export HF_HUB_DISABLE_TELEMETRY := 1
+export DO_NOT_TRACK := 1
+ifneq ($(wildcard ../shared/data),)
+export BREVITY_TEST_DATA ?= $(abspath ../shared/data)
+endif
+
+.PHONY: setup demo test test-fast check format tiny-model
+
+setup: $(READY)
+
+# The CPU build of torch is on no package index but PyTorch's own, which may be out of reach where a
+# wheel is provided (find-links): so the configured places are asked first, PyTorch's index second.
+$(READY): $(REQUIREMENTS) pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing the pinned packages of $(REQUIREMENTS) into .venv (a few minutes, once) ..."
+	@torch=$$(grep -E '^torch==' $(REQUIREMENTS)); \
+	  $(PIP) "$$torch" 2>/dev/null || $(PIP) --index-url $(TORCH_CPU) "$$torch"
+	@$(PIP) -r $(REQUIREMENTS)
+	@$(PIP) --no-build-isolation --editable .
+	@touch $@
+
+demo: setup
+	@$(BIN)/python -m flows run dto --preset tiny
+
+test: setup check
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+test-fast: setup
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not stack"
+
+check: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-logo >/dev/null || $(BIN)/lint-imports
+	@$(BIN)/pyright --warnings
+
+format: setup
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+# Re-makes the bundled model from nothing and measures it into its card.
+tiny-model: setup
+	@$(BIN)/python -m flows run tiny-model

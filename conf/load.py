@@ -1,0 +1,95 @@
+"""From a preset, a TOML file and `--set` assignments to one validated settings object.
+
+Knows: files, TOML, dotted paths, how to tell a person what is wrong. Must not know: any pipeline.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from conf.settings import Section
+
+PRESETS = Path(__file__).parent / "presets"
+S = TypeVar("S", bound=Section)
+
+
+class SettingsError(ValueError):
+    """A mistake in the settings, worded for the person who made it."""
+
+
+def load(kind: type[S], preset: str, assignments: tuple[str, ...] = ()) -> S:
+    """Settings of `kind` from `preset` (a bundled name or a path to a .toml) with `a.b=value` assignments applied.
+
+    Raises SettingsError naming the file or assignment, the field, and the remedy.
+    """
+    path = _preset_path(kind, preset)
+    try:
+        values = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{path}: not valid TOML: {error}") from None
+    for assignment in assignments:
+        _assign(values, assignment)
+    values.setdefault("preset", Path(preset).stem)
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise SettingsError(_explain(error, kind, path)) from None
+
+
+def _preset_path(kind: type[Section], preset: str) -> Path:
+    if preset.endswith(".toml"):
+        if not Path(preset).is_file():
+            raise SettingsError(f"{preset}: no such file")
+        return Path(preset)
+    pipeline = kind.model_fields["pipeline"].default
+    known = {path.stem: path for path in sorted((PRESETS / pipeline).glob("*.toml"))}
+    if preset not in known:
+        raise SettingsError(
+            f"unknown preset {preset!r} for {pipeline}; known: {', '.join(known)}, or a path to a .toml"
+        )
+    return known[preset]
+
+
+def _assign(values: dict[str, Any], assignment: str) -> None:
+    """Applies one `a.b=value`; the value is read as TOML, and as plain text where that fails."""
+    path, equals, text = assignment.partition("=")
+    if not equals or not path:
+        raise SettingsError(f"--set {assignment}: write it as section.field=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *sections, field = path.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise SettingsError(f"--set {assignment}: {section} is a field, not a section")
+    values[field] = value
+
+
+def _explain(error: ValidationError, kind: type[Section], path: Path) -> str:
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"])
+        hint = _nearest(kind, item["loc"]) if item["type"] == "extra_forbidden" else ""
+        what = "unknown setting" if hint or item["type"] == "extra_forbidden" else item["msg"]
+        given = "" if isinstance(item["input"], dict | Section) else f" (given: {item['input']!r})"
+        lines.append(f"{path.name}: {where or 'settings'}: {what}{given}{hint}")
+    return "\n".join(lines)
+
+
+def _nearest(kind: type[Section], location: tuple[int | str, ...]) -> str:
+    """A suggestion for a misspelt field."""
+    fields = kind
+    for part in location[:-1]:
+        annotation = fields.model_fields[str(part)].annotation if str(part) in fields.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, Section)):
+            return ""
+        fields = annotation
+    close = get_close_matches(str(location[-1]), fields.model_fields, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(fields.model_fields)}"

@@ -1,0 +1,203 @@
+"""Settings of every pipeline: what can be chosen, its bounds and its defaults.
+
+Knows: names, types, bounds and where a default comes from. Must not know: what the settings are used
+for; nothing of ours or heavy is imported here.
+
+A default that no paper gives says "not from the paper" in its docstring. Every field is part of a cache key
+unless its class lists it in `LEFT_OUT` with the reason.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A frozen group of settings. Unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    LEFT_OUT: ClassVar[dict[str, str]] = {}
+    """Fields that change no result, each with the reason; all others are in the cache key."""
+
+
+class Stories(Section):
+    """Problems from the bundled world of arithmetic stories."""
+
+    type: Literal["stories"] = "stories"
+    count: Positive = 800
+    """How many problems. More problems keep the ones already drawn. Not from the paper."""
+    levels: tuple[Annotated[int, Field(ge=1, le=10)], ...] = (1, 2, 3, 4, 5, 6, 7, 8)
+    """Levels (numbers of steps) drawn in turn. Levels 9 and 10 were never seen by the tiny model."""
+
+
+class Sampling(Section):
+    """How a completion is drawn."""
+
+    samples: Positive = 4
+    """Completions per prompt. The paper draws 4."""
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.6
+    """The paper's value."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """The paper's value."""
+    max_tokens: Positive = 768
+    """Completions are cut here. The paper's value is 8192; the tiny model's traces are shorter."""
+
+
+class Segmentation(Section):
+    """Where thinking text is cut into thinking patterns (papers, section B.1)."""
+
+    markers: tuple[str, ...] = (
+        "Wait", "But wait", "Alternatively", "Hmm", "Let me double-check", "Let me double check", "Let me verify",
+        "Let me check", "Another way", "Another approach", "So the answer", "Therefore",
+    )  # fmt: skip
+    """A segment starts where a sentence or a line starts with one of these. "Wait" and "Alternatively" are the
+    paper's; the others are not from the paper."""
+    min_chars: Annotated[int, Field(ge=0)] = 12
+    """A shorter segment is joined to the next one. Not from the paper."""
+
+
+class Probing(Section):
+    """How a prefix is tested: it is closed, the answer alone is sampled, and verified (section B.2–B.4)."""
+
+    exit_text: str = "Now the answer is clear.\n</think>\nThe answer is \\boxed{"
+    """Closes a prefix so that the completion is the answer alone. Must be natural for the model."""
+    threshold: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """T: a prefix passes when strictly more than this share of its probes is right. Not from the paper."""
+    sampling: Sampling = Sampling(samples=8, max_tokens=12)
+    """M probes per prefix; M = 8 is not from the paper."""
+
+
+class Finalizing(Section):
+    """How a shortened trace is brought to its end (section B.5)."""
+
+    closing_text: str = "Therefore the answer is"
+    """Opens the closing thought; the model goes on from here. Must be natural for the model, or training on it
+    pushes the model apart."""
+    sampling: Sampling = Sampling(samples=8, max_tokens=48)
+    """K endings, the shortest correct one is kept; K = 8 is not from the paper."""
+    premature_stop: bool = True
+    """Also ends each cut trace too early, at the last prefix that did not pass: a wrong answer there makes one more
+    pair, which teaches when not to stop. Not from the paper."""
+
+
+class Pairing(Section):
+    """Which preference pairs are made (section B.7)."""
+
+    rejected: Literal["original", "longest"] = "original"
+    """The rejected side: the trace that was shortened, or the longest of the problem's traces. Not from the
+    paper."""
+
+
+class SimPO(Section):
+    """SimPO training (section B.8) through TRL."""
+
+    LEFT_OUT: ClassVar[dict[str, str]] = {
+        "micro_batch": "splits the same step into smaller pieces; the gradient is the same"
+    }
+
+    learning_rate: PositiveFloat = 5e-7
+    """Not from the paper; 3e-7 … 1e-6 on real models, far larger on the tiny one."""
+    beta: PositiveFloat = 2.0
+    """Not from the paper, but from its closest published relative."""
+    gamma: Annotated[float, Field(ge=0)] = 0.3
+    """The target margin γ itself, not γ/β. Not from the paper, but from its closest published relative."""
+    sft_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of an added cross-entropy term on the chosen side (TRL's `cpo_alpha`). Not from the paper."""
+    epochs: Positive = 1
+    batch: Positive = 16
+    """Pairs per optimizer step. Not from the paper."""
+    micro_batch: Positive = 16
+    """Pairs per forward pass; halved by itself when memory runs out."""
+    max_length: Positive = 2048
+    """Longest prompt + completion in tokens. Longer pairs are set aside and counted, never cut."""
+    warmup: Share = 0.1
+    """Share of the steps with a rising learning rate; a cosine follows. Not from the paper."""
+
+    @model_validator(mode="after")
+    def _whole_batches(self) -> SimPO:
+        if self.batch % self.micro_batch:
+            raise ValueError(f"batch ({self.batch}) must be a multiple of micro_batch ({self.micro_batch})")
+        return self
+
+
+class Benchmark(Section):
+    """The examination: fresh problems that nothing else has read."""
+
+    problems: Stories = Stories(count=480)
+    sampling: Sampling = Sampling()
+
+
+class Engine(Section):
+    """The vLLM server that one run owns. Speeds and memory only: no figure depends on it."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Weights and arithmetic. float32 on a CPU; bfloat16 for 7 B models on a GPU."""
+    context: Positive = 2048
+    """Longest prompt + completion in tokens."""
+    concurrency: Positive = 256
+    """Completions in flight at once."""
+    kv_cache_gib: PositiveFloat = 1.0
+    """Room for the KV cache on a CPU."""
+    gpu_memory: Annotated[float, Field(gt=0, lt=1)] = 0.85
+    """Share of GPU memory; without effect on a CPU."""
+    start_timeout: PositiveFloat = 600
+    """Seconds until a server that is not ready counts as failed."""
+    request_timeout: PositiveFloat = 900
+    """Seconds until a request without reply counts as failed."""
+
+
+class Storage(Section):
+    """Where results live. Moving them changes no figure."""
+
+    root: str = "runs"
+    """A folder or an fsspec URL for artifacts; with a URL, the run's own folder stays local under `runs`."""
+    rollouts: str = ""
+    """SQLAlchemy URL of the rollout store; empty: an SQLite file in `root`."""
+
+
+class Dto(Section):
+    """One run of DTO: sample, segment, probe, cut, finalize, pair, train, examine (papers, section B)."""
+
+    LEFT_OUT: ClassVar[dict[str, str]] = {
+        "pipeline": "there is one pipeline per settings class",
+        "preset": "a name; what it stands for is in the other fields",
+        "engine": "speed and memory only; numbers are equal up to sampling noise",
+        "storage": "where results live",
+    }
+
+    pipeline: Literal["dto"] = "dto"
+    preset: str = "tiny"
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seeds problems, sampling purposes and training order."""
+    model: str = "tiny"
+    """A checkpoint folder, or `tiny` for the bundled model."""
+    problems: Stories = Stories()
+    sampling: Sampling = Sampling()
+    segmentation: Segmentation = Segmentation()
+    probing: Probing = Probing()
+    finalizing: Finalizing = Finalizing()
+    pairing: Pairing = Pairing()
+    training: SimPO = SimPO()
+    benchmark: Benchmark = Benchmark()
+    engine: Engine = Engine()
+    storage: Storage = Storage()
+
+    @model_validator(mode="after")
+    def _fits_context(self) -> Dto:
+        for name in ("sampling", "probing.sampling", "finalizing.sampling", "benchmark.sampling"):
+            section = self
+            for part in name.split("."):
+                section = getattr(section, part)
+            if section.max_tokens >= self.engine.context:
+                raise ValueError(
+                    f"{name}.max_tokens ({section.max_tokens}) leaves no room for a prompt in engine.context "
+                    f"({self.engine.context}); lower the first or raise the second"
+                )
+        return self

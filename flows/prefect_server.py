@@ -1,0 +1,61 @@
+"""A Prefect server for runs that have none: on loopback, guarded, ended with us.
+
+Knows: how Prefect's API is started and found. Must not know: any flow.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from models.processes import GuardedProcess
+
+START_TIMEOUT = 120.0
+
+
+@contextmanager
+def prefect_server(home: Path) -> Iterator[str]:
+    """The API's URL: PREFECT_API_URL where it is set, else a server of our own with its database in `home`."""
+    if url := os.environ.get("PREFECT_API_URL"):
+        yield url
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {
+        "PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1",
+        "PREFECT_LOGGING_LEVEL": "WARNING", "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+    }  # fmt: skip
+    os.environ.update(environment)
+    command = [
+        sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app",
+        "--host", "127.0.0.1", "--port", str(port), "--log-level", "warning",
+    ]  # fmt: skip
+    with GuardedProcess(command, home / "server.log", environment) as server:
+        url = f"http://127.0.0.1:{port}/api"
+        _wait(server, url)
+        os.environ["PREFECT_API_URL"] = url
+        try:
+            yield url
+        finally:
+            del os.environ["PREFECT_API_URL"]
+
+
+def _wait(server: GuardedProcess, url: str) -> None:
+    deadline = time.monotonic() + START_TIMEOUT
+    while True:
+        try:
+            if httpx.get(f"{url}/health", timeout=2).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        if server.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"Prefect's server did not start; end of {server.log}:\n{server.log_tail()}")
+        time.sleep(0.2)

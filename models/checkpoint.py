@@ -1,0 +1,130 @@
+"""A model on disk: is it whole, what is it, how large is it, how does it write.
+
+Knows: checkpoint folders (safetensors, config, tokenizer). Must not know: engines, trainers, pipelines.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reasoning.cost import Shape
+from reasoning.records import Problem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IDENTITY = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used, with what is missing."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint folder and the digest of all that decides what it samples."""
+
+    folder: Path
+    fingerprint: str
+
+    @classmethod
+    def open(cls, folder: Path) -> Checkpoint:
+        """Raises CheckpointError naming the missing file when `folder` is no whole checkpoint."""
+        for name in ("config.json", "tokenizer.json"):
+            if not (folder / name).is_file():
+                raise CheckpointError(f"{folder}: no {name}; a model needs config.json, tokenizer.json, *.safetensors")
+        weights = sorted(folder.glob("*.safetensors"))
+        if not weights:
+            raise CheckpointError(f"{folder}: no *.safetensors weights (other formats are not loaded)")
+        digest = hashlib.sha256()
+        for path in [folder / name for name in IDENTITY if (folder / name).is_file()] + weights:
+            digest.update(f"{path.name}:{_file_digest(path)};".encode())
+        return cls(folder, digest.hexdigest())
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        return json.loads((self.folder / "config.json").read_text())
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.folder)
+
+    @property
+    def end_id(self) -> int:
+        end = self.tokenizer.eos_token_id
+        assert isinstance(end, int)
+        return end
+
+    @cached_property
+    def shape(self) -> Shape:
+        """Read from the weights' headers, nothing is loaded. Tied or not, the output matrix multiplies once."""
+        sizes = {name: size for path in self.folder.glob("*.safetensors") for name, size in tensor_sizes(path).items()}
+        untied = "lm_head.weight" in sizes
+        looked_up = sizes.get("model.embed_tokens.weight", 0) if untied else 0
+        heads = self.config["num_attention_heads"]
+        head_size = self.config.get("head_dim") or self.config["hidden_size"] // heads
+        return Shape(
+            parameters=sum(sizes.values()) - looked_up,
+            layers=self.config["num_hidden_layers"], attention_width=heads * head_size,
+        )  # fmt: skip
+
+    def prompt_ids(self, problem: Problem) -> tuple[int, ...]:
+        """The problem as the model's chat template renders it, up to where the model begins to think."""
+        message = [{"role": "user", "content": problem.text}]
+        text = self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        return self.encode(str(text))
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def decode(self, token_ids: tuple[int, ...]) -> str:
+        """Text without special tokens, spaces untouched."""
+        return self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def token_texts(self, token_ids: tuple[int, ...]) -> list[str]:
+        """The text of each token. A character split over tokens belongs to the last of them."""
+        texts: list[str] = []
+        pending: tuple[int, ...] = ()
+        for token in token_ids:
+            pending += (token,)
+            text = self._decode_cached(pending)
+            if text.endswith("\ufffd"):
+                texts.append("")
+            else:
+                texts.append(text)
+                pending = ()
+        return texts
+
+    def _decode_cached(self, token_ids: tuple[int, ...]) -> str:
+        if token_ids not in self._texts:
+            self._texts[token_ids] = self.decode(token_ids)
+        return self._texts[token_ids]
+
+    @cached_property
+    def _texts(self) -> dict[tuple[int, ...], str]:
+        return {}
+
+
+def tensor_sizes(path: Path) -> dict[str, int]:
+    """Number of elements of every tensor in a safetensors file, from its header."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    sizes = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            sizes[name] = 1
+            for extent in entry["shape"]:
+                sizes[name] *= extent
+    return sizes
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,95 @@
+"""Child processes that never outlive us: a guard of their own ends them when we end, however we end.
+
+Knows: process groups, pipes, descendants. Must not know: what the children do.
+
+`python -m models.processes COMMAND …` is the guard. It leads a process group, starts COMMAND in it, and reads its own
+standard input, which only its owner holds open: when the owner dies, even by SIGKILL, the pipe closes and the guard
+kills every descendant, then its group.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+import psutil
+
+PR_SET_CHILD_SUBREAPER = 36
+
+
+class GuardedProcess:
+    """COMMAND running under a guard, its output in a log file. Use as a context manager, or call `end`."""
+
+    def __init__(self, command: Sequence[str], log: Path, env: Mapping[str, str] | None = None):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self.log = log
+        with log.open("ab") as output:
+            self._guard = subprocess.Popen(
+                [sys.executable, "-m", "models.processes", *command],
+                stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT,
+                start_new_session=True, env={**os.environ, **(env or {})},
+            )  # fmt: skip
+
+    def poll(self) -> int | None:
+        """Exit code, or None while running."""
+        return self._guard.poll()
+
+    def wait(self) -> int:
+        """Exit code, once the command has ended by itself."""
+        return self._guard.wait()
+
+    def end(self) -> None:
+        """Ends the command and all its descendants, and waits until they are gone."""
+        assert self._guard.stdin
+        self._guard.stdin.close()
+        self._guard.wait()
+
+    def log_tail(self, lines: int = 15) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+
+def _end_everything() -> None:
+    """Kills all descendants, those in other groups too, until none is left; then this group."""
+    me = psutil.Process()
+    while children := me.children(recursive=True):
+        for child in children:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+        psutil.wait_procs(children, timeout=1)
+    os.killpg(0, signal.SIGKILL)
+
+
+def _guard(command: Sequence[str]) -> int:
+    # Orphaned descendants are handed to us instead of to init, so none can escape by its parent's death.
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+
+    def watch_owner() -> None:
+        while os.read(0, 1):
+            pass
+        _end_everything()
+
+    threading.Thread(target=watch_owner, daemon=True).start()
+    code = child.wait()
+    for orphan in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            orphan.kill()
+    return code if code >= 0 else 128 - code
+
+
+if __name__ == "__main__":
+    sys.exit(_guard(sys.argv[1:]))

@@ -1,0 +1,129 @@
+"""The trainer's own process: a job file in, a checkpoint folder out. Started by `accelerate launch`.
+
+Knows: TRL, token ids, one job. Must not know: pipelines, caches, where rows come from.
+
+Rows hold token ids, so what is trained on is exactly what was sampled, and nothing is encoded a second time.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+from trl import SFTConfig, SFTTrainer
+from trl.experimental.cpo import CPOConfig, CPOTrainer
+
+from models.trainer import NON_FINITE_EXIT, OUT_OF_MEMORY_EXIT, TrainJob
+from models.vllm_server import PROOF_FILE
+
+PROOF_TOKENS = 64
+
+
+class IdsSimPOTrainer(CPOTrainer):
+    """TRL's SimPO on rows that already hold token ids."""
+
+    def tokenize_row(self, feature: dict[str, Any], model: Any = None) -> dict[str, Any]:  # noqa: ARG002
+        prompt = feature["prompt_ids"]
+        row: dict[str, Any] = {"prompt": "", "chosen": "", "rejected": "", "prompt_input_ids": prompt}
+        row["prompt_attention_mask"] = [1] * len(prompt)
+        for side in ("chosen", "rejected"):
+            completion = feature[f"{side}_ids"]
+            row[f"{side}_input_ids"] = prompt + completion
+            row[f"{side}_attention_mask"] = [1] * len(prompt + completion)
+            row[f"{side}_labels"] = [-100] * len(prompt) + completion
+        return row
+
+
+class Watch(TrainerCallback):
+    """Writes progress lines for the owner, and stops at the first non-finite loss."""
+
+    def __init__(self, progress: Path):
+        self._progress = progress
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:  # noqa: ARG002
+        figures = {name: value for name, value in (logs or {}).items() if isinstance(value, int | float)}
+        line = {"step": state.global_step, "steps": state.max_steps, "time": time.time(), **figures}
+        with self._progress.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        if not all(math.isfinite(figures.get(name, 0.0)) for name in ("loss", "grad_norm")):
+            print(f"loss or gradient is not finite at step {state.global_step}: {figures}", file=sys.stderr)
+            sys.exit(NON_FINITE_EXIT)
+
+
+def main(job: TrainJob) -> None:
+    torch.manual_seed(job.seed)
+    rows = Dataset.from_parquet(str(job.rows))
+    tokenizer = AutoTokenizer.from_pretrained(job.model)
+    model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
+    build = {"simpo": _simpo, "sft": _sft}[job.method]
+    trainer = build(job, model, tokenizer, rows)
+    trainer.add_callback(Watch(job.progress))
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(job.work) if Path(job.work).is_dir() else None)
+    if trainer.accelerator.is_main_process:
+        _save(job, trainer.accelerator.unwrap_model(trainer.model), tokenizer, rows[0])
+
+
+def _arguments(job: TrainJob) -> dict[str, Any]:
+    cpu = not torch.cuda.is_available()
+    return {
+        "output_dir": str(job.work), "seed": job.seed, "data_seed": job.seed, "num_train_epochs": job.epochs,
+        "per_device_train_batch_size": job.micro_batch, "gradient_accumulation_steps": job.batch // job.micro_batch,
+        "learning_rate": job.learning_rate, "warmup_steps": job.warmup, "lr_scheduler_type": "cosine",
+        "bf16": True, "use_cpu": cpu, "report_to": "none", "disable_tqdm": True, "logging_steps": job.log_every,
+        "logging_first_step": True, "save_strategy": "steps", "save_steps": job.save_every, "save_total_limit": 1,
+        "gradient_checkpointing": not cpu, "adam_beta2": job.adam_beta2, "weight_decay": job.weight_decay,
+        "train_sampling_strategy": "random" if job.shuffle else "sequential", "max_length": job.max_length,
+    }  # fmt: skip
+
+
+def _simpo(job: TrainJob, model: Any, tokenizer: Any, rows: Dataset) -> CPOTrainer:
+    config = CPOConfig(
+        **_arguments(job), loss_type="simpo", beta=job.beta, simpo_gamma=job.gamma, cpo_alpha=job.sft_weight,
+        remove_unused_columns=False,
+    )  # fmt: skip
+    return IdsSimPOTrainer(model=model, args=config, train_dataset=rows, processing_class=tokenizer)
+
+
+def _sft(job: TrainJob, model: Any, tokenizer: Any, rows: Dataset) -> SFTTrainer:
+    def joined(row: dict[str, Any]) -> dict[str, Any]:
+        prompt, completion = row["prompt_ids"], row["completion_ids"]
+        return {"input_ids": prompt + completion, "completion_mask": [0] * len(prompt) + [1] * len(completion)}
+
+    data = rows.map(joined, remove_columns=rows.column_names)
+    config = SFTConfig(**_arguments(job), completion_only_loss=True)
+    return SFTTrainer(model=model, args=config, train_dataset=data, processing_class=tokenizer)
+
+
+def _save(job: TrainJob, model: Any, tokenizer: Any, row: dict[str, Any]) -> None:
+    """The checkpoint, and the proof by which a server shows that it serves these weights."""
+    if job.dtype == "bfloat16":
+        model.to(torch.bfloat16)
+    model.save_pretrained(job.output)
+    tokenizer.save_pretrained(job.output)
+    token_ids = (row["prompt_ids"] + row["completion_ids" if job.method == "sft" else "chosen_ids"])[:PROOF_TOKENS]
+    proof = {"token_ids": token_ids, "log_probs": log_probs(job.output, token_ids)}
+    (Path(job.output) / PROOF_FILE).write_text(json.dumps(proof))
+
+
+@torch.no_grad()
+def log_probs(folder: Path, token_ids: list[int]) -> list[float]:
+    """What the weights on disk give each token but the first, in float32: the trainer's own forward runs in bf16."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    batch = torch.tensor([token_ids])
+    return model(batch).logits.log_softmax(-1)[0, :-1].gather(1, batch[0, 1:, None])[:, 0].tolist()
+
+
+if __name__ == "__main__":
+    try:
+        main(TrainJob.model_validate_json(Path(sys.argv[1]).read_text()))
+    except torch.OutOfMemoryError as error:
+        print(f"out of memory: {error}", file=sys.stderr)
+        sys.exit(OUT_OF_MEMORY_EXIT)

@@ -1,0 +1,282 @@
+"""A vLLM server that this process owns: started when first needed, one model at a time, proven swaps.
+
+Knows: vLLM's command line and HTTP interface. Must not know: rollout stores, pipelines, what tokens mean.
+
+Loopback only: the developer endpoints that swap weights (VLLM_SERVER_DEV_MODE) must never face a network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import httpx
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+
+from conf.settings import Engine as EngineSettings
+from models.checkpoint import Checkpoint, tensor_sizes
+from models.engine import Completion, Finished, Request
+from models.processes import GuardedProcess
+
+PROOF_FILE = "proof.json"
+"""Left by the trainer in a checkpoint: token ids and the log-probs the trained model gives them."""
+PROOF_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.15, "float16": 0.05}
+"""Largest difference of a teacher-forced log-prob, trainer against server. The half-precision bounds are not
+measured on any machine here."""
+LARGEST_BATCH = 100
+"""Completions yielded together at most, so that a store commits at least that often."""
+
+
+class ServerFailed(RuntimeError):
+    """The server ended or did not get ready; the message holds the end of its log."""
+
+
+class SwapNotProven(RuntimeError):
+    """The served weights are not those of the checkpoint."""
+
+
+class VllmServer:
+    """An `Engine`. One lease at a time: weights are swapped only while no request is in flight."""
+
+    def __init__(self, settings: EngineSettings, log: Path):
+        self._settings = settings
+        self._log = log
+        self._lease = threading.Lock()
+        self._process: GuardedProcess | None = None
+        self._served: Checkpoint | None = None
+        self._url = ""
+
+    @property
+    def started(self) -> bool:
+        return self._process is not None
+
+    def generate(self, model: Checkpoint, requests: Sequence[Request]) -> Iterator[list[Finished]]:
+        """See `Engine.generate`. Raises ServerFailed, SwapNotProven, httpx.HTTPError when retries are used up."""
+        if not requests:
+            return
+        with self._lease:
+            self._serve(model)
+            yield from _Sampler(self._url, self._settings, requests).batches()
+
+    def close(self) -> None:
+        if self._process:
+            self._process.end()
+            self._process = None
+
+    def _serve(self, model: Checkpoint) -> None:
+        """Makes `model` the served one. A swap that fails ends the server, so all is checked before."""
+        if self._process is None or self._process.poll() is not None:
+            self._start(model)
+        elif self._served is None or self._served.fingerprint != model.fingerprint:
+            self._swap(model)
+        self._served = model
+
+    def _start(self, model: Checkpoint) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self._url = f"http://127.0.0.1:{port}"
+        self._process = GuardedProcess(self._command(model, port), self._log, self._environment())
+        deadline = time.monotonic() + self._settings.start_timeout
+        while not self._is_ready():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                tail = self._process.log_tail()
+                self.close()
+                raise ServerFailed(f"the vLLM server did not get ready; end of {self._log}:\n{tail}")
+            time.sleep(0.2)
+
+    def _is_ready(self) -> bool:
+        try:
+            return httpx.get(f"{self._url}/health", timeout=2).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def _command(self, model: Checkpoint, port: int) -> list[str]:
+        import sys
+
+        command = [
+            sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model.folder),
+            "--served-model-name", "policy", "--host", "127.0.0.1", "--port", str(port),
+            "--dtype", self._settings.dtype, "--max-model-len", str(self._settings.context),
+            "--max-num-seqs", str(self._settings.concurrency), "--enable-prefix-caching",
+            "--enable-prompt-tokens-details", "--generation-config", "vllm", "--disable-uvicorn-access-log",
+        ]  # fmt: skip
+        if on_cpu():
+            return [*command, "--block-size", "32", "--enforce-eager"]
+        return [*command, "--gpu-memory-utilization", str(self._settings.gpu_memory)]
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            "VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1",
+            "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(self._settings.kv_cache_gib))),
+            "VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false",
+        }  # fmt: skip
+
+    def _swap(self, model: Checkpoint) -> None:
+        assert self._served
+        _check_same_tensors(self._served, model)
+        proof = _proof(model)
+        before = self._log_probs(proof["token_ids"]) if proof else None
+        try:
+            self._post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(model.folder)}})
+            self._post("/reset_prefix_cache", {})
+            if proof:
+                after = self._log_probs(proof["token_ids"])
+                _prove(proof["log_probs"], before, after, PROOF_TOLERANCE[self._settings.dtype], model)
+        except (httpx.HTTPError, SwapNotProven):
+            self.close()
+            raise
+
+    def _post(self, path: str, body: dict[str, Any]) -> Any:
+        reply = httpx.post(f"{self._url}{path}", json=body, timeout=self._settings.request_timeout)
+        reply.raise_for_status()
+        return reply.json() if reply.content else None
+
+    def _log_probs(self, token_ids: Sequence[int]) -> list[float]:
+        """Log-prob of each token but the first, given those before it."""
+        body = {"model": "policy", "prompt": list(token_ids), "max_tokens": 1, "prompt_logprobs": 0}
+        entries = self._post("/v1/completions", body)["choices"][0]["prompt_logprobs"][1:]
+        return [entry[str(token)]["logprob"] for token, entry in zip(list(token_ids)[1:], entries, strict=True)]
+
+
+def on_cpu() -> bool:
+    """Whether the installed torch has no CUDA device; asked without importing torch into this process."""
+    return not os.path.exists("/dev/nvidiactl")
+
+
+def _check_same_tensors(old: Checkpoint, new: Checkpoint) -> None:
+    def sizes(model: Checkpoint) -> dict[str, int]:
+        return {name: size for path in model.folder.glob("*.safetensors") for name, size in tensor_sizes(path).items()}
+
+    if sizes(old) != sizes(new):
+        raise SwapNotProven(
+            f"{new.folder} has other tensors than the served {old.folder}; one server, one architecture"
+        )
+
+
+def _proof(model: Checkpoint) -> dict[str, Any] | None:
+    path = model.folder / PROOF_FILE
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _prove(
+    expected: Sequence[float],
+    before: Sequence[float] | None,
+    after: Sequence[float],
+    tolerance: float,
+    model: Checkpoint,
+) -> None:
+    worst = max(abs(a - b) for a, b in zip(expected, after, strict=True))
+    if worst > tolerance:
+        raise SwapNotProven(
+            f"{model.folder}: served log-probs differ from the trainer's by {worst:.2g} > {tolerance:g}"
+        )
+    if before == after:
+        raise SwapNotProven(f"{model.folder}: the swap changed no log-prob, so the old weights are still served")
+
+
+class _Sampler:
+    """One call of `generate`: an event loop in a thread sends requests, the caller takes finished batches."""
+
+    def __init__(self, url: str, settings: EngineSettings, requests: Sequence[Request]):
+        self._url, self._settings, self._requests = url, settings, requests
+        self._results: SimpleQueue[Finished | BaseException] = SimpleQueue()
+        self._loop = asyncio.new_event_loop()
+
+    def batches(self) -> Iterator[list[Finished]]:
+        thread = threading.Thread(target=self._run, daemon=True)
+        thread.start()
+        try:
+            left = len(self._requests)
+            while left:
+                batch = [self._take(self._results.get())]
+                count = len(batch[0].completions)
+                while count < LARGEST_BATCH:
+                    try:
+                        batch.append(self._take(self._results.get_nowait()))
+                    except Empty:
+                        break
+                    count += len(batch[-1].completions)
+                left -= len(batch)
+                yield batch
+        finally:
+            self._loop.call_soon_threadsafe(self._cancel)
+            thread.join()
+
+    @staticmethod
+    def _take(result: Finished | BaseException) -> Finished:
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    def _cancel(self) -> None:
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
+
+    def _run(self) -> None:
+        try:
+            self._loop.run_until_complete(self._send_all())
+        except asyncio.CancelledError:
+            pass
+        except BaseException as error:  # handed to the caller's thread, where it belongs
+            self._results.put(error)
+
+    async def _send_all(self) -> None:
+        """In order, so that prompts with a common prefix are close in time; `concurrency` completions in flight."""
+        room = asyncio.Semaphore(self._settings.concurrency)
+        limits = httpx.Limits(max_connections=self._settings.concurrency, max_keepalive_connections=None)
+        async with (
+            httpx.AsyncClient(base_url=self._url, timeout=self._settings.request_timeout, limits=limits) as client,
+            asyncio.TaskGroup() as group,
+        ):
+            for index, request in enumerate(self._requests):
+                seats = min(request.count, self._settings.concurrency)
+                for _ in range(seats):
+                    await room.acquire()
+                group.create_task(self._send(client, index, request, room, seats))
+        await asyncio.Event().wait()  # until the caller, having taken everything, cancels
+
+    async def _send(
+        self, client: httpx.AsyncClient, index: int, request: Request, room: asyncio.Semaphore, seats: int
+    ) -> None:
+        try:
+            self._results.put(_read(index, request, await _complete(client, request)))
+        finally:
+            for _ in range(seats):
+                room.release()
+
+
+@retry(
+    retry=retry_if_exception_type((httpx.TransportError,)), stop=stop_after_attempt(4),
+    wait=wait_exponential_jitter(initial=0.5, max=10), reraise=True,
+)  # fmt: skip
+async def _complete(client: httpx.AsyncClient, request: Request) -> dict[str, Any]:
+    body = {
+        "model": "policy", "prompt": request.prompt_ids, "n": request.count, "max_tokens": request.sampling.max_tokens,
+        "temperature": request.sampling.temperature, "top_p": request.sampling.top_p, "return_token_ids": True,
+    }  # fmt: skip
+    reply = await client.post("/v1/completions", json=body)
+    reply.raise_for_status()
+    return reply.json()
+
+
+def _read(index: int, request: Request, reply: dict[str, Any]) -> Finished:
+    choices = sorted(reply["choices"], key=lambda choice: choice["index"])
+    if len(choices) != request.count or any(choice["token_ids"] is None for choice in choices):
+        raise ServerFailed(f"asked for {request.count} completions with token ids, got {len(choices)}")
+    usage = reply["usage"]
+    details = usage.get("prompt_tokens_details") or {}
+    # vLLM counts the prompt once per request, and each of the n samples but the first reads it from the cache.
+    return Finished(
+        index,
+        tuple(Completion(tuple(choice["token_ids"]), choice["finish_reason"] != "length") for choice in choices),
+        usage["prompt_tokens"], details.get("cached_tokens") or 0,
+    )  # fmt: skip

@@ -1,0 +1,68 @@
+"""Finding the answer in a completion, and deciding plain numbers and choices without a parser.
+
+Knows: `\\boxed{…}`, plain numbers, option letters. Must not know: math-verify, processes, time limits.
+
+`settle` is sound, not complete: it speaks only where no convention is in doubt, and leaves everything else (None)
+to the slower check of `reasoning.verifier`.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+CLOSE_THINK = "</think>"
+_NUMBER = re.compile(r"[+-]?(?:[1-9]\d{0,2}(?:,\d{3})+|\d+)(?:\.\d+)?")
+_LETTER = re.compile(r"\s*(?:\\text(?:bf)?\{)?\(?([A-Z])[).:]?\}?\s*")
+
+
+def boxed(text: str) -> str | None:
+    """The content of the last `\\boxed{…}` with balanced braces; None when there is none."""
+    found = None
+    for match in re.finditer(r"\\(?:boxed|fbox)\s*\{", text):
+        content = until_closing_brace(text[match.end() :])
+        found = content if content is not None else found
+    return found
+
+
+def until_closing_brace(text: str) -> str | None:
+    """`text` up to the first closing brace that was not opened in it; None when it stays open."""
+    depth = 0
+    for index, char in enumerate(text):
+        depth += (char == "{") - (char == "}")
+        if depth < 0:
+            return text[:index]
+    return None
+
+
+def reply_of(text: str) -> str | None:
+    """What follows the close-think tag; None when thinking never ended."""
+    _, tag, reply = text.rpartition(CLOSE_THINK)
+    return reply if tag else None
+
+
+def final_answer(completion: str) -> str | None:
+    """The boxed answer of the reply. Thinking that never ended has no answer, whatever it boxed on the way."""
+    reply = reply_of(completion)
+    return None if reply is None else boxed(reply)
+
+
+def plain_number(text: str) -> Fraction | None:
+    """The value of an undecorated number (sign, digits, thousands commas, decimals); None for anything else."""
+    bare = text.strip().removeprefix("\\$")
+    if bare.startswith("$") and bare.endswith("$") and len(bare) > 1:
+        bare = bare[1:-1].strip()
+    return Fraction(bare.replace(",", "")) if _NUMBER.fullmatch(bare) and bare.isascii() else None
+
+
+def settle(answer: str, gold: str, multiple_choice: bool = False) -> bool | None:
+    """Whether `answer` equals `gold`, where that can be said without parsing mathematics; else None."""
+    if multiple_choice:
+        given, right = _LETTER.fullmatch(answer), _LETTER.fullmatch(gold)
+        return given is not None and right is not None and given[1] == right[1]
+    if answer.strip() == gold.strip():
+        return True
+    given, right = plain_number(answer), plain_number(gold)
+    if given is None or right is None:
+        return None
+    return given == right

@@ -1,0 +1,129 @@
+"""DTO: where to cut a trace, how to end it, what to prefer (arXiv 2505.21765; papers, section B).
+
+Knows: records, token ids, the paper's rules. Must not know: engines, stores, tokenizers' insides.
+
+Deviations from the paper, each a setting: premature-stop negatives (ours); the rejected side of a pair (the paper
+leaves it open). The threshold, the counts of rollouts and the closing text are not given in the paper either.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+
+from reasoning.records import Optimised, Pair, PairKind, Probe, Scan, Trace
+
+METHOD_VERSION = "1"
+"""Part of every cache key of this method: raise it when a rule here changes."""
+
+
+def passes(right: int, total: int, threshold: float) -> bool:
+    """p > T, strictly, in exact arithmetic: T is the decimal that was written, not its nearest float."""
+    return Fraction(right, total) > Fraction(str(threshold))
+
+
+class OpenScan:
+    """A trace whose prefixes are being probed from the front.
+
+    `next_prefix` names the prefix to probe, `add` takes its rollouts, and the scan closes at the first prefix that
+    passes or after the last.
+    """
+
+    def __init__(self, trace: Trace, ends: Sequence[int], threshold: float):
+        """`ends`: for each segment the number of trace tokens up to its end."""
+        self._trace, self._ends, self._threshold = trace, ends, threshold
+        self._probes: list[Probe] = []
+        self._crossing: int | None = None
+
+    @property
+    def trace(self) -> Trace:
+        return self._trace
+
+    @property
+    def is_open(self) -> bool:
+        return self._crossing is None and len(self._probes) < len(self._ends)
+
+    def next_prefix(self) -> tuple[int, ...]:
+        """Token ids of the shortest prefix not yet probed."""
+        return self._trace.token_ids[: self._ends[len(self._probes)]]
+
+    def add(self, outcomes: Sequence[bool]) -> None:
+        """For each rollout of the next prefix whether its answer is right."""
+        index = len(self._probes)
+        self._probes.append(Probe(segment=index, end=self._ends[index], right=sum(outcomes), total=len(outcomes)))
+        if passes(sum(outcomes), len(outcomes), self._threshold):
+            self._crossing = index
+
+    def result(self) -> Scan:
+        return Scan(
+            problem_id=self._trace.problem_id, sample=self._trace.sample, segments=len(self._ends),
+            probes=tuple(self._probes), crossing=self._crossing,
+        )  # fmt: skip
+
+
+def shortest_right(endings: Iterable[tuple[tuple[int, ...], bool]]) -> tuple[int, ...] | None:
+    """The shortest right ending (the first of several equally short); None when none is right."""
+    return min((ids for ids, is_right in endings if is_right), key=len, default=None)
+
+
+def first_wrong(endings: Iterable[tuple[tuple[int, ...], bool]]) -> tuple[int, ...] | None:
+    """The first ending that is not right; None when all are."""
+    return next((ids for ids, is_right in endings if not is_right), None)
+
+
+def last_refused(scan: Scan) -> Probe | None:
+    """The last prefix before the crossing that did not pass: where stopping would have been premature."""
+    refused = [probe for probe in scan.probes if probe.segment != scan.crossing]
+    return refused[-1] if scan.crossing is not None and refused else None
+
+
+def preference_pairs(
+    prompts: dict[str, tuple[int, ...]],
+    traces: Sequence[Trace],
+    optimised: Sequence[Optimised],
+    rejected: str,
+    max_length: int,
+) -> tuple[list[Pair], Counter[str]]:
+    """Pairs in token ids (section B.7) and what was dropped, counted by reason.
+
+    `prompts` by problem id; `rejected` is "original" or "longest"; `max_length` counts prompt + completion.
+    """
+    originals = {(trace.problem_id, trace.sample): trace for trace in traces}
+    longest = _longest_traces(traces)
+    pairs: list[Pair] = []
+    dropped: Counter[str] = Counter()
+    for row in optimised:
+        original = longest[row.problem_id] if rejected == "longest" else originals[row.problem_id, row.sample]
+        candidates = [(PairKind.OPTIMISED, original.token_ids)]
+        if row.premature_ids is not None:
+            candidates.append((PairKind.PREMATURE_STOP, row.premature_ids))
+        for kind, rejected_ids in candidates:
+            pair = Pair(
+                problem_id=row.problem_id, sample=row.sample, kind=kind, prompt_ids=prompts[row.problem_id],
+                chosen_ids=row.token_ids, rejected_ids=rejected_ids,
+            )  # fmt: skip
+            reason = _unfit(pair, max_length)
+            if reason is None:
+                pairs.append(pair)
+            else:
+                dropped[reason] += 1
+    return pairs, dropped
+
+
+def _longest_traces(traces: Sequence[Trace]) -> dict[str, Trace]:
+    """Each problem's longest trace, the first of several equally long."""
+    longest: dict[str, Trace] = {}
+    for trace in traces:
+        if trace.problem_id not in longest or len(trace.token_ids) > len(longest[trace.problem_id].token_ids):
+            longest[trace.problem_id] = trace
+    return longest
+
+
+def _unfit(pair: Pair, max_length: int) -> str | None:
+    """Why a pair cannot be trained on; None when it can."""
+    if pair.kind is PairKind.OPTIMISED and len(pair.chosen_ids) >= len(pair.rejected_ids):
+        return "not-shorter"
+    if len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids)) > max_length:
+        return "too-long"
+    return None

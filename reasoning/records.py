@@ -1,0 +1,151 @@
+"""The one vocabulary of rows: problems, traces, scans, pairs, scores. Frozen, strict, ready for Parquet.
+
+Knows: what each row holds and in which units. Must not know: how rows are stored or produced.
+
+Lengths are tokens of the model's own tokenizer. Offsets into a trace count its completion tokens from 0.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TextPart(Record):
+    type: Literal["text"] = "text"
+    text: str
+
+
+class Problem(Record):
+    """A question with a known answer. A prompt is a list of parts, because pictures will join text one day."""
+
+    id: str
+    prompt: tuple[TextPart, ...]
+    answer: str
+    choices: tuple[str, ...] | None = None
+    """Options of a multiple-choice question; the answer is then a letter."""
+    level: int | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(part.text for part in self.prompt)
+
+
+class Verdict(StrEnum):
+    """What the answer check says of one completion."""
+
+    RIGHT = "right"
+    WRONG = "wrong"
+    NO_ANSWER = "no-answer"
+    """No answer could be found in the text."""
+    TIMEOUT = "timeout"
+    """The check was ended after its time limit; counts as not verified."""
+
+
+class Trace(Record):
+    """One sampled completion of a problem, thinking and reply together."""
+
+    problem_id: str
+    sample: int
+    token_ids: tuple[int, ...]
+    text: str
+    truncated: bool
+    verdict: Verdict
+
+    @property
+    def id(self) -> str:
+        return f"{self.problem_id}/{self.sample}"
+
+
+class Probe(Record):
+    """The M rollouts of one closed prefix."""
+
+    segment: int
+    """Index i of the last segment in the prefix, from 0."""
+    end: int
+    """Tokens of the trace in the prefix."""
+    right: int
+    total: int
+
+
+class Scan(Record):
+    """A trace's prefixes probed from the front until one passes (papers, section B.2–B.4)."""
+
+    problem_id: str
+    sample: int
+    segments: int
+    probes: tuple[Probe, ...]
+    crossing: int | None
+    """Segment index of the first prefix that passes; None when none does."""
+
+
+class Optimised(Record):
+    """A trace cut at its earliest crossing and brought to its end (section B.5)."""
+
+    problem_id: str
+    sample: int
+    token_ids: tuple[int, ...]
+    kept: int
+    """Tokens of the original trace that were kept."""
+    premature_ids: tuple[int, ...] | None = None
+    """The completion that stops before the crossing, at a prefix that did not pass, and answers wrong there."""
+
+
+class PairKind(StrEnum):
+    OPTIMISED = "optimised"
+    """Chosen: the shortened trace. Rejected: the longer original."""
+    PREMATURE_STOP = "premature-stop"
+    """Chosen: the shortened trace. Rejected: an earlier prefix, closed with the wrong answer it led to."""
+
+
+class Pair(Record):
+    """A preference pair in token ids (section B.7)."""
+
+    problem_id: str
+    sample: int
+    kind: PairKind
+    prompt_ids: tuple[int, ...]
+    chosen_ids: tuple[int, ...]
+    rejected_ids: tuple[int, ...]
+
+
+class Score(Record):
+    """One examined completion."""
+
+    problem_id: str
+    level: int | None
+    sample: int
+    prompt_tokens: int
+    tokens: int
+    truncated: bool
+    verdict: Verdict
+
+
+class Usage(Record):
+    """What a model was paid for: tokens, seconds and floating point operations."""
+
+    prompt_tokens: int = 0
+    cached_prompt_tokens: int = 0
+    generated_tokens: int = 0
+    reused_completions: int = 0
+    """Completions that came from the rollout store, unpaid."""
+    seconds: float = 0.0
+    flops: float = 0.0
+
+    def __add__(self, more: Usage) -> Usage:
+        return Usage(**{name: getattr(self, name) + getattr(more, name) for name in Usage.model_fields})
+
+
+class StageCount(Usage):
+    """A ledger line: what went into a stage, what came out, what was dropped and why, and what it cost."""
+
+    stage: str
+    rows_in: int
+    rows_out: int
+    dropped: dict[str, int]

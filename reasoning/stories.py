@@ -1,0 +1,259 @@
+"""The bundled world: multi-step arithmetic stories, and a teacher that over-thinks them.
+
+Knows: how a story is drawn from a seed, what its right answer is, how the teacher talks about it.
+Must not know: tokenizers, models, files, how any method uses a story.
+
+A story's *level* is its number of steps. A step is *risky* when its units digits carry or borrow:
+there the teacher drops the carry (or forgets the borrow) with a fixed chance, so mistakes are
+concentrated on values ten too low or ten too high, and a reader of the story can see where
+doubt pays. Stories without a risky step exist at every level: there every re-check is waste.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+MAX_LEVEL = 10
+SEEN_LEVELS = range(1, 9)
+"""Levels the tiny model was trained on; 9 and 10 stay unseen."""
+_LARGEST = 99
+_LARGEST_MISTAKEN = 199
+
+
+class Split(StrEnum):
+    """Who may read a story. Decided by the story's own text, so splits cannot overlap for any seeds."""
+
+    PRETRAIN = "pretrain"
+    TRAIN = "train"
+    HELDOUT = "heldout"
+    BENCHMARK = "benchmark"
+
+
+_BUCKETS = {
+    Split.PRETRAIN: range(12),
+    Split.TRAIN: range(12, 16),
+    Split.HELDOUT: range(16, 18),
+    Split.BENCHMARK: range(18, 20),
+}
+_NAMES = ("Ann", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hana", "Ivo", "June", "Kim", "Leo")
+_ITEMS = ("apples", "books", "coins", "eggs", "pens", "shells", "stamps", "cards")
+_GAIN = ("gets {n} more", "finds {n} more", "buys {n} more")
+_LOSS = ("gives away {n}", "loses {n}", "sells {n}")
+_DOUBLE = "The number doubles"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One event: `change` is added to the count, or the count doubles when `change` is None."""
+
+    change: int | None
+    sentence: str
+
+    def apply(self, value: int) -> int:
+        return value + (value if self.change is None else self.change)
+
+    def written(self, value: int, result: int) -> str:
+        """The step as the teacher writes it, one line: `17+8=25.`"""
+        operand = value if self.change is None else self.change
+        return f"{value}{operand:+d}={result}.\n"
+
+    def is_risky(self, value: int) -> bool:
+        """Whether the units digits carry (sum above 9) or borrow (difference below 0)."""
+        operand = value if self.change is None else self.change
+        if operand < 0:
+            return value % 10 < -operand % 10
+        return value % 10 + operand % 10 > 9
+
+    def slip(self, value: int) -> int:
+        """The mistaken result: the carry dropped, or the borrow forgotten."""
+        operand = value if self.change is None else self.change
+        return self.apply(value) + (10 if operand < 0 else -10)
+
+
+@dataclass(frozen=True)
+class Story:
+    """A problem of the world."""
+
+    name: str
+    item: str
+    start: int
+    steps: tuple[Step, ...]
+
+    @property
+    def level(self) -> int:
+        return len(self.steps)
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """The right count after 0 … level steps."""
+        counts = [self.start]
+        for step in self.steps:
+            counts.append(step.apply(counts[-1]))
+        return tuple(counts)
+
+    @property
+    def answer(self) -> int:
+        return self.values[-1]
+
+    @property
+    def risky_steps(self) -> int:
+        return sum(step.is_risky(value) for step, value in zip(self.steps, self.values[:-1], strict=True))
+
+    @property
+    def text(self) -> str:
+        events = " ".join(f"{step.sentence}." for step in self.steps)
+        return f"{self.name} has {self.start} {self.item}. {events} How many {self.item} now?"
+
+
+def split_of(text: str) -> Split:
+    """The one split a story with this text belongs to."""
+    bucket = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) % 20
+    return next(split for split, buckets in _BUCKETS.items() if bucket in buckets)
+
+
+def draw_stories(split: Split, seed: int, count: int, levels: tuple[int, ...]) -> list[Story]:
+    """`count` different stories of `split`, levels taken in turn, the same for the same arguments.
+
+    A longer list begins with the shorter one, so adding problems keeps the old ones.
+    """
+    rng = random.Random(f"{split}:{seed}:{levels}")
+    stories: dict[str, Story] = {}
+    while len(stories) < count:
+        story = _draw_story(rng, levels[len(stories) % len(levels)])
+        if split_of(story.text) is split:
+            stories.setdefault(story.text, story)
+    return list(stories.values())
+
+
+def _draw_story(rng: random.Random, level: int) -> Story:
+    """One story whose risky steps, if it is to have any, grow in number with the level."""
+    risky = 0 if rng.random() < 0.35 else min(level, rng.choice((1, 1, 2)) + level // 3)
+    places = set(rng.sample(range(level), risky))
+    name = rng.choice(_NAMES)
+    while True:
+        start = rng.randrange(3, 60)
+        steps: list[Step] = []
+        value = start
+        for place in range(level):
+            step = _draw_step(rng, name, value, place in places)
+            if step is None:
+                break
+            steps.append(step)
+            value = step.apply(value)
+        else:
+            return Story(name, rng.choice(_ITEMS), start, tuple(steps))
+
+
+def _draw_step(rng: random.Random, name: str, value: int, risky: bool) -> Step | None:
+    """A step that is risky or not as asked and keeps the count in 1 … 99; None when luck is out."""
+    for _ in range(30):
+        kind = rng.random()
+        if kind < 0.15:
+            step = Step(None, _DOUBLE)
+        elif kind < 0.575:
+            change = rng.randrange(2, 50)
+            step = Step(change, f"{name} " + rng.choice(_GAIN).format(n=change))
+        else:
+            change = rng.randrange(2, 50)
+            step = Step(-change, f"{name} " + rng.choice(_LOSS).format(n=change))
+        if 1 <= step.apply(value) <= _LARGEST and step.is_risky(value) == risky:
+            return step
+    return None
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """How the over-thinking teacher behaves. All fields are chances, but `most_rechecks`.
+
+    `slip_first`, `slip_again`: a mistake at a risky step, in the first pass and in re-checks.
+    `doubt_right`, `doubt_wrong`: a right and a wrong conclusion is hedged ("…, I think"). The gap is what
+    makes the model's own continuation carry information about being right.
+    `go_on_sure`, `go_on_doubtful`: another re-check after a plain and after a hedged conclusion.
+    `muse`: an idle remark between two steps of the first pass.
+    `close_plainly`: ending without naming the value (the form that probing uses).
+    """
+
+    slip_first: float = 0.48
+    slip_again: float = 0.33
+    doubt_right: float = 0.12
+    doubt_wrong: float = 0.75
+    go_on_sure: float = 0.72
+    go_on_doubtful: float = 0.95
+    muse: float = 0.08
+    close_plainly: float = 0.12
+    most_rechecks: int = 6
+
+    def think(self, story: Story, rng: random.Random) -> Thinking:
+        """A whole over-thinking trace of `story`: thinking text, conclusions, final answer."""
+        text, value = self._first_pass(story, rng)
+        conclusions = [value]
+        while True:
+            doubtful = rng.random() < (self.doubt_right if value == story.answer else self.doubt_wrong)
+            text += ", I think.\n" if doubtful else ".\n"
+            if len(conclusions) > self.most_rechecks or rng.random() > self._go_on(doubtful):
+                break
+            again, value = self._recheck(story, value, rng)
+            text += again
+            conclusions.append(value)
+        plainly = rng.random() < self.close_plainly
+        text += "Now the answer is clear.\n" if plainly else f"Therefore the answer is {value}.\n"
+        return Thinking(text, tuple(conclusions))
+
+    def _go_on(self, doubtful: bool) -> float:
+        return self.go_on_doubtful if doubtful else self.go_on_sure
+
+    def _first_pass(self, story: Story, rng: random.Random) -> tuple[str, int]:
+        """The first working, up to its conclusion's value."""
+        text = f"Start with {story.start}.\n"
+        value = story.start
+        for index, (line, value) in enumerate(self._work(story, self.slip_first, rng), start=1):
+            text += line
+            if index < story.level and rng.random() < self.muse:
+                text += f"Hmm, so far it is {value}.\n"
+        return f"{text}That makes {value}", value
+
+    def _recheck(self, story: Story, before: int, rng: random.Random) -> tuple[str, int]:
+        """Another working after the conclusion `before`, up to its own conclusion's value."""
+        opening = rng.choice(("Wait, let me check.", "Alternatively, start again.", "Hmm, once more."))
+        worked = list(self._work(story, self.slip_again, rng))
+        value = worked[-1][1]
+        chain = "".join(line for line, _ in worked)
+        verdict = f"It is {value} again" if value == before else f"Now it is {value}, not {before}"
+        return f"{opening}\n{chain}{verdict}", value
+
+    def _work(self, story: Story, slip: float, rng: random.Random) -> Iterator[tuple[str, int]]:
+        """The story worked through once: each step as written, and the count after it."""
+        value = story.start
+        for index, step in enumerate(story.steps):
+            result = step.apply(value)
+            if step.is_risky(value) and rng.random() < slip:
+                mistaken = step.slip(value)
+                if _stays_in_range(mistaken, story.steps[index + 1 :]):
+                    result = mistaken
+            yield step.written(value, result), result
+            value = result
+
+
+@dataclass(frozen=True)
+class Thinking:
+    """The teacher's thinking: `text` up to the close-think tag, and each conclusion in order."""
+
+    text: str
+    conclusions: tuple[int, ...]
+
+    @property
+    def reply(self) -> str:
+        """What follows the close-think tag."""
+        return f"\nThe answer is \\boxed{{{self.conclusions[-1]}}}."
+
+
+def _stays_in_range(value: int, steps: tuple[Step, ...]) -> bool:
+    for step in steps:
+        if not 0 <= value <= _LARGEST_MISTAKEN:
+            return False
+        value = step.apply(value)
+    return 0 <= value <= _LARGEST_MISTAKEN

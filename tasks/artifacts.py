@@ -1,0 +1,130 @@
+"""Artifacts: results that tasks exchange by reference, addressed by content, never seen half-written.
+
+Knows: fsspec, Parquet, SHA-256, atomic moves. Must not know: Prefect, models, what rows mean.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+from pydantic import BaseModel, ConfigDict
+
+from reasoning.records import Record, StageCount
+
+R = TypeVar("R", bound=Record)
+
+
+class ArtifactDamaged(RuntimeError):
+    """An artifact's content is gone or is not what its reference says; it counts as not cached."""
+
+
+class ArtifactRef(BaseModel):
+    """What tasks hand to each other instead of data."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: str
+    uri: str
+    digest: str
+    """SHA-256 of the content: the identity. `uri` is only where it lies."""
+    rows: int
+    count: StageCount | None = None
+    """The ledger line of the stage that made it."""
+
+    def fingerprint(self) -> str:
+        return f"{self.kind}:{self.digest}"
+
+    def verify(self) -> None:
+        """Raises ArtifactDamaged unless the content is there and unchanged."""
+        try:
+            digest = _digest(self.uri)
+        except FileNotFoundError:
+            raise ArtifactDamaged(f"{self.uri} is gone") from None
+        if digest != self.digest:
+            raise ArtifactDamaged(f"{self.uri} has changed")
+
+
+class ArtifactStore:
+    """`objects/<kind>/<digest>` under a root folder or fsspec URL, and `manifests/<key>.json` beside it."""
+
+    def __init__(self, root: str):
+        self._files, path = fsspec.url_to_fs(root)
+        self._root = self._files.unstrip_protocol(path).removeprefix("file://").rstrip("/")
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self._files, LocalFileSystem)
+
+    def publish_rows(self, kind: str, rows: Sequence[Record], count: StageCount) -> ArtifactRef:
+        """Rows as one Parquet file."""
+        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch) / "rows.parquet"
+            pq.write_table(pa.Table.from_pylist([row.model_dump(mode="json") for row in rows]), file)
+            uri = self._publish(kind, file, f"{_digest(str(file))}.parquet")
+        return ArtifactRef(kind=kind, uri=uri, digest=Path(uri).stem, rows=len(rows), count=count)
+
+    def publish_folder(self, kind: str, folder: Path, count: StageCount) -> ArtifactRef:
+        digest = _digest(str(folder))
+        uri = self._publish(kind, folder, digest)
+        return ArtifactRef(kind=kind, uri=uri, digest=digest, rows=count.rows_out, count=count)
+
+    def _publish(self, kind: str, local: Path, name: str) -> str:
+        """Copies to a temporary name and moves into place: what stands under the final name is whole."""
+        target, temporary = f"{self._root}/objects/{kind}/{name}", f"{self._root}/objects/.{uuid.uuid4().hex}"
+        if not self._files.exists(target):
+            self._files.makedirs(f"{self._root}/objects/{kind}", exist_ok=True)
+            self._files.put(str(local), temporary, recursive=local.is_dir())
+            self._files.mv(temporary, target, recursive=local.is_dir())
+        return target
+
+    def rows(self, ref: ArtifactRef, kind: type[R]) -> list[R]:
+        with fsspec.open(ref.uri, "rb") as file:
+            table = pq.read_table(file)
+        return [kind.model_validate(row) for row in table.to_pylist()]
+
+    def local_path(self, ref: ArtifactRef) -> Path:
+        """The artifact on this machine's disk, fetched when it lies elsewhere."""
+        if self.is_local or "://" not in ref.uri:
+            return Path(ref.uri)
+        target = Path(tempfile.gettempdir()) / "brevity" / Path(ref.uri).name
+        if not target.exists():
+            self._files.get(ref.uri, str(target), recursive=True)
+        return target
+
+    def record(self, key: str, recipe: dict[str, Any], ref: ArtifactRef) -> None:
+        """Keeps which recipe led to which content, so a figure can be traced back to its inputs."""
+        body = json.dumps({"recipe": recipe, "artifact": ref.model_dump(mode="json")}, indent=2, sort_keys=True)
+        self._files.makedirs(f"{self._root}/manifests", exist_ok=True)
+        temporary = f"{self._root}/manifests/.{uuid.uuid4().hex}"
+        self._files.pipe_file(temporary, body.encode())
+        self._files.mv(temporary, f"{self._root}/manifests/{key}.json")
+
+
+def _digest(uri: str) -> str:
+    """SHA-256 of a file, or of a folder's file names and contents."""
+    files, path = fsspec.url_to_fs(uri)
+    if files.isfile(path):
+        return _file_digest(files, path)
+    names = sorted(files.find(path))
+    if not names:
+        raise FileNotFoundError(uri)
+    lines = (f"{name.removeprefix(path)}:{_file_digest(files, name)}\n" for name in names)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _file_digest(files: Any, path: str) -> str:
+    with files.open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

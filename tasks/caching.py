@@ -1,0 +1,133 @@
+"""Prefect tasks keyed by content: the same recipe is never cooked twice, in any process, on any day.
+
+Knows: Prefect's cache, canonical JSON, artifact references. Must not know: what any task computes.
+
+The key is the digest of the task's name, its method's version and its inputs: references by content digest, settings
+without the fields they list as left out. Anything else that has no stable content is refused before the task runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import httpx
+from prefect import task
+from prefect.cache_policies import CachePolicy
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import TaskRunContext
+from prefect.serializers import JSONSerializer
+
+from conf.settings import Section
+from models.vllm_server import ServerFailed
+from tasks.artifacts import ArtifactRef
+
+if TYPE_CHECKING:
+    from tasks.workplace import Workplace
+
+
+def canonical(value: Any) -> Any:
+    """`value` as JSON that depends on content alone. Raises TypeError for anything whose content is not certain."""
+    if isinstance(value, ArtifactRef):
+        return value.fingerprint()
+    if isinstance(value, Section):
+        fields = type(value).model_fields.keys() - type(value).LEFT_OUT.keys()
+        return {name: canonical(getattr(value, name)) for name in sorted(fields)}
+    if isinstance(value, Enum):
+        return value.value
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, list | tuple):
+        return [canonical(item) for item in value]
+    if isinstance(value, dict):
+        return {str(name): canonical(item) for name, item in sorted(value.items())}
+    raise TypeError(f"{type(value).__name__} cannot be part of a cache key: pass settings, references or plain values")
+
+
+def recipe_of(step: str, version: str, inputs: dict[str, Any]) -> dict[str, Any]:
+    return {"step": step, "version": version, "inputs": canonical(inputs)}
+
+
+def key_of(recipe: dict[str, Any]) -> str:
+    body = json.dumps(recipe, sort_keys=True, allow_nan=False)
+    return f"{recipe['step']}-{hashlib.sha256(body.encode()).hexdigest()[:40]}"
+
+
+@dataclass
+class ContentKey(CachePolicy):
+    """Prefect's view of the key; `place` is where the work happens, not what it is."""
+
+    step: str = ""
+    version: str = "1"
+
+    def compute_key(
+        self, task_ctx: TaskRunContext | None, inputs: dict[str, Any], flow_parameters: dict[str, Any], **kwargs: Any
+    ) -> str:
+        _ = task_ctx, flow_parameters, kwargs
+        return key_of(recipe_of(self.step, self.version, {k: v for k, v in inputs.items() if k != "place"}))
+
+
+class VerifiedJSON(JSONSerializer):
+    """Reading back a reference checks its artifact; Prefect takes an error here for a cache miss."""
+
+    type: Literal["verified-json"] = "verified-json"  # type: ignore[assignment]
+
+    def loads(self, blob: bytes) -> Any:
+        ref = super().loads(blob)
+        if isinstance(ref, ArtifactRef):
+            ref.verify()
+        return ref
+
+
+def is_transient(task: Any, run: TaskRun, state: State[Any]) -> bool:
+    """Whether trying again may help: a server or a connection died. Mistakes are not tried twice."""
+    _ = task, run
+    try:
+        state.result()
+    except (ServerFailed, httpx.HTTPError, ConnectionError, TimeoutError):
+        return True
+    except Exception:
+        return False
+    return False
+
+
+class Step:
+    """A cached task. Called like its body, with keywords only; the first argument is the workplace."""
+
+    def __init__(self, body: Callable[..., ArtifactRef], version: str):
+        self.body = body
+        self.name = body.__name__.replace("_", "-")
+        self.version = version
+        self.task = task(
+            name=self.name, cache_policy=ContentKey(step=self.name, version=version), persist_result=True,
+            result_serializer=VerifiedJSON(), retries=2, retry_delay_seconds=[5, 30],
+            retry_condition_fn=is_transient, log_prints=False,
+        )(body)  # fmt: skip
+
+    def __call__(self, place: Workplace, **inputs: Any) -> ArtifactRef:
+        """Raises TypeError, before anything runs, for an input without certain content."""
+        bound = inspect.signature(self.body).bind(place, **inputs).arguments
+        recipe = recipe_of(self.name, self.version, {name: bound[name] for name in bound if name != "place"})
+        state = self._at(place)(place, **inputs, return_state=True)
+        ref = state.result()
+        if state.name == "Cached":
+            place.progress.note(f"{self.name}: cached, {ref.rows} rows")
+        else:
+            place.artifacts.record(key_of(recipe), recipe, ref)
+        place.ledger.append(ref)
+        return ref
+
+    def _at(self, place: Workplace) -> Any:
+        """Cache records lie beside the artifacts; for a remote root, where Prefect is set to keep results."""
+        return self.task.with_options(result_storage=Path(place.root) / "cache") if place.is_local else self.task
+
+
+def step(version: str) -> Callable[[Callable[..., ArtifactRef]], Step]:
+    """Makes a cached task of a function `(place, …) -> ArtifactRef`. Raise `version` when its results change."""
+    return lambda body: Step(body, version)

@@ -1,0 +1,151 @@
+"""The report of a run: figures, intervals and ledger, as JSON, on the terminal and in Prefect.
+
+Knows: scores, references with their ledger lines, how a report is laid out. Must not know: how figures arose.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from rich.console import Console
+from rich.table import Table
+
+from conf.settings import Section
+from reasoning.exam import Role, comparison, model_figures
+from reasoning.records import Score
+from tasks.artifacts import ArtifactRef
+from tasks.workplace import Workplace
+
+PACKAGES = ("torch", "transformers", "trl", "prefect", "math-verify")
+
+
+class Examined(NamedTuple):
+    """A model and the scores of its examination."""
+
+    name: str
+    role: Role
+    model: ArtifactRef
+    scores: ArtifactRef
+
+
+def write_report(place: Workplace, settings: Section, seed: int, examined: Sequence[Examined]) -> Path:
+    """Writes `report.json`, prints the table, publishes Prefect artifacts. The first of `examined` is the base."""
+    scores = [place.rows(entry.scores, Score) for entry in examined]
+    shapes = [place.checkpoint(entry.model).shape for entry in examined]
+    base = examined[0]
+    report = {
+        "pipeline": getattr(settings, "pipeline", ""),
+        "preset": getattr(settings, "preset", ""),
+        "seed": seed,
+        "models": [
+            model_figures(entry.name, entry.role, rows, shape)
+            for entry, rows, shape in zip(examined, scores, shapes, strict=True)
+        ],
+        "comparisons": [
+            comparison(entry.name, rows, base.name, scores[0])
+            for entry, rows in zip(examined[1:], scores[1:], strict=True)
+        ],
+        "ledger": [_ledger_line(ref) for ref in place.ledger],
+        "config": settings.model_dump(mode="json"),
+        "versions": _versions(),
+    }
+    report = _finite(report)
+    path = place.save_report(report)
+    _print(report, path)
+    _publish(report)
+    return path
+
+
+def _ledger_line(ref: ArtifactRef) -> dict[str, Any]:
+    return {**(ref.count.model_dump() if ref.count else {}), "artifact": ref.uri, "digest": ref.digest}
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    import vllm.version
+
+    return {**found, "vllm": vllm.version.__version__}
+
+
+def _finite(value: Any) -> Any:
+    """Bounds of intervals over a single problem are infinite: None in JSON."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def summary_rows(report: dict[str, Any]) -> list[dict[str, str]]:
+    """One line per model, as a person reads it."""
+    against = {entry["model"]: entry for entry in report["comparisons"]}
+    rows = []
+    for model in report["models"]:
+        pair = against.get(model["name"])
+        rows.append({
+            "model": model["name"], "role": model["role"],
+            "accuracy %": _percent(model["accuracy"], model["accuracy_ci"]),
+            "tokens": f"{model['mean_tokens']:.1f}",
+            "accuracy − base, points": _percent(pair["accuracy_delta"], pair["accuracy_delta_ci"]) if pair else "",
+            "tokens / base": _ratio(pair["tokens_ratio"], pair["tokens_ratio_ci"]) if pair else "",
+            "efficiency": f"{pair['efficiency']:.2f}" if pair and pair["efficiency"] else "",
+            "truncated %": f"{100 * model['truncated']:.1f}",
+        })  # fmt: skip
+    return rows
+
+
+def _percent(value: float, interval: Sequence[float | None]) -> str:
+    low, high = interval
+    return (
+        f"{100 * value:.1f}"
+        if low is None or high is None
+        else f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    )
+
+
+def _ratio(value: float, interval: Sequence[float | None]) -> str:
+    low, high = interval
+    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _ledger_rows(report: dict[str, Any]) -> list[dict[str, str]]:
+    return [
+        {
+            "stage": line["stage"], "in": str(line["rows_in"]), "out": str(line["rows_out"]),
+            "dropped": ", ".join(f"{reason} {count}" for reason, count in line["dropped"].items()),
+            "prompt tokens": f"{line['prompt_tokens']:,}", "from cache": f"{line['cached_prompt_tokens']:,}",
+            "generated": f"{line['generated_tokens']:,}", "seconds": f"{line['seconds']:.0f}",
+            "FLOPs": f"{line['flops']:.2g}",
+        }
+        for line in report["ledger"]
+    ]  # fmt: skip
+
+
+def _print(report: dict[str, Any], path: Path) -> None:
+    console = Console()
+    for title, rows in (("Result", summary_rows(report)), ("Ledger", _ledger_rows(report))):
+        table = Table(title=title, title_justify="left")
+        for name in rows[0]:
+            table.add_column(name)
+        for row in rows:
+            table.add_row(*row.values())
+        console.print(table)
+    console.print(f"Report: {path}", soft_wrap=True)
+
+
+def _publish(report: dict[str, Any]) -> None:
+    key = f"{report['pipeline']}-{report['preset']}".lower().replace("_", "-")
+    create_table_artifact(summary_rows(report), key=f"{key}-result", description="95 % intervals, clustered by problem")
+    create_table_artifact(_ledger_rows(report), key=f"{key}-ledger", description="What each stage took and cost")
+    lines = [
+        f"- **{entry['model']}** against {entry['against']}: tokens × {entry['tokens_ratio']:.3f}, "
+        f"accuracy {100 * entry['accuracy_delta']:+.1f} points"
+        for entry in report["comparisons"]
+    ]
+    create_markdown_artifact("\n".join(["# Result", *lines]), key=f"{key}-summary")

@@ -1,0 +1,168 @@
+"""Where a run's tasks work: its folder, stores, engine, answer check and trainer, each opened on first need.
+
+Knows: how the parts are put together. Must not know: any pipeline. It is the one task argument that is no content.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from conf.settings import Engine as EngineSettings
+from conf.settings import Section, Storage
+from models.checkpoint import Checkpoint
+from models.engine import Engine, Request
+from models.store import Drawn, Purpose, RolloutStore
+from models.tiny_model import TINY_MODEL
+from models.trainer import TrainJob, train
+from models.vllm_server import VllmServer
+from reasoning.records import Problem, Record, StageCount, Usage, Verdict
+from reasoning.verifier import Question, Verifier
+from tasks.artifacts import ArtifactRef, ArtifactStore
+from tasks.progress import Progress
+
+R = TypeVar("R", bound=Record)
+Train = Callable[[TrainJob, Path, Callable[[int, int], None]], list[dict[str, Any]]]
+
+
+class Workplace:
+    """Use as a context manager: leaving it ends every process it started."""
+
+    def __init__(
+        self,
+        name: str,
+        storage: Storage,
+        engine: EngineSettings,
+        *,
+        make_engine: Callable[[EngineSettings, Path], Engine] = VllmServer,
+        trainer: Train = train,
+        progress: Progress | None = None,
+    ):
+        self.artifacts = ArtifactStore(storage.root)
+        self.is_local = self.artifacts.is_local
+        self.root = str(Path(storage.root).resolve()) if self.is_local else storage.root
+        self.local_root = Path(self.root) if self.is_local else Path("runs").resolve()
+        self.folder = _new_folder(self.local_root, name)
+        self.progress = progress or Progress()
+        self.ledger: list[ArtifactRef] = []
+        self.trainer = trainer
+        self._rollouts_url = storage.rollouts or f"sqlite:///{self.local_root / 'rollouts.sqlite'}"
+        self._engine_settings = engine
+        self._make_engine = make_engine
+        self._checkpoints: dict[str, Checkpoint] = {}
+
+    @cached_property
+    def engine(self) -> Engine:
+        return self._make_engine(self._engine_settings, self.folder / "vllm.log")
+
+    @cached_property
+    def rollouts(self) -> RolloutStore:
+        return RolloutStore(self._rollouts_url, self.engine)
+
+    @cached_property
+    def verifier(self) -> Verifier:
+        return Verifier()
+
+    def model(self, name: str) -> ArtifactRef:
+        """The base model: a checkpoint folder or `tiny`. Raises CheckpointError when it is not whole."""
+        checkpoint = Checkpoint.open(TINY_MODEL if name == "tiny" else Path(name).resolve())
+        self._checkpoints[checkpoint.fingerprint] = checkpoint
+        return ArtifactRef(kind="base-model", uri=str(checkpoint.folder), digest=checkpoint.fingerprint, rows=1)
+
+    def checkpoint(self, ref: ArtifactRef) -> Checkpoint:
+        if ref.digest not in self._checkpoints:
+            self._checkpoints[ref.digest] = Checkpoint.open(self.artifacts.local_path(ref))
+        return self._checkpoints[ref.digest]
+
+    def rows(self, ref: ArtifactRef, kind: type[R]) -> list[R]:
+        return self.artifacts.rows(ref, kind)
+
+    def draw(self, stage: str, model: Checkpoint, requests: Sequence[Request], purpose: Purpose, seed: int) -> Drawn:
+        """Completions through the rollout store, with progress."""
+        advance = self.progress.stage(stage, len(requests), "prompts")
+        return self.rollouts.draw(model, requests, purpose, seed, advance)
+
+    def verdicts(self, problems: Sequence[Problem], answers: Sequence[Sequence[str | None]]) -> list[list[Verdict]]:
+        """The verdicts of each problem's answers; checked in one call, so hard ones are checked side by side."""
+        questions = [
+            Question(answer, problem.answer, problem.choices is not None)
+            for problem, group in zip(problems, answers, strict=True)
+            for answer in group
+        ]
+        verdicts = iter(self.verifier.check(questions))
+        return [[next(verdicts) for _ in group] for group in answers]
+
+    def publish(
+        self, kind: str, rows: Sequence[Record], *, rows_in: int, dropped: dict[str, int] | None = None,
+        usage: Usage | None = None, started: float,
+    ) -> ArtifactRef:  # fmt: skip
+        """`rows` as an artifact with its ledger line. `started`: time.monotonic() at the stage's start."""
+        return self.artifacts.publish_rows(kind, rows, stage_count(kind, rows_in, len(rows), dropped, usage, started))
+
+    def scratch(self, name: str) -> Path:
+        """A folder for unfinished work that a repeated task finds again."""
+        folder = self.local_root / "work" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def save_settings(self, settings: Section) -> None:
+        (self.folder / "config.json").write_text(settings.model_dump_json(indent=2))
+
+    def save_report(self, report: dict[str, Any]) -> Path:
+        """`report.json` in the run's folder, and `latest` pointing to it."""
+        path = self.folder / "report.json"
+        temporary = self.folder / ".report.json"
+        temporary.write_text(json.dumps(report, indent=2, allow_nan=False))
+        temporary.rename(path)
+        link = self.local_root / f".latest-{self.folder.name}"
+        link.symlink_to(self.folder.name)
+        link.rename(self.local_root / "latest")
+        return path
+
+    def close(self) -> None:
+        for part in ("rollouts", "verifier", "engine"):
+            if part in self.__dict__:
+                self.__dict__[part].close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def stage_count(
+    stage: str, rows_in: int, rows_out: int, dropped: dict[str, int] | None, usage: Usage | None, started: float
+) -> StageCount:
+    cost = (usage or Usage()).model_dump(exclude={"seconds"})
+    return StageCount(
+        stage=stage,
+        rows_in=rows_in,
+        rows_out=rows_out,
+        dropped=dropped or {},
+        seconds=time.monotonic() - started,
+        **cost,
+    )
+
+
+def remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _new_folder(root: Path, name: str) -> Path:
+    """`<name>-<UTC time>`, numbered when two runs start in one second."""
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    for number in range(1, 1000):
+        folder = root / (f"{name}-{stamp}" if number == 1 else f"{name}-{stamp}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise RuntimeError(f"too many runs named {name} in {root}")
