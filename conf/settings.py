@@ -54,8 +54,9 @@ class Segmentation(Section):
     """Where thinking text is cut into thinking patterns (papers, section B.1)."""
 
     markers: tuple[str, ...] = (
-        "Wait", "But wait", "Alternatively", "Hmm", "Let me double-check", "Let me double check", "Let me verify",
-        "Let me check", "Another way", "Another approach", "So the answer", "Therefore",
+        "Wait", "But wait", "Alternatively", "Hmm", "Hold on", "Actually", "But let me", "Let me double-check",
+        "Let me double check", "Let me check", "Let me verify", "Let me confirm", "Let me make sure", "Another way",
+        "Another approach", "So the answer", "Therefore",
     )  # fmt: skip
     """A segment starts where a sentence or a line starts with one of these. "Wait" and "Alternatively" are the
     paper's; the others are not from the paper."""
@@ -191,13 +192,90 @@ class Dto(Section):
 
     @model_validator(mode="after")
     def _fits_context(self) -> Dto:
-        for name in ("sampling", "probing.sampling", "finalizing.sampling", "benchmark.sampling"):
-            section = self
-            for part in name.split("."):
-                section = getattr(section, part)
+        for name, section in (
+            ("sampling", self.sampling),
+            ("probing.sampling", self.probing.sampling),
+            ("finalizing.sampling", self.finalizing.sampling),
+            ("benchmark.sampling", self.benchmark.sampling),
+        ):
             if section.max_tokens >= self.engine.context:
                 raise ValueError(
                     f"{name}.max_tokens ({section.max_tokens}) leaves no room for a prompt in engine.context "
                     f"({self.engine.context}); lower the first or raise the second"
                 )
         return self
+
+
+class Teacher(Section):
+    """The over-thinking teacher of the story world; see `reasoning.stories.Teacher`."""
+
+    slip_first: Share = 0.45
+    """A mistake at a risky step, in the first pass."""
+    slip_again: Share = 0.30
+    """A mistake at a risky step, in a re-check."""
+    doubt_right: Share = 0.06
+    """A question mark after a risky step done right."""
+    doubt_slip: Share = 0.70
+    """A question mark after a mistake."""
+    go_on_sure: Share = 0.72
+    """Another re-check after a pass without a question mark."""
+    go_on_doubtful: Share = 0.95
+    """Another re-check after a pass with one."""
+    muse: Share = 0.08
+    """An idle remark between two steps of the first pass."""
+    close_plainly: Share = 0.12
+    """Ending without naming the value: the form that probing uses."""
+    most_rechecks: Positive = 6
+
+
+class Lesson(Section):
+    """A part of the corpus: how many stories, of which levels."""
+
+    stories: Positive
+    levels: tuple[Annotated[int, Field(ge=1, le=8)], ...]
+
+
+class Pretraining(Section):
+    """Training the tiny model from nothing, by SFT on the teacher's traces."""
+
+    learning_rate: PositiveFloat = 2.5e-3
+    batch: Positive = 16
+    warmup: Share = 0.035
+    adam_beta2: Share = 0.98
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+
+
+class TinyModel(Section):
+    """Making the bundled model: write the corpus, train tokenizer and weights, measure the world into the card."""
+
+    LEFT_OUT: ClassVar[dict[str, str]] = {
+        "pipeline": "there is one pipeline per settings class",
+        "preset": "a name; what it stands for is in the other fields",
+        "engine": "speed and memory only; numbers are equal up to sampling noise",
+        "storage": "where results live",
+        "output": "where the finished model is copied to",
+    }
+
+    pipeline: Literal["tiny-model"] = "tiny-model"
+    preset: str = "tiny"
+    seed: Annotated[int, Field(ge=0)] = 0
+    output: str = "models/tiny"
+    """Folder for the weights and the card."""
+    teacher: Teacher = Teacher()
+    lessons: tuple[Lesson, ...] = (
+        Lesson(stories=9_000, levels=(1, 2, 3)),
+        Lesson(stories=11_000, levels=(1, 2, 3, 4, 5)),
+        Lesson(stories=70_000, levels=(1, 2, 3, 4, 5, 6, 7, 8)),
+    )
+    """Taken in order; within one, stories of like length are trained on together."""
+    training: Pretraining = Pretraining()
+    card: Benchmark = Benchmark(
+        problems=Stories(count=500, levels=(1, 2, 3, 4, 5, 6, 7, 8, 9, 10)), sampling=Sampling(samples=16)
+    )
+    """What the card measures on held-out stories."""
+    probed: Positive = 4
+    """Of each problem's samples, how many are also probed at every prefix."""
+    segmentation: Segmentation = Segmentation()
+    probing: Probing = Probing()
+    engine: Engine = Engine()
+    storage: Storage = Storage()

@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 
 from conf.load import SettingsError, load
-from conf.settings import Dto, Section
+from conf.settings import Dto, Section, TinyModel
 
-PIPELINES: dict[str, type[Section]] = {"dto": Dto}
+PIPELINES: dict[str, type[Section]] = {"dto": Dto, "tiny-model": TinyModel}
 
 
 def main(arguments: list[str] | None = None) -> int:

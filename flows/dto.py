@@ -7,7 +7,9 @@ from pathlib import Path
 from prefect import flow
 
 from conf.settings import Dto
+from reasoning.exam import Role
 from reasoning.stories import Split
+from tasks.artifacts import ArtifactRef
 from tasks.dto import build_pairs, finalize_traces, probe_prefixes
 from tasks.problems import draw_problems
 from tasks.reporting import Examined, write_report
@@ -44,10 +46,11 @@ def run_dto(place: Workplace, settings: Dto) -> Path:
     policy = train_simpo(place, model=base, pairs=pairs, training=settings.training, seed=seed)
 
     paper = draw_problems(place, source=settings.benchmark.problems, split=Split.BENCHMARK, seed=seed)
+    models: tuple[tuple[str, Role, ArtifactRef], ...] = (("base", "base", base), ("dto", "method", policy))
     examined = [
         Examined(name, role, model, examine(
             place, model=model, problems=paper, sampling=settings.benchmark.sampling, seed=seed
         ))
-        for name, role, model in (("base", "base", base), ("dto", "method", policy))
+        for name, role, model in models
     ]  # fmt: skip
     return write_report(place, settings, seed, examined)

@@ -86,7 +86,7 @@ class Checkpoint:
 
     def decode(self, token_ids: tuple[int, ...]) -> str:
         """Text without special tokens, spaces untouched."""
-        return self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def token_texts(self, token_ids: tuple[int, ...]) -> list[str]:
         """The text of each token. A character split over tokens belongs to the last of them."""

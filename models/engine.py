@@ -6,13 +6,15 @@ Knows: requests and completions. Must not know: who serves them, who stores them
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 from conf.settings import Sampling
 from models.checkpoint import Checkpoint
 
 
-class Request(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Request:
     """`count` completions of one prompt."""
 
     prompt_ids: tuple[int, ...]
@@ -21,13 +23,15 @@ class Request(NamedTuple):
     count: int
 
 
-class Completion(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Completion:
     token_ids: tuple[int, ...]
     finished: bool
     """False: cut at max_tokens."""
 
 
-class Finished(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Finished:
     """All completions of one request, and what it cost."""
 
     index: int

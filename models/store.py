@@ -13,6 +13,7 @@ import hashlib
 import json
 from array import array
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -95,7 +96,7 @@ class RolloutStore:
                 wanted[key] = request
         held = self._held(list(wanted))
         missing = {
-            key: request._replace(count=request.count - len(held[key]))
+            key: replace(request, count=request.count - len(held[key]))
             for key, request in wanted.items()
             if request.count > len(held[key])
         }

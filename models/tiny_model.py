@@ -11,14 +11,15 @@ on load.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
-from reasoning.stories import Split, Teacher, draw_stories
+from conf.settings import Lesson, Teacher
+from reasoning.stories import OverThinker, Split, draw_stories
 
 TINY_MODEL = Path(__file__).parent / "tiny"
 """The committed weights."""
@@ -31,6 +32,8 @@ RESERVED = (
 """Tags that are one token each from the start: a later change would void every figure."""
 CONTEXT = 2048
 VOCABULARY = 640
+SORTED_BATCHES = 40
+"""Batches among which rows are sorted by length."""
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}"
@@ -51,21 +54,47 @@ def train_tokenizer(texts: Iterable[str]) -> Qwen2Tokenizer:
 def untrained_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen2ForCausalLM:
     """About 0.8 M random parameters in float32."""
     torch.manual_seed(seed)
+    vocabulary = tokenizer.get_vocab()
+    end, pad = (vocabulary[token] for token in (END, PAD))
     return Qwen2ForCausalLM(
         Qwen2Config(
             vocab_size=VOCABULARY, hidden_size=128, intermediate_size=320, num_hidden_layers=4,
             num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=CONTEXT,
-            tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            tie_word_embeddings=True, bos_token_id=None, eos_token_id=end,
+            pad_token_id=pad,
         )
     )  # fmt: skip
 
 
-def teacher_texts(count: int, seed: int, levels: tuple[int, ...], teacher: Teacher) -> list[tuple[str, str]]:
-    """`count` pairs (problem, trace with its reply) by the over-thinking teacher."""
-    rng = random.Random(f"teacher:{seed}")
-    stories = draw_stories(Split.PRETRAIN, seed, count, levels)
-    thoughts = [teacher.think(story, rng) for story in stories]
-    return [
-        (story.text, f"{thought.text}</think>{thought.reply}") for story, thought in zip(stories, thoughts, strict=True)
-    ]
+def teacher_texts(lessons: Sequence[Lesson], teacher: Teacher, seed: int) -> list[list[tuple[str, str]]]:
+    """For each lesson its pairs (problem, trace with its reply), written by the over-thinking teacher."""
+    written = []
+    for number, lesson in enumerate(lessons):
+        thinker = OverThinker(teacher, random.Random(f"teacher:{seed}:{number}"))
+        stories = draw_stories(Split.PRETRAIN, seed * len(lessons) + number, lesson.stories, lesson.levels)
+        thoughts = [thinker.think(story) for story in stories]
+        written.append([(s.text, f"{t.text}</think>{t.reply}{END}") for s, t in zip(stories, thoughts, strict=True)])
+    return written
+
+
+def training_rows(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[tuple[str, str]], batch: int, seed: int
+) -> list[dict[str, list[int]]]:
+    """One lesson as rows of token ids, in whole batches of like length, so that little is padded."""
+    rng = random.Random(f"rows:{seed}")
+    prompts = [
+        str(tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+        ))
+        for text, _ in texts
+    ]  # fmt: skip
+    prompt_ids, completion_ids = tokenizer(prompts)["input_ids"], tokenizer([trace for _, trace in texts])["input_ids"]
+    rows = [{"prompt_ids": p, "completion_ids": c} for p, c in zip(prompt_ids, completion_ids, strict=True)]
+    rng.shuffle(rows)
+    ordered = []
+    for start in range(0, len(rows), batch * SORTED_BATCHES):
+        window = sorted(rows[start : start + batch * SORTED_BATCHES], key=lambda row: len(row["completion_ids"]))
+        batches = [window[at : at + batch] for at in range(0, len(window) - batch + 1, batch)]
+        rng.shuffle(batches)
+        ordered += [row for rows_of_batch in batches for row in rows_of_batch]
+    return ordered

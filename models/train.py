@@ -18,8 +18,9 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
-from trl import SFTConfig, SFTTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from models.trainer import NON_FINITE_EXIT, OUT_OF_MEMORY_EXIT, TrainJob
 from models.vllm_server import PROOF_FILE
@@ -121,9 +122,14 @@ def log_probs(folder: Path, token_ids: list[int]) -> list[float]:
     return model(batch).logits.log_softmax(-1)[0, :-1].gather(1, batch[0, 1:, None])[:, 0].tolist()
 
 
-if __name__ == "__main__":
+def run(job_file: Path) -> None:
+    """Does the job; running out of memory is an exit code that the owner understands."""
     try:
-        main(TrainJob.model_validate_json(Path(sys.argv[1]).read_text()))
+        main(TrainJob.model_validate_json(job_file.read_text()))
     except torch.OutOfMemoryError as error:
         print(f"out of memory: {error}", file=sys.stderr)
         sys.exit(OUT_OF_MEMORY_EXIT)
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]))

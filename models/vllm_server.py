@@ -226,8 +226,8 @@ class _Sampler:
             self._loop.run_until_complete(self._send_all())
         except asyncio.CancelledError:
             pass
-        except BaseException as error:  # handed to the caller's thread, where it belongs
-            self._results.put(error)
+        except BaseExceptionGroup as group:  # handed to the caller's thread, where it belongs
+            self._results.put(group.exceptions[0])
 
     async def _send_all(self) -> None:
         """In order, so that prompts with a common prefix are close in time; `concurrency` completions in flight."""
@@ -256,7 +256,7 @@ class _Sampler:
 
 @retry(
     retry=retry_if_exception_type((httpx.TransportError,)), stop=stop_after_attempt(4),
-    wait=wait_exponential_jitter(initial=0.5, max=10), reraise=True,
+    wait=wait_exponential_jitter(multiplier=0.5, max=10), reraise=True,
 )  # fmt: skip
 async def _complete(client: httpx.AsyncClient, request: Request) -> dict[str, Any]:
     body = {

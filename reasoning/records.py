@@ -143,9 +143,8 @@ class Usage(Record):
 
 
 class StageCount(Usage):
-    """A ledger line: what went into a stage, what came out, what was dropped and why, and what it cost."""
+    """What went into a stage, what came out, what was dropped and why, and what it cost."""
 
-    stage: str
     rows_in: int
     rows_out: int
     dropped: dict[str, int]

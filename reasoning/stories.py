@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
+from conf.settings import Teacher
+
 MAX_LEVEL = 10
 SEEN_LEVELS = range(1, 9)
 """Levels the tiny model was trained on; 9 and 10 stay unseen."""
@@ -56,10 +58,10 @@ class Step:
     def apply(self, value: int) -> int:
         return value + (value if self.change is None else self.change)
 
-    def written(self, value: int, result: int) -> str:
-        """The step as the teacher writes it, one line: `17+8=25.`"""
+    def written(self, value: int, result: int, doubtful: bool = False) -> str:
+        """The step as the teacher writes it, one line: `17+8=25.` or, in doubt, `17+8=15?`"""
         operand = value if self.change is None else self.change
-        return f"{value}{operand:+d}={result}.\n"
+        return f"{value}{operand:+d}={result}{'?' if doubtful else '.'}\n"
 
     def is_risky(self, value: int) -> bool:
         """Whether the units digits carry (sum above 9) or borrow (difference below 0)."""
@@ -166,79 +168,6 @@ def _draw_step(rng: random.Random, name: str, value: int, risky: bool) -> Step |
 
 
 @dataclass(frozen=True)
-class Teacher:
-    """How the over-thinking teacher behaves. All fields are chances, but `most_rechecks`.
-
-    `slip_first`, `slip_again`: a mistake at a risky step, in the first pass and in re-checks.
-    `doubt_right`, `doubt_wrong`: a right and a wrong conclusion is hedged ("…, I think"). The gap is what
-    makes the model's own continuation carry information about being right.
-    `go_on_sure`, `go_on_doubtful`: another re-check after a plain and after a hedged conclusion.
-    `muse`: an idle remark between two steps of the first pass.
-    `close_plainly`: ending without naming the value (the form that probing uses).
-    """
-
-    slip_first: float = 0.48
-    slip_again: float = 0.33
-    doubt_right: float = 0.12
-    doubt_wrong: float = 0.75
-    go_on_sure: float = 0.72
-    go_on_doubtful: float = 0.95
-    muse: float = 0.08
-    close_plainly: float = 0.12
-    most_rechecks: int = 6
-
-    def think(self, story: Story, rng: random.Random) -> Thinking:
-        """A whole over-thinking trace of `story`: thinking text, conclusions, final answer."""
-        text, value = self._first_pass(story, rng)
-        conclusions = [value]
-        while True:
-            doubtful = rng.random() < (self.doubt_right if value == story.answer else self.doubt_wrong)
-            text += ", I think.\n" if doubtful else ".\n"
-            if len(conclusions) > self.most_rechecks or rng.random() > self._go_on(doubtful):
-                break
-            again, value = self._recheck(story, value, rng)
-            text += again
-            conclusions.append(value)
-        plainly = rng.random() < self.close_plainly
-        text += "Now the answer is clear.\n" if plainly else f"Therefore the answer is {value}.\n"
-        return Thinking(text, tuple(conclusions))
-
-    def _go_on(self, doubtful: bool) -> float:
-        return self.go_on_doubtful if doubtful else self.go_on_sure
-
-    def _first_pass(self, story: Story, rng: random.Random) -> tuple[str, int]:
-        """The first working, up to its conclusion's value."""
-        text = f"Start with {story.start}.\n"
-        value = story.start
-        for index, (line, value) in enumerate(self._work(story, self.slip_first, rng), start=1):
-            text += line
-            if index < story.level and rng.random() < self.muse:
-                text += f"Hmm, so far it is {value}.\n"
-        return f"{text}That makes {value}", value
-
-    def _recheck(self, story: Story, before: int, rng: random.Random) -> tuple[str, int]:
-        """Another working after the conclusion `before`, up to its own conclusion's value."""
-        opening = rng.choice(("Wait, let me check.", "Alternatively, start again.", "Hmm, once more."))
-        worked = list(self._work(story, self.slip_again, rng))
-        value = worked[-1][1]
-        chain = "".join(line for line, _ in worked)
-        verdict = f"It is {value} again" if value == before else f"Now it is {value}, not {before}"
-        return f"{opening}\n{chain}{verdict}", value
-
-    def _work(self, story: Story, slip: float, rng: random.Random) -> Iterator[tuple[str, int]]:
-        """The story worked through once: each step as written, and the count after it."""
-        value = story.start
-        for index, step in enumerate(story.steps):
-            result = step.apply(value)
-            if step.is_risky(value) and rng.random() < slip:
-                mistaken = step.slip(value)
-                if _stays_in_range(mistaken, story.steps[index + 1 :]):
-                    result = mistaken
-            yield step.written(value, result), result
-            value = result
-
-
-@dataclass(frozen=True)
 class Thinking:
     """The teacher's thinking: `text` up to the close-think tag, and each conclusion in order."""
 
@@ -249,6 +178,62 @@ class Thinking:
     def reply(self) -> str:
         """What follows the close-think tag."""
         return f"\nThe answer is \\boxed{{{self.conclusions[-1]}}}."
+
+
+class OverThinker:
+    """The teacher: works a story through, doubts, and works it through again, often for nothing.
+
+    Its chances of mistakes, doubts and re-checks are `conf.settings.Teacher`.
+    """
+
+    def __init__(self, chances: Teacher, rng: random.Random):
+        self._chances, self._rng = chances, rng
+
+    def think(self, story: Story) -> Thinking:
+        """A whole over-thinking trace of `story`: thinking text, conclusions, final answer."""
+        text, value, doubtful = self._first_pass(story)
+        conclusions = [value]
+        while len(conclusions) <= self._chances.most_rechecks and self._rng.random() < self._go_on(doubtful):
+            again, value, doubtful = self._recheck(story, value)
+            text += again
+            conclusions.append(value)
+        plainly = self._rng.random() < self._chances.close_plainly
+        text += "Now the answer is clear.\n" if plainly else f"Therefore the answer is {value}.\n"
+        return Thinking(text, tuple(conclusions))
+
+    def _go_on(self, doubtful: bool) -> float:
+        return self._chances.go_on_doubtful if doubtful else self._chances.go_on_sure
+
+    def _first_pass(self, story: Story) -> tuple[str, int, bool]:
+        """The first working: its text, its conclusion, and whether it shows doubt."""
+        text = f"Start with {story.start}.\n"
+        worked = list(self._work(story, self._chances.slip_first))
+        for index, (line, value) in enumerate(worked, start=1):
+            text += line
+            if index < story.level and self._rng.random() < self._chances.muse:
+                text += f"Hmm, so far it is {value}.\n"
+        value = worked[-1][1]
+        return f"{text}That makes {value}.\n", value, "?" in text
+
+    def _recheck(self, story: Story, before: int) -> tuple[str, int, bool]:
+        """Another working after the conclusion `before`: its text, its conclusion, and whether it shows doubt."""
+        opening = self._rng.choice(("Wait, let me check.", "Alternatively, start again.", "Hmm, once more."))
+        worked = list(self._work(story, self._chances.slip_again))
+        chain, value = "".join(line for line, _ in worked), worked[-1][1]
+        verdict = f"It is {value} again." if value == before else f"Now it is {value}, not {before}."
+        return f"{opening}\n{chain}{verdict}\n", value, "?" in chain
+
+    def _work(self, story: Story, slip: float) -> Iterator[tuple[str, int]]:
+        """The story worked through once: each step as written, and the count after it."""
+        value = story.start
+        for index, step in enumerate(story.steps):
+            result, doubt = step.apply(value), 0.0
+            if step.is_risky(value):
+                mistaken = step.slip(value)
+                slips = self._rng.random() < slip and _stays_in_range(mistaken, story.steps[index + 1 :])
+                result, doubt = (mistaken, self._chances.doubt_slip) if slips else (result, self._chances.doubt_right)
+            yield step.written(value, result, doubtful=self._rng.random() < doubt), result
+            value = result
 
 
 def _stays_in_range(value: int, steps: tuple[Step, ...]) -> bool:

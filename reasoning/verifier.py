@@ -97,7 +97,7 @@ class _Worker:
 
     def compare(self, answer: str, gold: str, limit: float) -> Verdict:
         """The verdict, or TIMEOUT when none came within `limit` seconds (the first may take a start-up longer)."""
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin
         try:
             self._process.stdin.write(json.dumps([answer, gold]).encode() + b"\n")
             line = self._read_line(limit if self._warm else limit + 30)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import httpx
 from prefect import task
@@ -27,9 +27,7 @@ from prefect.serializers import JSONSerializer
 from conf.settings import Section
 from models.vllm_server import ServerFailed
 from tasks.artifacts import ArtifactRef
-
-if TYPE_CHECKING:
-    from tasks.workplace import Workplace
+from tasks.workplace import LedgerEntry, Workplace
 
 
 def canonical(value: Any) -> Any:
@@ -116,11 +114,12 @@ class Step:
         recipe = recipe_of(self.name, self.version, {name: bound[name] for name in bound if name != "place"})
         state = self._at(place)(place, **inputs, return_state=True)
         ref = state.result()
-        if state.name == "Cached":
+        cached = state.name == "Cached"
+        if cached:
             place.progress.note(f"{self.name}: cached, {ref.rows} rows")
         else:
             place.artifacts.record(key_of(recipe), recipe, ref)
-        place.ledger.append(ref)
+        place.ledger.append(LedgerEntry(self.name, ref, cached))
         return ref
 
     def _at(self, place: Workplace) -> Any:

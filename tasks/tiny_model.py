@@ -1,0 +1,89 @@
+"""Steps that make the bundled model. Knows: corpus, trainer, card. Must not know: DTO or any other method."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from conf.settings import Lesson, Pretraining, Section, Teacher
+from models.tiny_model import teacher_texts, train_tokenizer, training_rows, untrained_model
+from models.trainer import TrainJob
+from reasoning.card import card_figures
+from reasoning.records import Problem, Scan, Trace, Usage
+from tasks.artifacts import ArtifactRef
+from tasks.caching import step
+from tasks.training import run_job
+from tasks.workplace import Workplace, stage_count
+
+TOKENIZER_TEXTS = 8_000
+CHECKED = "proof.json"
+
+
+@step(version="1")
+def write_corpus(place: Workplace, lessons: tuple[Lesson, ...], teacher: Teacher, batch: int, seed: int) -> ArtifactRef:
+    """A folder with the untrained model, its tokenizer, and `rows.parquet` in the order of training."""
+    started = time.monotonic()
+    texts = teacher_texts(lessons, teacher, seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer = train_tokenizer([f"{problem} {trace}" for problem, trace in texts[-1][:TOKENIZER_TEXTS]])
+        tokenizer.save_pretrained(scratch)
+        untrained_model(tokenizer, seed).save_pretrained(scratch)
+        rows = [row for lesson in texts for row in training_rows(tokenizer, lesson, batch, seed)]
+        pq.write_table(pa.Table.from_pylist(rows), Path(scratch) / "rows.parquet")
+        written = sum(map(len, texts))
+        count = stage_count(written, len(rows), {"incomplete-batch": written - len(rows)}, None, started)
+        return place.artifacts.publish_folder("corpus", Path(scratch), count)
+
+
+@step(version="1")
+def pretrain(place: Workplace, corpus: ArtifactRef, training: Pretraining, seed: int) -> ArtifactRef:
+    """The trained checkpoint, in bfloat16."""
+    folder = place.artifacts.local_path(corpus)
+    rows = pq.read_table(folder / "rows.parquet")
+    tokens = sum(len(p) + len(c) for p, c in zip(*(column.to_pylist() for column in rows.columns), strict=True))
+    return run_job(
+        place, f"pretrain-{corpus.digest[:16]}", rows_in=rows.num_rows,
+        usage=Usage(prompt_tokens=tokens, flops=place.checkpoint(corpus).shape.training_flops(tokens)),
+        job=lambda scratch: TrainJob(
+            method="sft", model=folder, rows=folder / "rows.parquet", output=scratch / "model",
+            work=scratch / "checkpoints", progress=scratch / "progress.jsonl", seed=seed,
+            learning_rate=training.learning_rate, epochs=1, batch=training.batch, micro_batch=training.batch,
+            warmup=training.warmup, max_length=None, adam_beta2=training.adam_beta2,
+            weight_decay=training.weight_decay, shuffle=False, dtype="bfloat16", log_every=20, save_every=500,
+        ),
+    )  # fmt: skip
+
+
+@step(version="1")
+def first_samples(place: Workplace, traces: ArtifactRef, count: int) -> ArtifactRef:
+    """Only each problem's first `count` traces: the others need no probing."""
+    started = time.monotonic()
+    rows = place.rows(traces, Trace)
+    kept = [row for row in rows if row.sample < count]
+    return place.publish(
+        "traces", kept, rows_in=len(rows), dropped={"not-probed": len(rows) - len(kept)}, started=started
+    )
+
+
+def write_card(
+    place: Workplace, settings: Section, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef,
+    scans: ArtifactRef, ending_tokens: int, output: Path,
+) -> Path:  # fmt: skip
+    """Copies the weights to `output` and writes `figures.json` beside them."""
+    figures = card_figures(
+        place.rows(problems, Problem), place.rows(traces, Trace), place.rows(scans, Scan), ending_tokens
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    for path in place.artifacts.local_path(model).iterdir():
+        if path.name != CHECKED:
+            shutil.copy(path, output / path.name)
+    body: dict[str, Any] = {"figures": figures, "settings": settings.model_dump(mode="json")}
+    (output / "figures.json").write_text(json.dumps(body, indent=2) + "\n")
+    return output / "figures.json"

@@ -1,0 +1,70 @@
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import pytest
+from pydantic import BaseModel
+
+from conf.load import PRESETS, SettingsError, load
+from conf.settings import Dto, Section, TinyModel
+
+KINDS = {"dto": Dto, "tiny-model": TinyModel}
+
+
+@pytest.mark.parametrize("path", sorted(PRESETS.glob("*/*.toml")), ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_preset_is_valid(path: Path):
+    assert load(KINDS[path.parent.name], path.stem).preset == path.stem  # type: ignore[attr-defined]
+
+
+def test_assignments_reach_nested_fields_with_toml_types():
+    settings = load(Dto, "tiny", ("sampling.samples=2", "training.learning_rate=1e-5", "model=some/folder"))
+    assert (settings.sampling.samples, settings.training.learning_rate, settings.model) == (2, 1e-5, "some/folder")
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("smapling.samples=2", ["smapling", "did you mean 'sampling'"]),
+        ("sampling.sample=2", ["sampling.sample", "did you mean 'samples'"]),
+        ("sampling.samples=0", ["sampling.samples", "greater than or equal to 1", "given: 0"]),
+        ("seed=many", ["seed", "valid integer", "given: 'many'"]),
+        ("sampling.max_tokens=2048", ["sampling.max_tokens (2048)", "engine.context", "lower the first"]),
+        ("training.micro_batch=5", ["batch (16) must be a multiple of micro_batch (5)"]),
+        ("seed", ["section.field=value"]),
+        ("seed.x.y=1", ["seed", "valid integer"]),
+    ],
+)
+def test_a_mistake_is_named_with_its_remedy(assignment: str, words: list[str]):
+    with pytest.raises(SettingsError) as error:
+        load(Dto, "tiny", (assignment,))
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_an_unknown_preset_lists_the_known_ones():
+    with pytest.raises(SettingsError, match="known: tiny"):
+        load(Dto, "tinny")
+
+
+def test_a_preset_file_with_bad_toml_names_the_line(tmp_path: Path):
+    (tmp_path / "mine.toml").write_text("seed = 1\nseed = = 2\n")
+    with pytest.raises(SettingsError, match=r"mine\.toml: not valid TOML: .*line 2"):
+        load(Dto, str(tmp_path / "mine.toml"))
+
+
+def sections(kind: type[BaseModel]) -> set[type[Section]]:
+    """`kind` and every settings section in it."""
+    found = {kind} if issubclass(kind, Section) else set()
+    for field in kind.model_fields.values():
+        for part in [field.annotation, *get_args(field.annotation)]:
+            if isinstance(part, type) and get_origin(part) is None and issubclass(part, BaseModel):
+                found |= sections(part)
+    return found
+
+
+ALL_SECTIONS = sorted(sections(Dto) | sections(TinyModel), key=lambda kind: kind.__name__)
+
+
+@pytest.mark.parametrize("kind", ALL_SECTIONS, ids=lambda kind: kind.__name__)
+def test_what_a_section_leaves_out_exists_and_every_field_is_explained(kind: Any):
+    assert kind.LEFT_OUT.keys() <= kind.model_fields.keys()
+    assert all(reason for reason in kind.LEFT_OUT.values())

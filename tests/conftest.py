@@ -1,0 +1,25 @@
+"""Files named `*_stack.py` use the real Prefect, torch or vLLM; `-m "not stack"` does not even import them."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return True if collection_path.name.endswith("_stack.py") and config.option.markexpr == "not stack" else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.name.endswith("_stack.py"):
+            item.add_marker("stack")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Public problems, traces and answer-check cases (see the README); tests that read them say so when absent."""
+    folder = os.environ.get("BREVITY_TEST_DATA", "")
+    if not Path(folder).is_dir() or not folder:
+        pytest.skip("BREVITY_TEST_DATA names no folder with real data")
+    return Path(folder)

@@ -1,0 +1,149 @@
+"""The DTO flow on the real Prefect with a scripted model: what is done, and above all what is not done again."""
+
+import json
+from collections.abc import Iterator
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from prefect import flow
+from prefect.testing.utilities import prefect_test_harness
+from rich.console import Console
+
+from conf.load import load
+from conf.settings import Dto
+from flows.dto import run_dto
+from models.scripted import ScriptedEngine
+from tasks.progress import Progress
+from tasks.workplace import Workplace
+from tests.flows.world import pretend_training, scripted
+
+SMALL = (
+    "problems.count=12", "problems.levels=[1,2,3,4]", "benchmark.problems.count=8",
+    "benchmark.problems.levels=[1,2,3,4]", "sampling.samples=2", "benchmark.sampling.samples=2",
+)  # fmt: skip
+EVERY_STEP = [
+    "draw-problems", "sample-traces", "probe-prefixes", "finalize-traces", "build-pairs", "train-simpo",
+    "draw-problems", "examine", "examine",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def prefect() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+class Run:
+    """One run of the pipeline, its report, and what it asked of the model."""
+
+    def __init__(self, root: Path, *changes: str):
+        settings = load(Dto, "tiny", (*SMALL, f"storage.root={root}", *changes))
+        self.engines: list[ScriptedEngine] = []
+
+        def engine(*_: Any) -> ScriptedEngine:
+            self.engines.append(scripted())
+            return self.engines[-1]
+
+        with Workplace(
+            "dto", settings.storage, settings.engine, make_engine=engine, trainer=pretend_training,
+            progress=Progress(Console(file=StringIO())),
+        ) as place:  # fmt: skip
+
+            @flow(name="test")
+            def run() -> Path:
+                return run_dto(place, settings)
+
+            self.report = json.loads(run().read_text())
+        self.redone = [line["stage"] for line in self.report["ledger"] if not line["cached"]]
+        self.completions = sum(engine.completions for engine in self.engines)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("root")
+
+
+@pytest.fixture(scope="module")
+def first(root: Path) -> Run:
+    return Run(root)
+
+
+def test_a_run_takes_every_step_and_reports_it(first: Run, root: Path):
+    report = first.report
+    assert first.redone == EVERY_STEP
+    assert [(model["name"], model["role"]) for model in report["models"]] == [("base", "base"), ("dto", "method")]
+    assert (report["models"][0]["problems"], report["models"][0]["samples"]) == (8, 16)
+    assert set(report["models"][0]["by_level"]) == {"1", "2", "3", "4"}
+    assert report["comparisons"][0]["against"] == "base"
+    assert json.loads((root / "latest" / "report.json").read_text()) == report
+    assert json.loads((root / "latest" / "config.json").read_text()) == report["config"]
+
+
+def test_the_ledger_accounts_for_every_row(first: Run):
+    lines = {line["stage"]: line for line in first.report["ledger"]}
+    assert (lines["sample-traces"]["rows_in"], lines["sample-traces"]["rows_out"]) == (12, 24)
+    finalize = lines["finalize-traces"]
+    assert finalize["rows_in"] == finalize["rows_out"] + sum(finalize["dropped"].values())
+    assert lines["sample-traces"]["generated_tokens"] > 0
+    assert lines["train-simpo"]["rows_in"] == lines["build-pairs"]["rows_out"]
+
+
+def test_an_unchanged_run_starts_no_engine(first: Run, root: Path):
+    again = Run(root)
+    assert again.redone == []
+    assert again.engines == []
+    assert again.report["models"] == first.report["models"]
+
+
+@pytest.mark.parametrize(
+    ("change", "redone", "calls"),
+    [
+        # What depends on the change is redone; completions that the store holds are not drawn again.
+        ("training.beta=1.0", ["train-simpo", "examine"], 16),
+        ("training.micro_batch=8", [], 0),
+        ("engine.concurrency=7", [], 0),
+        ("pairing.rejected='longest'", ["build-pairs", "train-simpo", "examine"], 16),
+        ("benchmark.sampling.samples=3", ["examine", "examine"], 16),
+        ("sampling.temperature=0.7", [*EVERY_STEP[1:6], "examine"], None),
+    ],
+)
+def test_a_change_redoes_only_what_depends_on_it(
+    first: Run, root: Path, change: str, redone: list[str], calls: int | None
+):
+    run = Run(root, change)
+    assert run.redone == redone
+    if calls is not None:
+        assert run.completions == calls
+
+
+def test_more_problems_sample_only_the_new_ones(first: Run, root: Path):
+    run = Run(root, "problems.count=14")
+    lines = {line["stage"]: line for line in run.report["ledger"]}
+    assert lines["sample-traces"]["reused_completions"] == 24
+    assert lines["sample-traces"]["rows_out"] == 28
+
+
+@pytest.mark.parametrize("harm", ["change", "delete"])
+def test_a_damaged_artifact_is_made_again(first: Run, root: Path, harm: str):
+    scans = next(line for line in first.report["ledger"] if line["stage"] == "probe-prefixes")
+    files, path = fsspec.url_to_fs(scans["artifact"])
+    if harm == "change":
+        files.pipe_file(path, b"not what was written")
+    else:
+        files.rm(path)
+    again = Run(root)
+    assert again.redone == ["probe-prefixes"]
+    assert again.completions == 0
+    assert again.report["models"] == first.report["models"]
+
+
+def test_every_result_can_be_traced_to_its_recipe(first: Run, root: Path):
+    known = {
+        json.loads(path.read_text())["artifact"]["digest"]: json.loads(path.read_text())["recipe"]
+        for path in (root / "manifests").glob("*.json")
+    }
+    for line in first.report["ledger"]:
+        assert known[line["digest"]]["step"] == line["stage"]

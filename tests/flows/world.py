@@ -1,0 +1,49 @@
+"""A scripted model of the story world: it speaks through the real tokenizer, and always in the same way."""
+
+import random
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from conf.settings import Teacher
+from models.checkpoint import Checkpoint
+from models.engine import Completion, Request
+from models.scripted import ScriptedEngine
+from models.tiny_model import END
+from models.trainer import TrainJob
+from reasoning.stories import OverThinker, Split, Story, draw_stories
+
+LEVELS = (1, 2, 3, 4)
+STORIES: dict[str, Story] = {story.text: story for split in Split for story in draw_stories(split, 0, 60, LEVELS)}
+CONCLUSION = re.compile(r"(?:That makes|It is|Now it is) (\d+)")
+
+
+def speak(model: Checkpoint, request: Request, number: int) -> Completion:
+    """Thinks as the teacher does, and answers with its latest conclusion."""
+    text = model.decode(request.prompt_ids)
+    story = STORIES[text.removeprefix("<|user|>").split("<|assistant|>")[0]]
+    said = text.split("<think>\n")[1]
+    latest = (CONCLUSION.findall(said) or ["0"])[-1]
+    if not said:
+        thinking = OverThinker(Teacher(), random.Random(f"{story.text}{number}")).think(story)
+        reply = f"{thinking.text}</think>{thinking.reply}"
+    elif said.endswith("\\boxed{"):
+        reply = latest + "}."
+    else:
+        reply = f" {latest}.\n</think>\nThe answer is \\boxed{{{latest}}}."
+    return Completion(model.encode(reply + END), True)
+
+
+def scripted() -> ScriptedEngine:
+    return ScriptedEngine(speak)
+
+
+def pretend_training(job: TrainJob, folder: Path, progress: Callable[[int, int], None]) -> list[dict[str, Any]]:
+    """The base model under another name."""
+    shutil.copytree(job.model, job.output)
+    (job.output / "generation_config.json").write_text(f'{{"trained_on": "{job.rows.name}"}}')
+    job.progress.write_text("{}")
+    progress(1, 1)
+    return [{"step": 1, "steps": 1, "loss": 1.0}]

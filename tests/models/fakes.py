@@ -1,0 +1,29 @@
+"""Tiny stand-ins: a checkpoint that costs nothing to open."""
+
+import json
+from pathlib import Path
+
+from models.checkpoint import Checkpoint
+
+CONFIG = {"num_attention_heads": 2, "hidden_size": 8, "num_hidden_layers": 1}
+
+
+def write_safetensors(path: Path, shapes: dict[str, list[int]]) -> None:
+    """A safetensors file of zero bytes with these tensors' headers."""
+    header, offset = {}, 0
+    for name, shape in shapes.items():
+        size = 4
+        for extent in shape:
+            size *= extent
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [offset, offset + size]}
+        offset += size
+    blob = json.dumps(header).encode()
+    path.write_bytes(len(blob).to_bytes(8, "little") + blob + bytes(offset))
+
+
+def fake_checkpoint(folder: Path, shapes: dict[str, list[int]] | None = None) -> Checkpoint:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "tokenizer.json").write_text("{}")
+    write_safetensors(folder / "model.safetensors", shapes or {"model.embed_tokens.weight": [5, 8]})
+    return Checkpoint.open(folder)

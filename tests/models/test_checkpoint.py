@@ -1,0 +1,30 @@
+from pathlib import Path
+
+import pytest
+
+from models.checkpoint import Checkpoint, CheckpointError
+from tests.models.fakes import fake_checkpoint, write_safetensors
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_missing_part_is_named(tmp_path: Path, name: str):
+    fake_checkpoint(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(CheckpointError, match=name.replace("model", "")):
+        Checkpoint.open(tmp_path)
+
+
+def test_the_fingerprint_follows_content_not_place(tmp_path: Path):
+    first, second = fake_checkpoint(tmp_path / "a"), fake_checkpoint(tmp_path / "b")
+    assert first.fingerprint == second.fingerprint
+    write_safetensors(tmp_path / "b" / "model.safetensors", {"model.embed_tokens.weight": [6, 8]})
+    assert Checkpoint.open(tmp_path / "b").fingerprint != first.fingerprint
+
+
+def test_tied_weights_multiply_once_and_untied_lookups_not_at_all(tmp_path: Path):
+    layer = {"model.layers.0.mlp.weight": [8, 8]}
+    tied = fake_checkpoint(tmp_path / "tied", {"model.embed_tokens.weight": [5, 8], **layer})
+    untied = {"model.embed_tokens.weight": [5, 8], "lm_head.weight": [5, 8], **layer}
+    assert tied.shape.parameters == 5 * 8 + 64
+    assert fake_checkpoint(tmp_path / "untied", untied).shape.parameters == 5 * 8 + 64
+    assert tied.shape.attention_width == 8

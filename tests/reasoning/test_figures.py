@@ -1,0 +1,100 @@
+"""Statistics, cost and examination figures, each expectation worked out by hand."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reasoning.cost import Shape, aes, efficiency
+from reasoning.exam import comparison, model_figures
+from reasoning.records import Score, Usage, Verdict
+from reasoning.stats import mean_interval, paired_difference, paired_ratio, problem_means
+
+T_2 = 4.302652729911275  # the 97.5 % quantile of Student's t with two degrees of freedom
+
+
+def test_mean_and_interval_over_three_problems():
+    mean, (low, high) = mean_interval(np.array([1.0, 2.0, 3.0]))
+    # standard deviation 1, so the half width is t / sqrt(3)
+    assert mean == 2
+    assert (low, high) == pytest.approx((2 - T_2 / math.sqrt(3), 2 + T_2 / math.sqrt(3)))
+
+
+def test_samples_of_one_problem_count_once():
+    assert problem_means([("a", 1), ("a", 0), ("b", 1)]) == {"a": 0.5, "b": 1.0}
+
+
+def test_a_single_problem_tells_nothing_about_the_spread():
+    assert mean_interval(np.array([0.7])) == (0.7, (-math.inf, math.inf))
+
+
+def test_the_paired_difference_is_taken_problem_by_problem():
+    difference, (low, high) = paired_difference({"a": 3, "b": 5, "c": 4}, {"c": 3, "b": 4, "a": 2})
+    assert (difference, low, high) == (1, 1, 1)  # each problem differs by exactly 1
+
+
+def test_the_ratio_and_its_linearised_interval():
+    ratio, (low, high) = paired_ratio({"a": 1, "b": 2, "c": 3}, {"a": 4, "b": 4, "c": 4})
+    # 6/12; residuals new − 0.5·base = −1, 0, 1 over the base mean 4: standard deviation 1/4
+    half = T_2 * 0.25 / math.sqrt(3)
+    assert (ratio, low, high) == pytest.approx((0.5, 0.5 - half, 0.5 + half))
+
+
+@given(st.dictionaries(st.text(), st.floats(1, 1000), min_size=2), st.floats(0.01, 10))
+def test_scaling_every_problem_scales_the_ratio_without_doubt(base: dict[str, float], factor: float):
+    ratio, (low, high) = paired_ratio({name: factor * value for name, value in base.items()}, base)
+    assert (ratio, low, high) == pytest.approx((factor, factor, factor))
+
+
+def test_attention_flops_by_hand():
+    # 4 · 2 layers · width 8 · positions (4 + 5) after three prompt tokens
+    assert Shape(parameters=100, layers=2, attention_width=8).attention_flops(prompt=3, new=2) == 4 * 2 * 8 * 9
+
+
+def test_forward_and_training_flops_by_hand():
+    shape = Shape(parameters=100, layers=1, attention_width=1)
+    # 2 per weight for 5−2 uncached and 4 generated tokens; attention at positions 3…9: 4 · 42
+    assert shape.forward_flops(prompt=5, cached=2, generated=4) == 2 * 100 * 7 + 4 * 42
+    assert shape.training_flops(10) == 6000
+
+
+def test_efficiency_and_aes():
+    assert efficiency(0.9, 50, 0.6, 100) == pytest.approx(3.0)
+    assert aes(0.9, 50, 0.6, 100) == pytest.approx(0.5 + 3 * 0.5)
+    assert aes(0.3, 50, 0.6, 100) == pytest.approx(0.5 - 5 * 0.5)
+    assert efficiency(0.5, 50, 0.0, 100) is None
+    assert aes(0.5, 50, 0.0, 100) is None
+
+
+def score(problem: str, tokens: int, right: bool, level: int = 1, truncated: bool = False) -> Score:
+    return Score(
+        problem_id=problem, level=level, sample=0, prompt_tokens=3, tokens=tokens, truncated=truncated,
+        verdict=Verdict.RIGHT if right else Verdict.WRONG,
+    )  # fmt: skip
+
+
+def test_a_models_figures():
+    shape = Shape(parameters=1, layers=1, attention_width=1)
+    scores = [score("a", 10, True), score("a", 20, False), score("b", 30, True, level=2, truncated=True)]
+    figures = model_figures("m", "base", scores, shape)
+    # problem a: accuracy ½, 15 tokens; problem b: 1, 30 tokens
+    assert (figures["accuracy"], figures["mean_tokens"]) == (0.75, 22.5)
+    assert (figures["problems"], figures["samples"], figures["truncated"]) == (2, 3, pytest.approx(1 / 3))
+    assert (figures["by_level"]["1"]["accuracy"], figures["by_level"]["2"]["mean_tokens"]) == (0.5, 30)
+
+
+def test_a_comparison():
+    base = [score("a", 40, True), score("b", 60, False)]
+    new = [score("a", 10, True), score("b", 40, True)]
+    pair = comparison("new", new, "base", base)
+    assert (pair["accuracy_delta"], pair["tokens_ratio"]) == (0.5, 0.5)
+    assert pair["efficiency"] == pytest.approx((1 / 0.5) / 0.5)
+    assert pair["aes"] == pytest.approx(0.5 + 3 * 1.0)
+
+
+def test_usage_adds_up():
+    assert Usage(generated_tokens=1, seconds=0.5) + Usage(generated_tokens=2, flops=3) == Usage(
+        generated_tokens=3, seconds=0.5, flops=3
+    )

@@ -1,0 +1,92 @@
+"""Cache keys: content alone, strict, and complete."""
+
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conf.settings import Dto, Lesson, Sampling, Section, SimPO, Stories
+from tasks.artifacts import ArtifactRef
+from tasks.caching import Step, canonical, key_of, recipe_of
+from tests.conf.test_settings import ALL_SECTIONS
+
+REF = ArtifactRef(kind="traces", uri="/here", digest="abc", rows=1)
+
+
+def key(**inputs: Any) -> str:
+    return key_of(recipe_of("step", "1", inputs))
+
+
+def test_a_reference_counts_by_content_not_by_place():
+    assert key(a=REF) == key(a=REF.model_copy(update={"uri": "/elsewhere"}))
+    assert key(a=REF) != key(a=REF.model_copy(update={"digest": "abd"}))
+
+
+def test_the_order_of_inputs_does_not_matter_and_names_do():
+    assert key(a=1, b=2) == key(b=2, a=1)
+    assert key(a=1, b=2) != key(a=2, b=1)
+
+
+def test_step_and_version_are_in_the_key():
+    keys = {key_of(recipe_of(name, version, {})) for name in ("x", "y") for version in ("1", "2")}
+    assert len(keys) == 4
+
+
+@pytest.mark.parametrize("value", [Path("x"), {1, 2}, object(), b"bytes", float("nan")])
+def test_what_has_no_certain_content_is_refused(value: Any):
+    with pytest.raises((TypeError, ValueError)):
+        key(a=value)
+
+
+def another(value: Any) -> Any:
+    """A different value of the same kind; `model_construct` below does not judge it."""
+    match value:
+        case bool():
+            return not value
+        case int() | float():
+            return value + 1
+        case str() | Enum():
+            return f"{value}x"
+        case tuple():
+            return (*value, "x")
+        case _:
+            return type(value).model_construct(**{**dict(value), "added": 1})
+
+
+@pytest.mark.parametrize("kind", ALL_SECTIONS, ids=lambda kind: kind.__name__)
+def test_every_field_is_in_the_key_or_left_out_with_a_reason(kind: type[Section]):
+    base = kind(**{} if kind is not Lesson else {"stories": 1, "levels": (1,)})
+    for name in kind.model_fields:
+        value = getattr(base, name)
+        if isinstance(value, Section):
+            continue  # a section of its own, with a case of its own
+        changed = base.model_copy(update={name: another(value)})
+        assert (canonical(changed) == canonical(base)) == (name in kind.LEFT_OUT), name
+
+
+def steps() -> list[Step]:
+    from tasks import dto, problems, sampling, training
+
+    return [
+        value
+        for module in (dto, problems, sampling, training)
+        for value in vars(module).values()
+        if isinstance(value, Step)
+    ]
+
+
+def test_every_section_of_a_pipeline_reaches_a_step_or_is_left_out():
+    taken = {str(annotation) for step in steps() for annotation in step.body.__annotations__.values()}
+    for name, field in Dto.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section) and name not in Dto.LEFT_OUT:
+            inner = {
+                f.annotation.__name__ for f in field.annotation.model_fields.values() if isinstance(f.annotation, type)
+            }
+            assert field.annotation.__name__ in taken or inner & taken, name
+
+
+def test_memory_settings_change_no_key():
+    assert key(a=SimPO(batch=16, micro_batch=4)) == key(a=SimPO(batch=16, micro_batch=8))
+    assert key(a=Stories(count=3)) != key(a=Stories(count=4))
+    assert key(a=Sampling()) != key(a=Sampling(top_p=0.9))

@@ -1,0 +1,21 @@
+"""The house: our packages are ours, however common their names."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("name", ["flows", "tasks", "models", "reasoning", "conf"])
+def test_each_package_is_this_repositorys_own(name: str):
+    assert Path(importlib.import_module(name).__file__ or "").parent == ROOT / name
+
+
+@pytest.mark.parametrize("name", ["reasoning.exam", "reasoning.dto", "reasoning.verifier", "conf.load"])
+def test_algorithms_and_settings_load_no_framework(name: str):
+    probe = f"import sys, {name}; print([m for m in ('torch', 'prefect', 'transformers', 'vllm') if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", probe], text=True, cwd=ROOT).strip() == "[]"
