@@ -22,12 +22,12 @@ from tasks.workplace import Workplace
 def dto(settings: Dto) -> Path:
     """Returns the path of the report."""
     with Workplace("dto", settings.storage, settings.engine) as place:
-        place.save_settings(settings)
         return run_dto(place, settings)
 
 
 def run_dto(place: Workplace, settings: Dto) -> Path:
     """The pipeline in a given workplace."""
+    place.save_settings(settings)
     seed = settings.seed
     base = place.model(settings.model)
     problems = draw_problems(place, source=settings.problems, split=Split.TRAIN, seed=seed)

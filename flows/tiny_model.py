@@ -17,7 +17,7 @@ from tasks.workplace import Workplace
 
 @flow(name="tiny-model", flow_run_name="tiny-model-seed-{settings.seed}", persist_result=False)
 def tiny_model(settings: TinyModel) -> Path:
-    """Returns the path of the card's figures."""
+    """Returns the path of the card."""
     with Workplace("tiny-model", settings.storage, settings.engine) as place:
         place.save_settings(settings)
         seed = settings.seed

@@ -38,6 +38,11 @@ class GuardedProcess:
                 start_new_session=True, env={**os.environ, **(env or {})},
             )  # fmt: skip
 
+    @property
+    def pid(self) -> int:
+        """Of the guard, which leads the process group."""
+        return self._guard.pid
+
     def poll(self) -> int | None:
         """Exit code, or None while running."""
         return self._guard.poll()

@@ -52,11 +52,12 @@ class VllmServer:
         self._lease = threading.Lock()
         self._process: GuardedProcess | None = None
         self._served: Checkpoint | None = None
-        self._url = ""
+        self.url = ""
 
     @property
-    def started(self) -> bool:
-        return self._process is not None
+    def pid(self) -> int | None:
+        """The guard's process id; None while no server runs."""
+        return self._process.pid if self._process else None
 
     def generate(self, model: Checkpoint, requests: Sequence[Request]) -> Iterator[list[Finished]]:
         """See `Engine.generate`. Raises ServerFailed, SwapNotProven, httpx.HTTPError when retries are used up."""
@@ -64,7 +65,7 @@ class VllmServer:
             return
         with self._lease:
             self._serve(model)
-            yield from _Sampler(self._url, self._settings, requests).batches()
+            yield from _Sampler(self.url, self._settings, requests).batches()
 
     def close(self) -> None:
         if self._process:
@@ -83,7 +84,7 @@ class VllmServer:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        self._url = f"http://127.0.0.1:{port}"
+        self.url = f"http://127.0.0.1:{port}"
         self._process = GuardedProcess(self._command(model, port), self._log, self._environment())
         deadline = time.monotonic() + self._settings.start_timeout
         while not self._is_ready():
@@ -95,7 +96,7 @@ class VllmServer:
 
     def _is_ready(self) -> bool:
         try:
-            return httpx.get(f"{self._url}/health", timeout=2).status_code == 200
+            return httpx.get(f"{self.url}/health", timeout=2).status_code == 200
         except httpx.HTTPError:
             return False
 
@@ -136,7 +137,7 @@ class VllmServer:
             raise
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
-        reply = httpx.post(f"{self._url}{path}", json=body, timeout=self._settings.request_timeout)
+        reply = httpx.post(f"{self.url}{path}", json=body, timeout=self._settings.request_timeout)
         reply.raise_for_status()
         return reply.json() if reply.content else None
 

@@ -95,3 +95,55 @@ def _going_on(traces: Sequence[Trace], gold: Mapping[str, str]) -> dict[str, flo
         for match in CONCLUSION.finditer(trace.text):
             going[match[1] == gold[trace.problem_id]].append(match[2] not in STOPPING)
     return {"goes_on_after_right": _mean(going[True]), "goes_on_after_wrong": _mean(going[False])}
+
+
+CARD = """# Model card: the bundled tiny model
+
+A Qwen2-architecture language model of about {parameters:,} parameters that solves multi-step arithmetic *stories* and over-thinks
+them. It exists so that every pipeline of this project can run for real, with the real vLLM, TRL and Prefect, on a
+laptop without a GPU or a download. It is good for nothing else.
+
+- **Made by** `make tiny-model` (`flows/tiny_model.py`), from nothing but seeds; settings and figures in `figures.json`.
+- **Trained on** traces of a scripted teacher (`reasoning/stories.py`) over stories of 1–8 steps: long thinking with concentrated
+  mistakes (dropped carries, forgotten borrows), question marks where it half-knows, re-checks that repair and re-checks
+  that waste, right answers talked into wrong ones.
+- **Tokenizer contract**: byte-level BPE under Qwen2's own pre-tokenizer (each digit is a token), context {context:,}, one token each for
+  `<think> </think> <answer> </answer> <rethink> </rethink>` and the role and turn markers. Changing either voids all figures.
+- **Weights**: bfloat16 safetensors, tied embeddings.
+
+## What its world is like
+
+Sampled at T 0.6, top_p 0.95: {problems} held-out stories (levels 1–10), {samples:,} samples; {probed:,} traces probed at every prefix up to
+their crossing (8 probes, T = ½). Levels 9 and 10 were never seen in training and are left out of all figures but the table's.
+
+| figure (levels 1–8) | value | asked for |
+|---|---|---|
+| accuracy | {accuracy:.1%} | 60–90 % |
+| mean tokens | {mean_tokens:.0f} | |
+| mean tokens ÷ the shortest correct of 16 | {mean_over_shortest_correct:.2f} | ≥ 2 |
+| right traces whose earliest crossing lies after the first segment | {late_crossing_of_right_traces:.1%} | ≥ 25 % |
+| wrong traces that cross somewhere | {crossing_of_wrong_traces:.1%} | ≥ 10 % |
+| accuracy when every trace stops at its first conclusion | {accuracy_of_first_conclusion:.1%} | ≥ 5 points below accuracy |
+| tokens saved when each trace stops at its own earliest crossing | {tokens_saved_by_own_crossing:.1%} | ≥ 45 % |
+| accuracy then | {accuracy_when_cut_at_own_crossing:.1%} | |
+| goes on thinking after a right conclusion | {goes_on_after_right:.1%} | |
+| goes on thinking after a wrong conclusion | {goes_on_after_wrong:.1%} | more than after a right one |
+| segments per trace | {segments:.1f} | |
+| truncated | {truncated:.2%} | |
+
+| level | {levels} |
+|---|{rule}
+| accuracy % | {level_accuracies} |
+| tokens | {level_tokens} |
+"""
+
+
+def card_text(figures: Mapping[str, Any], parameters: int, context: int) -> str:
+    """The model card in Markdown."""
+    accuracies, tokens = figures["accuracy_by_level"], figures["tokens_by_level"]
+    return CARD.format(
+        **figures, parameters=parameters, context=context,
+        levels=" | ".join(str(level) for level in accuracies), rule="---|" * len(accuracies),
+        level_accuracies=" | ".join(f"{100 * value:.0f}" for value in accuracies.values()),
+        level_tokens=" | ".join(f"{value:.0f}" for value in tokens.values()),
+    )  # fmt: skip

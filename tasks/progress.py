@@ -1,21 +1,23 @@
 """Progress that a person can follow: stage, how many of how many, tokens a second, time left.
 
-Knows: the terminal. Must not know: what the stages do.
+Knows: the terminal, Prefect's progress artifacts. Must not know: what the stages do.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from typing import Any
 
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.context import TaskRunContext
 from rich.console import Console
 
-LINE_EVERY = 5.0
+UPDATE_EVERY = 5.0
 """Seconds between two lines of one stage."""
 
 
 class Progress:
-    """Prints a line when a stage starts, every few seconds, and when it ends."""
+    """Prints a line when a stage starts, every few seconds, and when it ends; Prefect's page shows the same share."""
 
     def __init__(self, console: Console | None = None):
         self._console = console or Console(stderr=True, highlight=False)
@@ -25,21 +27,31 @@ class Progress:
         minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
         self._console.print(f"[dim]{minutes:3d}:{seconds:02d}[/dim]  {text}", soft_wrap=True)
 
-    def stage(self, name: str, total: int, unit: str) -> Callable[[int, int], None]:
-        """A callback that takes (further units done, further tokens generated)."""
-        begun = last = time.monotonic()
-        done = tokens = 0
-        self.note(f"{name}: {total} {unit}")
+    def stage(self, name: str, total: int, unit: str) -> Stage:
+        return Stage(self, name, total, unit)
 
-        def advance(units: int, new_tokens: int = 0) -> None:
-            nonlocal done, tokens, last
-            done, tokens, now = done + units, tokens + new_tokens, time.monotonic()
-            finished = done >= total and units > 0
-            if now - last < LINE_EVERY and not finished:
-                return
-            last, spent = now, max(now - begun, 1e-3)
-            speed = f", {tokens / spent:,.0f} tokens/s" if tokens else ""
-            left = f", {spent * (total - done) / done:.0f} s left" if 0 < done < total else ""
-            self.note(f"{name}: {done}/{total} {unit}{speed}{left}")
 
-        return advance
+class Stage:
+    """One stage under way. Call it with (further units done, further tokens generated)."""
+
+    def __init__(self, progress: Progress, name: str, total: int, unit: str):
+        self._progress, self._name, self._total, self._unit = progress, name, total, unit
+        self._done = self._tokens = 0
+        self._begun = self._told = time.monotonic()
+        # Outside a task there is no page to show it on.
+        self._artifact: Any = create_progress_artifact(0.0, description=name) if TaskRunContext.get() else None
+        progress.note(f"{name}: {total} {unit}")
+
+    def __call__(self, units: int, tokens: int = 0) -> None:
+        self._done, self._tokens = self._done + units, self._tokens + tokens
+        now = time.monotonic()
+        if now - self._told >= UPDATE_EVERY or (units and self._done >= self._total):
+            self._told = now
+            self._tell(max(now - self._begun, 1e-3))
+
+    def _tell(self, spent: float) -> None:
+        speed = f", {self._tokens / spent:,.0f} tokens/s" if self._tokens else ""
+        left = f", {spent * (self._total - self._done) / self._done:.0f} s left" if 0 < self._done < self._total else ""
+        self._progress.note(f"{self._name}: {self._done}/{self._total} {self._unit}{speed}{left}")
+        if self._artifact:
+            update_progress_artifact(self._artifact, 100.0 * self._done / max(1, self._total))

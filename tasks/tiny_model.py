@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from conf.settings import Lesson, Pretraining, Section, Teacher
-from models.tiny_model import teacher_texts, train_tokenizer, training_rows, untrained_model
+from models.tiny_model import CONTEXT, teacher_texts, train_tokenizer, training_rows, untrained_model
 from models.trainer import TrainJob
-from reasoning.card import card_figures
+from reasoning.card import card_figures, card_text
 from reasoning.records import Problem, Scan, Trace, Usage
 from tasks.artifacts import ArtifactRef
 from tasks.caching import step
@@ -76,7 +76,7 @@ def write_card(
     place: Workplace, settings: Section, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef,
     scans: ArtifactRef, ending_tokens: int, output: Path,
 ) -> Path:  # fmt: skip
-    """Copies the weights to `output` and writes `figures.json` beside them."""
+    """Copies the weights to `output` and writes the card, README.md and figures.json, beside them."""
     figures = card_figures(
         place.rows(problems, Problem), place.rows(traces, Trace), place.rows(scans, Scan), ending_tokens
     )
@@ -86,4 +86,6 @@ def write_card(
             shutil.copy(path, output / path.name)
     body: dict[str, Any] = {"figures": figures, "settings": settings.model_dump(mode="json")}
     (output / "figures.json").write_text(json.dumps(body, indent=2) + "\n")
-    return output / "figures.json"
+    text = card_text(figures, place.checkpoint(model).shape.parameters, CONTEXT)
+    (output / "README.md").write_text(text)
+    return output / "README.md"

@@ -13,6 +13,7 @@ from models.trainer import TrainJob
 from reasoning.records import Pair, Usage
 from tasks.artifacts import ArtifactRef
 from tasks.caching import step
+from tasks.progress import Stage
 from tasks.workplace import Workplace, stage_count
 
 
@@ -58,14 +59,14 @@ def run_job(place: Workplace, name: str, *, rows_in: int, usage: Usage, job: Cal
 
 def _steps(place: Workplace, name: str) -> Callable[[int, int], None]:
     """Turns the trainer's (step, steps) into progress."""
-    advance: Callable[[int, int], None] | None = None
+    advance: Stage | None = None
     at = 0
 
     def progress(done: int, steps: int) -> None:
         nonlocal advance, at
         advance = advance or place.progress.stage(name, steps, "steps")
         if done > at:
-            advance(done - at, 0)
+            advance(done - at)
             at = done
 
     return progress

@@ -1,5 +1,6 @@
 """A scripted model of the story world: it speaks through the real tokenizer, and always in the same way."""
 
+import json
 import random
 import re
 import shutil
@@ -27,7 +28,7 @@ def speak(model: Checkpoint, request: Request, number: int) -> Completion:
     said = text.split("<think>\n")[1]
     latest = (CONCLUSION.findall(said) or ["0"])[-1]
     if not said:
-        thinking = OverThinker(Teacher(), random.Random(f"{story.text}{number}")).think(story)
+        thinking = OverThinker(Teacher(), random.Random(f"{story.text}{number}{request.sampling.temperature}")).think(story)
         reply = f"{thinking.text}</think>{thinking.reply}"
     elif said.endswith("\\boxed{"):
         reply = latest + "}."
@@ -43,7 +44,7 @@ def scripted() -> ScriptedEngine:
 def pretend_training(job: TrainJob, folder: Path, progress: Callable[[int, int], None]) -> list[dict[str, Any]]:
     """The base model under another name."""
     shutil.copytree(job.model, job.output)
-    (job.output / "generation_config.json").write_text(f'{{"trained_on": "{job.rows.name}"}}')
+    (job.output / "generation_config.json").write_text(json.dumps({"trained": [job.rows.name, job.beta]}))
     job.progress.write_text("{}")
     progress(1, 1)
     return [{"step": 1, "steps": 1, "loss": 1.0}]

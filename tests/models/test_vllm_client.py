@@ -25,7 +25,7 @@ class Loopback(VllmServer):
 
     def __init__(self, url: str, concurrency: int = 8):
         super().__init__(Engine(concurrency=concurrency), Path("unused"))
-        self._url = url
+        self.url = url
 
     def _serve(self, model: Checkpoint) -> None:
         pass
@@ -122,7 +122,7 @@ def test_a_reply_without_token_ids_is_refused(serve, model: Checkpoint):
 def test_nothing_asked_starts_nothing(model: Checkpoint):
     server = VllmServer(Engine(), Path("unused"))
     assert list(server.generate(model, [])) == []
-    assert not server.started
+    assert server.pid is None
 
 
 def test_a_swap_is_proven_only_by_the_trainers_log_probs(model: Checkpoint):

@@ -1,0 +1,68 @@
+"""The main job on the real Prefect, vLLM and TRL: killed half-way, run again, and run once more for nothing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+SMALL = (
+    "problems.count=40", "problems.levels=[1,2,3]", "sampling.samples=2", "benchmark.problems.count=12",
+    "benchmark.sampling.samples=2", "engine.concurrency=16", "probing.sampling.samples=4",
+    "finalizing.sampling.samples=4", "training.batch=8", "training.micro_batch=8",
+)  # fmt: skip
+GONE_WITHIN = 10
+
+
+def start(root: Path) -> subprocess.Popen[str]:
+    settings = [part for change in (*SMALL, f"storage.root={root}") for part in ("--set", change)]
+    command = [sys.executable, "-m", "flows", "run", "dto", "--preset", "tiny", *settings]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(root: Path) -> dict[str, Any]:
+    run = start(root)
+    _, errors = run.communicate()
+    assert run.returncode == 0, errors
+    return json.loads((root / "latest" / "report.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("root")
+
+
+def test_sigkill_leaves_no_process_behind(root: Path):
+    run = start(root)
+    assert run.stderr
+    for line in run.stderr:
+        if line.split()[1:2] == ["sample:"] and "/" in line:  # the server is up and completions are coming
+            break
+    family = psutil.Process(run.pid).children(recursive=True)
+    assert len(family) > 3  # Prefect's server, vLLM with its engine, and their guards
+    run.kill()
+    run.communicate()
+    assert psutil.wait_procs(family, GONE_WITHIN)[1] == []
+
+
+def test_the_same_command_then_completes(root: Path):
+    report = finish(root)
+    lines = {line["stage"]: line for line in report["ledger"]}
+    assert lines["sample-traces"]["reused_completions"] > 0 or lines["sample-traces"]["cached"]
+    assert [model["name"] for model in report["models"]] == ["base", "dto"]
+    assert all(model["samples"] == 24 for model in report["models"])
+    assert lines["train-simpo"]["rows_in"] > 0
+    assert lines["examine"]["generated_tokens"] > 0
+    assert (root / "latest" / "vllm.log").exists()
+
+
+def test_once_more_starts_no_engine(root: Path):
+    before = json.loads((root / "latest" / "report.json").read_text())
+    again = finish(root)
+    assert all(line["cached"] for line in again["ledger"])
+    assert not (root / "latest" / "vllm.log").exists()
+    assert again["models"] == before["models"]

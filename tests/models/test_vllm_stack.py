@@ -1,0 +1,92 @@
+"""The real vLLM server: the same ids on both sides, swaps that prove themselves, an end without remains."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from conf.settings import Engine, Sampling
+from models.checkpoint import Checkpoint
+from models.engine import Finished, Request
+from models.tiny_model import TINY_MODEL
+from models.train import log_probs
+from models.vllm_server import SwapNotProven, VllmServer
+from tests.models.test_tiny_model_stack import STRANGE, TEXTS
+
+GREEDY = Sampling(temperature=0, max_tokens=24)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Checkpoint:
+    return Checkpoint.open(TINY_MODEL)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
+    server = VllmServer(Engine(concurrency=16), tmp_path_factory.mktemp("vllm") / "log")
+    yield server
+    server.close()
+
+
+def draw(server: VllmServer, model: Checkpoint, prompts: list[str], count: int = 1) -> dict[int, Finished]:
+    requests = [Request(model.encode(prompt), GREEDY, count) for prompt in prompts]
+    return {finished.index: finished for batch in server.generate(model, requests) for finished in batch}
+
+
+def nudged(folder: Path, step: float, honest: bool = True) -> Checkpoint:
+    """The tiny model with slightly other weights, and a proof that does or does not fit them."""
+    shutil.copytree(TINY_MODEL, folder)
+    model = AutoModelForCausalLM.from_pretrained(TINY_MODEL, dtype=torch.float32)
+    with torch.no_grad():
+        model.model.norm.weight += step
+    model.save_pretrained(folder)
+    token_ids = list(Checkpoint.open(folder).encode(TEXTS[1]))[:40]
+    proof = {"token_ids": token_ids, "log_probs": log_probs(folder if honest else TINY_MODEL, token_ids)}
+    (folder / "proof.json").write_text(json.dumps(proof))
+    return Checkpoint.open(folder)
+
+
+def test_server_and_tokenizer_read_texts_alike(server: VllmServer, tiny: Checkpoint):
+    draw(server, tiny, ["Ann"])
+    for text in [*TEXTS[:10], *STRANGE]:
+        reply = httpx.post(f"{server.url}/tokenize", json={"prompt": text, "add_special_tokens": False})
+        assert tuple(reply.json()["tokens"]) == tiny.encode(text)
+
+
+def test_completions_come_back_for_every_prompt(server: VllmServer, tiny: Checkpoint):
+    finished = draw(server, tiny, [f"<|user|>Ann has {n} coins." for n in range(30)], count=2)
+    assert sorted(finished) == list(range(30))
+    for one in finished.values():
+        first, second = one.completions
+        assert first == second  # greedy
+        assert 0 < len(first.token_ids) <= 24
+
+
+def test_a_swap_serves_the_other_weights_and_back(server: VllmServer, tiny: Checkpoint, tmp_path: Path):
+    prompts = ["<|user|>Ann has 12 coins. How many coins now?<|assistant|><think>\n"]
+    before = draw(server, tiny, prompts)
+    other = nudged(tmp_path / "other", 0.5)
+    draw(server, other, prompts)
+    pid = server.pid
+    assert draw(server, tiny, prompts) == before
+    assert server.pid == pid  # one server all along
+
+
+def test_weights_that_do_not_match_their_proof_are_refused(server: VllmServer, tiny: Checkpoint, tmp_path: Path):
+    draw(server, tiny, ["Ann"])
+    with pytest.raises(SwapNotProven, match="differ from the trainer's"):
+        draw(server, nudged(tmp_path / "lying", 0.5, honest=False), ["Ann"])
+
+
+def test_closing_ends_every_process(server: VllmServer, tiny: Checkpoint):
+    draw(server, tiny, ["Ann"])
+    family = psutil.Process(server.pid).children(recursive=True)
+    assert family
+    server.close()
+    assert psutil.wait_procs(family, 10)[1] == []
