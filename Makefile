@@ -22,12 +22,13 @@ setup: $(READY)
 # The CPU build of torch is on no package index but PyTorch's own, which may be out of reach where a
 # wheel is provided (find-links): so the configured places are asked first, PyTorch's index second.
 $(READY): $(REQUIREMENTS) pyproject.toml
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@echo "Installing the pinned packages of $(REQUIREMENTS) into .venv (a few minutes, once) ..."
 	@torch=$$(grep -E '^torch==' $(REQUIREMENTS)); \
 	  $(PIP) "$$torch" 2>/dev/null || $(PIP) --index-url $(TORCH_CPU) "$$torch"
 	@$(PIP) -r $(REQUIREMENTS)
 	@$(PIP) --no-build-isolation --editable .
+	@rm -f .venv/.ready-*
 	@touch $@
 
 demo: setup

@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+ROOM_FOR_PROMPT = 256
+"""Tokens that settings must leave for a prompt with its exit or closing text."""
 
 
 class Section(BaseModel):
@@ -198,10 +200,13 @@ class Dto(Section):
             ("finalizing.sampling", self.finalizing.sampling),
             ("benchmark.sampling", self.benchmark.sampling),
         ):
-            if section.max_tokens >= self.engine.context:
+            # Probes and endings go on from a prefix that may be almost a whole trace.
+            trace = self.sampling.max_tokens if name in ("probing.sampling", "finalizing.sampling") else 0
+            if trace + section.max_tokens + ROOM_FOR_PROMPT > self.engine.context:
                 raise ValueError(
-                    f"{name}.max_tokens ({section.max_tokens}) leaves no room for a prompt in engine.context "
-                    f"({self.engine.context}); lower the first or raise the second"
+                    f"{name}.max_tokens ({section.max_tokens}{f' after a trace of {trace}' if trace else ''}) leaves "
+                    f"less than {ROOM_FOR_PROMPT} tokens for the prompt in engine.context ({self.engine.context}); "
+                    f"lower the first or raise the second"
                 )
         return self
 

@@ -18,6 +18,8 @@ from reasoning.records import Problem
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+TINY_MODEL = Path(__file__).parent / "tiny"
+"""The bundled weights."""
 IDENTITY = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
@@ -33,15 +35,19 @@ class Checkpoint:
     fingerprint: str
 
     @classmethod
-    def open(cls, folder: Path) -> Checkpoint:
-        """Raises CheckpointError naming the missing file when `folder` is no whole checkpoint."""
+    def open(cls, folder: Path, dtype: str = "float32") -> Checkpoint:
+        """`dtype`: the arithmetic it is sampled in. Raises CheckpointError naming what `folder` lacks."""
         for name in ("config.json", "tokenizer.json"):
             if not (folder / name).is_file():
                 raise CheckpointError(f"{folder}: no {name}; a model needs config.json, tokenizer.json, *.safetensors")
         weights = sorted(folder.glob("*.safetensors"))
         if not weights:
             raise CheckpointError(f"{folder}: no *.safetensors weights (other formats are not loaded)")
-        digest = hashlib.sha256()
+        index = folder / "model.safetensors.index.json"
+        shards = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else set()
+        if missing := sorted(shards - {path.name for path in weights}):
+            raise CheckpointError(f"{folder}: the index names weights that are not there: {', '.join(missing)}")
+        digest = hashlib.sha256(dtype.encode())
         for path in [folder / name for name in IDENTITY if (folder / name).is_file()] + weights:
             digest.update(f"{path.name}:{_file_digest(path)};".encode())
         return cls(folder, digest.hexdigest())
@@ -89,7 +95,10 @@ class Checkpoint:
         return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def token_texts(self, token_ids: tuple[int, ...]) -> list[str]:
-        """The text of each token. A character split over tokens belongs to the last of them."""
+        """The text of each token. A character split over tokens belongs to the last of them.
+
+        Raises CheckpointError for tokenizers whose tokens do not read alone as they read together.
+        """
         texts: list[str] = []
         pending: tuple[int, ...] = ()
         for token in token_ids:
@@ -100,6 +109,8 @@ class Checkpoint:
             else:
                 texts.append(text)
                 pending = ()
+        if "".join(texts) != self.decode(token_ids):
+            raise CheckpointError(f"{self.folder}: its tokens' texts do not join to the text, so traces cannot be cut")
         return texts
 
     def _decode_cached(self, token_ids: tuple[int, ...]) -> str:

@@ -22,6 +22,7 @@ from typing import Self
 
 import psutil
 
+PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -69,19 +70,28 @@ class GuardedProcess:
 
 def _end_everything() -> None:
     """Kills all descendants, those in other groups too, until none is left; then this group."""
+    _end_descendants()
+    os.killpg(0, signal.SIGKILL)
+
+
+def _die_with_parent() -> None:
+    """Should the guard itself be killed, its command goes too."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _end_descendants() -> None:
     me = psutil.Process()
     while children := me.children(recursive=True):
         for child in children:
             with suppress(psutil.NoSuchProcess):
                 child.kill()
         psutil.wait_procs(children, timeout=1)
-    os.killpg(0, signal.SIGKILL)
 
 
 def _guard(command: Sequence[str]) -> int:
     # Orphaned descendants are handed to us instead of to init, so none can escape by its parent's death.
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent)
 
     def watch_owner() -> None:
         while os.read(0, 1):
@@ -90,9 +100,7 @@ def _guard(command: Sequence[str]) -> int:
 
     threading.Thread(target=watch_owner, daemon=True).start()
     code = child.wait()
-    for orphan in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            orphan.kill()
+    _end_descendants()
     return code if code >= 0 else 128 - code
 
 

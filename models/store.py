@@ -27,12 +27,12 @@ from sqlalchemy import (
     Table,
     create_engine,
     event,
-    insert,
     select,
 )  # fmt: skip
 from sqlalchemy import (
     Engine as Database,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 
 from models.checkpoint import Checkpoint
 from models.engine import Completion, Engine, Finished, Request
@@ -48,6 +48,7 @@ COMPLETIONS = Table(
     Column("token_ids", LargeBinary, nullable=False),
     Column("finished", Boolean, nullable=False),
 )  # fmt: skip
+INSERTS = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 LOOKUP = 500
 """Identities asked for in one query."""
 
@@ -60,7 +61,6 @@ class Purpose(StrEnum):
     FINALIZE = "finalize"
     PREMATURE = "premature"
     BENCHMARK = "benchmark"
-    CARD = "card"
 
 
 class Drawn(NamedTuple):
@@ -75,6 +75,7 @@ class RolloutStore:
 
     def __init__(self, url: str, engine: Engine):
         self._database = _open(url)
+        self._insert = INSERTS[self._database.dialect.name](COMPLETIONS).on_conflict_do_nothing()
         self._engine = engine
 
     def draw(
@@ -101,7 +102,9 @@ class RolloutStore:
             if request.count > len(held[key])
         }
         progress(len(requests) - len(missing), 0)
-        usage = self._generate(model, missing, held, purpose, progress)
+        usage = self._generate(model, missing, {key: len(held[key]) for key in missing}, purpose, progress)
+        if missing:  # read again: where two runs drew the same completion, the one that was committed first counts
+            held |= self._held(list(missing))
         reused = sum(request.count for request in requests) - sum(request.count for request in missing.values())
         drawn = [tuple(held[key][: request.count]) for key, request in zip(keys, requests, strict=True)]
         return Drawn(drawn, usage.model_copy(update={"reused_completions": reused}))
@@ -110,24 +113,24 @@ class RolloutStore:
         self,
         model: Checkpoint,
         missing: dict[bytes, Request],
-        held: dict[bytes, list[Completion]],
+        held: dict[bytes, int],
         purpose: Purpose,
         progress: Callable[[int, int], None],
     ) -> Usage:
-        """Draws `missing` into `held`; each batch is committed as it comes."""
+        """Draws `missing`, counting on from the `held` samples of each; every batch is committed as it comes."""
         usage = Usage()
         keys = list(missing)
         for batch in self._engine.generate(model, list(missing.values())) if missing else ():
-            rows = []
+            rows = [
+                _row(keys[finished.index], sample, model, purpose, completion)
+                for finished in batch
+                for sample, completion in enumerate(finished.completions, start=held[keys[finished.index]])
+            ]
+            with self._database.begin() as connection:
+                connection.execute(self._insert, rows)
             for finished in batch:
-                key = keys[finished.index]
-                for sample, completion in enumerate(finished.completions, start=len(held[key])):
-                    rows.append(_row(key, sample, model, purpose, completion))
-                held[key].extend(finished.completions)
                 usage = usage + _cost(model, finished)
                 progress(1, sum(len(completion.token_ids) for completion in finished.completions))
-            with self._database.begin() as connection:
-                connection.execute(insert(COMPLETIONS), rows)
         return usage
 
     def _held(self, keys: Sequence[bytes]) -> dict[bytes, list[Completion]]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import torch
 from tokenizers import AddedToken
@@ -21,8 +20,6 @@ from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM,
 from conf.settings import Lesson, Teacher
 from reasoning.stories import OverThinker, Split, draw_stories
 
-TINY_MODEL = Path(__file__).parent / "tiny"
-"""The committed weights."""
 END = "<|endoftext|>"
 PAD = "<|pad|>"
 RESERVED = (

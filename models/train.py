@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -17,12 +19,11 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from models.trainer import NON_FINITE_EXIT, OUT_OF_MEMORY_EXIT, TrainJob
+from models.trainer import Outcome, TrainJob
 from models.vllm_server import PROOF_FILE
 
 PROOF_TOKENS = 64
@@ -43,6 +44,10 @@ class IdsSimPOTrainer(CPOTrainer):
         return row
 
 
+class NotFinite(RuntimeError):
+    """Loss or gradient is not a number any more."""
+
+
 class Watch(TrainerCallback):
     """Writes progress lines for the owner, and stops at the first non-finite loss."""
 
@@ -55,8 +60,7 @@ class Watch(TrainerCallback):
         with self._progress.open("a") as file:
             file.write(json.dumps(line) + "\n")
         if not all(math.isfinite(figures.get(name, 0.0)) for name in ("loss", "grad_norm")):
-            print(f"loss or gradient is not finite at step {state.global_step}: {figures}", file=sys.stderr)
-            sys.exit(NON_FINITE_EXIT)
+            raise NotFinite(f"step {state.global_step}: {figures}")
 
 
 def main(job: TrainJob) -> None:
@@ -67,16 +71,32 @@ def main(job: TrainJob) -> None:
     build = {"simpo": _simpo, "sft": _sft}[job.method]
     trainer = build(job, model, tokenizer, rows)
     trainer.add_callback(Watch(job.progress))
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(job.work) if Path(job.work).is_dir() else None)
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(job.work))
     if trainer.accelerator.is_main_process:
         _save(job, trainer.accelerator.unwrap_model(trainer.model), tokenizer, rows[0])
 
 
+def last_whole_checkpoint(work: Path) -> str | None:
+    """The newest checkpoint that was written to its end; those that were not are removed.
+
+    trainer_state.json is written last.
+    """
+    checkpoints = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    for path in checkpoints:
+        if not (path / "trainer_state.json").exists():
+            shutil.rmtree(path)
+    whole = [path for path in checkpoints if path.exists()]
+    return str(whole[-1]) if whole else None
+
+
 def _arguments(job: TrainJob) -> dict[str, Any]:
     cpu = not torch.cuda.is_available()
+    rows_at_once = job.micro_batch * int(os.environ.get("WORLD_SIZE", "1"))
     return {
+        "logging_nan_inf_filter": False,
         "output_dir": str(job.work), "seed": job.seed, "data_seed": job.seed, "num_train_epochs": job.epochs,
-        "per_device_train_batch_size": job.micro_batch, "gradient_accumulation_steps": job.batch // job.micro_batch,
+        "per_device_train_batch_size": job.micro_batch,
+        "gradient_accumulation_steps": max(1, job.batch // rows_at_once),
         "learning_rate": job.learning_rate, "warmup_steps": job.warmup, "lr_scheduler_type": "cosine",
         "bf16": True, "use_cpu": cpu, "report_to": "none", "disable_tqdm": True, "logging_steps": job.log_every,
         "logging_first_step": True, "save_strategy": "steps", "save_steps": job.save_every, "save_total_limit": 1,
@@ -123,12 +143,16 @@ def log_probs(folder: Path, token_ids: list[int]) -> list[float]:
 
 
 def run(job_file: Path) -> None:
-    """Does the job; running out of memory is an exit code that the owner understands."""
+    """Does the job, and leaves word where it ends for a reason that has a remedy."""
+    job = TrainJob.model_validate_json(job_file.read_text())
     try:
-        main(TrainJob.model_validate_json(job_file.read_text()))
-    except torch.OutOfMemoryError as error:
-        print(f"out of memory: {error}", file=sys.stderr)
-        sys.exit(OUT_OF_MEMORY_EXIT)
+        main(job)
+    except torch.OutOfMemoryError:
+        job.outcome.write_text(Outcome.OUT_OF_MEMORY)
+        raise
+    except NotFinite:
+        job.outcome.write_text(Outcome.NOT_FINITE)
+        raise
 
 
 if __name__ == "__main__":

@@ -6,9 +6,11 @@ Knows: how to launch `models.train` and what its exit codes mean. Must not know:
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +18,14 @@ from pydantic import BaseModel, ConfigDict
 
 from models.processes import GuardedProcess
 
-OUT_OF_MEMORY_EXIT = 75
-NON_FINITE_EXIT = 76
+LOG = "train.log"
+
+
+class Outcome(StrEnum):
+    """Why the trainer ended, where a remedy is known; exit codes do not survive `accelerate launch`."""
+
+    OUT_OF_MEMORY = "out-of-memory"
+    NOT_FINITE = "not-finite"
 
 
 class TrainJob(BaseModel):
@@ -33,6 +41,8 @@ class TrainJob(BaseModel):
     work: Path
     """Folder for the trainer's own checkpoints; a repeated job resumes from the last."""
     progress: Path
+    outcome: Path
+    """Holds an `Outcome` when the trainer gave up for a known reason."""
     seed: int
     learning_rate: float
     epochs: int
@@ -52,50 +62,52 @@ class TrainJob(BaseModel):
 
 
 class TrainingFailed(RuntimeError):
-    """The trainer ended with an error; the message says what to do or holds the end of its log."""
+    """The trainer cannot do this job; the message says what to change."""
+
+
+class TrainerCrashed(RuntimeError):
+    """The trainer ended for an unknown reason; the message holds the end of its log. A repeated job resumes."""
 
 
 def train(job: TrainJob, folder: Path, progress: Callable[[int, int], None], poll: float = 0.5) -> list[dict[str, Any]]:
-    """Runs `job`; `progress` hears (step, steps). Returns the logged figures.
+    """Runs `job`; `progress` hears (step, steps). Returns the logged figures, one line per logged step.
 
-    A micro-batch that does not fit into memory is halved and the job resumes, down to one row. Raises TrainingFailed.
+    A micro-batch that does not fit into memory is halved and the job resumes, down to one row. Raises TrainingFailed
+    with the remedy, or TrainerCrashed.
     """
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--module", "models.train"]
-    return run_halving(command, job, folder, progress, poll)
-
-
-def run_halving(
-    command: Sequence[str], job: TrainJob, folder: Path, progress: Callable[[int, int], None], poll: float = 0.5
-) -> list[dict[str, Any]]:
-    """As `train`, with any command that takes a job file."""
     while True:
-        code, tail = _run(command, job, folder, progress, poll)
+        code, outcome, tail = _run(job, folder, progress, poll)
         if code == 0:
-            return _figures(job.progress)
-        if code == OUT_OF_MEMORY_EXIT and job.micro_batch > 1:
+            return list({line["step"]: line for line in _figures(job.progress)}.values())
+        if outcome == Outcome.OUT_OF_MEMORY and job.micro_batch > 1:
             job = job.model_copy(update={"micro_batch": _next_divisor(job.batch, job.micro_batch)})
-            continue
-        if code == OUT_OF_MEMORY_EXIT:
+        elif outcome == Outcome.OUT_OF_MEMORY:
             raise TrainingFailed(f"one row does not fit into memory; lower training.max_length ({job.max_length})")
-        if code == NON_FINITE_EXIT:
+        elif outcome == Outcome.NOT_FINITE:
             raise TrainingFailed(f"the loss is no longer finite; lower training.learning_rate ({job.learning_rate:g})")
-        raise TrainingFailed(f"the trainer ended with code {code}; end of {folder / 'train.log'}:\n{tail}")
+        else:
+            raise TrainerCrashed(f"the trainer ended with code {code}; end of {folder / LOG}:\n{tail}")
 
 
-def _run(
-    command: Sequence[str], job: TrainJob, folder: Path, progress: Callable[[int, int], None], poll: float
-) -> tuple[int, str]:
+def _run(job: TrainJob, folder: Path, progress: Callable[[int, int], None], poll: float) -> tuple[int, str, str]:
+    """Exit code, outcome and the end of the log."""
     folder.mkdir(parents=True, exist_ok=True)
+    job.outcome.unlink(missing_ok=True)
     file = folder / "job.json"
     file.write_text(job.model_dump_json(indent=2))
-    environment = {"TRL_EXPERIMENTAL_SILENCE": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    with GuardedProcess([*command, str(file)], folder / "train.log", environment) as process:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--module", "models.train"]
+    environment = {
+        "TRL_EXPERIMENTAL_SILENCE": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
+        # accelerate would leave a CPU trainer one thread.
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count())),
+    }  # fmt: skip
+    with GuardedProcess([*command, str(file)], folder / LOG, environment) as process:
         while (code := process.poll()) is None:
             figures = _figures(job.progress)
             if figures:
                 progress(figures[-1]["step"], figures[-1]["steps"])
             time.sleep(poll)
-        return code, process.log_tail()
+        return code, job.outcome.read_text() if job.outcome.exists() else "", process.log_tail()
 
 
 def _figures(path: Path) -> list[dict[str, Any]]:

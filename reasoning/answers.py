@@ -12,17 +12,21 @@ import re
 from fractions import Fraction
 
 CLOSE_THINK = "</think>"
+LONGEST_NUMBER = 1000
+"""Characters; Python refuses to read far longer integers."""
 _NUMBER = re.compile(r"[+-]?(?:[1-9]\d{0,2}(?:,\d{3})+|\d+)(?:\.\d+)?")
 _LETTER = re.compile(r"\s*(?:\\text(?:bf)?\{)?\(?([A-Z])[).:]?\}?\s*")
 
 
 def boxed(text: str) -> str | None:
     """The content of the last `\\boxed{…}` with balanced braces; None when there is none."""
-    found = None
-    for match in re.finditer(r"\\(?:boxed|fbox)\s*\{", text):
-        content = until_closing_brace(text[match.end() :])
-        found = content if content is not None else found
-    return found
+    found, opened = (-1, -1), []
+    for match in re.finditer(r"\\(?:boxed|fbox)\s*\{|[{}]", text):
+        if match[0] != "}":
+            opened.append(match.end() if match[0] != "{" else -1)
+        elif opened:
+            found = max(found, (opened.pop(), match.start()))
+    return text[found[0] : found[1]] if found[0] >= 0 else None
 
 
 def until_closing_brace(text: str) -> str | None:
@@ -52,7 +56,9 @@ def plain_number(text: str) -> Fraction | None:
     bare = text.strip().removeprefix("\\$")
     if bare.startswith("$") and bare.endswith("$") and len(bare) > 1:
         bare = bare[1:-1].strip()
-    return Fraction(bare.replace(",", "")) if _NUMBER.fullmatch(bare) and bare.isascii() else None
+    if len(bare) > LONGEST_NUMBER or not bare.isascii() or not _NUMBER.fullmatch(bare):
+        return None
+    return Fraction(bare.replace(",", ""))
 
 
 def settle(answer: str, gold: str, multiple_choice: bool = False) -> bool | None:

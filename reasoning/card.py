@@ -35,12 +35,12 @@ def card_figures(
         "tokens_by_level": _by(traces, lambda trace: level[trace.problem_id], lambda trace: len(trace.token_ids)),
         "truncated": _mean(trace.truncated for trace in seen),
         "mean_over_shortest_correct": _over_shortest(seen),
-        "late_crossing_of_right_traces": _mean(scan.crossing != 0 for trace, scan in scanned if _is_right(trace)),
+        "late_crossing_of_right_traces": _mean((scan.crossing or 0) > 0 for trace, scan in scanned if _is_right(trace)),
         "crossing_of_wrong_traces": _mean(scan.crossing is not None for t, scan in scanned if not _is_right(t)),
         "accuracy_of_first_conclusion": _mean(_first_is_right(trace, gold[trace.problem_id]) for trace in seen),
         "tokens_saved_by_own_crossing": 1 - sum(kept) / sum(len(trace.token_ids) for trace, _ in scanned),
         "accuracy_when_cut_at_own_crossing": _mean(
-            scan.crossing is not None or _is_right(trace) for trace, scan in scanned
+            _right_when_cut(trace, scan) for trace, scan in scanned
         ),
         **_going_on(seen, gold),
         "segments": _mean(scan.segments for _, scan in scanned),
@@ -81,6 +81,11 @@ def _cut_length(trace: Trace, scan: Scan, ending_tokens: int) -> int:
     if scan.crossing is None:
         return len(trace.token_ids)
     return min(len(trace.token_ids), scan.probes[-1].end + ending_tokens)
+
+
+def _right_when_cut(trace: Trace, scan: Scan) -> float:
+    """Share of right probes at the crossing (chosen with the right answer in hand), or the whole trace's verdict."""
+    return float(_is_right(trace)) if scan.crossing is None else scan.probes[-1].right / scan.probes[-1].total
 
 
 def _first_is_right(trace: Trace, gold: str) -> bool:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
-from reasoning.records import Optimised, Pair, PairKind, Probe, Scan, Trace
+from reasoning.records import Optimised, Pair, PairKind, Probe, Scan, Trace, Verdict
 
 METHOD_VERSION = "1"
 """Part of every cache key of this method: raise it when a rule here changes."""
@@ -62,14 +62,14 @@ class OpenScan:
         )  # fmt: skip
 
 
-def shortest_right(endings: Iterable[tuple[tuple[int, ...], bool]]) -> tuple[int, ...] | None:
+def shortest_right(endings: Iterable[tuple[tuple[int, ...], Verdict]]) -> tuple[int, ...] | None:
     """The shortest right ending (the first of several equally short); None when none is right."""
-    return min((ids for ids, is_right in endings if is_right), key=len, default=None)
+    return min((ids for ids, verdict in endings if verdict is Verdict.RIGHT), key=len, default=None)
 
 
-def first_wrong(endings: Iterable[tuple[tuple[int, ...], bool]]) -> tuple[int, ...] | None:
-    """The first ending that is not right; None when all are."""
-    return next((ids for ids, is_right in endings if not is_right), None)
+def first_wrong(endings: Iterable[tuple[tuple[int, ...], Verdict]]) -> tuple[int, ...] | None:
+    """The first ending that answers wrong; one without an answer, or not verified in time, is no example of that."""
+    return next((ids for ids, verdict in endings if verdict is Verdict.WRONG), None)
 
 
 def last_refused(scan: Scan) -> Probe | None:

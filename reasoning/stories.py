@@ -19,6 +19,8 @@ from enum import StrEnum
 
 from conf.settings import Teacher
 
+METHOD_VERSION = "1"
+"""Part of the cache key of everything that draws: raise it when a seed gives other stories or thoughts."""
 MAX_LEVEL = 10
 SEEN_LEVELS = range(1, 9)
 """Levels the tiny model was trained on; 9 and 10 stay unseen."""

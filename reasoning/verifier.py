@@ -56,15 +56,18 @@ class Verifier:
         return [verdict for verdict in settled if verdict is not None]
 
     def _compare(self, question: Question) -> Verdict:
-        worker = self._idle.get() or _Worker()
-        verdict = worker.compare(question.answer or "", question.gold, self._limit)
-        if verdict is Verdict.TIMEOUT:
-            logger.warning(
-                "answer check ended after %g s, counted as not verified: %.80r", self._limit, question.answer
-            )
-            worker.kill()
-        self._idle.put(None if verdict is Verdict.TIMEOUT else worker)
-        return verdict
+        worker, healthy = self._idle.get(), None
+        try:
+            worker = worker or _Worker()
+            verdict = worker.compare(question.answer or "", question.gold, self._limit)
+            if verdict is Verdict.TIMEOUT:
+                logger.warning("answer check given up, counted as not verified: %.80r", question.answer)
+                worker.kill()
+            else:
+                healthy = worker
+            return verdict
+        finally:
+            self._idle.put(healthy)
 
     def close(self) -> None:
         self._threads.shutdown()
@@ -110,8 +113,10 @@ class _Worker:
         """The worker's next line; cut short when it did not come in time or the worker died."""
         assert self._process.stdout
         line, deadline = b"", time.monotonic() + limit
+        poll = select.poll()
+        poll.register(self._process.stdout, select.POLLIN)
         while not line.endswith(b"\n"):
-            ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, deadline - time.monotonic()))
+            ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
             piece = os.read(self._process.stdout.fileno(), 64) if ready else b""
             if not piece:
                 return b""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tempfile
 import uuid
 from collections.abc import Sequence
@@ -70,22 +71,45 @@ class ArtifactStore:
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / "rows.parquet"
             pq.write_table(pa.Table.from_pylist([row.model_dump(mode="json") for row in rows]), file)
-            uri = self._publish(kind, file, f"{_digest(str(file))}.parquet")
-        return ArtifactRef(kind=kind, uri=uri, digest=Path(uri).stem, rows=len(rows), count=count)
+            digest = _digest(str(file))
+            uri = self._publish(kind, file, f"{digest}.parquet", digest)
+        return ArtifactRef(kind=kind, uri=uri, digest=digest, rows=len(rows), count=count)
 
     def publish_folder(self, kind: str, folder: Path, count: StageCount) -> ArtifactRef:
         digest = _digest(str(folder))
-        uri = self._publish(kind, folder, digest)
+        uri = self._publish(kind, folder, digest, digest)
         return ArtifactRef(kind=kind, uri=uri, digest=digest, rows=count.rows_out, count=count)
 
-    def _publish(self, kind: str, local: Path, name: str) -> str:
-        """Copies to a temporary name and moves into place: what stands under the final name is whole."""
-        target, temporary = f"{self._root}/objects/{kind}/{name}", f"{self._root}/objects/.{uuid.uuid4().hex}"
-        if not self._files.exists(target):
-            self._files.makedirs(f"{self._root}/objects/{kind}", exist_ok=True)
-            self._files.put(str(local), temporary, recursive=local.is_dir())
-            self._files.mv(temporary, target, recursive=local.is_dir())
+    def _publish(self, kind: str, local: Path, name: str, digest: str) -> str:
+        """Copies to a temporary name and moves into place: what stands under the final name is whole.
+
+        A damaged object under that name is moved aside first.
+        """
+        target = f"{self._root}/objects/{kind}/{name}"
+        if self._files.exists(target):
+            if _digest(target) == digest:
+                return target
+            self._files.mv(target, self._hidden("objects"), recursive=local.is_dir())
+        temporary = self._hidden("objects")
+        self._files.makedirs(f"{self._root}/objects/{kind}", exist_ok=True)
+        self._files.put(str(local), temporary, recursive=local.is_dir())
+        self._move(temporary, target, local.is_dir())
         return target
+
+    def _hidden(self, folder: str) -> str:
+        return f"{self._root}/{folder}/.{uuid.uuid4().hex}"
+
+    def _move(self, temporary: str, target: str, recursive: bool) -> None:
+        """A rename where there is one: it fails, instead of moving into it, when another run was faster."""
+        if not self.is_local:
+            self._files.mv(temporary, target, recursive=recursive)
+            return
+        try:
+            os.rename(temporary, target)
+        except OSError:
+            if _digest(target) != _digest(temporary):
+                raise
+            self._files.rm(temporary, recursive=True)
 
     def rows(self, ref: ArtifactRef, kind: type[R]) -> list[R]:
         with fsspec.open(ref.uri, "rb") as file:
@@ -98,16 +122,20 @@ class ArtifactStore:
             return Path(ref.uri)
         target = Path(tempfile.gettempdir()) / "brevity" / Path(ref.uri).name
         if not target.exists():
-            self._files.get(ref.uri, str(target), recursive=True)
+            fetched = target.with_name(f".{uuid.uuid4().hex}")
+            self._files.get(ref.uri, str(fetched), recursive=True)
+            fetched.rename(target)
         return target
 
     def record(self, key: str, recipe: dict[str, Any], ref: ArtifactRef) -> None:
         """Keeps which recipe led to which content, so a figure can be traced back to its inputs."""
         body = json.dumps({"recipe": recipe, "artifact": ref.model_dump(mode="json")}, indent=2, sort_keys=True)
+        target, temporary = f"{self._root}/manifests/{key}.json", self._hidden("manifests")
+        if self._files.exists(target) and json.loads(self._files.cat_file(target))["artifact"]["digest"] == ref.digest:
+            return
         self._files.makedirs(f"{self._root}/manifests", exist_ok=True)
-        temporary = f"{self._root}/manifests/.{uuid.uuid4().hex}"
         self._files.pipe_file(temporary, body.encode())
-        self._files.mv(temporary, f"{self._root}/manifests/{key}.json")
+        self._files.mv(temporary, target)
 
 
 def _digest(uri: str) -> str:

@@ -25,6 +25,7 @@ from prefect.context import TaskRunContext
 from prefect.serializers import JSONSerializer
 
 from conf.settings import Section
+from models.trainer import TrainerCrashed
 from models.vllm_server import ServerFailed
 from tasks.artifacts import ArtifactRef
 from tasks.workplace import LedgerEntry, Workplace
@@ -88,7 +89,9 @@ def is_transient(task: Any, run: TaskRun, state: State[Any]) -> bool:
     _ = task, run
     try:
         state.result()
-    except (ServerFailed, httpx.HTTPError, ConnectionError, TimeoutError):
+    except httpx.HTTPStatusError as error:
+        return error.response.status_code >= 500
+    except (ServerFailed, TrainerCrashed, httpx.HTTPError, ConnectionError, TimeoutError):
         return True
     except Exception:
         return False
@@ -112,13 +115,13 @@ class Step:
         """Raises TypeError, before anything runs, for an input without certain content."""
         bound = inspect.signature(self.body).bind(place, **inputs).arguments
         recipe = recipe_of(self.name, self.version, {name: bound[name] for name in bound if name != "place"})
+        place.step_key = key_of(recipe)
         state = self._at(place)(place, **inputs, return_state=True)
         ref = state.result()
         cached = state.name == "Cached"
         if cached:
             place.progress.note(f"{self.name}: cached, {ref.rows} rows")
-        else:
-            place.artifacts.record(key_of(recipe), recipe, ref)
+        place.artifacts.record(place.step_key, recipe, ref)
         place.ledger.append(LedgerEntry(self.name, ref, cached))
         return ref
 

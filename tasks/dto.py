@@ -23,13 +23,14 @@ from reasoning.dto import (
     shortest_right,
 )  # fmt: skip
 from reasoning.records import Optimised, Problem, Scan, Trace, Usage, Verdict
+from reasoning.segment import METHOD_VERSION as SEGMENT_VERSION
 from reasoning.segment import segment_text, token_ends
 from reasoning.verifier import METHOD_VERSION as VERIFIER_VERSION
 from tasks.artifacts import ArtifactRef
 from tasks.caching import step
 from tasks.workplace import Workplace
 
-VERSION = f"1.{METHOD_VERSION}.{VERIFIER_VERSION}"
+VERSION = f"1.{METHOD_VERSION}.{SEGMENT_VERSION}.{VERIFIER_VERSION}"
 
 
 @step(version=VERSION)
@@ -115,7 +116,7 @@ def build_pairs(
     prompts = {problem.id: checkpoint.prompt_ids(problem) for problem in place.rows(problems, Problem)}
     rows = place.rows(optimised, Optimised)
     pairs, dropped = preference_pairs(prompts, place.rows(traces, Trace), rows, pairing.rejected, max_length)
-    return place.publish("pairs", pairs, rows_in=len(rows), dropped=dict(dropped), started=started)
+    return place.publish("pairs", pairs, rows_in=len(pairs) + dropped.total(), dropped=dict(dropped), started=started)
 
 
 class _Endings:
@@ -130,10 +131,10 @@ class _Endings:
 
     def draw(
         self, stage: str, purpose: Purpose, traces: Sequence[Trace], ends: Sequence[int], count: int
-    ) -> tuple[list[list[tuple[tuple[int, ...], bool]]], Usage]:
-        """For each trace, `count` endings after its first `end` tokens, each with whether its answer is right.
+    ) -> tuple[list[list[tuple[tuple[int, ...], Verdict]]], Usage]:
+        """For each trace, `count` endings after its first `end` tokens, each with its verdict.
 
-        An ending that does not finish, or does not close the thinking exactly once, is not right.
+        An ending that does not finish, or does not close the thinking exactly once, has no answer.
         """
         asked = [self._problems[trace.problem_id] for trace in traces]
         requests = [
@@ -144,7 +145,7 @@ class _Endings:
         answers = [[self._answer(completion) for completion in group] for group in drawn.completions]
         verdicts = self._place.verdicts(asked, answers)
         endings = [
-            [(self._closing + c.token_ids, v is Verdict.RIGHT) for c, v in zip(group, judged, strict=True)]
+            [(self._closing + c.token_ids, v) for c, v in zip(group, judged, strict=True)]
             for group, judged in zip(drawn.completions, verdicts, strict=True)
         ]
         return endings, drawn.usage
@@ -163,7 +164,7 @@ class _Endings:
         found = {}
         for trace, end, group in zip(early, ends, endings, strict=True):
             ending = first_wrong(group)
-            if ending and ending[-1] == self._model.end_id:
+            if ending:
                 found[trace.problem_id, trace.sample] = (*trace.token_ids[:end], *ending)
         return found, usage
 

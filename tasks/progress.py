@@ -6,8 +6,10 @@ Knows: the terminal, Prefect's progress artifacts. Must not know: what the stage
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any
 
+import httpx
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import TaskRunContext
 from rich.console import Console
@@ -54,4 +56,5 @@ class Stage:
         left = f", {spent * (self._total - self._done) / self._done:.0f} s left" if 0 < self._done < self._total else ""
         self._progress.note(f"{self._name}: {self._done}/{self._total} {self._unit}{speed}{left}")
         if self._artifact:
-            update_progress_artifact(self._artifact, 100.0 * self._done / max(1, self._total))
+            with suppress(httpx.HTTPError):  # a busy Prefect server must not cost a finished completion
+                update_progress_artifact(self._artifact, 100.0 * self._done / max(1, self._total))

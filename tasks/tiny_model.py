@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from conf.settings import Lesson, Pretraining, Section, Teacher
 from models.tiny_model import CONTEXT, teacher_texts, train_tokenizer, training_rows, untrained_model
 from models.trainer import TrainJob
+from models.vllm_server import PROOF_FILE
 from reasoning.card import card_figures, card_text
 from reasoning.records import Problem, Scan, Trace, Usage
 from tasks.artifacts import ArtifactRef
@@ -23,7 +24,6 @@ from tasks.training import run_job
 from tasks.workplace import Workplace, stage_count
 
 TOKENIZER_TEXTS = 8_000
-CHECKED = "proof.json"
 
 
 @step(version="1")
@@ -49,11 +49,12 @@ def pretrain(place: Workplace, corpus: ArtifactRef, training: Pretraining, seed:
     rows = pq.read_table(folder / "rows.parquet")
     tokens = sum(len(p) + len(c) for p, c in zip(*(column.to_pylist() for column in rows.columns), strict=True))
     return run_job(
-        place, f"pretrain-{corpus.digest[:16]}", rows_in=rows.num_rows,
+        place, "pretrain", rows_in=rows.num_rows,
         usage=Usage(prompt_tokens=tokens, flops=place.checkpoint(corpus).shape.training_flops(tokens)),
         job=lambda scratch: TrainJob(
             method="sft", model=folder, rows=folder / "rows.parquet", output=scratch / "model",
-            work=scratch / "checkpoints", progress=scratch / "progress.jsonl", seed=seed,
+            work=scratch / "checkpoints", progress=scratch / "progress.jsonl",
+            outcome=scratch / "outcome", seed=seed,
             learning_rate=training.learning_rate, epochs=1, batch=training.batch, micro_batch=training.batch,
             warmup=training.warmup, max_length=None, adam_beta2=training.adam_beta2,
             weight_decay=training.weight_decay, shuffle=False, dtype="bfloat16", log_every=20, save_every=500,
@@ -82,7 +83,7 @@ def write_card(
     )
     output.mkdir(parents=True, exist_ok=True)
     for path in place.artifacts.local_path(model).iterdir():
-        if path.name != CHECKED:
+        if path.name != PROOF_FILE:
             shutil.copy(path, output / path.name)
     body: dict[str, Any] = {"figures": figures, "settings": settings.model_dump(mode="json")}
     (output / "figures.json").write_text(json.dumps(body, indent=2) + "\n")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from conf.settings import SimPO
-from models.trainer import TrainJob
+from models.trainer import LOG, TrainingFailed, TrainJob
 from reasoning.records import Pair, Usage
 from tasks.artifacts import ArtifactRef
 from tasks.caching import step
@@ -22,17 +22,17 @@ def train_simpo(place: Workplace, model: ArtifactRef, pairs: ArtifactRef, traini
     """A checkpoint trained from `model` on preference pairs."""
     rows = place.rows(pairs, Pair)
     if not rows:
-        raise ValueError("no preference pair is left to train on; the ledger says why rows were dropped")
-    same_job = hashlib.sha256(f"{model.digest}{pairs.digest}{training.model_dump_json()}{seed}".encode()).hexdigest()
+        raise TrainingFailed("no preference pair is left to train on; the ledger says why rows were dropped")
     tokens = training.epochs * sum(
         2 * len(row.prompt_ids) + len(row.chosen_ids) + len(row.rejected_ids) for row in rows
     )
     return run_job(
-        place, f"simpo-{same_job[:16]}", rows_in=len(rows),
+        place, "simpo", rows_in=len(rows),
         usage=Usage(prompt_tokens=tokens, flops=place.checkpoint(model).shape.training_flops(tokens)),
         job=lambda scratch: TrainJob(
             method="simpo", model=place.checkpoint(model).folder, rows=place.artifacts.local_path(pairs),
-            output=scratch / "model", work=scratch / "checkpoints", progress=scratch / "progress.jsonl", seed=seed,
+            output=scratch / "model", work=scratch / "checkpoints", progress=scratch / "progress.jsonl", 
+            outcome=scratch / "outcome", seed=seed,
             learning_rate=training.learning_rate, epochs=training.epochs, batch=training.batch,
             micro_batch=training.micro_batch, warmup=training.warmup, max_length=training.max_length,
             beta=training.beta, gamma=training.gamma, sft_weight=training.sft_weight,
@@ -41,15 +41,20 @@ def train_simpo(place: Workplace, model: ArtifactRef, pairs: ArtifactRef, traini
 
 
 def run_job(place: Workplace, name: str, *, rows_in: int, usage: Usage, job: Callable[[Path], TrainJob]) -> ArtifactRef:
-    """Runs a job in a scratch folder that a repeated task finds again, so it resumes from the last checkpoint.
+    """Runs a job in a scratch folder named by the step's key: a repeated step resumes, another one never does.
 
-    The trainer's figures are kept as `<name>.jsonl` in the run's folder.
+    The trainer's log and figures are kept in the run's folder as `<name>.log` and `<name>.jsonl`.
     """
     started = time.monotonic()
-    scratch = place.scratch(name)
+    scratch = place.scratch(place.step_key)
+    shutil.rmtree(scratch / "model", ignore_errors=True)
     order = job(scratch)
-    place.trainer(order, scratch, _steps(place, name))
-    shutil.copy(order.progress, place.folder / f"{name}.jsonl")
+    place.progress.note(f"{name}: log in {scratch / LOG}")
+    place.make_room_for_training()
+    figures = place.trainer(order, scratch, _steps(place, name))
+    (place.folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in figures))
+    if (scratch / LOG).exists():
+        shutil.copy(scratch / LOG, place.folder / f"{name}.log")
     published = place.artifacts.publish_folder(
         "checkpoint", order.output, stage_count(rows_in, 1, None, usage, started)
     )

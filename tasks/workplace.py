@@ -15,12 +15,11 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 from conf.settings import Engine as EngineSettings
 from conf.settings import Section, Storage
-from models.checkpoint import Checkpoint
+from models.checkpoint import TINY_MODEL, Checkpoint
 from models.engine import Engine, Request
 from models.store import Drawn, Purpose, RolloutStore
-from models.tiny_model import TINY_MODEL
 from models.trainer import TrainJob, train
-from models.vllm_server import VllmServer
+from models.vllm_server import VllmServer, on_cpu
 from reasoning.records import Problem, Record, StageCount, Usage, Verdict
 from reasoning.verifier import Question, Verifier
 from tasks.artifacts import ArtifactRef, ArtifactStore
@@ -58,6 +57,8 @@ class Workplace:
         self.folder = _new_folder(self.local_root, name)
         self.progress = progress or Progress()
         self.ledger: list[LedgerEntry] = []
+        self.step_key = ""
+        """Cache key of the step under way; names what a repeated step must find again."""
         self.trainer = trainer
         self._rollouts_url = storage.rollouts or f"sqlite:///{self.local_root / 'rollouts.sqlite'}"
         self._engine_settings = engine
@@ -66,7 +67,9 @@ class Workplace:
 
     @cached_property
     def engine(self) -> Engine:
-        return self._make_engine(self._engine_settings, self.folder / "vllm.log")
+        log = self.folder / "vllm.log"
+        self.progress.note(f"engine: starts when needed, log in {log}")
+        return self._make_engine(self._engine_settings, log)
 
     @cached_property
     def rollouts(self) -> RolloutStore:
@@ -78,13 +81,16 @@ class Workplace:
 
     def model(self, name: str) -> ArtifactRef:
         """The base model: a checkpoint folder or `tiny`. Raises CheckpointError when it is not whole."""
-        checkpoint = Checkpoint.open(TINY_MODEL if name == "tiny" else Path(name).resolve())
+        checkpoint = self._open(TINY_MODEL if name == "tiny" else Path(name).resolve())
         self._checkpoints[checkpoint.fingerprint] = checkpoint
         return ArtifactRef(kind="base-model", uri=str(checkpoint.folder), digest=checkpoint.fingerprint, rows=1)
 
+    def _open(self, folder: Path) -> Checkpoint:
+        return Checkpoint.open(folder, self._engine_settings.dtype)
+
     def checkpoint(self, ref: ArtifactRef) -> Checkpoint:
         if ref.digest not in self._checkpoints:
-            self._checkpoints[ref.digest] = Checkpoint.open(self.artifacts.local_path(ref))
+            self._checkpoints[ref.digest] = self._open(self.artifacts.local_path(ref))
         return self._checkpoints[ref.digest]
 
     def rows(self, ref: ArtifactRef, kind: type[R]) -> list[R]:
@@ -131,6 +137,11 @@ class Workplace:
         link.symlink_to(self.folder.name)
         link.rename(self.local_root / "latest")
         return path
+
+    def make_room_for_training(self) -> None:
+        """A GPU cannot hold the engine and the trainer at once; the engine starts again when it is needed."""
+        if "engine" in self.__dict__ and not on_cpu():
+            self.engine.close()
 
     def close(self) -> None:
         for part in ("rollouts", "verifier", "engine"):

@@ -28,7 +28,9 @@ def speak(model: Checkpoint, request: Request, number: int) -> Completion:
     said = text.split("<think>\n")[1]
     latest = (CONCLUSION.findall(said) or ["0"])[-1]
     if not said:
-        thinking = OverThinker(Teacher(), random.Random(f"{story.text}{number}{request.sampling.temperature}")).think(story)
+        thinking = OverThinker(Teacher(), random.Random(f"{story.text}{number}{request.sampling.temperature}")).think(
+            story
+        )
         reply = f"{thinking.text}</think>{thinking.reply}"
     elif said.endswith("\\boxed{"):
         reply = latest + "}."

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,18 @@ def test_a_missing_part_is_named(tmp_path: Path, name: str):
         Checkpoint.open(tmp_path)
 
 
+def test_a_missing_shard_is_named(tmp_path: Path):
+    fake_checkpoint(tmp_path)
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"not there: model-2\.safetensors"):
+        Checkpoint.open(tmp_path)
+
+
 def test_the_fingerprint_follows_content_not_place(tmp_path: Path):
     first, second = fake_checkpoint(tmp_path / "a"), fake_checkpoint(tmp_path / "b")
     assert first.fingerprint == second.fingerprint
+    assert Checkpoint.open(tmp_path / "a", "bfloat16").fingerprint != first.fingerprint
     write_safetensors(tmp_path / "b" / "model.safetensors", {"model.embed_tokens.weight": [6, 8]})
     assert Checkpoint.open(tmp_path / "b").fingerprint != first.fingerprint
 

@@ -98,6 +98,21 @@ def test_after_a_crash_only_the_unfinished_is_drawn(
     assert engine.requests == 6 - batches
 
 
+def test_of_two_runs_that_draw_the_same_the_first_committed_counts_for_both(tmp_path: Path, model: Checkpoint):
+    url = f"sqlite:///{tmp_path / 'store'}"
+
+    class Overtaken(ScriptedEngine):
+        """While it draws, another run draws and commits the same."""
+
+        def generate(self, model: Checkpoint, requests: Sequence[Request]) -> Iterator[list[Finished]]:
+            other.append(RolloutStore(url, counting()).draw(model, requests, Purpose.TRAIN, 0).completions)
+            yield from super().generate(model, requests)
+
+    other: list[list[tuple[Completion, ...]]] = []
+    engine = Overtaken(lambda model, request, number: Completion((1000 + number,), True))
+    assert RolloutStore(url, engine).draw(model, requests(1, 2), Purpose.TRAIN, 0).completions == other[0]
+
+
 def test_progress_counts_every_request_once(model: Checkpoint):
     heard: list[tuple[int, int]] = []
     store = RolloutStore("sqlite://", counting())

@@ -4,8 +4,8 @@ import pytest
 from transformers import AutoConfig, AutoTokenizer
 
 from conf.settings import Lesson, Teacher
-from models.checkpoint import Checkpoint
-from models.tiny_model import CONTEXT, PAD, RESERVED, TINY_MODEL, teacher_texts, train_tokenizer
+from models.checkpoint import TINY_MODEL, Checkpoint
+from models.tiny_model import CONTEXT, PAD, RESERVED, teacher_texts, train_tokenizer
 from reasoning.records import Problem, TextPart
 from reasoning.stories import Split, draw_stories
 

@@ -1,7 +1,6 @@
 """The trainer's process: what its exit codes lead to, and one real training each."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +10,21 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from models.checkpoint import Checkpoint
-from models.tiny_model import TINY_MODEL
-from models.trainer import TrainingFailed, TrainJob, run_halving, train
+from models.checkpoint import TINY_MODEL, Checkpoint
+from models.train import last_whole_checkpoint
+from models.trainer import TrainingFailed, TrainJob, train
 
-# A trainer that fits only two rows at once; it fails as the real one does, by torch's own exception.
+# Loaded by the trainer's own process alone: a memory that holds only LIMIT rows, and fails as the real one does.
 CROWDED = """
-import sys, torch
-from pathlib import Path
-from models import train
-from models.trainer import TrainJob
-
-def crowded(job):
-    if job.micro_batch > 2:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-    job.progress.write_text('{"step": 1, "steps": 1, "micro_batch": %d}' % job.micro_batch)
-
-train.main = crowded
-train.run(Path(sys.argv[1]))
+import sys
+if sys.orig_argv[1:3] == ["-m", "models.train"]:
+    import torch, transformers
+    step = transformers.Trainer.training_step
+    def crowded(self, *args, **kwargs):
+        if self.args.per_device_train_batch_size > LIMIT:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return step(self, *args, **kwargs)
+    transformers.Trainer.training_step = crowded
 """
 
 
@@ -36,7 +32,8 @@ def job(folder: Path, rows: list[dict[str, Any]], **changes: Any) -> TrainJob:
     pq.write_table(pa.Table.from_pylist(rows), folder / "rows.parquet")
     base = TrainJob(
         method="simpo", model=TINY_MODEL, rows=folder / "rows.parquet", output=folder / "out", work=folder / "work",
-        progress=folder / "progress.jsonl", seed=0, learning_rate=1e-3, epochs=1, batch=8, micro_batch=8, warmup=0.0,
+        progress=folder / "progress.jsonl", 
+        outcome=folder / "outcome", seed=0, learning_rate=1e-3, epochs=1, batch=8, micro_batch=8, warmup=0.0,
         max_length=256, log_every=1,
     )  # fmt: skip
     return base.model_copy(update=changes)
@@ -54,15 +51,32 @@ def pairs(count: int) -> list[dict[str, Any]]:
     ]
 
 
-def test_when_memory_runs_out_the_micro_batch_is_halved(tmp_path: Path):
-    figures = run_halving([sys.executable, "-c", CROWDED], job(tmp_path, pairs(1)), tmp_path, lambda *_: None)
-    assert figures[-1]["micro_batch"] == 2
+def crowd(folder: Path, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "sitecustomize.py").write_text(CROWDED.replace("LIMIT", str(limit)))
+    monkeypatch.setenv("PYTHONPATH", str(folder))
 
 
-def test_when_one_row_is_too_much_the_remedy_is_named(tmp_path: Path):
-    too_small = CROWDED.replace("> 2", "> 0")
+def test_when_memory_runs_out_the_micro_batch_is_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    crowd(tmp_path, 4, monkeypatch)
+    figures = train(job(tmp_path, pairs(16)), tmp_path, lambda *_: None)
+    assert figures[-1]["step"] == 2  # 16 pairs, still 8 a step
+    assert TrainJob.model_validate_json((tmp_path / "job.json").read_text()).micro_batch == 4
+
+
+def test_when_one_row_is_too_much_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    crowd(tmp_path, 0, monkeypatch)
     with pytest.raises(TrainingFailed, match=r"lower training\.max_length"):
-        run_halving([sys.executable, "-c", too_small], job(tmp_path, pairs(1)), tmp_path, lambda *_: None)
+        train(job(tmp_path, pairs(2), batch=2, micro_batch=1), tmp_path, lambda *_: None)
+
+
+def test_a_checkpoint_that_was_not_finished_is_not_resumed_from(tmp_path: Path):
+    for step, whole in ((5, True), (10, True), (15, False)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if whole:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
+    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert not (tmp_path / "checkpoint-15").exists()
+    assert last_whole_checkpoint(tmp_path / "none") is None
 
 
 def test_simpo_widens_the_margin_and_leaves_a_proof(tmp_path: Path):

@@ -90,6 +90,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return fake_checkpoint(tmp_path_factory.mktemp("model"))
 
 
+def test_a_broken_off_completion_is_not_taken_for_a_finished_one(serve, model: Checkpoint):
+    def aborted(body: dict[str, Any], number: int) -> dict[str, Any]:
+        reply = well(body, number)
+        reply["choices"][0]["finish_reason"] = "abort"
+        return reply
+
+    with pytest.raises(ServerFailed, match="broken off"):
+        ask(serve(aborted), model, count=1)
+
+
 @pytest.mark.parametrize("concurrency", [1, 2, 64])
 def test_every_request_comes_back_once_in_sample_order(serve, model: Checkpoint, concurrency: int):
     finished = ask(serve(well), model, concurrency=concurrency)
@@ -127,7 +137,9 @@ def test_nothing_asked_starts_nothing(model: Checkpoint):
 
 def test_a_swap_is_proven_only_by_the_trainers_log_probs(model: Checkpoint):
     _prove([-1.0, -2.0], [-1.5, -2.0], [-1.0005, -2.0], 1e-3, model)
+    with pytest.raises(SwapNotProven, match="no nearer"):  # a small update: the old weights are within the tolerance
+        _prove([-1.0, -2.0], [-1.0005, -2.0], [-1.0004, -2.0], 1e-3, model)
     with pytest.raises(SwapNotProven, match=r"differ from the trainer's by 0\.5"):
         _prove([-1.0, -2.0], [-1.0, -2.0], [-1.5, -2.0], 1e-3, model)
-    with pytest.raises(SwapNotProven, match="old weights are still served"):
+    with pytest.raises(SwapNotProven, match="no nearer"):
         _prove([-1.0, -2.0], [-1.0, -2.0], [-1.0, -2.0], 1e-3, model)

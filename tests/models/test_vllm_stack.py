@@ -12,9 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from conf.settings import Engine, Sampling
-from models.checkpoint import Checkpoint
+from models.checkpoint import TINY_MODEL, Checkpoint
 from models.engine import Finished, Request
-from models.tiny_model import TINY_MODEL
 from models.train import log_probs
 from models.vllm_server import SwapNotProven, VllmServer
 from tests.models.test_tiny_model_stack import STRANGE, TEXTS

@@ -66,6 +66,12 @@ def test_multiple_choice_compares_letters(answer: str, right: bool):
     assert settle(answer, "C", multiple_choice=True) is right
 
 
+def test_a_text_of_nothing_but_boxes_is_read_in_one_pass():
+    assert boxed(r"\boxed{" * 20_000) is None
+    assert boxed(r"\boxed{" * 20_000 + "4}") == "4"
+
+
 def test_plain_numbers_are_exact():
+    assert plain_number("9" * 5000) is None  # longer than Python reads
     assert plain_number("-1,234.50") == Fraction(-2469, 2)
     assert plain_number("1e5") is None

@@ -56,11 +56,12 @@ def test_prefixes_are_the_traces_own_tokens():
 
 
 def test_endings():
-    endings = [((1, 2, 3), True), ((4,), False), ((5, 6), True), ((7, 8), True)]
+    right, wrong = Verdict.RIGHT, Verdict.WRONG
+    endings = [((1, 2, 3), right), ((9,), Verdict.TIMEOUT), ((4,), wrong), ((5, 6), right), ((7, 8), right)]
     assert shortest_right(endings) == (5, 6)
     assert first_wrong(endings) == (4,)
-    assert shortest_right([((1,), False)]) is None
-    assert first_wrong([((1,), True)]) is None
+    assert shortest_right([((1,), wrong)]) is None
+    assert first_wrong([((1,), right), ((2,), Verdict.NO_ANSWER), ((3,), Verdict.TIMEOUT)]) is None
 
 
 def optimised(length: int, premature: int | None = None, sample: int = 0) -> Optimised:

@@ -33,7 +33,9 @@ def test_a_comparison_that_does_not_end_is_ended_and_the_next_one_is_answered():
         assert impatient.check([Question("1/3", "2/6")]) == [Verdict.RIGHT]
 
 
-@pytest.mark.parametrize("text", [TOWER, "\\" * 500, "{" * 300, "\0", "import os; os._exit(3)", "\ud800", "\n", "$$$$"])
+@pytest.mark.parametrize(
+    "text", [TOWER, "\\" * 500, "{" * 300, "\0", "import os; os._exit(3)", "\ud800", "\n", "$$$$", "9" * 5000]
+)
 def test_hostile_text_neither_raises_nor_hangs(verifier: Verifier, text: str):
     assert verifier.check([Question(text, "x+1"), Question("2/4", "1/2")])[1] is Verdict.RIGHT
 

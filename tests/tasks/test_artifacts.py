@@ -53,7 +53,7 @@ def test_a_folder_comes_back_and_its_names_count(root: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("harm", ["change", "delete"])
-def test_damage_is_seen(root: str, harm: str):
+def test_damage_is_seen_and_mended(root: str, harm: str):
     ref = ArtifactStore(root).publish_rows("scores", ROWS, COUNT)
     files, path = fsspec.url_to_fs(ref.uri)
     if harm == "change":
@@ -62,6 +62,8 @@ def test_damage_is_seen(root: str, harm: str):
         files.rm(path)
     with pytest.raises(ArtifactDamaged):
         ref.verify()
+    assert ArtifactStore(root).publish_rows("scores", ROWS, COUNT) == ref  # published again, it is whole again
+    ref.verify()
 
 
 def test_a_publication_cut_short_leaves_nothing_that_looks_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -70,10 +72,20 @@ def test_a_publication_cut_short_leaves_nothing_that_looks_whole(tmp_path: Path,
     def killed(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(store._files, "mv", killed)
+    monkeypatch.setattr("os.rename", killed)
     with pytest.raises(KeyboardInterrupt):
         store.publish_rows("scores", ROWS, COUNT)
     assert all(Path(name).name.startswith(".") for name in objects(str(tmp_path)))
+
+
+def test_when_another_run_was_faster_its_object_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_text("same")
+    store = ArtifactStore(str(tmp_path / "root"))
+    ref = store.publish_folder("checkpoint", tmp_path / "model", COUNT)
+    monkeypatch.setattr(store._files, "exists", lambda path: False)  # it appears between the look and the move
+    assert store.publish_folder("checkpoint", tmp_path / "model", COUNT) == ref
+    ref.verify()
 
 
 def test_a_reference_survives_json(tmp_path: Path):
