@@ -214,19 +214,19 @@ class Dto(Section):
 class Teacher(Section):
     """The over-thinking teacher of the story world; see `reasoning.stories.Teacher`."""
 
-    slip_first: Share = 0.45
+    slip_first: Share = 0.50
     """A mistake at a risky step, in the first pass."""
     slip_again: Share = 0.30
     """A mistake at a risky step, in a re-check."""
     doubt_right: Share = 0.06
     """A question mark after a risky step done right."""
     doubt_slip: Share = 0.70
-    """A question mark after a mistake."""
-    go_on_sure: Share = 0.72
+    """A question mark after a mistake. A pass with a question mark ends its conclusion in one, too."""
+    go_on_sure: Share = 0.78
     """Another re-check after a pass without a question mark."""
     go_on_doubtful: Share = 0.95
     """Another re-check after a pass with one."""
-    muse: Share = 0.08
+    muse: Share = 0.20
     """An idle remark between two steps of the first pass."""
     close_plainly: Share = 0.12
     """Ending without naming the value: the form that probing uses."""

@@ -215,15 +215,17 @@ class OverThinker:
             if index < story.level and self._rng.random() < self._chances.muse:
                 text += f"Hmm, so far it is {value}.\n"
         value = worked[-1][1]
-        return f"{text}That makes {value}.\n", value, "?" in text
+        doubtful = "?" in text
+        return f"{text}That makes {value}{_stop(doubtful)}\n", value, doubtful
 
     def _recheck(self, story: Story, before: int) -> tuple[str, int, bool]:
         """Another working after the conclusion `before`: its text, its conclusion, and whether it shows doubt."""
         opening = self._rng.choice(("Wait, let me check.", "Alternatively, start again.", "Hmm, once more."))
         worked = list(self._work(story, self._chances.slip_again))
         chain, value = "".join(line for line, _ in worked), worked[-1][1]
-        verdict = f"It is {value} again." if value == before else f"Now it is {value}, not {before}."
-        return f"{opening}\n{chain}{verdict}\n", value, "?" in chain
+        doubtful = "?" in chain
+        verdict = f"It is {value} again" if value == before else f"Now it is {value}, not {before}"
+        return f"{opening}\n{chain}{verdict}{_stop(doubtful)}\n", value, doubtful
 
     def _work(self, story: Story, slip: float) -> Iterator[tuple[str, int]]:
         """The story worked through once: each step as written, and the count after it."""
@@ -236,6 +238,11 @@ class OverThinker:
                 result, doubt = (mistaken, self._chances.doubt_slip) if slips else (result, self._chances.doubt_right)
             yield step.written(value, result, doubtful=self._rng.random() < doubt), result
             value = result
+
+
+def _stop(doubtful: bool) -> str:
+    """How a conclusion ends: in doubt when a step of its working was in doubt."""
+    return "?" if doubtful else "."
 
 
 def _stays_in_range(value: int, steps: tuple[Step, ...]) -> bool:

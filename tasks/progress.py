@@ -45,8 +45,10 @@ class Stage:
         progress.note(f"{name}: {total} {unit}")
 
     def __call__(self, units: int, tokens: int = 0) -> None:
-        self._done, self._tokens = self._done + units, self._tokens + tokens
         now = time.monotonic()
+        if not self._tokens and tokens:  # the engine's start is no part of its speed
+            self._begun = self._told = now
+        self._done, self._tokens = self._done + units, self._tokens + tokens
         if now - self._told >= UPDATE_EVERY or (units and self._done >= self._total):
             self._told = now
             self._tell(max(now - self._begun, 1e-3))

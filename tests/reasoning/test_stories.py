@@ -71,7 +71,7 @@ def test_a_mistake_can_be_seen_where_the_teacher_doubts_it():
     thinking = OverThinker(chances, random.Random(0)).think(STORY)
     # 19+19 drops its carry: 28. 28-9 borrows again, and forgets it: 29, right by two wrongs.
     assert thinking.text == (
-        "Start with 12.\n12+7=19.\n19+19=28?\n28-9=29?\nThat makes 29.\nTherefore the answer is 29.\n"
+        "Start with 12.\n12+7=19.\n19+19=28?\n28-9=29?\nThat makes 29?\nTherefore the answer is 29.\n"
     )
 
 
