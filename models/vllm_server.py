@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 import sys
 import threading
@@ -27,6 +28,7 @@ from models.checkpoint import Checkpoint, tensor_sizes
 from models.engine import Completion, Finished, Request
 from models.processes import GuardedProcess
 
+logger = logging.getLogger(__name__)
 PROOF_FILE = "proof.json"
 """Left by the trainer in a checkpoint: token ids and the log-probs the trained model gives them."""
 PROOF_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.15, "float16": 0.05}
@@ -74,12 +76,16 @@ class VllmServer:
             self._process = None
 
     def _serve(self, model: Checkpoint) -> None:
-        """Makes `model` the served one. A swap that fails ends the server, so all is checked before."""
-        if self._process is None or self._process.poll() is not None:
+        """Makes `model` the served one: by a swap where that can be proven, else by a fresh start."""
+        if self._served and self._served.fingerprint == model.fingerprint and self._is_running():
+            return
+        if not (self._served and self._is_running() and self._swap(self._served, model)):
+            self.close()
             self._start(model)
-        elif self._served is None or self._served.fingerprint != model.fingerprint:
-            self._swap(model)
         self._served = model
+
+    def _is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
     def _start(self, model: Checkpoint) -> None:
         with socket.socket() as probe:
@@ -94,6 +100,7 @@ class VllmServer:
                 self.close()
                 raise ServerFailed(f"the vLLM server did not get ready; end of {self._log}:\n{tail}")
             time.sleep(0.2)
+        self._prove(model, None)
 
     def _is_ready(self) -> bool:
         try:
@@ -120,20 +127,26 @@ class VllmServer:
             "VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false",
         }  # fmt: skip
 
-    def _swap(self, model: Checkpoint) -> None:
-        assert self._served
-        _check_same_tensors(self._served, model)
+    def _swap(self, served: Checkpoint, model: Checkpoint) -> bool:
+        """Loads `model`'s weights in place. False where it is not certain that they are served now."""
         proof = _proof(model)
-        before = self._log_probs(proof["token_ids"]) if proof else []
+        if proof is None or _tensor_sizes(served) != _tensor_sizes(model):
+            return False
+        before = self._log_probs(proof["token_ids"])
         try:
             self._post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(model.folder)}})
             self._post("/reset_prefix_cache", {})
-            if proof:
-                after = self._log_probs(proof["token_ids"])
-                _prove(proof["log_probs"], before, after, PROOF_TOLERANCE[self._settings.dtype], model)
-        except (httpx.HTTPError, SwapNotProven):
-            self.close()
-            raise
+            self._prove(model, before)
+        except (httpx.HTTPError, SwapNotProven) as error:
+            logger.warning("weights were not swapped in place, the server starts anew: %s", error)
+            return False
+        return True
+
+    def _prove(self, model: Checkpoint, before: Sequence[float] | None) -> None:
+        proof = _proof(model)
+        if proof:
+            after = self._log_probs(proof["token_ids"])
+            prove(proof["log_probs"], before, after, PROOF_TOLERANCE[self._settings.dtype], model)
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
         reply = httpx.post(f"{self.url}{path}", json=body, timeout=self._settings.request_timeout)
@@ -155,14 +168,8 @@ def on_cpu() -> bool:
         return False
 
 
-def _check_same_tensors(old: Checkpoint, new: Checkpoint) -> None:
-    def sizes(model: Checkpoint) -> dict[str, int]:
-        return {name: size for path in model.folder.glob("*.safetensors") for name, size in tensor_sizes(path).items()}
-
-    if sizes(old) != sizes(new):
-        raise SwapNotProven(
-            f"{new.folder} has other tensors than the served {old.folder}; one server, one architecture"
-        )
+def _tensor_sizes(model: Checkpoint) -> dict[str, int]:
+    return {name: size for path in model.folder.glob("*.safetensors") for name, size in tensor_sizes(path).items()}
 
 
 def _proof(model: Checkpoint) -> dict[str, Any] | None:
@@ -170,15 +177,22 @@ def _proof(model: Checkpoint) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def _prove(
-    expected: Sequence[float], before: Sequence[float], after: Sequence[float], tolerance: float, model: Checkpoint
+def prove(
+    expected: Sequence[float],
+    before: Sequence[float] | None,
+    after: Sequence[float],
+    tolerance: float,
+    model: Checkpoint,
 ) -> None:
-    """Raises unless the served log-probs are the trainer's within `tolerance`, and nearer to them than before."""
+    """Raises SwapNotProven unless the served log-probs are the trainer's within `tolerance`.
+
+    After a swap they must also be nearer to them than those `before`: a small update may lie within the tolerance.
+    """
     worst = max(abs(a - b) for a, b in zip(expected, after, strict=True))
     if worst > tolerance:
-        raise SwapNotProven(
-            f"{model.folder}: served log-probs differ from the trainer's by {worst:.2g} > {tolerance:g}"
-        )
+        raise SwapNotProven(f"{model.folder}: log-probs differ from the trainer's by {worst:.2g} > {tolerance:g}")
+    if before is None:
+        return
     far, near = (sum(abs(a - b) for a, b in zip(expected, served, strict=True)) for served in (before, after))
     if near >= far / 2:
         raise SwapNotProven(f"{model.folder}: log-probs are no nearer to the trainer's than before the swap")

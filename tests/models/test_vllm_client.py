@@ -13,7 +13,7 @@ import pytest
 from conf.settings import Engine, Sampling
 from models.checkpoint import Checkpoint
 from models.engine import Finished, Request
-from models.vllm_server import ServerFailed, SwapNotProven, VllmServer, _prove
+from models.vllm_server import ServerFailed, SwapNotProven, VllmServer, prove
 from tests.models.fakes import fake_checkpoint
 
 Answer = Callable[[dict[str, Any], int], dict[str, Any] | int | None]
@@ -136,10 +136,10 @@ def test_nothing_asked_starts_nothing(model: Checkpoint):
 
 
 def test_a_swap_is_proven_only_by_the_trainers_log_probs(model: Checkpoint):
-    _prove([-1.0, -2.0], [-1.5, -2.0], [-1.0005, -2.0], 1e-3, model)
+    prove([-1.0, -2.0], [-1.5, -2.0], [-1.0005, -2.0], 1e-3, model)
     with pytest.raises(SwapNotProven, match="no nearer"):  # a small update: the old weights are within the tolerance
-        _prove([-1.0, -2.0], [-1.0005, -2.0], [-1.0004, -2.0], 1e-3, model)
+        prove([-1.0, -2.0], [-1.0005, -2.0], [-1.0004, -2.0], 1e-3, model)
     with pytest.raises(SwapNotProven, match=r"differ from the trainer's by 0\.5"):
-        _prove([-1.0, -2.0], [-1.0, -2.0], [-1.5, -2.0], 1e-3, model)
+        prove([-1.0, -2.0], [-1.0, -2.0], [-1.5, -2.0], 1e-3, model)
     with pytest.raises(SwapNotProven, match="no nearer"):
-        _prove([-1.0, -2.0], [-1.0, -2.0], [-1.0, -2.0], 1e-3, model)
+        prove([-1.0, -2.0], [-1.0, -2.0], [-1.0, -2.0], 1e-3, model)

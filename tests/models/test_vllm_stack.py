@@ -67,14 +67,15 @@ def test_completions_come_back_for_every_prompt(server: VllmServer, tiny: Checkp
         assert 0 < len(first.token_ids) <= 24
 
 
-def test_a_swap_serves_the_other_weights_and_back(server: VllmServer, tiny: Checkpoint, tmp_path: Path):
+def test_a_proven_swap_keeps_the_server_and_an_unproven_one_starts_it_anew(
+    server: VllmServer, tiny: Checkpoint, tmp_path: Path
+):
     prompts = ["<|user|>Ann has 12 coins. How many coins now?<|assistant|><think>\n"]
-    before = draw(server, tiny, prompts)
-    other = nudged(tmp_path / "other", 0.5)
-    draw(server, other, prompts)
-    pid = server.pid
-    assert draw(server, tiny, prompts) == before
-    assert server.pid == pid  # one server all along
+    before, pid = draw(server, tiny, prompts), server.pid
+    draw(server, nudged(tmp_path / "other", 0.5), prompts)
+    assert server.pid == pid
+    assert draw(server, tiny, prompts) == before  # the bundled model carries no proof
+    assert server.pid != pid
 
 
 def test_weights_that_do_not_match_their_proof_are_refused(server: VllmServer, tiny: Checkpoint, tmp_path: Path):
