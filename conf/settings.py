@@ -51,6 +51,12 @@ class Sampling(Section):
     max_tokens: Positive = 768
     """Completions are cut here. The paper's value is 8192; the tiny model's traces are shorter."""
 
+    @model_validator(mode="after")
+    def _worth_repeating(self) -> Sampling:
+        if self.temperature == 0 and self.samples > 1:
+            raise ValueError(f"temperature 0 always draws the same completion: set samples to 1, not {self.samples}")
+        return self
+
 
 class Segmentation(Section):
     """Where thinking text is cut into thinking patterns (papers, section B.1)."""

@@ -30,6 +30,7 @@ def test_assignments_reach_nested_fields_with_toml_types():
         ("sampling.max_tokens=2048", ["sampling.max_tokens (2048)", "engine.context (2048)", "lower the first"]),
         ("sampling.max_tokens=1790", ["probing.sampling.max_tokens (12 after a trace of 1790)", "engine.context"]),
         ("training.micro_batch=5", ["batch (16) must be a multiple of micro_batch (5)"]),
+        ("sampling.temperature=0", ["temperature 0 always draws the same completion", "set samples to 1, not 4"]),
         ("seed", ["section.field=value"]),
         ("seed.x.y=1", ["seed", "valid integer"]),
     ],

@@ -18,7 +18,7 @@ from models.train import log_probs
 from models.vllm_server import SwapNotProven, VllmServer
 from tests.models.test_tiny_model_stack import STRANGE, TEXTS
 
-GREEDY = Sampling(temperature=0, max_tokens=24)
+GREEDY = Sampling(temperature=0, samples=1, max_tokens=24)
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +33,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
     server.close()
 
 
-def draw(server: VllmServer, model: Checkpoint, prompts: list[str], count: int = 1) -> dict[int, Finished]:
-    requests = [Request(model.encode(prompt), GREEDY, count) for prompt in prompts]
+def draw(server: VllmServer, model: Checkpoint, prompts: list[str], sampling: Sampling = GREEDY) -> dict[int, Finished]:
+    requests = [Request(model.encode(prompt), sampling, sampling.samples) for prompt in prompts]
     return {finished.index: finished for batch in server.generate(model, requests) for finished in batch}
 
 
@@ -59,12 +59,14 @@ def test_server_and_tokenizer_read_texts_alike(server: VllmServer, tiny: Checkpo
 
 
 def test_completions_come_back_for_every_prompt(server: VllmServer, tiny: Checkpoint):
-    finished = draw(server, tiny, [f"<|user|>Ann has {n} coins." for n in range(30)], count=2)
+    prompts = [f"<|user|>Ann has {n} coins." for n in range(30)]
+    finished = draw(server, tiny, prompts, Sampling(samples=3, max_tokens=24))
     assert sorted(finished) == list(range(30))
     for one in finished.values():
-        first, second = one.completions
-        assert first == second  # greedy
-        assert 0 < len(first.token_ids) <= 24
+        assert len(one.completions) == 3
+        for completion in one.completions:
+            assert 0 < len(completion.token_ids) <= 24
+            assert completion.finished == (tiny.end_id == completion.token_ids[-1])
 
 
 def test_a_proven_swap_keeps_the_server_and_an_unproven_one_starts_it_anew(
