@@ -218,7 +218,7 @@ class Dto(Section):
 
 
 class Teacher(Section):
-    """The over-thinking teacher of the story world; see `reasoning.stories.Teacher`."""
+    """The over-thinking teacher of the story world; see `reasoning.stories.OverThinker`."""
 
     slip_first: Share = 0.50
     """A mistake at a risky step, in the first pass."""

@@ -69,9 +69,14 @@ class Checkpoint:
         return end
 
     @cached_property
+    def tensor_sizes(self) -> dict[str, int]:
+        """Number of elements of every tensor, from the weights' headers."""
+        return {name: size for path in self.folder.glob("*.safetensors") for name, size in tensor_sizes(path).items()}
+
+    @cached_property
     def shape(self) -> Shape:
         """Read from the weights' headers, nothing is loaded. Tied or not, the output matrix multiplies once."""
-        sizes = {name: size for path in self.folder.glob("*.safetensors") for name, size in tensor_sizes(path).items()}
+        sizes = self.tensor_sizes
         untied = "lm_head.weight" in sizes
         looked_up = sizes.get("model.embed_tokens.weight", 0) if untied else 0
         heads = self.config["num_attention_heads"]

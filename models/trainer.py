@@ -1,6 +1,6 @@
 """Training as a guarded subprocess: job file, log file, progress, exit code.
 
-Knows: how to launch `models.train` and what its exit codes mean. Must not know: TRL, torch, pipelines.
+Knows: how to launch `models.train` and what the word it leaves means. Must not know: TRL, torch, pipelines.
 """
 
 from __future__ import annotations

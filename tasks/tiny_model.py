@@ -18,6 +18,7 @@ from models.trainer import TrainJob
 from models.vllm_server import PROOF_FILE
 from reasoning.card import card_figures, card_text
 from reasoning.records import Problem, Scan, Trace, Usage
+from reasoning.stories import METHOD_VERSION
 from tasks.artifacts import ArtifactRef
 from tasks.caching import step
 from tasks.training import run_job
@@ -26,7 +27,7 @@ from tasks.workplace import Workplace, stage_count
 TOKENIZER_TEXTS = 8_000
 
 
-@step(version="1")
+@step(version=f"1.{METHOD_VERSION}")
 def write_corpus(place: Workplace, lessons: tuple[Lesson, ...], teacher: Teacher, batch: int, seed: int) -> ArtifactRef:
     """A folder with the untrained model, its tokenizer, and `rows.parquet` in the order of training."""
     started = time.monotonic()
