@@ -12,13 +12,14 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from conf.errors import ReadableError
 from conf.settings import Section
 
 PRESETS = Path(__file__).parent / "presets"
 S = TypeVar("S", bound=Section)
 
 
-class SettingsError(ValueError):
+class SettingsError(ReadableError):
     """A mistake in the settings, worded for the person who made it."""
 
 

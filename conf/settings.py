@@ -222,13 +222,13 @@ class Teacher(Section):
 
     slip_first: Share = 0.50
     """A mistake at a risky step, in the first pass."""
-    slip_again: Share = 0.30
+    slip_again: Share = 0.36
     """A mistake at a risky step, in a re-check."""
     doubt_right: Share = 0.06
     """A question mark after a risky step done right."""
-    doubt_slip: Share = 0.70
+    doubt_slip: Share = 0.82
     """A question mark after a mistake. A pass with a question mark ends its conclusion in one, too."""
-    go_on_sure: Share = 0.78
+    go_on_sure: Share = 0.84
     """Another re-check after a pass without a question mark."""
     go_on_doubtful: Share = 0.95
     """Another re-check after a pass with one."""

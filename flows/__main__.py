@@ -12,7 +12,8 @@ import os
 import sys
 from pathlib import Path
 
-from conf.load import SettingsError, load
+from conf.errors import ReadableError
+from conf.load import load
 from conf.settings import Dto, Section, TinyModel
 
 PIPELINES: dict[str, type[Section]] = {"dto": Dto, "tiny-model": TinyModel}
@@ -21,10 +22,14 @@ PIPELINES: dict[str, type[Section]] = {"dto": Dto, "tiny-model": TinyModel}
 def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     try:
-        settings = load(PIPELINES[options.pipeline], options.preset, tuple(options.set))
-    except SettingsError as error:
-        return _tell(error)
-    return _run(options.pipeline, settings)
+        _run(options.pipeline, load(PIPELINES[options.pipeline], options.preset, tuple(options.set)))
+    except ReadableError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; what was finished is kept, the same command goes on from there", file=sys.stderr)
+        return 130
+    return 0
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -37,26 +42,13 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _run(pipeline: str, settings: Section) -> int:
+def _run(pipeline: str, settings: Section) -> None:
     from flows.prefect_server import prefect_server
 
     home = Path(os.environ.get("PREFECT_HOME", "runs/prefect")).resolve()
     with prefect_server(home):
-        from models.checkpoint import CheckpointError
-        from models.trainer import TrainingFailed
-        from models.vllm_server import ServerFailed, SwapNotProven
-
-        flow = getattr(importlib.import_module(f"flows.{pipeline.replace('-', '_')}"), pipeline.replace("-", "_"))
-        try:
-            flow(settings)
-        except (CheckpointError, TrainingFailed, ServerFailed, SwapNotProven) as error:
-            return _tell(error)
-    return 0
-
-
-def _tell(error: Exception) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+        module = importlib.import_module(f"flows.{pipeline.replace('-', '_')}")
+        getattr(module, pipeline.replace("-", "_"))(settings)
 
 
 if __name__ == "__main__":

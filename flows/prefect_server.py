@@ -15,9 +15,14 @@ from pathlib import Path
 
 import httpx
 
+from conf.errors import ReadableError
 from models.processes import GuardedProcess
 
 START_TIMEOUT = 120.0
+
+
+class PrefectNotReady(ReadableError):
+    """Prefect's server did not start."""
 
 
 @contextmanager
@@ -57,5 +62,5 @@ def _wait(server: GuardedProcess, url: str) -> None:
         except httpx.HTTPError:
             pass
         if server.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"Prefect's server did not start; end of {server.log}:\n{server.log_tail()}")
+            raise PrefectNotReady(f"Prefect's server did not start; end of {server.log}:\n{server.log_tail()}")
         time.sleep(0.2)

@@ -32,6 +32,4 @@ def tiny_model(settings: TinyModel) -> Path:
             place, model=model, problems=problems, traces=probed, segmentation=settings.segmentation,
             probing=settings.probing, seed=seed,
         )  # fmt: skip
-        exit_tokens = len(place.checkpoint(model).encode(settings.probing.exit_text))
-        ending = exit_tokens + settings.probing.sampling.max_tokens // 2
-        return write_card(place, settings, model, problems, traces, scans, ending, Path(settings.output))
+        return write_card(place, settings, model, problems, traces, scans)

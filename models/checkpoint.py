@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from conf.errors import ReadableError
 from reasoning.cost import Shape
 from reasoning.records import Problem
 
@@ -23,7 +24,7 @@ TINY_MODEL = Path(__file__).parent / "tiny"
 IDENTITY = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(ReadableError):
     """A checkpoint that cannot be used, with what is missing."""
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from conf.errors import ReadableError
 from models.processes import GuardedProcess
 
 LOG = "train.log"
@@ -61,11 +62,11 @@ class TrainJob(BaseModel):
     save_every: int = 50
 
 
-class TrainingFailed(RuntimeError):
+class TrainingFailed(ReadableError):
     """The trainer cannot do this job; the message says what to change."""
 
 
-class TrainerCrashed(RuntimeError):
+class TrainerCrashed(ReadableError):
     """The trainer ended for an unknown reason; the message holds the end of its log. A repeated job resumes."""
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import httpx
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
+from conf.errors import ReadableError
 from conf.settings import Engine as EngineSettings
 from models.checkpoint import Checkpoint
 from models.engine import Completion, Finished, Request
@@ -38,11 +39,11 @@ LARGEST_BATCH = 100
 """Completions yielded together at most, so that a store commits at least that often."""
 
 
-class ServerFailed(RuntimeError):
+class ServerFailed(ReadableError):
     """The server ended or did not get ready; the message holds the end of its log."""
 
 
-class SwapNotProven(RuntimeError):
+class SwapNotProven(ReadableError):
     """The served weights are not those of the checkpoint."""
 
 
@@ -114,6 +115,7 @@ class VllmServer:
             "--served-model-name", "policy", "--host", "127.0.0.1", "--port", str(port),
             "--dtype", self._settings.dtype, "--max-model-len", str(self._settings.context),
             "--max-num-seqs", str(self._settings.concurrency), "--enable-prefix-caching",
+            "--worker-extension-cls", "models.vllm_worker.WeightSwap",
             "--enable-prompt-tokens-details", "--generation-config", "vllm", "--disable-uvicorn-access-log",
         ]  # fmt: skip
         if on_cpu():
@@ -134,7 +136,7 @@ class VllmServer:
             return False
         before = self._log_probs(proof["token_ids"])
         try:
-            self._post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(model.folder)}})
+            self._post("/collective_rpc", {"method": "swap_weights", "args": [str(model.folder)]})
             self._post("/reset_prefix_cache", {})
             self._prove(model, before)
         except (httpx.HTTPError, SwapNotProven) as error:

@@ -2,8 +2,9 @@
 
 Knows: records, token ids, the paper's rules. Must not know: engines, stores, tokenizers' insides.
 
-Deviations from the paper, each a setting: premature-stop negatives (ours); the rejected side of a pair (the paper
-leaves it open). The threshold, the counts of rollouts and the closing text are not given in the paper either.
+Deviations from the paper. Settings: premature-stop negatives (ours); the rejected side of a pair, the threshold, the
+counts of rollouts and the closing text (the paper leaves them open). Not a setting: prefixes after the first that
+passes are not probed, because the earliest crossing does not depend on them.
 """
 
 from __future__ import annotations

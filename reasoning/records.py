@@ -135,6 +135,8 @@ class Usage(Record):
     generated_tokens: int = 0
     reused_completions: int = 0
     """Completions that came from the rollout store, unpaid."""
+    unverified: int = 0
+    """Answers whose check was ended after its time limit; they count as not right."""
     seconds: float = 0.0
     flops: float = 0.0
 

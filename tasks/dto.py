@@ -62,11 +62,12 @@ def probe_prefixes(
             for scan in still_open
         ]
         drawn = place.draw(f"probe prefix {wave}", checkpoint, requests, Purpose.PROBE, seed)
-        usage = usage + drawn.usage
         asked = [known[scan.trace.problem_id] for scan in still_open]
         answers = [[until_closing_brace(checkpoint.decode(c.token_ids)) for c in group] for group in drawn.completions]
-        for scan, verdicts in zip(still_open, place.verdicts(asked, answers), strict=True):
-            scan.add([verdict is Verdict.RIGHT for verdict in verdicts])
+        verdicts, checks = place.verdicts(asked, answers)
+        usage = usage + drawn.usage + checks
+        for scan, judged in zip(still_open, verdicts, strict=True):
+            scan.add([verdict is Verdict.RIGHT for verdict in judged])
     dropped = {"truncated": len(rows) - len(scans)} if len(scans) < len(rows) else {}
     results = [scan.result() for scan in scans]
     return place.publish("scans", results, rows_in=len(rows), dropped=dropped, usage=usage, started=started)
@@ -143,12 +144,12 @@ class _Endings:
         ]
         drawn = self._place.draw(stage, self._model, requests, purpose, self._seed)
         answers = [[self._answer(completion) for completion in group] for group in drawn.completions]
-        verdicts = self._place.verdicts(asked, answers)
+        verdicts, checks = self._place.verdicts(asked, answers)
         endings = [
             [(self._closing + c.token_ids, v) for c, v in zip(group, judged, strict=True)]
             for group, judged in zip(drawn.completions, verdicts, strict=True)
         ]
-        return endings, drawn.usage
+        return endings, drawn.usage + checks
 
     def _answer(self, completion: Completion) -> str | None:
         text = self._model.decode(self._closing + completion.token_ids)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import platform
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -23,6 +24,8 @@ from reasoning.records import Score
 from tasks.artifacts import ArtifactRef
 from tasks.workplace import LedgerEntry, Workplace
 
+PLAIN_WIDTH = 160
+"""Columns of a table where no terminal says how wide it is: in a log file."""
 PACKAGES = ("torch", "transformers", "trl", "prefect", "math-verify")
 
 
@@ -132,14 +135,14 @@ def _ledger_rows(report: dict[str, Any]) -> list[dict[str, str]]:
             "dropped": ", ".join(f"{reason} {count}" for reason, count in line["dropped"].items()),
             "prompt tokens": f"{line['prompt_tokens']:,}", "from cache": f"{line['cached_prompt_tokens']:,}",
             "generated": f"{line['generated_tokens']:,}", "seconds": f"{line['seconds']:.0f}",
-            "FLOPs": f"{line['flops']:.2g}",
+            "FLOPs": f"{line['flops']:.2g}", "unverified": str(line["unverified"]),
         }
         for line in report["ledger"]
     ]  # fmt: skip
 
 
 def _print(report: dict[str, Any], path: Path) -> None:
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
     for title, rows in (("Result", summary_rows(report)), ("Ledger", _ledger_rows(report))):
         table = Table(title=title, title_justify="left")
         for name in rows[0]:

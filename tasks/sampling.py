@@ -29,7 +29,7 @@ def sample_traces(
     checkpoint, rows = place.checkpoint(model), place.rows(problems, Problem)
     drawn = _draw(place, "sample", checkpoint, rows, sampling, Purpose.TRAIN, seed)
     texts = [[checkpoint.decode(c.token_ids) for c in group] for group in drawn.completions]
-    verdicts = place.verdicts(rows, [[final_answer(text) for text in group] for group in texts])
+    verdicts, checks = place.verdicts(rows, [[final_answer(text) for text in group] for group in texts])
     traces = [
         Trace(
             problem_id=problem.id, sample=sample, token_ids=completion.token_ids, text=text,
@@ -38,7 +38,7 @@ def sample_traces(
         for problem, group, group_texts, group_verdicts in zip(rows, drawn.completions, texts, verdicts, strict=True)
         for sample, (completion, text, verdict) in enumerate(zip(group, group_texts, group_verdicts, strict=True))
     ]  # fmt: skip
-    return place.publish("traces", traces, rows_in=len(rows), usage=drawn.usage, started=started)
+    return place.publish("traces", traces, rows_in=len(rows), usage=drawn.usage + checks, started=started)
 
 
 @step(version=f"1.{METHOD_VERSION}")
@@ -48,12 +48,13 @@ def examine(place: Workplace, model: ArtifactRef, problems: ArtifactRef, samplin
     checkpoint, rows = place.checkpoint(model), place.rows(problems, Problem)
     drawn = _draw(place, "benchmark", checkpoint, rows, sampling, Purpose.BENCHMARK, seed)
     answers = [[final_answer(checkpoint.decode(c.token_ids)) for c in group] for group in drawn.completions]
+    verdicts, checks = place.verdicts(rows, answers)
     scores = [
         _score(checkpoint, problem, sample, completion, verdict)
-        for problem, group, verdicts in zip(rows, drawn.completions, place.verdicts(rows, answers), strict=True)
-        for sample, (completion, verdict) in enumerate(zip(group, verdicts, strict=True))
+        for problem, group, judged in zip(rows, drawn.completions, verdicts, strict=True)
+        for sample, (completion, verdict) in enumerate(zip(group, judged, strict=True))
     ]
-    return place.publish("scores", scores, rows_in=len(rows), usage=drawn.usage, started=started)
+    return place.publish("scores", scores, rows_in=len(rows), usage=drawn.usage + checks, started=started)
 
 
 def _draw(

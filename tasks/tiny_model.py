@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from conf.settings import Lesson, Pretraining, Section, Teacher
+from conf.settings import Lesson, Pretraining, Teacher, TinyModel
 from models.tiny_model import CONTEXT, teacher_texts, train_tokenizer, training_rows, untrained_model
 from models.trainer import TrainJob
 from models.vllm_server import PROOF_FILE
@@ -75,19 +75,23 @@ def first_samples(place: Workplace, traces: ArtifactRef, count: int) -> Artifact
 
 
 def write_card(
-    place: Workplace, settings: Section, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef,
-    scans: ArtifactRef, ending_tokens: int, output: Path,
+    place: Workplace, settings: TinyModel, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef,
+    scans: ArtifactRef,
 ) -> Path:  # fmt: skip
-    """Copies the weights to `output` and writes the card, README.md and figures.json, beside them."""
+    """Moves weights and card (README.md, figures.json) into the folder `settings.output` once all of it is written."""
+    checkpoint = place.checkpoint(model)
+    ending_tokens = len(checkpoint.encode(settings.probing.exit_text)) + settings.probing.sampling.max_tokens // 2
     figures = card_figures(
         place.rows(problems, Problem), place.rows(traces, Trace), place.rows(scans, Scan), ending_tokens
     )
+    output = Path(settings.output)
     output.mkdir(parents=True, exist_ok=True)
-    for path in place.artifacts.local_path(model).iterdir():
-        if path.name != PROOF_FILE:
-            shutil.copy(path, output / path.name)
-    body: dict[str, Any] = {"figures": figures, "settings": settings.model_dump(mode="json")}
-    (output / "figures.json").write_text(json.dumps(body, indent=2) + "\n")
-    text = card_text(figures, place.checkpoint(model).shape.parameters, CONTEXT)
-    (output / "README.md").write_text(text)
+    with tempfile.TemporaryDirectory(dir=output) as scratch:
+        whole = Path(scratch) / "whole"
+        shutil.copytree(checkpoint.folder, whole, ignore=shutil.ignore_patterns(PROOF_FILE))
+        body: dict[str, Any] = {"figures": figures, "settings": settings.model_dump(mode="json")}
+        (whole / "figures.json").write_text(json.dumps(body, indent=2) + "\n")
+        (whole / "README.md").write_text(card_text(figures, checkpoint.shape.parameters, CONTEXT))
+        for path in whole.iterdir():
+            path.replace(output / path.name)
     return output / "README.md"

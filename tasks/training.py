@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from conf.settings import SimPO
 from models.trainer import LOG, TrainingFailed, TrainJob
@@ -52,6 +53,7 @@ def run_job(place: Workplace, name: str, *, rows_in: int, usage: Usage, job: Cal
     place.progress.note(f"{name}: log in {scratch / LOG}")
     place.make_room_for_training()
     figures = place.trainer(order, scratch, _steps(place, name))
+    _tell_start(place, name, figures[0] if figures else {})
     (place.folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in figures))
     if (scratch / LOG).exists():
         shutil.copy(scratch / LOG, place.folder / f"{name}.log")
@@ -60,6 +62,14 @@ def run_job(place: Workplace, name: str, *, rows_in: int, usage: Usage, job: Cal
     )
     shutil.rmtree(scratch)
     return published
+
+
+def _tell_start(place: Workplace, name: str, first: dict[str, Any]) -> None:
+    """How likely both sides of the pairs were before training: a chosen side far less likely than the rejected one
+    means closing texts that are unnatural for this model."""
+    if "logps/chosen" in first:
+        chosen, rejected = first["logps/chosen"], first["logps/rejected"]
+        place.progress.note(f"{name}: log-prob per token before training: chosen {chosen:.3f}, rejected {rejected:.3f}")
 
 
 def _steps(place: Workplace, name: str) -> Callable[[int, int], None]:

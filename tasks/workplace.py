@@ -101,15 +101,18 @@ class Workplace:
         advance = self.progress.stage(stage, len(requests), "prompts")
         return self.rollouts.draw(model, requests, purpose, seed, advance)
 
-    def verdicts(self, problems: Sequence[Problem], answers: Sequence[Sequence[str | None]]) -> list[list[Verdict]]:
+    def verdicts(
+        self, problems: Sequence[Problem], answers: Sequence[Sequence[str | None]]
+    ) -> tuple[list[list[Verdict]], Usage]:
         """The verdicts of each problem's answers; checked in one call, so hard ones are checked side by side."""
         questions = [
             Question(answer, problem.answer, problem.choices is not None)
             for problem, group in zip(problems, answers, strict=True)
             for answer in group
         ]
-        verdicts = iter(self.verifier.check(questions))
-        return [[next(verdicts) for _ in group] for group in answers]
+        checked = self.verifier.check(questions)
+        verdicts = iter(checked)
+        return [[next(verdicts) for _ in group] for group in answers], Usage(unverified=checked.count(Verdict.TIMEOUT))
 
     def publish(
         self, kind: str, rows: Sequence[Record], *, rows_in: int, dropped: dict[str, int] | None = None,

@@ -39,11 +39,13 @@ def draw(server: VllmServer, model: Checkpoint, prompts: list[str], sampling: Sa
 
 
 def nudged(folder: Path, step: float, honest: bool = True) -> Checkpoint:
-    """The tiny model with slightly other weights, and a proof that does or does not fit them."""
+    """The tiny model with every weight slightly other, and a proof that does or does not fit them."""
+    torch.manual_seed(0)
     shutil.copytree(TINY_MODEL, folder)
     model = AutoModelForCausalLM.from_pretrained(TINY_MODEL, dtype=torch.float32)
     with torch.no_grad():
-        model.model.norm.weight += step
+        for weight in model.parameters():
+            weight += step * weight.std() * torch.randn_like(weight)
     model.save_pretrained(folder)
     token_ids = list(Checkpoint.open(folder).encode(TEXTS[1]))[:40]
     proof = {"token_ids": token_ids, "log_probs": log_probs(folder if honest else TINY_MODEL, token_ids)}
@@ -74,7 +76,7 @@ def test_a_proven_swap_keeps_the_server_and_an_unproven_one_starts_it_anew(
 ):
     prompts = ["<|user|>Ann has 12 coins. How many coins now?<|assistant|><think>\n"]
     before, pid = draw(server, tiny, prompts), server.pid
-    draw(server, nudged(tmp_path / "other", 0.5), prompts)
+    draw(server, nudged(tmp_path / "other", 0.1), prompts)
     assert server.pid == pid
     assert draw(server, tiny, prompts) == before  # the bundled model carries no proof
     assert server.pid != pid
@@ -83,7 +85,7 @@ def test_a_proven_swap_keeps_the_server_and_an_unproven_one_starts_it_anew(
 def test_weights_that_do_not_match_their_proof_are_refused(server: VllmServer, tiny: Checkpoint, tmp_path: Path):
     draw(server, tiny, ["Ann"])
     with pytest.raises(SwapNotProven, match="differ from the trainer's"):
-        draw(server, nudged(tmp_path / "lying", 0.5, honest=False), ["Ann"])
+        draw(server, nudged(tmp_path / "lying", 0.1, honest=False), ["Ann"])
 
 
 def test_closing_ends_every_process(server: VllmServer, tiny: Checkpoint):

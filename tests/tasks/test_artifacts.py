@@ -1,3 +1,6 @@
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,6 +79,38 @@ def test_a_publication_cut_short_leaves_nothing_that_looks_whole(tmp_path: Path,
     with pytest.raises(KeyboardInterrupt):
         store.publish_rows("scores", ROWS, COUNT)
     assert all(Path(name).name.startswith(".") for name in objects(str(tmp_path)))
+
+
+PUBLISHER = """
+import sys
+from pathlib import Path
+from tasks.artifacts import ArtifactStore
+from tests.tasks.test_artifacts import COUNT
+folder = Path(sys.argv[1]) / "model"
+folder.mkdir(exist_ok=True)
+store = ArtifactStore(sys.argv[1])
+for number in range(10_000):
+    for part in ("config", "weights"):
+        (folder / part).write_bytes(bytes([number % 256]) * 300_000)
+    store.record(str(number % 7), {}, store.publish_folder("checkpoint", folder, COUNT))
+    print(number, flush=True)
+"""
+
+
+@pytest.mark.parametrize("after", [1, 12])
+def test_killed_at_any_moment_no_half_object_bears_a_final_name(tmp_path: Path, after: int):
+    publisher = subprocess.Popen([sys.executable, "-c", PUBLISHER, str(tmp_path)], stdout=subprocess.PIPE)
+    assert publisher.stdout
+    for _ in range(after):
+        assert publisher.stdout.readline()
+    publisher.kill()
+    publisher.communicate()
+    whole = [path for path in (tmp_path / "objects" / "checkpoint").iterdir() if not path.name.startswith(".")]
+    assert len(whole) >= after
+    for path in whole:
+        ArtifactRef(kind="checkpoint", uri=str(path), digest=path.name, rows=1).verify()
+    for manifest in (tmp_path / "manifests").glob("[!.]*.json"):
+        ArtifactRef.model_validate(json.loads(manifest.read_text())["artifact"]).verify()
 
 
 def test_when_another_run_was_faster_its_object_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
