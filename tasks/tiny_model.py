@@ -89,7 +89,8 @@ def write_card(
     with tempfile.TemporaryDirectory(dir=output) as scratch:
         whole = Path(scratch) / "whole"
         shutil.copytree(checkpoint.folder, whole, ignore=shutil.ignore_patterns(PROOF_FILE))
-        body: dict[str, Any] = {"figures": figures, "settings": settings.model_dump(mode="json")}
+        chosen = settings.model_dump(mode="json", exclude=set(settings.LEFT_OUT))
+        body: dict[str, Any] = {"figures": figures, "settings": chosen}
         (whole / "figures.json").write_text(json.dumps(body, indent=2) + "\n")
         (whole / "README.md").write_text(card_text(figures, checkpoint.shape.parameters, CONTEXT))
         for path in whole.iterdir():
