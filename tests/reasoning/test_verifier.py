@@ -33,8 +33,14 @@ def test_a_comparison_that_does_not_end_is_ended_and_the_next_one_is_answered():
         assert impatient.check([Question("1/3", "2/6")]) == [Verdict.RIGHT]
 
 
+def test_a_number_too_large_for_any_machine_does_not_hold_up_the_next_question():
+    with Verifier(workers=1, limit=1) as verifier:
+        questions = [Question("1/2", "0.5"), Question(TOWER, "x+1"), Question("2/4", "1/2")]
+        assert verifier.check(questions) == [Verdict.RIGHT, Verdict.TIMEOUT, Verdict.RIGHT]
+
+
 @pytest.mark.parametrize(
-    "text", [TOWER, "\\" * 500, "{" * 300, "\0", "import os; os._exit(3)", "\ud800", "\n", "$$$$", "9" * 5000]
+    "text", ["\\" * 500, "{" * 300, "\0", "import os; os._exit(3)", "\ud800", "\n", "$$$$", "9" * 5000]
 )
 def test_hostile_text_neither_raises_nor_hangs(verifier: Verifier, text: str):
     assert verifier.check([Question(text, "x+1"), Question("2/4", "1/2")])[1] is Verdict.RIGHT
