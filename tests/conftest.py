@@ -1,4 +1,5 @@
-"""Files named `*_stack.py` use the real Prefect, torch or vLLM; `-m "not stack"` does not even import them."""
+"""Files named `*_stack.py` use the real Prefect, torch, vLLM or math-verify at length; `-m "not stack"` leaves them out
+and does not even import them."""
 
 import os
 from pathlib import Path

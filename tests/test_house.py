@@ -15,11 +15,6 @@ def test_each_package_is_this_repositorys_own(name: str):
     assert Path(importlib.import_module(name).__file__ or "").parent == ROOT / name
 
 
-def test_a_cached_run_does_not_pay_for_torch():
-    probe = "import sys, tasks.workplace; print('torch' in sys.modules)"
-    assert subprocess.check_output([sys.executable, "-c", probe], text=True, cwd=ROOT).strip() == "False"
-
-
 @pytest.mark.parametrize("name", ["reasoning.exam", "reasoning.dto", "reasoning.verifier", "conf.load"])
 def test_algorithms_and_settings_load_no_framework(name: str):
     probe = f"import sys, {name}; print([m for m in ('torch', 'prefect', 'transformers', 'vllm') if m in sys.modules])"

@@ -38,6 +38,7 @@ def serve() -> Iterator[Callable[[Answer], str]]:
     def start(answer: Answer) -> str:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            wbufsize = -1  # one packet a reply: two would each wait for the other side's delayed acknowledgement
             number = 0
 
             def do_POST(self) -> None:
