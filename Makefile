@@ -19,16 +19,22 @@ endif
 
 setup: $(READY)
 
-# The CPU build of torch is on no package index but PyTorch's own, which may be out of reach where a
-# wheel is provided (find-links): so the configured places are asked first, PyTorch's index second.
+# The CPU build of torch is on no common package index: the configured places are asked first, PyTorch's own index second.
+ifeq ($(ACCELERATOR),cpu)
+INSTALL_TORCH = torch=$$(grep -E '^torch==' $(REQUIREMENTS)); \
+	$(PIP) "$$torch" 2>/dev/null || $(PIP) --index-url $(TORCH_CPU) "$$torch"
+else
+INSTALL_TORCH = true
+endif
+
+# CPU and GPU builds share names and versions, so one list is never installed over the other.
 $(READY): $(REQUIREMENTS) pyproject.toml
+	@[ -e $@ ] || ! ls .venv/.ready-* >/dev/null 2>&1 || rm -rf .venv
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@echo "Installing the pinned packages of $(REQUIREMENTS) into .venv (a few minutes, once) ..."
-	@torch=$$(grep -E '^torch==' $(REQUIREMENTS)); \
-	  $(PIP) "$$torch" 2>/dev/null || $(PIP) --index-url $(TORCH_CPU) "$$torch"
+	@$(INSTALL_TORCH)
 	@$(PIP) -r $(REQUIREMENTS)
 	@$(PIP) --no-build-isolation --editable .
-	@rm -f .venv/.ready-*
 	@touch $@
 
 demo: setup

@@ -144,7 +144,7 @@ class Benchmark(Section):
 
 
 class Engine(Section):
-    """The vLLM server that one run owns. Speeds and memory only: no figure depends on it."""
+    """The vLLM server that one run owns: speed and memory. Another `dtype` is another model, and sampled anew."""
 
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Weights and arithmetic. float32 on a CPU; bfloat16 for 7 B models on a GPU."""
@@ -152,7 +152,7 @@ class Engine(Section):
     """Longest prompt + completion in tokens."""
     concurrency: Positive = 256
     """Completions in flight at once."""
-    kv_cache_gib: PositiveFloat = 1.0
+    kv_cache_gib: Positive = 1
     """Room for the KV cache on a CPU."""
     gpu_memory: Annotated[float, Field(gt=0, lt=1)] = 0.85
     """Share of GPU memory; without effect on a CPU."""
@@ -163,12 +163,12 @@ class Engine(Section):
 
 
 class Storage(Section):
-    """Where results live. Moving them changes no figure."""
+    """Where results live. References hold full paths: what is moved to another place is made anew there."""
 
     root: str = "runs"
     """A folder or an fsspec URL for artifacts; with a URL, the run's own folder stays local under `runs`."""
     rollouts: str = ""
-    """SQLAlchemy URL of the rollout store; empty: an SQLite file in `root`."""
+    """SQLAlchemy URL of the rollout store; empty: an SQLite file in `root`, or under `runs` when `root` is a URL."""
 
 
 class Dto(Section):
@@ -177,7 +177,7 @@ class Dto(Section):
     LEFT_OUT: ClassVar[dict[str, str]] = {
         "pipeline": "there is one pipeline per settings class",
         "preset": "a name; what it stands for is in the other fields",
-        "engine": "speed and memory only; numbers are equal up to sampling noise",
+        "engine": "speed and memory; its dtype is in the fingerprint of a checkpoint that is sampled",
         "storage": "where results live",
     }
 
@@ -262,7 +262,7 @@ class TinyModel(Section):
     LEFT_OUT: ClassVar[dict[str, str]] = {
         "pipeline": "there is one pipeline per settings class",
         "preset": "a name; what it stands for is in the other fields",
-        "engine": "speed and memory only; numbers are equal up to sampling noise",
+        "engine": "speed and memory; its dtype is in the fingerprint of a checkpoint that is sampled",
         "storage": "where results live",
         "output": "where the finished model is copied to",
     }
@@ -285,7 +285,7 @@ class TinyModel(Section):
     )
     """What the card measures on held-out stories."""
     probed: Positive = 4
-    """Of each problem's samples, how many are also probed at every prefix."""
+    """Of each problem's samples, how many are also probed, prefix by prefix, up to their crossing."""
     segmentation: Segmentation = Segmentation()
     probing: Probing = Probing()
     engine: Engine = Engine()

@@ -77,16 +77,22 @@ def main(job: TrainJob) -> None:
 
 
 def last_whole_checkpoint(work: Path) -> str | None:
-    """The newest checkpoint that was written to its end; those that were not are removed.
-
-    trainer_state.json is written last.
-    """
+    """The newest checkpoint that was written to its end; those that were not are removed."""
     checkpoints = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     for path in checkpoints:
-        if not (path / "trainer_state.json").exists():
+        if not _is_whole(path):
             shutil.rmtree(path)
     whole = [path for path in checkpoints if path.exists()]
     return str(whole[-1]) if whole else None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """trainer_state.json is written last; a checkpoint that is being removed may have lost the others first."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return False
+    return (checkpoint / "optimizer.pt").exists() and any(checkpoint.glob("*.safetensors"))
 
 
 def _arguments(job: TrainJob) -> dict[str, Any]:

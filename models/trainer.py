@@ -79,7 +79,10 @@ def train(job: TrainJob, folder: Path, progress: Callable[[int, int], None], pol
     while True:
         code, outcome, tail = _run(job, folder, progress, poll)
         if code == 0:
-            return list({line["step"]: line for line in _figures(job.progress)}.values())
+            steps: dict[int, dict[str, Any]] = {}
+            for line in _figures(job.progress):
+                steps[line["step"]] = steps.get(line["step"], {}) | line
+            return list(steps.values())
         if outcome == Outcome.OUT_OF_MEMORY and job.micro_batch > 1:
             job = job.model_copy(update={"micro_batch": _next_divisor(job.batch, job.micro_batch)})
         elif outcome == Outcome.OUT_OF_MEMORY:
@@ -112,7 +115,9 @@ def _run(job: TrainJob, folder: Path, progress: Callable[[int, int], None], poll
 
 
 def _figures(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The whole lines; the last may be half-written, or have been cut short by a kill."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}\n")]
 
 
 def _next_divisor(batch: int, micro_batch: int) -> int:

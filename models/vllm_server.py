@@ -80,7 +80,9 @@ class VllmServer:
         """Makes `model` the served one: by a swap where that can be proven, else by a fresh start."""
         if self._served and self._served.fingerprint == model.fingerprint and self._is_running():
             return
-        if not (self._served and self._is_running() and self._swap(self._served, model)):
+        # Until the new weights are proven, what the server holds is nobody's.
+        served, self._served = self._served, None
+        if not (served and self._is_running() and self._swap(served, model)):
             self.close()
             self._start(model)
         self._served = model
@@ -125,7 +127,7 @@ class VllmServer:
     def _environment(self) -> dict[str, str]:
         return {
             "VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1",
-            "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(self._settings.kv_cache_gib))),
+            "VLLM_CPU_KVCACHE_SPACE": str(self._settings.kv_cache_gib),
             "VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false",
         }  # fmt: skip
 

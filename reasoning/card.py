@@ -118,10 +118,10 @@ laptop without a GPU or a download. It is good for nothing else.
 
 ## What its world is like
 
-Sampled at T 0.6, top_p 0.95: {problems} held-out stories (levels 1–10), {samples:,} samples; {probed:,} traces probed at every prefix up to
+Sampled at T 0.6, top_p 0.95: {problems} held-out stories (levels 1–10), {samples:,} samples; {probed:,} traces probed, prefix by prefix, up to
 their crossing (8 probes, T = ½). Levels 9 and 10 were never seen in training and are left out of all figures but the table's.
 
-| figure (levels 1–8) | value | asked for |
+| figure (levels 1–8) | value | target |
 |---|---|---|
 | accuracy | {accuracy:.1%} | 60–90 % |
 | mean tokens | {mean_tokens:.0f} | |

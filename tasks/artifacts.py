@@ -131,7 +131,7 @@ class ArtifactStore:
         """Keeps which recipe led to which content, so a figure can be traced back to its inputs."""
         body = json.dumps({"recipe": recipe, "artifact": ref.model_dump(mode="json")}, indent=2, sort_keys=True)
         target, temporary = f"{self._root}/manifests/{key}.json", self._hidden("manifests")
-        if self._files.exists(target) and json.loads(self._files.cat_file(target))["artifact"]["digest"] == ref.digest:
+        if self._files.exists(target) and self._files.cat_file(target) == body.encode():
             return
         self._files.makedirs(f"{self._root}/manifests", exist_ok=True)
         self._files.pipe_file(temporary, body.encode())

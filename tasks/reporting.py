@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import platform
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -153,8 +154,13 @@ def _print(report: dict[str, Any], path: Path) -> None:
     console.print(f"Report: {path}", soft_wrap=True)
 
 
+def artifact_key(name: str) -> str:
+    """`name` as Prefect wants the keys of artifacts: lower-case letters, digits and dashes."""
+    return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
 def _publish(report: dict[str, Any]) -> None:
-    key = f"{report['pipeline']}-{report['preset']}".lower().replace("_", "-")
+    key = artifact_key(f"{report['pipeline']}-{report['preset']}")
     create_table_artifact(summary_rows(report), key=f"{key}-result", description="95 % intervals, clustered by problem")
     create_table_artifact(_ledger_rows(report), key=f"{key}-ledger", description="What each stage took and cost")
     lines = [

@@ -60,7 +60,8 @@ def run_job(place: Workplace, name: str, *, rows_in: int, usage: Usage, job: Cal
     published = place.artifacts.publish_folder(
         "checkpoint", order.output, stage_count(rows_in, 1, None, usage, started)
     )
-    shutil.rmtree(scratch)
+    done = scratch.rename(scratch.with_name(f".done-{scratch.name}"))  # never again half a folder under its name
+    shutil.rmtree(done)
     return published
 
 

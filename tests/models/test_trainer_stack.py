@@ -70,12 +70,15 @@ def test_when_one_row_is_too_much_the_remedy_is_named(tmp_path: Path, monkeypatc
 
 
 def test_a_checkpoint_that_was_not_finished_is_not_resumed_from(tmp_path: Path):
-    for step, whole in ((5, True), (10, True), (15, False)):
+    whole = {"trainer_state.json": "{}", "optimizer.pt": "", "model.safetensors": ""}
+    broken = [{"trainer_state.json": ""}, {"optimizer.pt": None}, {"model.safetensors": None}, dict.fromkeys(whole)]
+    for step, harm in enumerate([{}, {}, *broken]):
         (tmp_path / f"checkpoint-{step}").mkdir()
-        if whole:
-            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
-    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
-    assert not (tmp_path / "checkpoint-15").exists()
+        for name, content in {**whole, **harm}.items():
+            if content is not None:
+                (tmp_path / f"checkpoint-{step}" / name).write_text(content)
+    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-0", "checkpoint-1"]
     assert last_whole_checkpoint(tmp_path / "none") is None
 
 
