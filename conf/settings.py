@@ -96,6 +96,21 @@ class Finalizing(Section):
     pair, which teaches when not to stop. Not from the paper."""
 
 
+class NoPruning(Section):
+    """Shortened traces stay as they were cut."""
+
+    type: Literal["none"] = "none"
+
+
+class EmbeddedPruning(Section):
+    """Inner segments without which the answer is still reached are taken out (section B.6), by `reasoning.prune`."""
+
+    type: Literal["embedded"] = "embedded"
+
+
+Pruning = Annotated[NoPruning | EmbeddedPruning, Field(discriminator="type")]
+
+
 class Pairing(Section):
     """Which preference pairs are made (section B.7)."""
 
@@ -192,6 +207,8 @@ class Dto(Section):
     segmentation: Segmentation = Segmentation()
     probing: Probing = Probing()
     finalizing: Finalizing = Finalizing()
+    pruning: Pruning = EmbeddedPruning()
+    """Who proposes what to take out; the probes decide."""
     pairing: Pairing = Pairing()
     training: SimPO = SimPO()
     benchmark: Benchmark = Benchmark()

@@ -10,7 +10,7 @@ from conf.settings import Dto
 from reasoning.exam import Role
 from reasoning.stories import Split
 from tasks.artifacts import ArtifactRef
-from tasks.dto import build_pairs, finalize_traces, probe_prefixes
+from tasks.dto import build_pairs, finalize_traces, probe_prefixes, prune_traces
 from tasks.problems import draw_problems
 from tasks.reporting import Examined, write_report
 from tasks.sampling import examine, sample_traces
@@ -39,6 +39,11 @@ def run_dto(place: Workplace, settings: Dto) -> Path:
     optimised = finalize_traces(
         place, model=base, problems=problems, traces=traces, scans=scans, finalizing=settings.finalizing, seed=seed
     )
+    if settings.pruning.type == "embedded":
+        optimised = prune_traces(
+            place, model=base, problems=problems, traces=traces, scans=scans, optimised=optimised,
+            probing=settings.probing, finalizing=settings.finalizing, seed=seed,
+        )  # fmt: skip
     pairs = build_pairs(
         place, model=base, problems=problems, traces=traces, optimised=optimised, pairing=settings.pairing,
         max_length=settings.training.max_length,

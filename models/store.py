@@ -60,6 +60,8 @@ class Purpose(StrEnum):
     PROBE = "probe"
     FINALIZE = "finalize"
     PREMATURE = "premature"
+    PRUNE = "prune"
+    PRUNE_CHECK = "prune-check"
     BENCHMARK = "benchmark"
 
 

@@ -5,7 +5,8 @@ Knows: scores, intervals, cost formulas. Must not know: how completions were dra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -72,3 +73,59 @@ def comparison(name: str, scores: Sequence[Score], against: str, base: Sequence[
         "efficiency": efficiency(*means),
         "aes": aes(*means),
     }
+
+
+def by_original(scores: Sequence[Score], base: Sequence[Score], shape: Shape) -> dict[str, float | None]:
+    """The method on what the base had right and on what it had wrong (section B, metrics). Fractions.
+
+    Samples are independent, so a problem weighs in each group by how many of the base's samples fall into it.
+    `attention_flops_right` and `_wrong`: change of attention FLOPs. `wrong_to_right`: accuracy where the base was wrong;
+    `wrong_to_right_of_base`: the same for another sample of the base itself, which is right there now and then by
+    chance alone (None for a single sample a problem).
+    """
+    flops = _mean_by_problem(scores, lambda score: shape.attention_flops(score.prompt_tokens, score.tokens))
+    accuracy, wrong_of_base = accuracy_by_problem(scores), [s for s in base if s.verdict is not Verdict.RIGHT]
+    others = _accuracy_of_the_others(base)
+    right_of_base = [s for s in base if s.verdict is Verdict.RIGHT]
+    return {
+        "attention_flops_right": _flops_change(flops, right_of_base, shape),
+        "attention_flops_wrong": _flops_change(flops, wrong_of_base, shape),
+        "wrong_to_right": _average(accuracy[score.problem_id] for score in wrong_of_base),
+        "wrong_to_right_of_base": _average(others[s.problem_id] for s in wrong_of_base if s.problem_id in others),
+    }
+
+
+def _mean_by_problem(scores: Sequence[Score], value: Callable[[Score], float]) -> dict[str, float]:
+    return problem_means((score.problem_id, value(score)) for score in scores)
+
+
+def _flops_change(flops: dict[str, float], group: Sequence[Score], shape: Shape) -> float | None:
+    before = sum(shape.attention_flops(score.prompt_tokens, score.tokens) for score in group)
+    return sum(flops[score.problem_id] for score in group) / before - 1 if before else None
+
+
+def _accuracy_of_the_others(base: Sequence[Score]) -> dict[str, float]:
+    """For each problem with several samples: given that one of them is wrong, the accuracy of the others."""
+    verdicts: dict[str, list[bool]] = defaultdict(list)
+    for score in base:
+        verdicts[score.problem_id].append(score.verdict is Verdict.RIGHT)
+    return {name: sum(right) / (len(right) - 1) for name, right in verdicts.items() if len(right) > 1}
+
+
+def _average(values: Iterable[float]) -> float | None:
+    listed = list(values)
+    return sum(listed) / len(listed) if listed else None
+
+
+def break_even(build_flops: float, scores: Sequence[Score], base: Sequence[Score], shape: Shape) -> dict[str, Any]:
+    """How many queries pay back what building the model cost; None where a query has not become cheaper."""
+    saved = _flops_per_query(base, shape) - _flops_per_query(scores, shape)
+    return {
+        "build_flops": build_flops,
+        "saved_flops_per_query": saved,
+        "queries": build_flops / saved if saved > 0 else None,
+    }
+
+
+def _flops_per_query(scores: Sequence[Score], shape: Shape) -> float:
+    return float(np.mean([shape.forward_flops(score.prompt_tokens, 0, score.tokens) for score in scores]))

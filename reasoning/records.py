@@ -93,6 +93,8 @@ class Optimised(Record):
     token_ids: tuple[int, ...]
     kept: int
     """Tokens of the original trace that were kept."""
+    removed: tuple[int, ...] = ()
+    """Indices of the segments before the cut that pruning took out (section B.6)."""
     premature_ids: tuple[int, ...] | None = None
     """The completion that stops before the crossing, at a prefix that did not pass, and answers wrong there."""
 
@@ -150,3 +152,5 @@ class StageCount(Usage):
     rows_in: int
     rows_out: int
     dropped: dict[str, int]
+    counts: dict[str, int] = {}
+    """What else is worth knowing of the stage, by name."""

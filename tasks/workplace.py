@@ -116,10 +116,11 @@ class Workplace:
 
     def publish(
         self, kind: str, rows: Sequence[Record], *, rows_in: int, dropped: dict[str, int] | None = None,
-        usage: Usage | None = None, started: float,
+        usage: Usage | None = None, started: float, counts: dict[str, int] | None = None,
     ) -> ArtifactRef:  # fmt: skip
         """`rows` as an artifact with its ledger line. `started`: time.monotonic() at the stage's start."""
-        return self.artifacts.publish_rows(kind, rows, stage_count(rows_in, len(rows), dropped, usage, started))
+        count = stage_count(rows_in, len(rows), dropped, usage, started).model_copy(update={"counts": counts or {}})
+        return self.artifacts.publish_rows(kind, rows, count)
 
     def scratch(self, name: str) -> Path:
         """A folder for unfinished work that a repeated task finds again."""

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reasoning.cost import Shape, aes, efficiency
-from reasoning.exam import comparison, model_figures
+from reasoning.exam import break_even, by_original, comparison, model_figures
 from reasoning.records import Score, Usage, Verdict
 from reasoning.stats import mean_interval, paired_difference, paired_ratio, problem_means
 
@@ -98,3 +98,35 @@ def test_usage_adds_up():
     assert Usage(generated_tokens=1, seconds=0.5) + Usage(generated_tokens=2, flops=3) == Usage(
         generated_tokens=3, seconds=0.5, flops=3
     )
+
+
+SHAPE = Shape(parameters=10, layers=1, attention_width=1)
+
+
+def test_right_and_wrong_answers_of_the_base_are_told_apart():
+    base = [score("a", 4, True), score("a", 4, False), score("b", 6, False), score("b", 6, False)]
+    new = [score("a", 2, True), score("a", 2, True), score("b", 6, True), score("b", 6, False)]
+    figures = by_original(new, base, SHAPE)
+    # Attention after 3 prompt tokens: 2 new 4·(4+5) = 36, 4 new 4·(4+5+6+7) = 88, 6 new 4·(4+…+9) = 156.
+    assert figures["attention_flops_right"] == pytest.approx(36 / 88 - 1)
+    assert figures["attention_flops_wrong"] == pytest.approx((36 + 156 + 156) / (88 + 156 + 156) - 1)
+    # Wrong at first: once a (now always right), twice b (now right in one of two).
+    assert figures["wrong_to_right"] == pytest.approx((1 + 0.5 + 0.5) / 3)
+    # Another sample of the base would have been right for a (1 of 1), never for b (0 of 1).
+    assert figures["wrong_to_right_of_base"] == pytest.approx((1 + 0 + 0) / 3)
+
+
+def test_nothing_is_said_of_an_empty_group():
+    figures = by_original([score("a", 2, True)], [score("a", 4, True)], SHAPE)
+    assert figures["attention_flops_wrong"] is None
+    assert figures["wrong_to_right"] is None
+    assert figures["wrong_to_right_of_base"] is None
+
+
+def test_break_even_is_build_cost_over_saving():
+    base, new = [score("a", 4, True)], [score("a", 2, True)]
+    # 2·10·2 for two tokens fewer, and their attention: positions 6 and 7 after 3 + 2 tokens are saved: 4·13 = 52.
+    assert break_even(920, new, base, SHAPE) == {
+        "build_flops": 920, "saved_flops_per_query": pytest.approx(40 + 52), "queries": pytest.approx(10),
+    }  # fmt: skip
+    assert break_even(920, base, new, SHAPE)["queries"] is None

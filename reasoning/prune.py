@@ -1,0 +1,84 @@
+"""Pruning a shortened trace, embedded form: a segment is redundant when the answer is reached without it (B.6).
+
+Knows: segments in token ids, the rule by which a removal stands. Must not know: engines, texts, where probes come from.
+
+Greedy from left to right: each inner segment is left out once; when the rest still passes the probe it stays out,
+otherwise it is rolled back. The first segment (the start of the reasoning) and the last (where the answer became
+clear) always stay.
+
+Deviation from the paper: there an auxiliary LLM proposes what to remove and decoding checks it; here every inner
+segment is proposed, and the check decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+from reasoning.dto import passes, shortest_right
+from reasoning.records import Optimised, Trace, Verdict
+
+METHOD_VERSION = "1"
+"""Part of the cache key of pruning: raise it when a rule here changes."""
+
+
+class OpenPruning:
+    """A cut trace whose inner segments are being left out one by one.
+
+    `next_prefix` is what is left when the next segment goes too, `add` takes its rollouts.
+    """
+
+    def __init__(self, trace: Trace, ends: Sequence[int], threshold: float, proposed: Sequence[int] | None = None):
+        """`ends`: token ends of the segments up to the crossing; `proposed`: which of them may go (all), by index."""
+        self._spans = [trace.token_ids[start:end] for start, end in pairwise((0, *ends))]
+        self._kept = list(range(len(ends)))
+        self._open = [
+            index for index in (range(len(ends)) if proposed is None else proposed) if 0 < index < len(ends) - 1
+        ]
+        self._threshold = threshold
+        self._trace = trace
+
+    @property
+    def trace(self) -> Trace:
+        return self._trace
+
+    @property
+    def is_open(self) -> bool:
+        return bool(self._open)
+
+    def next_prefix(self) -> tuple[int, ...]:
+        """Token ids of what is kept, without the next proposed segment."""
+        return self._join(index for index in self._kept if index != self._open[0])
+
+    def add(self, outcomes: Sequence[bool]) -> None:
+        """For each rollout of `next_prefix` whether its answer is right."""
+        proposed = self._open.pop(0)
+        if passes(sum(outcomes), len(outcomes), self._threshold):
+            self._kept.remove(proposed)
+
+    @property
+    def removed(self) -> tuple[int, ...]:
+        """Indices of the segments that went, in order."""
+        return tuple(index for index in range(len(self._spans)) if index not in self._kept)
+
+    def prefix(self) -> tuple[int, ...]:
+        """Token ids of all that is kept."""
+        return self._join(self._kept)
+
+    def _join(self, indices: Iterable[int]) -> tuple[int, ...]:
+        return tuple(token for index in indices for token in self._spans[index])
+
+
+def pruned_trace(
+    row: Optimised, pruning: OpenPruning, endings: Sequence[tuple[tuple[int, ...], Verdict]], threshold: float
+) -> Optimised:
+    """`row` without what was removed and with the shortest right one of fresh `endings`.
+
+    `row` itself, as it was, unless those confirm the answer (more than `threshold` of them right) and the trace got
+    shorter.
+    """
+    prefix, ending = pruning.prefix(), shortest_right(endings)
+    right = sum(verdict is Verdict.RIGHT for _, verdict in endings)
+    if ending is None or not passes(right, len(endings), threshold) or len(prefix) + len(ending) >= len(row.token_ids):
+        return row
+    return row.model_copy(update={"token_ids": prefix + ending, "kept": len(prefix), "removed": pruning.removed})

@@ -1,0 +1,71 @@
+from collections.abc import Sequence
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reasoning.prune import OpenPruning, pruned_trace
+from reasoning.records import Optimised, Trace, Verdict
+
+RIGHT, WRONG = [True] * 8, [True] * 4 + [False] * 4  # 4 of 8 is not more than half
+
+
+def opened(ends: Sequence[int], proposed: Sequence[int] | None = None) -> OpenPruning:
+    trace = Trace(
+        problem_id="p", sample=0, token_ids=tuple(range(ends[-1] + 5)), text="", truncated=False, verdict=Verdict.RIGHT
+    )
+    return OpenPruning(trace, ends, 0.5, proposed)
+
+
+def test_a_removal_stands_when_the_rest_passes_and_is_rolled_back_when_not():
+    pruning = opened([2, 4, 6, 8])
+    assert pruning.next_prefix() == (0, 1, 4, 5, 6, 7)  # without segment 1
+    pruning.add(WRONG)
+    assert pruning.next_prefix() == (0, 1, 2, 3, 6, 7)  # segment 1 is back, without segment 2
+    pruning.add(RIGHT)
+    assert not pruning.is_open
+    assert pruning.removed == (2,)
+    assert pruning.prefix() == (0, 1, 2, 3, 6, 7)
+
+
+def test_each_removal_is_judged_with_the_earlier_ones_gone():
+    pruning = opened([1, 2, 3, 4])
+    pruning.add(RIGHT)
+    assert pruning.next_prefix() == (0, 3)
+
+
+def test_only_what_was_proposed_may_go():
+    pruning = opened([1, 2, 3, 4], proposed=[0, 2, 3, 9])
+    assert pruning.next_prefix() == (0, 1, 3)
+    pruning.add(RIGHT)
+    assert not pruning.is_open
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=8), st.data())
+def test_first_and_last_stay_and_order_is_kept(lengths: list[int], data: st.DataObject):
+    ends = [sum(lengths[: index + 1]) for index in range(len(lengths))]
+    pruning = opened(ends)
+    while pruning.is_open:
+        pruning.add(data.draw(st.sampled_from([RIGHT, WRONG])))
+    kept = pruning.prefix()
+    assert list(kept) == sorted(set(kept))
+    assert kept[: lengths[0]] == tuple(range(lengths[0]))
+    assert kept[-lengths[-1] :] == tuple(range(ends[-1] - lengths[-1], ends[-1]))
+    assert len(pruning.removed) <= max(0, len(lengths) - 2)
+
+
+def test_a_pruned_trace_needs_fresh_endings_that_confirm_it():
+    pruning = opened([2, 4, 6])
+    pruning.add(RIGHT)
+    row = Optimised(problem_id="p", sample=0, token_ids=(0, 1, 2, 3, 4, 5, 90, 91), kept=6)
+    right, wrong = ((90, 91), Verdict.RIGHT), ((92,), Verdict.WRONG)
+    assert pruned_trace(row, pruning, [right, wrong], 0.5) == row  # one of two is not more than half
+    assert pruned_trace(row, pruning, [wrong, wrong], 0.0) == row
+    pruned = pruned_trace(row, pruning, [right, right, wrong], 0.5)
+    assert (pruned.token_ids, pruned.kept, pruned.removed) == ((0, 1, 4, 5, 90, 91), 4, (1,))
+
+
+def test_a_pruned_trace_that_is_not_shorter_is_no_gain():
+    pruning = opened([2, 4, 6])
+    pruning.add(RIGHT)
+    row = Optimised(problem_id="p", sample=0, token_ids=(0, 1, 2, 3, 4, 5, 90), kept=6)
+    assert pruned_trace(row, pruning, [((90, 91, 92), Verdict.RIGHT)], 0.5) == row
