@@ -151,11 +151,44 @@ class SimPO(Section):
         return self
 
 
+class Sft(Section):
+    """Supervised fine-tuning on whole completions, through TRL."""
+
+    LEFT_OUT: ClassVar[dict[str, str]] = SimPO.LEFT_OUT
+
+    learning_rate: PositiveFloat = 1e-5
+    """Not from the paper."""
+    epochs: Positive = 1
+    batch: Positive = 16
+    """Completions per optimizer step. Not from the paper."""
+    micro_batch: Positive = 16
+    """Completions per forward pass; halved by itself when memory runs out."""
+    max_length: Positive = 2048
+    """Longest prompt + completion in tokens. Longer rows are set aside and counted, never cut."""
+    warmup: Share = 0.1
+
+
+class Controls(Section):
+    """What is examined beside the method, in the same run and on the same problems."""
+
+    trained: tuple[Literal["shortest-longest", "sft", "paper-pairs", "unpruned"], ...] = ()
+    """Other trainings of the same base: SimPO on each problem's shortest right trace against its longest, SFT on the
+    optimised traces, SimPO without premature-stop pairs, SimPO without pruning."""
+    sft: Sft = Sft()
+    early_stop: bool = False
+    """No training: each trace of the base stops at the first prefix where more than `probing.threshold` of the probes
+    agree with one another. Its probes count as generated tokens."""
+    fast_prompt: str = ""
+    """No training: an instruction to be brief, put after each problem. Empty: not examined."""
+
+
 class Benchmark(Section):
     """The examination: fresh problems that nothing else has read."""
 
     problems: Stories = Stories(count=480)
     sampling: Sampling = Sampling()
+    unseen: Stories | None = None
+    """Problems of levels that no training has seen, examined on their own."""
 
 
 class Engine(Section):
@@ -211,9 +244,21 @@ class Dto(Section):
     """Who proposes what to take out; the probes decide."""
     pairing: Pairing = Pairing()
     training: SimPO = SimPO()
+    controls: Controls = Controls()
     benchmark: Benchmark = Benchmark()
     engine: Engine = Engine()
     storage: Storage = Storage()
+
+    @model_validator(mode="after")
+    def _controls_differ(self) -> Dto:
+        same = {
+            "unpruned": self.pruning.type == "none" and "pruning.type is none",
+            "paper-pairs": not self.finalizing.premature_stop and "finalizing.premature_stop is false",
+        }
+        for name, reason in same.items():
+            if reason and name in self.controls.trained:
+                raise ValueError(f"controls.trained: {name!r} would be the method itself, since {reason}; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _fits_context(self) -> Dto:

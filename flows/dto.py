@@ -1,21 +1,42 @@
-"""DTO, end to end (arXiv 2505.21765): sample, segment and probe, cut and finalize, pair, SimPO, examine, report."""
+"""DTO, end to end (arXiv 2505.21765): sample, probe, cut, finalize, prune, pair, SimPO, examine, report."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from prefect import flow
 
-from conf.settings import Dto
+from conf.settings import Dto, Stories
 from reasoning.exam import Role
+from reasoning.records import PairKind
 from reasoning.stories import Split
 from tasks.artifacts import ArtifactRef
-from tasks.dto import build_pairs, finalize_traces, probe_prefixes, prune_traces
+from tasks.controls import contrast_pairs, demonstrations, examine_early_stop, instruct, select_pairs
+from tasks.dto import build_pairs, finalize_traces, probe_prefixes, prune_traces, recheck_crossings
 from tasks.problems import draw_problems
 from tasks.reporting import Examined, write_report
 from tasks.sampling import examine, sample_traces
-from tasks.training import train_simpo
+from tasks.training import train_sft, train_simpo
 from tasks.workplace import Workplace
+
+
+class Curated(NamedTuple):
+    """What curation made; the controls start from the same."""
+
+    base: ArtifactRef
+    problems: ArtifactRef
+    traces: ArtifactRef
+    finalized: ArtifactRef
+    optimised: ArtifactRef
+    """The finalized traces, pruned where the settings say so."""
+    pairs: ArtifactRef
+
+
+class Policy(NamedTuple):
+    name: str
+    role: Role
+    model: ArtifactRef
 
 
 @flow(name="dto", flow_run_name="dto-{settings.preset}-seed-{settings.seed}", persist_result=False)
@@ -28,6 +49,22 @@ def dto(settings: Dto) -> Path:
 def run_dto(place: Workplace, settings: Dto) -> Path:
     """The pipeline in a given workplace."""
     place.save_settings(settings)
+    curated = curate(place, settings)
+    policy = train_simpo(place, model=curated.base, pairs=curated.pairs, training=settings.training, seed=settings.seed)
+    build = list(place.ledger)
+    policies = [
+        Policy("base", "base", curated.base),
+        Policy("dto", "method", policy),
+        *(Policy(name, "control", train_control(place, settings, curated, name)) for name in settings.controls.trained),
+    ]
+    examined = examine_all(place, settings, policies, settings.benchmark.problems)
+    examined += examine_untrained(place, settings, curated.base)
+    unseen = examine_all(place, settings, policies, settings.benchmark.unseen) if settings.benchmark.unseen else []
+    return write_report(place, settings, settings.seed, examined, unseen, build)
+
+
+def curate(place: Workplace, settings: Dto) -> Curated:
+    """From problems to preference pairs."""
     seed = settings.seed
     base = place.model(settings.model)
     problems = draw_problems(place, source=settings.problems, split=Split.TRAIN, seed=seed)
@@ -36,26 +73,73 @@ def run_dto(place: Workplace, settings: Dto) -> Path:
         place, model=base, problems=problems, traces=traces, segmentation=settings.segmentation,
         probing=settings.probing, seed=seed,
     )  # fmt: skip
-    optimised = finalize_traces(
+    recheck_crossings(
+        place, model=base, problems=problems, traces=traces, scans=scans, probing=settings.probing, seed=seed
+    )
+    finalized = finalize_traces(
         place, model=base, problems=problems, traces=traces, scans=scans, finalizing=settings.finalizing, seed=seed
     )
+    optimised = finalized
     if settings.pruning.type == "embedded":
         optimised = prune_traces(
-            place, model=base, problems=problems, traces=traces, scans=scans, optimised=optimised,
+            place, model=base, problems=problems, traces=traces, scans=scans, optimised=finalized,
             probing=settings.probing, finalizing=settings.finalizing, seed=seed,
         )  # fmt: skip
-    pairs = build_pairs(
+    pairs = _pairs(place, settings, base, problems, traces, optimised)
+    return Curated(base, problems, traces, finalized, optimised, pairs)
+
+
+def _pairs(
+    place: Workplace, settings: Dto, base: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef,
+    optimised: ArtifactRef,
+) -> ArtifactRef:  # fmt: skip
+    return build_pairs(
         place, model=base, problems=problems, traces=traces, optimised=optimised, pairing=settings.pairing,
         max_length=settings.training.max_length,
     )  # fmt: skip
-    policy = train_simpo(place, model=base, pairs=pairs, training=settings.training, seed=seed)
 
-    paper = draw_problems(place, source=settings.benchmark.problems, split=Split.BENCHMARK, seed=seed)
-    models: tuple[tuple[str, Role, ArtifactRef], ...] = (("base", "base", base), ("dto", "method", policy))
-    examined = [
-        Examined(name, role, model, examine(
-            place, model=model, problems=paper, sampling=settings.benchmark.sampling, seed=seed
-        ))
-        for name, role, model in models
-    ]  # fmt: skip
-    return write_report(place, settings, seed, examined)
+
+def train_control(place: Workplace, settings: Dto, made: Curated, name: str) -> ArtifactRef:
+    """Another training of the same base; see `conf.settings.Controls`."""
+    if name == "sft":
+        sft = settings.controls.sft
+        rows = demonstrations(
+            place, model=made.base, problems=made.problems, optimised=made.optimised, max_length=sft.max_length
+        )
+        return train_sft(place, model=made.base, rows=rows, training=sft, seed=settings.seed)
+    if name == "shortest-longest":
+        pairs = contrast_pairs(
+            place, model=made.base, problems=made.problems, traces=made.traces, max_length=settings.training.max_length
+        )
+    elif name == "paper-pairs":
+        pairs = select_pairs(place, pairs=made.pairs, kind=PairKind.OPTIMISED)
+    else:
+        pairs = _pairs(place, settings, made.base, made.problems, made.traces, made.finalized)
+    return train_simpo(place, model=made.base, pairs=pairs, training=settings.training, seed=settings.seed)
+
+
+def examine_all(place: Workplace, settings: Dto, policies: list[Policy], source: Stories) -> list[Examined]:
+    problems = draw_problems(place, source=source, split=Split.BENCHMARK, seed=settings.seed)
+    sampling, seed = settings.benchmark.sampling, settings.seed
+    return [
+        Examined(*policy, examine(place, model=policy.model, problems=problems, sampling=sampling, seed=seed))
+        for policy in policies
+    ]
+
+
+def examine_untrained(place: Workplace, settings: Dto, base: ArtifactRef) -> list[Examined]:
+    """The controls that need no training."""
+    seed, sampling = settings.seed, settings.benchmark.sampling
+    problems = draw_problems(place, source=settings.benchmark.problems, split=Split.BENCHMARK, seed=seed)
+    examined = []
+    if settings.controls.early_stop:
+        scores = examine_early_stop(
+            place, model=base, problems=problems, sampling=sampling, segmentation=settings.segmentation,
+            probing=settings.probing, finalizing=settings.finalizing, seed=seed,
+        )  # fmt: skip
+        examined.append(Examined("early-stop", "control", base, scores))
+    if settings.controls.fast_prompt:
+        brief = instruct(place, problems=problems, instruction=settings.controls.fast_prompt)
+        scores = examine(place, model=base, problems=brief, sampling=sampling, seed=seed)
+        examined.append(Examined("fast-prompt", "control", base, scores))
+    return examined

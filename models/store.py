@@ -58,10 +58,12 @@ class Purpose(StrEnum):
 
     TRAIN = "train"
     PROBE = "probe"
+    RECHECK = "recheck"
     FINALIZE = "finalize"
     PREMATURE = "premature"
     PRUNE = "prune"
     PRUNE_CHECK = "prune-check"
+    EARLY_STOP = "early-stop"
     BENCHMARK = "benchmark"
 
 

@@ -104,12 +104,45 @@ def preference_pairs(
                 problem_id=row.problem_id, sample=row.sample, kind=kind, prompt_ids=prompts[row.problem_id],
                 chosen_ids=row.token_ids, rejected_ids=rejected_ids,
             )  # fmt: skip
-            reason = _unfit(pair, max_length)
-            if reason is None:
-                pairs.append(pair)
-            else:
-                dropped[reason] += 1
+            _keep_or_count(pair, max_length, pairs, dropped)
     return pairs, dropped
+
+
+def shortest_longest_pairs(
+    prompts: dict[str, tuple[int, ...]], traces: Sequence[Trace], max_length: int
+) -> tuple[list[Pair], Counter[str]]:
+    """A control: for each problem its shortest right trace against its longest one, in token ids."""
+    longest = _longest_traces(traces)
+    shortest: dict[str, Trace] = {}
+    for trace in traces:
+        best = shortest.get(trace.problem_id)
+        if trace.verdict is Verdict.RIGHT and (best is None or len(trace.token_ids) < len(best.token_ids)):
+            shortest[trace.problem_id] = trace
+    pairs: list[Pair] = []
+    dropped = Counter({"never-right": len(longest) - len(shortest)} if len(longest) > len(shortest) else {})
+    for name, trace in shortest.items():
+        pair = Pair(
+            problem_id=name, sample=trace.sample, kind=PairKind.SHORTEST_LONGEST, prompt_ids=prompts[name],
+            chosen_ids=trace.token_ids, rejected_ids=longest[name].token_ids,
+        )  # fmt: skip
+        _keep_or_count(pair, max_length, pairs, dropped)
+    return pairs, dropped
+
+
+def agreement(answers: Sequence[str | None]) -> list[bool]:
+    """For each rollout whether it gives the most frequent answer (the first of several): a right answer's stand-in
+    where none is known. A rollout without an answer agrees with none."""
+    given = Counter(answer for answer in answers if answer is not None)
+    most = given.most_common(1)[0][0] if given else ""
+    return [answer == most for answer in answers]
+
+
+def _keep_or_count(pair: Pair, max_length: int, pairs: list[Pair], dropped: Counter[str]) -> None:
+    reason = _unfit(pair, max_length)
+    if reason is None:
+        pairs.append(pair)
+    else:
+        dropped[reason] += 1
 
 
 def _longest_traces(traces: Sequence[Trace]) -> dict[str, Trace]:
@@ -123,7 +156,7 @@ def _longest_traces(traces: Sequence[Trace]) -> dict[str, Trace]:
 
 def _unfit(pair: Pair, max_length: int) -> str | None:
     """Why a pair cannot be trained on; None when it can."""
-    if pair.kind is PairKind.OPTIMISED and len(pair.chosen_ids) >= len(pair.rejected_ids):
+    if pair.kind is not PairKind.PREMATURE_STOP and len(pair.chosen_ids) >= len(pair.rejected_ids):
         return "not-shorter"
     if len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids)) > max_length:
         return "too-long"

@@ -79,9 +79,9 @@ def by_original(scores: Sequence[Score], base: Sequence[Score], shape: Shape) ->
     """The method on what the base had right and on what it had wrong (section B, metrics). Fractions.
 
     Samples are independent, so a problem weighs in each group by how many of the base's samples fall into it.
-    `attention_flops_right` and `_wrong`: change of attention FLOPs. `wrong_to_right`: accuracy where the base was wrong;
-    `wrong_to_right_of_base`: the same for another sample of the base itself, which is right there now and then by
-    chance alone (None for a single sample a problem).
+    `attention_flops_right` and `_wrong`: change of attention FLOPs. `wrong_to_right`: accuracy where the base was
+    wrong; `wrong_to_right_of_base`: the same for another sample of the base itself, which is right there now and then
+    by chance alone (None for a single sample a problem).
     """
     flops = _mean_by_problem(scores, lambda score: shape.attention_flops(score.prompt_tokens, score.tokens))
     accuracy, wrong_of_base = accuracy_by_problem(scores), [s for s in base if s.verdict is not Verdict.RIGHT]

@@ -84,6 +84,10 @@ class Scan(Record):
     crossing: int | None
     """Segment index of the first prefix that passes; None when none does."""
 
+    @property
+    def trace_id(self) -> str:
+        return f"{self.problem_id}/{self.sample}"
+
 
 class Optimised(Record):
     """A trace cut at its earliest crossing and brought to its end (section B.5)."""
@@ -102,6 +106,8 @@ class Optimised(Record):
 class PairKind(StrEnum):
     OPTIMISED = "optimised"
     """Chosen: the shortened trace. Rejected: the longer original."""
+    SHORTEST_LONGEST = "shortest-longest"
+    """Chosen: the problem's shortest right trace. Rejected: its longest. A control, no part of DTO."""
     PREMATURE_STOP = "premature-stop"
     """Chosen: the shortened trace. Rejected: an earlier prefix, closed with the wrong answer it led to."""
 
@@ -117,6 +123,15 @@ class Pair(Record):
     rejected_ids: tuple[int, ...]
 
 
+class Demonstration(Record):
+    """A completion to be imitated, in token ids."""
+
+    problem_id: str
+    sample: int
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+
+
 class Score(Record):
     """One examined completion."""
 
@@ -125,6 +140,9 @@ class Score(Record):
     sample: int
     prompt_tokens: int
     tokens: int
+    """All tokens generated for it, `overhead` among them."""
+    overhead: int = 0
+    """Tokens that are no part of the completion, such as probes."""
     truncated: bool
     verdict: Verdict
 

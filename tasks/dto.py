@@ -45,15 +45,39 @@ def probe_prefixes(
     checkpoint = place.checkpoint(model)
     rows = place.rows(traces, Trace)
     scans = [
-        OpenScan(trace, _ends(checkpoint, trace, segmentation), probing.threshold)
+        OpenScan(trace, segment_ends(checkpoint, trace, segmentation), probing.threshold)
         for trace in rows
         if not trace.truncated
     ]
-    prober = Prober(place, checkpoint, _by_id(place, problems), probing, seed)
+    prober = Prober(place, checkpoint, by_id(place, problems), probing, seed)
     prober.close_all("probe prefix", Purpose.PROBE, scans)
     dropped = {"truncated": len(rows) - len(scans)} if len(scans) < len(rows) else {}
     results = [scan.result() for scan in scans]
     return place.publish("scans", results, rows_in=len(rows), dropped=dropped, usage=prober.usage, started=started)
+
+
+@step(version=VERSION)
+def recheck_crossings(
+    place: Workplace, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, scans: ArtifactRef,
+    probing: Probing, seed: int,
+) -> ArtifactRef:  # fmt: skip
+    """Rows of Scan with one probe each: p at the crossing, estimated again on fresh samples.
+
+    The first estimate is the one that was chosen for being high. A crossing that does not pass again was lucky.
+    """
+    started = time.monotonic()
+    trace_of = {trace.id: trace for trace in place.rows(traces, Trace)}
+    crossed = [scan for scan in place.rows(scans, Scan) if scan.crossing is not None]
+    again = [OpenScan(trace_of[scan.trace_id], [scan.probes[-1].end], probing.threshold) for scan in crossed]
+    prober = Prober(place, place.checkpoint(model), by_id(place, problems), probing, seed)
+    prober.close_all("probe again", Purpose.RECHECK, again)
+    rows = [scan.result() for scan in again]
+    counts = {
+        "lucky crossings": sum(scan.crossing is None for scan in rows),
+        "right of first probes": sum(scan.probes[-1].right for scan in crossed),
+        "right of fresh probes": sum(scan.probes[-1].right for scan in rows),
+    }
+    return place.publish("rechecks", rows, rows_in=len(crossed), usage=prober.usage, started=started, counts=counts)
 
 
 @step(version=VERSION)
@@ -67,8 +91,8 @@ def finalize_traces(
     all_scans = place.rows(scans, Scan)
     crossed = [scan for scan in all_scans if scan.crossing is not None]
     sources = [trace_of[scan.problem_id, scan.sample] for scan in crossed]
-    prefixes = [_cut(trace, scan.probes[-1].end) for trace, scan in zip(sources, crossed, strict=True)]
-    ender = Ender(place, place.checkpoint(model), _by_id(place, problems), finalizing, seed)
+    prefixes = [cut(trace, scan.probes[-1].end) for trace, scan in zip(sources, crossed, strict=True)]
+    ender = Ender(place, place.checkpoint(model), by_id(place, problems), finalizing, seed)
     endings = ender.endings("finalize", Purpose.FINALIZE, prefixes)
     premature = _premature_stops(ender, sources, crossed) if finalizing.premature_stop else {}
     rows: list[Optimised] = []
@@ -90,7 +114,7 @@ def finalize_traces(
 def _premature_stops(ender: Ender, traces: Sequence[Trace], scans: Sequence[Scan]) -> dict[tuple[str, int], TokenIds]:
     """Completions that stop at the last refused prefix and answer wrong there, by (problem id, sample)."""
     refused = [(trace, probe) for trace, scan in zip(traces, scans, strict=True) if (probe := last_refused(scan))]
-    prefixes = [_cut(trace, probe.end) for trace, probe in refused]
+    prefixes = [cut(trace, probe.end) for trace, probe in refused]
     endings = ender.endings("premature", Purpose.PREMATURE, prefixes, count=1)
     return {
         (trace.problem_id, trace.sample): prefix.token_ids + ending
@@ -106,7 +130,7 @@ def prune_traces(
 ) -> ArtifactRef:  # fmt: skip
     """Rows of Optimised without their redundant segments, confirmed by fresh endings; the others as they were."""
     started = time.monotonic()
-    checkpoint, known = place.checkpoint(model), _by_id(place, problems)
+    checkpoint, known = place.checkpoint(model), by_id(place, problems)
     trace_of = {(trace.problem_id, trace.sample): trace for trace in place.rows(traces, Trace)}
     probes_of = {(scan.problem_id, scan.sample): scan.probes for scan in place.rows(scans, Scan)}
     rows = {(row.problem_id, row.sample): row for row in place.rows(optimised, Optimised)}
@@ -149,15 +173,15 @@ def build_pairs(
     return place.publish("pairs", pairs, rows_in=len(pairs) + dropped.total(), dropped=dict(dropped), started=started)
 
 
-def _by_id(place: Workplace, problems: ArtifactRef) -> dict[str, Problem]:
+def by_id(place: Workplace, problems: ArtifactRef) -> dict[str, Problem]:
     return {problem.id: problem for problem in place.rows(problems, Problem)}
 
 
-def _cut(trace: Trace, end: int) -> Prefix:
+def cut(trace: Trace, end: int) -> Prefix:
     return Prefix(trace.problem_id, trace.token_ids[:end])
 
 
-def _ends(model: Checkpoint, trace: Trace, segmentation: Segmentation) -> list[int]:
+def segment_ends(model: Checkpoint, trace: Trace, segmentation: Segmentation) -> list[int]:
     """Token ends of the segments of the thinking part."""
     thinking = trace.text.split(CLOSE_THINK)[0]
     segments = segment_text(thinking, segmentation.markers, segmentation.min_chars)

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from conf.settings import Section
-from reasoning.exam import Role, comparison, model_figures
+from reasoning.exam import Role, break_even, by_original, comparison, model_figures
 from reasoning.records import Score
 from tasks.artifacts import ArtifactRef
 from tasks.workplace import LedgerEntry, Workplace
@@ -39,23 +39,22 @@ class Examined(NamedTuple):
     scores: ArtifactRef
 
 
-def write_report(place: Workplace, settings: Section, seed: int, examined: Sequence[Examined]) -> Path:
-    """Writes `report.json`, prints the table, publishes Prefect artifacts. The first of `examined` is the base."""
-    scores = [place.rows(entry.scores, Score) for entry in examined]
-    shapes = [place.checkpoint(entry.model).shape for entry in examined]
-    base = examined[0]
+def write_report(
+    place: Workplace, settings: Section, seed: int, examined: Sequence[Examined], unseen: Sequence[Examined],
+    build: Sequence[LedgerEntry],
+) -> Path:  # fmt: skip
+    """Writes `report.json`, prints the tables, publishes Prefect artifacts.
+
+    The first of `examined` is the base, the second the method, whose building took the steps in `build`. `unseen`: the
+    same models on problems of levels that no training has seen.
+    """
     report = {
         "pipeline": getattr(settings, "pipeline", ""),
         "preset": getattr(settings, "preset", ""),
         "seed": seed,
-        "models": [
-            model_figures(entry.name, entry.role, rows, shape)
-            for entry, rows, shape in zip(examined, scores, shapes, strict=True)
-        ],
-        "comparisons": [
-            comparison(entry.name, rows, base.name, scores[0])
-            for entry, rows in zip(examined[1:], scores[1:], strict=True)
-        ],
+        **_figures(place, examined),
+        "unseen": _figures(place, unseen) if unseen else None,
+        "break_even": _break_even(place, examined, build),
         "ledger": [_ledger_line(entry) for entry in place.ledger],
         "config": settings.model_dump(mode="json"),
         "versions": _versions(),
@@ -65,6 +64,27 @@ def write_report(place: Workplace, settings: Section, seed: int, examined: Seque
     _print(report, path)
     _publish(report)
     return path
+
+
+def _figures(place: Workplace, examined: Sequence[Examined]) -> dict[str, Any]:
+    """`models` and `comparisons`, each against the first."""
+    scores = [place.rows(entry.scores, Score) for entry in examined]
+    shapes = [place.checkpoint(entry.model).shape for entry in examined]
+    named = list(zip(examined, scores, shapes, strict=True))
+    base = named[0]
+    return {
+        "models": [model_figures(entry.name, entry.role, rows, shape) for entry, rows, shape in named],
+        "comparisons": [
+            comparison(entry.name, rows, base[0].name, base[1]) | {"by_original": by_original(rows, base[1], shape)}
+            for entry, rows, shape in named[1:]
+        ],
+    }
+
+
+def _break_even(place: Workplace, examined: Sequence[Examined], build: Sequence[LedgerEntry]) -> dict[str, Any]:
+    base, method = (place.rows(entry.scores, Score) for entry in examined[:2])
+    spent = sum(entry.artifact.count.flops for entry in build if entry.artifact.count)
+    return break_even(spent, method, base, place.checkpoint(examined[0].model).shape)
 
 
 def _ledger_line(entry: LedgerEntry) -> dict[str, Any]:
@@ -134,6 +154,7 @@ def _ledger_rows(report: dict[str, Any]) -> list[dict[str, str]]:
             "stage": line["stage"], "cached": "yes" if line["cached"] else "",
             "in": str(line["rows_in"]), "out": str(line["rows_out"]),
             "dropped": ", ".join(f"{reason} {count}" for reason, count in line["dropped"].items()),
+            "counted": ", ".join(f"{name} {count}" for name, count in line["counts"].items()),
             "prompt tokens": f"{line['prompt_tokens']:,}", "from cache": f"{line['cached_prompt_tokens']:,}",
             "generated": f"{line['generated_tokens']:,}", "seconds": f"{line['seconds']:.0f}",
             "FLOPs": f"{line['flops']:.2g}", "unverified": str(line["unverified"]),

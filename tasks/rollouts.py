@@ -5,7 +5,7 @@ Knows: prompts, exit and closing texts, the answer check. Must not know: the rul
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from conf.settings import Finalizing, Probing
@@ -37,6 +37,9 @@ class Open(Protocol):
     def add(self, outcomes: Sequence[bool]) -> None: ...
 
 
+Judge = Callable[[Sequence[Open], Sequence[Sequence[Completion]]], list[list[bool]]]
+
+
 class Prober:
     """Closes prefixes with the exit text and samples the answer alone (papers, section B.2–B.3)."""
 
@@ -46,37 +49,33 @@ class Prober:
         self._sampling = probing.sampling
         self.usage = Usage()
 
-    def answers(self, stage: str, purpose: Purpose, prefixes: Sequence[Prefix]) -> list[list[str]]:
-        """For each prefix the text of each rollout's answer."""
-        requests = [
-            Request(
-                self._model.prompt_ids(self._problems[prefix.problem_id]) + prefix.token_ids + self._exit,
-                self._sampling, self._sampling.samples,
-            )
-            for prefix in prefixes
-        ]  # fmt: skip
-        drawn = self._place.draw(stage, self._model, requests, purpose, self._seed)
-        self.usage += drawn.usage
-        return [
-            [until_closing_brace(self._model.decode(completion.token_ids)) for completion in group]
-            for group in drawn.completions
-        ]
-
-    def outcomes(self, stage: str, purpose: Purpose, prefixes: Sequence[Prefix]) -> list[list[bool]]:
-        """For each prefix whether each rollout's answer is right."""
-        answers = self.answers(stage, purpose, prefixes)
-        verdicts, checks = self._place.verdicts([self._problems[prefix.problem_id] for prefix in prefixes], answers)
-        self.usage += checks
-        return [[verdict is Verdict.RIGHT for verdict in group] for group in verdicts]
-
-    def close_all(self, stage: str, purpose: Purpose, items: Sequence[Open]) -> None:
-        """Probes until none of `items` is open, one prefix of each at a time."""
+    def close_all(self, stage: str, purpose: Purpose, items: Sequence[Open], judge: Judge | None = None) -> None:
+        """Probes until none of `items` is open, one prefix of each at a time. `judge` says for each rollout whether it
+        speaks for stopping: where it is not given, whether its answer is right."""
         wave = 0
         while still_open := [item for item in items if item.is_open]:
             wave += 1
-            prefixes = [Prefix(item.trace.problem_id, item.next_prefix()) for item in still_open]
-            for item, outcomes in zip(still_open, self.outcomes(f"{stage} {wave}", purpose, prefixes), strict=True):
+            requests = [
+                Request(self._prompt(item) + item.next_prefix() + self._exit, self._sampling, self._sampling.samples)
+                for item in still_open
+            ]
+            drawn = self._place.draw(f"{stage} {wave}", self._model, requests, purpose, self._seed)
+            self.usage += drawn.usage
+            for item, outcomes in zip(still_open, (judge or self._right)(still_open, drawn.completions), strict=True):
                 item.add(outcomes)
+
+    def answers(self, completions: Sequence[Completion]) -> list[str | None]:
+        """The text of each rollout's answer."""
+        return [until_closing_brace(self._model.decode(completion.token_ids)) for completion in completions]
+
+    def _prompt(self, item: Open) -> TokenIds:
+        return self._model.prompt_ids(self._problems[item.trace.problem_id])
+
+    def _right(self, items: Sequence[Open], completions: Sequence[Sequence[Completion]]) -> list[list[bool]]:
+        asked = [self._problems[item.trace.problem_id] for item in items]
+        verdicts, checks = self._place.verdicts(asked, [self.answers(group) for group in completions])
+        self.usage += checks
+        return [[verdict is Verdict.RIGHT for verdict in group] for group in verdicts]
 
 
 class Ender:

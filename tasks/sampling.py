@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 from conf.settings import Sampling
 from models.checkpoint import Checkpoint
-from models.engine import Completion, Request
-from models.store import Drawn, Purpose
+from models.engine import Request
+from models.store import Purpose
 from reasoning.answers import final_answer
-from reasoning.records import Problem, Score, Trace, Verdict
+from reasoning.records import Problem, Score, Trace, Usage
 from reasoning.verifier import METHOD_VERSION
 from tasks.artifacts import ArtifactRef
 from tasks.caching import step
@@ -26,19 +26,9 @@ def sample_traces(
 ) -> ArtifactRef:
     """Rows of Trace, right and wrong ones alike."""
     started = time.monotonic()
-    checkpoint, rows = place.checkpoint(model), place.rows(problems, Problem)
-    drawn = _draw(place, "sample", checkpoint, rows, sampling, Purpose.TRAIN, seed)
-    texts = [[checkpoint.decode(c.token_ids) for c in group] for group in drawn.completions]
-    verdicts, checks = place.verdicts(rows, [[final_answer(text) for text in group] for group in texts])
-    traces = [
-        Trace(
-            problem_id=problem.id, sample=sample, token_ids=completion.token_ids, text=text,
-            truncated=not completion.finished, verdict=verdict,
-        )
-        for problem, group, group_texts, group_verdicts in zip(rows, drawn.completions, texts, verdicts, strict=True)
-        for sample, (completion, text, verdict) in enumerate(zip(group, group_texts, group_verdicts, strict=True))
-    ]  # fmt: skip
-    return place.publish("traces", traces, rows_in=len(rows), usage=drawn.usage + checks, started=started)
+    rows = place.rows(problems, Problem)
+    traces, usage = draw_traces(place, "sample", place.checkpoint(model), rows, sampling, Purpose.TRAIN, seed)
+    return place.publish("traces", traces, rows_in=len(rows), usage=usage, started=started)
 
 
 @step(version=f"1.{METHOD_VERSION}")
@@ -46,27 +36,35 @@ def examine(place: Workplace, model: ArtifactRef, problems: ArtifactRef, samplin
     """Rows of Score on problems that nothing else has read, from samples that nothing else uses."""
     started = time.monotonic()
     checkpoint, rows = place.checkpoint(model), place.rows(problems, Problem)
-    drawn = _draw(place, "benchmark", checkpoint, rows, sampling, Purpose.BENCHMARK, seed)
-    answers = [[final_answer(checkpoint.decode(c.token_ids)) for c in group] for group in drawn.completions]
-    verdicts, checks = place.verdicts(rows, answers)
-    scores = [
-        _score(checkpoint, problem, sample, completion, verdict)
-        for problem, group, judged in zip(rows, drawn.completions, verdicts, strict=True)
-        for sample, (completion, verdict) in enumerate(zip(group, judged, strict=True))
-    ]
-    return place.publish("scores", scores, rows_in=len(rows), usage=drawn.usage + checks, started=started)
+    known = {problem.id: problem for problem in rows}
+    traces, usage = draw_traces(place, "benchmark", checkpoint, rows, sampling, Purpose.BENCHMARK, seed)
+    scores = [score(checkpoint, known[trace.problem_id], trace) for trace in traces]
+    return place.publish("scores", scores, rows_in=len(rows), usage=usage, started=started)
 
 
-def _draw(
+def draw_traces(
     place: Workplace, stage: str, model: Checkpoint, problems: Sequence[Problem], sampling: Sampling,
     purpose: Purpose, seed: int,
-) -> Drawn:  # fmt: skip
+) -> tuple[list[Trace], Usage]:  # fmt: skip
+    """Completions of `problems`, verified, and what they cost."""
     requests = [Request(model.prompt_ids(problem), sampling, sampling.samples) for problem in problems]
-    return place.draw(stage, model, requests, purpose, seed)
+    drawn = place.draw(stage, model, requests, purpose, seed)
+    texts = [[model.decode(c.token_ids) for c in group] for group in drawn.completions]
+    verdicts, checks = place.verdicts(problems, [[final_answer(text) for text in group] for group in texts])
+    traces = [
+        Trace(
+            problem_id=problem.id, sample=sample, token_ids=completion.token_ids, text=text,
+            truncated=not completion.finished, verdict=verdict,
+        )
+        for problem, group, group_texts, judged in zip(problems, drawn.completions, texts, verdicts, strict=True)
+        for sample, (completion, text, verdict) in enumerate(zip(group, group_texts, judged, strict=True))
+    ]  # fmt: skip
+    return traces, drawn.usage + checks
 
 
-def _score(model: Checkpoint, problem: Problem, sample: int, completion: Completion, verdict: Verdict) -> Score:
+def score(model: Checkpoint, problem: Problem, trace: Trace, overhead: int = 0) -> Score:
     return Score(
-        problem_id=problem.id, level=problem.level, sample=sample, prompt_tokens=len(model.prompt_ids(problem)),
-        tokens=len(completion.token_ids), truncated=not completion.finished, verdict=verdict,
+        problem_id=problem.id, level=problem.level, sample=trace.sample,
+        prompt_tokens=len(model.prompt_ids(problem)), tokens=len(trace.token_ids) + overhead, overhead=overhead,
+        truncated=trace.truncated, verdict=trace.verdict,
     )  # fmt: skip

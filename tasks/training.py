@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from conf.settings import SimPO
+from conf.settings import Sft, SimPO
 from models.trainer import LOG, TrainingFailed, TrainJob
-from reasoning.records import Pair, Usage
+from reasoning.records import Demonstration, Pair, Usage
 from tasks.artifacts import ArtifactRef
 from tasks.caching import step
 from tasks.progress import Stage
@@ -41,10 +41,30 @@ def train_simpo(place: Workplace, model: ArtifactRef, pairs: ArtifactRef, traini
     )  # fmt: skip
 
 
+@step(version="1")
+def train_sft(place: Workplace, model: ArtifactRef, rows: ArtifactRef, training: Sft, seed: int) -> ArtifactRef:
+    """A checkpoint trained from `model` on demonstrations."""
+    found = place.rows(rows, Demonstration)
+    if not found:
+        raise TrainingFailed("no demonstration is left to train on; the ledger says why rows were dropped")
+    tokens = training.epochs * sum(len(row.prompt_ids) + len(row.completion_ids) for row in found)
+    return run_job(
+        place, "sft", rows_in=len(found),
+        usage=Usage(prompt_tokens=tokens, flops=place.checkpoint(model).shape.training_flops(tokens)),
+        job=lambda scratch: TrainJob(
+            method="sft", model=place.checkpoint(model).folder, rows=place.artifacts.local_path(rows),
+            output=scratch / "model", work=scratch / "checkpoints", progress=scratch / "progress.jsonl",
+            outcome=scratch / "outcome", seed=seed,
+            learning_rate=training.learning_rate, epochs=training.epochs, batch=training.batch,
+            micro_batch=training.micro_batch, warmup=training.warmup, max_length=training.max_length,
+        ),
+    )  # fmt: skip
+
+
 def run_job(place: Workplace, name: str, *, rows_in: int, usage: Usage, job: Callable[[Path], TrainJob]) -> ArtifactRef:
     """Runs a job in a scratch folder named by the step's key: a repeated step resumes, another one never does.
 
-    The trainer's log and figures are kept in the run's folder as `<name>.log` and `<name>.jsonl`.
+    The trainer's log and figures are kept in the run's folder, named by the end of the key: a run may train several.
     """
     started = time.monotonic()
     scratch = place.scratch(place.step_key)
@@ -54,9 +74,10 @@ def run_job(place: Workplace, name: str, *, rows_in: int, usage: Usage, job: Cal
     place.make_room_for_training()
     figures = place.trainer(order, scratch, _steps(place, name))
     _tell_start(place, name, figures[0] if figures else {})
-    (place.folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in figures))
+    kept_as = f"{name}-{place.step_key[-8:]}"
+    (place.folder / f"{kept_as}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in figures))
     if (scratch / LOG).exists():
-        shutil.copy(scratch / LOG, place.folder / f"{name}.log")
+        shutil.copy(scratch / LOG, place.folder / f"{kept_as}.log")
     published = place.artifacts.publish_folder(
         "checkpoint", order.output, stage_count(rows_in, 1, None, usage, started)
     )

@@ -4,14 +4,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasoning.dto import OpenScan, first_wrong, last_refused, passes, preference_pairs, shortest_right
+from reasoning.dto import (
+    OpenScan,
+    agreement,
+    first_wrong,
+    last_refused,
+    passes,
+    preference_pairs,
+    shortest_longest_pairs,
+    shortest_right,
+)
 from reasoning.records import Optimised, PairKind, Trace, Verdict
 
 
-def trace(problem: str = "p", sample: int = 0, length: int = 10) -> Trace:
+def trace(problem: str = "p", sample: int = 0, length: int = 10, verdict: Verdict = Verdict.RIGHT) -> Trace:
     return Trace(
         problem_id=problem, sample=sample, token_ids=tuple(range(length)), text="", truncated=False,
-        verdict=Verdict.RIGHT,
+        verdict=verdict,
     )  # fmt: skip
 
 
@@ -95,3 +104,22 @@ def test_unfit_pairs_are_dropped_with_their_reason(length: int, max_length: int,
 def test_the_longest_of_a_problems_traces_can_be_rejected_instead():
     pairs, _ = build([optimised(6)], [trace(length=10), trace(sample=1, length=15)], rejected="longest")
     assert len(pairs[0].rejected_ids) == 15
+
+
+def test_the_control_prefers_the_shortest_right_trace_to_the_longest():
+    traces = [
+        trace(length=9), trace(sample=1, length=5, verdict=Verdict.WRONG), trace(sample=2, length=6),
+        trace(sample=3, length=12, verdict=Verdict.WRONG), trace("q", length=4, verdict=Verdict.WRONG),
+        trace("r", length=7),
+    ]  # fmt: skip
+    pairs, dropped = shortest_longest_pairs({"p": (90,), "q": (91,), "r": (92,)}, traces, 100)
+    assert [(p.problem_id, p.kind, len(p.chosen_ids), len(p.rejected_ids)) for p in pairs] == [
+        ("p", PairKind.SHORTEST_LONGEST, 6, 12),
+    ]  # fmt: skip
+    assert dropped == {"never-right": 1, "not-shorter": 1}  # q has no right trace, r has but one
+
+
+def test_rollouts_agree_with_the_most_frequent_answer():
+    assert agreement(["4", "5", "5", None, None, None]) == [False, True, True, False, False, False]
+    assert agreement(["4", "5"]) == [True, False]  # the first of two equally frequent ones
+    assert agreement([None, None]) == [False, False]

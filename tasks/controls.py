@@ -1,0 +1,120 @@
+"""What DTO is compared with: other pairs from the same samples, and ways to think less without training.
+
+Knows: records and the steps that they share with DTO. Must not know: which controls a run wants.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from conf.settings import Finalizing, Probing, Sampling, Segmentation
+from models.engine import Completion
+from models.store import Purpose
+from reasoning.dto import OpenScan, agreement, shortest_longest_pairs
+from reasoning.records import Demonstration, Optimised, Pair, PairKind, Problem, TextPart, Trace, Verdict
+from tasks.artifacts import ArtifactRef
+from tasks.caching import step
+from tasks.dto import VERSION, by_id, cut, segment_ends
+from tasks.rollouts import Ender, Open, Prober, TokenIds
+from tasks.sampling import draw_traces, score
+from tasks.workplace import Workplace
+
+
+@step(version=VERSION)
+def contrast_pairs(
+    place: Workplace, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, max_length: int
+) -> ArtifactRef:
+    """Rows of Pair: each problem's shortest right trace against its longest."""
+    started = time.monotonic()
+    checkpoint = place.checkpoint(model)
+    prompts = {name: checkpoint.prompt_ids(problem) for name, problem in by_id(place, problems).items()}
+    pairs, dropped = shortest_longest_pairs(prompts, place.rows(traces, Trace), max_length)
+    return place.publish("pairs", pairs, rows_in=len(pairs) + dropped.total(), dropped=dict(dropped), started=started)
+
+
+@step(version="1")
+def select_pairs(place: Workplace, pairs: ArtifactRef, kind: PairKind) -> ArtifactRef:
+    """Rows of Pair of one kind."""
+    started = time.monotonic()
+    rows = place.rows(pairs, Pair)
+    kept = [row for row in rows if row.kind is kind]
+    return place.publish(
+        "pairs", kept, rows_in=len(rows), dropped={"another-kind": len(rows) - len(kept)}, started=started
+    )
+
+
+@step(version="1")
+def demonstrations(
+    place: Workplace, model: ArtifactRef, problems: ArtifactRef, optimised: ArtifactRef, max_length: int
+) -> ArtifactRef:
+    """Rows of Demonstration: the optimised traces."""
+    started = time.monotonic()
+    checkpoint = place.checkpoint(model)
+    prompts = {name: checkpoint.prompt_ids(problem) for name, problem in by_id(place, problems).items()}
+    rows = [
+        Demonstration(
+            problem_id=row.problem_id, sample=row.sample, prompt_ids=prompts[row.problem_id],
+            completion_ids=row.token_ids,
+        )
+        for row in place.rows(optimised, Optimised)
+    ]  # fmt: skip
+    kept = [row for row in rows if len(row.prompt_ids) + len(row.completion_ids) <= max_length]
+    dropped = {"too-long": len(rows) - len(kept)} if len(kept) < len(rows) else {}
+    return place.publish("demonstrations", kept, rows_in=len(rows), dropped=dropped, started=started)
+
+
+@step(version="1")
+def instruct(place: Workplace, problems: ArtifactRef, instruction: str) -> ArtifactRef:
+    """The same problems, by the same ids, with an instruction after each."""
+    started = time.monotonic()
+    rows = [
+        row.model_copy(update={"prompt": (*row.prompt, TextPart(text=f" {instruction}"))})
+        for row in place.rows(problems, Problem)
+    ]
+    return place.publish("problems", rows, rows_in=len(rows), started=started)
+
+
+@step(version=VERSION)
+def examine_early_stop(
+    place: Workplace, model: ArtifactRef, problems: ArtifactRef, sampling: Sampling, segmentation: Segmentation,
+    probing: Probing, finalizing: Finalizing, seed: int,
+) -> ArtifactRef:  # fmt: skip
+    """Rows of Score: the model's own benchmark completions, each stopped where its probes agree with one another.
+
+    No right answer is looked at before the end, as none is known in use.
+    """
+    started = time.monotonic()
+    checkpoint, known = place.checkpoint(model), by_id(place, problems)
+    traces, usage = draw_traces(place, "benchmark", checkpoint, list(known.values()), sampling, Purpose.BENCHMARK, seed)
+    scans = [OpenScan(trace, segment_ends(checkpoint, trace, segmentation), probing.threshold) for trace in traces]
+    prober = Prober(place, checkpoint, known, probing, seed)
+    overhead: Counter[str] = Counter()
+
+    def agree(items: Sequence[Open], completions: Sequence[Sequence[Completion]]) -> list[list[bool]]:
+        for item, group in zip(items, completions, strict=True):
+            overhead[item.trace.id] += sum(len(completion.token_ids) for completion in group)
+        return [agreement(prober.answers(group)) for group in completions]
+
+    prober.close_all("early stop", Purpose.EARLY_STOP, scans, agree)
+    results = [scan.result() for scan in scans]
+    ends = {scan.trace_id: scan.probes[-1].end for scan in results if scan.crossing is not None}
+    ender = Ender(place, checkpoint, known, finalizing, seed)
+    stopped = [trace for trace in traces if trace.id in ends]
+    endings = ender.endings("early end", Purpose.EARLY_STOP, [cut(trace, ends[trace.id]) for trace in stopped], count=1)
+    ended = {trace.id: ending for trace, (ending,) in zip(stopped, endings, strict=True)}
+    scores = [
+        score(checkpoint, known[trace.problem_id], _stopped(trace, ends, ended), overhead[trace.id]) for trace in traces
+    ]
+    usage = usage + prober.usage + ender.usage
+    return place.publish("scores", scores, rows_in=len(known), usage=usage, started=started)
+
+
+def _stopped(trace: Trace, ends: Mapping[str, int], ended: Mapping[str, tuple[TokenIds, Verdict]]) -> Trace:
+    """The trace as it reads when it is stopped; itself when its probes never agreed."""
+    if trace.id not in ended:
+        return trace
+    ending, verdict = ended[trace.id]
+    token_ids = trace.token_ids[: ends[trace.id]] + ending
+    return trace.model_copy(update={"token_ids": token_ids, "verdict": verdict, "truncated": False})
