@@ -19,29 +19,15 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-from trl.experimental.cpo import CPOConfig, CPOTrainer
+from trl.experimental.cpo import CPOConfig
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from models.simpo import IdsSimPOTrainer
 from models.trainer import Outcome, TrainJob
 from models.vllm_server import PROOF_FILE
 
 PROOF_TOKENS = 64
-
-
-class IdsSimPOTrainer(CPOTrainer):
-    """TRL's SimPO on rows that already hold token ids."""
-
-    def tokenize_row(self, feature: dict[str, Any], model: Any = None) -> dict[str, Any]:  # noqa: ARG002
-        prompt = feature["prompt_ids"]
-        row: dict[str, Any] = {"prompt": "", "chosen": "", "rejected": "", "prompt_input_ids": prompt}
-        row["prompt_attention_mask"] = [1] * len(prompt)
-        for side in ("chosen", "rejected"):
-            completion = feature[f"{side}_ids"]
-            row[f"{side}_input_ids"] = prompt + completion
-            row[f"{side}_attention_mask"] = [1] * len(prompt + completion)
-            row[f"{side}_labels"] = [-100] * len(prompt) + completion
-        return row
 
 
 class NotFinite(RuntimeError):
@@ -111,7 +97,7 @@ def _arguments(job: TrainJob) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _simpo(job: TrainJob, model: Any, tokenizer: Any, rows: Dataset) -> CPOTrainer:
+def _simpo(job: TrainJob, model: Any, tokenizer: Any, rows: Dataset) -> IdsSimPOTrainer:
     config = CPOConfig(
         **_arguments(job), loss_type="simpo", beta=job.beta, simpo_gamma=job.gamma, cpo_alpha=job.sft_weight,
         remove_unused_columns=False,

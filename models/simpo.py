@@ -1,0 +1,95 @@
+"""SimPO on rows of token ids, without ever holding the logits of a whole batch.
+
+Knows: TRL's CPO trainer, the model's output head. Must not know: jobs, files, where pairs come from.
+
+TRL computes logits [2B, T, V] for all positions, in float32, and keeps them for the backward pass: 2 · 8,192 · 152,000
+of them are 10 GB for one pair of a 7 B model. Here the head sees the completion's positions only, `CHUNK` at a time,
+and each chunk is computed again on the way back, so the peak is CHUNK · V. The loss is TRL's own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from trl.experimental.cpo import CPOTrainer
+
+CHUNK = 1024
+"""Positions whose logits exist at one time."""
+IGNORED = -100
+
+
+class IdsSimPOTrainer(CPOTrainer):
+    """TRL's SimPO on rows that already hold token ids, with chunked log-probs."""
+
+    def tokenize_row(self, feature: dict[str, Any], model: Any = None) -> dict[str, Any]:  # noqa: ARG002
+        prompt = feature["prompt_ids"]
+        row: dict[str, Any] = {"prompt": "", "chosen": "", "rejected": "", "prompt_input_ids": prompt}
+        row["prompt_attention_mask"] = [1] * len(prompt)
+        for side in ("chosen", "rejected"):
+            completion = feature[f"{side}_ids"]
+            row[f"{side}_input_ids"] = prompt + completion
+            row[f"{side}_attention_mask"] = [1] * len(prompt + completion)
+            row[f"{side}_labels"] = [IGNORED] * len(prompt) + completion
+        return row
+
+    def concatenated_forward(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, ...]:
+        """Mean log-prob per completion token [B] of both sides, and the chosen side's cross-entropy.
+
+        The third and fourth values stand where TRL returns logits, which it uses for two log entries alone.
+        """
+        joined = self.concatenated_inputs(batch, padding_value=self.pad_token_id, device=self.accelerator.device)
+        head = self.accelerator.unwrap_model(model).get_output_embeddings()
+        hidden = hidden_states(model, head, joined["concatenated_input_ids"], joined["concatenated_attention_mask"])
+        labels = joined["concatenated_labels"]
+        log_probs, mask = completion_log_probs(hidden, head, labels)
+        means = log_probs.sum(-1) / mask.sum(-1)
+        chosen = batch["chosen_labels"].shape[0]
+        nll = -log_probs[:chosen].sum() / mask[:chosen].sum()
+        nothing = torch.zeros(())
+        return means[:chosen], means[chosen:], nothing, nothing, nll
+
+    def get_batch_loss_metrics(
+        self, model: Any, batch: Any, train_eval: Any = "train"
+    ) -> tuple[Tensor, dict[str, Any]]:
+        loss, metrics = super().get_batch_loss_metrics(model, batch, train_eval)
+        return loss, {name: value for name, value in metrics.items() if "logits/" not in name}
+
+
+def hidden_states(model: nn.Module, head: nn.Module, token_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """What the output head reads [B, T, H]; the head itself works on one position only."""
+    seen: list[Tensor] = []
+
+    def take(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        seen.append(inputs[0])
+        return (inputs[0][:, -1:],)
+
+    hook = head.register_forward_pre_hook(take)
+    try:
+        model(token_ids, attention_mask=attention_mask, use_cache=False)
+    finally:
+        hook.remove()
+    return seen[0]
+
+
+def completion_log_probs(hidden: Tensor, head: nn.Module, labels: Tensor, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
+    """Log-prob of each label [B, T−1], 0 where it is ignored, and the mask of those that are not.
+
+    Position t predicts label t+1. Backward recomputes each chunk's logits.
+    """
+    targets, before = labels[:, 1:], hidden[:, :-1]
+    mask = targets != IGNORED
+    read, wanted = before[mask], targets[mask]
+    pieces = [
+        checkpoint(_log_probs, part, ids, head, use_reentrant=False)
+        for part, ids in zip(read.split(chunk), wanted.split(chunk), strict=True)
+    ]
+    flat = torch.cat(pieces)  # type: ignore[arg-type]
+    return torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(mask, flat), mask
+
+
+def _log_probs(hidden: Tensor, token_ids: Tensor, head: nn.Module) -> Tensor:
+    logits = head(hidden).float()
+    return logits.gather(-1, token_ids[:, None])[:, 0] - logits.logsumexp(-1)
