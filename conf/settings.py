@@ -39,6 +39,55 @@ class Stories(Section):
     """Levels (numbers of steps) drawn in turn. Levels 9 and 10 were never seen by the tiny model."""
 
 
+class Columns(Section):
+    """Where a data set keeps what a problem needs."""
+
+    id: str = "id"
+    """Empty: rows are named by their position."""
+    problem: str = "problem"
+    answer: str = "answer"
+    answer_is: Literal["plain", "boxed", "hashes"] = "plain"
+    """The whole field, what stands in its last \\boxed{}, or what follows its last ####."""
+    choices: str = ""
+    """A list of options; the answer is then a letter. Empty: no multiple choice."""
+    level: str = ""
+    """A difficulty, only for reports. Empty: none."""
+
+
+class ProblemFile(Section):
+    """Problems from a JSON Lines or Parquet file."""
+
+    LEFT_OUT: ClassVar[dict[str, str]] = {"path": "the file's content is in the key, not its place"}
+
+    type: Literal["file"] = "file"
+    path: str
+    """A local path or an fsspec URL, ending in .jsonl or .parquet."""
+    columns: Columns = Columns()
+    count: Positive | None = None
+    """Only the first so many. Not given: all."""
+    most_bad: Share = 0.05
+    """Bad rows are set aside and counted; above this share of bad rows the file is refused."""
+
+
+class Hub(Section):
+    """Problems from the Hugging Face hub."""
+
+    type: Literal["hub"] = "hub"
+    name: str
+    subset: str = ""
+    split: str = "train"
+    revision: Annotated[str, Field(pattern="^[0-9a-f]{40}$")]
+    """The full commit hash, so that the content is certain."""
+    columns: Columns = Columns()
+    count: Positive | None = None
+    """Only the first so many. Not given: all."""
+    most_bad: Share = 0.05
+    """Bad rows are set aside and counted; above this share of bad rows the data set is refused."""
+
+
+Problems = Annotated[Stories | ProblemFile | Hub, Field(discriminator="type")]
+
+
 class Sampling(Section):
     """How a completion is drawn."""
 
@@ -185,9 +234,9 @@ class Controls(Section):
 class Benchmark(Section):
     """The examination: fresh problems that nothing else has read."""
 
-    problems: Stories = Stories(count=480)
+    problems: Problems = Stories(count=480)
     sampling: Sampling = Sampling()
-    unseen: Stories | None = None
+    unseen: Problems | None = None
     """Problems of levels that no training has seen, examined on their own."""
 
 
@@ -235,7 +284,7 @@ class Dto(Section):
     """Seeds problems, sampling purposes and training order."""
     model: str = "tiny"
     """A checkpoint folder, or `tiny` for the bundled model."""
-    problems: Stories = Stories()
+    problems: Problems = Stories()
     sampling: Sampling = Sampling()
     segmentation: Segmentation = Segmentation()
     probing: Probing = Probing()

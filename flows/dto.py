@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 from prefect import flow
 
-from conf.settings import Dto, Stories
+from conf.settings import Dto, Problems
 from reasoning.exam import Role
 from reasoning.records import PairKind
 from reasoning.stories import Split
 from tasks.artifacts import ArtifactRef
 from tasks.controls import contrast_pairs, demonstrations, examine_early_stop, instruct, select_pairs
 from tasks.dto import build_pairs, finalize_traces, probe_prefixes, prune_traces, recheck_crossings
-from tasks.problems import draw_problems
+from tasks.problems import problems_from
 from tasks.reporting import Examined, write_report
 from tasks.sampling import examine, sample_traces
 from tasks.training import train_sft, train_simpo
@@ -67,7 +67,7 @@ def curate(place: Workplace, settings: Dto) -> Curated:
     """From problems to preference pairs."""
     seed = settings.seed
     base = place.model(settings.model)
-    problems = draw_problems(place, source=settings.problems, split=Split.TRAIN, seed=seed)
+    problems = problems_from(place, settings.problems, Split.TRAIN, seed)
     traces = sample_traces(place, model=base, problems=problems, sampling=settings.sampling, seed=seed)
     scans = probe_prefixes(
         place, model=base, problems=problems, traces=traces, segmentation=settings.segmentation,
@@ -118,8 +118,8 @@ def train_control(place: Workplace, settings: Dto, made: Curated, name: str) -> 
     return train_simpo(place, model=made.base, pairs=pairs, training=settings.training, seed=settings.seed)
 
 
-def examine_all(place: Workplace, settings: Dto, policies: list[Policy], source: Stories) -> list[Examined]:
-    problems = draw_problems(place, source=source, split=Split.BENCHMARK, seed=settings.seed)
+def examine_all(place: Workplace, settings: Dto, policies: list[Policy], source: Problems) -> list[Examined]:
+    problems = problems_from(place, source, Split.BENCHMARK, settings.seed)
     sampling, seed = settings.benchmark.sampling, settings.seed
     return [
         Examined(*policy, examine(place, model=policy.model, problems=problems, sampling=sampling, seed=seed))
@@ -130,7 +130,7 @@ def examine_all(place: Workplace, settings: Dto, policies: list[Policy], source:
 def examine_untrained(place: Workplace, settings: Dto, base: ArtifactRef) -> list[Examined]:
     """The controls that need no training."""
     seed, sampling = settings.seed, settings.benchmark.sampling
-    problems = draw_problems(place, source=settings.benchmark.problems, split=Split.BENCHMARK, seed=seed)
+    problems = problems_from(place, settings.benchmark.problems, Split.BENCHMARK, seed)
     examined = []
     if settings.controls.early_stop:
         scores = examine_early_stop(

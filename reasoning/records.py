@@ -37,6 +37,17 @@ class Problem(Record):
         return "".join(part.text for part in self.prompt)
 
 
+class BadRow(Record):
+    """A row of a data set that is no problem, and why."""
+
+    place: str
+    """File and line, or data set and index."""
+    id: str | None
+    reason: str
+    detail: str
+    """What is wrong and what to do, for a person."""
+
+
 class Verdict(StrEnum):
     """What the answer check says of one completion."""
 

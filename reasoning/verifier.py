@@ -18,7 +18,7 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import NamedTuple, Self
 
-from reasoning.answers import settle
+from reasoning.answers import plain_number, settle
 from reasoning.records import Verdict
 
 METHOD_VERSION = "1"
@@ -47,9 +47,10 @@ class Verifier:
             self._idle.put(None)
         self._threads = ThreadPoolExecutor(workers)
 
-    def check(self, questions: Sequence[Question]) -> list[Verdict]:
-        """A verdict for each question, in order."""
-        settled = [_quick_verdict(question) for question in questions]
+    def check(self, questions: Sequence[Question], trust_equal_texts: bool = True) -> list[Verdict]:
+        """A verdict for each question, in order. Equal texts are equal answers, unless the question is whether they can
+        be read at all."""
+        settled = [_quick_verdict(question, trust_equal_texts) for question in questions]
         hard = [index for index, verdict in enumerate(settled) if verdict is None]
         for index, verdict in zip(hard, self._threads.map(self._compare, (questions[i] for i in hard)), strict=True):
             settled[index] = verdict
@@ -83,9 +84,11 @@ class Verifier:
         self.close()
 
 
-def _quick_verdict(question: Question) -> Verdict | None:
+def _quick_verdict(question: Question, trust_equal_texts: bool) -> Verdict | None:
     if question.answer is None or not question.answer.strip():
         return Verdict.NO_ANSWER
+    if not trust_equal_texts and not question.multiple_choice and plain_number(question.answer) is None:
+        return None
     equal = settle(question.answer, question.gold, question.multiple_choice)
     return None if equal is None else Verdict.RIGHT if equal else Verdict.WRONG
 

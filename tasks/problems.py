@@ -1,15 +1,55 @@
-"""Problems from their source. Knows: sources and records. Must not know: models, methods."""
+"""Problems from their source: the story world, a file, or the Hugging Face hub.
+
+Knows: files, the hub, which rows to set aside. Must not know: models, methods.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
-from conf.settings import Stories
-from reasoning.records import Problem, TextPart
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from conf.errors import ReadableError
+from conf.settings import Hub, ProblemFile, Problems, Stories
+from reasoning.problem_rows import problem_of
+from reasoning.records import BadRow, Problem, TextPart, Verdict
 from reasoning.stories import METHOD_VERSION, Split, Story, draw_stories
+from reasoning.verifier import METHOD_VERSION as VERIFIER_VERSION
+from reasoning.verifier import Question
 from tasks.artifacts import ArtifactRef
 from tasks.caching import step
 from tasks.workplace import Workplace
+
+VERSION = f"1.{VERIFIER_VERSION}"
+
+
+class ProblemsRefused(ReadableError):
+    """A source that cannot be used, with what is wrong, where, and what to do."""
+
+
+class Row(NamedTuple):
+    place: str
+    content: Any
+    """The row as it was read, or a BadRow where it could not be."""
+
+
+def problems_from(place: Workplace, source: Problems, split: Split, seed: int) -> ArtifactRef:
+    """Rows of Problem. `split` and `seed` choose among stories; other sources are what they are.
+
+    Raises ProblemsRefused.
+    """
+    if isinstance(source, Stories):
+        return draw_problems(place, source=source, split=split, seed=seed)
+    if isinstance(source, Hub):
+        return load_hub(place, source=source)
+    return load_file(place, file=_file(source.path), source=source)
 
 
 def story_problem(story: Story, split: Split, seed: int, index: int) -> Problem:
@@ -26,3 +66,124 @@ def draw_problems(place: Workplace, source: Stories, split: Split, seed: int) ->
     stories = draw_stories(split, seed, source.count, source.levels)
     rows = [story_problem(story, split, seed, index) for index, story in enumerate(stories)]
     return place.publish("problems", rows, rows_in=len(rows), started=started)
+
+
+@step(version=VERSION)
+def load_file(place: Workplace, file: ArtifactRef, source: ProblemFile) -> ArtifactRef:
+    """Rows of Problem from `file`, whose content is what the cache key holds."""
+    return _publish(place, source, file.uri, _rows_of_file(file.uri))
+
+
+@step(version=VERSION)
+def load_hub(place: Workplace, source: Hub) -> ArtifactRef:
+    """Rows of Problem from one commit of a data set on the hub."""
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset(source.name, source.subset or None, split=source.split, revision=source.revision)
+    except Exception as error:  # the hub's client raises many kinds; all mean that the data set is not to be had
+        raise ProblemsRefused(
+            f"{source.name} at {source.revision[:8]}, split {source.split!r}: {error}. Check problems.name, .subset, "
+            f".split and .revision, and whether this machine may reach the hub"
+        ) from None
+    named = (Row(f"{source.name}[{index}]", row) for index, row in enumerate(rows))
+    return _publish(place, source, source.name, named)
+
+
+def _file(path: str) -> ArtifactRef:
+    """The file as a reference by content."""
+    if not path.endswith((".jsonl", ".parquet")):
+        raise ProblemsRefused(
+            f"{path}: problems come from .jsonl or .parquet files; convert it and change problems.path"
+        )
+    try:
+        with fsspec.open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    except FileNotFoundError:
+        raise ProblemsRefused(f"{path}: no such file; correct problems.path") from None
+    return ArtifactRef(kind="file", uri=path, digest=digest, rows=0)
+
+
+def _rows_of_file(path: str) -> Iterator[Row]:
+    if path.endswith(".parquet"):
+        yield from _rows_of_parquet(path)
+        return
+    with fsspec.open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield Row(f"{path}:{number}", _parsed(line, f"{path}:{number}"))
+
+
+def _rows_of_parquet(path: str) -> Iterator[Row]:
+    try:
+        with fsspec.open(path, "rb") as file:
+            rows = pq.read_table(file).to_pylist()
+    except pa.ArrowInvalid as error:
+        raise ProblemsRefused(f"{path}: not a Parquet file ({error}); write it again") from None
+    yield from (Row(f"{path}, row {index}", row) for index, row in enumerate(rows))
+
+
+def _parsed(line: bytes, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except UnicodeDecodeError:
+        return BadRow(place=where, id=None, reason="not-utf-8", detail="the line is not UTF-8; save the file as UTF-8")
+    except (ValueError, RecursionError) as error:
+        return BadRow(place=where, id=None, reason="malformed-json", detail=f"not JSON ({error}); correct the line")
+
+
+def _publish(place: Workplace, source: ProblemFile | Hub, name: str, rows: Iterator[Row]) -> ArtifactRef:
+    started = time.monotonic()
+    good, bad = sort_rows(place, source, rows)
+    if not good and not bad:
+        raise ProblemsRefused(f"{name}: no rows; name a source that has some")
+    if not good or len(bad) > source.most_bad * (len(good) + len(bad)):
+        first = bad[0]
+        raise ProblemsRefused(
+            f"{first.place}: {first.detail} ({len(bad)} of {len(good) + len(bad)} rows are bad; "
+            f"problems.most_bad allows {source.most_bad:.0%})"
+        )
+    if bad:
+        path = place.local_root / "set-aside" / f"{place.step_key}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(row.model_dump_json() + "\n" for row in bad))
+        place.progress.note(f"{name}: {len(bad)} bad rows set aside in {path}")
+    kept = good[: source.count]
+    dropped = Counter(row.reason for row in bad)
+    if len(good) > len(kept):
+        dropped["beyond-count"] = len(good) - len(kept)
+    return place.publish("problems", kept, rows_in=len(good) + len(bad), dropped=dict(dropped), started=started)
+
+
+def sort_rows(place: Workplace, source: ProblemFile | Hub, rows: Iterator[Row]) -> tuple[list[Problem], list[BadRow]]:
+    """Problems, and rows that are none: badly formed, of an id seen before, or with a right answer nobody can read."""
+    found: dict[str, tuple[Problem, str]] = {}
+    bad: list[BadRow] = []
+    for index, row in enumerate(rows):
+        made = row.content
+        if not isinstance(made, BadRow):
+            made = problem_of(row.content, row.place, f"row-{index}", source.columns)
+        if isinstance(made, Problem) and made.id in found:
+            detail = f"id {made.id!r} was already seen at {found[made.id][1]}; ids must differ, or set columns.id to ''"
+            made = BadRow(place=row.place, id=made.id, reason="duplicate-id", detail=detail)
+        if isinstance(made, BadRow):
+            bad.append(made)
+        else:
+            found[made.id] = (made, row.place)
+    problems = [problem for problem, _ in found.values()]
+    unreadable = _unreadable(place, problems)
+    bad += [
+        BadRow(
+            place=found[problem.id][1], id=problem.id, reason="unreadable-answer",
+            detail=f"the right answer {problem.answer[:60]!r} reads neither as a number or formula nor as a letter",
+        )
+        for problem in problems if problem.id in unreadable
+    ]  # fmt: skip
+    return [problem for problem in problems if problem.id not in unreadable], bad
+
+
+def _unreadable(place: Workplace, problems: Sequence[Problem]) -> set[str]:
+    """Ids of problems whose right answer the answer check does not even find equal to itself."""
+    questions = [Question(problem.answer, problem.answer, problem.choices is not None) for problem in problems]
+    verdicts = place.verifier.check(questions, trust_equal_texts=False)
+    return {problem.id for problem, verdict in zip(problems, verdicts, strict=True) if verdict is not Verdict.RIGHT}

@@ -1,0 +1,83 @@
+"""From a row of somebody's data set to a problem, or to the reason why it is none.
+
+Knows: column names, what a problem needs. Must not know: files, hubs, where a row lies.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from conf.settings import Columns
+from reasoning.answers import boxed
+from reasoning.records import BadRow, Problem, TextPart
+
+_HASHES = re.compile(r"####\s*(.+?)\s*$")
+
+
+def problem_of(row: Any, place: str, name: str, columns: Columns) -> Problem | BadRow:
+    """The problem in `row`. `place` tells a person where the row lies; `name` is its id where it has no own."""
+    if not isinstance(row, Mapping):
+        return BadRow(place=place, id=None, reason="not-an-object", detail="a row must be a JSON object with fields")
+    own_id = _text(row.get(columns.id)) if columns.id else None
+    missing = _missing(row, columns)
+    if missing:
+        return BadRow(place=place, id=own_id, reason="missing-field", detail=missing)
+    answer = _answer(_text(row[columns.answer]) or "", columns.answer_is)
+    if not answer:
+        detail = f"field {columns.answer!r} holds no answer of the kind columns.answer_is = {columns.answer_is!r}"
+        return BadRow(place=place, id=own_id, reason="no-answer", detail=detail)
+    choices = tuple(str(choice) for choice in row[columns.choices]) if columns.choices else None
+    level = row.get(columns.level) if columns.level else None
+    return Problem(
+        id=own_id or name, prompt=(TextPart(text=_asked(_text(row[columns.problem]) or "", choices)),), answer=answer,
+        choices=choices, level=_level(level),
+    )  # fmt: skip
+
+
+def _text(value: Any) -> str | None:
+    """A field's text; None when it is absent, empty or no text or number."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    return text if text.strip() else None
+
+
+def _missing(row: Mapping[str, Any], columns: Columns) -> str | None:
+    """What a person has to hear about the first needed field that is absent or empty."""
+    needed = [("problem", columns.problem), ("answer", columns.answer)]
+    for what, column in needed:
+        if column not in row:
+            known = ", ".join(map(repr, list(row)[:12])) or "none"
+            return f"no field {column!r}; its fields: {known}. Name the right one in columns.{what}"
+        if _text(row[column]) is None:
+            return f"field {column!r} is empty or neither text nor a number"
+    if columns.choices and not (isinstance(row.get(columns.choices), list | tuple) and row[columns.choices]):
+        return f"field {columns.choices!r} is no list of options; leave columns.choices empty if there are none"
+    return None
+
+
+def _answer(text: str, kind: Literal["plain", "boxed", "hashes"]) -> str | None:
+    if kind == "boxed":
+        return boxed(text)
+    if kind == "hashes":
+        found = _HASHES.search(text)
+        return found[1].replace(",", "") if found else None
+    return text.strip()
+
+
+def _asked(problem: str, choices: tuple[str, ...] | None) -> str:
+    """The question, with lettered options where there are any."""
+    if not choices:
+        return problem
+    return problem + "\n" + "\n".join(f"({chr(ord('A') + index)}) {choice}" for index, choice in enumerate(choices))
+
+
+def _level(value: Any) -> int | None:
+    """A whole number, or the last one in a text such as "Level 5"."""
+    digits = re.findall(r"\d+", str(value)) if value is not None else []
+    return int(digits[-1]) if digits else None
