@@ -1,4 +1,5 @@
-"""A child process that compares answers with math-verify: one JSON line in, one JSON line out.
+"""A child process that compares answers with math-verify: a line [answer, gold] in, a verdict out; for [null, gold]
+whether the right answer can be read at all.
 
 Knows: math-verify. Must not know: what the answers are for. Its owner may kill it at any moment; it ends by itself
 when its owner's end of the pipe closes, even in the middle of a comparison.
@@ -15,11 +16,26 @@ import signal
 import sys
 import threading
 from queue import SimpleQueue
+from typing import Any
 
 PR_SET_PDEATHSIG = 1
 MEMORY = 4 << 30
 """Bytes a comparison may use."""
 DELIMITERS = ("$", "\\(", "\\[", "boxed")
+
+
+def _as_formula(text: str) -> list[Any]:
+    from math_verify import parse
+
+    return parse(text) if any(mark in text for mark in DELIMITERS) else parse(f"${text}$") or parse(text)
+
+
+def readable(gold: str) -> bool:
+    """Whether math-verify finds mathematics in it, not only a text to compare. Never raises."""
+    try:
+        return any(not isinstance(found, str) for found in _as_formula(gold))
+    except Exception:
+        return False
 
 
 def equal(answer: str, gold: str) -> bool:
@@ -29,11 +45,8 @@ def equal(answer: str, gold: str) -> bool:
     """
     from math_verify import parse, verify
 
-    def as_formula(text: str) -> list:
-        return parse(text) if any(mark in text for mark in DELIMITERS) else parse(f"${text}$") or parse(text)
-
     try:
-        if verify(as_formula(gold), as_formula(answer)):
+        if verify(_as_formula(gold), _as_formula(answer)):
             return True
         return not re.search(r"[,;]\s|=|\^", answer + gold) and bool(verify(parse(gold), parse(answer)))
     except Exception:  # hostile text reaches a parser: whatever it raises, the answer is not verified
@@ -53,7 +66,8 @@ def main() -> None:
 
     threading.Thread(target=read, daemon=True).start()
     while True:
-        sys.stdout.write(json.dumps(equal(*json.loads(questions.get()))) + "\n")
+        answer, gold = json.loads(questions.get())
+        sys.stdout.write(json.dumps(readable(gold) if answer is None else equal(answer, gold)) + "\n")
         sys.stdout.flush()
 
 

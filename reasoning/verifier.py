@@ -47,20 +47,26 @@ class Verifier:
             self._idle.put(None)
         self._threads = ThreadPoolExecutor(workers)
 
-    def check(self, questions: Sequence[Question], trust_equal_texts: bool = True) -> list[Verdict]:
-        """A verdict for each question, in order. Equal texts are equal answers, unless the question is whether they can
-        be read at all."""
-        settled = [_quick_verdict(question, trust_equal_texts) for question in questions]
+    def check(self, questions: Sequence[Question]) -> list[Verdict]:
+        """A verdict for each question, in order."""
+        settled = [_quick_verdict(question) for question in questions]
         hard = [index for index, verdict in enumerate(settled) if verdict is None]
         for index, verdict in zip(hard, self._threads.map(self._compare, (questions[i] for i in hard)), strict=True):
             settled[index] = verdict
         return [verdict for verdict in settled if verdict is not None]
 
+    def readable(self, answers: Sequence[str]) -> list[bool]:
+        """For each right answer whether it can be read as mathematics; one that cannot only equals its own text."""
+        return list(self._threads.map(self._is_readable, answers))
+
+    def _is_readable(self, answer: str) -> bool:
+        return plain_number(answer) is not None or self._compare(Question(None, answer)) is Verdict.RIGHT
+
     def _compare(self, question: Question) -> Verdict:
         worker, healthy = self._idle.get(), None
         try:
             worker = worker or _Worker()
-            verdict = worker.compare(question.answer or "", question.gold, self._limit)
+            verdict = worker.compare(question.answer, question.gold, self._limit)
             if verdict is Verdict.TIMEOUT:
                 logger.warning("answer check given up, counted as not verified: %.80r", question.answer)
                 worker.kill()
@@ -84,11 +90,9 @@ class Verifier:
         self.close()
 
 
-def _quick_verdict(question: Question, trust_equal_texts: bool) -> Verdict | None:
+def _quick_verdict(question: Question) -> Verdict | None:
     if question.answer is None or not question.answer.strip():
         return Verdict.NO_ANSWER
-    if not trust_equal_texts and not question.multiple_choice and plain_number(question.answer) is None:
-        return None
     equal = settle(question.answer, question.gold, question.multiple_choice)
     return None if equal is None else Verdict.RIGHT if equal else Verdict.WRONG
 
@@ -101,8 +105,11 @@ class _Worker:
         )  # fmt: skip
         self._warm = False
 
-    def compare(self, answer: str, gold: str, limit: float) -> Verdict:
-        """The verdict, or TIMEOUT when none came within `limit` seconds (the first may take a start-up longer)."""
+    def compare(self, answer: str | None, gold: str, limit: float) -> Verdict:
+        """The verdict, or TIMEOUT when none came within `limit` seconds (the first may take a start-up longer).
+
+        Without an `answer`: whether `gold` can be read.
+        """
         assert self._process.stdin
         try:
             self._process.stdin.write(json.dumps([answer, gold]).encode() + b"\n")

@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 
 from conf.errors import ReadableError
 from conf.settings import Hub, ProblemFile, Problems, Stories
+from reasoning.answers import settle
 from reasoning.problem_rows import problem_of
-from reasoning.records import BadRow, Problem, TextPart, Verdict
+from reasoning.records import BadRow, Problem, TextPart
 from reasoning.stories import METHOD_VERSION, Split, Story, draw_stories
 from reasoning.verifier import METHOD_VERSION as VERIFIER_VERSION
-from reasoning.verifier import Question
 from tasks.artifacts import ArtifactRef
 from tasks.caching import step
 from tasks.workplace import Workplace
@@ -183,7 +183,9 @@ def sort_rows(place: Workplace, source: ProblemFile | Hub, rows: Iterator[Row]) 
 
 
 def _unreadable(place: Workplace, problems: Sequence[Problem]) -> set[str]:
-    """Ids of problems whose right answer the answer check does not even find equal to itself."""
-    questions = [Question(problem.answer, problem.answer, problem.choices is not None) for problem in problems]
-    verdicts = place.verifier.check(questions, trust_equal_texts=False)
-    return {problem.id for problem, verdict in zip(problems, verdicts, strict=True) if verdict is not Verdict.RIGHT}
+    """Ids of problems whose right answer is no mathematics and, where there are options, no letter."""
+    lettered = {p.id for p in problems if p.choices and settle(p.answer, p.answer, multiple_choice=True)}
+    formulas = [problem for problem in problems if not problem.choices]
+    readable = place.verifier.readable([problem.answer for problem in formulas])
+    fine = lettered | {problem.id for problem, yes in zip(formulas, readable, strict=True) if yes}
+    return {problem.id for problem in problems} - fine
