@@ -72,12 +72,14 @@ class ProblemFile(Section):
 class Hub(Section):
     """Problems from the Hugging Face hub."""
 
+    LEFT_OUT: ClassVar[dict[str, str]] = {"revision": "the commit that it names is in the key"}
+
     type: Literal["hub"] = "hub"
     name: str
     subset: str = ""
     split: str = "train"
-    revision: Annotated[str, Field(pattern="^[0-9a-f]{40}$")]
-    """The full commit hash, so that the content is certain."""
+    revision: str = "main"
+    """A branch, tag or commit. A branch is looked up when the run starts; the commit found is what counts."""
     columns: Columns = Columns()
     count: Positive | None = None
     """Only the first so many. Not given: all."""
@@ -168,6 +170,17 @@ class Pairing(Section):
     paper."""
 
 
+class Lora(Section):
+    """Training of low-rank adapters on all linear layers; they are merged into the saved checkpoint."""
+
+    rank: Positive = 32
+    """Not from the paper, which trains all weights."""
+    alpha: Positive = 64
+    """Not from the paper."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Not from the paper."""
+
+
 class SimPO(Section):
     """SimPO training (section B.8) through TRL."""
 
@@ -192,6 +205,8 @@ class SimPO(Section):
     """Longest prompt + completion in tokens. Longer pairs are set aside and counted, never cut."""
     warmup: Share = 0.1
     """Share of the steps with a rising learning rate; a cosine follows. Not from the paper."""
+    lora: Lora | None = None
+    """Not given: all weights are trained, as in the paper."""
 
     @model_validator(mode="after")
     def _whole_batches(self) -> SimPO:
@@ -215,6 +230,8 @@ class Sft(Section):
     max_length: Positive = 2048
     """Longest prompt + completion in tokens. Longer rows are set aside and counted, never cut."""
     warmup: Share = 0.1
+    lora: Lora | None = None
+    """Not given: all weights are trained."""
 
 
 class Controls(Section):
@@ -283,7 +300,7 @@ class Dto(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     """Seeds problems, sampling purposes and training order."""
     model: str = "tiny"
-    """A checkpoint folder, or `tiny` for the bundled model."""
+    """A checkpoint folder, a model on the Hugging Face hub (`owner/name`), or `tiny` for the bundled one."""
     problems: Problems = Stories()
     sampling: Sampling = Sampling()
     segmentation: Segmentation = Segmentation()

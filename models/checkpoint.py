@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -127,6 +128,21 @@ class Checkpoint:
     @cached_property
     def _texts(self) -> dict[tuple[int, ...], str]:
         return {}
+
+
+def found_checkpoint(name: str) -> Path:
+    """The local folder `name`, or a local copy of the hub's model of that name.
+
+    Raises CheckpointError when it is neither.
+    """
+    from huggingface_hub import snapshot_download
+
+    if Path(name).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return Path(name).resolve()
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]))
+    except Exception as error:  # the hub's client raises many kinds; all mean that the model is not to be had
+        raise CheckpointError(f"{name}: no such folder, and not to be had from the hub: {error}") from None
 
 
 def tensor_sizes(path: Path) -> dict[str, int]:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl.experimental.cpo import CPOConfig
 from trl.trainer.sft_config import SFTConfig
@@ -102,7 +103,9 @@ def _simpo(job: TrainJob, model: Any, tokenizer: Any, rows: Dataset) -> IdsSimPO
         **_arguments(job), loss_type="simpo", beta=job.beta, simpo_gamma=job.gamma, cpo_alpha=job.sft_weight,
         remove_unused_columns=False,
     )  # fmt: skip
-    return IdsSimPOTrainer(model=model, args=config, train_dataset=rows, processing_class=tokenizer)
+    return IdsSimPOTrainer(
+        model=model, args=config, train_dataset=rows, processing_class=tokenizer, peft_config=_adapters(job)
+    )
 
 
 def _sft(job: TrainJob, model: Any, tokenizer: Any, rows: Dataset) -> SFTTrainer:
@@ -112,11 +115,24 @@ def _sft(job: TrainJob, model: Any, tokenizer: Any, rows: Dataset) -> SFTTrainer
 
     data = rows.map(joined, remove_columns=rows.column_names)
     config = SFTConfig(**_arguments(job), completion_only_loss=True)
-    return SFTTrainer(model=model, args=config, train_dataset=data, processing_class=tokenizer)
+    return SFTTrainer(
+        model=model, args=config, train_dataset=data, processing_class=tokenizer, peft_config=_adapters(job)
+    )
+
+
+def _adapters(job: TrainJob) -> LoraConfig | None:
+    if job.lora is None:
+        return None
+    return LoraConfig(
+        r=job.lora.rank, lora_alpha=job.lora.alpha, lora_dropout=job.lora.dropout, target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )  # fmt: skip
 
 
 def _save(job: TrainJob, model: Any, tokenizer: Any, row: dict[str, Any]) -> None:
     """The checkpoint, and the proof by which a server shows that it serves these weights."""
+    if isinstance(model, PeftModel):
+        model = model.merge_and_unload()
     if job.dtype == "bfloat16":
         model.to(torch.bfloat16)
     model.save_pretrained(job.output)

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from conf.errors import ReadableError
+from conf.settings import Lora
 from models.processes import GuardedProcess
 
 LOG = "train.log"
@@ -57,6 +58,7 @@ class TrainJob(BaseModel):
     adam_beta2: float = 0.999
     weight_decay: float = 0.0
     shuffle: bool = True
+    lora: Lora | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     log_every: int = 5
     save_every: int = 50

@@ -156,6 +156,8 @@ def _longest_traces(traces: Sequence[Trace]) -> dict[str, Trace]:
 
 def _unfit(pair: Pair, max_length: int) -> str | None:
     """Why a pair cannot be trained on; None when it can."""
+    if not pair.chosen_ids or not pair.rejected_ids:
+        return "empty"  # its mean log-prob would be 0/0
     if pair.kind is not PairKind.PREMATURE_STOP and len(pair.chosen_ids) >= len(pair.rejected_ids):
         return "not-shorter"
     if len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids)) > max_length:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -48,7 +49,7 @@ def problems_from(place: Workplace, source: Problems, split: Split, seed: int) -
     if isinstance(source, Stories):
         return draw_problems(place, source=source, split=split, seed=seed)
     if isinstance(source, Hub):
-        return load_hub(place, source=source)
+        return load_hub(place, source=source, commit=_commit(source))
     return load_file(place, file=_file(source.path), source=source)
 
 
@@ -75,19 +76,35 @@ def load_file(place: Workplace, file: ArtifactRef, source: ProblemFile) -> Artif
 
 
 @step(version=VERSION)
-def load_hub(place: Workplace, source: Hub) -> ArtifactRef:
+def load_hub(place: Workplace, source: Hub, commit: str) -> ArtifactRef:
     """Rows of Problem from one commit of a data set on the hub."""
     from datasets import load_dataset
 
     try:
-        rows = load_dataset(source.name, source.subset or None, split=source.split, revision=source.revision)
+        rows = load_dataset(source.name, source.subset or None, split=source.split, revision=commit)
     except Exception as error:  # the hub's client raises many kinds; all mean that the data set is not to be had
-        raise ProblemsRefused(
-            f"{source.name} at {source.revision[:8]}, split {source.split!r}: {error}. Check problems.name, .subset, "
-            f".split and .revision, and whether this machine may reach the hub"
-        ) from None
+        raise _not_to_be_had(source, error) from None
     named = (Row(f"{source.name}[{index}]", row) for index, row in enumerate(rows))
     return _publish(place, source, source.name, named)
+
+
+def _commit(source: Hub) -> str:
+    """The commit that the revision names now."""
+    from huggingface_hub import HfApi
+
+    if re.fullmatch("[0-9a-f]{40}", source.revision):
+        return source.revision
+    try:
+        return str(HfApi().dataset_info(source.name, revision=source.revision).sha)
+    except Exception as error:
+        raise _not_to_be_had(source, error) from None
+
+
+def _not_to_be_had(source: Hub, error: Exception) -> ProblemsRefused:
+    return ProblemsRefused(
+        f"{source.name} at {source.revision!r}, split {source.split!r}: {error}. Check the source's name, subset, "
+        f"split and revision, and whether this machine may reach the hub"
+    )
 
 
 def _file(path: str) -> ArtifactRef:

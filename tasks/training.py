@@ -36,6 +36,7 @@ def train_simpo(place: Workplace, model: ArtifactRef, pairs: ArtifactRef, traini
             outcome=scratch / "outcome", seed=seed,
             learning_rate=training.learning_rate, epochs=training.epochs, batch=training.batch,
             micro_batch=training.micro_batch, warmup=training.warmup, max_length=training.max_length,
+            lora=training.lora,
             beta=training.beta, gamma=training.gamma, sft_weight=training.sft_weight,
         ),
     )  # fmt: skip
@@ -57,6 +58,7 @@ def train_sft(place: Workplace, model: ArtifactRef, rows: ArtifactRef, training:
             outcome=scratch / "outcome", seed=seed,
             learning_rate=training.learning_rate, epochs=training.epochs, batch=training.batch,
             micro_batch=training.micro_batch, warmup=training.warmup, max_length=training.max_length,
+            lora=training.lora,
         ),
     )  # fmt: skip
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 from conf.settings import Engine as EngineSettings
 from conf.settings import Section, Storage
-from models.checkpoint import TINY_MODEL, Checkpoint
+from models.checkpoint import TINY_MODEL, Checkpoint, found_checkpoint
 from models.engine import Engine, Request
 from models.store import Drawn, Purpose, RolloutStore
 from models.trainer import TrainJob, train
@@ -80,8 +80,11 @@ class Workplace:
         return Verifier()
 
     def model(self, name: str) -> ArtifactRef:
-        """The base model: a checkpoint folder or `tiny`. Raises CheckpointError when it is not whole."""
-        checkpoint = self._open(TINY_MODEL if name == "tiny" else Path(name).resolve())
+        """The base model: a checkpoint folder, `owner/name` on the hub, or `tiny`.
+
+        Raises CheckpointError when it is not whole or not to be had.
+        """
+        checkpoint = self._open(TINY_MODEL if name == "tiny" else found_checkpoint(name))
         self._checkpoints[checkpoint.fingerprint] = checkpoint
         return ArtifactRef(kind="base-model", uri=str(checkpoint.folder), digest=checkpoint.fingerprint, rows=1)
 

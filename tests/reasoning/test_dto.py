@@ -101,6 +101,11 @@ def test_unfit_pairs_are_dropped_with_their_reason(length: int, max_length: int,
     assert dropped == {reason: 1}
 
 
+def test_an_empty_completion_is_no_side_of_a_pair():
+    pairs, dropped = build([optimised(0)], [trace(length=10)])
+    assert (pairs, dropped) == ([], {"empty": 1})
+
+
 def test_the_longest_of_a_problems_traces_can_be_rejected_instead():
     pairs, _ = build([optimised(6)], [trace(length=10), trace(sample=1, length=15)], rejected="longest")
     assert len(pairs[0].rejected_ids) == 15
