@@ -76,7 +76,8 @@ class Hub(Section):
 
     type: Literal["hub"] = "hub"
     name: str
-    subset: str = ""
+    subsets: tuple[str, ...] = ()
+    """Configurations of the data set, one after another. Empty: its only one."""
     split: str = "train"
     revision: str = "main"
     """A branch, tag or commit. A branch is looked up when the run starts; the commit found is what counts."""

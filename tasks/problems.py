@@ -81,10 +81,13 @@ def load_hub(place: Workplace, source: Hub, commit: str) -> ArtifactRef:
     from datasets import load_dataset
 
     try:
-        rows = load_dataset(source.name, source.subset or None, split=source.split, revision=commit)
+        parts = {
+            subset: load_dataset(source.name, subset or None, split=source.split, revision=commit)
+            for subset in source.subsets or ("",)
+        }
     except Exception as error:  # the hub's client raises many kinds; all mean that the data set is not to be had
         raise _not_to_be_had(source, error) from None
-    named = (Row(f"{source.name}[{index}]", row) for index, row in enumerate(rows))
+    named = (Row(f"{source.name}/{part}[{index}]", row) for part, rows in parts.items() for index, row in enumerate(rows))
     return _publish(place, source, source.name, named)
 
 
