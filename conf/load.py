@@ -8,9 +8,10 @@ from __future__ import annotations
 import tomllib
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import Tag, ValidationError
 
 from conf.errors import ReadableError
 from conf.settings import Section
@@ -35,7 +36,7 @@ def load(kind: type[S], preset: str, assignments: tuple[str, ...] = ()) -> S:
         raise SettingsError(f"{path}: not valid TOML: {error}") from None
     for assignment in assignments:
         _assign(values, assignment)
-    values.setdefault("preset", Path(preset).stem)
+    values.setdefault("preset", Path(preset).name.removesuffix(".toml"))
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -48,7 +49,7 @@ def _preset_path(kind: type[Section], preset: str) -> Path:
             raise SettingsError(f"{preset}: no such file")
         return Path(preset)
     pipeline = kind.model_fields["pipeline"].default
-    known = {path.stem: path for path in sorted((PRESETS / pipeline).glob("*.toml"))}
+    known = {path.name.removesuffix(".toml"): path for path in sorted((PRESETS / pipeline).glob("*.toml"))}
     if preset not in known:
         raise SettingsError(
             f"unknown preset {preset!r} for {pipeline}; known: {', '.join(known)}, or a path to a .toml"
@@ -76,21 +77,48 @@ def _assign(values: dict[str, Any], assignment: str) -> None:
 def _explain(error: ValidationError, kind: type[Section], path: Path) -> str:
     lines = []
     for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"])
-        hint = _nearest(kind, item["loc"]) if item["type"] == "extra_forbidden" else ""
-        what = "unknown setting" if hint or item["type"] == "extra_forbidden" else item["msg"]
+        where, section = _locate(kind, item["loc"])
+        what = item["msg"]
+        if item["type"] == "extra_forbidden":
+            what = "unknown setting"
+        elif item["type"] == "union_tag_invalid":
+            where, what = [*where, "type"], f"must be one of {item['ctx']['expected_tags']}"
         given = "" if isinstance(item["input"], dict | Section) else f" (given: {item['input']!r})"
-        lines.append(f"{path.name}: {where or 'settings'}: {what}{given}{hint}")
+        hint = _nearest(section, where[-1]) if item["type"] == "extra_forbidden" else ""
+        lines.append(f"{path.name}: {'.'.join(where) or 'settings'}: {what}{given}{hint}")
     return "\n".join(lines)
 
 
-def _nearest(kind: type[Section], location: tuple[int | str, ...]) -> str:
+def _locate(kind: type[Section], location: tuple[int | str, ...]) -> tuple[list[str], type[Section]]:
+    """The path as a person writes it, without the tags of unions, and the innermost section on it."""
+    where: list[str] = []
+    choices: dict[str, type[Section]] = {}
+    for part in map(str, location):
+        if part in choices:
+            kind, choices = choices[part], {}
+            continue
+        where.append(part)
+        choices = _sections(kind.model_fields[part].annotation) if part in kind.model_fields else {}
+        if list(choices) == [""]:
+            kind, choices = choices[""], {}
+    return where, kind
+
+
+def _sections(annotation: Any) -> dict[str, type[Section]]:
+    """The sections that a field may hold, by their tag in its union."""
+    if isinstance(annotation, type):
+        return {"": annotation} if issubclass(annotation, Section) else {}
+    found: dict[str, type[Section]] = {}
+    for argument in get_args(annotation) if get_origin(annotation) in (Annotated, Union, UnionType) else ():
+        if isinstance(argument, Tag):
+            (section,) = found.values()
+            found = {argument.tag: section}
+        else:
+            found |= _sections(argument)
+    return found
+
+
+def _nearest(section: type[Section], field: str) -> str:
     """A suggestion for a misspelt field."""
-    fields = kind
-    for part in location[:-1]:
-        annotation = fields.model_fields[str(part)].annotation if str(part) in fields.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, Section)):
-            return ""
-        fields = annotation
-    close = get_close_matches(str(location[-1]), fields.model_fields, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(fields.model_fields)}"
+    close = get_close_matches(field, section.model_fields, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(section.model_fields)}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -27,6 +27,11 @@ class Section(BaseModel):
 
     LEFT_OUT: ClassVar[dict[str, str]] = {}
     """Fields that change no result, each with the reason; all others are in the cache key."""
+
+
+def _type_or(default: str) -> Discriminator:
+    """Chooses among sections by their `type`, which may be left out for the default one."""
+    return Discriminator(lambda value: value.get("type", default) if isinstance(value, dict) else value.type)
 
 
 class Stories(Section):
@@ -88,7 +93,10 @@ class Hub(Section):
     """Bad rows are set aside and counted; above this share of bad rows the data set is refused."""
 
 
-Problems = Annotated[Stories | ProblemFile | Hub, Field(discriminator="type")]
+Problems = Annotated[
+    Annotated[Stories, Tag("stories")] | Annotated[ProblemFile, Tag("file")] | Annotated[Hub, Tag("hub")],
+    _type_or("stories"),
+]
 
 
 class Sampling(Section):
@@ -160,7 +168,9 @@ class EmbeddedPruning(Section):
     type: Literal["embedded"] = "embedded"
 
 
-Pruning = Annotated[NoPruning | EmbeddedPruning, Field(discriminator="type")]
+Pruning = Annotated[
+    Annotated[NoPruning, Tag("none")] | Annotated[EmbeddedPruning, Tag("embedded")], _type_or("embedded")
+]
 
 
 class Pairing(Section):

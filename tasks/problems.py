@@ -87,7 +87,9 @@ def load_hub(place: Workplace, source: Hub, commit: str) -> ArtifactRef:
         }
     except Exception as error:  # the hub's client raises many kinds; all mean that the data set is not to be had
         raise _not_to_be_had(source, error) from None
-    named = (Row(f"{source.name}/{part}[{index}]", row) for part, rows in parts.items() for index, row in enumerate(rows))
+    named = (
+        Row(f"{source.name}/{part}[{index}]", row) for part, rows in parts.items() for index, row in enumerate(rows)
+    )
     return _publish(place, source, source.name, named)
 
 

@@ -12,7 +12,8 @@ KINDS = {"dto": Dto, "tiny-model": TinyModel}
 
 @pytest.mark.parametrize("path", sorted(PRESETS.glob("*/*.toml")), ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_preset_is_valid(path: Path):
-    assert load(KINDS[path.parent.name], path.stem).preset == path.stem  # type: ignore[attr-defined]
+    name = path.name.removesuffix(".toml")
+    assert load(KINDS[path.parent.name], name).preset == name  # type: ignore[attr-defined]
 
 
 def test_assignments_reach_nested_fields_with_toml_types():
@@ -31,6 +32,12 @@ def test_assignments_reach_nested_fields_with_toml_types():
         ("sampling.max_tokens=1790", ["probing.sampling.max_tokens (12 after a trace of 1790)", "engine.context"]),
         ("training.micro_batch=5", ["batch (16) must be a multiple of micro_batch (5)"]),
         ("sampling.temperature=0", ["temperature 0 always draws the same completion", "set samples to 1, not 4"]),
+        ("problems.type=nothing", ["problems.type: must be one of 'stories', 'file', 'hub'"]),
+        ("problems.type=file", ["problems.path: Field required"]),
+        ("problems.cuont=3", ["problems.cuont: unknown setting", "did you mean 'count'"]),
+        ("pruning.typ=none", ["pruning.typ: unknown setting", "did you mean 'type'"]),
+        ("training.lora.rnk=3", ["training.lora.rnk: unknown setting", "did you mean 'rank'"]),
+        ('controls.trained=["sfd"]', ["controls.trained.0", "'sft'"]),
         ("seed", ["section.field=value"]),
         ("seed.x.y=1", ["seed", "valid integer"]),
     ],
@@ -43,7 +50,7 @@ def test_a_mistake_is_named_with_its_remedy(assignment: str, words: list[str]):
 
 
 def test_an_unknown_preset_lists_the_known_ones():
-    with pytest.raises(SettingsError, match="known: tiny"):
+    with pytest.raises(SettingsError, match=r"known: paper-.*, tiny"):
         load(Dto, "tinny")
 
 
