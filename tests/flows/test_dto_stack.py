@@ -1,6 +1,7 @@
 """The DTO flow on the real Prefect with a scripted model: what is done, and above all what is not done again."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
@@ -15,7 +16,10 @@ from rich.console import Console
 from conf.load import load
 from conf.settings import Dto
 from flows.dto import run_dto
+from models.checkpoint import TINY_MODEL
 from models.scripted import ScriptedEngine
+from tasks.caching import step
+from tasks.dto import build_pairs
 from tasks.progress import Progress
 from tasks.workplace import Workplace
 from tests.flows.world import pretend_training, scripted
@@ -25,9 +29,10 @@ SMALL = (
     "benchmark.problems.levels=[1,2,3,4]", "sampling.samples=2", "benchmark.sampling.samples=2",
 )  # fmt: skip
 EVERY_STEP = [
-    "draw-problems", "sample-traces", "probe-prefixes", "finalize-traces", "build-pairs", "train-simpo",
-    "draw-problems", "examine", "examine",
+    "draw-problems", "sample-traces", "probe-prefixes", "recheck-crossings", "finalize-traces", "prune-traces",
+    "build-pairs", "train-simpo", "draw-problems", "examine", "examine",
 ]  # fmt: skip
+CURATION = EVERY_STEP[2:8]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -107,7 +112,10 @@ def test_an_unchanged_run_starts_no_engine(first: Run, root: Path):
         ("engine.concurrency=7", [], 0),
         ("pairing.rejected='longest'", ["build-pairs", "train-simpo", "examine"], 16),
         ("benchmark.sampling.samples=3", ["examine", "examine"], 16),
-        ("sampling.temperature=0.7", [*EVERY_STEP[1:6], "examine"], None),
+        ("sampling.temperature=0.7", ["sample-traces", *CURATION, "examine"], None),
+        ("probing.threshold=0.6", [*CURATION, "examine"], None),
+        ("finalizing.closing_text='So the answer is'", [*CURATION[2:], "examine"], None),
+        ("pruning.type=none", ["build-pairs", "train-simpo", "examine"], 16),
     ],
 )
 def test_a_change_redoes_only_what_depends_on_it(
@@ -147,3 +155,46 @@ def test_every_result_can_be_traced_to_its_recipe(first: Run, root: Path):
     }
     for line in first.report["ledger"]:
         assert known[line["digest"]]["step"] == line["stage"]
+
+
+def test_another_model_redoes_everything_but_the_problems(first: Run, root: Path, tmp_path: Path):
+    shutil.copytree(TINY_MODEL, tmp_path / "other")
+    (tmp_path / "other" / "generation_config.json").write_text("{}")
+    run = Run(root, f"model={tmp_path / 'other'}")
+    assert run.redone == ["sample-traces", *CURATION, "examine", "examine"]
+
+
+def test_another_version_of_a_method_redoes_what_depends_on_it(first: Run, root: Path, monkeypatch: pytest.MonkeyPatch):
+    newer = step("another")(build_pairs.body)
+    monkeypatch.setattr("flows.dto.build_pairs", newer)
+    run = Run(root)
+    # The new version makes the same pairs, so nothing after it is redone.
+    assert run.redone == ["build-pairs"]
+
+
+def test_controls_are_examined_on_the_same_problems(first: Run, root: Path):
+    run = Run(
+        root, 'controls.trained=["shortest-longest", "sft", "paper-pairs", "unpruned"]', "controls.early_stop=true",
+        "controls.fast_prompt=Be brief.", "benchmark.unseen.levels=[9]", "benchmark.unseen.count=2",
+    )  # fmt: skip
+    assert [model["name"] for model in run.report["models"]] == [
+        "base", "dto", "shortest-longest", "sft", "paper-pairs", "unpruned", "early-stop", "fast-prompt",
+    ]  # fmt: skip
+    assert {model["samples"] for model in run.report["models"]} == {16}
+    assert [model["role"] for model in run.report["models"][2:]] == ["control"] * 6
+    assert [model["problems"] for model in run.report["unseen"]["models"]] == [2] * 6
+    again = Run(root, 'controls.trained=["sft"]')
+    assert again.redone == []
+
+
+def test_what_a_run_says_beyond_accuracy_and_tokens(first: Run):
+    report = first.report
+    assert report["break_even"]["build_flops"] == pytest.approx(
+        sum(line["flops"] for line in report["ledger"] if line["stage"] != "examine")
+    )
+    assert set(report["comparisons"][0]["by_original"]) == {
+        "attention_flops_right", "attention_flops_wrong", "wrong_to_right", "wrong_to_right_of_base",
+    }  # fmt: skip
+    counted = {line["stage"]: line["counts"] for line in report["ledger"]}
+    assert "lucky crossings" in counted["recheck-crossings"]
+    assert counted["prune-traces"]["tokens after"] <= counted["prune-traces"]["tokens before"]

@@ -17,14 +17,16 @@ from models.trainer import TrainJob
 from reasoning.stories import OverThinker, Split, Story, draw_stories
 
 LEVELS = (1, 2, 3, 4)
-STORIES: dict[str, Story] = {story.text: story for split in Split for story in draw_stories(split, 0, 60, LEVELS)}
+STORIES: dict[str, Story] = {
+    story.text: story for split in Split for levels in (LEVELS, (9,)) for story in draw_stories(split, 0, 60, levels)
+}
 CONCLUSION = re.compile(r"(?:That makes|It is|Now it is) (\d+)")
 
 
 def speak(model: Checkpoint, request: Request, number: int) -> Completion:
     """Thinks as the teacher does, and answers with its latest conclusion."""
     text = model.decode(request.prompt_ids)
-    story = STORIES[text.removeprefix("<|user|>").split("<|assistant|>")[0]]
+    story = STORIES[text.removeprefix("<|user|>").split("<|assistant|>")[0].removesuffix(" Be brief.")]
     said = text.split("<think>\n")[1]
     latest = (CONCLUSION.findall(said) or ["0"])[-1]
     if not said:
