@@ -1,0 +1,76 @@
+"""Peak memory of one SimPO step on a pair of 8,192 tokens a side: ours against TRL's plain loss.
+
+    python -m bench.simpo_memory          # 5 rounds each, medians, to bench/results/simpo_memory.json
+
+Each step runs in a process of its own; what is reported is its peak resident memory less that after loading the model.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+LENGTH = 8192
+ROUNDS = 5
+RESULT = Path(__file__).parent / "results" / "simpo_memory.json"
+
+
+def step(which: str) -> dict[str, float]:
+    """One step in this process: MiB above the loaded model, and the loss."""
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl.experimental.cpo import CPOConfig, CPOTrainer
+
+    from models.checkpoint import TINY_MODEL
+    from models.simpo import IdsSimPOTrainer
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(TINY_MODEL, dtype=torch.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        config = CPOConfig(
+            output_dir=folder, loss_type="simpo", beta=2.0, simpo_gamma=0.3, cpo_alpha=0.0, bf16=False, use_cpu=True,
+            report_to="none", remove_unused_columns=False, max_length=LENGTH, per_device_train_batch_size=1,
+            gradient_checkpointing=True,
+        )  # fmt: skip
+        ids = torch.randint(20, 600, (2, LENGTH - 3)).tolist()
+        rows = Dataset.from_list([{"prompt_ids": [5, 6, 7], "chosen_ids": ids[0], "rejected_ids": ids[1]}])
+        tokenizer = AutoTokenizer.from_pretrained(TINY_MODEL)
+        made = IdsSimPOTrainer(model=model, args=config, train_dataset=rows, processing_class=tokenizer)
+        batch = next(iter(made.get_train_dataloader()))
+        if which == "trl":
+            IdsSimPOTrainer.concatenated_forward = CPOTrainer.concatenated_forward
+            IdsSimPOTrainer.get_batch_loss_metrics = CPOTrainer.get_batch_loss_metrics
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        loss, _ = made.get_batch_loss_metrics(model, batch)
+        loss.backward()
+    return {"mib": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, "loss": loss.item()}
+
+
+def main() -> None:
+    rounds: dict[str, list[dict[str, float]]] = {"trl": [], "ours": []}
+    for _ in range(ROUNDS):
+        for which, taken in rounds.items():
+            output = subprocess.check_output([sys.executable, "-m", "bench.simpo_memory", which], text=True)
+            taken.append(json.loads(output.splitlines()[-1]))
+    figures = {
+        name: {"mib": median(r["mib"] for r in taken), "loss": taken[0]["loss"]} for name, taken in rounds.items()
+    }
+    figures |= {
+        "length": LENGTH,
+        "vocabulary": 640,
+        "rounds": ROUNDS,
+        "hardware": platform.processor() or platform.machine(),
+    }
+    RESULT.write_text(json.dumps(figures, indent=2) + "\n")
+    print(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    print(json.dumps(step(sys.argv[1]))) if len(sys.argv) > 1 else main()
