@@ -37,12 +37,13 @@ def step(which: str) -> dict[str, float]:
         config = CPOConfig(
             output_dir=folder, loss_type="simpo", beta=2.0, simpo_gamma=0.3, cpo_alpha=0.0, bf16=False, use_cpu=True,
             report_to="none", remove_unused_columns=False, max_length=LENGTH, per_device_train_batch_size=1,
-            gradient_checkpointing=True,
         )  # fmt: skip
         ids = torch.randint(20, 600, (2, LENGTH - 3)).tolist()
         rows = Dataset.from_list([{"prompt_ids": [5, 6, 7], "chosen_ids": ids[0], "rejected_ids": ids[1]}])
         tokenizer = AutoTokenizer.from_pretrained(TINY_MODEL)
         made = IdsSimPOTrainer(model=model, args=config, train_dataset=rows, processing_class=tokenizer)
+        model.gradient_checkpointing_enable()
+        model.train()
         batch = next(iter(made.get_train_dataloader()))
         if which == "trl":
             IdsSimPOTrainer.concatenated_forward = CPOTrainer.concatenated_forward
@@ -68,6 +69,7 @@ def main() -> None:
         "rounds": ROUNDS,
         "hardware": platform.processor() or platform.machine(),
     }
+    RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(figures, indent=2) + "\n")
     print(json.dumps(figures, indent=2))
 

@@ -31,7 +31,9 @@ class Section(BaseModel):
 
 def _type_or(default: str) -> Discriminator:
     """Chooses among sections by their `type`, which may be left out for the default one."""
-    return Discriminator(lambda value: value.get("type", default) if isinstance(value, dict) else value.type)
+    return Discriminator(
+        lambda value: value.get("type", default) if isinstance(value, dict) else getattr(value, "type", None)
+    )
 
 
 class Stories(Section):
@@ -231,18 +233,13 @@ class Sft(Section):
 
     LEFT_OUT: ClassVar[dict[str, str]] = SimPO.LEFT_OUT
 
-    learning_rate: PositiveFloat = 1e-5
-    """Not from the paper."""
-    epochs: Positive = 1
-    batch: Positive = 16
-    """Completions per optimizer step. Not from the paper."""
-    micro_batch: Positive = 16
-    """Completions per forward pass; halved by itself when memory runs out."""
-    max_length: Positive = 2048
-    """Longest prompt + completion in tokens. Longer rows are set aside and counted, never cut."""
-    warmup: Share = 0.1
-    lora: Lora | None = None
-    """Not given: all weights are trained."""
+    learning_rate: PositiveFloat
+    epochs: Positive
+    batch: Positive
+    micro_batch: Positive
+    max_length: Positive
+    warmup: Share
+    lora: Lora | None
 
 
 class Controls(Section):
@@ -251,12 +248,28 @@ class Controls(Section):
     trained: tuple[Literal["shortest-longest", "sft", "paper-pairs", "unpruned"], ...] = ()
     """Other trainings of the same base: SimPO on each problem's shortest right trace against its longest, SFT on the
     optimised traces, SimPO without premature-stop pairs, SimPO without pruning."""
-    sft: Sft = Sft()
+    sft_learning_rate: PositiveFloat = 1e-5
+    """Of the control `sft`; all else is as in `training`. Not from the paper."""
     early_stop: bool = False
     """No training: each trace of the base stops at the first prefix where more than `probing.threshold` of the probes
     agree with one another. Its probes count as generated tokens."""
     fast_prompt: str = ""
     """No training: an instruction to be brief, put after each problem. Empty: not examined."""
+
+    @model_validator(mode="after")
+    def _effective(self) -> Controls:
+        if len(set(self.trained)) < len(self.trained):
+            raise ValueError(f"trained names a control twice: {', '.join(self.trained)}; name it once")
+        if "sft_learning_rate" in self.model_fields_set and "sft" not in self.trained:
+            raise ValueError(
+                "sft_learning_rate has no effect without 'sft' in controls.trained; add it or leave this out"
+            )
+        return self
+
+    def sft(self, training: SimPO) -> Sft:
+        """The control's training: the method's own but for the objective and its rate."""
+        shared = {name: getattr(training, name) for name in Sft.model_fields if name != "learning_rate"}
+        return Sft(learning_rate=self.sft_learning_rate, **shared)
 
 
 class Benchmark(Section):
@@ -346,7 +359,8 @@ class Dto(Section):
             ("benchmark.sampling", self.benchmark.sampling),
         ):
             # Probes and endings go on from a prefix that may be almost a whole trace.
-            trace = self.sampling.max_tokens if name in ("probing.sampling", "finalizing.sampling") else 0
+            longest = max(self.sampling.max_tokens, self.benchmark.sampling.max_tokens * self.controls.early_stop)
+            trace = longest if name in ("probing.sampling", "finalizing.sampling") else 0
             if trace + section.max_tokens + ROOM_FOR_PROMPT > self.engine.context:
                 raise ValueError(
                     f"{name}.max_tokens ({section.max_tokens}{f' after a trace of {trace}' if trace else ''}) leaves "

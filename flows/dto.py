@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 from prefect import flow
 
-from conf.settings import Dto, Problems
+from conf.settings import Dto
 from reasoning.exam import Role
 from reasoning.records import PairKind
 from reasoning.stories import Split
 from tasks.artifacts import ArtifactRef
 from tasks.controls import contrast_pairs, demonstrations, examine_early_stop, instruct, select_pairs
 from tasks.dto import build_pairs, finalize_traces, probe_prefixes, prune_traces, recheck_crossings
-from tasks.problems import problems_from
+from tasks.problems import problems_from, refuse_overlap
 from tasks.reporting import Examined, write_report
 from tasks.sampling import examine, sample_traces
 from tasks.training import train_sft, train_simpo
@@ -49,25 +49,29 @@ def dto(settings: Dto) -> Path:
 def run_dto(place: Workplace, settings: Dto) -> Path:
     """The pipeline in a given workplace."""
     place.save_settings(settings)
-    curated = curate(place, settings)
-    policy = train_simpo(place, model=curated.base, pairs=curated.pairs, training=settings.training, seed=settings.seed)
-    build = list(place.ledger)
+    exam = problems_from(place, settings.benchmark.problems, Split.BENCHMARK, settings.seed)
+    unseen = settings.benchmark.unseen and problems_from(
+        place, settings.benchmark.unseen, Split.BENCHMARK, settings.seed
+    )
+    problems = problems_from(place, settings.problems, Split.TRAIN, settings.seed)
+    refuse_overlap(place, problems, [exam, unseen] if unseen else [exam])
+    made = curate(place, settings, problems)
+    policy = train_simpo(place, model=made.base, pairs=made.pairs, training=settings.training, seed=settings.seed)
+    build = [entry for entry in place.ledger if entry.step != recheck_crossings.name]
     policies = [
-        Policy("base", "base", curated.base),
+        Policy("base", "base", made.base),
         Policy("dto", "method", policy),
-        *(Policy(name, "control", train_control(place, settings, curated, name)) for name in settings.controls.trained),
+        *(Policy(name, "control", train_control(place, settings, made, name)) for name in settings.controls.trained),
     ]
-    examined = examine_all(place, settings, policies, settings.benchmark.problems)
-    examined += examine_untrained(place, settings, curated.base)
-    unseen = examine_all(place, settings, policies, settings.benchmark.unseen) if settings.benchmark.unseen else []
-    return write_report(place, settings, settings.seed, examined, unseen, build)
+    examined = [*examine_all(place, settings, policies, exam), *examine_untrained(place, settings, made.base, exam)]
+    beyond = examine_all(place, settings, policies, unseen) if unseen else []
+    return write_report(place, settings, settings.seed, examined, beyond, build)
 
 
-def curate(place: Workplace, settings: Dto) -> Curated:
+def curate(place: Workplace, settings: Dto, problems: ArtifactRef) -> Curated:
     """From problems to preference pairs."""
     seed = settings.seed
     base = place.model(settings.model)
-    problems = problems_from(place, settings.problems, Split.TRAIN, seed)
     traces = sample_traces(place, model=base, problems=problems, sampling=settings.sampling, seed=seed)
     scans = probe_prefixes(
         place, model=base, problems=problems, traces=traces, segmentation=settings.segmentation,
@@ -102,7 +106,7 @@ def _pairs(
 def train_control(place: Workplace, settings: Dto, made: Curated, name: str) -> ArtifactRef:
     """Another training of the same base; see `conf.settings.Controls`."""
     if name == "sft":
-        sft = settings.controls.sft
+        sft = settings.controls.sft(settings.training)
         rows = demonstrations(
             place, model=made.base, problems=made.problems, optimised=made.optimised, max_length=sft.max_length
         )
@@ -118,8 +122,7 @@ def train_control(place: Workplace, settings: Dto, made: Curated, name: str) -> 
     return train_simpo(place, model=made.base, pairs=pairs, training=settings.training, seed=settings.seed)
 
 
-def examine_all(place: Workplace, settings: Dto, policies: list[Policy], source: Problems) -> list[Examined]:
-    problems = problems_from(place, source, Split.BENCHMARK, settings.seed)
+def examine_all(place: Workplace, settings: Dto, policies: list[Policy], problems: ArtifactRef) -> list[Examined]:
     sampling, seed = settings.benchmark.sampling, settings.seed
     return [
         Examined(*policy, examine(place, model=policy.model, problems=problems, sampling=sampling, seed=seed))
@@ -127,17 +130,16 @@ def examine_all(place: Workplace, settings: Dto, policies: list[Policy], source:
     ]
 
 
-def examine_untrained(place: Workplace, settings: Dto, base: ArtifactRef) -> list[Examined]:
+def examine_untrained(place: Workplace, settings: Dto, base: ArtifactRef, problems: ArtifactRef) -> list[Examined]:
     """The controls that need no training."""
     seed, sampling = settings.seed, settings.benchmark.sampling
-    problems = problems_from(place, settings.benchmark.problems, Split.BENCHMARK, seed)
     examined = []
     if settings.controls.early_stop:
         scores = examine_early_stop(
             place, model=base, problems=problems, sampling=sampling, segmentation=settings.segmentation,
             probing=settings.probing, finalizing=settings.finalizing, seed=seed,
         )  # fmt: skip
-        examined.append(Examined("early-stop", "control", base, scores))
+        examined.append(Examined("early-stop", "control", base, scores, independent=False))
     if settings.controls.fast_prompt:
         brief = instruct(place, problems=problems, instruction=settings.controls.fast_prompt)
         scores = examine(place, model=base, problems=brief, sampling=sampling, seed=seed)

@@ -4,7 +4,7 @@ Knows: TRL's CPO trainer, the model's output head. Must not know: jobs, files, w
 
 TRL computes logits [2B, T, V] for all positions, in float32, and keeps them for the backward pass: 2 · 8,192 · 152,000
 of them are 10 GB for one pair of a 7 B model. Here the head sees the completion's positions only, `CHUNK` at a time,
-and each chunk is computed again on the way back, so the peak is CHUNK · V. The loss is TRL's own.
+and each chunk is computed again on the way back, so the peak is CHUNK · V. The SimPO loss is TRL's own.
 """
 
 from __future__ import annotations
@@ -36,20 +36,22 @@ class IdsSimPOTrainer(CPOTrainer):
         return row
 
     def concatenated_forward(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, ...]:
-        """Mean log-prob per completion token [B] of both sides, and the chosen side's cross-entropy.
+        """Mean log-prob per completion token [B] of both sides, and the chosen side's cross-entropy per token.
 
-        The third and fourth values stand where TRL returns logits, which it uses for two log entries alone.
+        The third and fourth values stand where TRL returns logits, which it uses for two log entries alone. The
+        cross-entropy is a mean over rows of each row's mean, as SimPO's own terms are, so that micro-batches do not
+        change the gradient; TRL takes one mean over all tokens of a micro-batch.
         """
         joined = self.concatenated_inputs(batch, padding_value=self.pad_token_id, device=self.accelerator.device)
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
         hidden = hidden_states(model, head, joined["concatenated_input_ids"], joined["concatenated_attention_mask"])
         labels = joined["concatenated_labels"]
-        log_probs, mask = completion_log_probs(hidden, head, labels)
+        with self.accelerator.autocast():
+            log_probs, mask = completion_log_probs(hidden, head, labels)
         means = log_probs.sum(-1) / mask.sum(-1)
         chosen = batch["chosen_labels"].shape[0]
-        nll = -log_probs[:chosen].sum() / mask[:chosen].sum()
-        nothing = torch.zeros(())
-        return means[:chosen], means[chosen:], nothing, nothing, nll
+        nothing = means.new_zeros(())
+        return means[:chosen], means[chosen:], nothing, nothing, -means[:chosen].mean()
 
     def get_batch_loss_metrics(
         self, model: Any, batch: Any, train_eval: Any = "train"

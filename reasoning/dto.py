@@ -111,7 +111,9 @@ def preference_pairs(
 def shortest_longest_pairs(
     prompts: dict[str, tuple[int, ...]], traces: Sequence[Trace], max_length: int
 ) -> tuple[list[Pair], Counter[str]]:
-    """A control: for each problem its shortest right trace against its longest one, in token ids."""
+    """A control: for each problem its shortest right trace against its longest one, in token ids. Traces that were cut by
+    max_tokens are neither."""
+    traces = [trace for trace in traces if not trace.truncated]
     longest = _longest_traces(traces)
     shortest: dict[str, Trace] = {}
     for trace in traces:
@@ -132,7 +134,7 @@ def shortest_longest_pairs(
 def agreement(answers: Sequence[str | None]) -> list[bool]:
     """For each rollout whether it gives the most frequent answer (the first of several): a right answer's stand-in
     where none is known. A rollout without an answer agrees with none."""
-    given = Counter(answer for answer in answers if answer is not None)
+    given = Counter(answer for answer in answers if answer and answer.strip())
     most = given.most_common(1)[0][0] if given else ""
     return [answer == most for answer in answers]
 

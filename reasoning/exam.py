@@ -6,7 +6,7 @@ Knows: scores, intervals, cost formulas. Must not know: how completions were dra
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -78,20 +78,30 @@ def comparison(name: str, scores: Sequence[Score], against: str, base: Sequence[
 def by_original(scores: Sequence[Score], base: Sequence[Score], shape: Shape) -> dict[str, float | None]:
     """The method on what the base had right and on what it had wrong (section B, metrics). Fractions.
 
-    Samples are independent, so a problem weighs in each group by how many of the base's samples fall into it.
-    `attention_flops_right` and `_wrong`: change of attention FLOPs. `wrong_to_right`: accuracy where the base was
-    wrong; `wrong_to_right_of_base`: the same for another sample of the base itself, which is right there now and then
-    by chance alone (None for a single sample a problem).
+    Both models' samples must be independent. A problem weighs in each group by how many of the base's samples fall
+    into it, and is then compared with the base's *other* samples of it: those that chose the group are no fair measure
+    (right traces are shorter, so a second draw of the base itself would seem longer there). `attention_flops_right` and
+    `_wrong`: change of attention FLOPs. `wrong_to_right`: accuracy where the base was wrong; `wrong_to_right_of_base`:
+    the same for another sample of the base, which is right there now and then by chance. None where a group is empty
+    or no problem has several samples.
     """
-    flops = _mean_by_problem(scores, lambda score: shape.attention_flops(score.prompt_tokens, score.tokens))
-    accuracy, wrong_of_base = accuracy_by_problem(scores), [s for s in base if s.verdict is not Verdict.RIGHT]
-    others = _accuracy_of_the_others(base)
-    right_of_base = [s for s in base if s.verdict is Verdict.RIGHT]
-    return {
-        "attention_flops_right": _flops_change(flops, right_of_base, shape),
-        "attention_flops_wrong": _flops_change(flops, wrong_of_base, shape),
-        "wrong_to_right": _average(accuracy[score.problem_id] for score in wrong_of_base),
-        "wrong_to_right_of_base": _average(others[s.problem_id] for s in wrong_of_base if s.problem_id in others),
+
+    def flops(score: Score) -> float:
+        return shape.attention_flops(score.prompt_tokens, score.tokens)
+
+    def is_right(score: Score) -> float:
+        return float(score.verdict is Verdict.RIGHT)
+
+    right = [score for score in base if is_right(score)]
+    wrong = [score for score in base if not is_right(score)]
+    new_flops, new_accuracy = _mean_by_problem(scores, flops), accuracy_by_problem(scores)
+    changes = {
+        f"attention_flops_{name}": _change([new_flops[s.problem_id] for s in group], _of_the_others(base, group, flops))
+        for name, group in (("right", right), ("wrong", wrong))
+    }
+    return changes | {
+        "wrong_to_right": _average([new_accuracy[score.problem_id] for score in wrong]),
+        "wrong_to_right_of_base": _average(_of_the_others(base, wrong, is_right)),
     }
 
 
@@ -99,31 +109,36 @@ def _mean_by_problem(scores: Sequence[Score], value: Callable[[Score], float]) -
     return problem_means((score.problem_id, value(score)) for score in scores)
 
 
-def _flops_change(flops: dict[str, float], group: Sequence[Score], shape: Shape) -> float | None:
-    before = sum(shape.attention_flops(score.prompt_tokens, score.tokens) for score in group)
-    return sum(flops[score.problem_id] for score in group) / before - 1 if before else None
-
-
-def _accuracy_of_the_others(base: Sequence[Score]) -> dict[str, float]:
-    """For each problem with several samples: given that one of them is wrong, the accuracy of the others."""
-    verdicts: dict[str, list[bool]] = defaultdict(list)
+def _of_the_others(base: Sequence[Score], group: Sequence[Score], value: Callable[[Score], float]) -> list[float]:
+    """For each score in `group` the mean value of its problem's other samples; nothing where it has none."""
+    of_problem: dict[str, list[float]] = defaultdict(list)
     for score in base:
-        verdicts[score.problem_id].append(score.verdict is Verdict.RIGHT)
-    return {name: sum(right) / (len(right) - 1) for name, right in verdicts.items() if len(right) > 1}
+        of_problem[score.problem_id].append(value(score))
+    return [
+        (sum(values) - value(score)) / (len(values) - 1)
+        for score in group
+        if len(values := of_problem[score.problem_id]) > 1
+    ]
 
 
-def _average(values: Iterable[float]) -> float | None:
-    listed = list(values)
-    return sum(listed) / len(listed) if listed else None
+def _change(new: Sequence[float], old: Sequence[float]) -> float | None:
+    return sum(new) / sum(old) - 1 if len(new) == len(old) and sum(old) else None
 
 
-def break_even(build_flops: float, scores: Sequence[Score], base: Sequence[Score], shape: Shape) -> dict[str, Any]:
-    """How many queries pay back what building the model cost; None where a query has not become cheaper."""
+def _average(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def break_even(
+    build_flops: float | None, scores: Sequence[Score], base: Sequence[Score], shape: Shape
+) -> dict[str, Any]:
+    """How many queries pay back what building the model cost; None where that is not known whole, or where a query has
+    not become cheaper."""
     saved = _flops_per_query(base, shape) - _flops_per_query(scores, shape)
     return {
         "build_flops": build_flops,
         "saved_flops_per_query": saved,
-        "queries": build_flops / saved if saved > 0 else None,
+        "queries": build_flops / saved if build_flops is not None and saved > 0 else None,
     }
 
 

@@ -14,7 +14,7 @@ from conf.settings import Columns
 from reasoning.answers import boxed
 from reasoning.records import BadRow, Problem, TextPart
 
-_HASHES = re.compile(r"####\s*(.+?)\s*$")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}\b)")
 
 
 def problem_of(row: Any, place: str, name: str, columns: Columns) -> Problem | BadRow:
@@ -29,7 +29,7 @@ def problem_of(row: Any, place: str, name: str, columns: Columns) -> Problem | B
     if not answer:
         detail = f"field {columns.answer!r} holds no answer of the kind columns.answer_is = {columns.answer_is!r}"
         return BadRow(place=place, id=own_id, reason="no-answer", detail=detail)
-    choices = tuple(str(choice) for choice in row[columns.choices]) if columns.choices else None
+    choices = tuple(_text(choice) or "" for choice in row[columns.choices]) if columns.choices else None
     level = row.get(columns.level) if columns.level else None
     return Problem(
         id=own_id or name, prompt=(TextPart(text=_asked(_text(row[columns.problem]) or "", choices)),), answer=answer,
@@ -44,7 +44,16 @@ def _text(value: Any) -> str | None:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-    return text if text.strip() else None
+    return text if text.strip() and _is_storable(text) else None
+
+
+def _is_storable(text: str) -> bool:
+    """JSON can spell lone surrogates, which no file takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _missing(row: Mapping[str, Any], columns: Columns) -> str | None:
@@ -56,8 +65,10 @@ def _missing(row: Mapping[str, Any], columns: Columns) -> str | None:
             return f"no field {column!r}; its fields: {known}. Name the right one in columns.{what}"
         if _text(row[column]) is None:
             return f"field {column!r} is empty or neither text nor a number"
-    if columns.choices and not (isinstance(row.get(columns.choices), list | tuple) and row[columns.choices]):
-        return f"field {columns.choices!r} is no list of options; leave columns.choices empty if there are none"
+    if columns.choices:
+        options = row.get(columns.choices)
+        if not isinstance(options, list | tuple) or not options or any(_text(option) is None for option in options):
+            return f"field {columns.choices!r} is no list of options; leave columns.choices empty if there are none"
     return None
 
 
@@ -65,8 +76,9 @@ def _answer(text: str, kind: Literal["plain", "boxed", "hashes"]) -> str | None:
     if kind == "boxed":
         return boxed(text)
     if kind == "hashes":
-        found = _HASHES.search(text)
-        return found[1].replace(",", "") if found else None
+        _, hashes, rest = text.rpartition("####")
+        line = rest.strip().partition("\n")[0].strip() if hashes else ""
+        return _THOUSANDS.sub("", line)
     return text.strip()
 
 
@@ -77,7 +89,12 @@ def _asked(problem: str, choices: tuple[str, ...] | None) -> str:
     return problem + "\n" + "\n".join(f"({chr(ord('A') + index)}) {choice}" for index, choice in enumerate(choices))
 
 
+def letters_of(problem: Problem) -> list[str]:
+    """The letters of its options."""
+    return [chr(ord("A") + index) for index in range(len(problem.choices or ()))]
+
+
 def _level(value: Any) -> int | None:
-    """A whole number, or the last one in a text such as "Level 5"."""
-    digits = re.findall(r"\d+", str(value)) if value is not None else []
-    return int(digits[-1]) if digits else None
+    """A whole number below 1,000, or the last one in a text such as "Level 5"; None for anything else."""
+    digits = re.findall(r"\d+", _text(value) or "")
+    return int(digits[-1]) if digits and len(digits[-1]) < 4 else None

@@ -37,7 +37,9 @@ class OpenPruning:
         self._spans = [trace.token_ids[start:end] for start, end in pairwise((0, *ends))]
         self._kept = list(range(len(ends)))
         self._open = [
-            index for index in (range(len(ends)) if proposed is None else proposed) if 0 < index < len(ends) - 1
+            index
+            for index in sorted(set(range(len(ends)) if proposed is None else proposed))
+            if 0 < index < len(ends) - 1
         ]
         self._threshold = threshold
         self._trace = trace

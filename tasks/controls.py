@@ -88,7 +88,12 @@ def examine_early_stop(
     started = time.monotonic()
     checkpoint, known = place.checkpoint(model), by_id(place, problems)
     traces, usage = draw_traces(place, "benchmark", checkpoint, list(known.values()), sampling, Purpose.BENCHMARK, seed)
-    scans = [OpenScan(trace, segment_ends(checkpoint, trace, segmentation), probing.threshold) for trace in traces]
+    # The end of the last segment is where the model stops by itself; a truncated trace is left as it is.
+    scans = [
+        OpenScan(trace, segment_ends(checkpoint, trace, segmentation)[:-1], probing.threshold)
+        for trace in traces
+        if not trace.truncated
+    ]
     prober = Prober(place, checkpoint, known, probing, seed)
     overhead: Counter[str] = Counter()
 
@@ -105,16 +110,19 @@ def examine_early_stop(
     endings = ender.endings("early end", Purpose.EARLY_STOP, [cut(trace, ends[trace.id]) for trace in stopped], count=1)
     ended = {trace.id: ending for trace, (ending,) in zip(stopped, endings, strict=True)}
     scores = [
-        score(checkpoint, known[trace.problem_id], _stopped(trace, ends, ended), overhead[trace.id]) for trace in traces
+        score(checkpoint, known[trace.problem_id], _stopped(trace, ends, ended, checkpoint.end_id), overhead[trace.id])
+        for trace in traces
     ]
     usage = usage + prober.usage + ender.usage
     return place.publish("scores", scores, rows_in=len(known), usage=usage, started=started)
 
 
-def _stopped(trace: Trace, ends: Mapping[str, int], ended: Mapping[str, tuple[TokenIds, Verdict]]) -> Trace:
+def _stopped(
+    trace: Trace, ends: Mapping[str, int], ended: Mapping[str, tuple[TokenIds, Verdict]], end_id: int
+) -> Trace:
     """The trace as it reads when it is stopped; itself when its probes never agreed."""
     if trace.id not in ended:
         return trace
     ending, verdict = ended[trace.id]
     token_ids = trace.token_ids[: ends[trace.id]] + ending
-    return trace.model_copy(update={"token_ids": token_ids, "verdict": verdict, "truncated": False})
+    return trace.model_copy(update={"token_ids": token_ids, "verdict": verdict, "truncated": ending[-1] != end_id})

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from conf.errors import ReadableError
 from conf.settings import Hub, ProblemFile, Problems, Stories
 from reasoning.answers import settle
-from reasoning.problem_rows import problem_of
+from reasoning.problem_rows import letters_of, problem_of
 from reasoning.records import BadRow, Problem, TextPart
 from reasoning.stories import METHOD_VERSION, Split, Story, draw_stories
 from reasoning.verifier import METHOD_VERSION as VERIFIER_VERSION
@@ -91,6 +91,18 @@ def load_hub(place: Workplace, source: Hub, commit: str) -> ArtifactRef:
         Row(f"{source.name}/{part}[{index}]", row) for part, rows in parts.items() for index, row in enumerate(rows)
     )
     return _publish(place, source, source.name, named)
+
+
+def refuse_overlap(place: Workplace, training: ArtifactRef, exams: Sequence[ArtifactRef]) -> None:
+    """Raises ProblemsRefused when an exam holds a problem, word for word, that is trained on."""
+    known = {problem.text: problem.id for problem in place.rows(training, Problem)}
+    for exam in exams:
+        shared = [problem for problem in place.rows(exam, Problem) if problem.text in known]
+        if shared:
+            raise ProblemsRefused(
+                f"{len(shared)} problems of the benchmark are also trained on, such as {shared[0].id!r} (there "
+                f"{known[shared[0].text]!r}); take other ones for benchmark.problems"
+            )
 
 
 def _commit(source: Hub) -> str:
@@ -206,7 +218,7 @@ def sort_rows(place: Workplace, source: ProblemFile | Hub, rows: Iterator[Row]) 
 
 def _unreadable(place: Workplace, problems: Sequence[Problem]) -> set[str]:
     """Ids of problems whose right answer is no mathematics and, where there are options, no letter."""
-    lettered = {p.id for p in problems if p.choices and settle(p.answer, p.answer, multiple_choice=True)}
+    lettered = {p.id for p in problems if p.choices and any(settle(p.answer, letter, True) for letter in letters_of(p))}
     formulas = [problem for problem in problems if not problem.choices]
     readable = place.verifier.readable([problem.answer for problem in formulas])
     fine = lettered | {problem.id for problem, yes in zip(formulas, readable, strict=True) if yes}

@@ -37,6 +37,8 @@ class Examined(NamedTuple):
     role: Role
     model: ArtifactRef
     scores: ArtifactRef
+    independent: bool = True
+    """Whether its samples are others than the base's."""
 
 
 def write_report(
@@ -75,7 +77,8 @@ def _figures(place: Workplace, examined: Sequence[Examined]) -> dict[str, Any]:
     return {
         "models": [model_figures(entry.name, entry.role, rows, shape) for entry, rows, shape in named],
         "comparisons": [
-            comparison(entry.name, rows, base[0].name, base[1]) | {"by_original": by_original(rows, base[1], shape)}
+            comparison(entry.name, rows, base[0].name, base[1])
+            | {"by_original": by_original(rows, base[1], shape) if entry.independent else None}
             for entry, rows, shape in named[1:]
         ],
     }
@@ -83,7 +86,9 @@ def _figures(place: Workplace, examined: Sequence[Examined]) -> dict[str, Any]:
 
 def _break_even(place: Workplace, examined: Sequence[Examined], build: Sequence[LedgerEntry]) -> dict[str, Any]:
     base, method = (place.rows(entry.scores, Score) for entry in examined[:2])
-    spent = sum(entry.artifact.count.flops for entry in build if entry.artifact.count)
+    counts = [entry.artifact.count for entry in build if entry.artifact.count]
+    # What came from the rollout store was paid by another step, possibly of another run: the cost is not whole.
+    spent = None if any(count.reused_completions for count in counts) else sum(count.flops for count in counts)
     return break_even(spent, method, base, place.checkpoint(examined[0].model).shape)
 
 

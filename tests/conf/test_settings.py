@@ -34,6 +34,11 @@ def test_assignments_reach_nested_fields_with_toml_types():
         ("sampling.temperature=0", ["temperature 0 always draws the same completion", "set samples to 1, not 4"]),
         ("problems.type=nothing", ["problems.type: must be one of 'stories', 'file', 'hub'"]),
         ("problems.type=file", ["problems.path: Field required"]),
+        ("problems=5", ["problems: is a section, not a value; set problems.type"]),
+        ("pruning=none", ["pruning: is a section, not a value; set pruning.type"]),
+        ("benchmark.unseen=3", ["benchmark.unseen: is a section, not a value"]),
+        ("controls.sft_learning_rate=1e-6", ["controls: ", "has no effect without 'sft' in controls.trained"]),
+        ('controls.trained=["sft","sft"]', ["controls: ", "names a control twice"]),
         ("problems.cuont=3", ["problems.cuont: unknown setting", "did you mean 'count'"]),
         ("pruning.typ=none", ["pruning.typ: unknown setting", "did you mean 'type'"]),
         ("training.lora.rnk=3", ["training.lora.rnk: unknown setting", "did you mean 'rank'"]),
@@ -47,6 +52,20 @@ def test_a_mistake_is_named_with_its_remedy(assignment: str, words: list[str]):
         load(Dto, "tiny", (assignment,))
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("assignments", "words"),
+    [
+        (("pruning.type=none", 'controls.trained=["unpruned"]'), "'unpruned' would be the method itself"),
+        (("finalizing.premature_stop=false", 'controls.trained=["paper-pairs"]'), "'paper-pairs' would be the method"),
+        (("benchmark.sampling.max_tokens=1790", "controls.early_stop=true"), "after a trace of 1790"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(assignments: tuple[str, ...], words: str):
+    with pytest.raises(SettingsError) as error:
+        load(Dto, "tiny", assignments)
+    assert words in str(error.value)
 
 
 def test_an_unknown_preset_lists_the_known_ones():

@@ -128,3 +128,4 @@ def test_rollouts_agree_with_the_most_frequent_answer():
     assert agreement(["4", "5", "5", None, None, None]) == [False, True, True, False, False, False]
     assert agreement(["4", "5"]) == [True, False]  # the first of two equally frequent ones
     assert agreement([None, None]) == [False, False]
+    assert agreement(["", " ", "4"]) == [False, False, True]

@@ -118,9 +118,24 @@ def test_right_and_wrong_answers_of_the_base_are_told_apart():
 
 def test_nothing_is_said_of_an_empty_group():
     figures = by_original([score("a", 2, True)], [score("a", 4, True)], SHAPE)
+    assert figures["attention_flops_right"] is None  # the base has no other sample of it
     assert figures["attention_flops_wrong"] is None
     assert figures["wrong_to_right"] is None
     assert figures["wrong_to_right_of_base"] is None
+
+
+def test_a_second_draw_of_the_base_has_changed_nothing():
+    """Right traces are shorter; that alone must not look like a change."""
+    rng = np.random.default_rng(0)
+
+    def draw() -> list[Score]:
+        right = rng.random((3000, 4)) < 0.7
+        return [score(f"p{p}", 50 if right[p, k] else 75, bool(right[p, k])) for p in range(3000) for k in range(4)]
+
+    figures = by_original(draw(), draw(), SHAPE)
+    assert figures["attention_flops_right"] == pytest.approx(0, abs=0.03)
+    assert figures["attention_flops_wrong"] == pytest.approx(0, abs=0.03)
+    assert figures["wrong_to_right"] == pytest.approx(figures["wrong_to_right_of_base"], abs=0.03)
 
 
 def test_break_even_is_build_cost_over_saving():
@@ -130,3 +145,4 @@ def test_break_even_is_build_cost_over_saving():
         "build_flops": 920, "saved_flops_per_query": pytest.approx(40 + 52), "queries": pytest.approx(10),
     }  # fmt: skip
     assert break_even(920, base, new, SHAPE)["queries"] is None
+    assert break_even(None, new, base, SHAPE)["queries"] is None

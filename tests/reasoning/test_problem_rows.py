@@ -33,6 +33,7 @@ def test_a_row_without_an_id_is_named_by_its_position():
     [
         ("boxed", r"So \boxed{1} or rather \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
         ("hashes", "16 - 3 = 13\n#### 1,300", "1300"),
+        ("hashes", "a #### 5 b #### (1,2)\n\nGood luck", "(1,2)"),
         ("plain", " 7 ", "7"),
     ],
 )
@@ -40,6 +41,16 @@ def test_where_the_right_answer_stands(kind: str, text: str, answer: str):
     problem = made(ROW | {"answer": text}, answer_is=kind)
     assert isinstance(problem, Problem)
     assert problem.answer == answer
+
+
+@pytest.mark.parametrize(
+    ("given", "level"),
+    [(2.0, 2), (3, 3), ("Level 5", 5), ("none", None), ("1" * 5000, None), (None, None), (True, None)],
+)
+def test_a_level_is_a_small_whole_number_or_none(given: Any, level: int | None):
+    problem = made(ROW | {"level": given}, level="level")
+    assert isinstance(problem, Problem)
+    assert problem.level == level
 
 
 def test_options_are_shown_with_their_letters():
@@ -59,6 +70,8 @@ def test_options_are_shown_with_their_letters():
         (ROW | {"answer": math.nan}, {}, "missing-field", "field 'answer' is empty"),
         (ROW | {"answer": "no box"}, {"answer_is": "boxed"}, "no-answer", "columns.answer_is = 'boxed'"),
         (ROW, {"choices": "choices"}, "missing-field", "no list of options"),
+        (ROW | {"choices": ["cat", None]}, {"choices": "choices"}, "missing-field", "no list of options"),
+        (ROW | {"problem": "\ud800"}, {}, "missing-field", "field 'problem' is empty"),
     ],
 )  # fmt: skip
 def test_a_bad_row_says_what_is_wrong_and_what_to_do(row: Any, columns: dict[str, str], reason: str, words: str):
