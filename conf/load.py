@@ -82,7 +82,7 @@ def _explain(error: ValidationError, kind: type[Section], path: Path) -> str:
         if item["type"] == "extra_forbidden":
             what = "unknown setting"
         elif item["type"] == "union_tag_invalid":
-            where, what = [*where, "type"], f"must be one of {item['ctx']['expected_tags']}"
+            where, what = [*where, "type"], f"must be one of {item.get('ctx', {})['expected_tags']}"
         elif item["type"] == "union_tag_not_found":
             what = f"is a section, not a value; set {'.'.join(where)}.type or another of its fields"
         given = "" if isinstance(item["input"], dict | Section) else f" (given: {item['input']!r})"

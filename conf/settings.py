@@ -9,7 +9,7 @@ unless its class lists it in `LEFT_OUT` with the reason.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
@@ -31,9 +31,11 @@ class Section(BaseModel):
 
 def _type_or(default: str) -> Discriminator:
     """Chooses among sections by their `type`, which may be left out for the default one."""
-    return Discriminator(
-        lambda value: value.get("type", default) if isinstance(value, dict) else getattr(value, "type", None)
-    )
+
+    def kind(value: Any) -> str | None:
+        return value.get("type", default) if isinstance(value, dict) else getattr(value, "type", None)
+
+    return Discriminator(kind)
 
 
 class Stories(Section):

@@ -35,14 +35,18 @@ class IdsSimPOTrainer(CPOTrainer):
             row[f"{side}_labels"] = [IGNORED] * len(prompt) + completion
         return row
 
-    def concatenated_forward(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, ...]:
-        """Mean log-prob per completion token [B] of both sides, and the chosen side's cross-entropy per token.
+    def concatenated_forward(self, model: nn.Module, batch: dict[str, Any]) -> Any:
+        """Mean log-prob per completion token of both sides, each [B], and the chosen side's cross-entropy per token.
 
         The third and fourth values stand where TRL returns logits, which it uses for two log entries alone. The
         cross-entropy is a mean over rows of each row's mean, as SimPO's own terms are, so that micro-batches do not
         change the gradient; TRL takes one mean over all tokens of a micro-batch.
         """
-        joined = self.concatenated_inputs(batch, padding_value=self.pad_token_id, device=self.accelerator.device)
+        joined = self.concatenated_inputs(
+            batch,
+            padding_value=int(self.pad_token_id),  # type: ignore[arg-type]
+            device=self.accelerator.device,
+        )
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
         hidden = hidden_states(model, head, joined["concatenated_input_ids"], joined["concatenated_attention_mask"])
         labels = joined["concatenated_labels"]

@@ -99,7 +99,7 @@ class RolloutStore:
         for key, request in zip(keys, requests, strict=True):
             if key not in wanted or request.count > wanted[key].count:
                 wanted[key] = request
-        held = self._held(list(wanted))
+        held = held_before = self._held(list(wanted))
         missing = {
             key: replace(request, count=request.count - len(held[key]))
             for key, request in wanted.items()
@@ -108,10 +108,15 @@ class RolloutStore:
         progress(len(requests) - len(missing), 0)
         usage = self._generate(model, missing, {key: len(held[key]) for key in missing}, purpose, progress)
         if missing:  # read again: where two runs drew the same completion, the one that was committed first counts
-            held |= self._held(list(missing))
+            held = held | self._held(list(missing))
         reused = sum(request.count for request in requests) - sum(request.count for request in missing.values())
         drawn = [tuple(held[key][: request.count]) for key, request in zip(keys, requests, strict=True)]
-        return Drawn(drawn, usage.model_copy(update={"reused_completions": reused}))
+        worth = sum(
+            model.shape.forward_flops(len(request.prompt_ids), len(request.prompt_ids), len(completion.token_ids))
+            for key, request in wanted.items()
+            for completion in held_before[key][: request.count]
+        )
+        return Drawn(drawn, usage.model_copy(update={"reused_completions": reused, "reused_flops": worth}))
 
     def _generate(
         self,

@@ -84,12 +84,15 @@ def _is_whole(checkpoint: Path) -> bool:
 
 def _arguments(job: TrainJob) -> dict[str, Any]:
     cpu = not torch.cuda.is_available()
-    rows_at_once = job.micro_batch * int(os.environ.get("WORLD_SIZE", "1"))
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if job.batch % processes:
+        raise ValueError(f"training.batch ({job.batch}) must be a multiple of the number of processes ({processes})")
+    rows_each = min(job.micro_batch, job.batch // processes)
     return {
         "logging_nan_inf_filter": False,
         "output_dir": str(job.work), "seed": job.seed, "data_seed": job.seed, "num_train_epochs": job.epochs,
-        "per_device_train_batch_size": job.micro_batch,
-        "gradient_accumulation_steps": max(1, job.batch // rows_at_once),
+        "per_device_train_batch_size": rows_each,
+        "gradient_accumulation_steps": job.batch // (rows_each * processes),
         "learning_rate": job.learning_rate, "warmup_steps": job.warmup, "lr_scheduler_type": "cosine",
         "bf16": True, "use_cpu": cpu, "report_to": "none", "disable_tqdm": True, "logging_steps": job.log_every,
         "logging_first_step": True, "save_strategy": "steps", "save_steps": job.save_every, "save_total_limit": 1,

@@ -111,8 +111,8 @@ def preference_pairs(
 def shortest_longest_pairs(
     prompts: dict[str, tuple[int, ...]], traces: Sequence[Trace], max_length: int
 ) -> tuple[list[Pair], Counter[str]]:
-    """A control: for each problem its shortest right trace against its longest one, in token ids. Traces that were cut by
-    max_tokens are neither."""
+    """A control: for each problem its shortest right trace against its longest one, in token ids. Traces that were
+    cut are neither."""
     traces = [trace for trace in traces if not trace.truncated]
     longest = _longest_traces(traces)
     shortest: dict[str, Trace] = {}

@@ -129,16 +129,13 @@ def _average(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def break_even(
-    build_flops: float | None, scores: Sequence[Score], base: Sequence[Score], shape: Shape
-) -> dict[str, Any]:
-    """How many queries pay back what building the model cost; None where that is not known whole, or where a query has
-    not become cheaper."""
+def break_even(build_flops: float, scores: Sequence[Score], base: Sequence[Score], shape: Shape) -> dict[str, Any]:
+    """How many queries pay back what building the model cost; None where a query has not become cheaper."""
     saved = _flops_per_query(base, shape) - _flops_per_query(scores, shape)
     return {
         "build_flops": build_flops,
         "saved_flops_per_query": saved,
-        "queries": build_flops / saved if build_flops is not None and saved > 0 else None,
+        "queries": build_flops / saved if saved > 0 else None,
     }
 
 

@@ -166,6 +166,8 @@ class Usage(Record):
     generated_tokens: int = 0
     reused_completions: int = 0
     """Completions that came from the rollout store, unpaid."""
+    reused_flops: float = 0.0
+    """What those had cost when they were drawn, their prompts taken as read from the cache."""
     unverified: int = 0
     """Answers whose check was ended after its time limit; they count as not right."""
     seconds: float = 0.0

@@ -87,8 +87,8 @@ def _figures(place: Workplace, examined: Sequence[Examined]) -> dict[str, Any]:
 def _break_even(place: Workplace, examined: Sequence[Examined], build: Sequence[LedgerEntry]) -> dict[str, Any]:
     base, method = (place.rows(entry.scores, Score) for entry in examined[:2])
     counts = [entry.artifact.count for entry in build if entry.artifact.count]
-    # What came from the rollout store was paid by another step, possibly of another run: the cost is not whole.
-    spent = None if any(count.reused_completions for count in counts) else sum(count.flops for count in counts)
+    # What came from the rollout store was paid for by an earlier run, and building the model took it all the same.
+    spent = sum(count.flops + count.reused_flops for count in counts)
     return break_even(spent, method, base, place.checkpoint(examined[0].model).shape)
 
 

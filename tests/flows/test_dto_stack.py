@@ -113,7 +113,8 @@ def test_an_unchanged_run_starts_no_engine(first: Run, root: Path):
         ("pairing.rejected='longest'", ["build-pairs", "train-simpo", "examine"], 16),
         ("benchmark.sampling.samples=3", ["examine", "examine"], 16),
         ("sampling.temperature=0.7", ["sample-traces", *CURATION, "examine"], None),
-        ("probing.threshold=0.6", [*CURATION, "examine"], None),
+        # The same prefixes pass, so what is made of them stays.
+        ("probing.threshold=0.6", ["probe-prefixes", "recheck-crossings", "prune-traces"], None),
         ("finalizing.closing_text='So the answer is'", [*CURATION[2:], "examine"], None),
         ("pruning.type=none", ["build-pairs", "train-simpo", "examine"], 16),
     ],
@@ -159,7 +160,8 @@ def test_every_result_can_be_traced_to_its_recipe(first: Run, root: Path):
 
 def test_another_model_redoes_everything_but_the_problems(first: Run, root: Path, tmp_path: Path):
     shutil.copytree(TINY_MODEL, tmp_path / "other")
-    (tmp_path / "other" / "generation_config.json").write_text("{}")
+    config = json.loads((TINY_MODEL / "config.json").read_text())
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"of": "another"}))
     run = Run(root, f"model={tmp_path / 'other'}")
     assert run.redone == ["sample-traces", *CURATION, "examine", "examine"]
 
@@ -190,7 +192,11 @@ def test_controls_are_examined_on_the_same_problems(first: Run, root: Path):
 def test_what_a_run_says_beyond_accuracy_and_tokens(first: Run):
     report = first.report
     assert report["break_even"]["build_flops"] == pytest.approx(
-        sum(line["flops"] for line in report["ledger"] if line["stage"] not in ("examine", "recheck-crossings"))
+        sum(
+            line["flops"] + line["reused_flops"]
+            for line in report["ledger"]
+            if line["stage"] not in ("examine", "recheck-crossings")
+        )
     )
     assert set(report["comparisons"][0]["by_original"]) == {
         "attention_flops_right", "attention_flops_wrong", "wrong_to_right", "wrong_to_right_of_base",

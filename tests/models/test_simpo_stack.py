@@ -13,7 +13,7 @@ from models.checkpoint import TINY_MODEL
 from models.simpo import IdsSimPOTrainer, completion_log_probs
 
 
-def trainer(folder: Path, sft_weight: float) -> IdsSimPOTrainer:
+def trainer(folder: Path, sft_weight: float) -> Any:
     config = CPOConfig(
         output_dir=str(folder), loss_type="simpo", beta=2.0, simpo_gamma=0.3, cpo_alpha=sft_weight, bf16=False,
         use_cpu=True, report_to="none", remove_unused_columns=False, max_length=256, per_device_train_batch_size=3,
@@ -27,7 +27,7 @@ def trainer(folder: Path, sft_weight: float) -> IdsSimPOTrainer:
     return IdsSimPOTrainer(model=model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
 
 
-def loss_and_gradients(made: IdsSimPOTrainer) -> tuple[float, dict[str, Any]]:
+def loss_and_gradients(made: Any) -> tuple[float, dict[str, Any]]:
     made.model.zero_grad()
     loss, _ = made.get_batch_loss_metrics(made.model, next(iter(made.get_train_dataloader())))
     loss.backward()

@@ -8,8 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from conf.settings import Lora
 from models.checkpoint import TINY_MODEL, Checkpoint
 from models.train import last_whole_checkpoint
 from models.trainer import TrainingFailed, TrainJob, train
@@ -92,6 +94,18 @@ def test_simpo_widens_the_margin_and_leaves_a_proof(tmp_path: Path):
         batch = torch.tensor([proof["token_ids"]])
         log_probs = model(batch).logits.log_softmax(-1)[0, :-1].gather(1, batch[0, 1:, None])[:, 0]
     assert proof["log_probs"] == pytest.approx(log_probs.tolist(), abs=1e-5)
+
+
+def test_adapters_are_merged_into_the_saved_checkpoint(tmp_path: Path):
+    train(job(tmp_path, pairs(16), lora=Lora(rank=4, alpha=8)), tmp_path, lambda *_: None)
+    saved, base = Checkpoint.open(tmp_path / "out"), Checkpoint.open(TINY_MODEL)
+    assert saved.tensor_sizes == base.tensor_sizes
+    weights = {
+        name: load_file(folder / "model.safetensors") for name, folder in (("new", saved.folder), ("old", TINY_MODEL))
+    }
+    changed = {n for n, w in weights["new"].items() if not torch.equal(w.float(), weights["old"][n].float())}
+    assert changed
+    assert all("proj" in name for name in changed)  # linear layers alone; norms and embedding stay
 
 
 def test_sft_learns_the_completion_alone(tmp_path: Path):

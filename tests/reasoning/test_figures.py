@@ -145,4 +145,3 @@ def test_break_even_is_build_cost_over_saving():
         "build_flops": 920, "saved_flops_per_query": pytest.approx(40 + 52), "queries": pytest.approx(10),
     }  # fmt: skip
     assert break_even(920, base, new, SHAPE)["queries"] is None
-    assert break_even(None, new, base, SHAPE)["queries"] is None

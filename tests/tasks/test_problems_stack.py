@@ -3,16 +3,17 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from conf.settings import Engine, ProblemFile, Storage
+from conf.settings import Engine, Hub, ProblemFile, Storage
 from reasoning.records import BadRow, Problem
 from reasoning.stories import Split
-from tasks.problems import ProblemsRefused, problems_from
+from tasks.problems import ProblemsRefused, problems_from, refuse_overlap
 from tasks.workplace import Workplace
 
 GOOD: list[dict[str, Any]] = [{"id": f"p{n}", "problem": f"{n}+1?", "answer": str(n + 1)} for n in range(30)]
@@ -83,6 +84,44 @@ def test_a_source_that_cannot_be_used_is_refused_in_one_clear_line(
         load(place, tmp_path / name)
     for word in words:
         assert word in str(refused.value)
+
+
+def test_a_hub_data_set_is_read_at_the_commit_that_its_branch_names(place: Workplace, monkeypatch: pytest.MonkeyPatch):
+    asked: list[tuple[str, str | None, str]] = []
+
+    def load_dataset(name: str, subset: str | None, *, split: str, revision: str) -> list[dict[str, Any]]:
+        asked.append((name, subset, revision))
+        return [{"problem": f"{subset}+{split}?", "solution": r"It is \boxed{2}."}]
+
+    commits = iter(["a" * 40, "a" * 40, "b" * 40])
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: SimpleNamespace(sha=next(commits)))
+    source = Hub.model_validate({
+        "name": "some/set", "subsets": ["x", "y"], "columns": {"id": "", "answer": "solution", "answer_is": "boxed"},
+    })  # fmt: skip
+    problems = [place.rows(problems_from(place, source, Split.TRAIN, 0), Problem) for _ in range(3)]
+    assert [(problem.id, problem.text, problem.answer) for problem in problems[0]] == [
+        ("row-0", "x+train?", "2"), ("row-1", "y+train?", "2"),
+    ]  # fmt: skip
+    assert [entry.cached for entry in place.ledger] == [False, True, False]
+    assert asked == [("some/set", part, commit * 40) for commit in "ab" for part in ("x", "y")]
+
+
+def test_a_hub_that_is_out_of_reach_is_told(place: Workplace, monkeypatch: pytest.MonkeyPatch):
+    def dataset_info(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", dataset_info)
+    with pytest.raises(ProblemsRefused, match="some/set at 'main', split 'train': no network"):
+        problems_from(place, Hub(name="some/set"), Split.TRAIN, 0)
+
+
+def test_problems_that_are_trained_on_are_no_benchmark(place: Workplace, tmp_path: Path):
+    file = ProblemFile(path=str(jsonl(tmp_path / "rows.jsonl", [*GOOD])))
+    other = ProblemFile(path=str(jsonl(tmp_path / "other.jsonl", [{**GOOD[3], "id": "q", "problem": "3+1?"}])))
+    training, exam = (problems_from(place, source, Split.TRAIN, 0) for source in (file, other))
+    with pytest.raises(ProblemsRefused, match="1 problems of the benchmark are also trained on, such as 'q'"):
+        refuse_overlap(place, training, [exam])
 
 
 def test_a_changed_file_is_read_again_and_a_moved_one_is_not(place: Workplace, tmp_path: Path):
