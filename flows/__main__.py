@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
 import sys
 from pathlib import Path
@@ -42,11 +43,18 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def _deserves_a_trace(record: logging.LogRecord) -> bool:
+    """Prefect logs every exception with its stack; what a ReadableError has to say is told by `main`."""
+    return not (record.exc_info and isinstance(record.exc_info[1], ReadableError))
+
+
 def _run(pipeline: str, settings: Section) -> None:
     from flows.prefect_server import prefect_server
 
     home = Path(os.environ.get("PREFECT_HOME", "runs/prefect")).resolve()
     with prefect_server(home):
+        for name in ("prefect.flow_runs", "prefect.task_runs"):
+            logging.getLogger(name).addFilter(_deserves_a_trace)
         module = importlib.import_module(f"flows.{pipeline.replace('-', '_')}")
         getattr(module, pipeline.replace("-", "_"))(settings)
 

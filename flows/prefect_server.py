@@ -37,6 +37,7 @@ def prefect_server(home: Path) -> Iterator[str]:
     environment = {
         "PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1",
         "PREFECT_LOGGING_LEVEL": "WARNING", "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+        "PREFECT_LOGGING_TO_API_ENABLED": "false",  # a server that ends with the run would miss the last lines
     }  # fmt: skip
     os.environ.update(environment)
     command = [
