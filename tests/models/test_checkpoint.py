@@ -1,9 +1,10 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from models.checkpoint import Checkpoint, CheckpointError
+from models.checkpoint import Checkpoint, CheckpointError, found_checkpoint
 from tests.models.fakes import fake_checkpoint, write_safetensors
 
 
@@ -38,3 +39,18 @@ def test_tied_weights_multiply_once_and_untied_lookups_not_at_all(tmp_path: Path
     assert tied.shape.parameters == 5 * 8 + 64
     assert fake_checkpoint(tmp_path / "untied", untied).shape.parameters == 5 * 8 + 64
     assert tied.shape.attention_width == 8
+
+
+def test_a_model_that_is_neither_here_nor_on_the_hub_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def snapshot_download(*_: Any, **__: Any) -> str:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    with pytest.raises(CheckpointError, match="some/model: no such folder, and not to be had from the hub: no network"):
+        found_checkpoint("some/model")
+    assert found_checkpoint(str(tmp_path)) == tmp_path
+
+
+def test_a_model_of_the_hub_is_its_local_copy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: f"{tmp_path}/{name}")
+    assert found_checkpoint("some/model") == tmp_path / "some/model"
