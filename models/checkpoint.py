@@ -90,9 +90,16 @@ class Checkpoint:
 
     def prompt_ids(self, problem: Problem) -> tuple[int, ...]:
         """The problem as the model's chat template renders it, up to where the model begins to think."""
-        message = [{"role": "user", "content": problem.text}]
-        text = self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-        return self.encode(str(text))
+        if problem.text not in self._prompts:
+            message = [{"role": "user", "content": problem.text}]
+            text = self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+            self._prompts[problem.text] = self.encode(str(text))
+        return self._prompts[problem.text]
+
+    @cached_property
+    def _prompts(self) -> dict[str, tuple[int, ...]]:
+        """Rendered once: every prefix of every trace asks for its problem's prompt."""
+        return {}
 
     def encode(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])

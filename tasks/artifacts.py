@@ -48,7 +48,7 @@ class ArtifactRef(BaseModel):
     def verify(self) -> None:
         """Raises ArtifactDamaged unless the content is there and unchanged."""
         try:
-            digest = _digest(self.uri)
+            digest = content_digest(self.uri)
         except FileNotFoundError:
             raise ArtifactDamaged(f"{self.uri} is gone") from None
         if digest != self.digest:
@@ -71,12 +71,12 @@ class ArtifactStore:
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / "rows.parquet"
             pq.write_table(pa.Table.from_pylist([row.model_dump(mode="json") for row in rows]), file)
-            digest = _digest(str(file))
+            digest = content_digest(str(file))
             uri = self._publish(kind, file, f"{digest}.parquet", digest)
         return ArtifactRef(kind=kind, uri=uri, digest=digest, rows=len(rows), count=count)
 
     def publish_folder(self, kind: str, folder: Path, count: StageCount) -> ArtifactRef:
-        digest = _digest(str(folder))
+        digest = content_digest(str(folder))
         uri = self._publish(kind, folder, digest, digest)
         return ArtifactRef(kind=kind, uri=uri, digest=digest, rows=count.rows_out, count=count)
 
@@ -87,7 +87,7 @@ class ArtifactStore:
         """
         target = f"{self._root}/objects/{kind}/{name}"
         if self._files.exists(target):
-            if _digest(target) == digest:
+            if content_digest(target) == digest:
                 return target
             self._files.mv(target, self._hidden("objects"), recursive=local.is_dir())
         temporary = self._hidden("objects")
@@ -107,7 +107,7 @@ class ArtifactStore:
         try:
             os.rename(temporary, target)
         except OSError:
-            if _digest(target) != _digest(temporary):
+            if content_digest(target) != content_digest(temporary):
                 raise
             self._files.rm(temporary, recursive=True)
 
@@ -138,7 +138,7 @@ class ArtifactStore:
         self._files.mv(temporary, target)
 
 
-def _digest(uri: str) -> str:
+def content_digest(uri: str) -> str:
     """SHA-256 of a file, or of a folder's file names and contents."""
     files, path = fsspec.url_to_fs(uri)
     if files.isfile(path):

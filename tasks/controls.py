@@ -16,7 +16,8 @@ from reasoning.dto import OpenScan, agreement, shortest_longest_pairs
 from reasoning.records import Demonstration, Optimised, Pair, PairKind, Problem, TextPart, Trace, Verdict
 from tasks.artifacts import ArtifactRef
 from tasks.caching import step
-from tasks.dto import VERSION, by_id, cut, segment_ends
+from tasks.dto import VERSION, cut, segment_ends
+from tasks.problems import by_id, prompts_of
 from tasks.rollouts import Ender, Open, Prober, TokenIds
 from tasks.sampling import draw_traces, score
 from tasks.workplace import Workplace
@@ -28,8 +29,7 @@ def contrast_pairs(
 ) -> ArtifactRef:
     """Rows of Pair: each problem's shortest right trace against its longest."""
     started = time.monotonic()
-    checkpoint = place.checkpoint(model)
-    prompts = {name: checkpoint.prompt_ids(problem) for name, problem in by_id(place, problems).items()}
+    prompts = prompts_of(place, model, problems)
     pairs, dropped = shortest_longest_pairs(prompts, place.rows(traces, Trace), max_length)
     return place.publish("pairs", pairs, rows_in=len(pairs) + dropped.total(), dropped=dict(dropped), started=started)
 
@@ -51,8 +51,7 @@ def demonstrations(
 ) -> ArtifactRef:
     """Rows of Demonstration: the optimised traces."""
     started = time.monotonic()
-    checkpoint = place.checkpoint(model)
-    prompts = {name: checkpoint.prompt_ids(problem) for name, problem in by_id(place, problems).items()}
+    prompts = prompts_of(place, model, problems)
     rows = [
         Demonstration(
             problem_id=row.problem_id, sample=row.sample, prompt_ids=prompts[row.problem_id],

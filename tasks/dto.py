@@ -23,12 +23,13 @@ from reasoning.dto import (
 )  # fmt: skip
 from reasoning.prune import METHOD_VERSION as PRUNE_VERSION
 from reasoning.prune import OpenPruning, pruned_trace
-from reasoning.records import Optimised, Problem, Scan, Trace
+from reasoning.records import Optimised, Scan, Trace
 from reasoning.segment import METHOD_VERSION as SEGMENT_VERSION
 from reasoning.segment import segment_text, token_ends
 from reasoning.verifier import METHOD_VERSION as VERIFIER_VERSION
 from tasks.artifacts import ArtifactRef
 from tasks.caching import step
+from tasks.problems import by_id, prompts_of
 from tasks.rollouts import Ender, Prefix, Prober, TokenIds
 from tasks.workplace import Workplace
 
@@ -166,15 +167,9 @@ def build_pairs(
 ) -> ArtifactRef:  # fmt: skip
     """Rows of Pair, in token ids."""
     started = time.monotonic()
-    checkpoint = place.checkpoint(model)
-    prompts = {problem.id: checkpoint.prompt_ids(problem) for problem in place.rows(problems, Problem)}
-    rows = place.rows(optimised, Optimised)
+    prompts, rows = prompts_of(place, model, problems), place.rows(optimised, Optimised)
     pairs, dropped = preference_pairs(prompts, place.rows(traces, Trace), rows, pairing.rejected, max_length)
     return place.publish("pairs", pairs, rows_in=len(pairs) + dropped.total(), dropped=dict(dropped), started=started)
-
-
-def by_id(place: Workplace, problems: ArtifactRef) -> dict[str, Problem]:
-    return {problem.id: problem for problem in place.rows(problems, Problem)}
 
 
 def cut(trace: Trace, end: int) -> Prefix:

@@ -5,7 +5,6 @@ Knows: files, the hub, which rows to set aside. Must not know: models, methods.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import time
@@ -24,7 +23,7 @@ from reasoning.problem_rows import letters_of, problem_of
 from reasoning.records import BadRow, Problem, TextPart
 from reasoning.stories import METHOD_VERSION, Split, Story, draw_stories
 from reasoning.verifier import METHOD_VERSION as VERIFIER_VERSION
-from tasks.artifacts import ArtifactRef
+from tasks.artifacts import ArtifactRef, content_digest
 from tasks.caching import step
 from tasks.workplace import Workplace
 
@@ -93,6 +92,16 @@ def load_hub(place: Workplace, source: Hub, commit: str) -> ArtifactRef:
     return _publish(place, source, source.name, named)
 
 
+def by_id(place: Workplace, problems: ArtifactRef) -> dict[str, Problem]:
+    return {problem.id: problem for problem in place.rows(problems, Problem)}
+
+
+def prompts_of(place: Workplace, model: ArtifactRef, problems: ArtifactRef) -> dict[str, tuple[int, ...]]:
+    """Each problem's prompt in the model's token ids, by problem id."""
+    checkpoint = place.checkpoint(model)
+    return {name: checkpoint.prompt_ids(problem) for name, problem in by_id(place, problems).items()}
+
+
 def refuse_overlap(place: Workplace, training: ArtifactRef, exams: Sequence[ArtifactRef]) -> None:
     """Raises ProblemsRefused when an exam holds a problem, word for word, that is trained on."""
     known = {problem.text: problem.id for problem in place.rows(training, Problem)}
@@ -131,11 +140,9 @@ def _file(path: str) -> ArtifactRef:
             f"{path}: problems come from .jsonl or .parquet files; convert it and change problems.path"
         )
     try:
-        with fsspec.open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+        return ArtifactRef(kind="file", uri=path, digest=content_digest(path), rows=0)
     except FileNotFoundError:
         raise ProblemsRefused(f"{path}: no such file; correct problems.path") from None
-    return ArtifactRef(kind="file", uri=path, digest=digest, rows=0)
 
 
 def _rows_of_file(path: str) -> Iterator[Row]:

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from conf.settings import Section
+from reasoning.cost import Shape
 from reasoning.exam import Role, break_even, by_original, comparison, model_figures
 from reasoning.records import Score
 from tasks.artifacts import ArtifactRef
@@ -41,6 +42,12 @@ class Examined(NamedTuple):
     """Whether its samples are others than the base's."""
 
 
+class Scored(NamedTuple):
+    entry: Examined
+    rows: list[Score]
+    shape: Shape
+
+
 def write_report(
     place: Workplace, settings: Section, seed: int, examined: Sequence[Examined], unseen: Sequence[Examined],
     build: Sequence[LedgerEntry],
@@ -50,13 +57,14 @@ def write_report(
     The first of `examined` is the base, the second the method, whose building took the steps in `build`. `unseen`: the
     same models on problems of levels that no training has seen.
     """
+    scored = _scored(place, examined)
     report = {
         "pipeline": getattr(settings, "pipeline", ""),
         "preset": getattr(settings, "preset", ""),
         "seed": seed,
-        **_figures(place, examined),
-        "unseen": _figures(place, unseen) if unseen else None,
-        "break_even": _break_even(place, examined, build),
+        **_figures(scored),
+        "unseen": _figures(_scored(place, unseen)) if unseen else None,
+        "break_even": _break_even(scored, build),
         "ledger": [_ledger_line(entry) for entry in place.ledger],
         "config": settings.model_dump(mode="json"),
         "versions": _versions(),
@@ -68,28 +76,29 @@ def write_report(
     return path
 
 
-def _figures(place: Workplace, examined: Sequence[Examined]) -> dict[str, Any]:
+def _scored(place: Workplace, examined: Sequence[Examined]) -> list[Scored]:
+    return [Scored(entry, place.rows(entry.scores, Score), place.checkpoint(entry.model).shape) for entry in examined]
+
+
+def _figures(scored: Sequence[Scored]) -> dict[str, Any]:
     """`models` and `comparisons`, each against the first."""
-    scores = [place.rows(entry.scores, Score) for entry in examined]
-    shapes = [place.checkpoint(entry.model).shape for entry in examined]
-    named = list(zip(examined, scores, shapes, strict=True))
-    base = named[0]
+    base = scored[0]
     return {
-        "models": [model_figures(entry.name, entry.role, rows, shape) for entry, rows, shape in named],
+        "models": [model_figures(entry.name, entry.role, rows, shape) for entry, rows, shape in scored],
         "comparisons": [
-            comparison(entry.name, rows, base[0].name, base[1])
-            | {"by_original": by_original(rows, base[1], shape) if entry.independent else None}
-            for entry, rows, shape in named[1:]
+            comparison(entry.name, rows, base.entry.name, base.rows)
+            | {"by_original": by_original(rows, base.rows, shape) if entry.independent else None}
+            for entry, rows, shape in scored[1:]
         ],
     }
 
 
-def _break_even(place: Workplace, examined: Sequence[Examined], build: Sequence[LedgerEntry]) -> dict[str, Any]:
-    base, method = (place.rows(entry.scores, Score) for entry in examined[:2])
+def _break_even(scored: Sequence[Scored], build: Sequence[LedgerEntry]) -> dict[str, Any]:
+    base, method = scored[:2]
     counts = [entry.artifact.count for entry in build if entry.artifact.count]
     # What came from the rollout store was paid for by an earlier run, and building the model took it all the same.
     spent = sum(count.flops + count.reused_flops for count in counts)
-    return break_even(spent, method, base, place.checkpoint(examined[0].model).shape)
+    return break_even(spent, method.rows, base.rows, base.shape)
 
 
 def _ledger_line(entry: LedgerEntry) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from reasoning.records import Problem, Score, Trace, Usage
 from reasoning.verifier import METHOD_VERSION
 from tasks.artifacts import ArtifactRef
 from tasks.caching import step
+from tasks.problems import by_id
 from tasks.workplace import Workplace
 
 
@@ -35,11 +36,10 @@ def sample_traces(
 def examine(place: Workplace, model: ArtifactRef, problems: ArtifactRef, sampling: Sampling, seed: int) -> ArtifactRef:
     """Rows of Score on problems that nothing else has read, from samples that nothing else uses."""
     started = time.monotonic()
-    checkpoint, rows = place.checkpoint(model), place.rows(problems, Problem)
-    known = {problem.id: problem for problem in rows}
-    traces, usage = draw_traces(place, "benchmark", checkpoint, rows, sampling, Purpose.BENCHMARK, seed)
+    checkpoint, known = place.checkpoint(model), by_id(place, problems)
+    traces, usage = draw_traces(place, "benchmark", checkpoint, list(known.values()), sampling, Purpose.BENCHMARK, seed)
     scores = [score(checkpoint, known[trace.problem_id], trace) for trace in traces]
-    return place.publish("scores", scores, rows_in=len(rows), usage=usage, started=started)
+    return place.publish("scores", scores, rows_in=len(known), usage=usage, started=started)
 
 
 def draw_traces(

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from conf.settings import Sft, SimPO
 from models.trainer import LOG, TrainingFailed, TrainJob
@@ -27,18 +27,9 @@ def train_simpo(place: Workplace, model: ArtifactRef, pairs: ArtifactRef, traini
     tokens = training.epochs * sum(
         2 * len(row.prompt_ids) + len(row.chosen_ids) + len(row.rejected_ids) for row in rows
     )
-    return run_job(
-        place, "simpo", rows_in=len(rows),
-        usage=Usage(prompt_tokens=tokens, flops=place.checkpoint(model).shape.training_flops(tokens)),
-        job=lambda scratch: TrainJob(
-            method="simpo", model=place.checkpoint(model).folder, rows=place.artifacts.local_path(pairs),
-            output=scratch / "model", work=scratch / "checkpoints", progress=scratch / "progress.jsonl", 
-            outcome=scratch / "outcome", seed=seed,
-            learning_rate=training.learning_rate, epochs=training.epochs, batch=training.batch,
-            micro_batch=training.micro_batch, warmup=training.warmup, max_length=training.max_length,
-            lora=training.lora,
-            beta=training.beta, gamma=training.gamma, sft_weight=training.sft_weight,
-        ),
+    return _fit(
+        place, "simpo", model, pairs, tokens, training, seed,
+        beta=training.beta, gamma=training.gamma, sft_weight=training.sft_weight,
     )  # fmt: skip
 
 
@@ -49,16 +40,24 @@ def train_sft(place: Workplace, model: ArtifactRef, rows: ArtifactRef, training:
     if not found:
         raise TrainingFailed("no demonstration is left to train on; the ledger says why rows were dropped")
     tokens = training.epochs * sum(len(row.prompt_ids) + len(row.completion_ids) for row in found)
+    return _fit(place, "sft", model, rows, tokens, training, seed)
+
+
+def _fit(
+    place: Workplace, method: Literal["simpo", "sft"], model: ArtifactRef, rows: ArtifactRef, tokens: int,
+    training: SimPO | Sft, seed: int, **objective: Any,
+) -> ArtifactRef:  # fmt: skip
+    """Trains `model` on `rows`; `tokens` are all that are read, `objective` is what only `method` knows."""
     return run_job(
-        place, "sft", rows_in=len(found),
+        place, method, rows_in=rows.rows,
         usage=Usage(prompt_tokens=tokens, flops=place.checkpoint(model).shape.training_flops(tokens)),
         job=lambda scratch: TrainJob(
-            method="sft", model=place.checkpoint(model).folder, rows=place.artifacts.local_path(rows),
+            method=method, model=place.checkpoint(model).folder, rows=place.artifacts.local_path(rows),
             output=scratch / "model", work=scratch / "checkpoints", progress=scratch / "progress.jsonl",
             outcome=scratch / "outcome", seed=seed,
             learning_rate=training.learning_rate, epochs=training.epochs, batch=training.batch,
             micro_batch=training.micro_batch, warmup=training.warmup, max_length=training.max_length,
-            lora=training.lora,
+            lora=training.lora, **objective,
         ),
     )  # fmt: skip
 
