@@ -122,18 +122,49 @@ class Sampling(Section):
         return self
 
 
-class Segmentation(Section):
-    """Where thinking text is cut into thinking patterns (papers, section B.1)."""
-
-    markers: tuple[str, ...] = (
+Language = Literal["english", "chinese", "german"]
+MARKERS: dict[Language, tuple[str, ...]] = {
+    "english": (
         "Wait", "But wait", "Alternatively", "Hmm", "Hold on", "Actually", "But let me", "Let me double-check",
         "Let me double check", "Let me check", "Let me verify", "Let me confirm", "Let me make sure", "Another way",
         "Another approach", "So the answer", "Therefore",
-    )  # fmt: skip
-    """A segment starts where a sentence or a line starts with one of these. "Wait" and "Alternatively" are the
-    paper's; the others are not from the paper."""
+    ),
+    "chinese": (
+        "等等", "等一下", "不对", "不过", "但是等等", "嗯", "或者", "另外", "另一种", "其实", "让我再", "让我检查",
+        "让我验证", "让我确认", "再检查", "再验证", "换一种", "所以答案", "因此",
+    ),
+    "german": (
+        "Moment", "Warte", "Aber warte", "Halt", "Hm", "Hmm", "Alternativ", "Andererseits", "Eigentlich", "Lass mich",
+        "Ich prüfe", "Zur Kontrolle", "Zur Probe", "Ein anderer Weg", "Also ist die Antwort", "Daher", "Somit",
+    ),
+}  # fmt: skip
+"""Openings of a new thinking pattern. "Wait" and "Alternatively" are the paper's; the others are not from the paper."""
+
+
+def markers_of(languages: tuple[Language, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(marker for name in languages for marker in MARKERS[name]))
+
+
+class Segmentation(Section):
+    """Where thinking text is cut into thinking patterns (papers, section B.1)."""
+
+    LEFT_OUT: ClassVar[dict[str, str]] = {"languages": "the markers that it chooses are in the key"}
+
+    languages: Annotated[tuple[Language, ...], Field(min_length=1)] = ("english",)
+    """Whose `MARKERS` are taken. Not from the paper, which knows English only."""
+    markers: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default_factory=lambda known: markers_of(known.get("languages", ())), min_length=1
+    )
+    """A segment starts where a sentence or a line starts with one of these. Given, they replace those of
+    `languages`; `python -m flows run markers` tells which a model really uses."""
     min_chars: Annotated[int, Field(ge=0)] = 12
     """A shorter segment is joined to the next one. Not from the paper."""
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> Segmentation:
+        if {"languages", "markers"} <= self.model_fields_set and self.markers != markers_of(self.languages):
+            raise ValueError("languages has no effect where markers are given; leave one of them out")
+        return self
 
 
 class Probing(Section):
@@ -170,6 +201,9 @@ class EmbeddedPruning(Section):
     """Inner segments without which the answer is still reached are taken out (section B.6), by `reasoning.prune`."""
 
     type: Literal["embedded"] = "embedded"
+    most_surprise: PositiveFloat = 3.0
+    """Nats: where leaving a segment out makes a kept token less likely by more than this, it comes back. Not from the
+    paper."""
 
 
 Pruning = Annotated[
@@ -262,7 +296,8 @@ class Controls(Section):
     def _effective(self) -> Controls:
         if len(set(self.trained)) < len(self.trained):
             raise ValueError(f"trained names a control twice: {', '.join(self.trained)}; name it once")
-        if "sft_learning_rate" in self.model_fields_set and "sft" not in self.trained:
+        default = type(self).model_fields["sft_learning_rate"].default
+        if self.sft_learning_rate != default and "sft" not in self.trained:
             raise ValueError(
                 "sft_learning_rate has no effect without 'sft' in controls.trained; add it or leave this out"
             )
@@ -300,6 +335,16 @@ class Engine(Section):
     """Seconds until a server that is not ready counts as failed."""
     request_timeout: PositiveFloat = 900
     """Seconds until a request without reply counts as failed."""
+
+
+def _refuse_overflow(name: str, sampling: Sampling, engine: Engine, trace: int = 0) -> None:
+    """Raises ValueError when prompt, `trace` and completion may be longer than the engine's context."""
+    if trace + sampling.max_tokens + ROOM_FOR_PROMPT > engine.context:
+        raise ValueError(
+            f"{name}.max_tokens ({sampling.max_tokens}{f' after a trace of {trace}' if trace else ''}) leaves "
+            f"less than {ROOM_FOR_PROMPT} tokens for the prompt in engine.context ({engine.context}); "
+            f"lower the first or raise the second"
+        )
 
 
 class Storage(Section):
@@ -363,12 +408,30 @@ class Dto(Section):
             # Probes and endings go on from a prefix that may be almost a whole trace.
             longest = max(self.sampling.max_tokens, self.benchmark.sampling.max_tokens * self.controls.early_stop)
             trace = longest if name in ("probing.sampling", "finalizing.sampling") else 0
-            if trace + section.max_tokens + ROOM_FOR_PROMPT > self.engine.context:
-                raise ValueError(
-                    f"{name}.max_tokens ({section.max_tokens}{f' after a trace of {trace}' if trace else ''}) leaves "
-                    f"less than {ROOM_FOR_PROMPT} tokens for the prompt in engine.context ({self.engine.context}); "
-                    f"lower the first or raise the second"
-                )
+            _refuse_overflow(name, section, self.engine, trace)
+        return self
+
+
+class MarkerReport(Section):
+    """Traces of a model, and how their sentences begin: from this its segment markers are chosen."""
+
+    LEFT_OUT: ClassVar[dict[str, str]] = Dto.LEFT_OUT
+
+    pipeline: Literal["markers"] = "markers"
+    preset: str = "tiny"
+    seed: Annotated[int, Field(ge=0)] = 0
+    model: str = "tiny"
+    """As in `Dto`."""
+    problems: Problems = Stories(count=100)
+    sampling: Sampling = Sampling()
+    segmentation: Segmentation = Segmentation()
+    """Which markers the report points out."""
+    engine: Engine = Engine()
+    storage: Storage = Storage()
+
+    @model_validator(mode="after")
+    def _fits_context(self) -> MarkerReport:
+        _refuse_overflow("sampling", self.sampling, self.engine)
         return self
 
 

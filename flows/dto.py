@@ -87,7 +87,7 @@ def curate(place: Workplace, settings: Dto, problems: ArtifactRef) -> Curated:
     if settings.pruning.type == "embedded":
         optimised = prune_traces(
             place, model=base, problems=problems, traces=traces, scans=scans, optimised=finalized,
-            probing=settings.probing, finalizing=settings.finalizing, seed=seed,
+            pruning=settings.pruning, probing=settings.probing, finalizing=settings.finalizing, seed=seed,
         )  # fmt: skip
     pairs = _pairs(place, settings, base, problems, traces, optimised)
     return Curated(base, problems, traces, finalized, optimised, pairs)

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -37,6 +38,12 @@ PROOF_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.15, "float16": 0.05}
 measured on any machine here."""
 LARGEST_BATCH = 100
 """Completions yielded together at most, so that a store commits at least that often."""
+SCORED_AT_ONCE = 16
+"""Texts whose log-probs are asked for at one time; each reply holds one entry per token."""
+retrying = retry(
+    retry=retry_if_exception_type((httpx.TransportError,)), stop=stop_after_attempt(4),
+    wait=wait_exponential_jitter(multiplier=0.5, max=10), reraise=True,
+)  # fmt: skip
 
 
 class ServerFailed(ReadableError):
@@ -70,6 +77,12 @@ class VllmServer:
         with self._lease:
             self._serve(model)
             yield from _Sampler(self.url, self._settings, requests).batches()
+
+    def log_probs(self, model: Checkpoint, texts: Sequence[tuple[int, ...]]) -> Iterator[list[float]]:
+        """See `Engine.log_probs`. Raises as `generate` does."""
+        with self._lease, ThreadPoolExecutor(SCORED_AT_ONCE) as pool:
+            self._serve(model)
+            yield from pool.map(self._log_probs, texts)
 
     def close(self) -> None:
         if self._process:
@@ -160,7 +173,7 @@ class VllmServer:
     def _log_probs(self, token_ids: Sequence[int]) -> list[float]:
         """Log-prob of each token but the first, given those before it."""
         body = {"model": "policy", "prompt": list(token_ids), "max_tokens": 1, "prompt_logprobs": 0}
-        entries = self._post("/v1/completions", body)["choices"][0]["prompt_logprobs"][1:]
+        entries = retrying(self._post)("/v1/completions", body)["choices"][0]["prompt_logprobs"][1:]
         return [entry[str(token)]["logprob"] for token, entry in zip(list(token_ids)[1:], entries, strict=True)]
 
 
@@ -278,10 +291,7 @@ class _Sampler:
                 room.release()
 
 
-@retry(
-    retry=retry_if_exception_type((httpx.TransportError,)), stop=stop_after_attempt(4),
-    wait=wait_exponential_jitter(multiplier=0.5, max=10), reraise=True,
-)  # fmt: skip
+@retrying
 async def _complete(client: httpx.AsyncClient, request: Request) -> dict[str, Any]:
     body = {
         "model": "policy", "prompt": request.prompt_ids, "n": request.count, "max_tokens": request.sampling.max_tokens,

@@ -74,6 +74,20 @@ class Trace(Record):
         return f"{self.problem_id}/{self.sample}"
 
 
+class Opening(Record):
+    """How some sentences of a model's thinking begin."""
+
+    text: str
+    is_marker: bool
+    """Whether a segment is cut here, as the settings stand."""
+    count: int
+    """Sentences and lines that begin so."""
+    traces: int
+    """Traces with at least one of them."""
+    place: float | None
+    """Mean place in the trace, 0 its start and 1 its end; None when none was met."""
+
+
 class Probe(Record):
     """The M rollouts of one closed prefix."""
 

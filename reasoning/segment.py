@@ -10,14 +10,20 @@ because tokenizers glue a space to the word after it and a line break to the sto
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from itertools import accumulate
 
-METHOD_VERSION = "1"
+METHOD_VERSION = "2"
 """Part of the cache key of everything that cuts: raise it when a cut may fall elsewhere."""
-SENTENCE_END = r"""(?:(?<=[.!?…])|(?<=[.!?…]["'”’)\]*]))[ \t]+|\n[ \t]*"""
+SPACED_END = r"""(?:(?<=[.!?…])|(?<=[.!?…]["'”’)\]*]))[ \t]+"""
+UNSPACED_END = r"(?:(?<=[。！？…])|(?<=[。！？…][”’」』）]))[ \t]*"
+SENTENCE_END = rf"{SPACED_END}|{UNSPACED_END}|\n[ \t]*"
+"""Where a sentence or a line ends. Chinese puts no space after a full stop."""
+UNSPACED = r"[\u3040-\u30ff\u3400-\u9fff]"
+"""Scripts whose words follow one another without a space."""
 
 
-def segment_text(text: str, markers: tuple[str, ...], min_chars: int) -> list[str]:
+def segment_text(text: str, markers: Sequence[str], min_chars: int) -> list[str]:
     """`text` as consecutive segments, each (but the first) beginning with a marker. Lossless: "".join gives `text`.
 
     A segment shorter than `min_chars` characters is joined to the next one.
@@ -30,11 +36,20 @@ def segment_text(text: str, markers: tuple[str, ...], min_chars: int) -> list[st
     return [text[start:end] for start, end in zip(kept, [*kept[1:], len(text)], strict=True) if end > start]
 
 
-def _marker_starts(text: str, markers: tuple[str, ...]) -> list[int]:
+def _marker_starts(text: str, markers: Sequence[str]) -> list[int]:
     """Where segments may begin: at the blanks before a marker, but after any line break."""
-    words = "|".join(re.escape(marker) for marker in sorted(markers, key=len, reverse=True))
-    pattern = rf"(?:{SENTENCE_END})(?=(?:{words})(?!\w))"
+    pattern = rf"(?:{SENTENCE_END})(?={marker_pattern(markers)})"
     return [_after_line_break(text, match) for match in re.finditer(pattern, text)]
+
+
+def marker_pattern(markers: Sequence[str]) -> str:
+    """Matches any of `markers` as whole words, the longest that fits."""
+    return rf"(?:{'|'.join(_whole(marker) for marker in sorted(markers, key=len, reverse=True))})"
+
+
+def _whole(marker: str) -> str:
+    """In an unspaced script any character may follow a word."""
+    return re.escape(marker) if re.fullmatch(UNSPACED, marker[-1]) else rf"{re.escape(marker)}(?!\w)"
 
 
 def _after_line_break(text: str, match: re.Match[str]) -> int:

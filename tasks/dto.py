@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
-from conf.settings import Finalizing, Pairing, Probing, Segmentation
+from conf.settings import EmbeddedPruning, Finalizing, Pairing, Probing, Segmentation
 from models.checkpoint import Checkpoint
 from models.store import Purpose
 from reasoning.answers import CLOSE_THINK
@@ -30,7 +30,7 @@ from reasoning.verifier import METHOD_VERSION as VERIFIER_VERSION
 from tasks.artifacts import ArtifactRef
 from tasks.caching import step
 from tasks.problems import by_id, prompts_of
-from tasks.rollouts import Ender, Prefix, Prober, TokenIds
+from tasks.rollouts import Ender, Prefix, Prober, Scorer, TokenIds
 from tasks.workplace import Workplace
 
 VERSION = f"1.{METHOD_VERSION}.{SEGMENT_VERSION}.{VERIFIER_VERSION}"
@@ -127,7 +127,7 @@ def _premature_stops(ender: Ender, traces: Sequence[Trace], scans: Sequence[Scan
 @step(version=f"{VERSION}.{PRUNE_VERSION}")
 def prune_traces(
     place: Workplace, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, scans: ArtifactRef,
-    optimised: ArtifactRef, probing: Probing, finalizing: Finalizing, seed: int,
+    optimised: ArtifactRef, pruning: EmbeddedPruning, probing: Probing, finalizing: Finalizing, seed: int,
 ) -> ArtifactRef:  # fmt: skip
     """Rows of Optimised without their redundant segments, confirmed by fresh endings; the others as they were."""
     started = time.monotonic()
@@ -140,7 +140,10 @@ def prune_traces(
     }
     prober = Prober(place, checkpoint, known, probing, seed)
     prober.close_all("prune segment", Purpose.PRUNE, list(prunings.values()))
-    shortened = [name for name, pruning in prunings.items() if pruning.removed]
+    proposed = sum(len(item.removed) for item in prunings.values())
+    scorer = Scorer(place, checkpoint, known)
+    _restore_unnatural(scorer, list(prunings.values()), pruning.most_surprise)
+    shortened = [name for name, item in prunings.items() if item.removed]
     ender = Ender(place, checkpoint, known, finalizing, seed)
     prefixes = [Prefix(name[0], prunings[name].prefix()) for name in shortened]
     endings = ender.endings("prune check", Purpose.PRUNE_CHECK, prefixes)
@@ -150,14 +153,32 @@ def prune_traces(
     pruned = [row for row in results.values() if row.removed]
     counts = {
         "traces pruned": len(pruned), "not confirmed": len(shortened) - len(pruned),
+        "segments not needed": proposed,
+        "unnatural without": proposed - sum(len(item.removed) for item in prunings.values()),
         "segments removed": sum(len(row.removed) for row in pruned),
         "tokens before": sum(len(row.token_ids) for row in rows.values()),
         "tokens after": sum(len(row.token_ids) for row in results.values()),
     }  # fmt: skip
     return place.publish(
-        "optimised", list(results.values()), rows_in=len(rows), usage=prober.usage + ender.usage, started=started,
-        counts=counts,
+        "optimised", list(results.values()), rows_in=len(rows), usage=prober.usage + scorer.usage + ender.usage,
+        started=started, counts=counts,
     )  # fmt: skip
+
+
+def _restore_unnatural(scorer: Scorer, prunings: Sequence[OpenPruning], most: float) -> None:
+    """Puts segments back until what is kept of each trace is natural to the model."""
+    doubtful = [item for item in prunings if item.removed]
+    whole = scorer.log_probs("whole traces", [Prefix(item.trace.problem_id, item.whole_prefix()) for item in doubtful])
+    pairs = list(zip(doubtful, whole, strict=True))
+    while pairs:
+        kept = scorer.log_probs("pruned traces", [Prefix(item.trace.problem_id, item.prefix()) for item, _ in pairs])
+        scored = [(item, before, after) for (item, before), after in zip(pairs, kept, strict=True)]
+        pairs = []
+        for item, before, after in scored:
+            unnatural = item.first_unnatural(before, after, most)
+            if unnatural is not None:
+                item.restore_before(unnatural)
+                pairs += [(item, before)] if item.removed else []
 
 
 @step(version=VERSION)

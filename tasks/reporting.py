@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from conf.settings import Section
 from reasoning.cost import Shape
@@ -178,15 +179,21 @@ def _ledger_rows(report: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def _print(report: dict[str, Any], path: Path) -> None:
-    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
-    for title, rows in (("Result", summary_rows(report)), ("Ledger", _ledger_rows(report))):
-        table = Table(title=title, title_justify="left")
-        for name in rows[0]:
-            table.add_column(name)
-        for row in rows:
-            table.add_row(*row.values())
-        console.print(table)
-    console.print(f"Report: {path}", soft_wrap=True)
+    print_table("Result", summary_rows(report))
+    print_table("Ledger", _ledger_rows(report))
+    _console().print(f"Report: {path}", soft_wrap=True)
+
+
+def print_table(title: str, rows: Sequence[dict[str, str]]) -> None:
+    """On the terminal; `rows` are plain text, whatever they hold."""
+    table = Table(*rows[0], title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*map(Text, row.values()))
+    _console().print(table)
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
 
 
 def artifact_key(name: str) -> str:

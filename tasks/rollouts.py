@@ -116,3 +116,19 @@ class Ender:
     def _answer(self, completion: Completion) -> str | None:
         text = self._model.decode(self._closing + completion.token_ids)
         return final_answer(text) if completion.finished and text.count(CLOSE_THINK) == 1 else None
+
+
+class Scorer:
+    """Reads prefixes as their model would have written them."""
+
+    def __init__(self, place: Workplace, model: Checkpoint, problems: dict[str, Problem]):
+        self._place, self._model, self._problems = place, model, problems
+        self.usage = Usage()
+
+    def log_probs(self, stage: str, prefixes: Sequence[Prefix]) -> list[list[float]]:
+        """For each prefix the log-prob of each of its tokens, given its problem and what comes before."""
+        prompts = [self._model.prompt_ids(self._problems[prefix.problem_id]) for prefix in prefixes]
+        texts = [prompt + prefix.token_ids for prompt, prefix in zip(prompts, prefixes, strict=True)]
+        found, usage = self._place.log_probs(stage, self._model, texts)
+        self.usage += usage
+        return [values[len(prompt) - 1 :] for values, prompt in zip(found, prompts, strict=True)]

@@ -104,6 +104,18 @@ class Workplace:
         advance = self.progress.stage(stage, len(requests), "prompts")
         return self.rollouts.draw(model, requests, purpose, seed, advance)
 
+    def log_probs(
+        self, stage: str, model: Checkpoint, texts: Sequence[tuple[int, ...]]
+    ) -> tuple[list[list[float]], Usage]:
+        """The model's log-prob of each token but the first of `texts`. Not kept: one forward pass each."""
+        advance = self.progress.stage(stage, len(texts), "texts")
+        found = []
+        for text, log_probs in zip(texts, self.engine.log_probs(model, texts) if texts else (), strict=True):
+            found.append(log_probs)
+            advance(1, len(text))
+        flops = sum(model.shape.forward_flops(len(text), 0, 0) for text in texts)
+        return found, Usage(prompt_tokens=sum(map(len, texts)), flops=flops)
+
     def verdicts(
         self, problems: Sequence[Problem], answers: Sequence[Sequence[str | None]]
     ) -> tuple[list[list[Verdict]], Usage]:

@@ -2,6 +2,7 @@
 and does not even import them."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,3 +25,12 @@ def real_data() -> Path:
     if not Path(folder).is_dir() or not folder:
         pytest.skip("BREVITY_TEST_DATA names no folder with real data")
     return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def prefect() -> Iterator[None]:
+    """A private Prefect server with a database of its own."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield

@@ -5,9 +5,9 @@ import pytest
 from pydantic import BaseModel
 
 from conf.load import PRESETS, SettingsError, load
-from conf.settings import Dto, Section, TinyModel
+from conf.settings import MARKERS, Dto, MarkerReport, Section, TinyModel
 
-KINDS = {"dto": Dto, "tiny-model": TinyModel}
+KINDS = {"dto": Dto, "markers": MarkerReport, "tiny-model": TinyModel}
 
 
 @pytest.mark.parametrize("path", sorted(PRESETS.glob("*/*.toml")), ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -42,6 +42,8 @@ def test_assignments_reach_nested_fields_with_toml_types():
         ("problems.cuont=3", ["problems.cuont: unknown setting", "did you mean 'count'"]),
         ("pruning.typ=none", ["pruning.typ: unknown setting", "did you mean 'type'"]),
         ("training.lora.rnk=3", ["training.lora.rnk: unknown setting", "did you mean 'rank'"]),
+        ("segmentation.languages=[]", ["segmentation.languages", "at least 1 item"]),
+        ("segmentation.languages=['klingon']", ["segmentation.languages.0", "'chinese'"]),
         ('controls.trained=["sfd"]', ["controls.trained.0", "'sft'"]),
         ("seed", ["section.field=value"]),
         ("seed.x.y=1", ["seed", "valid integer"]),
@@ -59,6 +61,10 @@ def test_a_mistake_is_named_with_its_remedy(assignment: str, words: list[str]):
     [
         (("pruning.type=none", 'controls.trained=["unpruned"]'), "'unpruned' would be the method itself"),
         (("finalizing.premature_stop=false", 'controls.trained=["paper-pairs"]'), "'paper-pairs' would be the method"),
+        (
+            ("segmentation.languages=['german']", "segmentation.markers=['Wait']"),
+            "languages has no effect where markers are given",
+        ),
         (("benchmark.sampling.max_tokens=1790", "controls.early_stop=true"), "after a trace of 1790"),
     ],
 )
@@ -66,6 +72,17 @@ def test_options_that_do_not_go_together_are_refused(assignments: tuple[str, ...
     with pytest.raises(SettingsError) as error:
         load(Dto, "tiny", assignments)
     assert words in str(error.value)
+
+
+def test_languages_choose_the_markers():
+    both = load(Dto, "tiny", ("segmentation.languages=['german', 'chinese']",)).segmentation
+    assert both.markers == MARKERS["german"] + MARKERS["chinese"]
+    assert load(Dto, "tiny", ("segmentation.markers=['Well']",)).segmentation.markers == ("Well",)
+
+
+def test_written_out_settings_can_be_read_again():
+    """As a run's config.json, or as the Prefect UI sends them: with every default spelled out."""
+    assert Dto.model_validate_json(load(Dto, "tiny").model_dump_json()) == load(Dto, "tiny")
 
 
 def test_an_unknown_preset_lists_the_known_ones():

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import fsspec
 import pytest
 from prefect import flow
-from prefect.testing.utilities import prefect_test_harness
 from rich.console import Console
 
 from conf.load import load
@@ -24,6 +22,7 @@ from tasks.progress import Progress
 from tasks.workplace import Workplace
 from tests.flows.world import pretend_training, scripted
 
+pytestmark = pytest.mark.usefixtures("prefect")
 SMALL = (
     "problems.count=12", "problems.levels=[1,2,3,4]", "benchmark.problems.count=8",
     "benchmark.problems.levels=[1,2,3,4]", "sampling.samples=2", "benchmark.sampling.samples=2",
@@ -33,12 +32,6 @@ EVERY_STEP = [
     "prune-traces", "build-pairs", "train-simpo", "examine", "examine",
 ]  # fmt: skip
 CURATION = EVERY_STEP[3:9]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def prefect() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
 
 
 class Run:

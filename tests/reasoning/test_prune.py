@@ -55,6 +55,25 @@ def test_first_and_last_stay_and_order_is_kept(lengths: list[int], data: st.Data
     assert len(pruning.removed) <= max(0, len(lengths) - 2)
 
 
+def test_a_segment_comes_back_where_the_kept_text_would_surprise_the_model():
+    pruning = opened([1, 2, 4, 5, 7])  # segments (0), (1), (2 3), (4), (5 6)
+    for outcome in (RIGHT, RIGHT, WRONG):
+        pruning.add(outcome)
+    assert pruning.removed == (1, 2)
+    assert pruning.prefix() == (0, 4, 5, 6)
+    whole = [-1.0, -1.0, -1.0, -1.0, -1.0, -1.0, -1.0]
+    assert pruning.first_unnatural(whole, [-1.0, -3.0, -4.0, -1.0], 3.0) is None  # exactly 3 nats is still natural
+    assert pruning.first_unnatural(whole, [-1.0, -1.0, -1.0, -4.1], 3.0) == 4
+    pruning.restore_before(4)
+    assert pruning.removed == (1,)
+    assert pruning.prefix() == (0, 2, 3, 4, 5, 6)
+    # A token that was unlikely in the whole trace may stay so.
+    assert pruning.first_unnatural([-1, -1, -1, -9, -1, -1, -1], [-1, -1, -9, -1, -1, -1], 3.0) is None
+    assert pruning.first_unnatural(whole, [-1, -9, -1, -1, -1, -1], 3.0) == 2
+    pruning.restore_before(2)
+    assert pruning.prefix() == pruning.whole_prefix() == (0, 1, 2, 3, 4, 5, 6)
+
+
 def test_a_pruned_trace_needs_fresh_endings_that_confirm_it():
     pruning = opened([2, 4, 6])
     pruning.add(RIGHT)

@@ -6,13 +6,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conf.settings import MARKERS as MARKERS_OF
 from conf.settings import Segmentation
 from reasoning.segment import segment_text, token_ends
 
 DEFAULT = Segmentation()
-MARKERS = DEFAULT.markers
+MARKERS = DEFAULT.markers + MARKERS_OF["chinese"]
 pieces = st.sampled_from(
-    [*MARKERS, "wait", "Waiting", ". ", "? ", ".\n\n", "\n", " ", '." ', "12+7=19", "é", "等等", "x"]
+    [
+        *MARKERS,
+        "wait",
+        "Waiting",
+        ". ",
+        "? ",
+        ".\n\n",
+        "\n",
+        " ",
+        '." ',
+        "12+7=19",
+        "é",
+        "等等",
+        "。",
+        "。”",
+        "因此",
+        "x",
+    ]
 )
 texts = st.one_of(st.text(), st.lists(pieces).map("".join))
 
@@ -45,6 +63,20 @@ def test_a_marker_inside_a_sentence_or_word_starts_nothing():
 
 def test_a_short_segment_is_joined_to_the_next():
     assert cut("Hmm. Wait. So it is 4, then. Wait, 5.", 12) == ["Hmm. Wait. So it is 4, then.", " Wait, 5."]
+
+
+def test_chinese_is_cut_without_spaces():
+    text = "3加4等于7。等等，再算一次。“是8。”不对，是7。\n因此答案是7。他说不对。"
+    assert segment_text(text, MARKERS_OF["chinese"], 0) == [
+        "3加4等于7。", "等等，再算一次。“是8。”", "不对，是7。\n", "因此答案是7。他说不对。",
+    ]  # fmt: skip
+
+
+def test_german_is_cut_at_whole_words():
+    text = "Es sind 4. Moment, ich rechne nach. Momentan sind es 5. Daher: 5."
+    assert segment_text(text, MARKERS_OF["german"], 0) == [
+        "Es sind 4.", " Moment, ich rechne nach. Momentan sind es 5.", " Daher: 5.",
+    ]  # fmt: skip
 
 
 @given(st.lists(st.text(min_size=0, max_size=4), max_size=30), st.data())

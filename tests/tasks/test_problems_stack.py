@@ -9,7 +9,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from prefect.testing.utilities import prefect_test_harness
 
 from conf.settings import Engine, Hub, ProblemFile, Storage
 from reasoning.records import BadRow, Problem
@@ -17,13 +16,8 @@ from reasoning.stories import Split
 from tasks.problems import ProblemsRefused, problems_from, refuse_overlap
 from tasks.workplace import Workplace
 
+pytestmark = pytest.mark.usefixtures("prefect")
 GOOD: list[dict[str, Any]] = [{"id": f"p{n}", "problem": f"{n}+1?", "answer": str(n + 1)} for n in range(30)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def prefect() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
 
 
 @pytest.fixture

@@ -1,0 +1,31 @@
+"""Which openings a model's traces really have: the report from which its segment markers are chosen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import flow
+
+from conf.settings import MarkerReport
+from reasoning.stories import Split
+from tasks.openings import count_openings, write_openings
+from tasks.problems import problems_from
+from tasks.sampling import sample_traces
+from tasks.workplace import Workplace
+
+
+@flow(name="markers", flow_run_name="markers-{settings.preset}-seed-{settings.seed}", persist_result=False)
+def markers(settings: MarkerReport) -> Path:
+    """Returns the path of the report."""
+    with Workplace("markers", settings.storage, settings.engine) as place:
+        return run_markers(place, settings)
+
+
+def run_markers(place: Workplace, settings: MarkerReport) -> Path:
+    """The pipeline in a given workplace. Its traces are those that `dto` would sample with the same settings."""
+    place.save_settings(settings)
+    model = place.model(settings.model)
+    problems = problems_from(place, settings.problems, Split.TRAIN, settings.seed)
+    traces = sample_traces(place, model=model, problems=problems, sampling=settings.sampling, seed=settings.seed)
+    counted = count_openings(place, traces=traces, segmentation=settings.segmentation)
+    return write_openings(place, settings, counted, traces.rows)

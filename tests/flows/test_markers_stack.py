@@ -1,0 +1,46 @@
+"""The marker report on the real Prefect with a scripted model."""
+
+import json
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect import flow
+from rich.console import Console
+
+from conf.load import load
+from conf.settings import MarkerReport
+from flows.markers import run_markers
+from tasks.progress import Progress
+from tasks.workplace import Workplace
+from tests.flows.world import scripted
+
+pytestmark = pytest.mark.usefixtures("prefect")
+SMALL = ("problems.count=8", "problems.levels=[1,2,3,4]", "sampling.samples=2", "segmentation.markers=['Hmm', 'Nay']")
+
+
+def report(root: Path) -> dict[str, Any]:
+    settings = load(MarkerReport, "tiny", (*SMALL, f"storage.root={root}"))
+    with Workplace(
+        "markers", settings.storage, settings.engine, make_engine=lambda *_: scripted(),
+        progress=Progress(Console(file=StringIO())),
+    ) as place:  # fmt: skip
+
+        @flow(name="test")
+        def run() -> Path:
+            return run_markers(place, settings)
+
+        return json.loads(run().read_text())
+
+
+def test_a_report_tells_which_markers_a_model_uses(tmp_path: Path):
+    told = report(tmp_path)
+    rows = {row["text"]: row for row in told["openings"]}
+    assert told["traces"] == 16
+    assert rows["Hmm"]["is_marker"]
+    assert 0 < rows["Hmm"]["traces"] <= rows["Hmm"]["count"]
+    assert (rows["Nay"]["count"], rows["Nay"]["place"]) == (0, None)
+    # The teacher's other habits are not markers here, and are found all the same.
+    assert not rows["Wait"]["is_marker"]
+    assert rows["Wait"]["place"] > 0.3
