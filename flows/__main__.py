@@ -15,9 +15,9 @@ from pathlib import Path
 
 from conf.errors import ReadableError
 from conf.load import load
-from conf.settings import Dto, MarkerReport, Section, TinyModel
+from conf.settings import Claims, Dto, MarkerReport, Section, TinyModel
 
-PIPELINES: dict[str, type[Section]] = {"dto": Dto, "markers": MarkerReport, "tiny-model": TinyModel}
+PIPELINES: dict[str, type[Section]] = {"claims": Claims, "dto": Dto, "markers": MarkerReport, "tiny-model": TinyModel}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from tasks.artifacts import ArtifactRef
 from tasks.controls import contrast_pairs, demonstrations, examine_early_stop, instruct, select_pairs
 from tasks.dto import build_pairs, finalize_traces, probe_prefixes, prune_traces, recheck_crossings
 from tasks.problems import problems_from, refuse_overlap
-from tasks.reporting import Examined, write_report
+from tasks.reporting import Exam, Examined, write_report
 from tasks.sampling import examine, sample_traces
 from tasks.training import train_sft, train_simpo
 from tasks.workplace import Workplace
@@ -49,23 +50,27 @@ def dto(settings: Dto) -> Path:
 def run_dto(place: Workplace, settings: Dto) -> Path:
     """The pipeline in a given workplace."""
     place.save_settings(settings)
-    exam = problems_from(place, settings.benchmark.problems, Split.BENCHMARK, settings.seed)
-    unseen = settings.benchmark.unseen and problems_from(
-        place, settings.benchmark.unseen, Split.BENCHMARK, settings.seed
-    )
-    problems = problems_from(place, settings.problems, Split.TRAIN, settings.seed)
+    write_report(place, settings, [sit_exam(place, settings)])
+    return place.report
+
+
+def sit_exam(place: Workplace, settings: Dto) -> Exam:
+    """Base, method and controls, trained and examined."""
+    seed = settings.seed
+    problems_of = partial(problems_from, place, seed=seed)
+    exam = problems_of(settings.benchmark.problems, Split.BENCHMARK)
+    unseen = settings.benchmark.unseen and problems_of(settings.benchmark.unseen, Split.BENCHMARK)
+    problems = problems_of(settings.problems, Split.TRAIN)
     refuse_overlap(place, problems, [exam, unseen] if unseen else [exam])
     made = curate(place, settings, problems)
-    policy = train_simpo(place, model=made.base, pairs=made.pairs, training=settings.training, seed=settings.seed)
-    build = [entry for entry in place.ledger if entry.step != recheck_crossings.name]
+    method = train_simpo(place, model=made.base, pairs=made.pairs, training=settings.training, seed=seed)
     policies = [
         Policy("base", "base", made.base),
-        Policy("dto", "method", policy),
+        Policy("dto", "method", method),
         *(Policy(name, "control", train_control(place, settings, made, name)) for name in settings.controls.trained),
     ]
     examined = [*examine_all(place, settings, policies, exam), *examine_untrained(place, settings, made.base, exam)]
-    beyond = examine_all(place, settings, policies, unseen) if unseen else []
-    return write_report(place, settings, settings.seed, examined, beyond, build)
+    return Exam(seed, examined, examine_all(place, settings, policies, unseen) if unseen else [])
 
 
 def curate(place: Workplace, settings: Dto, problems: ArtifactRef) -> Curated:

@@ -130,14 +130,19 @@ def _average(values: Sequence[float]) -> float | None:
 
 
 def break_even(build_flops: float, scores: Sequence[Score], base: Sequence[Score], shape: Shape) -> dict[str, Any]:
-    """How many queries pay back what building the model cost; None where a query has not become cheaper."""
-    saved = _flops_per_query(base, shape) - _flops_per_query(scores, shape)
+    """How many queries pay back what building the model cost; None where a query has not become surely cheaper.
+
+    The interval of `queries` follows from that of the saving, paired over the same problems.
+    """
+
+    def flops(score: Score) -> float:
+        return shape.forward_flops(score.prompt_tokens, 0, score.tokens)
+
+    saved, (low, high) = paired_difference(_mean_by_problem(base, flops), _mean_by_problem(scores, flops))
     return {
         "build_flops": build_flops,
         "saved_flops_per_query": saved,
-        "queries": build_flops / saved if saved > 0 else None,
+        "saved_flops_per_query_ci": [low, high],
+        "queries": build_flops / saved if low > 0 else None,
+        "queries_ci": [build_flops / high, build_flops / low] if low > 0 else None,
     }
-
-
-def _flops_per_query(scores: Sequence[Score], shape: Shape) -> float:
-    return float(np.mean([shape.forward_flops(score.prompt_tokens, 0, score.tokens) for score in scores]))

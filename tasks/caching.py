@@ -122,7 +122,8 @@ class Step:
         if cached:
             place.progress.note(f"{self.name}: cached, {ref.rows} rows")
         place.artifacts.record(place.step_key, recipe, ref)
-        place.ledger.append(LedgerEntry(self.name, ref, cached))
+        read = frozenset(value.digest for value in inputs.values() if isinstance(value, ArtifactRef))
+        place.ledger.append(LedgerEntry(self.name, ref, cached, read))
         return ref
 
     def _at(self, place: Workplace) -> Any:

@@ -6,6 +6,7 @@ Knows: scores, references with their ledger lines, how a report is laid out. Mus
 from __future__ import annotations
 
 import math
+import os
 import platform
 import re
 import sys
@@ -21,11 +22,12 @@ from rich.table import Table
 from rich.text import Text
 
 from conf.settings import Section
+from models.vllm_server import on_cpu
 from reasoning.cost import Shape
 from reasoning.exam import Role, break_even, by_original, comparison, model_figures
 from reasoning.records import Score
 from tasks.artifacts import ArtifactRef
-from tasks.workplace import LedgerEntry, Workplace
+from tasks.workplace import LedgerEntry, Workplace, led_to
 
 PLAIN_WIDTH = 160
 """Columns of a table where no terminal says how wide it is: in a log file."""
@@ -43,63 +45,91 @@ class Examined(NamedTuple):
     """Whether its samples are others than the base's."""
 
 
+class Exam(NamedTuple):
+    """One seed's models on its problems. The first is the base; what has the same place has the same name in all."""
+
+    seed: int
+    examined: Sequence[Examined]
+    unseen: Sequence[Examined]
+    """The same on problems of levels that no training has seen; may be empty."""
+
+
 class Scored(NamedTuple):
+    """A model's scores, of one seed or of several together."""
+
     entry: Examined
     rows: list[Score]
     shape: Shape
+    build_flops: float
+    """What building it took, the mean over seeds."""
+    trained_on: float
+    """Rows that its last training saw, the mean over seeds."""
 
 
-def write_report(
-    place: Workplace, settings: Section, seed: int, examined: Sequence[Examined], unseen: Sequence[Examined],
-    build: Sequence[LedgerEntry],
-) -> Path:  # fmt: skip
-    """Writes `report.json`, prints the tables, publishes Prefect artifacts.
-
-    The first of `examined` is the base, the second the method, whose building took the steps in `build`. `unseen`: the
-    same models on problems of levels that no training has seen.
-    """
-    scored = _scored(place, examined)
+def write_report(place: Workplace, settings: Section, exams: Sequence[Exam]) -> dict[str, Any]:
+    """Writes `report.json`, prints the tables, publishes Prefect artifacts; several exams are pooled."""
+    unseen = [exam.unseen for exam in exams]
     report = {
         "pipeline": getattr(settings, "pipeline", ""),
         "preset": getattr(settings, "preset", ""),
-        "seed": seed,
-        **_figures(scored),
-        "unseen": _figures(_scored(place, unseen)) if unseen else None,
-        "break_even": _break_even(scored, build),
+        "seeds": [exam.seed for exam in exams],
+        **_figures(_pooled(place, [exam.examined for exam in exams])),
+        "unseen": _figures(_pooled(place, unseen)) if all(unseen) else None,
+        "by_seed": [{"seed": exam.seed, **_figures(_pooled(place, [exam.examined]))} for exam in exams],
         "ledger": [_ledger_line(entry) for entry in place.ledger],
         "config": settings.model_dump(mode="json"),
         "versions": _versions(),
+        "hardware": hardware(),
     }
     report = _finite(report)
     path = place.save_report(report)
     _print(report, path)
     _publish(report)
-    return path
+    return report
 
 
-def _scored(place: Workplace, examined: Sequence[Examined]) -> list[Scored]:
-    return [Scored(entry, place.rows(entry.scores, Score), place.checkpoint(entry.model).shape) for entry in examined]
+def _pooled(place: Workplace, seeds: Sequence[Sequence[Examined]]) -> list[Scored]:
+    """The scores of all seeds together: their problems have different names, so the problem stays the unit."""
+    return [_scored(place, same) for same in zip(*seeds, strict=True)]
+
+
+def _scored(place: Workplace, seeds: Sequence[Examined]) -> Scored:
+    built = [led_to(entry.model, place.ledger) for entry in seeds]
+    counts = [[step.artifact.count for step in steps if step.artifact.count] for steps in built]
+    return Scored(
+        seeds[0], [row for entry in seeds for row in place.rows(entry.scores, Score)],
+        place.checkpoint(seeds[0].model).shape,
+        # What came from the rollout store was paid for by an earlier run, and building the model took it all the same.
+        build_flops=sum(count.flops + count.reused_flops for steps in counts for count in steps) / len(seeds),
+        trained_on=sum(steps[0].rows_in for steps in counts if steps) / len(seeds),
+    )  # fmt: skip
 
 
 def _figures(scored: Sequence[Scored]) -> dict[str, Any]:
     """`models` and `comparisons`, each against the first."""
     base = scored[0]
     return {
-        "models": [model_figures(entry.name, entry.role, rows, shape) for entry, rows, shape in scored],
-        "comparisons": [
-            comparison(entry.name, rows, base.entry.name, base.rows)
-            | {"by_original": by_original(rows, base.rows, shape) if entry.independent else None}
-            for entry, rows, shape in scored[1:]
-        ],
+        "models": [model_figures(item.entry.name, item.entry.role, item.rows, item.shape) for item in scored],
+        "comparisons": [_compared(item, base) for item in scored[1:]],
     }
 
 
-def _break_even(scored: Sequence[Scored], build: Sequence[LedgerEntry]) -> dict[str, Any]:
-    base, method = scored[:2]
-    counts = [entry.artifact.count for entry in build if entry.artifact.count]
-    # What came from the rollout store was paid for by an earlier run, and building the model took it all the same.
-    spent = sum(count.flops + count.reused_flops for count in counts)
-    return break_even(spent, method.rows, base.rows, base.shape)
+def _compared(item: Scored, base: Scored) -> dict[str, Any]:
+    return {
+        **comparison(item.entry.name, item.rows, base.entry.name, base.rows),
+        "by_original": by_original(item.rows, base.rows, base.shape) if item.entry.independent else None,
+        "break_even": break_even(item.build_flops, item.rows, base.rows, base.shape),
+        "trained_on": item.trained_on,
+    }
+
+
+def hardware() -> str:
+    """What the run ran on, as a reader of its figures wants to know it."""
+    if on_cpu():
+        return f"{os.cpu_count()} CPU cores ({platform.machine()})"
+    import torch
+
+    return ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
 
 
 def _ledger_line(entry: LedgerEntry) -> dict[str, Any]:
@@ -139,17 +169,19 @@ def summary_rows(report: dict[str, Any]) -> list[dict[str, str]]:
         pair = against.get(model["name"])
         rows.append({
             "model": model["name"], "role": model["role"],
-            "accuracy %": _percent(model["accuracy"], model["accuracy_ci"]),
+            "accuracy %": percent(model["accuracy"], model["accuracy_ci"]),
             "tokens": f"{model['mean_tokens']:.1f}",
-            "accuracy − base, points": _percent(pair["accuracy_delta"], pair["accuracy_delta_ci"]) if pair else "",
-            "tokens / base": _ratio(pair["tokens_ratio"], pair["tokens_ratio_ci"]) if pair else "",
+            "accuracy − base, points": percent(pair["accuracy_delta"], pair["accuracy_delta_ci"]) if pair else "",
+            "tokens / base": ratio(pair["tokens_ratio"], pair["tokens_ratio_ci"]) if pair else "",
             "efficiency": f"{pair['efficiency']:.2f}" if pair and pair["efficiency"] else "",
             "truncated %": f"{100 * model['truncated']:.1f}",
+            "built for, TFLOP": f"{pair['break_even']['build_flops'] / 1e12:.2f}" if pair else "",
+            "paid back after, queries": queries(pair["break_even"]) if pair else "",
         })  # fmt: skip
     return rows
 
 
-def _percent(value: float, interval: Sequence[float | None]) -> str:
+def percent(value: float, interval: Sequence[float | None]) -> str:
     low, high = interval
     return (
         f"{100 * value:.1f}"
@@ -158,7 +190,14 @@ def _percent(value: float, interval: Sequence[float | None]) -> str:
     )
 
 
-def _ratio(value: float, interval: Sequence[float | None]) -> str:
+def queries(even: dict[str, Any]) -> str:
+    if even["queries"] is None:
+        return "not for certain"
+    low, high = even["queries_ci"]
+    return f"{even['queries']:,.0f} [{low:,.0f}, {high:,.0f}]"
+
+
+def ratio(value: float, interval: Sequence[float | None]) -> str:
     low, high = interval
     return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
 

@@ -35,6 +35,19 @@ class LedgerEntry(NamedTuple):
     step: str
     artifact: ArtifactRef
     cached: bool
+    inputs: frozenset[str]
+    """Content digests of what it read."""
+
+
+def led_to(artifact: ArtifactRef, ledger: Sequence[LedgerEntry]) -> list[LedgerEntry]:
+    """The steps whose results went into `artifact`, each once, the last one first."""
+    wanted = {artifact.digest}
+    found: dict[tuple[str, str], LedgerEntry] = {}
+    for entry in reversed(ledger):
+        if entry.artifact.digest in wanted:
+            found.setdefault((entry.step, entry.artifact.digest), entry)
+            wanted |= entry.inputs
+    return list(found.values())
 
 
 class Workplace:
@@ -146,9 +159,13 @@ class Workplace:
     def save_settings(self, settings: Section) -> None:
         (self.folder / "config.json").write_text(settings.model_dump_json(indent=2))
 
+    @property
+    def report(self) -> Path:
+        return self.folder / "report.json"
+
     def save_report(self, report: dict[str, Any]) -> Path:
         """`report.json` in the run's folder, and `latest` pointing to it."""
-        path = self.folder / "report.json"
+        path = self.report
         temporary = self.folder / ".report.json"
         temporary.write_text(json.dumps(report, indent=2, allow_nan=False))
         temporary.rename(path)

@@ -18,7 +18,11 @@ from reasoning.stories import OverThinker, Split, Story, draw_stories
 
 LEVELS = (1, 2, 3, 4)
 STORIES: dict[str, Story] = {
-    story.text: story for split in Split for levels in (LEVELS, (9,)) for story in draw_stories(split, 0, 60, levels)
+    story.text: story
+    for split in Split
+    for levels in (LEVELS, (9,))
+    for seed in (0, 1)
+    for story in draw_stories(split, seed, 60, levels)
 }
 CONCLUSION = re.compile(r"(?:That makes|It is|Now it is) (\d+)")
 

@@ -1,0 +1,138 @@
+"""Results as readers of a README meet them: one Markdown table and one plot.
+
+Knows: a report's layout, Markdown, matplotlib. Must not know: how figures arose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from conf.errors import ReadableError
+from tasks.reporting import percent, queries, ratio
+from tasks.workplace import Workplace
+
+START, END = "<!-- claims: written by `make claims` -->", "<!-- end of claims -->"
+PLOT = "docs/claims.svg"
+
+
+class NoPlace(ReadableError):
+    """A README without the two lines between which the table goes."""
+
+
+def refuse_placeless(target: str) -> None:
+    """Raises NoPlace when the README in `target` cannot take the table."""
+    readme = Path(target) / "README.md"
+    text = readme.read_text() if readme.is_file() else ""
+    if target and not 0 <= text.find(START) < text.find(END):
+        raise NoPlace(f"{readme}: no lines {START!r} and {END!r}; write them where the results belong")
+
+
+def publish_claims(place: Workplace, report: dict[str, Any], target: str) -> None:
+    """Writes `claims.md` and `claims.svg` into the run's folder, and into `target` where it is named."""
+    table, plot = claims_text(report), place.folder / "claims.svg"
+    (place.folder / "claims.md").write_text(table)
+    draw_pareto(report, plot)
+    if target:
+        readme = Path(target) / "README.md"
+        before, _, rest = readme.read_text().partition(START)
+        after = rest.partition(END)[2]
+        picture = f"![accuracy against tokens, every model]({PLOT})"
+        readme.write_text(f"{before}{START}\n{table}\n{picture}\n{END}{after}")
+        (Path(target) / PLOT).parent.mkdir(exist_ok=True)
+        (Path(target) / PLOT).write_bytes(plot.read_bytes())
+
+
+def claims_text(report: dict[str, Any]) -> str:
+    """The pooled figures as Markdown: what was run, one line per model, and the same for unseen levels."""
+    base = report["models"][0]
+    hours = sum(line["seconds"] for line in report["ledger"]) / 3600
+    seeds = ", ".join(map(str, report["seeds"]))
+    head = (
+        f"Seeds {seeds}; {base['problems']} problems, {base['samples']} samples a model; 95 % intervals clustered by "
+        f"problem, differences paired; {report['hardware']}; {hours:.1f} hours of work altogether.\n\n"
+    )
+    text = head + _table(report["models"], report["comparisons"])
+    if report["unseen"]:
+        problems = report["unseen"]["models"][0]["problems"]
+        text += f"\nOn {problems} problems of levels that no training has seen:\n\n"
+        text += _table(report["unseen"]["models"], report["unseen"]["comparisons"])
+    return text
+
+
+def _table(models: Sequence[dict[str, Any]], comparisons: Sequence[dict[str, Any]]) -> str:
+    against = {entry["model"]: entry for entry in comparisons}
+    lines = [_line(model, against.get(model["name"])) for model in models]
+    rows = [list(lines[0]), ["---"] * len(lines[0]), *(list(line.values()) for line in lines)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _line(model: dict[str, Any], pair: dict[str, Any] | None) -> dict[str, str]:
+    name = f"**{model['name']}**" if model["role"] == "method" else model["name"]
+    first = {
+        "model": name,
+        "accuracy %": percent(model["accuracy"], model["accuracy_ci"]),
+        "tokens": f"{model['mean_tokens']:.1f}",
+    }
+    names = (
+        "accuracy − base, points", "tokens ÷ base", "efficiency", "AES", "attention FLOPs, right / wrong before",
+        "wrong → right (by chance)", "trained on", "built for, TFLOP", "paid back after, queries",
+    )  # fmt: skip
+    return first | dict(zip(names, _compared(pair) if pair else [""] * len(names), strict=True))
+
+
+def _compared(pair: dict[str, Any]) -> list[str]:
+    split, even = pair["by_original"], pair["break_even"]
+    return [
+        percent(pair["accuracy_delta"], pair["accuracy_delta_ci"]),
+        ratio(pair["tokens_ratio"], pair["tokens_ratio_ci"]),
+        _number(pair["efficiency"], "{:.2f}"),
+        _number(pair["aes"], "{:.2f}"),
+        _two(split, "attention_flops_right", "attention_flops_wrong", "{:+.0%} / {:+.0%}"),
+        _two(split, "wrong_to_right", "wrong_to_right_of_base", "{:.0%} ({:.0%})"),
+        f"{pair['trained_on']:,.0f}" if pair["trained_on"] else "–",
+        f"{even['build_flops'] / 1e12:.2f}" if even["build_flops"] else "–",
+        queries(even) if even["build_flops"] else "–",
+    ]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else form.format(value)
+
+
+def _two(values: dict[str, float | None] | None, first: str, second: str, form: str) -> str:
+    if values is None or values[first] is None or values[second] is None:
+        return "–"
+    return form.format(values[first], values[second])
+
+
+def draw_pareto(report: dict[str, Any], path: Path) -> None:
+    """Accuracy against tokens, both relative to the base, with their intervals. Up and to the left is better."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.axhline(0, color="0.8", zorder=0)
+    axes.axvline(1, color="0.8", zorder=0)
+    axes.annotate("base", (1, 0), xytext=(5, 5), textcoords="offset points")
+    roles = {model["name"]: model["role"] for model in report["models"]}
+    for pair in report["comparisons"]:
+        x, y = pair["tokens_ratio"], 100 * pair["accuracy_delta"]
+        color = "C3" if roles[pair["model"]] == "method" else "C0"
+        axes.errorbar(
+            x, y, xerr=_arms(x, pair["tokens_ratio_ci"]),
+            yerr=_arms(y, [None if end is None else 100 * end for end in pair["accuracy_delta_ci"]]),
+            fmt="o", color=color, capsize=2,
+        )  # fmt: skip
+        axes.annotate(pair["model"], (x, y), xytext=(6, 4), textcoords="offset points", color=color)
+    axes.set_xlabel("generated tokens ÷ base")
+    axes.set_ylabel("accuracy − base, points")
+    with mpl.rc_context({"svg.hashsalt": "brevity"}):  # the same figures give the same file
+        figure.savefig(path, metadata={"Date": None})
+
+
+def _arms(value: float, interval: Sequence[float | None]) -> list[list[float]] | None:
+    low, high = interval
+    return None if low is None or high is None else [[value - low], [high - value]]

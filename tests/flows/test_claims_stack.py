@@ -1,0 +1,98 @@
+"""Claims over two seeds on the real Prefect with a scripted model."""
+
+import json
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect import flow
+from rich.console import Console
+
+from conf.load import load
+from conf.settings import Claims
+from flows.claims import run_claims
+from tasks.claims import END, START, NoPlace
+from tasks.progress import Progress
+from tasks.workplace import Workplace
+from tests.flows.world import pretend_training, scripted
+
+pytestmark = pytest.mark.usefixtures("prefect")
+SMALL = (
+    "seeds=[0,1]", "dto.problems.count=6", "dto.problems.levels=[1,2,3,4]", "dto.benchmark.problems.count=8",
+    "dto.benchmark.problems.levels=[1,2,3,4]", "dto.benchmark.unseen.count=2", "dto.benchmark.unseen.levels=[9]",
+    "dto.sampling.samples=2", "dto.benchmark.sampling.samples=2",
+)  # fmt: skip
+
+
+def claim(root: Path, *changes: str) -> dict[str, Any]:
+    settings = load(Claims, "tiny", (*SMALL, f"dto.storage.root={root}", *changes))
+    with Workplace(
+        "claims", settings.dto.storage, settings.dto.engine, make_engine=lambda *_: scripted(),
+        trainer=pretend_training, progress=Progress(Console(file=StringIO())),
+    ) as place:  # fmt: skip
+
+        @flow(name="test")
+        def run() -> Path:
+            return run_claims(place, settings)
+
+        return json.loads(run().read_text())
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("published")
+    (folder / "README.md").write_text(f"before\n{START}\nold\n{END}\nafter\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(published: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return claim(tmp_path_factory.mktemp("root"), f"publish={published}")
+
+
+def test_seeds_are_pooled_and_told_apart(report: dict[str, Any]):
+    names = ["base", "dto", "unpruned", "paper-pairs", "shortest-longest", "sft", "early-stop", "fast-prompt"]
+    assert report["seeds"] == [0, 1]
+    assert [model["name"] for model in report["models"]] == names
+    assert [(model["problems"], model["samples"]) for model in report["models"]] == [(16, 32)] * len(names)
+    assert [seed["seed"] for seed in report["by_seed"]] == [0, 1]
+    for index, model in enumerate(report["models"]):
+        parts = [seed["models"][index] for seed in report["by_seed"]]
+        assert [part["problems"] for part in parts] == [8, 8]
+        assert model["accuracy"] == pytest.approx(sum(part["accuracy"] for part in parts) / 2)
+    assert [model["problems"] for model in report["unseen"]["models"]] == [4] * 6
+
+
+def test_building_is_paid_once_by_each_model_that_needs_it(report: dict[str, Any]):
+    flops = {pair["model"]: pair["break_even"]["build_flops"] for pair in report["comparisons"]}
+    lines = [line for line in report["ledger"] if line["stage"] not in ("examine", "examine-early-stop")]
+    spent = {
+        stage: sum(line["flops"] + line["reused_flops"] for line in lines if line["stage"] == stage)
+        for stage in {line["stage"] for line in lines}
+    }
+    curated = sum(spent[stage] for stage in ("sample-traces", "probe-prefixes", "finalize-traces"))
+    assert flops["early-stop"] == flops["fast-prompt"] == 0
+    # The pairs of the method and of this control are as many as they are in every seed; one training each.
+    assert flops["shortest-longest"] < flops["unpruned"] < flops["dto"]
+    assert flops["unpruned"] > curated / 2
+    assert flops["dto"] < (curated + spent["prune-traces"] + spent["train-simpo"]) / 2
+
+
+def test_the_readme_gets_table_and_plot(report: dict[str, Any], published: Path):
+    text = (published / "README.md").read_text()
+    assert text.startswith(f"before\n{START}\nSeeds 0, 1; 16 problems, 32 samples a model;")
+    assert text.endswith(f"{END}\nafter\n")
+    assert "old" not in text
+    assert "| **dto** |" in text
+    assert (published / "docs" / "claims.svg").read_text().startswith("<?xml")
+    assert sum(line.startswith("| ") for line in text.splitlines()) == (2 + 8) + (2 + 6)
+
+
+@pytest.mark.parametrize("text", [None, "nothing", f"{END}\n{START}"])
+def test_a_readme_without_a_place_for_them_is_refused_before_anything_is_run(tmp_path: Path, text: str | None):
+    if text is not None:
+        (tmp_path / "README.md").write_text(text)
+    with pytest.raises(NoPlace, match="write them where the results belong"):
+        claim(tmp_path / "root", f"publish={tmp_path}")
+    assert not (tmp_path / "root" / "manifests").exists()
