@@ -21,6 +21,10 @@ CHUNK = 1024
 IGNORED = -100
 
 
+class UnknownHead(RuntimeError):
+    """The model's logits are not what its output head gives."""
+
+
 class IdsSimPOTrainer(CPOTrainer):
     """TRL's SimPO on rows that already hold token ids, with chunked log-probs."""
 
@@ -62,6 +66,17 @@ class IdsSimPOTrainer(CPOTrainer):
     ) -> tuple[Tensor, dict[str, Any]]:
         loss, metrics = super().get_batch_loss_metrics(model, batch, train_eval)
         return loss, {name: value for name, value in metrics.items() if "logits/" not in name}
+
+
+@torch.no_grad()
+def refuse_unknown_head(model: Any) -> None:
+    """Raises UnknownHead for a model that caps or scales its logits after the head: the chunked log-probs would be
+    those of another model."""
+    head, token_ids = model.get_output_embeddings(), torch.zeros((1, 1), dtype=torch.long, device=model.device)
+    logits = model(token_ids).logits
+    read = hidden_states(model, head, token_ids, torch.ones_like(token_ids))
+    if not torch.allclose(head(read), logits, rtol=1e-3, atol=1e-3):
+        raise UnknownHead
 
 
 def hidden_states(model: nn.Module, head: nn.Module, token_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from trl.experimental.cpo import CPOConfig
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from models.simpo import IdsSimPOTrainer
+from models.simpo import IdsSimPOTrainer, UnknownHead, refuse_unknown_head
 from models.trainer import Outcome, TrainJob
 from models.vllm_server import PROOF_FILE
 
@@ -102,6 +102,7 @@ def _arguments(job: TrainJob) -> dict[str, Any]:
 
 
 def _simpo(job: TrainJob, model: Any, tokenizer: Any, rows: Dataset) -> IdsSimPOTrainer:
+    refuse_unknown_head(model)
     config = CPOConfig(
         **_arguments(job), loss_type="simpo", beta=job.beta, simpo_gamma=job.gamma, cpo_alpha=job.sft_weight,
         remove_unused_columns=False,
@@ -163,6 +164,9 @@ def run(job_file: Path) -> None:
         raise
     except NotFinite:
         job.outcome.write_text(Outcome.NOT_FINITE)
+        raise
+    except UnknownHead:
+        job.outcome.write_text(Outcome.UNKNOWN_HEAD)
         raise
 
 

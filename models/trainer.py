@@ -28,6 +28,7 @@ class Outcome(StrEnum):
 
     OUT_OF_MEMORY = "out-of-memory"
     NOT_FINITE = "not-finite"
+    UNKNOWN_HEAD = "unknown-head"
 
 
 class TrainJob(BaseModel):
@@ -91,6 +92,11 @@ def train(job: TrainJob, folder: Path, progress: Callable[[int, int], None], pol
             raise TrainingFailed(f"one row does not fit into memory; lower training.max_length ({job.max_length})")
         elif outcome == Outcome.NOT_FINITE:
             raise TrainingFailed(f"the loss is no longer finite; lower training.learning_rate ({job.learning_rate:g})")
+        elif outcome == Outcome.UNKNOWN_HEAD:
+            raise TrainingFailed(
+                f"{job.model}: this model changes its logits after the output head (a soft cap or a scale), which the "
+                f"memory-safe SimPO loss does not know; train another model"
+            )
         else:
             raise TrainerCrashed(f"the trainer ended with code {code}; end of {folder / LOG}:\n{tail}")
 

@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GraniteConfig, GraniteForCausalLM
 
 from conf.settings import Lora
 from models.checkpoint import TINY_MODEL, Checkpoint
 from models.train import last_whole_checkpoint
-from models.trainer import TrainingFailed, TrainJob, train
+from models.trainer import TrainerCrashed, TrainingFailed, TrainJob, train
 
 # Loaded by the trainer's own process alone: a memory that holds only LIMIT rows, and fails as the real one does.
 CROWDED = """
@@ -27,6 +27,22 @@ if sys.orig_argv[1:3] == ["-m", "models.train"]:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return step(self, *args, **kwargs)
     transformers.Trainer.training_step = crowded
+"""
+
+
+# Loaded by the trainer's own process alone: it dies once, right after its second checkpoint.
+DYING = """
+import os, signal, sys
+from pathlib import Path
+if sys.orig_argv[1:3] == ["-m", "models.train"]:
+    import transformers
+    save = transformers.Trainer._save_checkpoint
+    def die_once(self, *args, **kwargs):
+        save(self, *args, **kwargs)
+        if self.state.global_step == 2 and not Path("FLAG").exists():
+            Path("FLAG").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+    transformers.Trainer._save_checkpoint = die_once
 """
 
 
@@ -56,6 +72,39 @@ def pairs(count: int) -> list[dict[str, Any]]:
 def crowd(folder: Path, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "sitecustomize.py").write_text(CROWDED.replace("LIMIT", str(limit)))
     monkeypatch.setenv("PYTHONPATH", str(folder))
+
+
+def test_a_killed_training_goes_on_from_its_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    train(job(whole, pairs(32), save_every=1), whole, lambda *_: None)
+    (killed / "sitecustomize.py").write_text(DYING.replace("FLAG", str(killed / "flag")))
+    monkeypatch.setenv("PYTHONPATH", str(killed))
+    order = job(killed, pairs(32), save_every=1)
+    with pytest.raises(TrainerCrashed):
+        train(order, killed, lambda *_: None)
+    assert last_whole_checkpoint(order.work) == str(order.work / "checkpoint-2")
+    heard: list[int] = []
+    figures = train(order, killed, lambda step, _: heard.append(step))
+    assert [line["step"] for line in figures if "loss" in line] == [1, 2, 3, 4]
+    lines = [json.loads(line) for line in order.progress.read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]  # none was taken twice
+    expected, found = (load_file(folder / "out" / "model.safetensors") for folder in (whole, killed))
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=1e-5)
+
+
+def test_a_model_that_scales_its_logits_is_refused(tmp_path: Path):
+    torch.manual_seed(0)
+    config = GraniteConfig(
+        vocab_size=640, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, logits_scaling=8.0,
+    )  # fmt: skip
+    GraniteForCausalLM(config).save_pretrained(tmp_path / "granite")
+    AutoTokenizer.from_pretrained(TINY_MODEL).save_pretrained(tmp_path / "granite")
+    with pytest.raises(TrainingFailed, match="changes its logits after the output head"):
+        train(job(tmp_path, pairs(8), model=tmp_path / "granite"), tmp_path, lambda *_: None)
 
 
 def test_when_memory_runs_out_the_micro_batch_is_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -144,3 +144,15 @@ def test_a_swap_is_proven_only_by_the_trainers_log_probs(model: Checkpoint):
         prove([-1.0, -2.0], [-1.0, -2.0], [-1.5, -2.0], 1e-3, model)
     with pytest.raises(SwapNotProven, match="no nearer"):
         prove([-1.0, -2.0], [-1.0, -2.0], [-1.0, -2.0], 1e-3, model)
+
+
+def test_log_probs_come_in_order_and_are_asked_for_again_when_a_connection_drops(
+    model: Checkpoint, serve: Callable[[Answer], str]
+):
+    def scored(body: dict[str, Any], number: int) -> dict[str, Any] | None:
+        entries = [None, *({str(token): {"logprob": -token / 10}} for token in body["prompt"][1:])]
+        return None if number == 3 else {"choices": [{"prompt_logprobs": entries}]}
+
+    server = Loopback(serve(scored))
+    texts = [tuple(range(n, n + 3)) for n in range(10)]
+    assert list(server.log_probs(model, texts)) == [[-(n + 1) / 10, -(n + 2) / 10] for n in range(10)]

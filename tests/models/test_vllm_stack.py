@@ -71,6 +71,12 @@ def test_completions_come_back_for_every_prompt(server: VllmServer, tiny: Checkp
             assert completion.finished == (tiny.end_id == completion.token_ids[-1])
 
 
+def test_log_probs_are_the_weights_own(server: VllmServer, tiny: Checkpoint):
+    texts = [tiny.encode(text) for text in TEXTS[:20]]
+    for text, served in zip(texts, server.log_probs(tiny, texts), strict=True):
+        assert served == pytest.approx(log_probs(TINY_MODEL, list(text)), abs=1e-3)
+
+
 def test_a_proven_swap_keeps_the_server_and_an_unproven_one_starts_it_anew(
     server: VllmServer, tiny: Checkpoint, tmp_path: Path
 ):
