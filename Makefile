@@ -15,7 +15,7 @@ ifneq ($(wildcard ../shared/data),)
 export BREVITY_TEST_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: setup demo test test-fast check format tiny-model
+.PHONY: setup demo claims test test-fast check format tiny-model
 
 setup: $(READY)
 
@@ -39,6 +39,10 @@ $(READY): $(REQUIREMENTS) pyproject.toml
 
 demo: setup
 	@$(BIN)/python -m flows run dto --preset tiny
+
+# Three seeds with all controls (about an hour and a half); writes the README's table and docs/claims.svg.
+claims: setup
+	@$(BIN)/python -m flows run claims --preset tiny --set publish=.
 
 test: setup check
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
