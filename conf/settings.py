@@ -9,7 +9,7 @@ unless its class lists it in `LEFT_OUT` with the reason.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
@@ -145,8 +145,8 @@ def markers_of(languages: tuple[Language, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(marker for name in languages for marker in MARKERS[name]))
 
 
-class Segmentation(Section):
-    """Where thinking text is cut into thinking patterns (papers, section B.1)."""
+class Markers(Section):
+    """Which openings begin a new thinking pattern (papers, section B.1)."""
 
     LEFT_OUT: ClassVar[dict[str, str]] = {"languages": "the markers that it chooses are in the key"}
 
@@ -157,14 +157,20 @@ class Segmentation(Section):
     )
     """A segment starts where a sentence or a line starts with one of these. Given, they replace those of
     `languages`; `python -m flows run markers` tells which a model really uses."""
-    min_chars: Annotated[int, Field(ge=0)] = 12
-    """A shorter segment is joined to the next one. Not from the paper."""
 
     @model_validator(mode="after")
-    def _one_choice(self) -> Segmentation:
-        if {"languages", "markers"} <= self.model_fields_set and self.markers != markers_of(self.languages):
+    def _one_choice(self) -> Self:
+        default = Markers.model_fields["languages"].default
+        if self.languages != default and self.markers != markers_of(self.languages):
             raise ValueError("languages has no effect where markers are given; leave one of them out")
         return self
+
+
+class Segmentation(Markers):
+    """Where thinking text is cut into thinking patterns (papers, section B.1)."""
+
+    min_chars: Annotated[int, Field(ge=0)] = 12
+    """A shorter segment is joined to the next one. Not from the paper."""
 
 
 class Probing(Section):
@@ -251,7 +257,8 @@ class SimPO(Section):
     micro_batch: Positive = 16
     """Pairs per forward pass; halved by itself when memory runs out."""
     max_length: Positive = 2048
-    """Longest prompt + completion in tokens. Longer pairs are set aside and counted, never cut."""
+    """Longest prompt + completion in tokens; must hold whole traces. Longer pairs are set aside and
+    counted, never cut."""
     warmup: Share = 0.1
     """Share of the steps with a rising learning rate; a cosine follows. Not from the paper."""
     lora: Lora | None = None
@@ -281,9 +288,10 @@ class Sft(Section):
 class Controls(Section):
     """What is examined beside the method, in the same run and on the same problems."""
 
-    trained: tuple[Literal["shortest-longest", "sft", "paper-pairs", "unpruned"], ...] = ()
+    trained: tuple[Literal["shortest-longest", "sft", "paper-pairs", "unpruned", "probe-pruned"], ...] = ()
     """Other trainings of the same base: SimPO on each problem's shortest right trace against its longest, SFT on the
-    optimised traces, SimPO without premature-stop pairs, SimPO without pruning."""
+    optimised traces, SimPO without premature-stop pairs, without pruning, and with pruning by probes alone, however
+    unnatural the text becomes."""
     sft_learning_rate: PositiveFloat = 1e-5
     """Of the control `sft`; all else is as in `training`. Not from the paper."""
     early_stop: bool = False
@@ -409,6 +417,12 @@ class Dto(Section):
             longest = max(self.sampling.max_tokens, self.benchmark.sampling.max_tokens * self.controls.early_stop)
             trace = longest if name in ("probing.sampling", "finalizing.sampling") else 0
             _refuse_overflow(name, section, self.engine, trace)
+        if self.training.max_length < self.sampling.max_tokens + ROOM_FOR_PROMPT:
+            raise ValueError(
+                f"training.max_length ({self.training.max_length}) holds no trace of sampling.max_tokens "
+                f"({self.sampling.max_tokens}) with {ROOM_FOR_PROMPT} tokens for the prompt; such pairs would all be "
+                f"dropped as too long; raise the first or lower the second"
+            )
         return self
 
 
@@ -451,8 +465,8 @@ class MarkerReport(Section):
     """As in `Dto`."""
     problems: Problems = Stories(count=100)
     sampling: Sampling = Sampling()
-    segmentation: Segmentation = Segmentation()
-    """Which markers the report points out."""
+    segmentation: Markers = Markers()
+    """Which openings the report calls markers."""
     engine: Engine = Engine()
     storage: Storage = Storage()
 

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from prefect import flow
 
-from conf.settings import Dto
+from conf.settings import Dto, EmbeddedPruning
+from models.checkpoint import refuse_changed_logits
 from reasoning.exam import Role
 from reasoning.records import PairKind
 from reasoning.stories import Split
@@ -21,6 +22,9 @@ from tasks.sampling import examine, sample_traces
 from tasks.training import train_sft, train_simpo
 from tasks.workplace import Workplace
 
+BY_PROBES_ALONE = EmbeddedPruning(most_surprise=1e9)
+"""Nothing is as surprising as that."""
+
 
 class Curated(NamedTuple):
     """What curation made; the controls start from the same."""
@@ -28,10 +32,10 @@ class Curated(NamedTuple):
     base: ArtifactRef
     problems: ArtifactRef
     traces: ArtifactRef
+    scans: ArtifactRef
     finalized: ArtifactRef
     optimised: ArtifactRef
     """The finalized traces, pruned where the settings say so."""
-    pairs: ArtifactRef
 
 
 class Policy(NamedTuple):
@@ -56,27 +60,29 @@ def run_dto(place: Workplace, settings: Dto) -> Path:
 
 def sit_exam(place: Workplace, settings: Dto) -> Exam:
     """Base, method and controls, trained and examined."""
-    seed = settings.seed
+    seed, controls = settings.seed, settings.controls.trained
     problems_of = partial(problems_from, place, seed=seed)
     exam = problems_of(settings.benchmark.problems, Split.BENCHMARK)
     unseen = settings.benchmark.unseen and problems_of(settings.benchmark.unseen, Split.BENCHMARK)
     problems = problems_of(settings.problems, Split.TRAIN)
     refuse_overlap(place, problems, [exam, unseen] if unseen else [exam])
     made = curate(place, settings, problems)
-    method = train_simpo(place, model=made.base, pairs=made.pairs, training=settings.training, seed=seed)
+    pairs = _pairs(place, settings, made, made.optimised)
+    method = train_simpo(place, model=made.base, pairs=pairs, training=settings.training, seed=seed)
     policies = [
         Policy("base", "base", made.base),
         Policy("dto", "method", method),
-        *(Policy(name, "control", train_control(place, settings, made, name)) for name in settings.controls.trained),
+        *(Policy(name, "control", train_control(place, settings, made, pairs, name)) for name in controls),
     ]
     examined = [*examine_all(place, settings, policies, exam), *examine_untrained(place, settings, made.base, exam)]
     return Exam(seed, examined, examine_all(place, settings, policies, unseen) if unseen else [])
 
 
 def curate(place: Workplace, settings: Dto, problems: ArtifactRef) -> Curated:
-    """From problems to preference pairs."""
+    """From problems to optimised traces."""
     seed = settings.seed
     base = place.model(settings.model)
+    refuse_changed_logits(place.checkpoint(base))
     traces = sample_traces(place, model=base, problems=problems, sampling=settings.sampling, seed=seed)
     scans = probe_prefixes(
         place, model=base, problems=problems, traces=traces, segmentation=settings.segmentation,
@@ -88,28 +94,28 @@ def curate(place: Workplace, settings: Dto, problems: ArtifactRef) -> Curated:
     finalized = finalize_traces(
         place, model=base, problems=problems, traces=traces, scans=scans, finalizing=settings.finalizing, seed=seed
     )
-    optimised = finalized
-    if settings.pruning.type == "embedded":
-        optimised = prune_traces(
-            place, model=base, problems=problems, traces=traces, scans=scans, optimised=finalized,
-            pruning=settings.pruning, probing=settings.probing, finalizing=settings.finalizing, seed=seed,
-        )  # fmt: skip
-    pairs = _pairs(place, settings, base, problems, traces, optimised)
-    return Curated(base, problems, traces, finalized, optimised, pairs)
+    made = Curated(base, problems, traces, scans, finalized, optimised=finalized)
+    if settings.pruning.type == "none":
+        return made
+    return made._replace(optimised=_pruned(place, settings, made, settings.pruning))
 
 
-def _pairs(
-    place: Workplace, settings: Dto, base: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef,
-    optimised: ArtifactRef,
-) -> ArtifactRef:  # fmt: skip
-    return build_pairs(
-        place, model=base, problems=problems, traces=traces, optimised=optimised, pairing=settings.pairing,
-        max_length=settings.training.max_length,
+def _pruned(place: Workplace, settings: Dto, made: Curated, pruning: EmbeddedPruning) -> ArtifactRef:
+    return prune_traces(
+        place, model=made.base, problems=made.problems, traces=made.traces, scans=made.scans, optimised=made.finalized,
+        pruning=pruning, probing=settings.probing, finalizing=settings.finalizing, seed=settings.seed,
     )  # fmt: skip
 
 
-def train_control(place: Workplace, settings: Dto, made: Curated, name: str) -> ArtifactRef:
-    """Another training of the same base; see `conf.settings.Controls`."""
+def _pairs(place: Workplace, settings: Dto, made: Curated, optimised: ArtifactRef) -> ArtifactRef:
+    return build_pairs(
+        place, model=made.base, problems=made.problems, traces=made.traces, optimised=optimised,
+        pairing=settings.pairing, max_length=settings.training.max_length,
+    )  # fmt: skip
+
+
+def train_control(place: Workplace, settings: Dto, made: Curated, pairs: ArtifactRef, name: str) -> ArtifactRef:
+    """Another training of the same base; see `conf.settings.Controls`. `pairs` are the method's."""
     if name == "sft":
         sft = settings.controls.sft(settings.training)
         rows = demonstrations(
@@ -121,9 +127,11 @@ def train_control(place: Workplace, settings: Dto, made: Curated, name: str) -> 
             place, model=made.base, problems=made.problems, traces=made.traces, max_length=settings.training.max_length
         )
     elif name == "paper-pairs":
-        pairs = select_pairs(place, pairs=made.pairs, kind=PairKind.OPTIMISED)
+        pairs = select_pairs(place, pairs=pairs, kind=PairKind.OPTIMISED)
+    elif name == "probe-pruned":
+        pairs = _pairs(place, settings, made, _pruned(place, settings, made, BY_PROBES_ALONE))
     else:
-        pairs = _pairs(place, settings, made.base, made.problems, made.traces, made.finalized)
+        pairs = _pairs(place, settings, made, made.finalized)
     return train_simpo(place, model=made.base, pairs=pairs, training=settings.training, seed=settings.seed)
 
 

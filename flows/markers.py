@@ -27,5 +27,5 @@ def run_markers(place: Workplace, settings: MarkerReport) -> Path:
     model = place.model(settings.model)
     problems = problems_from(place, settings.problems, Split.TRAIN, settings.seed)
     traces = sample_traces(place, model=model, problems=problems, sampling=settings.sampling, seed=settings.seed)
-    counted = count_openings(place, traces=traces, segmentation=settings.segmentation)
+    counted = count_openings(place, traces=traces, markers=settings.segmentation.markers)
     return write_openings(place, settings, counted, traces.rows)

@@ -25,6 +25,10 @@ TINY_MODEL = Path(__file__).parent / "tiny"
 IDENTITY = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
+CHANGES_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+"""Fields of a config by which a model changes its logits after the output head (Gemma 2, Granite, Cohere)."""
+
+
 class CheckpointError(ReadableError):
     """A checkpoint that cannot be used, with what is missing."""
 
@@ -135,6 +139,17 @@ class Checkpoint:
     @cached_property
     def _texts(self) -> dict[tuple[int, ...], str]:
         return {}
+
+
+def refuse_changed_logits(model: Checkpoint) -> None:
+    """Raises CheckpointError for a model that SimPO's memory-safe loss cannot train, before anything is sampled."""
+    found = {name: model.config[name] for name in CHANGES_LOGITS if model.config.get(name) not in (None, 1)}
+    if found:
+        raise CheckpointError(
+            f"{model.folder}/config.json: {', '.join(f'{name} = {value}' for name, value in found.items())}: this "
+            f"model changes its logits after the output head, which the memory-safe SimPO loss does not know; take "
+            f"another model"
+        )
 
 
 def found_checkpoint(name: str) -> Path:

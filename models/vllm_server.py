@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -80,9 +81,12 @@ class VllmServer:
 
     def log_probs(self, model: Checkpoint, texts: Sequence[tuple[int, ...]]) -> Iterator[list[float]]:
         """See `Engine.log_probs`. Raises as `generate` does."""
+        if not texts:
+            return
         with self._lease, ThreadPoolExecutor(SCORED_AT_ONCE) as pool:
             self._serve(model)
-            yield from pool.map(self._log_probs, texts)
+            with httpx.Client(base_url=self.url, timeout=self._settings.request_timeout) as client:
+                yield from pool.map(partial(_log_probs, client), texts)
 
     def close(self) -> None:
         if self._process:
@@ -149,7 +153,7 @@ class VllmServer:
         proof = _proof(model)
         if proof is None or served.tensor_sizes != model.tensor_sizes:
             return False
-        before = self._log_probs(proof["token_ids"])
+        before = self._proof_log_probs(proof)
         try:
             self._post("/collective_rpc", {"method": "swap_weights", "args": [str(model.folder)]})
             self._post("/reset_prefix_cache", {})
@@ -162,19 +166,25 @@ class VllmServer:
     def _prove(self, model: Checkpoint, before: Sequence[float] | None) -> None:
         proof = _proof(model)
         if proof:
-            after = self._log_probs(proof["token_ids"])
+            after = self._proof_log_probs(proof)
             prove(proof["log_probs"], before, after, PROOF_TOLERANCE[self._settings.dtype], model)
 
-    def _post(self, path: str, body: dict[str, Any]) -> Any:
-        reply = httpx.post(f"{self.url}{path}", json=body, timeout=self._settings.request_timeout)
-        reply.raise_for_status()
-        return reply.json() if reply.content else None
+    def _proof_log_probs(self, proof: dict[str, Any]) -> list[float]:
+        with httpx.Client(base_url=self.url, timeout=self._settings.request_timeout) as client:
+            return _log_probs(client, proof["token_ids"])
 
-    def _log_probs(self, token_ids: Sequence[int]) -> list[float]:
-        """Log-prob of each token but the first, given those before it."""
-        body = {"model": "policy", "prompt": list(token_ids), "max_tokens": 1, "prompt_logprobs": 0}
-        entries = retrying(self._post)("/v1/completions", body)["choices"][0]["prompt_logprobs"][1:]
-        return [entry[str(token)]["logprob"] for token, entry in zip(list(token_ids)[1:], entries, strict=True)]
+    def _post(self, path: str, body: dict[str, Any]) -> None:
+        httpx.post(f"{self.url}{path}", json=body, timeout=self._settings.request_timeout).raise_for_status()
+
+
+@retrying
+def _log_probs(client: httpx.Client, token_ids: Sequence[int]) -> list[float]:
+    """Log-prob of each token but the first, given those before it."""
+    body = {"model": "policy", "prompt": list(token_ids), "max_tokens": 1, "prompt_logprobs": 0}
+    reply = client.post("/v1/completions", json=body)
+    reply.raise_for_status()
+    entries = reply.json()["choices"][0]["prompt_logprobs"][1:]
+    return [entry[str(token)]["logprob"] for token, entry in zip(list(token_ids)[1:], entries, strict=True)]
 
 
 def on_cpu() -> bool:

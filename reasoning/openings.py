@@ -19,13 +19,15 @@ METHOD_VERSION = "1"
 """Part of the report's cache key."""
 WORDS, CHARACTERS = 3, 6
 """An opening ends at the first punctuation mark, or after so many words; in an unspaced script, so many characters."""
-_OTHER = rf"{UNSPACED}{{1,{CHARACTERS}}}|[^\W\d_][\w'’-]*(?: [\w'’-]+){{0,{WORDS - 1}}}"
+_MARKS = r"[*_(\[\"'“„‘「『（]*"
+_OTHER = rf"{_MARKS}(?:{UNSPACED}{{1,{CHARACTERS}}}|[^\W\d_][\w'’-]*(?: [\w'’-]+){{0,{WORDS - 1}}})"
 
 
 def openings(thinking: Sequence[str], markers: Sequence[str]) -> list[Opening]:
     """One row per opening found in `thinking` texts, the one in most of them first; markers never met come last.
 
-    What begins with a marker counts as that marker alone.
+    What begins with a marker counts as that marker alone. Quotes, brackets and Markdown before the first word belong to
+    the opening: a segment is not cut there.
     """
     pattern = re.compile(rf"{marker_pattern(markers)}|{_OTHER}")
     places: dict[str, list[tuple[int, float]]] = {marker: [] for marker in markers}

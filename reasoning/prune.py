@@ -81,7 +81,8 @@ class OpenPruning:
         return self._join(range(len(self._spans)))
 
     def first_unnatural(self, whole: Sequence[float], kept: Sequence[float], most: float) -> int | None:
-        """The first kept segment with a token that lost more than `most` nats; None when there is none.
+        """The first kept segment with a token that lost more than `most` nats; None when there is none. What stands
+        before all removed segments reads as before.
 
         `whole` and `kept` are the model's log-probs of each token of `whole_prefix` and of `prefix`.
         """
@@ -91,7 +92,7 @@ class OpenPruning:
             width = len(self._spans[index])
             before = whole[starts[index] : starts[index] + width]
             after = kept[position : position + width]
-            if any(old - new > most for old, new in zip(before, after, strict=True)):
+            if index > min(self.removed) and any(old - new > most for old, new in zip(before, after, strict=True)):
                 return index
             position += width
         return None

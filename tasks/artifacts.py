@@ -41,6 +41,9 @@ class ArtifactRef(BaseModel):
     rows: int
     count: StageCount | None = None
     """The ledger line of the stage that made it."""
+    entry: int | None = None
+    """Position in the run's ledger of the step that it comes from; None for what no step made. Two steps may make the
+    same content."""
 
     def fingerprint(self) -> str:
         return f"{self.kind}:{self.digest}"

@@ -122,9 +122,10 @@ class Step:
         if cached:
             place.progress.note(f"{self.name}: cached, {ref.rows} rows")
         place.artifacts.record(place.step_key, recipe, ref)
-        read = frozenset(value.digest for value in inputs.values() if isinstance(value, ArtifactRef))
+        refs = [value for value in inputs.values() if isinstance(value, ArtifactRef)]
+        read = frozenset(read.entry for read in refs if read.entry is not None)
         place.ledger.append(LedgerEntry(self.name, ref, cached, read))
-        return ref
+        return ref.model_copy(update={"entry": len(place.ledger) - 1})
 
     def _at(self, place: Workplace) -> Any:
         """Cache records lie beside the artifacts; for a remote root, where Prefect is set to keep results."""

@@ -33,40 +33,52 @@ def refuse_placeless(target: str) -> None:
 
 
 def publish_claims(place: Workplace, report: dict[str, Any], target: str) -> None:
-    """Writes `claims.md` and `claims.svg` into the run's folder, and into `target` where it is named."""
+    """Writes `claims.md` and `claims.svg` into the run's folder, and into `target` where it is named.
+
+    Raises NoPlace.
+    """
     table, plot = claims_text(report), place.folder / "claims.svg"
     (place.folder / "claims.md").write_text(table)
     draw_pareto(report, plot)
     if target:
-        readme = Path(target) / "README.md"
-        before, _, rest = readme.read_text().partition(START)
+        refuse_placeless(target)
+        before, _, rest = (Path(target) / "README.md").read_text().partition(START)
         after = rest.partition(END)[2]
         picture = f"![accuracy against tokens, every model]({PLOT})"
-        readme.write_text(f"{before}{START}\n{table}\n{picture}\n{END}{after}")
+        _replace(Path(target) / "README.md", f"{before}{START}\n{table}\n{picture}\n{END}{after}")
         (Path(target) / PLOT).parent.mkdir(exist_ok=True)
-        (Path(target) / PLOT).write_bytes(plot.read_bytes())
+        _replace(Path(target) / PLOT, plot.read_text())
+
+
+def _replace(path: Path, text: str) -> None:
+    """Never half-written: a README is under version control, and read."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text)
+    temporary.rename(path)
 
 
 def claims_text(report: dict[str, Any]) -> str:
     """The pooled figures as Markdown: what was run, one line per model, and the same for unseen levels."""
     base = report["models"][0]
-    hours = sum(line["seconds"] for line in report["ledger"]) / 3600
     seeds = ", ".join(map(str, report["seeds"]))
     head = (
-        f"Seeds {seeds}; {base['problems']} problems, {base['samples']} samples a model; 95 % intervals clustered by "
-        f"problem, differences paired; {report['hardware']}; {hours:.1f} hours of work altogether.\n\n"
+        f"Seeds {seeds} together: {base['problems']} problems, {base['samples']} samples a model, on "
+        f"{report['written_on']}. 95 % intervals are clustered by problem, differences paired; they are about these "
+        f"trainings, one a seed and model: how much trainings differ shows in the column by seed.\n\n"
     )
-    text = head + _table(report["models"], report["comparisons"])
+    text = head + _table(report["models"], report["comparisons"], report["by_seed"])
     if report["unseen"]:
         problems = report["unseen"]["models"][0]["problems"]
         text += f"\nOn {problems} problems of levels that no training has seen:\n\n"
-        text += _table(report["unseen"]["models"], report["unseen"]["comparisons"])
+        text += _table(report["unseen"]["models"], report["unseen"]["comparisons"], [])
     return text
 
 
-def _table(models: Sequence[dict[str, Any]], comparisons: Sequence[dict[str, Any]]) -> str:
+def _table(
+    models: Sequence[dict[str, Any]], comparisons: Sequence[dict[str, Any]], seeds: Sequence[dict[str, Any]]
+) -> str:
     against = {entry["model"]: entry for entry in comparisons}
-    lines = [_line(model, against.get(model["name"])) for model in models]
+    lines = [_line(model, against.get(model["name"])) | _by_seed(model["name"], seeds) for model in models]
     rows = [list(lines[0]), ["---"] * len(lines[0]), *(list(line.values()) for line in lines)]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
@@ -83,6 +95,15 @@ def _line(model: dict[str, Any], pair: dict[str, Any] | None) -> dict[str, str]:
         "wrong → right (by chance)", "trained on", "built for, TFLOP", "paid back after, queries",
     )  # fmt: skip
     return first | dict(zip(names, _compared(pair) if pair else [""] * len(names), strict=True))
+
+
+def _by_seed(name: str, seeds: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """The model's points and ratio in each seed; no column where there is one seed only."""
+    if not seeds:
+        return {}
+    pairs = [pair for seed in seeds for pair in seed["comparisons"] if pair["model"] == name]
+    told = (f"{100 * pair['accuracy_delta']:+.1f} at {pair['tokens_ratio']:.3f}" for pair in pairs)
+    return {"by seed": "; ".join(told)}
 
 
 def _compared(pair: dict[str, Any]) -> list[str]:

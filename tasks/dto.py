@@ -142,7 +142,7 @@ def prune_traces(
     prober.close_all("prune segment", Purpose.PRUNE, list(prunings.values()))
     proposed = sum(len(item.removed) for item in prunings.values())
     scorer = Scorer(place, checkpoint, known)
-    _restore_unnatural(scorer, list(prunings.values()), pruning.most_surprise)
+    restore_unnatural(scorer, list(prunings.values()), pruning.most_surprise)
     shortened = [name for name, item in prunings.items() if item.removed]
     ender = Ender(place, checkpoint, known, finalizing, seed)
     prefixes = [Prefix(name[0], prunings[name].prefix()) for name in shortened]
@@ -165,7 +165,7 @@ def prune_traces(
     )  # fmt: skip
 
 
-def _restore_unnatural(scorer: Scorer, prunings: Sequence[OpenPruning], most: float) -> None:
+def restore_unnatural(scorer: Scorer, prunings: Sequence[OpenPruning], most: float) -> None:
     """Puts segments back until what is kept of each trace is natural to the model."""
     doubtful = [item for item in prunings if item.removed]
     whole = scorer.log_probs("whole traces", [Prefix(item.trace.problem_id, item.whole_prefix()) for item in doubtful])

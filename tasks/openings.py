@@ -3,39 +3,43 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from conf.settings import MarkerReport, Segmentation
+from conf.settings import MarkerReport
 from reasoning.answers import CLOSE_THINK
 from reasoning.openings import METHOD_VERSION, openings
 from reasoning.records import Opening, Trace
 from reasoning.segment import METHOD_VERSION as SEGMENT_VERSION
 from tasks.artifacts import ArtifactRef
 from tasks.caching import step
-from tasks.reporting import print_table
+from tasks.reporting import ledger_lines, print_table
 from tasks.workplace import Workplace
 
 SHOWN = 40
-"""Openings on the terminal; the report holds all."""
+"""Openings on the terminal; the report holds more."""
 
 
 @step(version=f"{METHOD_VERSION}.{SEGMENT_VERSION}")
-def count_openings(place: Workplace, traces: ArtifactRef, segmentation: Segmentation) -> ArtifactRef:
-    """Rows of Opening, over the thinking parts."""
+def count_openings(place: Workplace, traces: ArtifactRef, markers: Sequence[str]) -> ArtifactRef:
+    """Rows of Opening, over the thinking parts: all markers, and what opens sentences in two traces or more."""
     started = time.monotonic()
     rows = place.rows(traces, Trace)
-    found = openings([row.text.split(CLOSE_THINK)[0] for row in rows], segmentation.markers)
-    return place.publish("openings", found, rows_in=len(rows), started=started)
+    found = openings([row.text.split(CLOSE_THINK)[0] for row in rows], markers)
+    kept = [row for row in found if row.is_marker or row.traces > 1]
+    counts = {"openings": len(found), "in one trace only": len(found) - len(kept)}
+    return place.publish("openings", kept, rows_in=len(rows), started=started, counts=counts)
 
 
 def write_openings(place: Workplace, settings: MarkerReport, counted: ArtifactRef, traces: int) -> Path:
-    """Prints the most frequent openings, and every marker; writes all of them to `report.json`."""
+    """Prints the most frequent openings, and every marker; writes all that were kept to `report.json`."""
     rows = place.rows(counted, Opening)
     shown = [row for index, row in enumerate(rows) if index < SHOWN or row.is_marker]
     print_table("Sentence openings", [_line(row, traces) for row in shown])
     report = {
         "pipeline": settings.pipeline, "preset": settings.preset, "traces": traces,
-        "openings": [row.model_dump() for row in rows], "config": settings.model_dump(mode="json"),
+        "openings": [row.model_dump() for row in rows], "ledger": ledger_lines(place),
+        "config": settings.model_dump(mode="json"),
     }  # fmt: skip
     path = place.save_report(report)
     place.progress.note(f"report: {path}")

@@ -13,6 +13,7 @@ import httpx
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import TaskRunContext
 from rich.console import Console
+from rich.markup import escape
 
 UPDATE_EVERY = 5.0
 """Seconds between two lines of one stage."""
@@ -27,7 +28,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
-        self._console.print(f"[dim]{minutes:3d}:{seconds:02d}[/dim]  {text}", soft_wrap=True)
+        self._console.print(f"[dim]{minutes:3d}:{seconds:02d}[/dim]  {escape(text)}", soft_wrap=True)
 
     def stage(self, name: str, total: int, unit: str) -> Stage:
         return Stage(self, name, total, unit)

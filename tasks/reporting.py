@@ -75,11 +75,11 @@ def write_report(place: Workplace, settings: Section, exams: Sequence[Exam]) -> 
         "seeds": [exam.seed for exam in exams],
         **_figures(_pooled(place, [exam.examined for exam in exams])),
         "unseen": _figures(_pooled(place, unseen)) if all(unseen) else None,
-        "by_seed": [{"seed": exam.seed, **_figures(_pooled(place, [exam.examined]))} for exam in exams],
-        "ledger": [_ledger_line(entry) for entry in place.ledger],
+        "by_seed": _by_seed(place, exams) if len(exams) > 1 else [],
+        "ledger": ledger_lines(place),
         "config": settings.model_dump(mode="json"),
         "versions": _versions(),
-        "hardware": hardware(),
+        "written_on": _machine(),
     }
     report = _finite(report)
     path = place.save_report(report)
@@ -88,8 +88,14 @@ def write_report(place: Workplace, settings: Section, exams: Sequence[Exam]) -> 
     return report
 
 
+def _by_seed(place: Workplace, exams: Sequence[Exam]) -> list[dict[str, Any]]:
+    """Each seed's own figures: how much one training differs from another does not show in the pooled intervals."""
+    return [{"seed": exam.seed, **_figures(_pooled(place, [exam.examined]))} for exam in exams]
+
+
 def _pooled(place: Workplace, seeds: Sequence[Sequence[Examined]]) -> list[Scored]:
-    """The scores of all seeds together: their problems have different names, so the problem stays the unit."""
+    """The scores of all seeds together. The problem stays the unit: stories of different seeds are different problems,
+    those of a file or of the hub are the same, with more samples each."""
     return [_scored(place, same) for same in zip(*seeds, strict=True)]
 
 
@@ -123,13 +129,17 @@ def _compared(item: Scored, base: Scored) -> dict[str, Any]:
     }
 
 
-def hardware() -> str:
-    """What the run ran on, as a reader of its figures wants to know it."""
+def _machine() -> str:
+    """The machine that wrote the report; what came from the cache may be another's work."""
     if on_cpu():
-        return f"{os.cpu_count()} CPU cores ({platform.machine()})"
+        return f"{len(os.sched_getaffinity(0))} CPU cores ({platform.machine()})"
     import torch
 
     return ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+
+
+def ledger_lines(place: Workplace) -> list[dict[str, Any]]:
+    return [_ledger_line(entry) for entry in place.ledger]
 
 
 def _ledger_line(entry: LedgerEntry) -> dict[str, Any]:

@@ -35,19 +35,17 @@ class LedgerEntry(NamedTuple):
     step: str
     artifact: ArtifactRef
     cached: bool
-    inputs: frozenset[str]
-    """Content digests of what it read."""
+    inputs: frozenset[int]
+    """Positions in the ledger of the steps whose results it read."""
 
 
 def led_to(artifact: ArtifactRef, ledger: Sequence[LedgerEntry]) -> list[LedgerEntry]:
     """The steps whose results went into `artifact`, each once, the last one first."""
-    wanted = {artifact.digest}
-    found: dict[tuple[str, str], LedgerEntry] = {}
-    for entry in reversed(ledger):
-        if entry.artifact.digest in wanted:
-            found.setdefault((entry.step, entry.artifact.digest), entry)
-            wanted |= entry.inputs
-    return list(found.values())
+    wanted = {artifact.entry}
+    for position in reversed(range(len(ledger))):
+        if position in wanted:
+            wanted |= ledger[position].inputs
+    return [ledger[position] for position in reversed(range(len(ledger))) if position in wanted]
 
 
 class Workplace:
@@ -123,7 +121,7 @@ class Workplace:
         """The model's log-prob of each token but the first of `texts`. Not kept: one forward pass each."""
         advance = self.progress.stage(stage, len(texts), "texts")
         found = []
-        for text, log_probs in zip(texts, self.engine.log_probs(model, texts) if texts else (), strict=True):
+        for text, log_probs in zip(texts, self.engine.log_probs(model, texts), strict=True):
             found.append(log_probs)
             advance(1, len(text))
         flops = sum(model.shape.forward_flops(len(text), 0, 0) for text in texts)

@@ -5,9 +5,9 @@ import pytest
 from pydantic import BaseModel
 
 from conf.load import PRESETS, SettingsError, load
-from conf.settings import MARKERS, Dto, MarkerReport, Section, TinyModel
+from conf.settings import MARKERS, Claims, Dto, MarkerReport, Section, TinyModel
 
-KINDS = {"dto": Dto, "markers": MarkerReport, "tiny-model": TinyModel}
+KINDS = {"claims": Claims, "dto": Dto, "markers": MarkerReport, "tiny-model": TinyModel}
 
 
 @pytest.mark.parametrize("path", sorted(PRESETS.glob("*/*.toml")), ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -31,6 +31,7 @@ def test_assignments_reach_nested_fields_with_toml_types():
         ("sampling.max_tokens=2048", ["sampling.max_tokens (2048)", "engine.context (2048)", "lower the first"]),
         ("sampling.max_tokens=1790", ["probing.sampling.max_tokens (12 after a trace of 1790)", "engine.context"]),
         ("training.micro_batch=5", ["batch (16) must be a multiple of micro_batch (5)"]),
+        ("training.max_length=1000", ["training.max_length (1000) holds no trace of sampling.max_tokens (768)"]),
         ("sampling.temperature=0", ["temperature 0 always draws the same completion", "set samples to 1, not 4"]),
         ("problems.type=nothing", ["problems.type: must be one of 'stories', 'file', 'hub'"]),
         ("problems.type=file", ["problems.path: Field required"]),
@@ -82,7 +83,18 @@ def test_languages_choose_the_markers():
 
 def test_written_out_settings_can_be_read_again():
     """As a run's config.json, or as the Prefect UI sends them: with every default spelled out."""
-    assert Dto.model_validate_json(load(Dto, "tiny").model_dump_json()) == load(Dto, "tiny")
+    for changes in ((), ("segmentation.markers=['Well']",), ("segmentation.languages=['german']",)):
+        settings = load(Dto, "tiny", changes)
+        assert Dto.model_validate_json(settings.model_dump_json()) == settings
+
+
+def test_claims_take_the_demos_own_settings():
+    claims, demo = load(Claims, "tiny").dto, load(Dto, "tiny")
+    for name in Dto.model_fields.keys() - {"preset", "controls", "benchmark"}:
+        assert getattr(claims, name) == getattr(demo, name)
+    for assignment, words in (("dto.seed=3", "dto.seed has no effect here"), ("seeds=[1,1]", "seeds names one twice")):
+        with pytest.raises(SettingsError, match=words):
+            load(Claims, "tiny", (assignment,))
 
 
 def test_an_unknown_preset_lists_the_known_ones():
@@ -106,7 +118,7 @@ def sections(kind: type[BaseModel]) -> set[type[Section]]:
     return found
 
 
-ALL_SECTIONS = sorted(sections(Dto) | sections(TinyModel), key=lambda kind: kind.__name__)
+ALL_SECTIONS = sorted(sections(Claims) | sections(MarkerReport) | sections(TinyModel), key=lambda kind: kind.__name__)
 
 
 @pytest.mark.parametrize("kind", ALL_SECTIONS, ids=lambda kind: kind.__name__)

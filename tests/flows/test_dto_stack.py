@@ -169,22 +169,25 @@ def test_another_version_of_a_method_redoes_what_depends_on_it(first: Run, root:
 
 def test_controls_are_examined_on_the_same_problems(first: Run, root: Path):
     run = Run(
-        root, 'controls.trained=["shortest-longest", "sft", "paper-pairs", "unpruned"]', "controls.early_stop=true",
-        "controls.fast_prompt=Be brief.", "benchmark.unseen.levels=[9]", "benchmark.unseen.count=2",
+        root, 'controls.trained=["shortest-longest", "sft", "paper-pairs", "unpruned", "probe-pruned"]',
+        "controls.early_stop=true", "controls.fast_prompt=Be brief.", "benchmark.unseen.levels=[9]",
+        "benchmark.unseen.count=2",
     )  # fmt: skip
     assert [model["name"] for model in run.report["models"]] == [
-        "base", "dto", "shortest-longest", "sft", "paper-pairs", "unpruned", "early-stop", "fast-prompt",
+        "base", "dto", "shortest-longest", "sft", "paper-pairs", "unpruned", "probe-pruned", "early-stop",
+        "fast-prompt",
     ]  # fmt: skip
     assert {model["samples"] for model in run.report["models"]} == {16}
-    assert [model["role"] for model in run.report["models"][2:]] == ["control"] * 6
-    assert [model["problems"] for model in run.report["unseen"]["models"]] == [2] * 6
+    assert [model["role"] for model in run.report["models"][2:]] == ["control"] * 7
+    assert [model["problems"] for model in run.report["unseen"]["models"]] == [2] * 7
     again = Run(root, 'controls.trained=["sft"]')
     assert again.redone == []
 
 
 def test_what_a_run_says_beyond_accuracy_and_tokens(first: Run):
     report = first.report
-    assert report["break_even"]["build_flops"] == pytest.approx(
+    assert report["by_seed"] == []
+    assert report["comparisons"][0]["break_even"]["build_flops"] == pytest.approx(
         sum(
             line["flops"] + line["reused_flops"]
             for line in report["ledger"]

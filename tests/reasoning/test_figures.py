@@ -139,9 +139,21 @@ def test_a_second_draw_of_the_base_has_changed_nothing():
 
 
 def test_break_even_is_build_cost_over_saving():
-    base, new = [score("a", 4, True)], [score("a", 2, True)]
-    # 2·10·2 for two tokens fewer, and their attention: positions 6 and 7 after 3 + 2 tokens are saved: 4·13 = 52.
-    assert break_even(920, new, base, SHAPE) == {
-        "build_flops": 920, "saved_flops_per_query": pytest.approx(40 + 52), "queries": pytest.approx(10),
-    }  # fmt: skip
-    assert break_even(920, base, new, SHAPE)["queries"] is None
+    base, new = [score("a", 4, True), score("b", 4, True)], [score("a", 2, True), score("b", 3, True)]
+    # "a": 2·10·2 for two tokens fewer, and their attention: positions 6 and 7 after 3 + 2 tokens are saved: 4·13 = 52.
+    # "b": 2·10 and position 7: 4·7 = 28. Their mean is 70; t(1 degree, 0.975) = 12.706 times √(22² + 22²) / √2 = 22.
+    found = break_even(700, new, base, SHAPE)
+    assert (found["build_flops"], found["saved_flops_per_query"]) == (700, pytest.approx(70))
+    assert found["saved_flops_per_query_ci"] == pytest.approx([70 - 12.706 * 22, 70 + 12.706 * 22], rel=1e-3)
+    assert found["queries"] is None  # with two problems the saving is not sure
+
+
+def test_a_sure_saving_pays_back_within_its_interval():
+    base = [score(f"p{n}", 4, True) for n in range(8)]
+    new = [score(f"p{n}", 2 + n % 2, True) for n in range(8)]
+    found = break_even(700, new, base, SHAPE)
+    # Savings of 92 and 48, four each: mean 70, deviation 22·√(8/7), t(7, 0.975) = 2.3646.
+    half = 2.3646 * 22 * (8 / 7) ** 0.5 / 8**0.5
+    assert found["queries"] == pytest.approx(10)
+    assert found["queries_ci"] == pytest.approx([700 / (70 + half), 700 / (70 - half)], rel=1e-3)
+    assert break_even(700, base, new, SHAPE)["queries"] is None
