@@ -1,11 +1,16 @@
-"""What a run that finds everything in the cache need not load."""
+"""What a cached run need not load, and the places that the repository keeps for results."""
 
 import subprocess
 import sys
 
+from tasks.claims import refuse_placeless
 from tests.test_house import ROOT
 
 
 def test_a_cached_run_does_not_pay_for_torch():
     probe = "import sys, tasks.workplace; print('torch' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", probe], text=True, cwd=ROOT).strip() == "False"
+
+
+def test_the_readme_can_take_the_claims():
+    refuse_placeless(str(ROOT))
