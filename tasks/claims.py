@@ -141,13 +141,17 @@ def draw_pareto(report: dict[str, Any], path: Path) -> None:
     roles = {model["name"]: model["role"] for model in report["models"]}
     for pair in report["comparisons"]:
         x, y = pair["tokens_ratio"], 100 * pair["accuracy_delta"]
-        color = "C3" if roles[pair["model"]] == "method" else "C0"
+        is_method = roles[pair["model"]] == "method"
+        color = "C3" if is_method else "C0"
         axes.errorbar(
             x, y, xerr=_arms(x, pair["tokens_ratio_ci"]),
             yerr=_arms(y, [None if end is None else 100 * end for end in pair["accuracy_delta_ci"]]),
             fmt="o", color=color, capsize=2,
         )  # fmt: skip
-        axes.annotate(pair["model"], (x, y), xytext=(6, 4), textcoords="offset points", color=color)
+        # The method's name stands on the other side of its point: the nearest control is often its own ablation.
+        place, side = ((-6, -12), "right") if is_method else ((6, 4), "left")
+        axes.annotate(pair["model"], (x, y), xytext=place, textcoords="offset points", color=color, ha=side)
+    axes.margins(x=0.15)
     axes.set_xlabel("generated tokens ÷ base")
     axes.set_ylabel("accuracy − base, points")
     with mpl.rc_context({"svg.hashsalt": "brevity"}):  # the same figures give the same file

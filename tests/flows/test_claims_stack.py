@@ -22,6 +22,7 @@ SMALL = (
     "seeds=[0,1]", "dto.problems.count=6", "dto.problems.levels=[1,2,3,4]", "dto.benchmark.problems.count=8",
     "dto.benchmark.problems.levels=[1,2,3,4]", "dto.benchmark.unseen.count=2", "dto.benchmark.unseen.levels=[9]",
     "dto.sampling.samples=2", "dto.benchmark.sampling.samples=2",
+    'dto.controls.trained=["unpruned", "probe-pruned", "paper-pairs", "shortest-longest", "sft"]',
 )  # fmt: skip
 
 
