@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from conf.errors import ReadableError
 from tasks.reporting import percent, queries, ratio
-from tasks.workplace import Workplace
+from tasks.workplace import Workplace, write_whole
 
 START, END = "<!-- claims: written by `make claims` -->", "<!-- end of claims -->"
 PLOT = "docs/claims.svg"
@@ -45,16 +45,9 @@ def publish_claims(place: Workplace, report: dict[str, Any], target: str) -> Non
         before, _, rest = (Path(target) / "README.md").read_text().partition(START)
         after = rest.partition(END)[2]
         picture = f"![accuracy against tokens, every model]({PLOT})"
-        _replace(Path(target) / "README.md", f"{before}{START}\n{table}\n{picture}\n{END}{after}")
+        write_whole(Path(target) / "README.md", f"{before}{START}\n{table}\n{picture}\n{END}{after}")
         (Path(target) / PLOT).parent.mkdir(exist_ok=True)
-        _replace(Path(target) / PLOT, plot.read_text())
-
-
-def _replace(path: Path, text: str) -> None:
-    """Never half-written: a README is under version control, and read."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text)
-    temporary.rename(path)
+        write_whole(Path(target) / PLOT, plot.read_text())
 
 
 def claims_text(report: dict[str, Any]) -> str:

@@ -68,14 +68,15 @@ class Scored(NamedTuple):
 
 def write_report(place: Workplace, settings: Section, exams: Sequence[Exam]) -> dict[str, Any]:
     """Writes `report.json`, prints the tables, publishes Prefect artifacts; several exams are pooled."""
-    unseen = [exam.unseen for exam in exams]
+    seen = [[_scored(place, entry) for entry in exam.examined] for exam in exams]
+    unseen = [[_scored(place, entry) for entry in exam.unseen] for exam in exams]
     report = {
         "pipeline": getattr(settings, "pipeline", ""),
         "preset": getattr(settings, "preset", ""),
         "seeds": [exam.seed for exam in exams],
-        **_figures(_pooled(place, [exam.examined for exam in exams])),
-        "unseen": _figures(_pooled(place, unseen)) if all(unseen) else None,
-        "by_seed": _by_seed(place, exams) if len(exams) > 1 else [],
+        **_figures(_pooled(seen)),
+        "unseen": _figures(_pooled(unseen)) if all(unseen) else None,
+        "by_seed": _by_seed(exams, seen) if len(exams) > 1 else [],
         "ledger": ledger_lines(place),
         "config": settings.model_dump(mode="json"),
         "versions": _versions(),
@@ -88,26 +89,31 @@ def write_report(place: Workplace, settings: Section, exams: Sequence[Exam]) -> 
     return report
 
 
-def _by_seed(place: Workplace, exams: Sequence[Exam]) -> list[dict[str, Any]]:
+def _by_seed(exams: Sequence[Exam], seeds: Sequence[Sequence[Scored]]) -> list[dict[str, Any]]:
     """Each seed's own figures: how much one training differs from another does not show in the pooled intervals."""
-    return [{"seed": exam.seed, **_figures(_pooled(place, [exam.examined]))} for exam in exams]
+    return [{"seed": exam.seed, **_figures(scored)} for exam, scored in zip(exams, seeds, strict=True)]
 
 
-def _pooled(place: Workplace, seeds: Sequence[Sequence[Examined]]) -> list[Scored]:
+def _pooled(seeds: Sequence[Sequence[Scored]]) -> list[Scored]:
     """The scores of all seeds together. The problem stays the unit: stories of different seeds are different problems,
     those of a file or of the hub are the same, with more samples each."""
-    return [_scored(place, same) for same in zip(*seeds, strict=True)]
+    return [
+        same[0]._replace(
+            rows=[row for item in same for row in item.rows],
+            build_flops=sum(item.build_flops for item in same) / len(same),
+            trained_on=sum(item.trained_on for item in same) / len(same),
+        )
+        for same in zip(*seeds, strict=True)
+    ]
 
 
-def _scored(place: Workplace, seeds: Sequence[Examined]) -> Scored:
-    built = [led_to(entry.model, place.ledger) for entry in seeds]
-    counts = [[step.artifact.count for step in steps if step.artifact.count] for steps in built]
+def _scored(place: Workplace, entry: Examined) -> Scored:
+    counts = [step.artifact.count for step in led_to(entry.model, place.ledger) if step.artifact.count]
     return Scored(
-        seeds[0], [row for entry in seeds for row in place.rows(entry.scores, Score)],
-        place.checkpoint(seeds[0].model).shape,
+        entry, place.rows(entry.scores, Score), place.checkpoint(entry.model).shape,
         # What came from the rollout store was paid for by an earlier run, and building the model took it all the same.
-        build_flops=sum(count.flops + count.reused_flops for steps in counts for count in steps) / len(seeds),
-        trained_on=sum(steps[0].rows_in for steps in counts if steps) / len(seeds),
+        build_flops=sum(count.flops + count.reused_flops for count in counts),
+        trained_on=counts[0].rows_in if counts else 0,
     )  # fmt: skip
 
 

@@ -164,9 +164,7 @@ class Workplace:
     def save_report(self, report: dict[str, Any]) -> Path:
         """`report.json` in the run's folder, and `latest` pointing to it."""
         path = self.report
-        temporary = self.folder / ".report.json"
-        temporary.write_text(json.dumps(report, indent=2, allow_nan=False))
-        temporary.rename(path)
+        write_whole(path, json.dumps(report, indent=2, allow_nan=False))
         link = self.local_root / f".latest-{self.folder.name}"
         link.symlink_to(self.folder.name)
         link.rename(self.local_root / "latest")
@@ -187,6 +185,13 @@ class Workplace:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """What stands under the name is never half-written."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text)
+    temporary.rename(path)
 
 
 def stage_count(
