@@ -1,0 +1,193 @@
+"""Which Monte-Carlo rollouts a question about a trace's prefixes needs: enough to answer it, and not one more.
+
+Knows: counts of rollouts that speak for a prefix, indices of prefixes. Must not know: tokens, texts, engines, stores.
+
+A prefix *passes* when strictly more than T of its k rollouts speak for it; r is the smallest number that is enough. It
+is decided as soon as r do, or as soon as too many do not: the same decision as with all k (exact curtailment). Rollouts
+are asked for in waves of the fewest that could decide, so none is drawn in vain.
+
+Two questions: where does a trace first pass (`EarliestCrossing`; `Bisection` where passing may be taken for monotone),
+and how good is each prefix (`AllValues`). All are plans: they say what to draw next, and are told what came of it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from fractions import Fraction
+from typing import NamedTuple, Protocol
+
+METHOD_VERSION = "1"
+"""Part of the cache key of everything that asks: raise it when a decision here may change."""
+Outcomes = Sequence[Hashable]
+"""What came of each rollout: whether it is right or, where no right answer is known, the answer that it gives."""
+
+
+class Ask(NamedTuple):
+    """Rollouts to draw: samples `first` … `first` + `count` − 1 of prefix `prefix`."""
+
+    prefix: int
+    first: int
+    count: int
+
+
+class Plan(Protocol):
+    """Says what to draw, each ask once; closed when it knows enough, whatever may still be under way."""
+
+    @property
+    def is_open(self) -> bool: ...
+    def asks(self) -> list[Ask]: ...
+    def add(self, ask: Ask, outcomes: Outcomes) -> None: ...
+
+
+def enough(total: int, threshold: float) -> int:
+    """r: the fewest of `total` rollouts that are strictly more than `threshold`, in exact arithmetic: T is the decimal
+    that was written, not its nearest float."""
+    return int(Fraction(str(threshold)) * total) + 1
+
+
+def right_ones(outcomes: Outcomes) -> int:
+    """How many rollouts speak for a prefix where right and wrong are known."""
+    return sum(outcome is True for outcome in outcomes)
+
+
+def agreeing_ones(outcomes: Outcomes) -> int:
+    """The same where no right answer is known: how many give the most frequent answer; none (None) is no answer."""
+    return max(Counter(outcome for outcome in outcomes if outcome is not None).values(), default=0)
+
+
+class Trial:
+    """The rollouts of one prefix, up to its decision."""
+
+    def __init__(self, total: int, threshold: float, speaking: Callable[[Outcomes], int] = right_ones):
+        self._total, self._enough, self._speaking = total, enough(total, threshold), speaking
+        self.outcomes: list[Hashable] = []
+
+    @property
+    def speaking(self) -> int:
+        return self._speaking(self.outcomes)
+
+    @property
+    def passed(self) -> bool | None:
+        """None while it is not decided."""
+        missing, left = self._enough - self.speaking, self._total - len(self.outcomes)
+        return True if missing <= 0 else False if missing > left else None
+
+    def wave(self) -> int:
+        """The fewest further rollouts that could decide; 0 when it is decided."""
+        missing, left = self._enough - self.speaking, self._total - len(self.outcomes)
+        return max(0, min(missing, left - missing + 1))
+
+    def add(self, outcomes: Outcomes) -> None:
+        self.outcomes.extend(outcomes)
+
+
+class EarliestCrossing:
+    """The first prefix that passes, by a scan from the front.
+
+    `lookahead` prefixes after the one in question are asked for before it is decided: a fuller batch, at the price of
+    rollouts that a crossing makes useless (`wasted`).
+    """
+
+    def __init__(
+        self, prefixes: int, total: int, threshold: float, lookahead: int = 0,
+        speaking: Callable[[Outcomes], int] = right_ones,
+    ):  # fmt: skip
+        self._trials = [Trial(total, threshold, speaking) for _ in range(prefixes)]
+        self._lookahead = lookahead
+        self._at = 0
+        self._under_way: set[int] = set()
+
+    @property
+    def crossing(self) -> int | None:
+        """Index of the first prefix that passes; None while that is open, and when none does."""
+        return self._at if self._at < len(self._trials) and self._trials[self._at].passed else None
+
+    @property
+    def is_open(self) -> bool:
+        return self._at < len(self._trials) and self.crossing is None
+
+    @property
+    def tried(self) -> list[Trial]:
+        """The prefixes that the answer rests on, from the front."""
+        return self._trials[: self._at + 1]
+
+    @property
+    def wasted(self) -> int:
+        """Rollouts of prefixes after the crossing."""
+        return sum(len(trial.outcomes) for trial in self._trials[self._at + 1 :])
+
+    def asks(self) -> list[Ask]:
+        if not self.is_open:
+            return []
+        within = range(self._at, min(self._at + self._lookahead + 1, len(self._trials)))
+        asks = [
+            Ask(index, len(self._trials[index].outcomes), count)
+            for index in within
+            if index not in self._under_way and (count := self._trials[index].wave())
+        ]
+        self._under_way.update(ask.prefix for ask in asks)
+        return asks
+
+    def add(self, ask: Ask, outcomes: Outcomes) -> None:
+        self._under_way.remove(ask.prefix)
+        self._trials[ask.prefix].add(outcomes)
+        while self._at < len(self._trials) and self._trials[self._at].passed is False:
+            self._at += 1
+
+
+class Bisection:
+    """A crossing in ⌈log₂(N+1)⌉ trials, the earliest one only where a prefix passes whenever a shorter one does."""
+
+    def __init__(self, prefixes: int, total: int, threshold: float):
+        self._low, self._high, self._none = 0, prefixes, prefixes
+        self._total, self._threshold = total, threshold
+        self._under_way = False
+        self.tried: dict[int, Trial] = {}
+
+    @property
+    def is_open(self) -> bool:
+        return self._low < self._high
+
+    @property
+    def crossing(self) -> int | None:
+        """Index of a prefix that passes; None while that is open, and when none was found."""
+        return None if self.is_open or self._low == self._none else self._low
+
+    def asks(self) -> list[Ask]:
+        if self._under_way or not self.is_open:
+            return []
+        self._under_way = True
+        middle = (self._low + self._high) // 2
+        trial = self.tried.setdefault(middle, Trial(self._total, self._threshold))
+        return [Ask(middle, len(trial.outcomes), trial.wave())]
+
+    def add(self, ask: Ask, outcomes: Outcomes) -> None:
+        self._under_way = False
+        trial = self.tried[ask.prefix]
+        trial.add(outcomes)
+        if trial.passed is True:
+            self._high = ask.prefix
+        elif trial.passed is False:
+            self._low = ask.prefix + 1
+
+
+class AllValues:
+    """The value of every prefix from `total` rollouts each, the shortest prefix first."""
+
+    def __init__(self, prefixes: int, total: int):
+        self._unasked = [Ask(index, 0, total) for index in range(prefixes)]
+        self._missing = prefixes
+        self.outcomes: list[Outcomes] = [()] * prefixes
+
+    @property
+    def is_open(self) -> bool:
+        return self._missing > 0
+
+    def asks(self) -> list[Ask]:
+        asks, self._unasked = self._unasked, []
+        return asks
+
+    def add(self, ask: Ask, outcomes: Outcomes) -> None:
+        self.outcomes[ask.prefix] = outcomes
+        self._missing -= 1
