@@ -5,7 +5,8 @@ Knows: requests and completions. Must not know: who serves them, who stores them
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,18 +35,48 @@ class Completion:
 class Finished:
     """All completions of one request, and what it cost."""
 
-    index: int
-    """Position of the request in the sequence that was given."""
+    ticket: int
+    """The caller's number for the request."""
     completions: tuple[Completion, ...]
     prompt_tokens: int
     cached_prompt_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A request that no engine can serve: it is set aside, the others go on."""
+
+    ticket: int
+    reason: str
+
+
+Deliver = Callable[[Finished | Refused | BaseException], None]
+"""Takes what becomes of a request, from any thread. An exception ends the session: nothing more will come."""
+
+
+class Session(Protocol):
+    """Requests in flight on one model."""
+
+    def submit(self, ticket: int, request: Request) -> None:
+        """Returns at once; what becomes of the request is delivered under its `ticket`."""
+        ...
+
+
 class Engine(Protocol):
     """Samples from one model at a time."""
 
-    def generate(self, model: Checkpoint, requests: Sequence[Request]) -> Iterator[list[Finished]]:
-        """Serves `requests` in any order; yields each batch that has finished since the last one."""
+    @property
+    def seats(self) -> int:
+        """Completions that may be in flight at once."""
+        ...
+
+    @property
+    def cache_tokens(self) -> int | None:
+        """Tokens whose keys and values stay at hand; None where that is not known. Asked for within a session."""
+        ...
+
+    def session(self, model: Checkpoint, deliver: Deliver) -> AbstractContextManager[Session]:
+        """Serves `model` until it is left; requests still in flight then are given up."""
         ...
 
     def log_probs(self, model: Checkpoint, texts: Sequence[tuple[int, ...]]) -> Iterator[list[float]]:

@@ -1,6 +1,6 @@
 """The rollout store: no finished completion is ever generated twice.
 
-Knows: completions, what identifies one, one SQL table. Must not know: pipelines, verdicts, how completions are drawn.
+Knows: completions, what identifies one, two SQL tables. Must not know: pipelines, verdicts, how completions are drawn.
 
 A completion is identified by model fingerprint, prompt token ids, sampling settings, run seed, purpose and sample
 index. *Finished* means its row is committed. The purpose keeps stages apart: a benchmark never reads what curation
@@ -11,22 +11,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
+import uuid
 from array import array
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
 from sqlalchemy import (
     Boolean,
     Column,
+    Double,
     Integer,
     LargeBinary,
     MetaData,
     String,
     Table,
+    bindparam,
     create_engine,
+    delete,
     event,
+    or_,
     select,
 )  # fmt: skip
 from sqlalchemy import (
@@ -35,8 +40,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from models.checkpoint import Checkpoint
-from models.engine import Completion, Engine, Finished, Request
-from reasoning.records import Usage
+from models.engine import Completion, Request
 
 METADATA = MetaData()
 COMPLETIONS = Table(
@@ -48,6 +52,14 @@ COMPLETIONS = Table(
     Column("token_ids", LargeBinary, nullable=False),
     Column("finished", Boolean, nullable=False),
 )  # fmt: skip
+CLAIMS = Table(
+    "claims", METADATA,
+    Column("identity", LargeBinary(32), primary_key=True),
+    Column("owner", String(32), nullable=False),
+    Column("expires", Double, nullable=False),
+)  # fmt: skip
+CLAIM_SECONDS = 60.0
+"""A claim that is not renewed for so long belongs to a run that died."""
 INSERTS = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 LOOKUP = 500
 """Identities asked for in one query."""
@@ -67,82 +79,38 @@ class Purpose(StrEnum):
     BENCHMARK = "benchmark"
 
 
-class Drawn(NamedTuple):
-    """The completions of each request, in order, and what drawing the missing ones cost."""
+class Stored(NamedTuple):
+    """A completion on its way into the store."""
 
-    completions: list[tuple[Completion, ...]]
-    usage: Usage
+    key: bytes
+    sample: int
+    model: Checkpoint
+    purpose: Purpose
+    completion: Completion
+
+    def columns(self) -> dict[str, bytes | int | str | bool]:
+        return {
+            "identity": self.key, "sample": self.sample, "model": self.model.fingerprint, "purpose": self.purpose,
+            "token_ids": array("I", self.completion.token_ids).tobytes(), "finished": self.completion.finished,
+        }  # fmt: skip
 
 
 class RolloutStore:
-    """Draws through to an engine for what it does not hold yet."""
+    """Completions by identity, committed in groups; claims keep two runs from drawing the same."""
 
-    def __init__(self, url: str, engine: Engine):
+    def __init__(self, url: str):
         self._database = _open(url)
-        self._insert = INSERTS[self._database.dialect.name](COMPLETIONS).on_conflict_do_nothing()
-        self._engine = engine
-
-    def draw(
-        self,
-        model: Checkpoint,
-        requests: Sequence[Request],
-        purpose: Purpose,
-        seed: int,
-        progress: Callable[[int, int], None] = lambda completions, tokens: None,
-    ) -> Drawn:
-        """Completions 0 … count−1 of every request; requests that are alike share theirs.
-
-        `progress` hears, as they come, how many more requests are done and tokens were generated.
-        """
-        keys = [identity(model, request, purpose, seed) for request in requests]
-        wanted: dict[bytes, Request] = {}
-        for key, request in zip(keys, requests, strict=True):
-            if key not in wanted or request.count > wanted[key].count:
-                wanted[key] = request
-        held = held_before = self._held(list(wanted))
-        missing = {
-            key: replace(request, count=request.count - len(held[key]))
-            for key, request in wanted.items()
-            if request.count > len(held[key])
-        }
-        progress(len(requests) - len(missing), 0)
-        usage = self._generate(model, missing, {key: len(held[key]) for key in missing}, purpose, progress)
-        if missing:  # read again: where two runs drew the same completion, the one that was committed first counts
-            held = held | self._held(list(missing))
-        reused = sum(request.count for request in requests) - sum(request.count for request in missing.values())
-        drawn = [tuple(held[key][: request.count]) for key, request in zip(keys, requests, strict=True)]
-        worth = sum(
-            model.shape.forward_flops(len(request.prompt_ids), len(request.prompt_ids), len(completion.token_ids))
-            for key, request in wanted.items()
-            for completion in held_before[key][: request.count]
+        insert = INSERTS[self._database.dialect.name]
+        self._insert = insert(COMPLETIONS).on_conflict_do_nothing()
+        claim = insert(CLAIMS)
+        self._claim = claim.on_conflict_do_update(
+            index_elements=["identity"],
+            set_={"owner": claim.excluded.owner, "expires": claim.excluded.expires},
+            where=or_(CLAIMS.c.expires < bindparam("now"), CLAIMS.c.owner == claim.excluded.owner),
         )
-        return Drawn(drawn, usage.model_copy(update={"reused_completions": reused, "reused_flops": worth}))
+        self._owner = uuid.uuid4().hex
 
-    def _generate(
-        self,
-        model: Checkpoint,
-        missing: dict[bytes, Request],
-        held: dict[bytes, int],
-        purpose: Purpose,
-        progress: Callable[[int, int], None],
-    ) -> Usage:
-        """Draws `missing`, counting on from the `held` samples of each; every batch is committed as it comes."""
-        usage = Usage()
-        keys = list(missing)
-        for batch in self._engine.generate(model, list(missing.values())) if missing else ():
-            rows = [
-                _row(keys[finished.index], sample, model, purpose, completion)
-                for finished in batch
-                for sample, completion in enumerate(finished.completions, start=held[keys[finished.index]])
-            ]
-            with self._database.begin() as connection:
-                connection.execute(self._insert, rows)
-            for finished in batch:
-                usage = usage + _cost(model, finished)
-                progress(1, sum(len(completion.token_ids) for completion in finished.completions))
-        return usage
-
-    def _held(self, keys: Sequence[bytes]) -> dict[bytes, list[Completion]]:
+    def held(self, keys: Sequence[bytes]) -> dict[bytes, list[Completion]]:
         """What is stored under each key, by sample index."""
         held: dict[bytes, list[Completion]] = {key: [] for key in keys}
         columns = COMPLETIONS.c
@@ -156,6 +124,28 @@ class RolloutStore:
                 for key, token_ids, finished in connection.execute(query):
                     held[key].append(Completion(tuple(array("I", token_ids)), finished))
         return held
+
+    def commit(self, rows: Sequence[Stored]) -> None:
+        """Makes completions durable, and gives back the claims on their keys. What is stored already stays."""
+        keys = list({row.key for row in rows})
+        with self._database.begin() as connection:
+            connection.execute(self._insert, [row.columns() for row in rows])
+            connection.execute(delete(CLAIMS).where(CLAIMS.c.identity.in_(keys), CLAIMS.c.owner == self._owner))
+
+    def claim(self, keys: Sequence[bytes]) -> set[bytes]:
+        """Which of `keys` this store may draw now: those that nobody else has claimed, for CLAIM_SECONDS. Claiming
+        again what is one's own renews it."""
+        now = time.time()
+        rows = [{"identity": key, "owner": self._owner, "expires": now + CLAIM_SECONDS} for key in keys]
+        mine = select(CLAIMS.c.identity).where(CLAIMS.c.identity.in_(keys), CLAIMS.c.owner == self._owner)
+        with self._database.begin() as connection:
+            connection.execute(self._claim, [{**row, "now": now} for row in rows])
+            return set(connection.execute(mine).scalars())
+
+    def release(self) -> None:
+        """Gives back all claims."""
+        with self._database.begin() as connection:
+            connection.execute(delete(CLAIMS).where(CLAIMS.c.owner == self._owner))
 
     def close(self) -> None:
         self._database.dispose()
@@ -180,23 +170,3 @@ def _open(url: str) -> Database:
 
     METADATA.create_all(database)
     return database
-
-
-def _row(
-    key: bytes, sample: int, model: Checkpoint, purpose: Purpose, completion: Completion
-) -> dict[str, bytes | int | str | bool]:
-    return {
-        "identity": key, "sample": sample, "model": model.fingerprint, "purpose": purpose,
-        "token_ids": array("I", completion.token_ids).tobytes(), "finished": completion.finished,
-    }  # fmt: skip
-
-
-def _cost(model: Checkpoint, finished: Finished) -> Usage:
-    """What one finished request cost. The first sample pays for the uncached prompt, the others share it."""
-    prompt, cached = finished.prompt_tokens, finished.cached_prompt_tokens
-    lengths = [len(completion.token_ids) for completion in finished.completions]
-    flops = sum(
-        model.shape.forward_flops(prompt, cached if index == 0 else prompt, length)
-        for index, length in enumerate(lengths)
-    )
-    return Usage(prompt_tokens=prompt, cached_prompt_tokens=cached, generated_tokens=sum(lengths), flops=flops)

@@ -1,0 +1,302 @@
+"""The rollout engine: plans in, decisions out, with the engine's batch kept full across traces.
+
+Knows: plans, the rollout store, an engine's sessions, token counts. Must not know: what a plan is for, or who serves.
+
+One thread asks, commits and decides. The session delivers into its queue, and completions are judged in threads of their
+own, so that neither waits for the other. The shortest prefix of the oldest job is drawn first; a job is begun only while
+the prompts of all that are begun fit the engine's cache, so that a trace's prefixes find each other there.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from queue import Empty, SimpleQueue
+
+from conf.settings import Sampling
+from models.checkpoint import Checkpoint
+from models.engine import Completion, Engine, Finished, Refused, Request, Session
+from models.store import CLAIM_SECONDS, Purpose, RolloutStore, Stored, identity
+from reasoning.records import Usage
+from reasoning.rollouts import AllValues, Ask, Outcomes, Plan
+
+JUDGES = 4
+"""Threads that judge completions; hard answers wait there for a process of their own."""
+ADMITTED = 512
+"""Jobs whose asks are looked up together."""
+LOOK_AGAIN = 0.5
+"""Seconds until a completion that another run is drawing is looked up again."""
+
+
+@dataclass(eq=False)
+class Job:
+    """A plan about one trace, and what carrying it out takes."""
+
+    plan: Plan
+    prompt: Callable[[int], tuple[int, ...]]
+    """Token ids of a prefix and what opens its rollouts, by the prefix's index."""
+    sampling: Sampling
+    judge: Callable[[Sequence[Completion]], Outcomes]
+    """Called in any thread."""
+    room: int
+    """Tokens of its longest prompt."""
+    refused: str = ""
+    """Why no engine could serve one of its requests; its plan then stays open."""
+
+
+@dataclass(eq=False)
+class _Draw:
+    """One ask on its way: looked up, claimed, drawn, committed, judged."""
+
+    number: int
+    """Of its job, in the order in which jobs were given."""
+    job: Job
+    ask: Ask
+    request: Request
+    key: bytes
+    held: list[Completion] = field(default_factory=list)
+    """The first of the ask's samples, as far as they are there."""
+
+    @property
+    def missing(self) -> int:
+        return self.ask.count - len(self.held)
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    draw: _Draw
+    outcomes: Outcomes
+
+
+class Clock:
+    """How long an engine had work, and how long it had none between its first request and its last."""
+
+    def __init__(self) -> None:
+        self.busy = self.idle = 0.0
+        self._since = 0.0
+
+    def turn(self, works: bool) -> None:
+        """The engine has work from now on, or `works` is false and it has none."""
+        now = time.monotonic()
+        if self._since:
+            spent = now - self._since
+            self.busy, self.idle = (self.busy, self.idle + spent) if works else (self.busy + spent, self.idle)
+        self._since = now
+
+
+class Rollouts:
+    """Carries out jobs on one model; `usage` and `clock` account for them."""
+
+    def __init__(
+        self, store: RolloutStore, engine: Engine, model: Checkpoint, purpose: Purpose, seed: int,
+        progress: Callable[[int, int], None] = lambda jobs, tokens: None,
+    ):  # fmt: skip
+        self._store, self._engine, self._model = store, engine, model
+        self._purpose, self._seed, self._progress = purpose, seed, progress
+        self._events: SimpleQueue[Finished | Refused | BaseException | _Judged] = SimpleQueue()
+        self._open: dict[int, Job] = {}
+        self._begun: dict[int, int] = {}
+        """Room of the jobs that have drawn something and are still open."""
+        self._unknown: list[_Draw] = []
+        """Draws not looked up yet."""
+        self._waiting: list[tuple[int, int, int, _Draw]] = []
+        """A heap: the oldest job first, its shortest prefix first."""
+        self._parked: dict[bytes, list[_Draw]] = defaultdict(list)
+        """Draws whose key another run has claimed, or a like draw of this one."""
+        self._in_flight: dict[int, _Draw] = {}
+        self._seats = engine.seats
+        self._judging = 0
+        self._tickets = 0
+        self._session: Session | None = None
+        self._look_again = self._renew = 0.0
+        self.usage = Usage()
+        self.clock = Clock()
+
+    def draw(self, requests: Sequence[Request]) -> list[tuple[Completion, ...]]:
+        """All completions of each request, in order. Raises ServerFailed where one cannot be served."""
+        plans = [AllValues(1, request.count) for request in requests]
+        jobs = [
+            Job(plan, lambda _, ids=request.prompt_ids: ids, request.sampling, tuple, len(request.prompt_ids))
+            for plan, request in zip(plans, requests, strict=True)
+        ]
+        for job in self.run(jobs):
+            if job.refused:
+                raise RequestRefused(job.refused)
+        return [tuple(plan.outcomes[0]) for plan in plans]  # type: ignore[arg-type]
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[Job]:
+        """Each job when its plan is closed, or when it was refused. Holds only those that are open."""
+        source = enumerate(jobs)
+        with ThreadPoolExecutor(JUDGES) as self._judges, ExitStack() as self._stack:
+            try:
+                while self._admit(source):
+                    self._look_up()
+                    self._submit()
+                    for draw, outcomes in self._judged_ones():
+                        if draw.number in self._open:
+                            draw.job.plan.add(draw.ask, outcomes)
+                            self._ask(draw.number, draw.job)
+                    yield from self._closed_ones()
+            finally:
+                self._store.release()
+
+    def _admit(self, source: Iterator[tuple[int, Job]]) -> bool:
+        """Takes jobs while there is room to look them up. False when all is done."""
+        while len(self._open) < ADMITTED and (numbered := next(source, None)):
+            number, job = numbered
+            self._open[number] = job
+            self._ask(number, job)
+        return bool(self._open)
+
+    def _ask(self, number: int, job: Job) -> None:
+        for ask in job.plan.asks():
+            request = Request(job.prompt(ask.prefix), job.sampling, ask.count)
+            key = identity(self._model, request, self._purpose, self._seed)
+            self._unknown.append(_Draw(number, job, ask, request, key))
+
+    def _closed_ones(self) -> Iterator[Job]:
+        for number in [number for number, job in self._open.items() if job.refused or not job.plan.is_open]:
+            self._begun.pop(number, None)
+            self._progress(1, 0)
+            yield self._open.pop(number)
+
+    def _look_up(self) -> None:
+        """Sends on what the store holds in full to be judged, and the rest to be drawn."""
+        if self._parked and time.monotonic() > self._look_again:
+            self._unpark(list(self._parked))
+        draws, self._unknown = self._unknown, []
+        held = self._store.held(list({draw.key for draw in draws})) if draws else {}
+        for draw in draws:
+            draw.held = held[draw.key][draw.ask.first : draw.ask.first + draw.ask.count]
+            if draw.missing:
+                self._tickets += 1
+                heapq.heappush(self._waiting, (draw.number, draw.ask.prefix, self._tickets, draw))
+            else:
+                self._judge(draw)
+
+    def _submit(self) -> None:
+        """Fills the engine's seats with what is waiting, and may be drawn here and now."""
+        chosen: list[_Draw] = []
+        seats = self._seats - sum(draw.missing for draw in self._in_flight.values())
+        while self._waiting and self._may_begin(self._waiting[0][-1]):
+            draw = self._waiting[0][-1]
+            if draw.missing > seats and (chosen or self._in_flight):
+                break
+            heapq.heappop(self._waiting)
+            seats -= draw.missing
+            chosen.append(draw)
+        for draw in self._claimed(chosen):
+            self._send(draw)
+
+    def _may_begin(self, draw: _Draw) -> bool:
+        """Whether the draw's job is begun, or its prompts fit the engine's cache beside those of the others."""
+        if draw.number not in self._open:
+            return True
+        room = self._engine.cache_tokens if self._session else None
+        if draw.number in self._begun or not self._begun or room is None:
+            return True
+        return sum(self._begun.values()) + draw.job.room <= room
+
+    def _claimed(self, draws: Sequence[_Draw]) -> list[_Draw]:
+        """Those of `draws` that are to be drawn here; the others are parked, or judged if they were drawn meanwhile."""
+        wanted = [draw for draw in draws if draw.number in self._open]
+        keys = list({draw.key for draw in wanted})
+        granted = self._store.claim(keys) if keys else set()
+        held = self._store.held(list(granted)) if granted else {}
+        busy = {draw.key for draw in self._in_flight.values()}
+        mine: list[_Draw] = []
+        for draw in wanted:
+            if draw.key not in granted or draw.key in busy:
+                self._park(draw)
+                continue
+            draw.held = held[draw.key][draw.ask.first : draw.ask.first + draw.ask.count]
+            if draw.missing:
+                busy.add(draw.key)
+                mine.append(draw)
+            else:
+                self._judge(draw)
+        return mine
+
+    def _send(self, draw: _Draw) -> None:
+        if self._session is None:
+            self._session = self._stack.enter_context(self._engine.session(self._model, self._events.put))
+        if not self._in_flight:
+            self.clock.turn(works=True)
+        self._begun.setdefault(draw.number, draw.job.room)
+        self._tickets += 1
+        self._in_flight[self._tickets] = draw
+        self._session.submit(self._tickets, replace(draw.request, count=draw.missing))
+
+    def _judged_ones(self) -> list[tuple[_Draw, Outcomes]]:
+        """Waits for what happens next, takes all that has happened, and commits what has finished."""
+        events = self._happened()
+        finished = [event for event in events if isinstance(event, Finished)]
+        if finished:
+            self._commit(finished)
+        for event in events:
+            if isinstance(event, Refused):
+                draw = self._in_flight.pop(event.ticket)
+                draw.job.refused = event.reason
+                self._unpark([draw.key])
+            elif isinstance(event, BaseException):
+                raise event
+        if not self._in_flight:
+            self.clock.turn(works=False)
+        judged = [event for event in events if isinstance(event, _Judged)]
+        self._judging -= len(judged)
+        return [(event.draw, event.outcomes) for event in judged]
+
+    def _happened(self) -> list[Finished | Refused | BaseException | _Judged]:
+        under_way = self._in_flight or self._judging
+        if not (under_way or self._parked):
+            return []
+        events = []
+        try:
+            events.append(self._events.get(timeout=LOOK_AGAIN if self._parked or self._in_flight else None))
+            while True:
+                events.append(self._events.get_nowait())
+        except Empty:
+            self._renew_claims()
+        return events
+
+    def _commit(self, finished: Sequence[Finished]) -> None:
+        """Stores completions in one transaction, then has them judged."""
+        draws = [self._in_flight.pop(one.ticket) for one in finished]
+        rows = [
+            Stored(draw.key, sample, self._model, self._purpose, completion)
+            for draw, one in zip(draws, finished, strict=True)
+            for sample, completion in enumerate(one.completions, start=draw.ask.first + len(draw.held))
+        ]
+        if not self._store.commit(rows):
+            self._unknown += draws  # another run was quicker with some: what was committed first counts
+            return
+        for draw, one in zip(draws, finished, strict=True):
+            draw.held += one.completions
+            self.usage += cost(self._model, one)
+            self._progress(0, sum(len(completion.token_ids) for completion in one.completions))
+            self._judge(draw)
+        self._unpark([draw.key for draw in draws])
+
+    def _judge(self, draw: _Draw) -> None:
+        self._judging += 1
+        task = self._judges.submit(draw.job.judge, draw.held)
+        task.add_done_callback(lambda done: self._events.put(done.exception() or _Judged(draw, done.result())))
+
+    def _park(self, draw: _Draw) -> None:
+        self._parked[draw.key].append(draw)
+        self._look_again = time.monotonic() + LOOK_AGAIN
+
+    def _unpark(self, keys: Sequence[bytes]) -> None:
+        for key in keys:
+            self._unknown += self._parked.pop(key, [])
+
+    def _renew_claims(self) -> None:
+        now = time.monotonic()
+        if self._in_flight and now > self._renew:
+            self._renew = now + CLAIM_SECONDS / 4
+            self._store.claim(list({draw.key for draw in self._in_flight.values()}))
