@@ -2,9 +2,9 @@
 
 Knows: plans, the rollout store, an engine's sessions, token counts. Must not know: what a plan is for, or who serves.
 
-One thread asks, commits and decides. The session delivers into its queue, and completions are judged in threads of their
-own, so that neither waits for the other. The shortest prefix of the oldest job is drawn first; a job is begun only while
-the prompts of all that are begun fit the engine's cache, so that a trace's prefixes find each other there.
+One thread asks, commits and decides. The session delivers into its queue, and completions are judged in threads of
+their own, so that neither waits for the other. The shortest prefix of the oldest job is drawn first; a job is begun
+only while the prompts of all that are begun fit the engine's cache, so that a trace's prefixes find each other there.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
 
+from conf.errors import ReadableError
 from conf.settings import Sampling
 from models.checkpoint import Checkpoint
 from models.engine import Completion, Engine, Finished, Refused, Request, Session
@@ -78,15 +79,33 @@ class Clock:
 
     def __init__(self) -> None:
         self.busy = self.idle = 0.0
-        self._since = 0.0
+        self._works = False
+        self._since: float | None = None
 
     def turn(self, works: bool) -> None:
-        """The engine has work from now on, or `works` is false and it has none."""
+        """The engine has work from now on, or has none."""
+        if works == self._works:
+            return
         now = time.monotonic()
-        if self._since:
+        if self._since is not None:
             spent = now - self._since
             self.busy, self.idle = (self.busy, self.idle + spent) if works else (self.busy + spent, self.idle)
-        self._since = now
+        self._works, self._since = works, now
+
+
+class RequestRefused(ReadableError):
+    """A request that no engine can serve, where none may be left out."""
+
+
+def cost(model: Checkpoint, finished: Finished) -> Usage:
+    """What one finished request cost. The first sample pays for the uncached prompt, the others share it."""
+    prompt, cached = finished.prompt_tokens, finished.cached_prompt_tokens
+    lengths = [len(completion.token_ids) for completion in finished.completions]
+    flops = sum(
+        model.shape.forward_flops(prompt, cached if index == 0 else prompt, length)
+        for index, length in enumerate(lengths)
+    )
+    return Usage(prompt_tokens=prompt, cached_prompt_tokens=cached, generated_tokens=sum(lengths), flops=flops)
 
 
 class Rollouts:
@@ -118,7 +137,7 @@ class Rollouts:
         self.clock = Clock()
 
     def draw(self, requests: Sequence[Request]) -> list[tuple[Completion, ...]]:
-        """All completions of each request, in order. Raises ServerFailed where one cannot be served."""
+        """All completions of each request, in order. Raises RequestRefused where one cannot be served."""
         plans = [AllValues(1, request.count) for request in requests]
         jobs = [
             Job(plan, lambda _, ids=request.prompt_ids: ids, request.sampling, tuple, len(request.prompt_ids))
@@ -177,10 +196,13 @@ class Rollouts:
                 self._tickets += 1
                 heapq.heappush(self._waiting, (draw.number, draw.ask.prefix, self._tickets, draw))
             else:
+                self._reuse(draw, draw.ask.count)
                 self._judge(draw)
 
     def _submit(self) -> None:
         """Fills the engine's seats with what is waiting, and may be drawn here and now."""
+        if self._waiting and self._session is None:
+            self._session = self._stack.enter_context(self._engine.session(self._model, self._events.put))
         chosen: list[_Draw] = []
         seats = self._seats - sum(draw.missing for draw in self._in_flight.values())
         while self._waiting and self._may_begin(self._waiting[0][-1]):
@@ -188,33 +210,33 @@ class Rollouts:
             if draw.missing > seats and (chosen or self._in_flight):
                 break
             heapq.heappop(self._waiting)
-            seats -= draw.missing
-            chosen.append(draw)
+            if draw.number in self._open:  # its job may be closed, or refused
+                self._begun[draw.number] = draw.job.room
+                seats -= draw.missing
+                chosen.append(draw)
         for draw in self._claimed(chosen):
             self._send(draw)
 
     def _may_begin(self, draw: _Draw) -> bool:
         """Whether the draw's job is begun, or its prompts fit the engine's cache beside those of the others."""
-        if draw.number not in self._open:
-            return True
-        room = self._engine.cache_tokens if self._session else None
-        if draw.number in self._begun or not self._begun or room is None:
+        room = self._engine.cache_tokens
+        if room is None or not self._begun or draw.number in self._begun or draw.number not in self._open:
             return True
         return sum(self._begun.values()) + draw.job.room <= room
 
     def _claimed(self, draws: Sequence[_Draw]) -> list[_Draw]:
         """Those of `draws` that are to be drawn here; the others are parked, or judged if they were drawn meanwhile."""
-        wanted = [draw for draw in draws if draw.number in self._open]
-        keys = list({draw.key for draw in wanted})
+        keys = list({draw.key for draw in draws})
         granted = self._store.claim(keys) if keys else set()
         held = self._store.held(list(granted)) if granted else {}
         busy = {draw.key for draw in self._in_flight.values()}
         mine: list[_Draw] = []
-        for draw in wanted:
+        for draw in draws:
             if draw.key not in granted or draw.key in busy:
                 self._park(draw)
                 continue
             draw.held = held[draw.key][draw.ask.first : draw.ask.first + draw.ask.count]
+            self._reuse(draw, len(draw.held))
             if draw.missing:
                 busy.add(draw.key)
                 mine.append(draw)
@@ -223,11 +245,8 @@ class Rollouts:
         return mine
 
     def _send(self, draw: _Draw) -> None:
-        if self._session is None:
-            self._session = self._stack.enter_context(self._engine.session(self._model, self._events.put))
-        if not self._in_flight:
-            self.clock.turn(works=True)
-        self._begun.setdefault(draw.number, draw.job.room)
+        assert self._session
+        self.clock.turn(works=True)
         self._tickets += 1
         self._in_flight[self._tickets] = draw
         self._session.submit(self._tickets, replace(draw.request, count=draw.missing))
@@ -281,6 +300,12 @@ class Rollouts:
             self._progress(0, sum(len(completion.token_ids) for completion in one.completions))
             self._judge(draw)
         self._unpark([draw.key for draw in draws])
+
+    def _reuse(self, draw: _Draw, count: int) -> None:
+        """Counts `count` completions that the store held."""
+        prompt = len(draw.request.prompt_ids)
+        flops = sum(self._model.shape.forward_flops(prompt, prompt, len(c.token_ids)) for c in draw.held[:count])
+        self.usage += Usage(reused_completions=count, reused_flops=flops)
 
     def _judge(self, draw: _Draw) -> None:
         self._judging += 1

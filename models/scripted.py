@@ -6,9 +6,10 @@ Knows: the engine protocol. Must not know: any real model.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from models.checkpoint import Checkpoint
-from models.engine import Completion, Finished, Request
+from models.engine import Completion, Deliver, Finished, Refused, Request, Session
 
 Script = Callable[[Checkpoint, Request, int], Completion]
 """From model, request and the request's running number to a completion."""
@@ -17,19 +18,25 @@ Script = Callable[[Checkpoint, Request, int], Completion]
 class ScriptedEngine:
     """An `Engine` whose replies are `script`'s. `requests` and `completions` count what was asked of it."""
 
+    seats = 256
+    cache_tokens = None
+
     def __init__(self, script: Script):
         self._script = script
         self.requests = 0
         self.completions = 0
 
-    def generate(self, model: Checkpoint, requests: Sequence[Request]) -> Iterator[list[Finished]]:
-        for index, request in enumerate(requests):
-            self.requests += 1
-            drawn = []
-            for _ in range(request.count):
-                drawn.append(self._script(model, request, self.completions))
-                self.completions += 1
-            yield [Finished(index, tuple(drawn), len(request.prompt_ids), 0)]
+    @contextmanager
+    def session(self, model: Checkpoint, deliver: Deliver) -> Iterator[Session]:
+        yield _ScriptedSession(self, model, deliver)
+
+    def serve(self, model: Checkpoint, ticket: int, request: Request) -> Finished | Refused:
+        self.requests += 1
+        drawn = []
+        for _ in range(request.count):
+            drawn.append(self._script(model, request, self.completions))
+            self.completions += 1
+        return Finished(ticket, tuple(drawn), len(request.prompt_ids), 0)
 
     def log_probs(self, model: Checkpoint, texts: Sequence[tuple[int, ...]]) -> Iterator[list[float]]:
         """Every token is certain to it."""
@@ -38,3 +45,13 @@ class ScriptedEngine:
 
     def close(self) -> None:
         pass
+
+
+class _ScriptedSession:
+    """Serves each request at once."""
+
+    def __init__(self, engine: ScriptedEngine, model: Checkpoint, deliver: Deliver):
+        self._engine, self._model, self._deliver = engine, model, deliver
+
+    def submit(self, ticket: int, request: Request) -> None:
+        self._deliver(self._engine.serve(self._model, ticket, request))

@@ -125,12 +125,14 @@ class RolloutStore:
                     held[key].append(Completion(tuple(array("I", token_ids)), finished))
         return held
 
-    def commit(self, rows: Sequence[Stored]) -> None:
-        """Makes completions durable, and gives back the claims on their keys. What is stored already stays."""
+    def commit(self, rows: Sequence[Stored]) -> bool:
+        """Makes completions durable, and gives back the claims on their keys. What is stored already stays: False when
+        some of `rows` came too late."""
         keys = list({row.key for row in rows})
         with self._database.begin() as connection:
-            connection.execute(self._insert, [row.columns() for row in rows])
+            new = connection.execute(self._insert, [row.columns() for row in rows]).rowcount
             connection.execute(delete(CLAIMS).where(CLAIMS.c.identity.in_(keys), CLAIMS.c.owner == self._owner))
+        return new == len(rows)
 
     def claim(self, keys: Sequence[bytes]) -> set[bytes]:
         """Which of `keys` this store may draw now: those that nobody else has claimed, for CLAIM_SECONDS. Claiming

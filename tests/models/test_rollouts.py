@@ -1,0 +1,237 @@
+"""The rollout engine against engines that answer in any order, break off, refuse, or are shared by two runs."""
+
+import random
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conf.settings import Sampling
+from models.checkpoint import Checkpoint
+from models.engine import Completion, Deliver, Finished, Refused, Request, Session
+from models.rollouts import Job, RequestRefused, Rollouts
+from models.scripted import ScriptedEngine
+from models.store import Purpose, RolloutStore, identity
+from reasoning.rollouts import AllValues, EarliestCrossing
+from tests.models.fakes import fake_checkpoint
+
+K = 8
+SAMPLING = Sampling(samples=K)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return fake_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+def luck(prompt: tuple[int, ...], sample: int) -> bool:
+    """Whether a sample of a prompt is right: random, and always the same."""
+    return random.Random(f"{prompt}{sample}").random() < 0.45
+
+
+class Lucky(ScriptedEngine):
+    """Sample n of a prompt is (n,) or (n, 1), as `luck` has it; requests are served in any order, a few at a time."""
+
+    def __init__(self, seed: int = 0, dies_after: int | None = None):
+        super().__init__(lambda model, request, number: Completion((number,), True))
+        self.order = random.Random(seed)
+        self._left = dies_after
+        self.drawn: Counter[tuple[int, ...]] = Counter()
+        self.longest_queue = 0
+
+    @contextmanager
+    def session(self, model: Checkpoint, deliver: Deliver) -> Iterator[Session]:
+        _ = model
+        session = _LuckySession(self, deliver)
+        thread = threading.Thread(target=session.serve, daemon=True)
+        thread.start()
+        yield session
+        session.submit(-1, Request((), SAMPLING, 0))
+        thread.join()
+
+    def answer(self, ticket: int, request: Request) -> Finished | Refused | BaseException:
+        if self._left is not None:
+            self._left -= 1
+            if self._left < 0:
+                return ConnectionError("the server is gone")
+        if request.prompt_ids == (13,):
+            return Refused(ticket, "an unlucky number")
+        first = self.drawn[request.prompt_ids]
+        self.drawn[request.prompt_ids] += request.count
+        completions = [
+            Completion((sample, int(luck(request.prompt_ids, sample))), True)
+            for sample in range(first, first + request.count)
+        ]
+        return Finished(ticket, tuple(completions), len(request.prompt_ids), 0)
+
+
+class _LuckySession:
+    """Serves in a thread of its own, whichever request it likes of those that are there."""
+
+    def __init__(self, engine: Lucky, deliver: Deliver):
+        self._engine, self._deliver = engine, deliver
+        self._queue: list[tuple[int, Request]] = []
+        self._changed = threading.Condition()
+
+    def submit(self, ticket: int, request: Request) -> None:
+        with self._changed:
+            self._queue.append((ticket, request))
+            self._engine.longest_queue = max(self._engine.longest_queue, len(self._queue))
+            self._changed.notify()
+
+    def serve(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._queue)
+                ticket, request = self._queue.pop(self._engine.order.randrange(len(self._queue)))
+            if ticket < 0:
+                return
+            self._deliver(self._engine.answer(ticket, request))
+
+
+def trace_job(trace: int, prefixes: int, lookahead: int = 0) -> Job:
+    plan = EarliestCrossing(prefixes, K, 0.5, lookahead)
+    return Job(plan, lambda prefix: (trace, prefix), SAMPLING, right, 2)
+
+
+def right(completions: Sequence[Completion]) -> list[bool]:
+    return [bool(completion.token_ids[1]) for completion in completions]
+
+
+def expected_crossing(trace: int, prefixes: int) -> int | None:
+    passes = (sum(luck((trace, prefix), sample) for sample in range(K)) > K / 2 for prefix in range(prefixes))
+    return next((prefix for prefix, passed in enumerate(passes) if passed), None)
+
+
+def rollouts(url: str, engine: Any, model: Checkpoint) -> Rollouts:
+    return Rollouts(RolloutStore(url), engine, model, Purpose.PROBE, 0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 30), st.integers(0, 3))
+def test_decisions_are_those_of_all_rollouts_in_whatever_order_they_come(
+    model: Checkpoint, seed: int, traces: int, lookahead: int
+):
+    jobs = [trace_job(trace, 1 + trace % 6, lookahead) for trace in range(traces)]
+    closed = list(rollouts("sqlite://", Lucky(seed), model).run(jobs))
+    assert sorted(map(jobs.index, closed)) == list(range(traces))
+    for trace, job in enumerate(jobs):
+        assert isinstance(job.plan, EarliestCrossing)
+        assert job.plan.crossing == expected_crossing(trace, 1 + trace % 6)
+
+
+def test_only_what_a_decision_needs_is_drawn(model: Checkpoint):
+    engine, jobs = Lucky(), [trace_job(trace, 6) for trace in range(20)]
+    run = rollouts("sqlite://", engine, model)
+    for _ in run.run(jobs):
+        pass
+    needed = sum(len(trial.outcomes) for job in jobs for trial in job.plan.tried)  # type: ignore[attr-defined]
+    assert sum(engine.drawn.values()) == needed
+    assert run.usage.generated_tokens == 2 * needed
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=4))
+def test_after_a_crash_no_finished_completion_is_drawn_again(
+    model: Checkpoint, tmp_path_factory: pytest.TempPathFactory, deaths: list[int]
+):
+    url = f"sqlite:///{tmp_path_factory.mktemp('store') / 'db'}"
+    kept: Counter[tuple[int, ...]] = Counter()
+    for death in deaths:
+        engine = Lucky(death, dies_after=death)
+        engine.drawn = kept.copy()
+        with suppress(ConnectionError):
+            list(rollouts(url, engine, model).run(trace_job(trace, 4) for trace in range(10)))
+        kept = stored(url, model)
+    engine = Lucky()
+    engine.drawn = kept.copy()
+    run = rollouts(url, engine, model)
+    jobs = [trace_job(trace, 4) for trace in range(10)]
+    assert len(list(run.run(jobs))) == 10
+    assert stored(url, model) == engine.drawn  # nothing was drawn that was there, and nothing drawn is missing
+    for trace, job in enumerate(jobs):
+        assert job.plan.crossing == expected_crossing(trace, 4)  # type: ignore[attr-defined]
+
+
+def stored(url: str, model: Checkpoint) -> Counter[tuple[int, ...]]:
+    """How many samples of each prompt the store holds: their running numbers must have no gap."""
+    keys = {
+        identity(model, Request((trace, prefix), SAMPLING, 1), Purpose.PROBE, 0): (trace, prefix)
+        for trace in range(10) for prefix in range(4)
+    }  # fmt: skip
+    held = RolloutStore(url).held(list(keys))
+    for completions in held.values():
+        assert [completion.token_ids[0] for completion in completions] == list(range(len(completions)))
+    return Counter({keys[key]: len(completions) for key, completions in held.items() if completions})
+
+
+def test_what_is_stored_starts_no_session(model: Checkpoint, tmp_path: Path):
+    url = f"sqlite:///{tmp_path / 'db'}"
+    list(rollouts(url, Lucky(), model).run([trace_job(0, 4)]))
+
+    class Closed(ScriptedEngine):
+        def session(self, *_: Any) -> Any:
+            raise AssertionError("nothing is missing")
+
+    run = rollouts(url, Closed(lambda *_: Completion((), True)), model)
+    (job,) = run.run([trace_job(0, 4)])
+    assert job.plan.crossing == expected_crossing(0, 4)  # type: ignore[attr-defined]
+    assert run.usage.reused_completions > 0
+    assert run.usage.generated_tokens == 0
+
+
+def test_a_refused_request_sets_its_job_aside_and_the_others_go_on(model: Checkpoint):
+    good, bad = (Job(AllValues(1, 2), lambda _, p=p: (p,), SAMPLING, right, 1) for p in (12, 13))
+    closed = list(rollouts("sqlite://", Lucky(), model).run([bad, good]))
+    assert set(closed) == {good, bad}
+    assert (good.refused, bad.refused) == ("", "an unlucky number")
+    assert not good.plan.is_open
+    with pytest.raises(RequestRefused, match="an unlucky number"):
+        rollouts("sqlite://", Lucky(), model).draw([Request((13,), SAMPLING, 1)])
+
+
+def test_alike_requests_share_their_completions(model: Checkpoint):
+    engine = Lucky()
+    drawn = rollouts("sqlite://", engine, model).draw([Request((n,), SAMPLING, 3) for n in (1, 2, 1)])
+    assert drawn[0] == drawn[2] != drawn[1]
+    assert engine.drawn == {(1,): 3, (2,): 3}
+
+
+def test_a_judges_error_ends_the_run(model: Checkpoint):
+    def fails(completions: Sequence[Completion]) -> list[bool]:
+        raise ValueError(f"cannot judge {len(completions)}")
+
+    job = Job(AllValues(1, 2), lambda _: (1,), SAMPLING, fails, 1)
+    with pytest.raises(ValueError, match="cannot judge 2"):
+        list(rollouts("sqlite://", Lucky(), model).run([job]))
+
+
+def test_jobs_are_begun_only_while_their_prompts_fit_the_cache(model: Checkpoint):
+    class Small(Lucky):
+        cache_tokens = 10  # type: ignore[assignment]
+
+    engine = Small()
+    jobs = [Job(AllValues(3, 1), lambda p, n=n: (n, p), SAMPLING, right, 4) for n in range(12)]
+    assert len(list(rollouts("sqlite://", engine, model).run(jobs))) == 12
+    assert engine.longest_queue <= 6  # two jobs of three prefixes
+
+
+def test_only_open_jobs_are_held(model: Checkpoint):
+    taken = 0
+
+    def source() -> Iterator[Job]:
+        nonlocal taken
+        for trace in range(2000):
+            taken += 1
+            yield trace_job(trace, 1)
+
+    run = rollouts("sqlite://", Lucky(), model).run(source())
+    for done, _ in enumerate(run, start=1):
+        assert taken - done <= 512
+    assert taken == 2000
