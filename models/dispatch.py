@@ -1,0 +1,315 @@
+"""Requests on their way to one endpoint or several, and back whatever happens to an endpoint.
+
+Knows: HTTP, vLLM's completions, how endpoints fail. Must not know: stores, plans, who starts an endpoint.
+
+- Requests of one trace go to one endpoint, where its prefixes are cached; they move when it is gone, or when it is full
+  while another has half of its seats free (it is slow, or the other is back).
+- What may pass (a dropped connection, 429, 5xx) is tried again, later each time and not for ever.
+- An endpoint that is lost is revived while the others go on. What was in flight on a server of our own is suspect: it
+  comes back in halves, so that a request that kills the server each time ends up alone, and is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections import OrderedDict
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+import httpx
+
+from conf.errors import ReadableError
+from models.engine import Completion, Deliver, Finished, Refused, Request
+
+TRIES = 5
+"""Replies that may fail, one after another, before a request is refused."""
+LOSSES = 3
+"""Foreign endpoints that may be lost under a request before it is refused."""
+PINS = 10_000
+"""Traces whose endpoint is remembered."""
+LATER = 0.25
+"""Seconds before the second try; doubled, and spread at random, for each further one."""
+
+
+class ServerFailed(ReadableError):
+    """A server ended or did not get ready, and cannot be had again."""
+
+
+class Endpoint(Protocol):
+    """Where a model is served."""
+
+    @property
+    def url(self) -> str: ...
+    @property
+    def seats(self) -> int:
+        """Completions that it takes at once."""
+        ...
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether we started it, so that nobody else's requests can have ended it."""
+        ...
+
+    def revive(self) -> None:
+        """Blocks until it serves again. Raises ServerFailed when it will not."""
+        ...
+
+
+@dataclass(eq=False)
+class Errand:
+    """A request under way."""
+
+    ticket: int
+    request: Request
+    near: int
+    losses: int = 0
+    """Endpoints that were lost under it."""
+    is_culprit: bool = False
+    """Whether a server ended each time it was served there alone."""
+
+
+class _Lost(Exception):
+    """The endpoint is gone, and with it every errand that it had."""
+
+
+class _Refusal(Exception):
+    """No further try would help."""
+
+
+class Lane:
+    """One endpoint as requests see it: its seats, who has one, and who may try for one."""
+
+    def __init__(self, endpoint: Endpoint):
+        self.endpoint = endpoint
+        self.seated: set[Errand] = set()
+        self.down = asyncio.Event()
+        self._suspects: list[set[Errand]] = []
+        """Groups that are served alone, one after another, the last one first."""
+
+    @property
+    def is_up(self) -> bool:
+        return not self.down.is_set()
+
+    def load(self) -> float:
+        return self._taken() / self.endpoint.seats
+
+    def _taken(self) -> int:
+        return sum(errand.request.count for errand in self.seated)
+
+    def has_room(self, errand: Errand) -> bool:
+        """An errand that is larger than all seats is served alone."""
+        if not self.is_up or (self._suspects and errand not in self._suspects[-1]):
+            return False
+        return not self.seated or self._taken() + errand.request.count <= self.endpoint.seats
+
+    def clear(self, errand: Errand) -> None:
+        """It was served, or refused: no suspect any more."""
+        for group in self._suspects:
+            group.discard(errand)
+        while self._suspects and not self._suspects[-1]:
+            self._suspects.pop()
+
+    def come_up(self, suspects: set[Errand]) -> None:
+        """Serves again, `suspects` first and in halves; one that was alone before and is again is the culprit."""
+        if len(suspects) == 1 and suspects in self._suspects:
+            for errand in suspects:
+                errand.is_culprit = True
+                self.clear(errand)
+        elif suspects:
+            ordered = sorted(suspects, key=lambda errand: errand.ticket)
+            half = len(ordered) // 2
+            self._suspects = [group for group in self._suspects if not group & suspects]
+            self._suspects += [set(part) for part in (ordered[half:], ordered[:half]) if part]
+        self.down.clear()
+
+
+class Dispatcher:
+    """A `Session` over `endpoints`, which all serve one model. Use as a context manager: leaving it gives up what is
+    under way."""
+
+    def __init__(self, endpoints: Sequence[Endpoint], request_timeout: float, deliver: Deliver):
+        self._endpoints, self._timeout, self._deliver = endpoints, request_timeout, deliver
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._pins: OrderedDict[int, Lane] = OrderedDict()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._run(self._open()).result()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._run(self._close()).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def submit(self, ticket: int, request: Request, near: int) -> None:
+        """See `Session.submit`."""
+        self._loop.call_soon_threadsafe(self._start, self._serve(Errand(ticket, request, near)))
+
+    def _run(self, work: Any) -> Future[Any]:
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def _start(self, work: Any) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _open(self) -> None:
+        seats = sum(endpoint.seats for endpoint in self._endpoints)
+        limits = httpx.Limits(max_connections=seats, max_keepalive_connections=None)
+        self._client = httpx.AsyncClient(timeout=self._timeout, limits=limits)
+        self._lanes = [Lane(endpoint) for endpoint in self._endpoints]
+        self._changed = asyncio.Condition()
+
+    async def _close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._client.aclose()
+
+    async def _serve(self, errand: Errand) -> None:
+        """Delivers what becomes of the errand, exactly once."""
+        try:
+            while True:
+                with suppress(_Lost):
+                    self._deliver(await self._attempt(errand))
+                    return
+        except _Refusal as refusal:
+            self._deliver(Refused(errand.ticket, str(refusal)))
+        except Exception as error:
+            self._deliver(error)
+
+    async def _attempt(self, errand: Errand) -> Finished:
+        lane, served = await self._sit(errand), False
+        try:
+            finished = await self._ask(lane, errand)
+            served = True
+            return finished
+        finally:
+            async with self._changed:
+                lane.seated.discard(errand)
+                if served:
+                    lane.clear(errand)
+                self._changed.notify_all()
+
+    async def _sit(self, errand: Errand) -> Lane:
+        """Waits for a seat. Raises _Refusal for a culprit."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: errand.is_culprit or self._lane_for(errand))
+            if errand.is_culprit:
+                raise _Refusal("the server ended each time it was served")
+            lane = self._pins[errand.near]
+            lane.seated.add(errand)
+            return lane
+
+    def _lane_for(self, errand: Errand) -> Lane | None:
+        """A lane with room, from now on the trace's own: the one it has; another one where that is down, or full while
+        the other is half empty."""
+        own = self._pins.get(errand.near)
+        lane = min((lane for lane in self._lanes if lane.has_room(errand)), key=Lane.load, default=None)
+        if own and own.is_up:
+            lane = own if own.has_room(errand) else lane if lane and lane.load() <= 0.5 else None
+        if lane:
+            self._pins[errand.near] = lane
+            self._pins.move_to_end(errand.near)
+            if len(self._pins) > PINS:
+                self._pins.popitem(last=False)
+        return lane
+
+    async def _ask(self, lane: Lane, errand: Errand) -> Finished:
+        """Asks until there is a good reply. Raises _Lost when the endpoint is gone, _Refusal when no try helped."""
+        reason = ""
+        for attempt in range(TRIES):
+            if attempt:
+                await asyncio.sleep(LATER * 2**attempt * random.uniform(0.5, 1))
+            try:
+                reply = await _unless(lane.down, self._post(lane, errand.request))
+            except httpx.TimeoutException:
+                reason = f"no reply within {self._timeout:g} s"
+                continue
+            except httpx.TransportError as error:
+                reason = repr(error)
+                if not await self._is_healthy(lane):
+                    await self._lose(lane, errand)
+                continue
+            if reply.status_code == 429 or reply.status_code >= 500:
+                reason = f"status {reply.status_code}: {reply.text[:200]}"
+                continue
+            if reply.is_error:
+                raise _Refusal(f"status {reply.status_code}: {reply.text[:200]}")
+            return read(errand.ticket, errand.request, reply.json())
+        raise _Refusal(f"{TRIES} tries failed; the last: {reason}")
+
+    async def _post(self, lane: Lane, request: Request) -> httpx.Response:
+        body = {
+            "model": "policy", "prompt": request.prompt_ids, "n": request.count, "return_token_ids": True,
+            "max_tokens": request.sampling.max_tokens, "temperature": request.sampling.temperature,
+            "top_p": request.sampling.top_p,
+        }  # fmt: skip
+        return await self._client.post(f"{lane.endpoint.url}/v1/completions", json=body)
+
+    async def _is_healthy(self, lane: Lane) -> bool:
+        try:
+            return (await self._client.get(f"{lane.endpoint.url}/health", timeout=5)).is_success
+        except httpx.TransportError:
+            return False
+
+    async def _lose(self, lane: Lane, errand: Errand) -> None:
+        """Takes the lane down and has it revived. Raises _Lost, or _Refusal for one that has outlived too many."""
+        if lane.is_up:
+            lane.down.set()
+            self._start(self._revive(lane, set(lane.seated)))
+        errand.losses += 1
+        if errand.losses >= LOSSES and not lane.endpoint.is_ours:
+            raise _Refusal(f"{errand.losses} endpoints were lost while they served it")
+        raise _Lost
+
+    async def _revive(self, lane: Lane, seated: set[Errand]) -> None:
+        try:
+            await asyncio.to_thread(lane.endpoint.revive)
+        except Exception as error:
+            self._lanes.remove(lane)
+            if not self._lanes:
+                self._deliver(error)
+            return
+        async with self._changed:
+            lane.come_up(seated if lane.endpoint.is_ours else set())
+            self._changed.notify_all()
+
+
+async def _unless(lost: asyncio.Event, reply: Coroutine[Any, Any, httpx.Response]) -> httpx.Response:
+    """The reply. Raises _Lost as soon as `lost` is set: an endpoint that is gone may never answer."""
+    asked, gone = asyncio.create_task(reply), asyncio.create_task(lost.wait())
+    try:
+        await asyncio.wait({asked, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not asked.done():
+            raise _Lost
+        return asked.result()
+    finally:
+        asked.cancel()
+        gone.cancel()
+
+
+def read(ticket: int, request: Request, reply: dict[str, Any]) -> Finished:
+    """A reply as it must be: as many whole completions as were asked for. Raises _Refusal."""
+    choices = sorted(reply["choices"], key=lambda choice: choice["index"])
+    if any(choice["finish_reason"] not in ("stop", "length") for choice in choices):
+        raise _Refusal(f"a completion was broken off: {[choice['finish_reason'] for choice in choices]}")
+    if len(choices) != request.count or any(choice["token_ids"] is None for choice in choices):
+        raise _Refusal(f"asked for {request.count} completions with token ids, got {len(choices)}")
+    usage = reply["usage"]
+    details = usage.get("prompt_tokens_details") or {}
+    # vLLM counts the prompt once per request, and each of the n samples but the first reads it from the cache.
+    return Finished(
+        ticket,
+        tuple(Completion(tuple(choice["token_ids"]), choice["finish_reason"] != "length") for choice in choices),
+        usage["prompt_tokens"], details.get("cached_tokens") or 0,
+    )  # fmt: skip

@@ -1,0 +1,248 @@
+"""Requests over endpoints that are full, slow, faulty, killed and brought back."""
+
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from queue import SimpleQueue
+from typing import Any
+
+import pytest
+
+from conf.settings import Sampling
+from models import dispatch
+from models.dispatch import Dispatcher, ServerFailed
+from models.engine import Finished, Refused, Request
+
+SAMPLING = Sampling(max_tokens=5)
+Answer = Callable[[dict[str, Any], int], dict[str, Any] | int | None]
+"""From a request's body and its number: a reply, a status, or None: the server dies."""
+
+
+def well(body: dict[str, Any], number: int) -> dict[str, Any]:
+    """Each completion echoes its prompt; the last one is cut by length."""
+    _ = number
+    choices = [
+        {"index": i, "token_ids": [*body["prompt"], i], "finish_reason": "length" if i == body["n"] - 1 else "stop"}
+        for i in reversed(range(body["n"]))
+    ]
+    usage = {"prompt_tokens": len(body["prompt"]), "prompt_tokens_details": {"cached_tokens": 1}}
+    return {"choices": choices, "usage": usage}
+
+
+class Server:
+    """An endpoint of ours on loopback that answers as told, dies, and is started again on another port."""
+
+    def __init__(self, answer: Answer = well, seats: int = 6, is_ours: bool = True, lives: int = 1000):
+        self._answer, self.seats, self.is_ours, self._lives = answer, seats, is_ours, lives
+        self.asked: Counter[tuple[int, ...]] = Counter()
+        self.started = self.number = 0
+        self.most_at_once = self._at_once = 0
+        self._lock = threading.Lock()
+        self._open: list[Any] = []
+        self._dead: list[Any] = []
+        self.revive()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def revive(self) -> None:
+        self._lives -= 1
+        if self._lives < 0:
+            raise ServerFailed("it does not get ready any more")
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            wbufsize = -1
+
+            def do_GET(self) -> None:
+                self._send(200, {})
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                reply = outer.take(body)
+                if reply is None:
+                    outer.die(self.server)
+                    return
+                self._send(*((reply, {}) if isinstance(reply, int) else (200, reply)))
+
+            def _send(self, status: int, reply: dict[str, Any]) -> None:
+                blob = json.dumps(reply).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(blob)))
+                self.end_headers()
+                self.wfile.write(blob)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        class Listening(ThreadingHTTPServer):
+            request_queue_size = 256
+
+            def process_request(self, request: Any, client_address: Any) -> None:
+                outer._open.append(request)
+                super().process_request(request, client_address)
+
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                pass
+
+        self._server = Listening(("127.0.0.1", 0), Handler)
+        self.started += 1
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def take(self, body: dict[str, Any]) -> dict[str, Any] | int | None:
+        with self._lock:
+            self.asked[tuple(body["prompt"])] += 1
+            self.number += 1
+            number = self.number
+            self._at_once += body["n"]
+            self.most_at_once = max(self.most_at_once, self._at_once)
+        try:
+            return self._answer(body, number)
+        finally:
+            with self._lock:
+                self._at_once -= body["n"]
+
+    def die(self, server: Any) -> None:
+        """Drops every connection and refuses new ones, unless this life of it is over already."""
+        with self._lock:
+            if server is not self._server or server in self._dead:
+                return
+            self._dead.append(server)
+            connections, self._open = self._open, []
+        server.socket.close()
+        threading.Thread(target=server.shutdown, daemon=True).start()
+        for connection in connections:
+            with suppress(OSError):
+                connection.shutdown(2)
+            connection.close()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Server]]:
+    servers: list[Server] = []
+
+    def start(*args: Any, **settings: Any) -> Server:
+        servers.append(Server(*args, **settings))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.die(server._server)
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "LATER", 0.005)
+
+
+def ask(servers: list[Server], count: int = 20, near: Callable[[int], int] = lambda n: n) -> dict[int, Any]:
+    """What became of requests for three completions each, by ticket."""
+    events: SimpleQueue[Any] = SimpleQueue()
+    with Dispatcher(servers, 60, events.put) as session:
+        for ticket in range(count):
+            session.submit(ticket, Request((ticket,), SAMPLING, 3), near(ticket))
+        found: dict[int, Any] = {}
+        while len(found) < count:
+            event = events.get(timeout=20)
+            if isinstance(event, BaseException):
+                raise event
+            assert event.ticket not in found
+            found[event.ticket] = event
+        return found
+
+
+@pytest.mark.parametrize("seats", [1, 3, 6, 100])
+def test_every_request_comes_back_once_in_sample_order_within_the_seats(serve: Callable[..., Server], seats: int):
+    server = serve(seats=seats)
+    found = ask([server])
+    assert sorted(found) == list(range(20))
+    assert [c.token_ids for c in found[7].completions] == [(7, 0), (7, 1), (7, 2)]
+    assert [c.finished for c in found[7].completions] == [True, True, False]
+    assert (found[7].prompt_tokens, found[7].cached_prompt_tokens) == (1, 1)
+    assert server.most_at_once <= max(3, seats)  # one that is larger than all seats is served alone
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_what_may_pass_is_tried_again(serve: Callable[..., Server], status: int):
+    tries: Counter[int] = Counter()
+
+    def at_the_third_try(body: dict[str, Any], number: int) -> dict[str, Any] | int:
+        tries.update(body["prompt"])
+        return well(body, number) if tries[body["prompt"][0]] == 3 else status
+
+    assert all(isinstance(event, Finished) for event in ask([serve(at_the_third_try)]).values())
+
+
+def test_what_never_passes_is_refused_and_the_rest_comes_back(serve: Callable[..., Server]):
+    server = serve(lambda body, number: {2: 503, 3: 400}.get(body["prompt"][0]) or well(body, number))
+    found = ask([server])
+    assert {ticket for ticket, event in found.items() if isinstance(event, Refused)} == {2, 3}
+    assert found[2].reason.startswith("5 tries failed; the last: status 503")
+    assert found[3].reason.startswith("status 400")
+    assert (server.asked[2,], server.asked[3,]) == (5, 1)
+
+
+@pytest.mark.parametrize("harm", ["abort", "fewer", "no ids"])
+def test_a_reply_that_is_not_what_was_asked_for_is_refused(serve: Callable[..., Server], harm: str):
+    def harmed(body: dict[str, Any], number: int) -> dict[str, Any]:
+        reply = well(body, number)
+        if harm == "abort":
+            reply["choices"][0]["finish_reason"] = "abort"
+        elif harm == "fewer":
+            reply["choices"].pop()
+        else:
+            reply["choices"][0]["token_ids"] = None
+        return reply
+
+    (event,) = ask([serve(harmed)], count=1).values()
+    assert "broken off" in event.reason or "asked for 3 completions with token ids" in event.reason
+
+
+def test_a_server_that_dies_is_started_again_and_the_run_goes_on(serve: Callable[..., Server]):
+    server = serve(lambda body, number: None if number in (5, 17) else well(body, number))
+    assert all(isinstance(event, Finished) for event in ask([server], count=40).values())
+    assert server.started == 3
+
+
+@pytest.mark.parametrize("culprits", [{11}, {3, 30}, {0, 1, 2}])
+def test_a_request_that_kills_the_server_each_time_is_found_and_set_aside(
+    serve: Callable[..., Server], culprits: set[int]
+):
+    server = serve(lambda body, number: None if body["prompt"][0] in culprits else well(body, number), seats=24)
+    found = ask([server], count=40)
+    assert {ticket for ticket, event in found.items() if isinstance(event, Refused)} == culprits
+    assert all(found[culprit].reason == "the server ended each time it was served" for culprit in culprits)
+
+
+def test_a_server_that_cannot_be_had_again_ends_the_session(serve: Callable[..., Server]):
+    server = serve(lambda body, number: None if number == 5 else well(body, number), lives=1)
+    with pytest.raises(ServerFailed, match="does not get ready any more"):
+        ask([server])
+
+
+def test_a_trace_stays_with_its_endpoint(serve: Callable[..., Server]):
+    servers = [serve(seats=1000), serve(seats=1000)]
+    ask(servers, count=60, near=lambda ticket: ticket % 6)
+    homes = {trace: {index for index, server in enumerate(servers) for (ticket,) in server.asked if ticket % 6 == trace}
+             for trace in range(6)}  # fmt: skip
+    assert all(len(where) == 1 for where in homes.values())
+    assert {index for where in homes.values() for index in where} == {0, 1}
+
+
+def test_of_two_endpoints_one_is_lost_and_the_other_takes_over(serve: Callable[..., Server]):
+    mortal = serve(lambda body, number: None if number == 4 else well(body, number), is_ours=False, lives=1)
+    other = serve(is_ours=False)
+    found = ask([mortal, other], count=60)
+    assert all(isinstance(event, Finished) for event in found.values())
+    assert sum(other.asked.values()) >= 50
+
+
+def test_an_endpoint_that_is_back_is_used_again(serve: Callable[..., Server]):
+    back = serve(lambda body, number: None if number == 2 else well(body, number), is_ours=False)
+    ask([back, serve(is_ours=False)], count=200)
+    assert sum(back.asked.values()) > 20
