@@ -176,12 +176,17 @@ class Segmentation(Markers):
 class Probing(Section):
     """How a prefix is tested: it is closed, the answer alone is sampled, and verified (section B.2–B.4)."""
 
+    LEFT_OUT: ClassVar[dict[str, str]] = {"lookahead": "the same prefixes pass, with more or fewer probes in vain"}
+
     exit_text: str = "Now the answer is clear.\n</think>\nThe answer is \\boxed{"
     """Closes a prefix so that the completion is the answer alone. Must be natural for the model."""
     threshold: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """T: a prefix passes when strictly more than this share of its probes is right. Not from the paper."""
     sampling: Sampling = Sampling(samples=8, max_tokens=12)
-    """M probes per prefix; M = 8 is not from the paper."""
+    """At most M probes per prefix, no more than decide; M = 8 is not from the paper."""
+    lookahead: Annotated[int, Field(ge=0)] = 0
+    """Prefixes of a trace that are probed before it is known whether the one before them passes: a fuller engine where
+    traces are few, at the price of probes in vain. Not from the paper."""
 
 
 class Finalizing(Section):

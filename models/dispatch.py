@@ -174,6 +174,7 @@ class Dispatcher:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._client.aclose()
+        await self._loop.shutdown_default_executor()  # a server that is being started is waited for
 
     async def _serve(self, errand: Errand) -> None:
         """Delivers what becomes of the errand, exactly once."""

@@ -57,8 +57,9 @@ Deliver = Callable[[Finished | Refused | BaseException], None]
 class Session(Protocol):
     """Requests in flight on one model."""
 
-    def submit(self, ticket: int, request: Request) -> None:
-        """Returns at once; what becomes of the request is delivered under its `ticket`."""
+    def submit(self, ticket: int, request: Request, near: int) -> None:
+        """Returns at once; what becomes of the request is delivered under its `ticket`. Requests with the same `near`
+        begin alike."""
         ...
 
 
@@ -68,6 +69,11 @@ class Engine(Protocol):
     @property
     def seats(self) -> int:
         """Completions that may be in flight at once."""
+        ...
+
+    @property
+    def block(self) -> int:
+        """Tokens of one block of its cache, the smallest part that is found again."""
         ...
 
     @property

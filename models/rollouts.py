@@ -249,7 +249,7 @@ class Rollouts:
         self.clock.turn(works=True)
         self._tickets += 1
         self._in_flight[self._tickets] = draw
-        self._session.submit(self._tickets, replace(draw.request, count=draw.missing))
+        self._session.submit(self._tickets, replace(draw.request, count=draw.missing), draw.number)
 
     def _judged_ones(self) -> list[tuple[_Draw, Outcomes]]:
         """Waits for what happens next, takes all that has happened, and commits what has finished."""

@@ -19,6 +19,7 @@ class ScriptedEngine:
     """An `Engine` whose replies are `script`'s. `requests` and `completions` count what was asked of it."""
 
     seats = 256
+    block = 32
     cache_tokens = None
 
     def __init__(self, script: Script):
@@ -53,5 +54,6 @@ class _ScriptedSession:
     def __init__(self, engine: ScriptedEngine, model: Checkpoint, deliver: Deliver):
         self._engine, self._model, self._deliver = engine, model, deliver
 
-    def submit(self, ticket: int, request: Request) -> None:
+    def submit(self, ticket: int, request: Request, near: int) -> None:
+        _ = near
         self._deliver(self._engine.serve(self._model, ticket, request))

@@ -1,25 +1,25 @@
 """A vLLM server that this process owns: started when first needed, one model at a time, proven swaps.
 
-Knows: vLLM's command line and HTTP interface. Must not know: rollout stores, pipelines, what tokens mean.
+Knows: vLLM's command line, how weights are swapped. Must not know: rollout stores, pipelines, how requests travel.
 
 Loopback only: the developer endpoints that swap weights (VLLM_SERVER_DEV_MODE) must never face a network.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
+import re
 import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import Any
 
 import httpx
@@ -28,7 +28,8 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_ex
 from conf.errors import ReadableError
 from conf.settings import Engine as EngineSettings
 from models.checkpoint import Checkpoint
-from models.engine import Completion, Finished, Request
+from models.dispatch import Dispatcher, ServerFailed
+from models.engine import Deliver, Session
 from models.processes import GuardedProcess
 
 logger = logging.getLogger(__name__)
@@ -37,8 +38,6 @@ PROOF_FILE = "proof.json"
 PROOF_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.15, "float16": 0.05}
 """Largest difference of a teacher-forced log-prob, trainer against server. The half-precision bounds are not
 measured on any machine here."""
-LARGEST_BATCH = 100
-"""Completions yielded together at most, so that a store commits at least that often."""
 SCORED_AT_ONCE = 16
 """Texts whose log-probs are asked for at one time; each reply holds one entry per token."""
 retrying = retry(
@@ -47,16 +46,15 @@ retrying = retry(
 )  # fmt: skip
 
 
-class ServerFailed(ReadableError):
-    """The server ended or did not get ready; the message holds the end of its log."""
-
-
 class SwapNotProven(ReadableError):
     """The served weights are not those of the checkpoint."""
 
 
 class VllmServer:
-    """An `Engine`. One lease at a time: weights are swapped only while no request is in flight."""
+    """An `Engine`, and the one `Endpoint` that serves it. One lease at a time: weights are swapped only while no
+    request is in flight."""
+
+    is_ours = True
 
     def __init__(self, settings: EngineSettings, log: Path):
         self._settings = settings
@@ -71,16 +69,42 @@ class VllmServer:
         """The guard's process id; None while no server runs."""
         return self._process.pid if self._process else None
 
-    def generate(self, model: Checkpoint, requests: Sequence[Request]) -> Iterator[list[Finished]]:
-        """See `Engine.generate`. Raises ServerFailed, SwapNotProven, httpx.HTTPError when retries are used up."""
-        if not requests:
-            return
+    @property
+    def seats(self) -> int:
+        return self._settings.concurrency
+
+    @property
+    def block(self) -> int:
+        """vLLM's smallest on a CPU, and its default on a GPU."""
+        return 32 if on_cpu() else 16
+
+    @property
+    def cache_tokens(self) -> int | None:
+        """From what the server says of its cache; None where it says nothing."""
+        told = re.search(r"^vllm:cache_config_info\{(.*)\}", httpx.get(f"{self.url}/metrics").text, re.MULTILINE)
+        known = dict(re.findall(r'(\w+)="(\d+)"', told[1])) if told else {}
+        if not {"block_size", "num_gpu_blocks"} <= known.keys():
+            return None
+        return int(known["block_size"]) * int(known["num_gpu_blocks"])
+
+    @contextmanager
+    def session(self, model: Checkpoint, deliver: Deliver) -> Iterator[Session]:
+        """See `Engine.session`. Raises ServerFailed, SwapNotProven."""
         with self._lease:
             self._serve(model)
-            yield from _Sampler(self.url, self._settings, requests).batches()
+            with Dispatcher([self], self._settings.request_timeout, deliver) as session:
+                yield session
+
+    def revive(self) -> None:
+        """Starts the server anew with the model that it served. Raises ServerFailed."""
+        model, self._served = self._served, None
+        assert model
+        self.close()
+        self._start(model)
+        self._served = model
 
     def log_probs(self, model: Checkpoint, texts: Sequence[tuple[int, ...]]) -> Iterator[list[float]]:
-        """See `Engine.log_probs`. Raises as `generate` does."""
+        """See `Engine.log_probs`. Raises as `session` does, and httpx.HTTPError."""
         if not texts:
             return
         with self._lease, ThreadPoolExecutor(SCORED_AT_ONCE) as pool:
@@ -138,7 +162,7 @@ class VllmServer:
             "--enable-prompt-tokens-details", "--generation-config", "vllm", "--disable-uvicorn-access-log",
         ]  # fmt: skip
         if on_cpu():
-            return [*command, "--block-size", "32", "--enforce-eager"]
+            return [*command, "--block-size", str(self.block), "--enforce-eager"]
         return [*command, "--gpu-memory-utilization", str(self._settings.gpu_memory)]
 
     def _environment(self) -> dict[str, str]:
@@ -219,110 +243,3 @@ def prove(
     far, near = (sum(abs(a - b) for a, b in zip(expected, served, strict=True)) for served in (before, after))
     if near >= far / 2:
         raise SwapNotProven(f"{model.folder}: log-probs are no nearer to the trainer's than before the swap")
-
-
-class _Sampler:
-    """One call of `generate`: an event loop in a thread sends requests, the caller takes finished batches."""
-
-    def __init__(self, url: str, settings: EngineSettings, requests: Sequence[Request]):
-        self._url, self._settings, self._requests = url, settings, requests
-        self._results: SimpleQueue[Finished | BaseException] = SimpleQueue()
-        self._loop = asyncio.new_event_loop()
-
-    def batches(self) -> Iterator[list[Finished]]:
-        thread = threading.Thread(target=self._run, daemon=True)
-        thread.start()
-        try:
-            left = len(self._requests)
-            while left:
-                batch, error = self._gather()
-                if batch:  # what is finished is handed over even when the next thing to say is an error
-                    left -= len(batch)
-                    yield batch
-                if error:
-                    raise error
-        finally:
-            self._loop.call_soon_threadsafe(self._cancel)
-            thread.join()
-            self._loop.close()
-
-    def _gather(self) -> tuple[list[Finished], BaseException | None]:
-        """Waits for a result and takes all that have come with it, up to LARGEST_BATCH completions."""
-        batch: list[Finished] = []
-        count = 0
-        result = self._results.get()
-        while not isinstance(result, BaseException):
-            batch.append(result)
-            count += len(result.completions)
-            if count >= LARGEST_BATCH:
-                return batch, None
-            try:
-                result = self._results.get_nowait()
-            except Empty:
-                return batch, None
-        return batch, result
-
-    def _cancel(self) -> None:
-        for task in asyncio.all_tasks(self._loop):
-            task.cancel()
-
-    def _run(self) -> None:
-        try:
-            self._loop.run_until_complete(self._send_all())
-        except asyncio.CancelledError:
-            pass
-        except BaseExceptionGroup as group:  # handed to the caller's thread, where it belongs
-            self._results.put(group.exceptions[0])
-        except BaseException as error:
-            self._results.put(error)
-
-    async def _send_all(self) -> None:
-        """In order, so that prompts with a common prefix are close in time; `concurrency` completions in flight."""
-        room = asyncio.Semaphore(self._settings.concurrency)
-        limits = httpx.Limits(max_connections=self._settings.concurrency, max_keepalive_connections=None)
-        async with (
-            httpx.AsyncClient(base_url=self._url, timeout=self._settings.request_timeout, limits=limits) as client,
-            asyncio.TaskGroup() as group,
-        ):
-            for index, request in enumerate(self._requests):
-                seats = min(request.count, self._settings.concurrency)
-                for _ in range(seats):
-                    await room.acquire()
-                group.create_task(self._send(client, index, request, room, seats))
-        await asyncio.Event().wait()  # until the caller, having taken everything, cancels
-
-    async def _send(
-        self, client: httpx.AsyncClient, index: int, request: Request, room: asyncio.Semaphore, seats: int
-    ) -> None:
-        try:
-            self._results.put(_read(index, request, await _complete(client, request)))
-        finally:
-            for _ in range(seats):
-                room.release()
-
-
-@retrying
-async def _complete(client: httpx.AsyncClient, request: Request) -> dict[str, Any]:
-    body = {
-        "model": "policy", "prompt": request.prompt_ids, "n": request.count, "max_tokens": request.sampling.max_tokens,
-        "temperature": request.sampling.temperature, "top_p": request.sampling.top_p, "return_token_ids": True,
-    }  # fmt: skip
-    reply = await client.post("/v1/completions", json=body)
-    reply.raise_for_status()
-    return reply.json()
-
-
-def _read(index: int, request: Request, reply: dict[str, Any]) -> Finished:
-    choices = sorted(reply["choices"], key=lambda choice: choice["index"])
-    if any(choice["finish_reason"] not in ("stop", "length") for choice in choices):
-        raise ServerFailed(f"a completion was broken off: {[choice['finish_reason'] for choice in choices]}")
-    if len(choices) != request.count or any(choice["token_ids"] is None for choice in choices):
-        raise ServerFailed(f"asked for {request.count} completions with token ids, got {len(choices)}")
-    usage = reply["usage"]
-    details = usage.get("prompt_tokens_details") or {}
-    # vLLM counts the prompt once per request, and each of the n samples but the first reads it from the cache.
-    return Finished(
-        index,
-        tuple(Completion(tuple(choice["token_ids"]), choice["finish_reason"] != "length") for choice in choices),
-        usage["prompt_tokens"], details.get("cached_tokens") or 0,
-    )  # fmt: skip

@@ -11,56 +11,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from fractions import Fraction
 
 from reasoning.records import Optimised, Pair, PairKind, Probe, Scan, Trace, Verdict
+from reasoning.rollouts import EarliestCrossing, right_ones
 
-METHOD_VERSION = "1"
+METHOD_VERSION = "2"
 """Part of every cache key of this method: raise it when a rule here changes."""
 
 
-def passes(right: int, total: int, threshold: float) -> bool:
-    """p > T, strictly, in exact arithmetic: T is the decimal that was written, not its nearest float."""
-    return Fraction(right, total) > Fraction(str(threshold))
-
-
-class OpenScan:
-    """A trace whose prefixes are being probed from the front.
-
-    `next_prefix` names the prefix to probe, `add` takes its rollouts, and the scan closes at the first prefix that
-    passes or after the last.
-    """
-
-    def __init__(self, trace: Trace, ends: Sequence[int], threshold: float):
-        """`ends`: for each segment the number of trace tokens up to its end."""
-        self._trace, self._ends, self._threshold = trace, ends, threshold
-        self._probes: list[Probe] = []
-        self._crossing: int | None = None
-
-    @property
-    def trace(self) -> Trace:
-        return self._trace
-
-    @property
-    def is_open(self) -> bool:
-        return self._crossing is None and len(self._probes) < len(self._ends)
-
-    def next_prefix(self) -> tuple[int, ...]:
-        """Token ids of the shortest prefix not yet probed."""
-        return self._trace.token_ids[: self._ends[len(self._probes)]]
-
-    def add(self, outcomes: Sequence[bool]) -> None:
-        """For each rollout of the next prefix whether its answer is right."""
-        index = len(self._probes)
-        self._probes.append(Probe(segment=index, end=self._ends[index], right=sum(outcomes), total=len(outcomes)))
-        if passes(sum(outcomes), len(outcomes), self._threshold):
-            self._crossing = index
-
-    def result(self) -> Scan:
-        return Scan(
-            problem_id=self._trace.problem_id, sample=self._trace.sample, segments=len(self._ends),
-            probes=tuple(self._probes), crossing=self._crossing,
-        )  # fmt: skip
+def scan_of(trace: Trace, ends: Sequence[int], plan: EarliestCrossing) -> Scan:
+    """What a closed plan found out about the prefixes of `trace`, which end at the tokens `ends`."""
+    return Scan(
+        problem_id=trace.problem_id, sample=trace.sample, segments=len(ends), crossing=plan.crossing,
+        probes=tuple(
+            Probe(segment=index, end=ends[index], right=right_ones(trial.outcomes), total=len(trial.outcomes))
+            for index, trial in enumerate(plan.tried)
+        ),
+    )  # fmt: skip
 
 
 def shortest_right(endings: Iterable[tuple[tuple[int, ...], Verdict]]) -> tuple[int, ...] | None:
@@ -129,14 +96,6 @@ def shortest_longest_pairs(
         )  # fmt: skip
         _keep_or_count(pair, max_length, pairs, dropped)
     return pairs, dropped
-
-
-def agreement(answers: Sequence[str | None]) -> list[bool]:
-    """For each rollout whether it gives the most frequent answer (the first of several): a right answer's stand-in
-    where none is known. A rollout without an answer agrees with none."""
-    given = Counter(answer for answer in answers if answer and answer.strip())
-    most = given.most_common(1)[0][0] if given else ""
-    return [answer == most for answer in answers]
 
 
 def _keep_or_count(pair: Pair, max_length: int, pairs: list[Pair], dropped: Counter[str]) -> None:

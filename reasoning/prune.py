@@ -24,20 +24,20 @@ from typing import Annotated
 
 from pydantic import Field
 
-from reasoning.dto import passes, shortest_right
+from reasoning.dto import shortest_right
 from reasoning.records import Optimised, Record, Trace, Verdict
+from reasoning.rollouts import Ask, Outcomes, Trial, enough
 
-METHOD_VERSION = "2"
+METHOD_VERSION = "3"
 """Part of the cache key of pruning: raise it when a rule here changes."""
 
 
 class OpenPruning:
-    """A cut trace whose inner segments are being left out one by one.
+    """A `Plan`: a cut trace whose inner segments are being left out one by one."""
 
-    `next_prefix` is what is left when the next segment goes too, `add` takes its rollouts.
-    """
-
-    def __init__(self, trace: Trace, ends: Sequence[int], threshold: float, proposed: Sequence[int] | None = None):
+    def __init__(
+        self, trace: Trace, ends: Sequence[int], total: int, threshold: float, proposed: Sequence[int] | None = None
+    ):
         """`ends`: token ends of the segments up to the crossing; `proposed`: which of them may go (all), by index."""
         self._spans = [trace.token_ids[start:end] for start, end in pairwise((0, *ends))]
         self._kept = list(range(len(ends)))
@@ -46,7 +46,9 @@ class OpenPruning:
             for index in sorted(set(range(len(ends)) if proposed is None else proposed))
             if 0 < index < len(ends) - 1
         ]
-        self._threshold = threshold
+        self._total, self._threshold = total, threshold
+        self._trial = Trial(total, threshold)
+        self._under_way = False
         self._trace = trace
 
     @property
@@ -57,15 +59,26 @@ class OpenPruning:
     def is_open(self) -> bool:
         return bool(self._open)
 
-    def next_prefix(self) -> tuple[int, ...]:
-        """Token ids of what is kept, without the next proposed segment."""
-        return self._join(index for index in self._kept if index != self._open[0])
+    def asks(self) -> list[Ask]:
+        """Rollouts of what is left when the next proposed segment goes, too; the ask's prefix is that segment."""
+        if self._under_way or not self._open:
+            return []
+        self._under_way = True
+        return [Ask(self._open[0], len(self._trial.outcomes), self._trial.wave())]
 
-    def add(self, outcomes: Sequence[bool]) -> None:
-        """For each rollout of `next_prefix` whether its answer is right."""
-        proposed = self._open.pop(0)
-        if passes(sum(outcomes), len(outcomes), self._threshold):
-            self._kept.remove(proposed)
+    def without(self, segment: int) -> tuple[int, ...]:
+        """Token ids of what is kept, without `segment`."""
+        return self._join(index for index in self._kept if index != segment)
+
+    def add(self, ask: Ask, outcomes: Outcomes) -> None:
+        self._under_way = False
+        self._trial.add(outcomes)
+        if self._trial.passed is None:
+            return
+        if self._trial.passed:
+            self._kept.remove(ask.prefix)
+        self._open.pop(0)
+        self._trial = Trial(self._total, self._threshold)
 
     @property
     def removed(self) -> tuple[int, ...]:
@@ -115,7 +128,7 @@ def pruned_trace(
     """
     prefix, ending = pruning.prefix(), shortest_right(endings)
     right = sum(verdict is Verdict.RIGHT for _, verdict in endings)
-    if ending is None or not passes(right, len(endings), threshold) or len(prefix) + len(ending) >= len(row.token_ids):
+    if ending is None or right < enough(len(endings), threshold) or len(prefix) + len(ending) >= len(row.token_ids):
         return row
     return row.model_copy(update={"token_ids": prefix + ending, "kept": len(prefix), "removed": pruning.removed})
 

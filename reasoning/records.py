@@ -97,6 +97,7 @@ class Probe(Record):
     """Tokens of the trace in the prefix."""
     right: int
     total: int
+    """As many as decided; their share is no unbiased estimate of p."""
 
 
 class Scan(Record):
@@ -112,6 +113,15 @@ class Scan(Record):
     @property
     def trace_id(self) -> str:
         return f"{self.problem_id}/{self.sample}"
+
+
+class Recheck(Record):
+    """The share of right rollouts at a crossing, on fresh samples."""
+
+    problem_id: str
+    sample: int
+    right: int
+    total: int
 
 
 class Optimised(Record):

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 METHOD_VERSION = "1"
 """Part of the cache key of everything that asks: raise it when a decision here may change."""
@@ -23,7 +24,8 @@ Outcomes = Sequence[Hashable]
 """What came of each rollout: whether it is right or, where no right answer is known, the answer that it gives."""
 
 
-class Ask(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Ask:
     """Rollouts to draw: samples `first` … `first` + `count` − 1 of prefix `prefix`."""
 
     prefix: int
@@ -62,6 +64,7 @@ class Trial:
     def __init__(self, total: int, threshold: float, speaking: Callable[[Outcomes], int] = right_ones):
         self._total, self._enough, self._speaking = total, enough(total, threshold), speaking
         self.outcomes: list[Hashable] = []
+        self.waves = 0
 
     @property
     def speaking(self) -> int:
@@ -79,6 +82,7 @@ class Trial:
         return max(0, min(missing, left - missing + 1))
 
     def add(self, outcomes: Outcomes) -> None:
+        self.waves += 1
         self.outcomes.extend(outcomes)
 
 
@@ -191,3 +195,32 @@ class AllValues:
     def add(self, ask: Ask, outcomes: Outcomes) -> None:
         self.outcomes[ask.prefix] = outcomes
         self._missing -= 1
+
+
+class Bill(NamedTuple):
+    """What scans took, what they would have taken without any care, and the least that was possible: in rollouts, and
+    in tokens of prompts that an engine has to compute."""
+
+    rollouts: int
+    rollouts_in_vain: int
+    rollouts_naive: int
+    """All rollouts of every prefix."""
+    prefill_naive: int
+    """Every rollout a request of its own, nothing from the cache."""
+    prefill_floor: int
+    """Each trace once up to its crossing and, a wave, one block of the cache and what opens its rollouts."""
+
+    def __add__(self, more: Any) -> Bill:
+        return Bill(*(mine + others for mine, others in zip(self, more, strict=True)))
+
+
+def bill(plan: EarliestCrossing, lengths: Sequence[int], opening: int, total: int, block: int) -> Bill:
+    """Of one closed scan. `lengths`: tokens of each prefix with its problem; `opening`: tokens that open its rollouts;
+    `block`: tokens of one block of the engine's cache."""
+    drawn = sum(len(trial.outcomes) for trial in plan.tried)
+    waves = sum(trial.waves for trial in plan.tried)
+    return Bill(
+        rollouts=drawn + plan.wasted, rollouts_in_vain=plan.wasted, rollouts_naive=len(lengths) * total,
+        prefill_naive=total * sum(length + opening for length in lengths),
+        prefill_floor=lengths[len(plan.tried) - 1] + waves * (block + opening) if lengths else 0,
+    )  # fmt: skip

@@ -6,19 +6,18 @@ Knows: records and the steps that they share with DTO. Must not know: which cont
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from conf.settings import Finalizing, Probing, Sampling, Segmentation
-from models.engine import Completion
 from models.store import Purpose
-from reasoning.dto import OpenScan, agreement, shortest_longest_pairs
+from reasoning.dto import shortest_longest_pairs
 from reasoning.records import Demonstration, Optimised, Pair, PairKind, Problem, TextPart, Trace, Verdict
+from reasoning.rollouts import agreeing_ones
 from tasks.artifacts import ArtifactRef
 from tasks.caching import step
-from tasks.dto import VERSION, cut, segment_ends
+from tasks.dto import VERSION, cut, earliest_crossing, on_prefixes, segment_ends
 from tasks.problems import by_id, prompts_of
-from tasks.rollouts import Ender, Open, Prober, TokenIds
+from tasks.rollouts import Ender, Prober, TokenIds
 from tasks.sampling import draw_traces, score
 from tasks.workplace import Workplace
 
@@ -88,22 +87,14 @@ def examine_early_stop(
     checkpoint, known = place.checkpoint(model), by_id(place, problems)
     traces, usage = draw_traces(place, "benchmark", checkpoint, list(known.values()), sampling, Purpose.BENCHMARK, seed)
     # The end of the last segment is where the model stops by itself; a truncated trace is left as it is.
-    scans = [
-        OpenScan(trace, segment_ends(checkpoint, trace, segmentation)[:-1], probing.threshold)
-        for trace in traces
-        if not trace.truncated
-    ]
+    whole = [trace for trace in traces if not trace.truncated]
+    ends_of = {trace.id: segment_ends(checkpoint, trace, segmentation)[:-1] for trace in whole}
+    plans = {trace.id: earliest_crossing(len(ends_of[trace.id]), probing, agreeing_ones) for trace in whole}
     prober = Prober(place, checkpoint, known, probing, seed)
-    overhead: Counter[str] = Counter()
-
-    def agree(items: Sequence[Open], completions: Sequence[Sequence[Completion]]) -> list[list[bool]]:
-        for item, group in zip(items, completions, strict=True):
-            overhead[item.trace.id] += sum(len(completion.token_ids) for completion in group)
-        return [agreement(prober.answers(group)) for group in completions]
-
-    prober.close_all("early stop", Purpose.EARLY_STOP, scans, agree)
-    results = [scan.result() for scan in scans]
-    ends = {scan.trace_id: scan.probes[-1].end for scan in results if scan.crossing is not None}
+    asked = [on_prefixes(trace, ends_of[trace.id], plans[trace.id]) for trace in whole]
+    prober.carry_out("early stop", Purpose.EARLY_STOP, asked, lambda _, answers: [_given(a) for a in answers])
+    ends = {n: ends_of[n][plan.crossing] for n, plan in plans.items() if plan.crossing is not None}
+    overhead = prober.probe_tokens
     ender = Ender(place, checkpoint, known, finalizing, seed)
     stopped = [trace for trace in traces if trace.id in ends]
     endings = ender.endings("early end", Purpose.EARLY_STOP, [cut(trace, ends[trace.id]) for trace in stopped], count=1)
@@ -114,6 +105,10 @@ def examine_early_stop(
     ]
     usage = usage + prober.usage + ender.usage
     return place.publish("scores", scores, rows_in=len(known), usage=usage, started=started)
+
+
+def _given(answer: str | None) -> str | None:
+    return answer.strip() or None if answer else None
 
 
 def _stopped(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from conf.settings import EmbeddedPruning, Finalizing, Pairing, Probing, Segmentation
 from models.checkpoint import Checkpoint
@@ -15,25 +15,27 @@ from models.store import Purpose
 from reasoning.answers import CLOSE_THINK
 from reasoning.dto import (
     METHOD_VERSION,
-    OpenScan,
     first_wrong,
     last_refused,
     preference_pairs,
+    scan_of,
     shortest_right,
 )  # fmt: skip
 from reasoning.prune import METHOD_VERSION as PRUNE_VERSION
 from reasoning.prune import OpenPruning, pruned_trace
-from reasoning.records import Optimised, Scan, Trace
+from reasoning.records import Optimised, Recheck, Scan, Trace
+from reasoning.rollouts import METHOD_VERSION as ROLLOUTS_VERSION
+from reasoning.rollouts import AllValues, EarliestCrossing, Outcomes, Plan, enough, right_ones
 from reasoning.segment import METHOD_VERSION as SEGMENT_VERSION
 from reasoning.segment import segment_text, token_ends
 from reasoning.verifier import METHOD_VERSION as VERIFIER_VERSION
 from tasks.artifacts import ArtifactRef
 from tasks.caching import step
 from tasks.problems import by_id, prompts_of
-from tasks.rollouts import Ender, Prefix, Prober, Scorer, TokenIds
+from tasks.rollouts import Asked, Ender, Prefix, Prober, Scorer, TokenIds
 from tasks.workplace import Workplace
 
-VERSION = f"1.{METHOD_VERSION}.{SEGMENT_VERSION}.{VERIFIER_VERSION}"
+VERSION = f"1.{METHOD_VERSION}.{SEGMENT_VERSION}.{VERIFIER_VERSION}.{ROLLOUTS_VERSION}"
 
 
 @step(version=VERSION)
@@ -45,16 +47,17 @@ def probe_prefixes(
     started = time.monotonic()
     checkpoint = place.checkpoint(model)
     rows = place.rows(traces, Trace)
-    scans = [
-        OpenScan(trace, segment_ends(checkpoint, trace, segmentation), probing.threshold)
-        for trace in rows
-        if not trace.truncated
-    ]
+    whole = [trace for trace in rows if not trace.truncated]
+    ends = {trace.id: segment_ends(checkpoint, trace, segmentation) for trace in whole}
+    plans = {trace.id: earliest_crossing(len(ends[trace.id]), probing) for trace in whole}
     prober = Prober(place, checkpoint, by_id(place, problems), probing, seed)
-    prober.close_all("probe prefix", Purpose.PROBE, scans)
-    dropped = {"truncated": len(rows) - len(scans)} if len(scans) < len(rows) else {}
-    results = [scan.result() for scan in scans]
-    return place.publish("scans", results, rows_in=len(rows), dropped=dropped, usage=prober.usage, started=started)
+    prober.carry_out("probe prefixes", Purpose.PROBE, [on_prefixes(t, ends[t.id], plans[t.id]) for t in whole])
+    results = [scan_of(trace, ends[trace.id], plans[trace.id]) for trace in whole if trace.id not in prober.refused]
+    dropped = Counter(truncated=len(rows) - len(whole), refused=len(prober.refused))
+    counts = prober.bill([(trace, ends[trace.id], plans[trace.id]) for trace in whole])
+    return place.publish(
+        "scans", results, rows_in=len(rows), dropped=dict(+dropped), usage=prober.usage, started=started, counts=counts
+    )
 
 
 @step(version=VERSION)
@@ -62,23 +65,31 @@ def recheck_crossings(
     place: Workplace, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, scans: ArtifactRef,
     probing: Probing, seed: int,
 ) -> ArtifactRef:  # fmt: skip
-    """Rows of Scan with one probe each: p at the crossing, estimated again on fresh samples.
+    """Rows of Recheck: p at the crossing, estimated again on fresh samples.
 
     The first estimate is the one that was chosen for being high. A crossing that does not pass again was lucky.
     """
     started = time.monotonic()
     trace_of = {trace.id: trace for trace in place.rows(traces, Trace)}
-    crossed = [scan for scan in place.rows(scans, Scan) if scan.crossing is not None]
-    again = [OpenScan(trace_of[scan.trace_id], [scan.probes[-1].end], probing.threshold) for scan in crossed]
+    by_name = {scan.trace_id: scan for scan in place.rows(scans, Scan) if scan.crossing is not None}
+    # All probes, not only as many as decide: a share of those would not be an unbiased estimate.
+    total = probing.sampling.samples
+    plans = {name: AllValues(1, total) for name in by_name}
+    asked = [on_prefixes(trace_of[name], [scan.probes[-1].end], plans[name]) for name, scan in by_name.items()]
     prober = Prober(place, place.checkpoint(model), by_id(place, problems), probing, seed)
-    prober.close_all("probe again", Purpose.RECHECK, again)
-    rows = [scan.result() for scan in again]
+    prober.carry_out("probe again", Purpose.RECHECK, asked)
+    rows = [
+        Recheck(problem_id=scan.problem_id, sample=scan.sample, right=right_ones(plans[name].outcomes[0]), total=total)
+        for name, scan in by_name.items() if name not in prober.refused
+    ]  # fmt: skip
     counts = {
-        "lucky crossings": sum(scan.crossing is None for scan in rows),
-        "right of first probes": sum(scan.probes[-1].right for scan in crossed),
-        "right of fresh probes": sum(scan.probes[-1].right for scan in rows),
-    }
-    return place.publish("rechecks", rows, rows_in=len(crossed), usage=prober.usage, started=started, counts=counts)
+        "lucky crossings": sum(row.right < enough(total, probing.threshold) for row in rows),
+        "fresh probes": sum(row.total for row in rows), "right of fresh probes": sum(row.right for row in rows),
+    }  # fmt: skip
+    dropped = {"refused": len(prober.refused)} if prober.refused else {}
+    return place.publish(
+        "rechecks", rows, rows_in=len(by_name), dropped=dropped, usage=prober.usage, started=started, counts=counts
+    )
 
 
 @step(version=VERSION)
@@ -136,10 +147,14 @@ def prune_traces(
     probes_of = {(scan.problem_id, scan.sample): scan.probes for scan in place.rows(scans, Scan)}
     rows = {(row.problem_id, row.sample): row for row in place.rows(optimised, Optimised)}
     prunings = {
-        name: OpenPruning(trace_of[name], [probe.end for probe in probes_of[name]], probing.threshold) for name in rows
+        name: OpenPruning(
+            trace_of[name], [probe.end for probe in probes_of[name]], probing.sampling.samples, probing.threshold
+        )
+        for name in rows
     }
     prober = Prober(place, checkpoint, known, probing, seed)
-    prober.close_all("prune segment", Purpose.PRUNE, list(prunings.values()))
+    asked = [Asked(item.trace, item, item.without, len(item.whole_prefix())) for item in prunings.values()]
+    prober.carry_out("prune segments", Purpose.PRUNE, asked)
     proposed = sum(len(item.removed) for item in prunings.values())
     scorer = Scorer(place, checkpoint, known)
     restore_unnatural(scorer, list(prunings.values()), pruning.most_surprise)
@@ -191,6 +206,17 @@ def build_pairs(
     prompts, rows = prompts_of(place, model, problems), place.rows(optimised, Optimised)
     pairs, dropped = preference_pairs(prompts, place.rows(traces, Trace), rows, pairing.rejected, max_length)
     return place.publish("pairs", pairs, rows_in=len(pairs) + dropped.total(), dropped=dict(dropped), started=started)
+
+
+def earliest_crossing(
+    prefixes: int, probing: Probing, speaking: Callable[[Outcomes], int] = right_ones
+) -> EarliestCrossing:
+    return EarliestCrossing(prefixes, probing.sampling.samples, probing.threshold, probing.lookahead, speaking)
+
+
+def on_prefixes(trace: Trace, ends: Sequence[int], plan: Plan) -> Asked:
+    """`plan` about the prefixes of `trace` that end at the tokens `ends`."""
+    return Asked(trace, plan, lambda index: trace.token_ids[: ends[index]], max(ends, default=0))
 
 
 def cut(trace: Trace, end: int) -> Prefix:

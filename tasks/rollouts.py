@@ -5,15 +5,19 @@ Knows: prompts, exit and closing texts, the answer check. Must not know: the rul
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from conf.settings import Finalizing, Probing
 from models.checkpoint import Checkpoint
 from models.engine import Completion, Request
+from models.rollouts import Job
 from models.store import Purpose
 from reasoning.answers import CLOSE_THINK, final_answer, until_closing_brace
 from reasoning.records import Problem, Trace, Usage, Verdict
+from reasoning.rollouts import Bill, EarliestCrossing, Outcomes, Plan, bill
 from tasks.workplace import Workplace
 
 TokenIds = tuple[int, ...]
@@ -26,18 +30,19 @@ class Prefix(NamedTuple):
     token_ids: TokenIds
 
 
-class Open(Protocol):
-    """Something that asks for one prefix after another until it knows enough."""
+class Asked(NamedTuple):
+    """A question about prefixes of a trace."""
 
-    @property
-    def trace(self) -> Trace: ...
-    @property
-    def is_open(self) -> bool: ...
-    def next_prefix(self) -> TokenIds: ...
-    def add(self, outcomes: Sequence[bool]) -> None: ...
+    trace: Trace
+    plan: Plan
+    prefix: Callable[[int], TokenIds]
+    """The thinking of a prefix, by its index in the plan."""
+    longest: int
+    """Tokens of the longest of them."""
 
 
-Judge = Callable[[Sequence[Open], Sequence[Sequence[Completion]]], list[list[bool]]]
+Judge = Callable[[Trace, Sequence[str | None]], Outcomes]
+"""From the answers of a trace's rollouts to what they say for its prefix. Called in any thread."""
 
 
 class Prober:
@@ -47,35 +52,56 @@ class Prober:
         self._place, self._model, self._problems, self._seed = place, model, problems, seed
         self._exit = model.encode(probing.exit_text)
         self._sampling = probing.sampling
-        self.usage = Usage()
+        self._unverified = 0
+        self._lock = threading.Lock()
+        self._usage = Usage()
+        self.refused: dict[str, str] = {}
+        """Traces that no engine could serve, by id, with the reason."""
+        self.probe_tokens: Counter[str] = Counter()
+        """Generated tokens of all probes, by trace id."""
 
-    def close_all(self, stage: str, purpose: Purpose, items: Sequence[Open], judge: Judge | None = None) -> None:
-        """Probes until none of `items` is open, one prefix of each at a time. `judge` says for each rollout whether it
-        speaks for stopping: where it is not given, whether its answer is right."""
-        wave = 0
-        while still_open := [item for item in items if item.is_open]:
-            wave += 1
-            requests = [
-                Request(self._prompt(item) + item.next_prefix() + self._exit, self._sampling, self._sampling.samples)
-                for item in still_open
-            ]
-            drawn = self._place.draw(f"{stage} {wave}", self._model, requests, purpose, self._seed)
-            self.usage += drawn.usage
-            for item, outcomes in zip(still_open, (judge or self._right)(still_open, drawn.completions), strict=True):
-                item.add(outcomes)
+    @property
+    def usage(self) -> Usage:
+        return self._usage + Usage(unverified=self._unverified)
 
-    def answers(self, completions: Sequence[Completion]) -> list[str | None]:
-        """The text of each rollout's answer."""
-        return [until_closing_brace(self._model.decode(completion.token_ids)) for completion in completions]
+    def carry_out(self, stage: str, purpose: Purpose, asked: Sequence[Asked], judge: Judge | None = None) -> None:
+        """Closes all plans but those of `refused` traces. `judge` stands in for the answer check where it is given."""
+        jobs = {self._job(one, judge or self._right): one.trace for one in asked}
+        for job in self._place.run(stage, self._model, list(jobs), purpose, self._seed, self._account):
+            if job.refused:
+                self.refused[jobs[job].id] = job.refused
 
-    def _prompt(self, item: Open) -> TokenIds:
-        return self._model.prompt_ids(self._problems[item.trace.problem_id])
+    def bill(self, scans: Sequence[tuple[Trace, Sequence[int], EarliestCrossing]]) -> dict[str, int]:
+        """What scans took beside what they might have taken, for the ledger. Each comes with its segments' ends."""
+        total = Bill(0, 0, 0, 0, 0)
+        for trace, ends, plan in scans:
+            prompt = len(self._model.prompt_ids(self._problems[trace.problem_id]))
+            lengths = [prompt + end for end in ends]
+            total += bill(plan, lengths, len(self._exit), self._sampling.samples, self._place.engine.block)
+        return total._asdict()
 
-    def _right(self, items: Sequence[Open], completions: Sequence[Sequence[Completion]]) -> list[list[bool]]:
-        asked = [self._problems[item.trace.problem_id] for item in items]
-        verdicts, checks = self._place.verdicts(asked, [self.answers(group) for group in completions])
-        self.usage += checks
-        return [[verdict is Verdict.RIGHT for verdict in group] for group in verdicts]
+    def _account(self, usage: Usage) -> None:
+        self._usage += usage
+
+    def _job(self, one: Asked, judge: Judge) -> Job:
+        prompt = self._model.prompt_ids(self._problems[one.trace.problem_id])
+
+        def outcomes(completions: Sequence[Completion]) -> Outcomes:
+            with self._lock:
+                self.probe_tokens[one.trace.id] += sum(len(completion.token_ids) for completion in completions)
+            texts = [self._model.decode(completion.token_ids) for completion in completions]
+            return judge(one.trace, [until_closing_brace(text) for text in texts])
+
+        return Job(
+            one.plan, lambda index: prompt + one.prefix(index) + self._exit, self._sampling, outcomes,
+            room=len(prompt) + one.longest + len(self._exit),
+        )  # fmt: skip
+
+    def _right(self, trace: Trace, answers: Sequence[str | None]) -> Outcomes:
+        (verdicts,), checks = self._place.verdicts([self._problems[trace.problem_id]], [answers])
+        with self._lock:
+            self._unverified += checks.unverified
+        return [verdict is Verdict.RIGHT for verdict in verdicts]
 
 
 class Ender:

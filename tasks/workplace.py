@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +16,9 @@ from typing import Any, NamedTuple, Self, TypeVar
 from conf.settings import Engine as EngineSettings
 from conf.settings import Section, Storage
 from models.checkpoint import TINY_MODEL, Checkpoint, found_checkpoint
-from models.engine import Engine, Request
-from models.store import Drawn, Purpose, RolloutStore
+from models.engine import Completion, Engine, Request
+from models.rollouts import Job, Rollouts
+from models.store import Purpose, RolloutStore
 from models.trainer import TrainJob, train
 from models.vllm_server import VllmServer, on_cpu
 from reasoning.records import Problem, Record, StageCount, Usage, Verdict
@@ -27,6 +28,13 @@ from tasks.progress import Progress
 
 R = TypeVar("R", bound=Record)
 Train = Callable[[TrainJob, Path, Callable[[int, int], None]], list[dict[str, Any]]]
+
+
+class Drawn(NamedTuple):
+    """The completions of each request, in order, and what drawing the missing ones cost."""
+
+    completions: list[tuple[Completion, ...]]
+    usage: Usage
 
 
 class LedgerEntry(NamedTuple):
@@ -83,8 +91,8 @@ class Workplace:
         return self._make_engine(self._engine_settings, log)
 
     @cached_property
-    def rollouts(self) -> RolloutStore:
-        return RolloutStore(self._rollouts_url, self.engine)
+    def store(self) -> RolloutStore:
+        return RolloutStore(self._rollouts_url)
 
     @cached_property
     def verifier(self) -> Verifier:
@@ -111,9 +119,22 @@ class Workplace:
         return self.artifacts.rows(ref, kind)
 
     def draw(self, stage: str, model: Checkpoint, requests: Sequence[Request], purpose: Purpose, seed: int) -> Drawn:
-        """Completions through the rollout store, with progress."""
-        advance = self.progress.stage(stage, len(requests), "prompts")
-        return self.rollouts.draw(model, requests, purpose, seed, advance)
+        """All completions of each request, through the rollout store. Raises RequestRefused."""
+        rollouts = self._rollouts(stage, len(requests), model, purpose, seed)
+        return Drawn(rollouts.draw(requests), rollouts.usage)
+
+    def run(
+        self, stage: str, model: Checkpoint, jobs: Sequence[Job], purpose: Purpose, seed: int,
+        account: Callable[[Usage], None],
+    ) -> Iterator[Job]:  # fmt: skip
+        """Each job as its plan is closed, or refused; `account` hears at the end what they cost."""
+        rollouts = self._rollouts(stage, len(jobs), model, purpose, seed)
+        yield from rollouts.run(jobs)
+        account(rollouts.usage)
+
+    def _rollouts(self, stage: str, count: int, model: Checkpoint, purpose: Purpose, seed: int) -> Rollouts:
+        advance = self.progress.stage(stage, count, "prompts")
+        return Rollouts(self.store, self.engine, model, purpose, seed, advance)
 
     def log_probs(
         self, stage: str, model: Checkpoint, texts: Sequence[tuple[int, ...]]
@@ -176,7 +197,7 @@ class Workplace:
             self.engine.close()
 
     def close(self) -> None:
-        for part in ("rollouts", "verifier", "engine"):
+        for part in ("store", "verifier", "engine"):
             if part in self.__dict__:
                 self.__dict__[part].close()
 

@@ -52,7 +52,7 @@ class Lucky(ScriptedEngine):
         thread = threading.Thread(target=session.serve, daemon=True)
         thread.start()
         yield session
-        session.submit(-1, Request((), SAMPLING, 0))
+        session.submit(-1, Request((), SAMPLING, 0), 0)
         thread.join()
 
     def answer(self, ticket: int, request: Request) -> Finished | Refused | BaseException:
@@ -79,7 +79,8 @@ class _LuckySession:
         self._queue: list[tuple[int, Request]] = []
         self._changed = threading.Condition()
 
-    def submit(self, ticket: int, request: Request) -> None:
+    def submit(self, ticket: int, request: Request, near: int) -> None:
+        _ = near
         with self._changed:
             self._queue.append((ticket, request))
             self._engine.longest_queue = max(self._engine.longest_queue, len(self._queue))

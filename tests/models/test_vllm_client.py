@@ -7,13 +7,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
-from conf.settings import Engine, Sampling
+from conf.settings import Engine
 from models.checkpoint import Checkpoint
-from models.engine import Finished, Request
-from models.vllm_server import ServerFailed, SwapNotProven, VllmServer, prove
+from models.vllm_server import SwapNotProven, VllmServer, prove
 from tests.models.fakes import fake_checkpoint
 
 Answer = Callable[[dict[str, Any], int], dict[str, Any] | int | None]
@@ -69,70 +67,14 @@ def serve() -> Iterator[Callable[[Answer], str]]:
         server.server_close()
 
 
-def well(body: dict[str, Any], number: int) -> dict[str, Any]:
-    """Each completion echoes its prompt; the last one is cut by length."""
-    _ = number
-    choices = [
-        {"index": i, "token_ids": [*body["prompt"], i], "finish_reason": "length" if i == body["n"] - 1 else "stop"}
-        for i in reversed(range(body["n"]))
-    ]
-    usage = {"prompt_tokens": len(body["prompt"]), "prompt_tokens_details": {"cached_tokens": 1}}
-    return {"choices": choices, "usage": usage}
-
-
-def ask(url: str, model: Checkpoint, count: int = 20, concurrency: int = 8) -> dict[int, Finished]:
-    requests = [Request((index,), Sampling(max_tokens=5), 3) for index in range(count)]
-    batches = Loopback(url, concurrency).generate(model, requests)
-    return {finished.index: finished for batch in batches for finished in batch}
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return fake_checkpoint(tmp_path_factory.mktemp("model"))
 
 
-def test_a_broken_off_completion_is_not_taken_for_a_finished_one(serve, model: Checkpoint):
-    def aborted(body: dict[str, Any], number: int) -> dict[str, Any]:
-        reply = well(body, number)
-        reply["choices"][0]["finish_reason"] = "abort"
-        return reply
-
-    with pytest.raises(ServerFailed, match="broken off"):
-        ask(serve(aborted), model, count=1)
-
-
-@pytest.mark.parametrize("concurrency", [1, 2, 64])
-def test_every_request_comes_back_once_in_sample_order(serve, model: Checkpoint, concurrency: int):
-    finished = ask(serve(well), model, concurrency=concurrency)
-    assert sorted(finished) == list(range(20))
-    assert [c.token_ids for c in finished[7].completions] == [(7, 0), (7, 1), (7, 2)]
-    assert [c.finished for c in finished[7].completions] == [True, True, False]
-    assert (finished[7].prompt_tokens, finished[7].cached_prompt_tokens) == (1, 1)
-
-
-def test_a_dropped_connection_is_tried_again(serve, model: Checkpoint):
-    assert len(ask(serve(lambda body, number: None if number == 0 else well(body, number)), model, count=3)) == 3
-
-
-def test_a_refusal_is_an_error_not_a_loss(serve, model: Checkpoint):
-    url = serve(lambda body, number: 400 if body["prompt"] == [2] else well(body, number))
-    with pytest.raises(httpx.HTTPStatusError):
-        ask(url, model, count=4)
-
-
-def test_a_reply_without_token_ids_is_refused(serve, model: Checkpoint):
-    def bare(body: dict[str, Any], number: int) -> dict[str, Any]:
-        reply = well(body, number)
-        reply["choices"].pop()
-        return reply
-
-    with pytest.raises(ServerFailed, match="asked for 3 completions with token ids, got 2"):
-        ask(serve(bare), model, count=1)
-
-
 def test_nothing_asked_starts_nothing(model: Checkpoint):
     server = VllmServer(Engine(), Path("unused"))
-    assert list(server.generate(model, [])) == []
+    assert list(server.log_probs(model, [])) == []
     assert server.pid is None
 
 

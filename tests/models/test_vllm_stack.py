@@ -4,6 +4,8 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
 
 import httpx
 import psutil
@@ -34,8 +36,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
 
 
 def draw(server: VllmServer, model: Checkpoint, prompts: list[str], sampling: Sampling = GREEDY) -> dict[int, Finished]:
-    requests = [Request(model.encode(prompt), sampling, sampling.samples) for prompt in prompts]
-    return {finished.index: finished for batch in server.generate(model, requests) for finished in batch}
+    events: SimpleQueue[Any] = SimpleQueue()
+    with server.session(model, events.put) as session:
+        for ticket, prompt in enumerate(prompts):
+            session.submit(ticket, Request(model.encode(prompt), sampling, sampling.samples), ticket)
+        finished = [events.get() for _ in prompts]
+    assert all(isinstance(event, Finished) for event in finished), finished
+    return {event.ticket: event for event in finished}
 
 
 def nudged(folder: Path, step: float, honest: bool = True) -> Checkpoint:

@@ -1,20 +1,17 @@
-from fractions import Fraction
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from reasoning.dto import (
-    OpenScan,
-    agreement,
     first_wrong,
     last_refused,
-    passes,
     preference_pairs,
+    scan_of,
     shortest_longest_pairs,
     shortest_right,
 )
-from reasoning.records import Optimised, PairKind, Trace, Verdict
+from reasoning.records import Optimised, PairKind, Probe, Scan, Trace, Verdict
+from reasoning.rollouts import EarliestCrossing
 
 
 def trace(problem: str = "p", sample: int = 0, length: int = 10, verdict: Verdict = Verdict.RIGHT) -> Trace:
@@ -24,44 +21,29 @@ def trace(problem: str = "p", sample: int = 0, length: int = 10, verdict: Verdic
     )  # fmt: skip
 
 
-def test_a_prefix_passes_only_strictly_above_the_threshold():
-    assert not passes(4, 8, 0.5)
-    assert passes(5, 8, 0.5)
-    assert not passes(29, 100, 0.29)  # in floats 0.29 * 100 = 28.999999999999996
-    assert passes(30, 100, 0.29)
-    assert not passes(0, 8, 0.0)
-
-
-@given(st.integers(0, 30), st.integers(1, 30), st.integers(0, 99))
-def test_passing_is_the_exact_comparison(right: int, extra: int, percent: int):
-    assert passes(right, right + extra, percent / 100) == (Fraction(right, right + extra) > Fraction(percent, 100))
-
-
 @given(st.lists(st.integers(0, 8), min_size=1, max_size=12))
-def test_a_scan_stops_at_the_first_prefix_that_passes(right_counts: list[int]):
+def test_a_scan_tells_what_was_probed_up_to_the_first_prefix_that_passes(right_counts: list[int]):
     ends = [3 * (index + 1) for index in range(len(right_counts))]
-    scan = OpenScan(trace(length=3 * len(right_counts)), ends, 0.5)
-    for right in right_counts:
-        if not scan.is_open:
-            break
-        scan.add([True] * right + [False] * (8 - right))
-    result = scan.result()
+    plan = EarliestCrossing(len(ends), 8, 0.5)
+    while asks := plan.asks():
+        for ask in asks:
+            right = right_counts[ask.prefix]
+            plan.add(ask, ([True] * right + [False] * (8 - right))[ask.first : ask.first + ask.count])
+    scan = scan_of(trace(length=3 * len(right_counts)), ends, plan)
     expected = next((index for index, right in enumerate(right_counts) if right > 4), None)
-    assert result.crossing == expected
-    assert len(result.probes) == (len(right_counts) if expected is None else expected + 1)
-    assert not scan.is_open
+    assert (scan.crossing, scan.segments) == (expected, len(ends))
+    assert [probe.end for probe in scan.probes] == ends[: len(ends) if expected is None else expected + 1]
+    assert all(probe.right <= right_counts[probe.segment] for probe in scan.probes)
 
 
-def test_prefixes_are_the_traces_own_tokens():
-    scan = OpenScan(trace(length=10), [4, 10], 0.5)
-    assert scan.next_prefix() == (0, 1, 2, 3)
-    scan.add([False] * 8)
-    assert scan.next_prefix() == tuple(range(10))
-    assert last_refused(scan.result()) is None  # it never crossed: no stop was premature
-    scan.add([True] * 8)
-    refused = last_refused(scan.result())
+def test_the_last_refused_prefix_is_where_stopping_would_have_been_premature():
+    probes = tuple(Probe(segment=index, end=end, right=right, total=5) for index, end, right in ((0, 4, 0), (1, 10, 5)))
+    crossed = Scan(problem_id="p", sample=0, segments=2, probes=probes, crossing=1)
+    refused = last_refused(crossed)
     assert refused is not None
     assert (refused.segment, refused.end, refused.right) == (0, 4, 0)
+    assert last_refused(crossed.model_copy(update={"crossing": None})) is None  # it never crossed
+    assert last_refused(crossed.model_copy(update={"probes": probes[1:]})) is None  # it crossed at once
 
 
 def test_endings():
@@ -122,10 +104,3 @@ def test_the_control_prefers_the_shortest_right_trace_to_the_longest():
         ("p", PairKind.SHORTEST_LONGEST, 6, 12),
     ]  # fmt: skip
     assert dropped == {"never-right": 1, "not-shorter": 1}  # q has no right trace, r has but one
-
-
-def test_rollouts_agree_with_the_most_frequent_answer():
-    assert agreement(["4", "5", "5", None, None, None]) == [False, True, True, False, False, False]
-    assert agreement(["4", "5"]) == [True, False]  # the first of two equally frequent ones
-    assert agreement([None, None]) == [False, False]
-    assert agreement(["", " ", "4"]) == [False, False, True]

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pytest
 from hypothesis import given
@@ -15,39 +15,46 @@ def opened(ends: Sequence[int], proposed: Sequence[int] | None = None) -> OpenPr
     trace = Trace(
         problem_id="p", sample=0, token_ids=tuple(range(ends[-1] + 5)), text="", truncated=False, verdict=Verdict.RIGHT
     )
-    return OpenPruning(trace, ends, 0.5, proposed)
+    return OpenPruning(trace, ends, 8, 0.5, proposed)
+
+
+def play(pruning: OpenPruning, outcomes: Iterable[Sequence[bool]]) -> list[tuple[int, ...]]:
+    """Answers the asks for each proposed segment from the next of `outcomes`; the prefixes that were asked about."""
+    prefixes, sample = [], iter(outcomes)
+    judged: Sequence[bool] = ()
+    while asks := pruning.asks():
+        (ask,) = asks
+        assert pruning.asks() == []  # one at a time: the next depends on it
+        if ask.first == 0:
+            judged = next(sample)
+            prefixes.append(pruning.without(ask.prefix))
+        pruning.add(ask, judged[ask.first : ask.first + ask.count])
+    return prefixes
 
 
 def test_a_removal_stands_when_the_rest_passes_and_is_rolled_back_when_not():
     pruning = opened([2, 4, 6, 8])
-    assert pruning.next_prefix() == (0, 1, 4, 5, 6, 7)  # without segment 1
-    pruning.add(WRONG)
-    assert pruning.next_prefix() == (0, 1, 2, 3, 6, 7)  # segment 1 is back, without segment 2
-    pruning.add(RIGHT)
+    without_1, without_2 = play(pruning, [WRONG, RIGHT])
+    assert without_1 == (0, 1, 4, 5, 6, 7)
+    assert without_2 == (0, 1, 2, 3, 6, 7)  # segment 1 is back
     assert not pruning.is_open
     assert pruning.removed == (2,)
     assert pruning.prefix() == (0, 1, 2, 3, 6, 7)
 
 
 def test_each_removal_is_judged_with_the_earlier_ones_gone():
-    pruning = opened([1, 2, 3, 4])
-    pruning.add(RIGHT)
-    assert pruning.next_prefix() == (0, 3)
+    assert play(opened([1, 2, 3, 4]), [RIGHT, RIGHT])[1] == (0, 3)
 
 
 def test_only_what_was_proposed_may_go():
-    pruning = opened([1, 2, 3, 4], proposed=[0, 2, 3, 9])
-    assert pruning.next_prefix() == (0, 1, 3)
-    pruning.add(RIGHT)
-    assert not pruning.is_open
+    assert play(opened([1, 2, 3, 4], proposed=[0, 2, 3, 9]), [RIGHT]) == [(0, 1, 3)]
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=8), st.data())
 def test_first_and_last_stay_and_order_is_kept(lengths: list[int], data: st.DataObject):
     ends = [sum(lengths[: index + 1]) for index in range(len(lengths))]
     pruning = opened(ends)
-    while pruning.is_open:
-        pruning.add(data.draw(st.sampled_from([RIGHT, WRONG])))
+    play(pruning, (data.draw(st.sampled_from([RIGHT, WRONG])) for _ in lengths))
     kept = pruning.prefix()
     assert list(kept) == sorted(set(kept))
     assert kept[: lengths[0]] == tuple(range(lengths[0]))
@@ -57,8 +64,7 @@ def test_first_and_last_stay_and_order_is_kept(lengths: list[int], data: st.Data
 
 def test_a_segment_comes_back_where_the_kept_text_would_surprise_the_model():
     pruning = opened([1, 2, 4, 5, 7])  # segments (0), (1), (2 3), (4), (5 6)
-    for outcome in (RIGHT, RIGHT, WRONG):
-        pruning.add(outcome)
+    play(pruning, [RIGHT, RIGHT, WRONG])
     assert pruning.removed == (1, 2)
     assert pruning.prefix() == (0, 4, 5, 6)
     whole = [-1.0, -1.0, -1.0, -1.0, -1.0, -1.0, -1.0]
@@ -76,7 +82,7 @@ def test_a_segment_comes_back_where_the_kept_text_would_surprise_the_model():
 
 def test_a_pruned_trace_needs_fresh_endings_that_confirm_it():
     pruning = opened([2, 4, 6])
-    pruning.add(RIGHT)
+    play(pruning, [RIGHT])
     row = Optimised(problem_id="p", sample=0, token_ids=(0, 1, 2, 3, 4, 5, 90, 91), kept=6)
     right, wrong = ((90, 91), Verdict.RIGHT), ((92,), Verdict.WRONG)
     assert pruned_trace(row, pruning, [right, wrong], 0.5) == row  # one of two is not more than half
@@ -87,7 +93,7 @@ def test_a_pruned_trace_needs_fresh_endings_that_confirm_it():
 
 def test_a_pruned_trace_that_is_not_shorter_is_no_gain():
     pruning = opened([2, 4, 6])
-    pruning.add(RIGHT)
+    play(pruning, [RIGHT])
     row = Optimised(problem_id="p", sample=0, token_ids=(0, 1, 2, 3, 4, 5, 90), kept=6)
     assert pruned_trace(row, pruning, [((90, 91, 92), Verdict.RIGHT)], 0.5) == row
 

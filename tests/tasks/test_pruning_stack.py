@@ -53,9 +53,9 @@ def pruning(spans: Sequence[tuple[int, ...]], removed: Sequence[int]) -> OpenPru
     """A trace of these segments after its probes: `removed` are not needed for the answer."""
     token_ids = tuple(token for span in spans for token in span)
     trace = Trace(problem_id="p", sample=0, token_ids=token_ids, text="", truncated=False, verdict=Verdict.RIGHT)
-    opened = OpenPruning(trace, [sum(map(len, spans[: n + 1])) for n in range(len(spans))], 0.5)
-    for index in range(1, len(spans) - 1):
-        opened.add([index in removed] * 8)
+    opened = OpenPruning(trace, [sum(map(len, spans[: n + 1])) for n in range(len(spans))], 8, 0.5)
+    while asks := opened.asks():
+        opened.add(asks[0], [asks[0].prefix in removed] * asks[0].count)
     return opened
 
 
