@@ -11,19 +11,26 @@ import importlib
 import logging
 import os
 import sys
+import time
+from datetime import UTC, datetime
 from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
 
 from conf.errors import ReadableError
 from conf.load import load
 from conf.settings import Claims, Dto, MarkerReport, Section, TinyModel
 
+PLAIN_WIDTH = 160
+"""Columns of a table, whatever the terminal: fingerprints are not to be cut."""
 PIPELINES: dict[str, type[Section]] = {"claims": Claims, "dto": Dto, "markers": MarkerReport, "tiny-model": TinyModel}
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     try:
-        _run(options.pipeline, load(PIPELINES[options.pipeline], options.preset, tuple(options.set)))
+        options.act(options)
     except ReadableError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -40,7 +47,43 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     run.add_argument("pipeline", choices=sorted(PIPELINES))
     run.add_argument("--preset", default="tiny", help="a bundled preset or a path to a .toml (default: tiny)")
     run.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="change one setting")
+    run.set_defaults(act=lambda o: _run(o.pipeline, load(PIPELINES[o.pipeline], o.preset, tuple(o.set))))
+    store = commands.add_parser("store", help="look after the rollout store")
+    store.add_argument("--url", default="sqlite:///runs/rollouts.sqlite", help="SQLAlchemy URL (default: %(default)s)")
+    deeds = store.add_subparsers(dest="deed", required=True)
+    deeds.add_parser("stats", help="what it holds, by model and purpose").set_defaults(act=_store_stats)
+    deeds.add_parser("verify", help="whether all that it holds is whole").set_defaults(act=_store_verify)
+    gc = deeds.add_parser("gc", help="remove old completions")
+    gc.add_argument("--days", type=float, required=True, help="keep what was stored in so many days")
+    gc.add_argument("--keep", action="append", default=[], metavar="FINGERPRINT", help="keep this model's, however old")
+    gc.set_defaults(act=_store_gc)
     return parser.parse_args(arguments)
+
+
+def _store_stats(options: argparse.Namespace) -> None:
+    from models.store import existing_store
+
+    table = Table("model", "purpose", "completions", "MB of tokens", "last stored (UTC)")
+    for held in existing_store(options.url).holdings():
+        last = datetime.fromtimestamp(held.last, UTC).strftime("%Y-%m-%d %H:%M") if held.last else "before version 2"
+        table.add_row(held.model, held.purpose, f"{held.completions:,}", f"{held.bytes / 1e6:.1f}", last)
+    Console(width=PLAIN_WIDTH).print(table)
+
+
+def _store_verify(options: argparse.Namespace) -> None:
+    from models.store import StoreError, existing_store
+
+    faults = existing_store(options.url).faults()
+    if faults:
+        raise StoreError("\n".join([f"{options.url}: {len(faults)} faults", *faults[:20]]))
+    print("all completions are whole, and no sample is missing before another")
+
+
+def _store_gc(options: argparse.Namespace) -> None:
+    from models.store import existing_store
+
+    gone = existing_store(options.url).collect(options.keep, time.time() - options.days * 86_400)
+    print(f"{gone:,} completions removed")
 
 
 def _deserves_a_trace(record: logging.LogRecord) -> bool:

@@ -16,6 +16,7 @@ import uuid
 from array import array
 from collections.abc import Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import NamedTuple
 
 from sqlalchemy import (
@@ -31,14 +32,20 @@ from sqlalchemy import (
     create_engine,
     delete,
     event,
+    func,
+    insert,
+    inspect,
+    make_url,
     or_,
     select,
+    text,
 )  # fmt: skip
 from sqlalchemy import (
     Engine as Database,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
+from conf.errors import ReadableError
 from models.checkpoint import Checkpoint
 from models.engine import Completion, Request
 
@@ -51,16 +58,21 @@ COMPLETIONS = Table(
     Column("purpose", String(32), nullable=False),
     Column("token_ids", LargeBinary, nullable=False),
     Column("finished", Boolean, nullable=False),
+    Column("created", Double),
 )  # fmt: skip
+"""`created`: seconds since 1970; null in rows that were stored before version 2."""
 CLAIMS = Table(
     "claims", METADATA,
     Column("identity", LargeBinary(32), primary_key=True),
     Column("owner", String(32), nullable=False),
     Column("expires", Double, nullable=False),
 )  # fmt: skip
+SCHEMA = Table("schema", METADATA, Column("version", Integer, nullable=False))
+VERSION = 2
+"""1: completions. 2: claims, and when a completion was stored."""
 CLAIM_SECONDS = 60.0
 """A claim that is not renewed for so long belongs to a run that died."""
-INSERTS = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+UPSERTS = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 LOOKUP = 500
 """Identities asked for in one query."""
 
@@ -88,11 +100,28 @@ class Stored(NamedTuple):
     purpose: Purpose
     completion: Completion
 
-    def columns(self) -> dict[str, bytes | int | str | bool]:
+    def columns(self) -> dict[str, bytes | int | float | str | bool]:
         return {
             "identity": self.key, "sample": self.sample, "model": self.model.fingerprint, "purpose": self.purpose,
             "token_ids": array("I", self.completion.token_ids).tobytes(), "finished": self.completion.finished,
+            "created": time.time(),
         }  # fmt: skip
+
+
+class StoreError(ReadableError):
+    """A store that cannot be used, and what to do."""
+
+
+class Holding(NamedTuple):
+    """What a store holds of one model, for one purpose."""
+
+    model: str
+    purpose: str
+    completions: int
+    bytes: int
+    """Of their tokens."""
+    last: float | None
+    """When the latest of them was stored, seconds since 1970."""
 
 
 class RolloutStore:
@@ -100,9 +129,9 @@ class RolloutStore:
 
     def __init__(self, url: str):
         self._database = _open(url)
-        insert = INSERTS[self._database.dialect.name]
-        self._insert = insert(COMPLETIONS).on_conflict_do_nothing()
-        claim = insert(CLAIMS)
+        upsert = UPSERTS[self._database.dialect.name]
+        self._insert = upsert(COMPLETIONS).on_conflict_do_nothing()
+        claim = upsert(CLAIMS)
         self._claim = claim.on_conflict_do_update(
             index_elements=["identity"],
             set_={"owner": claim.excluded.owner, "expires": claim.excluded.expires},
@@ -149,8 +178,49 @@ class RolloutStore:
         with self._database.begin() as connection:
             connection.execute(delete(CLAIMS).where(CLAIMS.c.owner == self._owner))
 
+    def holdings(self) -> list[Holding]:
+        """What is there, by model and purpose."""
+        columns = COMPLETIONS.c
+        query = select(
+            columns.model, columns.purpose, func.count(), func.sum(func.length(columns.token_ids)),
+            func.max(columns.created),
+        ).group_by(columns.model, columns.purpose).order_by(columns.model, columns.purpose)  # fmt: skip
+        with self._database.connect() as connection:
+            return [Holding(*row) for row in connection.execute(query)]
+
+    def faults(self) -> list[str]:
+        """What is wrong with what is there: samples that are missing before others, rows that hold no tokens."""
+        columns = COMPLETIONS.c
+        gaps = (
+            select(columns.identity, func.count(), func.max(columns.sample))
+            .group_by(columns.identity)
+            .having(func.count() <= func.max(columns.sample))
+        )
+        torn = select(columns.identity, columns.sample).where(func.length(columns.token_ids) % 4 != 0)
+        with self._database.connect() as connection:
+            found = [
+                f"{key.hex()}: {count} samples, the last is number {last}"
+                for key, count, last in connection.execute(gaps)
+            ]
+            found += [f"{key.hex()}, sample {n}: not whole tokens" for key, n in connection.execute(torn)]
+        return found
+
+    def collect(self, keep: Sequence[str], before: float) -> int:
+        """Removes completions stored before `before` (seconds since 1970), but those of the models `keep`; how many."""
+        old = or_(COMPLETIONS.c.created < before, COMPLETIONS.c.created.is_(None))
+        with self._database.begin() as connection:
+            return connection.execute(delete(COMPLETIONS).where(old, COMPLETIONS.c.model.not_in(keep))).rowcount
+
     def close(self) -> None:
         self._database.dispose()
+
+
+def existing_store(url: str) -> RolloutStore:
+    """Raises StoreError where there is none: looking after a store must not make one."""
+    database = make_url(url)
+    if database.get_backend_name() == "sqlite" and not Path(database.database or "").is_file():
+        raise StoreError(f"{url}: no such store; name it with --url")
+    return RolloutStore(url)
 
 
 def identity(model: Checkpoint, request: Request, purpose: Purpose, seed: int) -> bytes:
@@ -170,5 +240,22 @@ def _open(url: str) -> Database:
             for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=60000"):
                 connection.execute(f"PRAGMA {pragma}")  # type: ignore[attr-defined]
 
-    METADATA.create_all(database)
+    _migrate(database, url)
     return database
+
+
+def _migrate(database: Database, url: str) -> None:
+    """Brings an older store up to VERSION. Raises StoreError for a newer one."""
+    known = inspect(database)
+    with database.begin() as connection:
+        if not known.has_table("schema"):
+            version = 1 if known.has_table("completions") else VERSION
+        else:
+            version = connection.execute(select(SCHEMA.c.version)).scalar_one()
+        if version > VERSION:
+            raise StoreError(f"{url}: made by a newer version of this software ({version} > {VERSION}); update it")
+        METADATA.create_all(connection)
+        if version < 2:
+            connection.execute(text("ALTER TABLE completions ADD COLUMN created DOUBLE PRECISION"))
+        connection.execute(delete(SCHEMA))
+        connection.execute(insert(SCHEMA).values(version=VERSION))

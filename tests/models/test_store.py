@@ -2,12 +2,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine, text
 
 from conf.settings import Sampling
 from models import store
 from models.checkpoint import Checkpoint
 from models.engine import Completion, Request
-from models.store import Purpose, RolloutStore, Stored, identity
+from models.store import Purpose, RolloutStore, Stored, StoreError, identity
 from tests.models.fakes import fake_checkpoint
 
 SAMPLING = Sampling(samples=4)
@@ -71,3 +72,44 @@ def test_seed_purpose_sampling_prompt_and_model_keep_completions_apart(tmp_path:
     assert len(identities) == 6
     more = replace(base, sampling=Sampling(samples=9))
     assert identity(model, more, Purpose.TRAIN, 0) == identity(model, base, Purpose.TRAIN, 0)
+
+
+def test_a_store_of_the_first_version_is_brought_up_to_date(tmp_path: Path, model: Checkpoint):
+    url = f"sqlite:///{tmp_path / 'store'}"
+    with create_engine(url).begin() as old:
+        old.execute(text(
+            "CREATE TABLE completions (identity BLOB, sample INTEGER, model VARCHAR(64), purpose VARCHAR(32), "
+            "token_ids BLOB, finished BOOLEAN, PRIMARY KEY (identity, sample))"
+        ))  # fmt: skip
+        old.execute(text("INSERT INTO completions VALUES (x'61', 0, 'm', 'train', x'07000000', 1)"))
+    for _ in range(2):
+        brought = RolloutStore(url)
+        assert brought.held([b"a"])[b"a"] == [Completion((7,), True)]
+        assert brought.claim([b"b"]) == {b"b"}
+        brought.commit(rows(model, b"b", 0))
+        assert [(holding.completions, holding.last is None) for holding in brought.holdings()][-1] == (1, True)
+        brought.release()
+
+
+def test_a_store_of_a_newer_version_is_refused(tmp_path: Path):
+    url = f"sqlite:///{tmp_path / 'store'}"
+    RolloutStore(url)
+    with create_engine(url).begin() as connection:
+        connection.execute(text("UPDATE schema SET version = 99"))
+    with pytest.raises(StoreError, match="made by a newer version"):
+        RolloutStore(url)
+
+
+def test_what_is_there_what_is_wrong_and_what_may_go(tmp_path: Path, model: Checkpoint):
+    other = fake_checkpoint(tmp_path / "other", {"model.embed_tokens.weight": [6, 8]})
+    store = RolloutStore("sqlite://")
+    store.commit([*rows(model, b"a", 0, 1), *rows(other, b"b", 0)])
+    assert {(h.model, h.purpose, h.completions, h.bytes) for h in store.holdings()} == {
+        (model.fingerprint, "train", 2, 16), (other.fingerprint, "train", 1, 8),
+    }  # fmt: skip
+    assert store.faults() == []
+    store.commit(rows(model, b"c", 2))
+    assert store.faults() == [f"{b'c'.hex()}: 1 samples, the last is number 2"]
+    assert store.collect(keep=[model.fingerprint], before=0) == 0
+    assert store.collect(keep=[model.fingerprint], before=2**40) == 1
+    assert {holding.model for holding in store.holdings()} == {model.fingerprint}
