@@ -118,7 +118,7 @@ def _joined(texts: Sequence[str], answer: str) -> str | None:
     first, *others = [*wrong, right[0]]
     segments = segment_text(first.split(CLOSE_THINK)[0], markers, 12)
     for text in others:
-        segments += [segment for segment in segment_text(text.split(CLOSE_THINK)[0], markers, 12)[1:]]
+        segments += segment_text(text.split(CLOSE_THINK)[0], markers, 12)[1:]
     return "".join(segments) if len(segments) >= SEGMENTS else None
 
 
@@ -157,7 +157,10 @@ def ours(server: Recording, model: Checkpoint, cases: Sequence[Case], seed: int)
     return {
         "seconds": seconds, "generated_tokens": generated,
         "idle_share": rollouts.clock.idle / (rollouts.clock.busy + rollouts.clock.idle),
-        "floor": {"generated_tokens": generated * (drawn - vain) / drawn, "prefill_tokens": sum(b.prefill_floor for b in bills)},
+        "floor": {
+            "generated_tokens": generated * (drawn - vain) / drawn,
+            "prefill_tokens": sum(one.prefill_floor for one in bills),
+        },
         "crossings": [plan.crossing for plan in plans],
     }  # fmt: skip
 
