@@ -130,7 +130,7 @@ def pruned_trace(
     right = sum(verdict is Verdict.RIGHT for _, verdict in endings)
     if ending is None or right < enough(len(endings), threshold) or len(prefix) + len(ending) >= len(row.token_ids):
         return row
-    return row.model_copy(update={"token_ids": prefix + ending, "kept": len(prefix), "removed": pruning.removed})
+    return row.model_copy(update={"token_ids": prefix + ending, "removed": pruning.removed})
 
 
 PROMPT = """You edit the written reasoning of another model. Below are a problem and the numbered segments of its

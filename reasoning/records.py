@@ -130,8 +130,6 @@ class Optimised(Record):
     problem_id: str
     sample: int
     token_ids: tuple[int, ...]
-    kept: int
-    """Tokens of the original trace that were kept."""
     removed: tuple[int, ...] = ()
     """Indices of the segments before the cut that pruning took out (section B.6)."""
     premature_ids: tuple[int, ...] | None = None

@@ -116,7 +116,7 @@ def finalize_traces(
             continue
         rows.append(Optimised(
             problem_id=source.problem_id, sample=source.sample, token_ids=prefix.token_ids + ending,
-            kept=len(prefix.token_ids), premature_ids=premature.get((source.problem_id, source.sample)),
+            premature_ids=premature.get((source.problem_id, source.sample)),
         ))  # fmt: skip
     return place.publish(
         "optimised", rows, rows_in=len(all_scans), dropped=dict(dropped), usage=ender.usage, started=started

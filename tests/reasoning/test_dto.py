@@ -57,7 +57,7 @@ def test_endings():
 
 def optimised(length: int, premature: int | None = None, sample: int = 0) -> Optimised:
     return Optimised(
-        problem_id="p", sample=sample, token_ids=tuple(range(length)), kept=1,
+        problem_id="p", sample=sample, token_ids=tuple(range(length)),
         premature_ids=None if premature is None else tuple(range(premature)),
     )  # fmt: skip
 

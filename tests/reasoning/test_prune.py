@@ -83,18 +83,18 @@ def test_a_segment_comes_back_where_the_kept_text_would_surprise_the_model():
 def test_a_pruned_trace_needs_fresh_endings_that_confirm_it():
     pruning = opened([2, 4, 6])
     play(pruning, [RIGHT])
-    row = Optimised(problem_id="p", sample=0, token_ids=(0, 1, 2, 3, 4, 5, 90, 91), kept=6)
+    row = Optimised(problem_id="p", sample=0, token_ids=(0, 1, 2, 3, 4, 5, 90, 91))
     right, wrong = ((90, 91), Verdict.RIGHT), ((92,), Verdict.WRONG)
     assert pruned_trace(row, pruning, [right, wrong], 0.5) == row  # one of two is not more than half
     assert pruned_trace(row, pruning, [wrong, wrong], 0.0) == row
     pruned = pruned_trace(row, pruning, [right, right, wrong], 0.5)
-    assert (pruned.token_ids, pruned.kept, pruned.removed) == ((0, 1, 4, 5, 90, 91), 4, (1,))
+    assert (pruned.token_ids, pruned.removed) == ((0, 1, 4, 5, 90, 91), (1,))
 
 
 def test_a_pruned_trace_that_is_not_shorter_is_no_gain():
     pruning = opened([2, 4, 6])
     play(pruning, [RIGHT])
-    row = Optimised(problem_id="p", sample=0, token_ids=(0, 1, 2, 3, 4, 5, 90), kept=6)
+    row = Optimised(problem_id="p", sample=0, token_ids=(0, 1, 2, 3, 4, 5, 90))
     assert pruned_trace(row, pruning, [((90, 91, 92), Verdict.RIGHT)], 0.5) == row
 
 
