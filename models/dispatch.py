@@ -88,6 +88,7 @@ class Lane:
         self.endpoint = endpoint
         self.seated: set[Errand] = set()
         self.down = asyncio.Event()
+        """Set when the endpoint is lost; each of its lives has an event of its own."""
         self._suspects: list[set[Errand]] = []
         """Groups that are served alone, one after another, the last one first."""
 
@@ -125,7 +126,7 @@ class Lane:
             half = len(ordered) // 2
             self._suspects = [group for group in self._suspects if not group & suspects]
             self._suspects += [set(part) for part in (ordered[half:], ordered[:half]) if part]
-        self.down.clear()
+        self.down = asyncio.Event()
 
 
 class Dispatcher:
@@ -227,19 +228,19 @@ class Dispatcher:
 
     async def _ask(self, lane: Lane, errand: Errand) -> Finished:
         """Asks until there is a good reply. Raises _Lost when the endpoint is gone, _Refusal when no try helped."""
-        reason = ""
+        down, reason = lane.down, ""
         for attempt in range(TRIES):
             if attempt:
                 await asyncio.sleep(LATER * 2**attempt * random.uniform(0.5, 1))
             try:
-                reply = await _unless(lane.down, self._post(lane, errand.request))
+                reply = await _unless(down, self._post(lane, errand.request))
             except httpx.TimeoutException:
                 reason = f"no reply within {self._timeout:g} s"
                 continue
             except httpx.TransportError as error:
                 reason = repr(error)
                 if not await self._is_healthy(lane):
-                    await self._lose(lane, errand)
+                    self._lose(lane, down, errand)
                 continue
             if reply.status_code == 429 or reply.status_code >= 500:
                 reason = f"status {reply.status_code}: {reply.text[:200]}"
@@ -263,10 +264,11 @@ class Dispatcher:
         except httpx.TransportError:
             return False
 
-    async def _lose(self, lane: Lane, errand: Errand) -> None:
-        """Takes the lane down and has it revived. Raises _Lost, or _Refusal for one that has outlived too many."""
-        if lane.is_up:
-            lane.down.set()
+    def _lose(self, lane: Lane, down: asyncio.Event, errand: Errand) -> None:
+        """Takes the lane down and has it revived, once a life. Raises _Lost, or _Refusal for one that has outlived too
+        many."""
+        if not down.is_set():
+            down.set()
             self._start(self._revive(lane, set(lane.seated)))
         errand.losses += 1
         if errand.losses >= LOSSES and not lane.endpoint.is_ours:

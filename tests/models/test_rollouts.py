@@ -177,7 +177,7 @@ def test_what_is_stored_starts_no_session(model: Checkpoint, tmp_path: Path):
     list(rollouts(url, Lucky(), model).run([trace_job(0, 4)]))
 
     class Closed(ScriptedEngine):
-        def session(self, *_: Any) -> Any:
+        def session(self, model: Any, deliver: Any) -> Any:
             raise AssertionError("nothing is missing")
 
     run = rollouts(url, Closed(lambda *_: Completion((), True)), model)
