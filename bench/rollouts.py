@@ -153,12 +153,12 @@ def ours(server: Recording, model: Checkpoint, cases: Sequence[Case], seed: int)
     ]
     generated = rollouts.usage.generated_tokens
     drawn = sum(one.rollouts for one in bills)
-    vain = sum(one.rollouts_in_vain for one in bills)
+    needed = sum(one.rollouts_floor for one in bills)
     return {
         "seconds": seconds, "generated_tokens": generated,
-        "idle_share": rollouts.clock.idle / (rollouts.clock.busy + rollouts.clock.idle),
+        "idle_share": rollouts.usage.engine_idle / (rollouts.usage.engine_busy + rollouts.usage.engine_idle),
         "floor": {
-            "generated_tokens": generated * (drawn - vain) / drawn,
+            "generated_tokens": generated * needed / drawn,
             "prefill_tokens": sum(one.prefill_floor for one in bills),
         },
         "crossings": [plan.crossing for plan in plans],

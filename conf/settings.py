@@ -173,10 +173,31 @@ class Segmentation(Markers):
     """A shorter segment is joined to the next one. Not from the paper."""
 
 
-class Probing(Section):
-    """How a prefix is tested: it is closed, the answer alone is sampled, and verified (section B.2–B.4)."""
+class ForwardScan(Section):
+    """Prefixes are probed from the front until one passes: that one is the earliest."""
 
     LEFT_OUT: ClassVar[dict[str, str]] = {"lookahead": "the same prefixes pass, with more or fewer probes in vain"}
+
+    type: Literal["forward"] = "forward"
+    lookahead: Annotated[int, Field(ge=0)] = 0
+    """Prefixes of a trace that are probed before it is known whether the one before them passes: a fuller engine where
+    traces are few, at the price of probes in vain. Not from the paper."""
+
+
+class BinarySearch(Section):
+    """Few prefixes are probed, as if every one after a passing one passed, too: cheaper for long traces, and the prefix
+    found passes, but need not be the earliest. Not from the paper."""
+
+    type: Literal["binary"] = "binary"
+    audited: Share = 0.1
+    """Share of the traces that are also scanned from the front; the ledger counts those whose crossing is another."""
+
+
+Search = Annotated[Annotated[ForwardScan, Tag("forward")] | Annotated[BinarySearch, Tag("binary")], _type_or("forward")]
+
+
+class Probing(Section):
+    """How a prefix is tested: it is closed, the answer alone is sampled, and verified (section B.2–B.4)."""
 
     exit_text: str = "Now the answer is clear.\n</think>\nThe answer is \\boxed{"
     """Closes a prefix so that the completion is the answer alone. Must be natural for the model."""
@@ -184,9 +205,8 @@ class Probing(Section):
     """T: a prefix passes when strictly more than this share of its probes is right. Not from the paper."""
     sampling: Sampling = Sampling(samples=8, max_tokens=12)
     """At most M probes per prefix, no more than decide; M = 8 is not from the paper."""
-    lookahead: Annotated[int, Field(ge=0)] = 0
-    """Prefixes of a trace that are probed before it is known whether the one before them passes: a fuller engine where
-    traces are few, at the price of probes in vain. Not from the paper."""
+    search: Search = ForwardScan()
+    """How the prefix is found at which a trace is cut."""
 
 
 class Finalizing(Section):

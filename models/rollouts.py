@@ -75,22 +75,28 @@ class _Judged:
 
 
 class Clock:
-    """How long an engine had work, and how long it had none between its first request and its last."""
+    """How an engine's time passed from its first request to its last reply; see `Usage` for the names."""
 
-    def __init__(self) -> None:
-        self.busy = self.idle = 0.0
-        self._works = False
+    def __init__(self, seats: int, now: Callable[[], float] = time.monotonic):
+        self._half, self._now = seats / 2, now
+        self._busy = self._idle = self._tail = 0.0
+        self._taken = 0
         self._since: float | None = None
 
-    def turn(self, works: bool) -> None:
-        """The engine has work from now on, or has none."""
-        if works == self._works:
-            return
-        now = time.monotonic()
+    def turn(self, taken: int) -> None:
+        """From now on so many of its seats are taken."""
+        now = self._now()
         if self._since is not None:
             spent = now - self._since
-            self.busy, self.idle = (self.busy, self.idle + spent) if works else (self.busy + spent, self.idle)
-        self._works, self._since = works, now
+            self._busy, self._idle = (
+                (self._busy + spent, self._idle) if self._taken else (self._busy, self._idle + spent)
+            )
+            self._tail = 0.0 if self._taken >= self._half else self._tail + spent
+        self._taken, self._since = taken, now
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(engine_busy=self._busy, engine_idle=self._idle, engine_tail=self._tail)
 
 
 class RequestRefused(ReadableError):
@@ -109,7 +115,7 @@ def cost(model: Checkpoint, finished: Finished) -> Usage:
 
 
 class Rollouts:
-    """Carries out jobs on one model; `usage` and `clock` account for them."""
+    """Carries out jobs on one model; `usage` accounts for them, once all are done."""
 
     def __init__(
         self, store: RolloutStore, engine: Engine, model: Checkpoint, purpose: Purpose, seed: int,
@@ -128,13 +134,14 @@ class Rollouts:
         self._parked: dict[bytes, list[_Draw]] = defaultdict(list)
         """Draws whose key another run has claimed, or a like draw of this one."""
         self._in_flight: dict[int, _Draw] = {}
-        self._seats = engine.seats
+        self._taken = 0
+        """Seats of the engine that are taken."""
         self._judging = 0
         self._tickets = 0
         self._session: Session | None = None
         self._look_again = self._renew = 0.0
         self.usage = Usage()
-        self.clock = Clock()
+        self._clock = Clock(engine.seats)
 
     def draw(self, requests: Sequence[Request]) -> list[tuple[Completion, ...]]:
         """All completions of each request, in order. Raises RequestRefused where one cannot be served."""
@@ -163,6 +170,7 @@ class Rollouts:
                     yield from self._closed_ones()
             finally:
                 self._store.release()
+        self.usage += self._clock.usage
 
     def _admit(self, source: Iterator[tuple[int, Job]]) -> bool:
         """Takes jobs while there is room to look them up. False when all is done."""
@@ -204,7 +212,7 @@ class Rollouts:
         if self._waiting and self._session is None:
             self._session = self._stack.enter_context(self._engine.session(self._model, self._events.put))
         chosen: list[_Draw] = []
-        seats = self._seats - sum(draw.missing for draw in self._in_flight.values())
+        seats = self._engine.seats - self._taken
         while self._waiting and self._may_begin(self._waiting[0][-1]):
             draw = self._waiting[0][-1]
             if draw.missing > seats and (chosen or self._in_flight):
@@ -246,7 +254,8 @@ class Rollouts:
 
     def _send(self, draw: _Draw) -> None:
         assert self._session
-        self.clock.turn(works=True)
+        self._taken += draw.missing
+        self._clock.turn(self._taken)
         self._tickets += 1
         self._in_flight[self._tickets] = draw
         self._session.submit(self._tickets, replace(draw.request, count=draw.missing), draw.number)
@@ -259,13 +268,11 @@ class Rollouts:
             self._commit(finished)
         for event in events:
             if isinstance(event, Refused):
-                draw = self._in_flight.pop(event.ticket)
+                draw = self._land(event.ticket)
                 draw.job.refused = event.reason
                 self._unpark([draw.key])
             elif isinstance(event, BaseException):
                 raise event
-        if not self._in_flight:
-            self.clock.turn(works=False)
         judged = [event for event in events if isinstance(event, _Judged)]
         self._judging -= len(judged)
         return [(event.draw, event.outcomes) for event in judged]
@@ -285,7 +292,7 @@ class Rollouts:
 
     def _commit(self, finished: Sequence[Finished]) -> None:
         """Stores completions in one transaction, then has them judged."""
-        draws = [self._in_flight.pop(one.ticket) for one in finished]
+        draws = [self._land(one.ticket) for one in finished]
         rows = [
             Stored(draw.key, sample, self._model, self._purpose, completion)
             for draw, one in zip(draws, finished, strict=True)
@@ -300,6 +307,13 @@ class Rollouts:
             self._progress(0, sum(len(completion.token_ids) for completion in one.completions))
             self._judge(draw)
         self._unpark([draw.key for draw in draws])
+
+    def _land(self, ticket: int) -> _Draw:
+        """The draw under `ticket`, no longer in flight."""
+        draw = self._in_flight.pop(ticket)
+        self._taken -= draw.missing
+        self._clock.turn(self._taken)
+        return draw
 
     def _reuse(self, draw: _Draw, count: int) -> None:
         """Counts `count` completions that the store held."""

@@ -43,7 +43,7 @@ def card_figures(
             _right_when_cut(trace, scan) for trace, scan in scanned
         ),
         **_going_on(seen, gold),
-        "segments": _mean(scan.segments for _, scan in scanned),
+        "segments": _mean(len(scan.ends) for _, scan in scanned),
         "problems": len(problems), "samples": len(traces), "probed": len(scans),
     }  # fmt: skip
 
@@ -80,12 +80,16 @@ def _cut_length(trace: Trace, scan: Scan, ending_tokens: int) -> int:
     """Tokens of the trace when it stops at its crossing; all of them when it never crosses."""
     if scan.crossing is None:
         return len(trace.token_ids)
-    return min(len(trace.token_ids), scan.probes[-1].end + ending_tokens)
+    return min(len(trace.token_ids), scan.cut + ending_tokens)
 
 
 def _right_when_cut(trace: Trace, scan: Scan) -> float:
     """Share of right probes at the crossing (chosen with the right answer in hand), or the whole trace's verdict."""
-    return float(_is_right(trace)) if scan.crossing is None else scan.probes[-1].right / scan.probes[-1].total
+    return float(_is_right(trace)) if scan.crossing is None else _share_at_crossing(scan)
+
+
+def _share_at_crossing(scan: Scan) -> float:
+    return next(probe.right / probe.total for probe in scan.probes if probe.segment == scan.crossing)
 
 
 def _first_is_right(trace: Trace, gold: str) -> bool:

@@ -13,19 +13,19 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from reasoning.records import Optimised, Pair, PairKind, Probe, Scan, Trace, Verdict
-from reasoning.rollouts import EarliestCrossing, right_ones
+from reasoning.rollouts import Search, right_ones
 
-METHOD_VERSION = "2"
+METHOD_VERSION = "3"
 """Part of every cache key of this method: raise it when a rule here changes."""
 
 
-def scan_of(trace: Trace, ends: Sequence[int], plan: EarliestCrossing) -> Scan:
+def scan_of(trace: Trace, ends: Sequence[int], plan: Search) -> Scan:
     """What a closed plan found out about the prefixes of `trace`, which end at the tokens `ends`."""
     return Scan(
-        problem_id=trace.problem_id, sample=trace.sample, segments=len(ends), crossing=plan.crossing,
+        problem_id=trace.problem_id, sample=trace.sample, ends=tuple(ends), crossing=plan.crossing,
         probes=tuple(
-            Probe(segment=index, end=ends[index], right=right_ones(trial.outcomes), total=len(trial.outcomes))
-            for index, trial in enumerate(plan.tried)
+            Probe(segment=index, right=right_ones(trial.outcomes), total=len(trial.outcomes))
+            for index, trial in plan.tried.items()
         ),
     )  # fmt: skip
 
@@ -42,8 +42,9 @@ def first_wrong(endings: Iterable[tuple[tuple[int, ...], Verdict]]) -> tuple[int
 
 def last_refused(scan: Scan) -> Probe | None:
     """The last prefix before the crossing that did not pass: where stopping would have been premature."""
-    refused = [probe for probe in scan.probes if probe.segment != scan.crossing]
-    return refused[-1] if scan.crossing is not None and refused else None
+    if scan.crossing is None:
+        return None
+    return next((probe for probe in reversed(scan.probes) if probe.segment < scan.crossing), None)
 
 
 def preference_pairs(

@@ -93,26 +93,37 @@ class Probe(Record):
 
     segment: int
     """Index i of the last segment in the prefix, from 0."""
-    end: int
-    """Tokens of the trace in the prefix."""
     right: int
     total: int
     """As many as decided; their share is no unbiased estimate of p."""
 
 
 class Scan(Record):
-    """A trace's prefixes probed from the front until one passes (papers, section B.2–B.4)."""
+    """Where a trace crosses: its prefixes, and the probes that tell (papers, section B.2–B.4)."""
 
     problem_id: str
     sample: int
-    segments: int
+    ends: tuple[int, ...]
+    """Tokens of the trace in each of its prefixes."""
     probes: tuple[Probe, ...]
+    """Of the prefixes that were tried, from the front."""
     crossing: int | None
-    """Segment index of the first prefix that passes; None when none does."""
+    """Segment index of the first prefix that passes (with a binary search: of one that passes); None when none does."""
 
     @property
     def trace_id(self) -> str:
         return f"{self.problem_id}/{self.sample}"
+
+    @property
+    def cut(self) -> int:
+        """Tokens up to the crossing, where there is one."""
+        return self.kept_ends[-1]
+
+    @property
+    def kept_ends(self) -> tuple[int, ...]:
+        """Of the prefixes up to the crossing, where there is one."""
+        assert self.crossing is not None
+        return self.ends[: self.crossing + 1]
 
 
 class Recheck(Record):
@@ -193,10 +204,34 @@ class Usage(Record):
     unverified: int = 0
     """Answers whose check was ended after its time limit; they count as not right."""
     seconds: float = 0.0
+    engine_busy: float = 0.0
+    """Seconds in which the engine had requests in flight."""
+    engine_idle: float = 0.0
+    """Seconds without any, between the first request and the last reply."""
+    engine_tail: float = 0.0
+    """Seconds at the end in which less than half of the engine's seats were taken."""
     flops: float = 0.0
 
     def __add__(self, more: Usage) -> Usage:
         return Usage(**{name: getattr(self, name) + getattr(more, name) for name in Usage.model_fields})
+
+
+class Bill(Record):
+    """What searches for crossings took, what they would have taken without any care, and the least that was possible:
+    in rollouts, and in tokens of prompts that an engine has to compute."""
+
+    rollouts: int = 0
+    rollouts_floor: int = 0
+    """Of each prefix that the answer rests on, the rollouts up to the first that decides it."""
+    rollouts_naive: int = 0
+    """All rollouts of every prefix."""
+    prefill_floor: int = 0
+    """Each trace once, up to its longest prefix tried; per wave one block of the cache and what opens its rollouts."""
+    prefill_naive: int = 0
+    """Every rollout a request of its own, nothing from the cache."""
+
+    def __add__(self, more: Bill) -> Bill:
+        return Bill(**{name: getattr(self, name) + getattr(more, name) for name in Bill.model_fields})
 
 
 class StageCount(Usage):
@@ -205,5 +240,7 @@ class StageCount(Usage):
     rows_in: int
     rows_out: int
     dropped: dict[str, int]
+    bill: Bill | None = None
+    """Of a stage that looks for crossings."""
     counts: dict[str, int] = {}
     """What else is worth knowing of the stage, by name."""

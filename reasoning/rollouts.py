@@ -16,10 +16,15 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, NamedTuple, Protocol
+from math import sqrt
+from typing import NamedTuple, Protocol
+
+from reasoning.records import Bill
 
 METHOD_VERSION = "1"
 """Part of the cache key of everything that asks: raise it when a decision here may change."""
+Z = 1.959964
+"""Of a 95 % interval."""
 Outcomes = Sequence[Hashable]
 """What came of each rollout: whether it is right or, where no right answer is known, the answer that it gives."""
 
@@ -112,9 +117,9 @@ class EarliestCrossing:
         return self._at < len(self._trials) and self.crossing is None
 
     @property
-    def tried(self) -> list[Trial]:
-        """The prefixes that the answer rests on, from the front."""
-        return self._trials[: self._at + 1]
+    def tried(self) -> dict[int, Trial]:
+        """The prefixes that the answer rests on, by index, from the front."""
+        return dict(enumerate(self._trials[: self._at + 1]))
 
     @property
     def wasted(self) -> int:
@@ -147,11 +152,16 @@ class Bisection:
         self._low, self._high, self._none = 0, prefixes, prefixes
         self._total, self._threshold = total, threshold
         self._under_way = False
-        self.tried: dict[int, Trial] = {}
+        self._trials: dict[int, Trial] = {}
 
     @property
     def is_open(self) -> bool:
         return self._low < self._high
+
+    @property
+    def tried(self) -> dict[int, Trial]:
+        """The prefixes that the answer rests on, by index, from the front."""
+        return dict(sorted(self._trials.items()))
 
     @property
     def crossing(self) -> int | None:
@@ -163,12 +173,12 @@ class Bisection:
             return []
         self._under_way = True
         middle = (self._low + self._high) // 2
-        trial = self.tried.setdefault(middle, Trial(self._total, self._threshold))
+        trial = self._trials.setdefault(middle, Trial(self._total, self._threshold))
         return [Ask(middle, len(trial.outcomes), trial.wave())]
 
     def add(self, ask: Ask, outcomes: Outcomes) -> None:
         self._under_way = False
-        trial = self.tried[ask.prefix]
+        trial = self._trials[ask.prefix]
         trial.add(outcomes)
         if trial.passed is True:
             self._high = ask.prefix
@@ -197,30 +207,34 @@ class AllValues:
         self._missing -= 1
 
 
-class Bill(NamedTuple):
-    """What scans took, what they would have taken without any care, and the least that was possible: in rollouts, and
-    in tokens of prompts that an engine has to compute."""
-
-    rollouts: int
-    rollouts_in_vain: int
-    rollouts_naive: int
-    """All rollouts of every prefix."""
-    prefill_naive: int
-    """Every rollout a request of its own, nothing from the cache."""
-    prefill_floor: int
-    """Each trace once up to its crossing and, a wave, one block of the cache and what opens its rollouts."""
-
-    def __add__(self, more: Any) -> Bill:
-        return Bill(*(mine + others for mine, others in zip(self, more, strict=True)))
+Search = EarliestCrossing | Bisection
 
 
-def bill(plan: EarliestCrossing, lengths: Sequence[int], opening: int, total: int, block: int) -> Bill:
-    """Of one closed scan. `lengths`: tokens of each prefix with its problem; `opening`: tokens that open its rollouts;
-    `block`: tokens of one block of the engine's cache."""
-    drawn = sum(len(trial.outcomes) for trial in plan.tried)
-    waves = sum(trial.waves for trial in plan.tried)
+def bill(plan: Search, lengths: Sequence[int], opening: int, total: int, block: int) -> Bill:
+    """Of one closed search. `lengths`: tokens of each prefix with its problem; `opening`: tokens that open its
+    rollouts; `block`: tokens of one block of the engine's cache."""
+    tried = plan.tried
+    needed = sum(len(trial.outcomes) for trial in tried.values())
+    in_vain = plan.wasted if isinstance(plan, EarliestCrossing) else 0
+    waves = sum(trial.waves for trial in tried.values())
     return Bill(
-        rollouts=drawn + plan.wasted, rollouts_in_vain=plan.wasted, rollouts_naive=len(lengths) * total,
+        rollouts=needed + in_vain, rollouts_floor=needed, rollouts_naive=len(lengths) * total,
         prefill_naive=total * sum(length + opening for length in lengths),
-        prefill_floor=lengths[len(plan.tried) - 1] + waves * (block + opening) if lengths else 0,
+        prefill_floor=lengths[max(tried)] + waves * (block + opening) if tried else 0,
     )  # fmt: skip
+
+
+class Value(NamedTuple):
+    """The share of rollouts that are right, with its 95 % interval (Wilson's)."""
+
+    share: float
+    low: float
+    high: float
+
+
+def value(outcomes: Outcomes) -> Value:
+    """Of a prefix whose rollouts were all drawn; after a stop at a decision their share would be biased."""
+    total, share = len(outcomes), right_ones(outcomes) / len(outcomes)
+    centre = (share + Z**2 / (2 * total)) / (1 + Z**2 / total)
+    half = Z / (1 + Z**2 / total) * sqrt(share * (1 - share) / total + Z**2 / (4 * total**2))
+    return Value(share, max(0.0, centre - half), min(1.0, centre + half))

@@ -12,10 +12,10 @@ from conf.settings import Finalizing, Probing, Sampling, Segmentation
 from models.store import Purpose
 from reasoning.dto import shortest_longest_pairs
 from reasoning.records import Demonstration, Optimised, Pair, PairKind, Problem, TextPart, Trace, Verdict
-from reasoning.rollouts import agreeing_ones
+from reasoning.rollouts import EarliestCrossing, agreeing_ones
 from tasks.artifacts import ArtifactRef
 from tasks.caching import step
-from tasks.dto import VERSION, cut, earliest_crossing, on_prefixes, segment_ends
+from tasks.dto import VERSION, cut, on_prefixes, segment_ends
 from tasks.problems import by_id, prompts_of
 from tasks.rollouts import Ender, Prober, TokenIds
 from tasks.sampling import draw_traces, score
@@ -89,7 +89,10 @@ def examine_early_stop(
     # The end of the last segment is where the model stops by itself; a truncated trace is left as it is.
     whole = [trace for trace in traces if not trace.truncated]
     ends_of = {trace.id: segment_ends(checkpoint, trace, segmentation)[:-1] for trace in whole}
-    plans = {trace.id: earliest_crossing(len(ends_of[trace.id]), probing, agreeing_ones) for trace in whole}
+    total, threshold = probing.sampling.samples, probing.threshold
+    plans = {
+        trace.id: EarliestCrossing(len(ends_of[trace.id]), total, threshold, speaking=agreeing_ones) for trace in whole
+    }
     prober = Prober(place, checkpoint, known, probing, seed)
     asked = [on_prefixes(trace, ends_of[trace.id], plans[trace.id]) for trace in whole]
     prober.carry_out("early stop", Purpose.EARLY_STOP, asked, lambda _, answers: [_given(a) for a in answers])

@@ -5,11 +5,12 @@ Knows: which records each of `reasoning`'s rules wants. Must not know: the rules
 
 from __future__ import annotations
 
+import random
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from conf.settings import EmbeddedPruning, Finalizing, Pairing, Probing, Segmentation
+from conf.settings import BinarySearch, EmbeddedPruning, Finalizing, Pairing, Probing, Segmentation
 from models.checkpoint import Checkpoint
 from models.store import Purpose
 from reasoning.answers import CLOSE_THINK
@@ -25,7 +26,7 @@ from reasoning.prune import METHOD_VERSION as PRUNE_VERSION
 from reasoning.prune import OpenPruning, pruned_trace
 from reasoning.records import Optimised, Recheck, Scan, Trace
 from reasoning.rollouts import METHOD_VERSION as ROLLOUTS_VERSION
-from reasoning.rollouts import AllValues, EarliestCrossing, Outcomes, Plan, enough, right_ones
+from reasoning.rollouts import AllValues, Bisection, EarliestCrossing, Plan, Search, enough, right_ones
 from reasoning.segment import METHOD_VERSION as SEGMENT_VERSION
 from reasoning.segment import segment_text, token_ends
 from reasoning.verifier import METHOD_VERSION as VERIFIER_VERSION
@@ -49,15 +50,24 @@ def probe_prefixes(
     rows = place.rows(traces, Trace)
     whole = [trace for trace in rows if not trace.truncated]
     ends = {trace.id: segment_ends(checkpoint, trace, segmentation) for trace in whole}
-    plans = {trace.id: earliest_crossing(len(ends[trace.id]), probing) for trace in whole}
+    plans = {trace.id: search(len(ends[trace.id]), probing) for trace in whole}
+    audits = {
+        trace.id: EarliestCrossing(len(ends[trace.id]), probing.sampling.samples, probing.threshold)
+        for trace in whole if audited(probing, trace, seed)
+    }  # fmt: skip
     prober = Prober(place, checkpoint, by_id(place, problems), probing, seed)
-    prober.carry_out("probe prefixes", Purpose.PROBE, [on_prefixes(t, ends[t.id], plans[t.id]) for t in whole])
-    results = [scan_of(trace, ends[trace.id], plans[trace.id]) for trace in whole if trace.id not in prober.refused]
+    asked = [on_prefixes(t, ends[t.id], found[t.id]) for found in (plans, audits) for t in whole if t.id in found]
+    prober.carry_out("probe prefixes", Purpose.PROBE, asked)
+    served = [trace for trace in whole if trace.id not in prober.refused]
+    results = [scan_of(trace, ends[trace.id], plans[trace.id]) for trace in served]
     dropped = Counter(truncated=len(rows) - len(whole), refused=len(prober.refused))
-    counts = prober.bill([(trace, ends[trace.id], plans[trace.id]) for trace in whole])
+    kept_audits = [trace.id for trace in served if trace.id in audits]
+    differ = sum(audits[name].crossing != plans[name].crossing for name in kept_audits)
+    counts = {"audited": len(kept_audits), "audits with another crossing": differ} if audits else {}
     return place.publish(
-        "scans", results, rows_in=len(rows), dropped=dict(+dropped), usage=prober.usage, started=started, counts=counts
-    )
+        "scans", results, rows_in=len(rows), dropped=dict(+dropped), usage=prober.usage, started=started,
+        bill=prober.bill([(trace, ends[trace.id], plans[trace.id]) for trace in served]), counts=counts,
+    )  # fmt: skip
 
 
 @step(version=VERSION)
@@ -75,7 +85,7 @@ def recheck_crossings(
     # All probes, not only as many as decide: a share of those would not be an unbiased estimate.
     total = probing.sampling.samples
     plans = {name: AllValues(1, total) for name in by_name}
-    asked = [on_prefixes(trace_of[name], [scan.probes[-1].end], plans[name]) for name, scan in by_name.items()]
+    asked = [on_prefixes(trace_of[name], [scan.cut], plans[name]) for name, scan in by_name.items()]
     prober = Prober(place, place.checkpoint(model), by_id(place, problems), probing, seed)
     prober.carry_out("probe again", Purpose.RECHECK, asked)
     rows = [
@@ -103,7 +113,7 @@ def finalize_traces(
     all_scans = place.rows(scans, Scan)
     crossed = [scan for scan in all_scans if scan.crossing is not None]
     sources = [trace_of[scan.problem_id, scan.sample] for scan in crossed]
-    prefixes = [cut(trace, scan.probes[-1].end) for trace, scan in zip(sources, crossed, strict=True)]
+    prefixes = [cut(trace, scan.cut) for trace, scan in zip(sources, crossed, strict=True)]
     ender = Ender(place, place.checkpoint(model), by_id(place, problems), finalizing, seed)
     endings = ender.endings("finalize", Purpose.FINALIZE, prefixes)
     premature = _premature_stops(ender, sources, crossed) if finalizing.premature_stop else {}
@@ -125,8 +135,11 @@ def finalize_traces(
 
 def _premature_stops(ender: Ender, traces: Sequence[Trace], scans: Sequence[Scan]) -> dict[tuple[str, int], TokenIds]:
     """Completions that stop at the last refused prefix and answer wrong there, by (problem id, sample)."""
-    refused = [(trace, probe) for trace, scan in zip(traces, scans, strict=True) if (probe := last_refused(scan))]
-    prefixes = [cut(trace, probe.end) for trace, probe in refused]
+    refused = [
+        (trace, scan.ends[probe.segment])
+        for trace, scan in zip(traces, scans, strict=True) if (probe := last_refused(scan))
+    ]  # fmt: skip
+    prefixes = [cut(trace, end) for trace, end in refused]
     endings = ender.endings("premature", Purpose.PREMATURE, prefixes, count=1)
     return {
         (trace.problem_id, trace.sample): prefix.token_ids + ending
@@ -144,12 +157,10 @@ def prune_traces(
     started = time.monotonic()
     checkpoint, known = place.checkpoint(model), by_id(place, problems)
     trace_of = {(trace.problem_id, trace.sample): trace for trace in place.rows(traces, Trace)}
-    probes_of = {(scan.problem_id, scan.sample): scan.probes for scan in place.rows(scans, Scan)}
+    scan_by_name = {(scan.problem_id, scan.sample): scan for scan in place.rows(scans, Scan)}
     rows = {(row.problem_id, row.sample): row for row in place.rows(optimised, Optimised)}
     prunings = {
-        name: OpenPruning(
-            trace_of[name], [probe.end for probe in probes_of[name]], probing.sampling.samples, probing.threshold
-        )
+        name: OpenPruning(trace_of[name], scan_by_name[name].kept_ends, probing.sampling.samples, probing.threshold)
         for name in rows
     }
     prober = Prober(place, checkpoint, known, probing, seed)
@@ -208,10 +219,17 @@ def build_pairs(
     return place.publish("pairs", pairs, rows_in=len(pairs) + dropped.total(), dropped=dict(dropped), started=started)
 
 
-def earliest_crossing(
-    prefixes: int, probing: Probing, speaking: Callable[[Outcomes], int] = right_ones
-) -> EarliestCrossing:
-    return EarliestCrossing(prefixes, probing.sampling.samples, probing.threshold, probing.lookahead, speaking)
+def search(prefixes: int, probing: Probing) -> Search:
+    total, threshold = probing.sampling.samples, probing.threshold
+    if isinstance(probing.search, BinarySearch):
+        return Bisection(prefixes, total, threshold)
+    return EarliestCrossing(prefixes, total, threshold, probing.search.lookahead)
+
+
+def audited(probing: Probing, trace: Trace, seed: int) -> bool:
+    """Whether a trace that is searched by halves is also scanned from the front: a share of them, always the same."""
+    share = probing.search.audited if isinstance(probing.search, BinarySearch) else 0.0
+    return random.Random(f"audit/{seed}/{trace.id}").random() < share
 
 
 def on_prefixes(trace: Trace, ends: Sequence[int], plan: Plan) -> Asked:

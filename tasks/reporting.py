@@ -25,7 +25,7 @@ from conf.settings import Section
 from models.vllm_server import on_cpu
 from reasoning.cost import Shape
 from reasoning.exam import Role, break_even, by_original, comparison, model_figures
-from reasoning.records import Score
+from reasoning.records import Bill, Score
 from tasks.artifacts import ArtifactRef
 from tasks.workplace import LedgerEntry, Workplace, led_to
 
@@ -233,14 +233,44 @@ def _ledger_rows(report: dict[str, Any]) -> list[dict[str, str]]:
     ]  # fmt: skip
 
 
+def engine_rows(report: dict[str, Any]) -> list[dict[str, str]]:
+    """One line per stage that used an engine: its work beside the naive way and the floor, and how busy it was."""
+    used = [line for line in report["ledger"] if line["engine_busy"] or line["bill"]]
+    return [_engine_row(line) for line in used]
+
+
+def _engine_row(line: dict[str, Any]) -> dict[str, str]:
+    bill = Bill(**line["bill"] or {})
+    # What the store gave was not prefilled here: beside all that the stage needs, it would look like thrift.
+    prefilled = 0 if line["reused_completions"] else line["prompt_tokens"] - line["cached_prompt_tokens"]
+    seconds = line["engine_busy"] + line["engine_idle"]
+    return {
+        "stage": line["stage"], "from the store": f"{line['reused_completions']:,}",
+        "rollouts": f"{bill.rollouts:,}" if bill.rollouts else "",
+        "÷ naive": times(bill.rollouts, bill.rollouts_naive), "÷ floor": times(bill.rollouts, bill.rollouts_floor),
+        "prompt tokens computed": f"{line['prompt_tokens'] - line['cached_prompt_tokens']:,}",
+        "÷ naive ": times(prefilled, bill.prefill_naive), "÷ floor ": times(prefilled, bill.prefill_floor),
+        "engine seconds": f"{seconds:.1f}",
+        "busy %": f"{100 * line['engine_busy'] / seconds:.1f}" if seconds else "",
+        "tail seconds": f"{line['engine_tail']:.1f}",
+    }  # fmt: skip
+
+
+def times(value: float, reference: float) -> str:
+    return f"{value / reference:.3f}" if value and reference else ""
+
+
 def _print(report: dict[str, Any], path: Path) -> None:
     print_table("Result", summary_rows(report))
     print_table("Ledger", _ledger_rows(report))
+    print_table("Engine", engine_rows(report))
     _console().print(f"Report: {path}", soft_wrap=True)
 
 
 def print_table(title: str, rows: Sequence[dict[str, str]]) -> None:
     """On the terminal; `rows` are plain text, whatever they hold."""
+    if not rows:
+        return
     table = Table(*rows[0], title=title, title_justify="left")
     for row in rows:
         table.add_row(*map(Text, row.values()))
@@ -260,6 +290,7 @@ def _publish(report: dict[str, Any]) -> None:
     key = artifact_key(f"{report['pipeline']}-{report['preset']}")
     create_table_artifact(summary_rows(report), key=f"{key}-result", description="95 % intervals, clustered by problem")
     create_table_artifact(_ledger_rows(report), key=f"{key}-ledger", description="What each stage took and cost")
+    create_table_artifact(engine_rows(report), key=f"{key}-engine", description="Rollouts beside naive and the floor")
     lines = [
         f"- **{entry['model']}** against {entry['against']}: tokens × {entry['tokens_ratio']:.3f}, "
         f"accuracy {100 * entry['accuracy_delta']:+.1f} points"

@@ -16,8 +16,8 @@ from models.engine import Completion, Request
 from models.rollouts import Job
 from models.store import Purpose
 from reasoning.answers import CLOSE_THINK, final_answer, until_closing_brace
-from reasoning.records import Problem, Trace, Usage, Verdict
-from reasoning.rollouts import Bill, EarliestCrossing, Outcomes, Plan, bill
+from reasoning.records import Bill, Problem, Trace, Usage, Verdict
+from reasoning.rollouts import Outcomes, Plan, Search, bill
 from tasks.workplace import Workplace
 
 TokenIds = tuple[int, ...]
@@ -71,14 +71,14 @@ class Prober:
             if job.refused:
                 self.refused[jobs[job].id] = job.refused
 
-    def bill(self, scans: Sequence[tuple[Trace, Sequence[int], EarliestCrossing]]) -> dict[str, int]:
-        """What scans took beside what they might have taken, for the ledger. Each comes with its segments' ends."""
-        total = Bill(0, 0, 0, 0, 0)
-        for trace, ends, plan in scans:
+    def bill(self, searches: Sequence[tuple[Trace, Sequence[int], Search]]) -> Bill:
+        """What searches took beside what they might have taken. Each comes with its segments' ends."""
+        total = Bill()
+        for trace, ends, plan in searches:
             prompt = len(self._model.prompt_ids(self._problems[trace.problem_id]))
             lengths = [prompt + end for end in ends]
             total += bill(plan, lengths, len(self._exit), self._sampling.samples, self._place.engine.block)
-        return total._asdict()
+        return total
 
     def _account(self, usage: Usage) -> None:
         self._usage += usage

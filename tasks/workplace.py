@@ -21,7 +21,7 @@ from models.rollouts import Job, Rollouts
 from models.store import Purpose, RolloutStore
 from models.trainer import TrainJob, train
 from models.vllm_server import VllmServer, on_cpu
-from reasoning.records import Problem, Record, StageCount, Usage, Verdict
+from reasoning.records import Bill, Problem, Record, StageCount, Usage, Verdict
 from reasoning.verifier import Question, Verifier
 from tasks.artifacts import ArtifactRef, ArtifactStore
 from tasks.progress import Progress
@@ -163,10 +163,11 @@ class Workplace:
 
     def publish(
         self, kind: str, rows: Sequence[Record], *, rows_in: int, dropped: dict[str, int] | None = None,
-        usage: Usage | None = None, started: float, counts: dict[str, int] | None = None,
+        usage: Usage | None = None, started: float, counts: dict[str, int] | None = None, bill: Bill | None = None,
     ) -> ArtifactRef:  # fmt: skip
         """`rows` as an artifact with its ledger line. `started`: time.monotonic() at the stage's start."""
-        count = stage_count(rows_in, len(rows), dropped, usage, started).model_copy(update={"counts": counts or {}})
+        count = stage_count(rows_in, len(rows), dropped, usage, started)
+        count = count.model_copy(update={"counts": counts or {}, "bill": bill})
         return self.artifacts.publish_rows(kind, rows, count)
 
     def scratch(self, name: str) -> Path:

@@ -132,7 +132,7 @@ def test_only_what_a_decision_needs_is_drawn(model: Checkpoint):
     run = rollouts("sqlite://", engine, model)
     for _ in run.run(jobs):
         pass
-    needed = sum(len(trial.outcomes) for job in jobs for trial in job.plan.tried)  # type: ignore[attr-defined]
+    needed = sum(len(trial.outcomes) for job in jobs for trial in job.plan.tried.values())  # type: ignore[attr-defined]
     assert sum(engine.drawn.values()) == needed
     assert run.usage.generated_tokens == 2 * needed
 
@@ -178,7 +178,7 @@ def test_what_is_stored_starts_no_session(model: Checkpoint, tmp_path: Path):
 
     class Closed(ScriptedEngine):
         def session(self, model: Any, deliver: Any) -> Any:
-            raise AssertionError("nothing is missing")
+            raise AssertionError(f"nothing is missing of {model} for {deliver}")
 
     run = rollouts(url, Closed(lambda *_: Completion((), True)), model)
     (job,) = run.run([trace_job(0, 4)])

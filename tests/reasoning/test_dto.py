@@ -31,17 +31,19 @@ def test_a_scan_tells_what_was_probed_up_to_the_first_prefix_that_passes(right_c
             plan.add(ask, ([True] * right + [False] * (8 - right))[ask.first : ask.first + ask.count])
     scan = scan_of(trace(length=3 * len(right_counts)), ends, plan)
     expected = next((index for index, right in enumerate(right_counts) if right > 4), None)
-    assert (scan.crossing, scan.segments) == (expected, len(ends))
-    assert [probe.end for probe in scan.probes] == ends[: len(ends) if expected is None else expected + 1]
+    assert (scan.crossing, list(scan.ends)) == (expected, ends)
+    probed = len(ends) if expected is None else expected + 1
+    assert [probe.segment for probe in scan.probes] == list(range(probed))
+    assert expected is None or (scan.cut, list(scan.kept_ends)) == (ends[expected], ends[:probed])
     assert all(probe.right <= right_counts[probe.segment] for probe in scan.probes)
 
 
 def test_the_last_refused_prefix_is_where_stopping_would_have_been_premature():
-    probes = tuple(Probe(segment=index, end=end, right=right, total=5) for index, end, right in ((0, 4, 0), (1, 10, 5)))
-    crossed = Scan(problem_id="p", sample=0, segments=2, probes=probes, crossing=1)
+    probes = tuple(Probe(segment=index, right=right, total=5) for index, right in ((0, 0), (1, 5), (3, 5)))
+    crossed = Scan(problem_id="p", sample=0, ends=(4, 10, 12, 15), probes=probes, crossing=1)
     refused = last_refused(crossed)
     assert refused is not None
-    assert (refused.segment, refused.end, refused.right) == (0, 4, 0)
+    assert (refused.segment, refused.right) == (0, 0)
     assert last_refused(crossed.model_copy(update={"crossing": None})) is None  # it never crossed
     assert last_refused(crossed.model_copy(update={"probes": probes[1:]})) is None  # it crossed at once
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reasoning.records import Bill
 from reasoning.rollouts import (
     AllValues,
     Ask,
@@ -18,7 +19,9 @@ from reasoning.rollouts import (
     Plan,
     Trial,
     agreeing_ones,
+    bill,
     enough,
+    value,
 )
 
 K = 8
@@ -90,7 +93,7 @@ def test_lookahead_changes_no_decision_and_counts_its_waste(
     needed = sum(ask.count for ask in play(plain, samples))
     drawn = sum(ask.count for ask in play(ahead, samples, order))
     assert ahead.crossing == plain.crossing
-    assert [trial.outcomes for trial in ahead.tried] == [trial.outcomes for trial in plain.tried]
+    assert {i: trial.outcomes for i, trial in ahead.tried.items()} == {i: t.outcomes for i, t in plain.tried.items()}
     assert drawn == needed + ahead.wasted
 
 
@@ -145,3 +148,25 @@ def test_the_mean_number_of_rollouts_is_as_calculated(chance: float, expected: f
         plan = EarliestCrossing(1, K, 0.5)
         mean += weight * sum(ask.count for ask in play(plan, [row]))
     assert mean == pytest.approx(expected, abs=0.005)
+
+
+@given(rows, st.integers(1, 60), st.integers(0, 20))
+def test_a_bill_adds_up(samples: list[list[bool]], length: int, opening: int):
+    plan = EarliestCrossing(len(samples), K, 0.5)
+    asked = play(plan, samples)
+    lengths = [length * (index + 1) for index in range(len(samples))]
+    got = bill(plan, lengths, opening, K, block=32)
+    reached = len(samples) if plan.crossing is None else plan.crossing + 1
+    assert (got.rollouts, got.rollouts_floor) == (sum(ask.count for ask in asked),) * 2
+    assert got.rollouts_naive == K * len(samples)
+    assert got.prefill_floor == length * reached + len(asked) * (32 + opening)
+    assert got.prefill_naive == sum(K * (prefix + opening) for prefix in lengths)
+    assert got + got == Bill(**{name: 2 * value for name, value in got.model_dump().items()})
+
+
+def test_an_interval_is_wilsons():
+    """Of 1 right in 5: (0.2 + z²/10 ± z·√(0.2·0.8/5 + z²/100)) / (1 + z²/5), z = 1.96, by hand."""
+    got = value([True, False, False, False, False])
+    assert got == pytest.approx((0.2, 0.0362, 0.6245), abs=1e-4)
+    assert value([False] * 5).low == pytest.approx(0)
+    assert value([True] * 5).high == pytest.approx(1)
