@@ -30,6 +30,7 @@ import httpx
 
 from conf.settings import Engine, Probing, Sampling, Segmentation
 from models.checkpoint import TINY_MODEL, Checkpoint
+from models.dispatch import IDLE_CONNECTION
 from models.engine import Deliver, Request, Session
 from models.rollouts import Job, Rollouts
 from models.store import Purpose, RolloutStore
@@ -168,7 +169,7 @@ def ours(server: Recording, model: Checkpoint, cases: Sequence[Case], seed: int)
 async def flood(url: str, bodies: Sequence[dict[str, Any]], seats: int) -> list[dict[str, Any]]:
     """All replies; as many completions in flight as the engine has seats."""
     room = asyncio.Semaphore(seats)
-    limits = httpx.Limits(max_connections=seats, max_keepalive_connections=None)
+    limits = httpx.Limits(max_connections=seats, keepalive_expiry=IDLE_CONNECTION)
     async with httpx.AsyncClient(base_url=url, timeout=900, limits=limits) as client:
 
         async def one(body: dict[str, Any]) -> dict[str, Any]:

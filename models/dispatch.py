@@ -36,6 +36,10 @@ LATER = 0.25
 """Seconds before the second try; doubled, and spread at random, for each further one."""
 
 
+IDLE_CONNECTION = 2.0
+"""Seconds that an idle connection is kept: less than any server does, else it may be closed under a request."""
+
+
 class ServerFailed(ReadableError):
     """A server ended or did not get ready, and cannot be had again."""
 
@@ -165,7 +169,7 @@ class Dispatcher:
 
     async def _open(self) -> None:
         seats = sum(endpoint.seats for endpoint in self._endpoints)
-        limits = httpx.Limits(max_connections=seats, max_keepalive_connections=None)
+        limits = httpx.Limits(max_connections=seats, keepalive_expiry=IDLE_CONNECTION)
         self._client = httpx.AsyncClient(timeout=self._timeout, limits=limits)
         self._lanes = [Lane(endpoint) for endpoint in self._endpoints]
         self._changed = asyncio.Condition()

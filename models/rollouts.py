@@ -141,6 +141,8 @@ class Rollouts:
         self._session: Session | None = None
         self._look_again = self._renew = 0.0
         self.usage = Usage()
+        self._room: int | None = None
+        """Tokens that the engine's cache holds, once a session is open."""
         self._clock = Clock(engine.seats)
 
     def draw(self, requests: Sequence[Request]) -> list[tuple[Completion, ...]]:
@@ -211,6 +213,7 @@ class Rollouts:
         """Fills the engine's seats with what is waiting, and may be drawn here and now."""
         if self._waiting and self._session is None:
             self._session = self._stack.enter_context(self._engine.session(self._model, self._events.put))
+            self._room = self._engine.cache_tokens
         chosen: list[_Draw] = []
         seats = self._engine.seats - self._taken
         while self._waiting and self._may_begin(self._waiting[0][-1]):
@@ -227,10 +230,9 @@ class Rollouts:
 
     def _may_begin(self, draw: _Draw) -> bool:
         """Whether the draw's job is begun, or its prompts fit the engine's cache beside those of the others."""
-        room = self._engine.cache_tokens
-        if room is None or not self._begun or draw.number in self._begun or draw.number not in self._open:
+        if self._room is None or not self._begun or draw.number in self._begun or draw.number not in self._open:
             return True
-        return sum(self._begun.values()) + draw.job.room <= room
+        return sum(self._begun.values()) + draw.job.room <= self._room
 
     def _claimed(self, draws: Sequence[_Draw]) -> list[_Draw]:
         """Those of `draws` that are to be drawn here; the others are parked, or judged if they were drawn meanwhile."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import socket
 import sys
@@ -162,15 +163,26 @@ class VllmServer:
             "--enable-prompt-tokens-details", "--generation-config", "vllm", "--disable-uvicorn-access-log",
         ]  # fmt: skip
         if on_cpu():
-            return [*command, "--block-size", str(self.block), "--enforce-eager"]
+            # In a process of its own the worker would spin beside the engine, and take the cores that it waits for.
+            return [
+                *command,
+                "--block-size",
+                str(self.block),
+                "--enforce-eager",
+                "--distributed-executor-backend",
+                "uni",
+            ]
         return [*command, "--gpu-memory-utilization", str(self._settings.gpu_memory)]
 
     def _environment(self) -> dict[str, str]:
-        return {
+        environment = {
             "VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1",
             "VLLM_CPU_KVCACHE_SPACE": str(self._settings.kv_cache_gib),
             "VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false",
         }  # fmt: skip
+        if on_cpu():
+            environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}
+        return environment
 
     def _swap(self, served: Checkpoint, model: Checkpoint) -> bool:
         """Loads `model`'s weights in place. False where it is not certain that they are served now."""
