@@ -352,14 +352,18 @@ class Benchmark(Section):
 
 
 class Engine(Section):
-    """The vLLM server that one run owns: speed and memory. Another `dtype` is another model, and sampled anew."""
+    """The vLLM server that one run owns, and others that it may use: speed and memory. Another `dtype` is another
+    model, and sampled anew."""
 
+    endpoints: tuple[Annotated[str, Field(pattern=r"^https?://")], ...] = ()
+    """URLs of vLLM servers that run elsewhere and serve the base model under its fingerprint (docs/rollouts.md). What a
+    run trains is served by its own server. Empty: so is the base."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Weights and arithmetic. float32 on a CPU; bfloat16 for 7 B models on a GPU."""
     context: Positive = 2048
     """Longest prompt + completion in tokens."""
     concurrency: Positive = 256
-    """Completions in flight at once."""
+    """Completions in flight at once, on each server."""
     kv_cache_gib: Positive = 1
     """Room for the KV cache on a CPU."""
     gpu_memory: Annotated[float, Field(gt=0, lt=1)] = 0.85
@@ -574,3 +578,9 @@ class TinyModel(Section):
     probing: Probing = Probing()
     engine: Engine = Engine()
     storage: Storage = Storage()
+
+    @model_validator(mode="after")
+    def _serves_itself(self) -> TinyModel:
+        if self.engine.endpoints:
+            raise ValueError("engine.endpoints has no effect here: nobody else has the model that is being made")
+        return self

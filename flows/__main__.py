@@ -20,7 +20,7 @@ from rich.table import Table
 
 from conf.errors import ReadableError
 from conf.load import load
-from conf.settings import Claims, Dto, MarkerReport, Section, TinyModel
+from conf.settings import Claims, Dto, Engine, MarkerReport, Section, TinyModel
 
 PLAIN_WIDTH = 160
 """Columns of a table, whatever the terminal: fingerprints are not to be cut."""
@@ -48,6 +48,10 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     run.add_argument("--preset", default="tiny", help="a bundled preset or a path to a .toml (default: tiny)")
     run.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="change one setting")
     run.set_defaults(act=lambda o: _run(o.pipeline, load(PIPELINES[o.pipeline], o.preset, tuple(o.set))))
+    fingerprint = commands.add_parser("fingerprint", help="the name under which servers elsewhere must serve a model")
+    fingerprint.add_argument("model", help="as in the settings: a folder, owner/name on the hub, or tiny")
+    fingerprint.add_argument("--dtype", default=Engine().dtype, help="as in the settings (default: %(default)s)")
+    fingerprint.set_defaults(act=_fingerprint)
     store = commands.add_parser("store", help="look after the rollout store")
     store.add_argument("--url", default="sqlite:///runs/rollouts.sqlite", help="SQLAlchemy URL (default: %(default)s)")
     deeds = store.add_subparsers(dest="deed", required=True)
@@ -58,6 +62,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     gc.add_argument("--keep", action="append", default=[], metavar="FINGERPRINT", help="keep this model's, however old")
     gc.set_defaults(act=_store_gc)
     return parser.parse_args(arguments)
+
+
+def _fingerprint(options: argparse.Namespace) -> None:
+    from models.checkpoint import Checkpoint, found_checkpoint
+
+    print(Checkpoint.open(found_checkpoint(options.model), options.dtype).fingerprint)
 
 
 def _store_stats(options: argparse.Namespace) -> None:

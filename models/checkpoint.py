@@ -153,12 +153,14 @@ def refuse_changed_logits(model: Checkpoint) -> None:
 
 
 def found_checkpoint(name: str) -> Path:
-    """The local folder `name`, or a local copy of the hub's model of that name.
+    """The bundled model where `name` is `tiny`, the local folder `name`, or a local copy of the hub's model.
 
     Raises CheckpointError when it is neither.
     """
     from huggingface_hub import snapshot_download
 
+    if name == "tiny":
+        return TINY_MODEL
     if Path(name).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return Path(name).resolve()
     try:

@@ -13,18 +13,21 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import threading
 from collections import OrderedDict
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from functools import partial
+from queue import SimpleQueue
+from typing import Any, NoReturn, Protocol, Self
 
 import httpx
 
 from conf.errors import ReadableError
-from models.engine import Completion, Deliver, Finished, Refused, Request
+from models.engine import Completion, Finished, Refused, Request
 
 TRIES = 5
 """Replies that may fail, one after another, before a request is refused."""
@@ -32,6 +35,8 @@ LOSSES = 3
 """Foreign endpoints that may be lost under a request before it is refused."""
 PINS = 10_000
 """Traces whose endpoint is remembered."""
+SCORED_AT_ONCE = 16
+"""Texts whose log-probs are asked for at one time; each reply holds one entry per token."""
 LATER = 0.25
 """Seconds before the second try; doubled, and spread at random, for each further one."""
 
@@ -50,6 +55,13 @@ class Endpoint(Protocol):
     @property
     def url(self) -> str: ...
     @property
+    def headers(self) -> dict[str, str]: ...
+    @property
+    def name(self) -> str:
+        """What the model is called there."""
+        ...
+
+    @property
     def seats(self) -> int:
         """Completions that it takes at once."""
         ...
@@ -59,9 +71,22 @@ class Endpoint(Protocol):
         """Whether we started it, so that nobody else's requests can have ended it."""
         ...
 
-    def revive(self) -> None:
-        """Blocks until it serves again. Raises ServerFailed when it will not."""
+    def is_serving(self) -> bool:
+        """Whether it can be reached. Raises ServerFailed when it serves another model."""
         ...
+
+    def revive(self, given_up: threading.Event) -> None:
+        """Blocks until it serves again; may return once it is `given_up`. Raises ServerFailed when it will not."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A text as a model reads it."""
+
+    ticket: int
+    log_probs: list[float]
+    """Of each token but the first, given those before it."""
 
 
 @dataclass(eq=False)
@@ -69,8 +94,12 @@ class Errand:
     """A request under way."""
 
     ticket: int
-    request: Request
     near: int
+    count: int
+    """Seats that it takes."""
+    body: dict[str, Any]
+    read: Callable[[dict[str, Any]], Finished | Scored]
+    """Makes something of a reply. Raises _Refusal where it is not as it must be."""
     losses: int = 0
     """Endpoints that were lost under it."""
     is_culprit: bool = False
@@ -104,13 +133,13 @@ class Lane:
         return self._taken() / self.endpoint.seats
 
     def _taken(self) -> int:
-        return sum(errand.request.count for errand in self.seated)
+        return sum(errand.count for errand in self.seated)
 
     def has_room(self, errand: Errand) -> bool:
         """An errand that is larger than all seats is served alone."""
         if not self.is_up or (self._suspects and errand not in self._suspects[-1]):
             return False
-        return not self.seated or self._taken() + errand.request.count <= self.endpoint.seats
+        return not self.seated or self._taken() + errand.count <= self.endpoint.seats
 
     def clear(self, errand: Errand) -> None:
         """It was served, or refused: no suspect any more."""
@@ -137,19 +166,23 @@ class Dispatcher:
     """A `Session` over `endpoints`, which all serve one model. Use as a context manager: leaving it gives up what is
     under way."""
 
-    def __init__(self, endpoints: Sequence[Endpoint], request_timeout: float, deliver: Deliver):
+    def __init__(self, endpoints: Sequence[Endpoint], request_timeout: float, deliver: Callable[[Any], None]):
+        """`deliver` hears what `Deliver` says, and Scored of what was given to `score`."""
         self._endpoints, self._timeout, self._deliver = endpoints, request_timeout, deliver
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._pins: OrderedDict[int, Lane] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._given_up = threading.Event()
 
     def __enter__(self) -> Self:
+        serving = [endpoint.is_serving() for endpoint in self._endpoints]
         self._thread.start()
-        self._run(self._open()).result()
+        self._run(self._open(serving)).result()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._given_up.set()
         self._run(self._close()).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -157,7 +190,20 @@ class Dispatcher:
 
     def submit(self, ticket: int, request: Request, near: int) -> None:
         """See `Session.submit`."""
-        self._loop.call_soon_threadsafe(self._start, self._serve(Errand(ticket, request, near)))
+        sampling = request.sampling
+        body = {
+            "prompt": request.prompt_ids, "n": request.count, "return_token_ids": True,
+            "max_tokens": sampling.max_tokens, "temperature": sampling.temperature, "top_p": sampling.top_p,
+        }  # fmt: skip
+        self._send(Errand(ticket, near, request.count, body, partial(read_finished, ticket, request)))
+
+    def score(self, ticket: int, text: tuple[int, ...]) -> None:
+        """Delivers what the model thinks of `text` as Scored."""
+        body = {"prompt": text, "max_tokens": 1, "prompt_logprobs": 0}
+        self._send(Errand(ticket, ticket, 1, body, lambda reply: Scored(ticket, read_log_probs(text, reply))))
+
+    def _send(self, errand: Errand) -> None:
+        self._loop.call_soon_threadsafe(self._start, self._serve(errand))
 
     def _run(self, work: Any) -> Future[Any]:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
@@ -167,12 +213,15 @@ class Dispatcher:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _open(self) -> None:
+    async def _open(self, serving: Sequence[bool]) -> None:
         seats = sum(endpoint.seats for endpoint in self._endpoints)
         limits = httpx.Limits(max_connections=seats, keepalive_expiry=IDLE_CONNECTION)
         self._client = httpx.AsyncClient(timeout=self._timeout, limits=limits)
         self._lanes = [Lane(endpoint) for endpoint in self._endpoints]
         self._changed = asyncio.Condition()
+        for lane, is_serving in zip(list(self._lanes), serving, strict=True):
+            if not is_serving:
+                self._take_down(lane)
 
     async def _close(self) -> None:
         for task in self._tasks:
@@ -193,7 +242,7 @@ class Dispatcher:
         except Exception as error:
             self._deliver(error)
 
-    async def _attempt(self, errand: Errand) -> Finished:
+    async def _attempt(self, errand: Errand) -> Finished | Scored:
         lane, served = await self._sit(errand), False
         try:
             finished = await self._ask(lane, errand)
@@ -230,50 +279,54 @@ class Dispatcher:
                 self._pins.popitem(last=False)
         return lane
 
-    async def _ask(self, lane: Lane, errand: Errand) -> Finished:
+    async def _ask(self, lane: Lane, errand: Errand) -> Finished | Scored:
         """Asks until there is a good reply. Raises _Lost when the endpoint is gone, _Refusal when no try helped."""
         down, reason = lane.down, ""
         for attempt in range(TRIES):
             if attempt:
                 await asyncio.sleep(LATER * 2**attempt * random.uniform(0.5, 1))
             try:
-                reply = await _unless(down, self._post(lane, errand.request))
+                reply = await _unless(down, self._post(lane.endpoint, errand.body))
             except httpx.TimeoutException:
                 reason = f"no reply within {self._timeout:g} s"
                 continue
             except httpx.TransportError as error:
                 reason = repr(error)
-                if not await self._is_healthy(lane):
+                if not await self._is_healthy(lane.endpoint):
                     self._lose(lane, down, errand)
                 continue
             if reply.status_code == 429 or reply.status_code >= 500:
                 reason = f"status {reply.status_code}: {reply.text[:200]}"
                 continue
+            if reply.status_code == 404:  # it serves another model by now
+                self._lose(lane, down, errand)
             if reply.is_error:
                 raise _Refusal(f"status {reply.status_code}: {reply.text[:200]}")
-            return read(errand.ticket, errand.request, reply.json())
+            told = reply.json()
+            if told["model"] != lane.endpoint.name:
+                self._lose(lane, down, errand)
+            return errand.read(told)
         raise _Refusal(f"{TRIES} tries failed; the last: {reason}")
 
-    async def _post(self, lane: Lane, request: Request) -> httpx.Response:
-        body = {
-            "model": "policy", "prompt": request.prompt_ids, "n": request.count, "return_token_ids": True,
-            "max_tokens": request.sampling.max_tokens, "temperature": request.sampling.temperature,
-            "top_p": request.sampling.top_p,
-        }  # fmt: skip
-        return await self._client.post(f"{lane.endpoint.url}/v1/completions", json=body)
+    async def _post(self, endpoint: Endpoint, body: dict[str, Any]) -> httpx.Response:
+        body = {"model": endpoint.name, **body}
+        return await self._client.post(f"{endpoint.url}/v1/completions", json=body, headers=endpoint.headers)
 
-    async def _is_healthy(self, lane: Lane) -> bool:
+    async def _is_healthy(self, endpoint: Endpoint) -> bool:
         try:
-            return (await self._client.get(f"{lane.endpoint.url}/health", timeout=5)).is_success
+            return (await self._client.get(f"{endpoint.url}/health", headers=endpoint.headers, timeout=5)).is_success
         except httpx.TransportError:
             return False
 
-    def _lose(self, lane: Lane, down: asyncio.Event, errand: Errand) -> None:
+    def _take_down(self, lane: Lane) -> None:
+        lane.down.set()
+        self._start(self._revive(lane, set(lane.seated)))
+
+    def _lose(self, lane: Lane, down: asyncio.Event, errand: Errand) -> NoReturn:
         """Takes the lane down and has it revived, once a life. Raises _Lost, or _Refusal for one that has outlived too
         many."""
         if not down.is_set():
-            down.set()
-            self._start(self._revive(lane, set(lane.seated)))
+            self._take_down(lane)
         errand.losses += 1
         if errand.losses >= LOSSES and not lane.endpoint.is_ours:
             raise _Refusal(f"{errand.losses} endpoints were lost while they served it")
@@ -281,7 +334,7 @@ class Dispatcher:
 
     async def _revive(self, lane: Lane, seated: set[Errand]) -> None:
         try:
-            await asyncio.to_thread(lane.endpoint.revive)
+            await asyncio.to_thread(lane.endpoint.revive, self._given_up)
         except Exception as error:
             self._lanes.remove(lane)
             if not self._lanes:
@@ -305,13 +358,15 @@ async def _unless(lost: asyncio.Event, reply: Coroutine[Any, Any, httpx.Response
         gone.cancel()
 
 
-def read(ticket: int, request: Request, reply: dict[str, Any]) -> Finished:
+def read_finished(ticket: int, request: Request, reply: dict[str, Any]) -> Finished:
     """A reply as it must be: as many whole completions as were asked for. Raises _Refusal."""
     choices = sorted(reply["choices"], key=lambda choice: choice["index"])
     if any(choice["finish_reason"] not in ("stop", "length") for choice in choices):
         raise _Refusal(f"a completion was broken off: {[choice['finish_reason'] for choice in choices]}")
     if len(choices) != request.count or any(choice["token_ids"] is None for choice in choices):
         raise _Refusal(f"asked for {request.count} completions with token ids, got {len(choices)}")
+    if any(len(choice["token_ids"]) > request.sampling.max_tokens for choice in choices):
+        raise _Refusal(f"a completion is longer than the {request.sampling.max_tokens} tokens asked for")
     usage = reply["usage"]
     details = usage.get("prompt_tokens_details") or {}
     # vLLM counts the prompt once per request, and each of the n samples but the first reads it from the cache.
@@ -320,3 +375,40 @@ def read(ticket: int, request: Request, reply: dict[str, Any]) -> Finished:
         tuple(Completion(tuple(choice["token_ids"]), choice["finish_reason"] != "length") for choice in choices),
         usage["prompt_tokens"], details.get("cached_tokens") or 0,
     )  # fmt: skip
+
+
+def read_log_probs(text: Sequence[int], reply: dict[str, Any]) -> list[float]:
+    """Log-prob of each token of `text` but the first, given those before it."""
+    entries = reply["choices"][0]["prompt_logprobs"][1:]
+    return [entry[str(token)]["logprob"] for token, entry in zip(text[1:], entries, strict=True)]
+
+
+def score_all(
+    endpoints: Sequence[Endpoint], request_timeout: float, texts: Sequence[tuple[int, ...]]
+) -> Iterator[list[float]]:
+    """For each of `texts`, in order, its log-probs. Raises ServerFailed."""
+    events: SimpleQueue[Finished | Scored | Refused | BaseException] = SimpleQueue()
+    found: dict[int, list[float]] = {}
+    with Dispatcher(endpoints, request_timeout, events.put) as dispatcher:
+        for ticket, text in enumerate(texts[:SCORED_AT_ONCE]):
+            dispatcher.score(ticket, text)
+        for wanted in range(len(texts)):
+            while wanted not in found:
+                event = events.get()
+                if not isinstance(event, Scored):
+                    raise event if isinstance(event, BaseException) else ServerFailed(f"a text was refused: {event}")
+                found[event.ticket] = event.log_probs
+            if (ticket := wanted + SCORED_AT_ONCE) < len(texts):
+                dispatcher.score(ticket, texts[ticket])
+            yield found.pop(wanted)
+
+
+def cache_of(url: str, headers: dict[str, str]) -> int | None:
+    """Tokens that the cache of the server at `url` holds; None where it does not say."""
+    told = re.search(
+        r"^vllm:cache_config_info\{(.*)\}", httpx.get(f"{url}/metrics", headers=headers).text, re.MULTILINE
+    )
+    known = dict(re.findall(r'(\w+)="(\d+)"', told[1])) if told else {}
+    if not {"block_size", "num_gpu_blocks"} <= known.keys():
+        return None
+    return int(known["block_size"]) * int(known["num_gpu_blocks"])

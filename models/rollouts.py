@@ -103,15 +103,18 @@ class RequestRefused(ReadableError):
     """A request that no engine can serve, where none may be left out."""
 
 
-def cost(model: Checkpoint, finished: Finished) -> Usage:
-    """What one finished request cost. The first sample pays for the uncached prompt, the others share it."""
-    prompt, cached = finished.prompt_tokens, finished.cached_prompt_tokens
+def cost(model: Checkpoint, finished: Finished, block: int) -> Usage:
+    """What one finished request cost. The first sample computes what of the prompt was not cached; each of the others
+    finds the whole blocks of it, of `block` tokens, and computes the rest and always the last token again."""
+    prompt = finished.prompt_tokens
+    shared = (prompt - 1) // block * block
+    cached = [finished.cached_prompt_tokens, *[shared] * (len(finished.completions) - 1)]
     lengths = [len(completion.token_ids) for completion in finished.completions]
-    flops = sum(
-        model.shape.forward_flops(prompt, cached if index == 0 else prompt, length)
-        for index, length in enumerate(lengths)
-    )
-    return Usage(prompt_tokens=prompt, cached_prompt_tokens=cached, generated_tokens=sum(lengths), flops=flops)
+    flops = sum(map(model.shape.forward_flops, [prompt] * len(lengths), cached, lengths))
+    return Usage(
+        prompt_tokens=prompt * len(lengths), cached_prompt_tokens=sum(cached), generated_tokens=sum(lengths),
+        flops=flops,
+    )  # fmt: skip
 
 
 class Rollouts:
@@ -305,7 +308,7 @@ class Rollouts:
             return
         for draw, one in zip(draws, finished, strict=True):
             draw.held += one.completions
-            self.usage += cost(self._model, one)
+            self.usage += cost(self._model, one, self._engine.block)
             self._progress(0, sum(len(completion.token_ids) for completion in one.completions))
             self._judge(draw)
         self._unpark([draw.key for draw in draws])

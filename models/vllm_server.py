@@ -10,26 +10,22 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import httpx
-from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
 from conf.errors import ReadableError
 from conf.settings import Engine as EngineSettings
 from models.checkpoint import Checkpoint
-from models.dispatch import Dispatcher, ServerFailed
+from models.dispatch import Dispatcher, ServerFailed, cache_of, read_log_probs, score_all
 from models.engine import Deliver, Session
 from models.processes import GuardedProcess
 
@@ -39,12 +35,6 @@ PROOF_FILE = "proof.json"
 PROOF_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.15, "float16": 0.05}
 """Largest difference of a teacher-forced log-prob, trainer against server. The half-precision bounds are not
 measured on any machine here."""
-SCORED_AT_ONCE = 16
-"""Texts whose log-probs are asked for at one time; each reply holds one entry per token."""
-retrying = retry(
-    retry=retry_if_exception_type((httpx.TransportError,)), stop=stop_after_attempt(4),
-    wait=wait_exponential_jitter(multiplier=0.5, max=10), reraise=True,
-)  # fmt: skip
 
 
 class SwapNotProven(ReadableError):
@@ -56,6 +46,7 @@ class VllmServer:
     request is in flight."""
 
     is_ours = True
+    name = "policy"
 
     def __init__(self, settings: EngineSettings, log: Path):
         self._settings = settings
@@ -64,6 +55,7 @@ class VllmServer:
         self._process: GuardedProcess | None = None
         self._served: Checkpoint | None = None
         self.url = ""
+        self.headers: dict[str, str] = {}
 
     @property
     def pid(self) -> int | None:
@@ -82,11 +74,7 @@ class VllmServer:
     @property
     def cache_tokens(self) -> int | None:
         """From what the server says of its cache; None where it says nothing."""
-        told = re.search(r"^vllm:cache_config_info\{(.*)\}", httpx.get(f"{self.url}/metrics").text, re.MULTILINE)
-        known = dict(re.findall(r'(\w+)="(\d+)"', told[1])) if told else {}
-        if not {"block_size", "num_gpu_blocks"} <= known.keys():
-            return None
-        return int(known["block_size"]) * int(known["num_gpu_blocks"])
+        return cache_of(self.url, self.headers)
 
     @contextmanager
     def session(self, model: Checkpoint, deliver: Deliver) -> Iterator[Session]:
@@ -96,8 +84,13 @@ class VllmServer:
             with Dispatcher([self], self._settings.request_timeout, deliver) as session:
                 yield session
 
-    def revive(self) -> None:
+    def is_serving(self) -> bool:
+        """See `Endpoint.is_serving`: a session begins with its start."""
+        return True
+
+    def revive(self, given_up: threading.Event) -> None:
         """Starts the server anew with the model that it served. Raises ServerFailed."""
+        _ = given_up
         model, self._served = self._served, None
         assert model
         self.close()
@@ -105,13 +98,12 @@ class VllmServer:
         self._served = model
 
     def log_probs(self, model: Checkpoint, texts: Sequence[tuple[int, ...]]) -> Iterator[list[float]]:
-        """See `Engine.log_probs`. Raises as `session` does, and httpx.HTTPError."""
+        """See `Engine.log_probs`. Raises as `session` does."""
         if not texts:
             return
-        with self._lease, ThreadPoolExecutor(SCORED_AT_ONCE) as pool:
+        with self._lease:
             self._serve(model)
-            with httpx.Client(base_url=self.url, timeout=self._settings.request_timeout) as client:
-                yield from pool.map(partial(_log_probs, client), texts)
+            yield from score_all([self], self._settings.request_timeout, texts)
 
     def close(self) -> None:
         if self._process:
@@ -156,7 +148,7 @@ class VllmServer:
     def _command(self, model: Checkpoint, port: int) -> list[str]:
         command = [
             sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model.folder),
-            "--served-model-name", "policy", "--host", "127.0.0.1", "--port", str(port),
+            "--served-model-name", self.name, "--host", "127.0.0.1", "--port", str(port),
             "--dtype", self._settings.dtype, "--max-model-len", str(self._settings.context),
             "--max-num-seqs", str(self._settings.concurrency), "--enable-prefix-caching",
             "--worker-extension-cls", "models.vllm_worker.WeightSwap",
@@ -206,21 +198,13 @@ class VllmServer:
             prove(proof["log_probs"], before, after, PROOF_TOLERANCE[self._settings.dtype], model)
 
     def _proof_log_probs(self, proof: dict[str, Any]) -> list[float]:
-        with httpx.Client(base_url=self.url, timeout=self._settings.request_timeout) as client:
-            return _log_probs(client, proof["token_ids"])
+        text = proof["token_ids"]
+        body = {"model": self.name, "prompt": text, "max_tokens": 1, "prompt_logprobs": 0}
+        return read_log_probs(text, self._post("/v1/completions", body).json())
 
-    def _post(self, path: str, body: dict[str, Any]) -> None:
-        httpx.post(f"{self.url}{path}", json=body, timeout=self._settings.request_timeout).raise_for_status()
-
-
-@retrying
-def _log_probs(client: httpx.Client, token_ids: Sequence[int]) -> list[float]:
-    """Log-prob of each token but the first, given those before it."""
-    body = {"model": "policy", "prompt": list(token_ids), "max_tokens": 1, "prompt_logprobs": 0}
-    reply = client.post("/v1/completions", json=body)
-    reply.raise_for_status()
-    entries = reply.json()["choices"][0]["prompt_logprobs"][1:]
-    return [entry[str(token)]["logprob"] for token, entry in zip(list(token_ids)[1:], entries, strict=True)]
+    def _post(self, path: str, body: dict[str, Any]) -> httpx.Response:
+        reply = httpx.post(f"{self.url}{path}", json=body, timeout=self._settings.request_timeout)
+        return reply.raise_for_status()
 
 
 def on_cpu() -> bool:

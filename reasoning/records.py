@@ -226,7 +226,8 @@ class Bill(Record):
     rollouts_naive: int = 0
     """All rollouts of every prefix."""
     prefill_floor: int = 0
-    """Each trace once, up to its longest prefix tried; per wave one block of the cache and what opens its rollouts."""
+    """Each trace once, up to its longest prefix tried; per rollout (a request of its own to an engine) what it cannot
+    share: one block of the cache and what opens it."""
     prefill_naive: int = 0
     """Every rollout a request of its own, nothing from the cache."""
 

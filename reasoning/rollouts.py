@@ -69,7 +69,6 @@ class Trial:
     def __init__(self, total: int, threshold: float, speaking: Callable[[Outcomes], int] = right_ones):
         self._total, self._enough, self._speaking = total, enough(total, threshold), speaking
         self.outcomes: list[Hashable] = []
-        self.waves = 0
 
     @property
     def speaking(self) -> int:
@@ -87,7 +86,6 @@ class Trial:
         return max(0, min(missing, left - missing + 1))
 
     def add(self, outcomes: Outcomes) -> None:
-        self.waves += 1
         self.outcomes.extend(outcomes)
 
 
@@ -216,11 +214,10 @@ def bill(plan: Search, lengths: Sequence[int], opening: int, total: int, block: 
     tried = plan.tried
     needed = sum(len(trial.outcomes) for trial in tried.values())
     in_vain = plan.wasted if isinstance(plan, EarliestCrossing) else 0
-    waves = sum(trial.waves for trial in tried.values())
     return Bill(
         rollouts=needed + in_vain, rollouts_floor=needed, rollouts_naive=len(lengths) * total,
         prefill_naive=total * sum(length + opening for length in lengths),
-        prefill_floor=lengths[max(tried)] + waves * (block + opening) if tried else 0,
+        prefill_floor=lengths[max(tried)] + needed * (block + opening) if tried else 0,
     )  # fmt: skip
 
 

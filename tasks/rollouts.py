@@ -73,11 +73,11 @@ class Prober:
 
     def bill(self, searches: Sequence[tuple[Trace, Sequence[int], Search]]) -> Bill:
         """What searches took beside what they might have taken. Each comes with its segments' ends."""
-        total = Bill()
+        total, block = Bill(), self._place.engine_for(self._model).block
         for trace, ends, plan in searches:
             prompt = len(self._model.prompt_ids(self._problems[trace.problem_id]))
             lengths = [prompt + end for end in ends]
-            total += bill(plan, lengths, len(self._exit), self._sampling.samples, self._place.engine.block)
+            total += bill(plan, lengths, len(self._exit), self._sampling.samples, block)
         return total
 
     def _account(self, usage: Usage) -> None:

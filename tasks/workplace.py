@@ -15,7 +15,8 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 from conf.settings import Engine as EngineSettings
 from conf.settings import Section, Storage
-from models.checkpoint import TINY_MODEL, Checkpoint, found_checkpoint
+from models.checkpoint import Checkpoint, found_checkpoint
+from models.endpoints import RemoteServers
 from models.engine import Completion, Engine, Request
 from models.rollouts import Job, Rollouts
 from models.store import Purpose, RolloutStore
@@ -83,6 +84,8 @@ class Workplace:
         self._engine_settings = engine
         self._make_engine = make_engine
         self._checkpoints: dict[str, Checkpoint] = {}
+        self._base: set[str] = set()
+        """Fingerprints of models that this run did not make."""
 
     @cached_property
     def engine(self) -> Engine:
@@ -103,8 +106,9 @@ class Workplace:
 
         Raises CheckpointError when it is not whole or not to be had.
         """
-        checkpoint = self._open(TINY_MODEL if name == "tiny" else found_checkpoint(name))
+        checkpoint = self._open(found_checkpoint(name))
         self._checkpoints[checkpoint.fingerprint] = checkpoint
+        self._base.add(checkpoint.fingerprint)
         return ArtifactRef(kind="base-model", uri=str(checkpoint.folder), digest=checkpoint.fingerprint, rows=1)
 
     def _open(self, folder: Path) -> Checkpoint:
@@ -117,6 +121,15 @@ class Workplace:
 
     def rows(self, ref: ArtifactRef, kind: type[R]) -> list[R]:
         return self.artifacts.rows(ref, kind)
+
+    def engine_for(self, model: Checkpoint) -> Engine:
+        """The servers elsewhere, where there are any and they serve `model`: the base. The run's own otherwise."""
+        elsewhere = self._engine_settings.endpoints and model.fingerprint in self._base
+        return self.servers_elsewhere if elsewhere else self.engine
+
+    @cached_property
+    def servers_elsewhere(self) -> RemoteServers:
+        return RemoteServers(self._engine_settings)
 
     def draw(self, stage: str, model: Checkpoint, requests: Sequence[Request], purpose: Purpose, seed: int) -> Drawn:
         """All completions of each request, through the rollout store. Raises RequestRefused."""
@@ -134,7 +147,7 @@ class Workplace:
 
     def _rollouts(self, stage: str, count: int, model: Checkpoint, purpose: Purpose, seed: int) -> Rollouts:
         advance = self.progress.stage(stage, count, "prompts")
-        return Rollouts(self.store, self.engine, model, purpose, seed, advance)
+        return Rollouts(self.store, self.engine_for(model), model, purpose, seed, advance)
 
     def log_probs(
         self, stage: str, model: Checkpoint, texts: Sequence[tuple[int, ...]]
@@ -142,7 +155,7 @@ class Workplace:
         """The model's log-prob of each token but the first of `texts`. Not kept: one forward pass each."""
         advance = self.progress.stage(stage, len(texts), "texts")
         found = []
-        for text, log_probs in zip(texts, self.engine.log_probs(model, texts), strict=True):
+        for text, log_probs in zip(texts, self.engine_for(model).log_probs(model, texts), strict=True):
             found.append(log_probs)
             advance(1, len(text))
         flops = sum(model.shape.forward_flops(len(text), 0, 0) for text in texts)

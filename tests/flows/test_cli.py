@@ -15,6 +15,7 @@ from tests.models.fakes import fake_checkpoint
         (["run", "dto", "--set", "sampling.sample=2"], "error: tiny.toml: sampling.sample: unknown setting"),
         (["run", "dto", "--preset", "none"], "error: unknown preset 'none' for dto; known: "),
         (["store", "--url", "sqlite:///none.sqlite", "stats"], "error: sqlite:///none.sqlite: no such store"),
+        (["fingerprint", "nowhere"], "nowhere: no config.json"),
         (["store", "gc"], "the following arguments are required: --days"),
         (["run", "nothing"], "invalid choice: 'nothing'"),
     ],
@@ -24,6 +25,17 @@ def test_a_users_mistake_ends_with_one_clear_line(arguments: list[str], words: s
     assert run.returncode == 2
     assert words in run.stderr
     assert "Traceback" not in run.stderr
+
+
+def test_a_fingerprint_is_that_of_the_checkpoint_and_its_arithmetic(tmp_path: Path):
+    model = fake_checkpoint(tmp_path)
+
+    def printed(*more: str) -> str:
+        command = [sys.executable, "-m", "flows", "fingerprint", str(tmp_path), *more]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert printed() == model.fingerprint
+    assert printed("--dtype", "bfloat16") != model.fingerprint
 
 
 def test_a_store_is_looked_after(tmp_path: Path):

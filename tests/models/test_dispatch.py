@@ -13,7 +13,7 @@ import pytest
 
 from conf.settings import Sampling
 from models import dispatch
-from models.dispatch import Dispatcher, ServerFailed
+from models.dispatch import Dispatcher, ServerFailed, score_all
 from models.engine import Finished, Refused, Request
 
 SAMPLING = Sampling(max_tokens=5)
@@ -29,11 +29,15 @@ def well(body: dict[str, Any], number: int) -> dict[str, Any]:
         for i in reversed(range(body["n"]))
     ]
     usage = {"prompt_tokens": len(body["prompt"]), "prompt_tokens_details": {"cached_tokens": 1}}
-    return {"choices": choices, "usage": usage}
+    return {"model": body["model"], "choices": choices, "usage": usage}
 
 
 class Server:
-    """An endpoint of ours on loopback that answers as told, dies, and is started again on another port."""
+    """An endpoint of ours on loopback that answers as told, dies, and is started again (on another port, unless
+    `come_back` does it)."""
+
+    name = "policy"
+    key = ""
 
     def __init__(self, answer: Answer = well, seats: int = 6, is_ours: bool = True, lives: int = 1000):
         self._answer, self.seats, self.is_ours, self._lives = answer, seats, is_ours, lives
@@ -43,13 +47,19 @@ class Server:
         self._lock = threading.Lock()
         self._open: list[Any] = []
         self._dead: list[Any] = []
-        self.revive()
+        self._port = 0
+        self.headers: dict[str, str] = {}
+        self.revive(threading.Event())
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._server.server_port}"
 
-    def revive(self) -> None:
+    def is_serving(self) -> bool:
+        return True
+
+    def revive(self, given_up: threading.Event) -> None:
+        _ = given_up
         self._lives -= 1
         if self._lives < 0:
             raise ServerFailed("it does not get ready any more")
@@ -60,7 +70,10 @@ class Server:
             wbufsize = -1
 
             def do_GET(self) -> None:
-                self._send(200, {})
+                if outer.key and self.headers["Authorization"] != f"Bearer {outer.key}":
+                    self._send(401, {})
+                else:
+                    self._send(200, {"data": [{"id": outer.name}]})
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -90,22 +103,27 @@ class Server:
             def handle_error(self, request: Any, client_address: Any) -> None:
                 pass
 
-        self._server = Listening(("127.0.0.1", 0), Handler)
+        self._server = Listening(("127.0.0.1", self._port), Handler)
         self.started += 1
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def come_back(self) -> None:
+        self._port = self._server.server_port
+        self._server.server_close()
+        self.revive(threading.Event())
 
     def take(self, body: dict[str, Any]) -> dict[str, Any] | int | None:
         with self._lock:
             self.asked[tuple(body["prompt"])] += 1
             self.number += 1
             number = self.number
-            self._at_once += body["n"]
+            self._at_once += body.get("n", 1)
             self.most_at_once = max(self.most_at_once, self._at_once)
         try:
             return self._answer(body, number)
         finally:
             with self._lock:
-                self._at_once -= body["n"]
+                self._at_once -= body.get("n", 1)
 
     def die(self, server: Any) -> None:
         """Drops every connection and refuses new ones, unless this life of it is over already."""
@@ -187,7 +205,7 @@ def test_what_never_passes_is_refused_and_the_rest_comes_back(serve: Callable[..
     assert (server.asked[2,], server.asked[3,]) == (5, 1)
 
 
-@pytest.mark.parametrize("harm", ["abort", "fewer", "no ids"])
+@pytest.mark.parametrize("harm", ["abort", "fewer", "no ids", "too long"])
 def test_a_reply_that_is_not_what_was_asked_for_is_refused(serve: Callable[..., Server], harm: str):
     def harmed(body: dict[str, Any], number: int) -> dict[str, Any]:
         reply = well(body, number)
@@ -195,12 +213,18 @@ def test_a_reply_that_is_not_what_was_asked_for_is_refused(serve: Callable[..., 
             reply["choices"][0]["finish_reason"] = "abort"
         elif harm == "fewer":
             reply["choices"].pop()
+        elif harm == "too long":
+            reply["choices"][0]["token_ids"] = [1] * 6
         else:
             reply["choices"][0]["token_ids"] = None
         return reply
 
     (event,) = ask([serve(harmed)], count=1).values()
-    assert "broken off" in event.reason or "asked for 3 completions with token ids" in event.reason
+    assert event.reason.startswith(
+        {"abort": "a completion was broken off", "too long": "a completion is longer than the 5 tokens asked for"}.get(
+            harm, "asked for 3 completions with token ids, got "
+        )
+    )
 
 
 def test_a_server_that_dies_is_started_again_and_the_run_goes_on(serve: Callable[..., Server]):
@@ -246,3 +270,35 @@ def test_an_endpoint_that_is_back_is_used_again(serve: Callable[..., Server]):
     back = serve(lambda body, number: None if number == 2 else well(body, number), is_ours=False)
     ask([back, serve(is_ours=False)], count=200)
     assert sum(back.asked.values()) > 20
+
+
+def test_a_reply_of_another_model_loses_its_endpoint(serve: Callable[..., Server]):
+    changed = serve(lambda body, number: well(body | ({"model": "new"} if number > 3 else {}), number), is_ours=False,
+                    lives=1)  # fmt: skip
+    gone = serve(lambda body, number: 404 if number > 3 else well(body, number), is_ours=False, lives=1)
+    found = ask([changed, gone, serve(is_ours=False)], count=60)
+    assert all(isinstance(event, Finished) for event in found.values())
+    with pytest.raises(ServerFailed):
+        ask([changed])
+
+
+def test_an_endpoint_that_is_not_there_yet_is_waited_for(serve: Callable[..., Server]):
+    class Late(Server):
+        def is_serving(self) -> bool:
+            return self.started > 1
+
+    late = Late(is_ours=False)
+    assert all(isinstance(event, Finished) for event in ask([late], count=3).values())
+    assert late.started == 2
+    late.die(late._server)
+
+
+def test_log_probs_come_in_order_whatever_happens_to_the_server(serve: Callable[..., Server]):
+    def scored(body: dict[str, Any], number: int) -> dict[str, Any] | int | None:
+        entries = [None, *({str(token): {"logprob": -token / 10}} for token in body["prompt"][1:])]
+        reply = {"model": body["model"], "choices": [{"prompt_logprobs": entries}]}
+        return {3: None, 7: 503}.get(number, reply)
+
+    texts = [tuple(range(n, n + 3)) for n in range(40)]
+    found = list(score_all([serve(scored)], 60, texts))
+    assert found == [[-(n + 1) / 10, -(n + 2) / 10] for n in range(40)]

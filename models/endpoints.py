@@ -1,0 +1,107 @@
+"""vLLM servers that run elsewhere and serve one model: an engine of one URL or many.
+
+Knows: how a server tells what it serves. Must not know: who started it, weight swaps, pipelines.
+
+A server elsewhere serves a model under its fingerprint (`--served-model-name`), so that each reply says whose it is.
+Its weights are never swapped: that interface must not face a network.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import httpx
+
+from conf.settings import Engine as EngineSettings
+from models.checkpoint import Checkpoint
+from models.dispatch import Dispatcher, ServerFailed, cache_of, score_all
+from models.engine import Deliver, Session
+
+KEY = "BREVITY_ENDPOINT_KEY"
+"""Environment variable with the servers' API key, where they want one."""
+LOOK_AGAIN = 2.0
+"""Seconds until a server that is gone is looked for again."""
+
+
+class RemoteServer:
+    """An `Endpoint` that somebody else started."""
+
+    is_ours = False
+
+    def __init__(self, url: str, model: Checkpoint, settings: EngineSettings):
+        self.url, self.name = url.rstrip("/"), model.fingerprint
+        self.seats = settings.concurrency
+        self._patience = settings.start_timeout
+        key = os.environ.get(KEY)
+        self.headers = {"Authorization": f"Bearer {key}"} if key else {}
+
+    def is_serving(self) -> bool:
+        """See `Endpoint.is_serving`."""
+        try:
+            reply = httpx.get(f"{self.url}/v1/models", headers=self.headers, timeout=5)
+            reply.raise_for_status()
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code in (401, 403):
+                raise ServerFailed(f"{self.url} wants another API key; set {KEY}") from None
+            return False
+        except httpx.TransportError:
+            return False
+        served = [str(entry["id"]) for entry in reply.json()["data"]]
+        if self.name not in served:
+            raise ServerFailed(
+                f"{self.url} serves {', '.join(served) or 'nothing'}, not this run's base model; start it with "
+                f"--served-model-name {self.name}"
+            )
+        return True
+
+    def revive(self, given_up: threading.Event) -> None:
+        """See `Endpoint.revive`: it is waited for."""
+        deadline = time.monotonic() + self._patience
+        while not self.is_serving():
+            if time.monotonic() > deadline:
+                raise ServerFailed(f"{self.url} was not there for {self._patience:g} s")
+            if given_up.wait(LOOK_AGAIN):
+                return
+
+
+class RemoteServers:
+    """An `Engine` over all of `settings.endpoints`, as many completions at once on each as `settings.concurrency`."""
+
+    block = 16
+    """vLLM's default on a GPU."""
+
+    def __init__(self, settings: EngineSettings):
+        self._settings = settings
+        self._serving: list[RemoteServer] = []
+
+    @property
+    def seats(self) -> int:
+        return self._settings.concurrency * len(self._settings.endpoints)
+
+    @property
+    def cache_tokens(self) -> int | None:
+        """Of all servers that can be reached; None where one of them does not say."""
+        found = [cache_of(server.url, server.headers) for server in self._serving if server.is_serving()]
+        return sum(size for size in found if size) if found and all(found) else None
+
+    @contextmanager
+    def session(self, model: Checkpoint, deliver: Deliver) -> Iterator[Session]:
+        """See `Engine.session`. Raises ServerFailed where a server serves another model."""
+        self._serving = self._servers(model)
+        with Dispatcher(self._serving, self._settings.request_timeout, deliver) as session:
+            yield session
+
+    def log_probs(self, model: Checkpoint, texts: Sequence[tuple[int, ...]]) -> Iterator[list[float]]:
+        """See `Engine.log_probs`. Raises ServerFailed."""
+        if texts:
+            yield from score_all(self._servers(model), self._settings.request_timeout, texts)
+
+    def close(self) -> None:
+        """Nothing here is ours to end."""
+
+    def _servers(self, model: Checkpoint) -> list[RemoteServer]:
+        return [RemoteServer(url, model, self._settings) for url in self._settings.endpoints]
