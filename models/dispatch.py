@@ -367,14 +367,10 @@ def read_finished(ticket: int, request: Request, reply: dict[str, Any]) -> Finis
         raise _Refusal(f"asked for {request.count} completions with token ids, got {len(choices)}")
     if any(len(choice["token_ids"]) > request.sampling.max_tokens for choice in choices):
         raise _Refusal(f"a completion is longer than the {request.sampling.max_tokens} tokens asked for")
-    usage = reply["usage"]
-    details = usage.get("prompt_tokens_details") or {}
-    # vLLM counts the prompt once per request, and each of the n samples but the first reads it from the cache.
     return Finished(
         ticket,
         tuple(Completion(tuple(choice["token_ids"]), choice["finish_reason"] != "length") for choice in choices),
-        usage["prompt_tokens"], details.get("cached_tokens") or 0,
-    )  # fmt: skip
+    )
 
 
 def read_log_probs(text: Sequence[int], reply: dict[str, Any]) -> list[float]:
@@ -403,12 +399,25 @@ def score_all(
             yield found.pop(wanted)
 
 
-def cache_of(url: str, headers: dict[str, str]) -> int | None:
-    """Tokens that the cache of the server at `url` holds; None where it does not say."""
-    told = re.search(
-        r"^vllm:cache_config_info\{(.*)\}", httpx.get(f"{url}/metrics", headers=headers).text, re.MULTILINE
-    )
+def cache_of(server: Endpoint) -> int | None:
+    """Tokens that the cache of `server` holds; None where it does not say."""
+    told = re.search(r"^vllm:cache_config_info\{(.*)\}", _metrics(server), re.MULTILINE)
     known = dict(re.findall(r'(\w+)="(\d+)"', told[1])) if told else {}
     if not {"block_size", "num_gpu_blocks"} <= known.keys():
         return None
     return int(known["block_size"]) * int(known["num_gpu_blocks"])
+
+
+def computed_by(server: Endpoint) -> int:
+    """Prompt tokens that `server` looked for in its cache and did not find, each sample of a request by itself. Its
+    replies do not say that: with several samples they tell what the last of them found."""
+    text = _metrics(server)
+
+    def counter(name: str) -> float:
+        return sum(map(float, re.findall(rf"^vllm:{name}_total{{[^}}]*}} (\S+)$", text, re.MULTILINE)))
+
+    return round(counter("prefix_cache_queries") - counter("prefix_cache_hits"))
+
+
+def _metrics(server: Endpoint) -> str:
+    return httpx.get(f"{server.url}/metrics", headers=server.headers).text

@@ -18,7 +18,7 @@ import httpx
 
 from conf.settings import Engine as EngineSettings
 from models.checkpoint import Checkpoint
-from models.dispatch import Dispatcher, ServerFailed, cache_of, score_all
+from models.dispatch import Dispatcher, ServerFailed, cache_of, computed_by, score_all
 from models.engine import Deliver, Session
 
 KEY = "BREVITY_ENDPOINT_KEY"
@@ -85,8 +85,13 @@ class RemoteServers:
     @property
     def cache_tokens(self) -> int | None:
         """Of all servers that can be reached; None where one of them does not say."""
-        found = [cache_of(server.url, server.headers) for server in self._serving if server.is_serving()]
+        found = [cache_of(server) for server in self._serving if server.is_serving()]
         return sum(size for size in found if size) if found and all(found) else None
+
+    @property
+    def computed_prompt_tokens(self) -> int:
+        """See `Engine.computed_prompt_tokens`."""
+        return sum(computed_by(server) for server in self._serving if server.is_serving())
 
     @contextmanager
     def session(self, model: Checkpoint, deliver: Deliver) -> Iterator[Session]:

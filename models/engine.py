@@ -33,13 +33,11 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """All completions of one request, and what it cost."""
+    """All completions of one request."""
 
     ticket: int
     """The caller's number for the request."""
     completions: tuple[Completion, ...]
-    prompt_tokens: int
-    cached_prompt_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +77,12 @@ class Engine(Protocol):
     @property
     def cache_tokens(self) -> int | None:
         """Tokens whose keys and values stay at hand; None where that is not known. Asked for within a session."""
+        ...
+
+    @property
+    def computed_prompt_tokens(self) -> int:
+        """Prompt tokens that were not found in its cache, since it was started; a server elsewhere counts those of its
+        other users, too. Asked for within a session."""
         ...
 
     def session(self, model: Checkpoint, deliver: Deliver) -> AbstractContextManager[Session]:

@@ -103,17 +103,12 @@ class RequestRefused(ReadableError):
     """A request that no engine can serve, where none may be left out."""
 
 
-def cost(model: Checkpoint, finished: Finished, block: int) -> Usage:
-    """What one finished request cost. The first sample computes what of the prompt was not cached; each of the others
-    finds the whole blocks of it, of `block` tokens, and computes the rest and always the last token again."""
-    prompt = finished.prompt_tokens
-    shared = (prompt - 1) // block * block
-    cached = [finished.cached_prompt_tokens, *[shared] * (len(finished.completions) - 1)]
-    lengths = [len(completion.token_ids) for completion in finished.completions]
-    flops = sum(map(model.shape.forward_flops, [prompt] * len(lengths), cached, lengths))
+def cost(model: Checkpoint, prompt: int, lengths: Sequence[int], cached: int) -> Usage:
+    """Of completions of `lengths` tokens, each after `prompt` tokens of which `cached` were not computed."""
+    flops = sum(model.shape.forward_flops(prompt, cached, length) for length in lengths)
     return Usage(
-        prompt_tokens=prompt * len(lengths), cached_prompt_tokens=sum(cached), generated_tokens=sum(lengths),
-        flops=flops,
+        prompt_tokens=prompt * len(lengths), cached_prompt_tokens=cached * len(lengths),
+        generated_tokens=sum(lengths), flops=flops,
     )  # fmt: skip
 
 
@@ -146,6 +141,10 @@ class Rollouts:
         self.usage = Usage()
         self._room: int | None = None
         """Tokens that the engine's cache holds, once a session is open."""
+        self._computed = 0
+        """Prompt tokens that the engine had computed before."""
+        self._samples = 0
+        """Completions that were drawn here."""
         self._clock = Clock(engine.seats)
 
     def draw(self, requests: Sequence[Request]) -> list[tuple[Completion, ...]]:
@@ -173,6 +172,8 @@ class Rollouts:
                             draw.job.plan.add(draw.ask, outcomes)
                             self._ask(draw.number, draw.job)
                     yield from self._closed_ones()
+                if self._session:
+                    self.usage += self._not_shared(self._engine.computed_prompt_tokens - self._computed)
             finally:
                 self._store.release()
         self.usage += self._clock.usage
@@ -216,7 +217,7 @@ class Rollouts:
         """Fills the engine's seats with what is waiting, and may be drawn here and now."""
         if self._waiting and self._session is None:
             self._session = self._stack.enter_context(self._engine.session(self._model, self._events.put))
-            self._room = self._engine.cache_tokens
+            self._room, self._computed = self._engine.cache_tokens, self._engine.computed_prompt_tokens
         chosen: list[_Draw] = []
         seats = self._engine.seats - self._taken
         while self._waiting and self._may_begin(self._waiting[0][-1]):
@@ -308,8 +309,10 @@ class Rollouts:
             return
         for draw, one in zip(draws, finished, strict=True):
             draw.held += one.completions
-            self.usage += cost(self._model, one, self._engine.block)
-            self._progress(0, sum(len(completion.token_ids) for completion in one.completions))
+            lengths = [len(completion.token_ids) for completion in one.completions]
+            self._samples += len(lengths)
+            self.usage += cost(self._model, len(draw.request.prompt_ids), lengths, self._shared(draw))
+            self._progress(0, sum(lengths))
             self._judge(draw)
         self._unpark([draw.key for draw in draws])
 
@@ -325,6 +328,23 @@ class Rollouts:
         prompt = len(draw.request.prompt_ids)
         flops = sum(self._model.shape.forward_flops(prompt, prompt, len(c.token_ids)) for c in draw.held[:count])
         self.usage += Usage(reused_completions=count, reused_flops=flops)
+
+    def _shared(self, draw: _Draw) -> int:
+        """Prompt tokens that a sample finds in the cache where another was there before: whole blocks, never the last
+        token."""
+        return (len(draw.request.prompt_ids) - 1) // self._engine.block * self._engine.block
+
+    def _not_shared(self, computed: int) -> Usage:
+        """What is missing from `usage` where `computed` prompt tokens were computed in all: those of first samples.
+        Their FLOPs are as those of a mean prompt."""
+        extra = computed - (self.usage.prompt_tokens - self.usage.cached_prompt_tokens)
+        if extra <= 0 or not self._samples:  # a server that was started anew counts from zero
+            return Usage()
+        totals = (self.usage.prompt_tokens, self.usage.cached_prompt_tokens, extra)
+        prompt, cached, part = (total // self._samples for total in totals)
+        shape = self._model.shape
+        flops = shape.forward_flops(prompt, cached - part, 0) - shape.forward_flops(prompt, cached, 0)
+        return Usage(cached_prompt_tokens=-extra, flops=self._samples * flops)
 
     def _judge(self, draw: _Draw) -> None:
         self._judging += 1

@@ -16,7 +16,7 @@ Script = Callable[[Checkpoint, Request, int], Completion]
 
 
 class ScriptedEngine:
-    """An `Engine` whose replies are `script`'s. `requests` and `completions` count what was asked of it."""
+    """An `Engine` without a cache whose replies are `script`'s. `requests` and `completions` count what it was asked."""
 
     seats = 256
     block = 32
@@ -26,6 +26,7 @@ class ScriptedEngine:
         self._script = script
         self.requests = 0
         self.completions = 0
+        self.computed_prompt_tokens = 0
 
     @contextmanager
     def session(self, model: Checkpoint, deliver: Deliver) -> Iterator[Session]:
@@ -37,7 +38,8 @@ class ScriptedEngine:
         for _ in range(request.count):
             drawn.append(self._script(model, request, self.completions))
             self.completions += 1
-        return Finished(ticket, tuple(drawn), len(request.prompt_ids), 0)
+        self.computed_prompt_tokens += request.count * len(request.prompt_ids)
+        return Finished(ticket, tuple(drawn))
 
     def log_probs(self, model: Checkpoint, texts: Sequence[tuple[int, ...]]) -> Iterator[list[float]]:
         """Every token is certain to it."""

@@ -25,7 +25,7 @@ import httpx
 from conf.errors import ReadableError
 from conf.settings import Engine as EngineSettings
 from models.checkpoint import Checkpoint
-from models.dispatch import Dispatcher, ServerFailed, cache_of, read_log_probs, score_all
+from models.dispatch import Dispatcher, ServerFailed, cache_of, computed_by, read_log_probs, score_all
 from models.engine import Deliver, Session
 from models.processes import GuardedProcess
 
@@ -74,7 +74,12 @@ class VllmServer:
     @property
     def cache_tokens(self) -> int | None:
         """From what the server says of its cache; None where it says nothing."""
-        return cache_of(self.url, self.headers)
+        return cache_of(self)
+
+    @property
+    def computed_prompt_tokens(self) -> int:
+        """See `Engine.computed_prompt_tokens`."""
+        return computed_by(self)
 
     @contextmanager
     def session(self, model: Checkpoint, deliver: Deliver) -> Iterator[Session]:
@@ -152,7 +157,7 @@ class VllmServer:
             "--dtype", self._settings.dtype, "--max-model-len", str(self._settings.context),
             "--max-num-seqs", str(self._settings.concurrency), "--enable-prefix-caching",
             "--worker-extension-cls", "models.vllm_worker.WeightSwap",
-            "--enable-prompt-tokens-details", "--generation-config", "vllm", "--disable-uvicorn-access-log",
+            "--generation-config", "vllm", "--disable-uvicorn-access-log",
         ]  # fmt: skip
         if on_cpu():
             # In a process of its own the worker would spin beside the engine, and take the cores that it waits for.

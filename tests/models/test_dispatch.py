@@ -28,8 +28,7 @@ def well(body: dict[str, Any], number: int) -> dict[str, Any]:
         {"index": i, "token_ids": [*body["prompt"], i], "finish_reason": "length" if i == body["n"] - 1 else "stop"}
         for i in reversed(range(body["n"]))
     ]
-    usage = {"prompt_tokens": len(body["prompt"]), "prompt_tokens_details": {"cached_tokens": 1}}
-    return {"model": body["model"], "choices": choices, "usage": usage}
+    return {"model": body["model"], "choices": choices}
 
 
 class Server:
@@ -181,7 +180,6 @@ def test_every_request_comes_back_once_in_sample_order_within_the_seats(serve: C
     assert sorted(found) == list(range(20))
     assert [c.token_ids for c in found[7].completions] == [(7, 0), (7, 1), (7, 2)]
     assert [c.finished for c in found[7].completions] == [True, True, False]
-    assert (found[7].prompt_tokens, found[7].cached_prompt_tokens) == (1, 1)
     assert server.most_at_once <= max(3, seats)  # one that is larger than all seats is served alone
 
 

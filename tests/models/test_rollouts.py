@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from conf.settings import Sampling
 from models.checkpoint import Checkpoint
 from models.engine import Completion, Deliver, Finished, Refused, Request, Session
-from models.rollouts import Job, RequestRefused, Rollouts
+from models.rollouts import Clock, Job, RequestRefused, Rollouts
 from models.scripted import ScriptedEngine
 from models.store import Purpose, RolloutStore, identity
 from reasoning.rollouts import AllValues, EarliestCrossing
@@ -68,7 +68,7 @@ class Lucky(ScriptedEngine):
             Completion((sample, int(luck(request.prompt_ids, sample))), True)
             for sample in range(first, first + request.count)
         ]
-        return Finished(ticket, tuple(completions), len(request.prompt_ids), 0)
+        return Finished(ticket, tuple(completions))
 
 
 class _LuckySession:
@@ -236,3 +236,35 @@ def test_only_open_jobs_are_held(model: Checkpoint):
     for done, _ in enumerate(run, start=1):
         assert taken - done <= 512
     assert taken == 2000
+
+
+def test_the_ledger_counts_what_every_sample_had_to_compute(model: Checkpoint):
+    """Two requests of 70 tokens, 3 samples each, blocks of 32: 64 are shared, so each sample computes at least 6. The
+    engine says 100 in all: 64 more than 6 × 6, those of first samples."""
+
+    class Caching(ScriptedEngine):
+        def serve(self, model: Checkpoint, ticket: int, request: Request) -> Finished | Refused:
+            finished = super().serve(model, ticket, request)
+            self.computed_prompt_tokens += 50 - len(request.prompt_ids) * request.count
+            return finished
+
+    run = rollouts("sqlite://", Caching(lambda *_: Completion((1, 2), True)), model)
+    run.draw([Request((n,) * 70, SAMPLING, 3) for n in range(2)])
+    used = run.usage
+    assert (used.prompt_tokens, used.prompt_tokens - used.cached_prompt_tokens) == (6 * 70, 100)
+    assert used.generated_tokens == 12
+    # 6 × (70 − 64 + 2) new tokens and, in the mean, 64 // 6 = 10 more a sample; by hand for the fake's one layer
+    shape = model.shape
+    expected = 6 * shape.forward_flops(70, 64, 2) + 6 * (
+        shape.forward_flops(70, 54, 0) - shape.forward_flops(70, 64, 0)
+    )
+    assert used.flops == pytest.approx(expected)
+
+
+def test_the_clock_tells_busy_idle_and_tail():
+    times = iter([0.0, 1.0, 3.0, 4.0, 9.0, 10.0])
+    clock = Clock(seats=4, now=lambda: next(times))
+    for taken in (4, 1, 0, 3, 1, 0):  # full 0–1, thin 1–3, idle 3–4, full 4–9, thin 9–10
+        clock.turn(taken)
+    used = clock.usage
+    assert (used.engine_busy, used.engine_idle, used.engine_tail) == (9.0, 1.0, 1.0)
