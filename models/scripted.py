@@ -16,7 +16,7 @@ Script = Callable[[Checkpoint, Request, int], Completion]
 
 
 class ScriptedEngine:
-    """An `Engine` without a cache whose replies are `script`'s. `requests` and `completions` count what it was asked."""
+    """An `Engine` without a cache whose replies are `script`'s. `requests` and `completions` count what was asked."""
 
     seats = 256
     block = 32
