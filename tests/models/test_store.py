@@ -1,3 +1,6 @@
+import random
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,34 +22,40 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return fake_checkpoint(tmp_path_factory.mktemp("model"))
 
 
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.stack)])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Of a store that does not exist yet."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'store'}"
+    return request.getfixturevalue("postgres")()
+
+
 def rows(model: Checkpoint, key: bytes, *samples: int, said: int = 0) -> list[Stored]:
     return [Stored(key, n, model, Purpose.TRAIN, Completion((said, n), n % 2 == 0)) for n in samples]
 
 
-def test_completions_come_back_by_sample_under_their_key(tmp_path: Path, model: Checkpoint):
-    url = f"sqlite:///{tmp_path / 'store'}"
+def test_completions_come_back_by_sample_under_their_key(url: str, model: Checkpoint):
     assert RolloutStore(url).commit([*rows(model, b"a", 1, 0, 2), *rows(model, b"b", 0)])
     held = RolloutStore(url).held([b"a", b"b", b"c"])
     assert held[b"a"] == [Completion((0, 0), True), Completion((0, 1), False), Completion((0, 2), True)]
     assert (len(held[b"b"]), held[b"c"]) == (1, [])
 
 
-def test_what_was_committed_first_stays(model: Checkpoint):
-    store = RolloutStore("sqlite://")
+def test_what_was_committed_first_stays(url: str, model: Checkpoint):
+    store = RolloutStore(url)
     assert store.commit(rows(model, b"a", 0, 1))
     assert not store.commit(rows(model, b"a", 1, 2, said=9))
     assert [completion.token_ids for completion in store.held([b"a"])[b"a"]] == [(0, 0), (0, 1), (9, 2)]
 
 
-def test_many_keys_are_looked_up_at_once(model: Checkpoint):
-    store = RolloutStore("sqlite://")
+def test_many_keys_are_looked_up_at_once(url: str, model: Checkpoint):
+    store = RolloutStore(url)
     keys = [bytes([n // 256, n % 256]) for n in range(1500)]
     store.commit([row for key in keys for row in rows(model, key, 0)])
     assert all(len(found) == 1 for found in store.held(keys).values())
 
 
-def test_of_two_runs_only_one_may_draw(tmp_path: Path, model: Checkpoint, monkeypatch: pytest.MonkeyPatch):
-    url = f"sqlite:///{tmp_path / 'store'}"
+def test_of_two_runs_only_one_may_draw(url: str, model: Checkpoint, monkeypatch: pytest.MonkeyPatch):
     mine, other = RolloutStore(url), RolloutStore(url)
     assert mine.claim([b"a", b"b"]) == {b"a", b"b"}
     assert other.claim([b"a", b"b", b"c"]) == {b"c"}
@@ -74,14 +83,15 @@ def test_seed_purpose_sampling_prompt_and_model_keep_completions_apart(tmp_path:
     assert identity(model, more, Purpose.TRAIN, 0) == identity(model, base, Purpose.TRAIN, 0)
 
 
-def test_a_store_of_the_first_version_is_brought_up_to_date(tmp_path: Path, model: Checkpoint):
-    url = f"sqlite:///{tmp_path / 'store'}"
+def test_a_store_of_the_first_version_is_brought_up_to_date(url: str, model: Checkpoint):
+    blob, literal = ("BLOB", "x'{}'") if url.startswith("sqlite") else ("BYTEA", "'\\x{}'::bytea")
     with create_engine(url).begin() as old:
         old.execute(text(
-            "CREATE TABLE completions (identity BLOB, sample INTEGER, model VARCHAR(64), purpose VARCHAR(32), "
-            "token_ids BLOB, finished BOOLEAN, PRIMARY KEY (identity, sample))"
+            f"CREATE TABLE completions (identity {blob}, sample INTEGER, model VARCHAR(64), purpose VARCHAR(32), "
+            f"token_ids {blob}, finished BOOLEAN, PRIMARY KEY (identity, sample))"
         ))  # fmt: skip
-        old.execute(text("INSERT INTO completions VALUES (x'61', 0, 'm', 'train', x'07000000', 1)"))
+        values = f"{literal.format('61')}, 0, 'm', 'train', {literal.format('07000000')}, true"
+        old.execute(text(f"INSERT INTO completions VALUES ({values})"))
     for _ in range(2):
         brought = RolloutStore(url)
         assert brought.held([b"a"])[b"a"] == [Completion((7,), True)]
@@ -91,8 +101,7 @@ def test_a_store_of_the_first_version_is_brought_up_to_date(tmp_path: Path, mode
         brought.release()
 
 
-def test_a_store_of_a_newer_version_is_refused(tmp_path: Path):
-    url = f"sqlite:///{tmp_path / 'store'}"
+def test_a_store_of_a_newer_version_is_refused(url: str):
     RolloutStore(url)
     with create_engine(url).begin() as connection:
         connection.execute(text("UPDATE schema SET version = 99"))
@@ -100,9 +109,9 @@ def test_a_store_of_a_newer_version_is_refused(tmp_path: Path):
         RolloutStore(url)
 
 
-def test_what_is_there_what_is_wrong_and_what_may_go(tmp_path: Path, model: Checkpoint):
+def test_what_is_there_what_is_wrong_and_what_may_go(url: str, tmp_path: Path, model: Checkpoint):
     other = fake_checkpoint(tmp_path / "other", {"model.embed_tokens.weight": [6, 8]})
-    store = RolloutStore("sqlite://")
+    store = RolloutStore(url)
     store.commit([*rows(model, b"a", 0, 1), *rows(other, b"b", 0)])
     assert {(h.model, h.purpose, h.completions, h.bytes) for h in store.holdings()} == {
         (model.fingerprint, "train", 2, 16), (other.fingerprint, "train", 1, 8),
@@ -113,3 +122,30 @@ def test_what_is_there_what_is_wrong_and_what_may_go(tmp_path: Path, model: Chec
     assert store.collect(keep=[model.fingerprint], before=0) == 0
     assert store.collect(keep=[model.fingerprint], before=2**40) == 1
     assert {holding.model for holding in store.holdings()} == {model.fingerprint}
+
+
+def test_many_runs_may_open_a_new_store_at_one_time(url: str, model: Checkpoint):
+    with ThreadPoolExecutor(8) as pool:
+        stores = list(pool.map(RolloutStore, [url] * 8))
+        assert [opened.commit(rows(model, bytes([n]), 0)) for n, opened in enumerate(stores)] == [True] * 8
+        assert sum(len(found) for found in stores[0].held([bytes([n]) for n in range(8)]).values()) == 8
+
+
+def test_runs_that_claim_and_commit_the_same_at_one_time_share_it_out(url: str, model: Checkpoint):
+    keys = [bytes([n]) for n in range(40)]
+    drawn: Counter[bytes] = Counter()
+
+    def run(seed: int) -> None:
+        mine, order = RolloutStore(url), random.Random(seed)
+        while missing := [key for key, found in mine.held(keys).items() if not found]:
+            order.shuffle(missing)
+            granted = mine.claim(missing[:10])
+            still = [key for key, found in mine.held(list(granted)).items() if not found] if granted else []
+            drawn.update(still)
+            if still:
+                mine.commit([row for key in order.sample(still, len(still)) for row in rows(model, key, 0)])
+            mine.release()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(run, range(4)))
+    assert drawn == Counter(keys)

