@@ -15,7 +15,7 @@ ifneq ($(wildcard ../shared/data),)
 export BREVITY_TEST_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: setup demo claims test test-fast check format tiny-model
+.PHONY: setup demo claims test test-fast check format tiny-model bench
 
 setup: $(READY)
 
@@ -59,6 +59,13 @@ check: setup
 format: setup
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+# The rollout engine against doing it plainly; the store; memory. Results in bench/results, the picture in docs.
+bench: setup
+	@$(BIN)/python -m bench.rollouts
+	@$(BIN)/python -m bench.plots
+	@$(BIN)/python -m bench.store
+	@$(BIN)/python -m bench.memory
 
 # Re-makes the bundled model from nothing and measures it into its card.
 tiny-model: setup

@@ -28,11 +28,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+import aiohttp
 import httpx
 
 from conf.settings import Engine, Probing, Sampling, Segmentation
 from models.checkpoint import TINY_MODEL, Checkpoint
-from models.dispatch import IDLE_CONNECTION
 from models.engine import Completion, Deliver, Request, Session
 from models.rollouts import Job, Rollouts
 from models.store import Purpose, RolloutStore
@@ -193,14 +193,14 @@ def floor(server: Recording, question: Question, plans: Sequence[Any], generated
 async def flood(url: str, bodies: Sequence[dict[str, Any]], seats: int) -> list[dict[str, Any]]:
     """All replies; as many completions in flight as the engine has seats."""
     room = asyncio.Semaphore(seats)
-    limits = httpx.Limits(max_connections=seats, keepalive_expiry=IDLE_CONNECTION)
-    async with httpx.AsyncClient(base_url=url, timeout=900, limits=limits) as client:
+    connector, patience = aiohttp.TCPConnector(limit=seats), aiohttp.ClientTimeout(total=3600)
+    async with aiohttp.ClientSession(connector=connector, timeout=patience) as client:
 
         async def one(body: dict[str, Any]) -> dict[str, Any]:
             try:
-                reply = await client.post("/v1/completions", json=body)
-                reply.raise_for_status()
-                return reply.json()
+                async with client.post(f"{url}/v1/completions", json=body) as reply:
+                    reply.raise_for_status()
+                    return await reply.json()
             finally:
                 for _ in range(body["n"]):
                     room.release()

@@ -12,6 +12,7 @@ Knows: HTTP, vLLM's completions, how endpoints fail. Must not know: stores, plan
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import re
 import threading
@@ -22,8 +23,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
-from typing import Any, NoReturn, Protocol, Self
+from typing import Any, NoReturn, Protocol, Self, TypeVar
 
+import aiohttp
 import httpx
 
 from conf.errors import ReadableError
@@ -43,6 +45,11 @@ LATER = 0.25
 
 IDLE_CONNECTION = 2.0
 """Seconds that an idle connection is kept: less than any server does, else it may be closed under a request."""
+
+
+HEALTH = 5.0
+"""Seconds within which a server that is well says so."""
+T = TypeVar("T")
 
 
 class ServerFailed(ReadableError):
@@ -215,8 +222,10 @@ class Dispatcher:
 
     async def _open(self, serving: Sequence[bool]) -> None:
         seats = sum(endpoint.seats for endpoint in self._endpoints)
-        limits = httpx.Limits(max_connections=seats, keepalive_expiry=IDLE_CONNECTION)
-        self._client = httpx.AsyncClient(timeout=self._timeout, limits=limits)
+        # httpx looks through all its connections for each request: with hundreds of them that is most of our time.
+        connector = aiohttp.TCPConnector(limit=seats, keepalive_timeout=IDLE_CONNECTION)
+        timeout = aiohttp.ClientTimeout(total=self._timeout)
+        self._client = aiohttp.ClientSession(connector=connector, timeout=timeout)
         self._lanes = [Lane(endpoint) for endpoint in self._endpoints]
         self._changed = asyncio.Condition()
         for lane, is_serving in zip(list(self._lanes), serving, strict=True):
@@ -227,7 +236,7 @@ class Dispatcher:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._client.aclose()
+        await self._client.close()
         await self._loop.shutdown_default_executor()  # a server that is being started is waited for
 
     async def _serve(self, errand: Errand) -> None:
@@ -286,36 +295,39 @@ class Dispatcher:
             if attempt:
                 await asyncio.sleep(LATER * 2**attempt * random.uniform(0.5, 1))
             try:
-                reply = await _unless(down, self._post(lane.endpoint, errand.body))
-            except httpx.TimeoutException:
+                status, text = await _unless(down, self._post(lane.endpoint, errand.body))
+            except TimeoutError:
                 reason = f"no reply within {self._timeout:g} s"
                 continue
-            except httpx.TransportError as error:
+            except aiohttp.ClientError as error:
                 reason = repr(error)
                 if not await self._is_healthy(lane.endpoint):
                     self._lose(lane, down, errand)
                 continue
-            if reply.status_code == 429 or reply.status_code >= 500:
-                reason = f"status {reply.status_code}: {reply.text[:200]}"
+            if status == 429 or status >= 500:
+                reason = f"status {status}: {text[:200]}"
                 continue
-            if reply.status_code == 404:  # it serves another model by now
+            if status == 404:  # it serves another model by now
                 self._lose(lane, down, errand)
-            if reply.is_error:
-                raise _Refusal(f"status {reply.status_code}: {reply.text[:200]}")
-            told = reply.json()
+            if status != 200:
+                raise _Refusal(f"status {status}: {text[:200]}")
+            told = json.loads(text)
             if told["model"] != lane.endpoint.name:
                 self._lose(lane, down, errand)
             return errand.read(told)
         raise _Refusal(f"{TRIES} tries failed; the last: {reason}")
 
-    async def _post(self, endpoint: Endpoint, body: dict[str, Any]) -> httpx.Response:
-        body = {"model": endpoint.name, **body}
-        return await self._client.post(f"{endpoint.url}/v1/completions", json=body, headers=endpoint.headers)
+    async def _post(self, endpoint: Endpoint, body: dict[str, Any]) -> tuple[int, str]:
+        url, body = f"{endpoint.url}/v1/completions", {"model": endpoint.name, **body}
+        async with self._client.post(url, json=body, headers=endpoint.headers) as reply:
+            return reply.status, await reply.text()
 
     async def _is_healthy(self, endpoint: Endpoint) -> bool:
         try:
-            return (await self._client.get(f"{endpoint.url}/health", headers=endpoint.headers, timeout=5)).is_success
-        except httpx.TransportError:
+            timeout = aiohttp.ClientTimeout(total=HEALTH)
+            async with self._client.get(f"{endpoint.url}/health", headers=endpoint.headers, timeout=timeout) as reply:
+                return reply.ok
+        except (aiohttp.ClientError, TimeoutError):
             return False
 
     def _take_down(self, lane: Lane) -> None:
@@ -345,7 +357,7 @@ class Dispatcher:
             self._changed.notify_all()
 
 
-async def _unless(lost: asyncio.Event, reply: Coroutine[Any, Any, httpx.Response]) -> httpx.Response:
+async def _unless(lost: asyncio.Event, reply: Coroutine[Any, Any, T]) -> T:
     """The reply. Raises _Lost as soon as `lost` is set: an endpoint that is gone may never answer."""
     asked, gone = asyncio.create_task(reply), asyncio.create_task(lost.wait())
     try:

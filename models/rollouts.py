@@ -30,6 +30,9 @@ JUDGES = 4
 """Threads that judge completions; hard answers wait there for a process of their own."""
 ADMITTED = 512
 """Jobs whose asks are looked up together."""
+GATHER = 0.01
+"""Seconds in which what happens is taken together: fewer transactions, and requests that reach the engine side by
+side."""
 LOOK_AGAIN = 0.5
 """Seconds until a completion that another run is drawing is looked up again."""
 
@@ -290,8 +293,9 @@ class Rollouts:
         events = []
         try:
             events.append(self._events.get(timeout=LOOK_AGAIN if self._parked or self._in_flight else None))
-            while True:
-                events.append(self._events.get_nowait())
+            until = time.monotonic() + GATHER
+            while (left := until - time.monotonic()) > 0:
+                events.append(self._events.get(timeout=left))
         except Empty:
             self._renew_claims()
         return events

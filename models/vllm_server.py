@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,7 @@ class VllmServer:
         return reply.raise_for_status()
 
 
+@cache
 def on_cpu() -> bool:
     """Whether the CPU build of vLLM is the installed one."""
     try:

@@ -125,3 +125,12 @@ ALL_SECTIONS = sorted(sections(Claims) | sections(MarkerReport) | sections(TinyM
 def test_what_a_section_leaves_out_exists_and_every_field_is_explained(kind: Any):
     assert kind.LEFT_OUT.keys() <= kind.model_fields.keys()
     assert all(reason for reason in kind.LEFT_OUT.values())
+
+
+def test_servers_elsewhere_are_named_by_url_and_only_where_they_can_serve():
+    chosen = load(Dto, "tiny", ('engine.endpoints=["http://a:8000", "https://b"]',))
+    assert chosen.engine.endpoints == ("http://a:8000", "https://b")
+    with pytest.raises(SettingsError, match=r"engine\.endpoints"):
+        load(Dto, "tiny", ('engine.endpoints=["a:8000"]',))
+    with pytest.raises(SettingsError, match=r"engine\.endpoints has no effect here"):
+        load(TinyModel, "tiny", ('engine.endpoints=["http://a:8000"]',))

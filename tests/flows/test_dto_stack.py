@@ -19,6 +19,7 @@ from models.scripted import ScriptedEngine
 from tasks.caching import step
 from tasks.dto import build_pairs
 from tasks.progress import Progress
+from tasks.reporting import engine_rows
 from tasks.workplace import Workplace
 from tests.flows.world import pretend_training, scripted
 
@@ -200,3 +201,29 @@ def test_what_a_run_says_beyond_accuracy_and_tokens(first: Run):
     counted = {line["stage"]: line["counts"] for line in report["ledger"]}
     assert "lucky crossings" in counted["recheck-crossings"]
     assert counted["prune-traces"]["tokens after"] <= counted["prune-traces"]["tokens before"]
+
+
+def test_probing_is_told_beside_the_naive_way_and_the_floor(first: Run):
+    (line,) = [line for line in engine_rows(first.report) if line["stage"] == "probe-prefixes"]
+    (probed,) = [line for line in first.report["ledger"] if line["stage"] == "probe-prefixes"]
+    bill = probed["bill"]
+    # The scripted model answers alike each time: 5 of 8 rollouts pass a prefix, 4 refuse it, and none is in vain.
+    assert bill["rollouts"] == bill["rollouts_floor"] < 5 / 8 * bill["rollouts_naive"]
+    assert line["÷ floor"] == "1.000"
+    assert line["÷ naive"] == f"{bill['rollouts'] / bill['rollouts_naive']:.3f}"
+    # Without a cache every rollout computes all of its prompt.
+    assert probed["cached_prompt_tokens"] == 0
+    assert probed["prompt_tokens"] < bill["prefill_naive"]
+
+
+def test_a_binary_search_is_audited_on_a_share_of_the_traces(first: Run, root: Path):
+    binary = Run(root, "probing.search.type=binary", "probing.search.audited=1")
+    assert binary.redone[0] == "probe-prefixes"
+    (line,) = [line for line in binary.report["ledger"] if line["stage"] == "probe-prefixes"]
+    assert line["counts"]["audited"] == line["rows_out"] > 0
+    # Conclusions go from right to wrong and back here, so the two do differ.
+    assert 0 < line["counts"]["audits with another crossing"] < line["rows_out"]
+    none = Run(root, "probing.search.type=binary", "probing.search.audited=0")
+    (line,) = [line for line in none.report["ledger"] if line["stage"] == "probe-prefixes"]
+    assert line["counts"] == {}
+    assert line["bill"]["rollouts"] < line["bill"]["rollouts_naive"]
