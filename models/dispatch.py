@@ -109,6 +109,8 @@ class Errand:
     """Makes something of a reply. Raises _Refusal where it is not as it must be."""
     losses: int = 0
     """Endpoints that were lost under it."""
+    is_over: bool = False
+    """Whether it was served or refused."""
     is_culprit: bool = False
     """Whether a server ended each time it was served there alone."""
 
@@ -149,7 +151,8 @@ class Lane:
         return not self.seated or self._taken() + errand.count <= self.endpoint.seats
 
     def clear(self, errand: Errand) -> None:
-        """It was served, or refused: no suspect any more."""
+        """It was served, or refused: no suspect any more, nor when the server that was lost meanwhile is back."""
+        errand.is_over = True
         for group in self._suspects:
             group.discard(errand)
         while self._suspects and not self._suspects[-1]:
@@ -157,6 +160,7 @@ class Lane:
 
     def come_up(self, suspects: set[Errand]) -> None:
         """Serves again, `suspects` first and in halves; one that was alone before and is again is the culprit."""
+        suspects = {errand for errand in suspects if not errand.is_over}
         if len(suspects) == 1 and suspects in self._suspects:
             for errand in suspects:
                 errand.is_culprit = True
@@ -252,15 +256,16 @@ class Dispatcher:
             self._deliver(error)
 
     async def _attempt(self, errand: Errand) -> Finished | Scored:
-        lane, served = await self._sit(errand), False
+        lane, is_lost = await self._sit(errand), False
         try:
-            finished = await self._ask(lane, errand)
-            served = True
-            return finished
+            return await self._ask(lane, errand)
+        except _Lost:
+            is_lost = True
+            raise
         finally:
             async with self._changed:
                 lane.seated.discard(errand)
-                if served:
+                if not is_lost:
                     lane.clear(errand)
                 self._changed.notify_all()
 

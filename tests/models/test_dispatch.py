@@ -1,5 +1,6 @@
 """Requests over endpoints that are full, slow, faulty, killed and brought back."""
 
+import asyncio
 import json
 import threading
 from collections import Counter
@@ -13,7 +14,7 @@ import pytest
 
 from conf.settings import Sampling
 from models import dispatch
-from models.dispatch import Dispatcher, ServerFailed, score_all
+from models.dispatch import Dispatcher, Errand, Lane, Scored, ServerFailed, score_all
 from models.engine import Finished, Refused, Request
 
 SAMPLING = Sampling(max_tokens=5)
@@ -239,6 +240,27 @@ def test_a_request_that_kills_the_server_each_time_is_found_and_set_aside(
     found = ask([server], count=40)
     assert {ticket for ticket, event in found.items() if isinstance(event, Refused)} == culprits
     assert all(found[culprit].reason == "the server ended each time it was served" for culprit in culprits)
+
+
+def test_a_suspect_that_is_refused_holds_nobody_up(serve: Callable[..., Server]):
+    def answer(body: dict[str, Any], number: int) -> dict[str, Any] | int | None:
+        return None if number in (5, 9) else 400 if body["prompt"][0] % 5 == 3 and number > 9 else well(body, number)
+
+    found = ask([serve(answer, seats=24)], count=40)
+    assert any(isinstance(event, Refused) for event in found.values())
+
+
+def test_what_was_served_while_its_server_was_lost_is_no_suspect(serve: Callable[..., Server]):
+    async def play() -> bool:
+        lane = Lane(serve())
+        served, suspect, other = (Errand(n, n, 1, {}, lambda _: Scored(0, [])) for n in range(3))
+        lane.clear(served)
+        lane.come_up({served, suspect})
+        assert not lane.has_room(other)
+        lane.clear(suspect)
+        return lane.has_room(other)
+
+    assert asyncio.run(play())
 
 
 def test_a_server_that_cannot_be_had_again_ends_the_session(serve: Callable[..., Server]):
