@@ -14,7 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
 
@@ -291,13 +291,12 @@ class Rollouts:
         if not (under_way or self._parked):
             return []
         events = []
-        try:
+        with suppress(Empty):
             events.append(self._events.get(timeout=LOOK_AGAIN if self._parked or self._in_flight else None))
             until = time.monotonic() + GATHER
             while (left := until - time.monotonic()) > 0:
                 events.append(self._events.get(timeout=left))
-        except Empty:
-            self._renew_claims()
+        self._renew_claims()
         return events
 
     def _commit(self, finished: Sequence[Finished]) -> None:
