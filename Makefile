@@ -40,7 +40,8 @@ $(READY): $(REQUIREMENTS) pyproject.toml
 demo: setup
 	@$(BIN)/python -m flows run dto --preset tiny
 
-# Three seeds with all controls (107 minutes when it was last run, beside other work); writes the README's table and docs/claims.svg.
+# Three seeds with all controls, of each pipeline (DTO: 107 minutes when it was last run, beside other work); writes the
+# README's tables and docs/claims-*.svg.
 claims: setup
 	@$(BIN)/python -m flows run claims --preset dto --set publish=.
 	@$(BIN)/python -m flows run claims --preset cot-distillation --set publish=.

@@ -20,12 +20,13 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from bench.rollouts import Question, Recording, questions, start
+from bench.rollouts import Case, Question, Recording, play, questions, start
 from conf.settings import Engine
 from models.checkpoint import TINY_MODEL, Checkpoint
 from models.endpoints import RemoteServers
@@ -34,6 +35,7 @@ from models.processes import GuardedProcess
 from models.rollouts import Rollouts
 from models.store import Purpose, RolloutStore, identity
 from models.vllm_server import on_cpu
+from reasoning.rollouts import Ask, Outcomes
 
 TRACES = 200
 KILLS = 20
@@ -43,9 +45,6 @@ LONGEST_START, LONGEST_DRAWING = 30.0, 1.2
 """Seconds after which a kill comes at the latest: since the start, or since something was stored."""
 SEATS = 64
 """Few, so that the run is long enough to be killed so often while it draws."""
-
-Key = tuple[int, int]
-"""A case and a prefix of it."""
 
 
 class Logged(Rollouts):
@@ -99,17 +98,16 @@ def key_of(question: Question, prompt: tuple[int, ...]) -> bytes:
 
 def replayed(question: Question, samples: dict[str, list[Completion]]) -> list[int | None]:
     """The crossings that stored samples give."""
-    found = []
-    for case in question.cases:
-        plan = question.plan(len(case.ends))
-        while asks := plan.asks():
-            for ask in asks:
-                group = samples[key_of(question, question.prompt(case, ask.prefix)).hex()]
-                group = group[ask.first : ask.first + ask.count]
-                assert len(group) == ask.count, "a sample that decided is not stored"
-                plan.add(ask, question.judge(case, [completion.token_ids for completion in group]))
-        found.append(plan.crossing)
-    return found
+
+    def outcomes(case: Case, ask: Ask) -> Outcomes:
+        group = samples[key_of(question, question.prompt(case, ask.prefix)).hex()][ask.first : ask.first + ask.count]
+        assert len(group) == ask.count, "a sample that decided is not stored"
+        return question.judge(case, [completion.token_ids for completion in group])
+
+    plans = [question.plan(len(case.ends)) for case in question.cases]
+    for case, plan in zip(question.cases, plans, strict=True):
+        play(plan, partial(outcomes, case))
+    return [plan.crossing for plan in plans]
 
 
 def kills() -> None:

@@ -39,7 +39,7 @@ from models.store import Purpose, RolloutStore
 from models.vllm_server import VllmServer
 from reasoning.answers import CLOSE_THINK, final_answer, plain_number, until_closing_brace
 from reasoning.records import Bill
-from reasoning.rollouts import AllValues, EarliestCrossing, Outcomes, Plan, bill, enough, right_ones
+from reasoning.rollouts import AllValues, Ask, EarliestCrossing, Outcomes, Plan, bill, enough, right_ones
 from reasoning.segment import segment_text, token_ends
 from reasoning.stories import Split, draw_stories
 from tasks.problems import story_problem
@@ -274,13 +274,18 @@ def replayed(question: Question, tokens: Sequence[Sequence[Sequence[int]]]) -> b
         plan = question.plan(len(rows))
         if not isinstance(plan, EarliestCrossing):
             return None
-        while asks := plan.asks():
-            for ask in asks:
-                plan.add(ask, rows[ask.prefix][ask.first : ask.first + ask.count])
+        play(plan, lambda ask, rows=rows: rows[ask.prefix][ask.first : ask.first + ask.count])
         needed = enough(total, PROBING.threshold)
         if plan.crossing != next((i for i, row in enumerate(rows) if right_ones(row) >= needed), None):
             return False
     return True
+
+
+def play(plan: Plan, outcomes_of: Callable[[Ask], Outcomes]) -> None:
+    """Closes a plan on samples that are there already."""
+    while asks := plan.asks():
+        for ask in asks:
+            plan.add(ask, outcomes_of(ask))
 
 
 def figures(question: Question, rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -34,8 +34,8 @@ from tasks.training import train_dpo, train_sft
 from tasks.workplace import Workplace
 
 
-class Distilled(NamedTuple):
-    """What curation made."""
+class Rated(NamedTuple):
+    """What is compressed, and by what."""
 
     base: ArtifactRef
     problems: ArtifactRef
@@ -43,7 +43,6 @@ class Distilled(NamedTuple):
     """The chosen right ones, in the student's token ids."""
     values: ArtifactRef
     ratings: ArtifactRef
-    compressed: ArtifactRef
 
 
 @flow(
@@ -69,8 +68,9 @@ def sit_exam(place: Workplace, settings: CotDistillation) -> Exam:
     problems_of = partial(problems_from, place, seed=seed)
     exams = {name: problems_of(source, Split.BENCHMARK) for name, source in settings.benchmarks.items()}
     problems = clean_problems(place, settings.decontamination, problems_of(settings.problems, Split.TRAIN), exams, seed)
-    made = distil(place, settings, problems)
-    policies = train_all(place, settings, made)
+    rated = rate(place, settings, problems)
+    compressed = compress(place, settings, rated)
+    policies = train_all(place, settings, rated, compressed)
     sampling = settings.benchmark_sampling
     sets = {
         name: [
@@ -79,7 +79,7 @@ def sit_exam(place: Workplace, settings: CotDistillation) -> Exam:
         ]
         for name, exam in exams.items()
     }
-    tables = [rating_table(place, made.problems, made.ratings), compression_table(place, made.compressed)]
+    tables = [rating_table(place, rated.problems, rated.ratings), compression_table(place, compressed)]
     if settings.judging and settings.llm:
         main = next(iter(exams.values()))
         judged = judge_completions(
@@ -90,8 +90,8 @@ def sit_exam(place: Workplace, settings: CotDistillation) -> Exam:
     return Exam(seed, sets, tables)
 
 
-def distil(place: Workplace, settings: CotDistillation, problems: ArtifactRef) -> Distilled:
-    """From problems to compressed traces."""
+def rate(place: Workplace, settings: CotDistillation, problems: ArtifactRef) -> Rated:
+    """From problems to rated traces."""
     seed, probing = settings.seed, settings.probing
     base = place.model(settings.model)
     drawn = teach(place, settings, base, problems)
@@ -104,8 +104,7 @@ def distil(place: Workplace, settings: CotDistillation, problems: ArtifactRef) -
         ratings = rate_by_llm(place, problems=problems, values=values, rater=settings.rating, llm=settings.llm)
     else:
         ratings = rate_by_effort(place, traces=drawn, values=values, threshold=probing.threshold)
-    made = Distilled(base, problems, traces, values, ratings, ratings)
-    return made._replace(compressed=compress(place, settings, made))
+    return Rated(base, problems, traces, values, ratings)
 
 
 def teach(place: Workplace, settings: CotDistillation, base: ArtifactRef, problems: ArtifactRef) -> ArtifactRef:
@@ -119,59 +118,64 @@ def teach(place: Workplace, settings: CotDistillation, base: ArtifactRef, proble
     return adopt_traces(place, model=base, traces=drawn)
 
 
-def compress(place: Workplace, settings: CotDistillation, made: Distilled) -> ArtifactRef:
-    """By the ratings of `made`."""
+def compress(place: Workplace, settings: CotDistillation, rated: Rated) -> ArtifactRef:
+    """Rows of Compressed."""
     by, seed = settings.compression.by, settings.seed
     if isinstance(by, LlmCompressor):
         return compress_by_llm(
-            place, model=made.base, problems=made.problems, traces=made.traces, ratings=made.ratings,
+            place, model=rated.base, problems=rated.problems, traces=rated.traces, ratings=rated.ratings,
             budget=settings.compression.budget, finalizing=settings.finalizing, compressor=by, llm=settings.llm,
             seed=seed,
         )  # fmt: skip
     return compress_by_value(
-        place, model=made.base, problems=made.problems, traces=made.traces, values=made.values, ratings=made.ratings,
-        budget=settings.compression.budget, finalizing=settings.finalizing, seed=seed,
+        place, model=rated.base, problems=rated.problems, traces=rated.traces, values=rated.values,
+        ratings=rated.ratings, budget=settings.compression.budget, finalizing=settings.finalizing, seed=seed,
     )  # fmt: skip
 
 
-def train_all(place: Workplace, settings: CotDistillation, made: Distilled) -> list[Policy]:
+def train_all(place: Workplace, settings: CotDistillation, rated: Rated, compressed: ArtifactRef) -> list[Policy]:
     """The base, the method, and what is examined beside it."""
-    sft = sft_on(place, settings, made, made.compressed)
+    sft = sft_on(place, settings, rated, compressed)
+    pairs = pairs_of(place, settings, rated, compressed)
     policies = [
-        Policy("base", "base", made.base),
-        Policy("sft+dpo", "method", dpo_from(place, settings, made, sft)),
+        Policy("base", "base", rated.base),
+        Policy("sft+dpo", "method", dpo_on(place, settings, sft, pairs)),
     ]
     for name in settings.variants:
         if name == "sft":
             model = sft
         elif name == "dpo":
-            model = dpo_from(place, settings, made, made.base)
+            model = dpo_on(place, settings, rated.base, pairs)
         elif name == "sft-uncompressed":
-            same = uncompressed(place, traces=made.traces, compressed=made.compressed)
-            model = sft_on(place, settings, made, same)
+            same = uncompressed(place, traces=rated.traces, compressed=compressed)
+            model = sft_on(place, settings, rated, same)
         else:
-            model = exchanged(place, settings, made)
+            model = exchanged(place, settings, rated)
         policies.append(Policy(name, "control", model))
     return policies
 
 
-def exchanged(place: Workplace, settings: CotDistillation, made: Distilled) -> ArtifactRef:
+def exchanged(place: Workplace, settings: CotDistillation, rated: Rated) -> ArtifactRef:
     """The method with the problems' ratings exchanged at random."""
-    other = made._replace(ratings=exchange_ratings(place, ratings=made.ratings, seed=settings.seed))
-    other = other._replace(compressed=compress(place, settings, other))
-    return dpo_from(place, settings, other, sft_on(place, settings, other, other.compressed))
+    other = rated._replace(ratings=exchange_ratings(place, ratings=rated.ratings, seed=settings.seed))
+    compressed = compress(place, settings, other)
+    sft = sft_on(place, settings, other, compressed)
+    return dpo_on(place, settings, sft, pairs_of(place, settings, other, compressed))
 
 
-def sft_on(place: Workplace, settings: CotDistillation, made: Distilled, completions: ArtifactRef) -> ArtifactRef:
+def sft_on(place: Workplace, settings: CotDistillation, rated: Rated, completions: ArtifactRef) -> ArtifactRef:
     rows = demonstrations(
-        place, model=made.base, problems=made.problems, completions=completions, max_length=settings.sft.max_length
+        place, model=rated.base, problems=rated.problems, completions=completions, max_length=settings.sft.max_length
     )
-    return train_sft(place, model=made.base, rows=rows, training=settings.sft, seed=settings.seed)
+    return train_sft(place, model=rated.base, rows=rows, training=settings.sft, seed=settings.seed)
 
 
-def dpo_from(place: Workplace, settings: CotDistillation, made: Distilled, start: ArtifactRef) -> ArtifactRef:
-    pairs = pair_compressed(
-        place, model=made.base, problems=made.problems, traces=made.traces, compressed=made.compressed,
+def pairs_of(place: Workplace, settings: CotDistillation, rated: Rated, compressed: ArtifactRef) -> ArtifactRef:
+    return pair_compressed(
+        place, model=rated.base, problems=rated.problems, traces=rated.traces, compressed=compressed,
         max_length=settings.dpo.max_length,
     )  # fmt: skip
+
+
+def dpo_on(place: Workplace, settings: CotDistillation, start: ArtifactRef, pairs: ArtifactRef) -> ArtifactRef:
     return train_dpo(place, model=start, pairs=pairs, training=settings.dpo, seed=settings.seed)

@@ -13,7 +13,7 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import openai
 from openai import AsyncOpenAI
@@ -42,6 +42,13 @@ class CapReached(ReadableError):
 
 class _NoMoney(Exception):
     """Not even one more request fits under the cap."""
+
+
+class Request(NamedTuple):
+    """A question as it is sent, and what identifies it."""
+
+    key: bytes
+    body: dict[str, Any]
 
 
 class _NotKept(Exception):
@@ -125,11 +132,11 @@ class AuxiliaryLlm:
         progress(1, 0)
         return found
 
-    async def _answer(self, ask: Ask[R], reply: Callable[..., Awaitable[Paid | Unusable]]) -> R | Unusable:
+    async def _answer(self, ask: Ask[R], reply: Callable[[Request], Awaitable[Paid | Unusable]]) -> R | Unusable:
         """The reply's values, after one repair where it needs that."""
         messages = [{"role": "system", "content": ask.task}] * bool(ask.task)
         messages += [{"role": "user", "content": ask.material}]
-        first = await reply(ask, messages)
+        first = await reply(self._request_of(ask, messages))
         if isinstance(first, Unusable):
             return first
         found = read(ask, first)
@@ -139,42 +146,40 @@ class AuxiliaryLlm:
             {"role": "assistant", "content": first.content},
             {"role": "user", "content": f"This reply cannot be used: {found.detail}\nReply again, as asked."},
         ]
-        second = await reply(ask, messages)
+        second = await reply(self._request_of(ask, messages))
         return second if isinstance(second, Unusable) else read(ask, second)
 
-    async def _kept(self, ask: Ask[Any], messages: Sequence[dict[str, str]]) -> Paid:
+    async def _kept(self, request: Request) -> Paid:
         """Raises _NotKept."""
-        key = identity(self._settings.url, self._body(ask, messages), ask.sample)
-        kept = self._replies.find(key)
+        kept = self._replies.find(request.key)
         if kept is None:
             raise _NotKept
-        if key not in self._counted:
-            self._counted.add(key)
+        if request.key not in self._counted:
+            self._counted.add(request.key)
             self._purse.spent += self._price(kept)
             self.usage += Usage(reused_completions=1, money=self._price(kept))
         return kept
 
-    async def _reply(self, ask: Ask[Any], messages: Sequence[dict[str, str]]) -> Paid | Unusable:
+    async def _reply(self, request: Request) -> Paid | Unusable:
         """The kept reply, or a new one."""
         with suppress(_NotKept):
-            return await self._kept(ask, messages)
-        body, most = self._body(ask, messages), self._most(ask, messages)
-        key = identity(self._settings.url, body, ask.sample)
+            return await self._kept(request)
+        most = self._most(request.body)
         await self._purse.set_aside(most)
         paid: Paid | Unusable = Unusable("unanswered", "")
         try:
-            paid = await self._request(body)
+            paid = await self._send(request.body)
         finally:
             await self._purse.pay(most, self._price(paid) if isinstance(paid, Paid) else 0.0)
         if isinstance(paid, Paid):
-            self._counted.add(key)
-            self._replies.keep(key, paid)
+            self._counted.add(request.key)
+            self._replies.keep(request.key, paid)
             self.usage += Usage(
                 prompt_tokens=paid.prompt_tokens, generated_tokens=paid.generated_tokens, money=self._price(paid)
             )
         return paid
 
-    def _body(self, ask: Ask[Any], messages: Sequence[dict[str, str]]) -> dict[str, Any]:
+    def _request_of(self, ask: Ask[Any], messages: Sequence[dict[str, str]]) -> Request:
         temperature = self._settings.temperature if ask.temperature is None else ask.temperature
         body = {
             "model": self._settings.model, "messages": list(messages), "max_tokens": ask.max_tokens,
@@ -185,9 +190,9 @@ class AuxiliaryLlm:
         if ask.reply is not FreeText:
             schema = {"name": ask.reply.__name__, "schema": ask.reply.model_json_schema()}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
-        return body
+        return Request(identity(self._settings.url, body, ask.sample), body)
 
-    async def _request(self, body: dict[str, Any]) -> Paid | Unusable:
+    async def _send(self, body: dict[str, Any]) -> Paid | Unusable:
         """Raises LlmFailed where no other question would fare better."""
         settings = self._settings
         try:
@@ -212,10 +217,10 @@ class AuxiliaryLlm:
         text = str(error).replace(self._key, "***") if self._key else str(error)
         return text[:SHOWN]
 
-    def _most(self, ask: Ask[Any], messages: Sequence[dict[str, str]]) -> float:
+    def _most(self, body: dict[str, Any]) -> float:
         """What a request may cost at most: a token holds at least one byte."""
-        prompt = sum(len(message["content"].encode()) + OVERHEAD for message in messages)
-        return self._cost(prompt + len(str(ask.reply.model_json_schema())), ask.max_tokens)
+        prompt = sum(len(message["content"].encode()) + OVERHEAD for message in body["messages"])
+        return self._cost(prompt + len(str(body.get("response_format", ""))), body["max_tokens"])
 
     def _price(self, reply: Paid) -> float:
         return self._cost(reply.prompt_tokens, reply.generated_tokens)

@@ -41,12 +41,8 @@ SCORED_AT_ONCE = 16
 """Texts whose log-probs are asked for at one time; each reply holds one entry per token."""
 LATER = 0.25
 """Seconds before the second try; doubled, and spread at random, for each further one."""
-
-
 IDLE_CONNECTION = 2.0
 """Seconds that an idle connection is kept: less than any server does, else it may be closed under a request."""
-
-
 HEALTH = 5.0
 """Seconds within which a server that is well says so."""
 T = TypeVar("T")

@@ -12,9 +12,9 @@ import json
 import time
 from typing import Any, NamedTuple
 
-from sqlalchemy import Column, Double, Integer, LargeBinary, MetaData, String, Table, Text, create_engine, select
+from sqlalchemy import Column, Double, Integer, LargeBinary, MetaData, String, Table, Text, select
 
-from models.store import UPSERTS
+from models.database import UPSERTS, changing_tables, connect
 
 REPLIES = Table(
     "replies", MetaData(),
@@ -43,8 +43,9 @@ def identity(url: str, body: dict[str, Any], sample: int) -> bytes:
 
 class ReplyStore:
     def __init__(self, url: str):
-        self._database = create_engine(url)
-        REPLIES.metadata.create_all(self._database)
+        self._database = connect(url)
+        with changing_tables(self._database) as connection:
+            REPLIES.metadata.create_all(connection)
 
     def find(self, key: bytes) -> Paid | None:
         columns = [REPLIES.c[name] for name in Paid._fields]

@@ -32,9 +32,7 @@ from sqlalchemy import (
     String,
     Table,
     bindparam,
-    create_engine,
     delete,
-    event,
     func,
     insert,
     inspect,
@@ -46,10 +44,10 @@ from sqlalchemy import (
 from sqlalchemy import (
     Engine as Database,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 
 from conf.errors import ReadableError
 from models.checkpoint import Checkpoint
+from models.database import UPSERTS, changing_tables, connect
 from models.engine import Completion, Request
 
 METADATA = MetaData()
@@ -75,9 +73,6 @@ VERSION = 2
 """1: completions. 2: claims, and when a completion was stored."""
 CLAIM_SECONDS = 60.0
 """A claim that is not renewed for so long belongs to a run that died."""
-UPSERTS = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
-LOCKS = {"sqlite": "BEGIN IMMEDIATE", "postgresql": "SELECT pg_advisory_xact_lock(5318008)"}
-"""What keeps others from changing a store's tables until the transaction ends; the number is the store's alone."""
 LOOKUP = 500
 """Identities asked for in one query."""
 
@@ -135,7 +130,8 @@ class RolloutStore:
     """Completions by identity, committed in groups; claims keep two runs from drawing the same."""
 
     def __init__(self, url: str):
-        self._database = _open(url)
+        self._database = connect(url)
+        _migrate(self._database, url)
         upsert = UPSERTS[self._database.dialect.name]
         self._insert = upsert(COMPLETIONS).on_conflict_do_nothing().returning(COMPLETIONS.c.sample)
         claim = upsert(CLAIMS)
@@ -251,24 +247,9 @@ def identity(model: Checkpoint, request: Request, purpose: Purpose, seed: int) -
     return hashlib.sha256(head.encode() + b"\0" + array("I", request.prompt_ids).tobytes()).digest()
 
 
-def _open(url: str) -> Database:
-    database = create_engine(url)
-    if database.dialect.name == "sqlite":
-
-        @event.listens_for(database, "connect")
-        def _(connection: object, _record: object) -> None:
-            # FULL: a committed row survives a power cut, not only a killed process.
-            for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=60000"):
-                connection.execute(f"PRAGMA {pragma}")  # type: ignore[attr-defined]
-
-    _migrate(database, url)
-    return database
-
-
 def _migrate(database: Database, url: str) -> None:
     """Brings an older store up to VERSION. Raises StoreError for a newer one."""
-    with database.begin() as connection:
-        connection.execute(text(LOCKS[database.dialect.name]))  # two runs may open a new store at one time
+    with changing_tables(database) as connection:
         known = inspect(connection)
         if not known.has_table("schema"):
             version = 1 if known.has_table("completions") else VERSION

@@ -274,7 +274,7 @@ def _engine_row(line: dict[str, Any]) -> dict[str, str]:
         "stage": line["stage"], "from the store": f"{line['reused_completions']:,}",
         "rollouts": f"{bill.rollouts:,}" if bill.rollouts else "",
         "÷ naive": times(bill.rollouts, bill.rollouts_naive), "÷ floor": times(bill.rollouts, bill.rollouts_floor),
-        "prompt tokens computed": f"{line['prompt_tokens'] - line['cached_prompt_tokens']:,}",
+        "prompt tokens computed": f"{prefilled:,}",
         "÷ naive ": times(prefilled, drawn * bill.prefill_naive),
         "÷ floor ": times(prefilled, drawn * bill.prefill_floor),
         "engine seconds": f"{seconds:.1f}",

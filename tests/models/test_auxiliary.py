@@ -5,6 +5,7 @@ import json
 import random
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from pydantic import Field, ValidationError
 
 from conf.auxiliary import KEY, Llm
 from models.auxiliary import AuxiliaryLlm, CapReached, LlmFailed, Purse, _NoMoney
-from models.replies import ReplyStore
+from models.replies import Paid, ReplyStore
 from reasoning.asking import Ask, FreeText, Reply, Unusable, quoted
 from tests.models.chat import Answer, Chat, Script
 
@@ -73,6 +74,25 @@ def test_a_good_reply_is_asked_for_once(chat: Callable[..., Chat], replies: Repl
     assert len(server.asked) == 3
     assert (again.usage.prompt_tokens, again.usage.reused_completions) == (0, 3)
     assert again.usage.money == pytest.approx(first.usage.money)
+
+
+@pytest.mark.parametrize("backend", ["sqlite", pytest.param("postgresql", marks=pytest.mark.stack)])
+def test_many_runs_may_open_and_fill_a_new_store_at_one_time(
+    backend: str, tmp_path: Path, request: pytest.FixtureRequest
+):
+    url = f"sqlite:///{tmp_path / 'new'}" if backend == "sqlite" else request.getfixturevalue("postgres")()
+
+    def fill(number: int) -> Paid | None:
+        store = ReplyStore(url)
+        store.keep(b"same", Paid(str(number), "stop", 1, 1))
+        found = store.find(b"same")
+        store.close()
+        return found
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(fill, range(8)))
+    assert found[0] is not None
+    assert found == [found[0]] * 8  # the first stays
 
 
 def test_what_is_asked(chat: Callable[..., Chat], replies: ReplyStore, monkeypatch: pytest.MonkeyPatch):

@@ -1,0 +1,50 @@
+"""Databases that several runs share and that survive a kill.
+
+Knows: what SQLite and PostgreSQL each need for that. Must not know: tables.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import Connection, create_engine, event, text
+from sqlalchemy import Engine as Database
+from sqlalchemy.dialects import postgresql, sqlite
+from tenacity import retry, retry_if_exception_message, stop_after_delay, wait_random
+
+UPSERTS = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+LOCKS = {"sqlite": "BEGIN IMMEDIATE", "postgresql": "SELECT pg_advisory_xact_lock(5318008)"}
+"""What keeps others from changing our tables until the transaction ends; the number is ours alone."""
+
+
+def connect(url: str) -> Database:
+    database = create_engine(url)
+    if database.dialect.name == "sqlite":
+
+        @event.listens_for(database, "connect")
+        def _(connection: sqlite3.Connection, _record: object) -> None:
+            connection.execute("PRAGMA busy_timeout=60000")
+            _use_write_ahead_log(connection)
+            # A committed row survives a power cut, not only a killed process.
+            connection.execute("PRAGMA synchronous=FULL")
+
+    return database
+
+
+@retry(
+    retry=retry_if_exception_message(match="database is locked"),
+    wait=wait_random(0, 0.1), stop=stop_after_delay(60), reraise=True,
+)  # fmt: skip
+def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
+    """For this one change SQLite does not wait for others by itself."""
+    connection.execute("PRAGMA journal_mode=WAL")
+
+
+@contextmanager
+def changing_tables(database: Database) -> Iterator[Connection]:
+    """A transaction that others wait for: two runs may open a new database at one time."""
+    with database.begin() as connection:
+        connection.execute(text(LOCKS[database.dialect.name]))
+        yield connection
