@@ -104,21 +104,34 @@ Compressor = Annotated[
 ]
 
 
-class Compression(Section):
+class Budget(Section):
     """How much of a trace's thinking may stay, by the problem's level (section A.3)."""
 
-    budget: Annotated[tuple[Share, ...], Field(min_length=LEVELS, max_length=LEVELS)] = (
+    unit: Literal["share", "tokens"] = "share"
+    """Of the trace's own thinking, or tokens: as many for every trace of a level. Not from the paper."""
+    by_level: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=LEVELS, max_length=LEVELS)] = (
         0.21, 0.22, 0.23, 0.24, 0.25, 0.26, 0.27, 0.28, 0.29, 0.30,
     )  # fmt: skip
-    """Shares of the thinking's tokens, level 1 first. Not from the paper, whose ratios by level (79.1 … 90.6 % shorter)
-    were not chosen, and do not rise: here the same trace never gets shorter as its level rises."""
-    by: Compressor = EmbeddedCompressor()
+    """Level 1 first. Not from the paper: its ratios by level (79.1 … 90.6 % shorter) were not chosen, and do not rise;
+    here the same trace never gets shorter as its level rises."""
+
+    def tokens(self, level: int, thinking: int) -> float:
+        """Of a trace with so many tokens of thinking, those that may stay."""
+        allowed = self.by_level[level - 1]
+        return allowed * thinking if self.unit == "share" else allowed
 
     @model_validator(mode="after")
-    def _rises(self) -> Self:
-        if list(self.budget) != sorted(self.budget):
-            raise ValueError("budget must not fall as the level rises: harder problems keep more of their thinking")
+    def _possible(self) -> Self:
+        if list(self.by_level) != sorted(self.by_level):
+            raise ValueError("by_level must not fall as the level rises: harder problems keep more of their thinking")
+        if self.unit == "share" and self.by_level[-1] > 1:
+            raise ValueError(f"by_level holds {self.by_level[-1]:g}, more than the whole thinking; set unit = 'tokens'")
         return self
+
+
+class Compression(Section):
+    budget: Budget = Budget()
+    by: Compressor = EmbeddedCompressor()
 
 
 class Judging(Section):

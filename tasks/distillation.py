@@ -13,7 +13,7 @@ from itertools import chain, product
 from typing import NamedTuple
 
 from conf.auxiliary import Llm
-from conf.cot_distillation import Choosing, EndpointTeacher, LlmCompressor, LlmRater
+from conf.cot_distillation import Budget, Choosing, EndpointTeacher, LlmCompressor, LlmRater
 from conf.settings import Finalizing, Probing, Sampling, Segmentation
 from models.store import Purpose
 from reasoning import compression, difficulty
@@ -190,16 +190,16 @@ class Thought(NamedTuple):
 @step(version=COMPRESS_VERSION)
 def compress_by_value(
     place: Workplace, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, values: ArtifactRef,
-    ratings: ArtifactRef, budget: tuple[float, ...], finalizing: Finalizing, seed: int,
+    ratings: ArtifactRef, budget: Budget, finalizing: Finalizing, seed: int,
 ) -> ArtifactRef:  # fmt: skip
     """Rows of Compressed: the segments that contribute most, as many as the problem's level allows."""
     started = time.monotonic()
-    rated, dropped = _rated(place, traces, ratings)
+    due, dropped = _due(place, model, traces, ratings, budget)
     valued = {(row.problem_id, row.sample): row for row in place.rows(values, Valued)}
     thoughts = []
-    for trace, level in rated:
+    for trace, level, tokens in due:
         row = valued[trace.problem_id, trace.sample]
-        kept = compression.kept_segments(row.values, row.lengths, budget[level - 1] * row.ends[-1])
+        kept = compression.kept_segments(row.values, row.lengths, tokens)
         parts = (trace.token_ids[row.ends[index] : row.ends[index + 1]] for index in kept)
         thoughts.append(Thought(trace, level, tuple(chain.from_iterable(parts)), kept))
     fitting = [thought for thought in thoughts if thought.kept]
@@ -210,31 +210,47 @@ def compress_by_value(
 @step(version=COMPRESS_VERSION)
 def compress_by_llm(
     place: Workplace, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, ratings: ArtifactRef,
-    budget: tuple[float, ...], finalizing: Finalizing, compressor: LlmCompressor, llm: Llm, seed: int,
+    budget: Budget, finalizing: Finalizing, compressor: LlmCompressor, llm: Llm, seed: int,
 ) -> ArtifactRef:  # fmt: skip
     """Rows of Compressed: thinking as an auxiliary model writes it anew. Raises what its client does."""
     started = time.monotonic()
     checkpoint, known = place.checkpoint(model), by_id(place, problems)
-    rated, dropped = _rated(place, traces, ratings)
-    asks = []
-    for trace, level in rated:
-        thinking = trace.text.split(CLOSE_THINK)[0]
-        tokens = round(budget[level - 1] * len(checkpoint.encode(thinking)))
-        asks.append(compression.question(known[trace.problem_id], thinking, max(1, tokens)))
+    due, dropped = _due(place, model, traces, ratings, budget)
+    asks = [
+        compression.question(known[trace.problem_id], trace.text.split(CLOSE_THINK)[0], max(1, round(tokens)))
+        for trace, _, tokens in due
+    ]
     found = asked_of(place, llm, "compress", asks, compressor.most_unusable)
     thoughts = [
         Thought(trace, level, checkpoint.encode(reply.thinking.rstrip() + "\n"))
-        for (trace, level), reply in zip(rated, found.replies, strict=True) if not isinstance(reply, Unusable)
+        for (trace, level, _), reply in zip(due, found.replies, strict=True) if not isinstance(reply, Unusable)
     ]  # fmt: skip
     return _finished(place, model, problems, thoughts, finalizing, seed, started, dropped + found.unusable, found.usage)
 
 
-def _rated(place: Workplace, traces: ArtifactRef, ratings: ArtifactRef) -> tuple[list[tuple[Trace, int]], Counter[str]]:
-    """Traces with the level of their problem, and how many have none."""
+class Due(NamedTuple):
+    """A trace that is to get shorter."""
+
+    trace: Trace
+    level: int
+    tokens: float
+    """That its thinking may keep."""
+
+
+def _due(
+    place: Workplace, model: ArtifactRef, traces: ArtifactRef, ratings: ArtifactRef, budget: Budget
+) -> tuple[list[Due], Counter[str]]:
+    """Traces longer than their level allows, and what was left out by reason."""
+    checkpoint, rows = place.checkpoint(model), place.rows(traces, Trace)
     level_of = {row.problem_id: row.level for row in place.rows(ratings, Rating)}
-    rows = place.rows(traces, Trace)
     rated = [(row, level_of[row.problem_id]) for row in rows if row.problem_id in level_of]
-    return rated, Counter({"unrated": len(rows) - len(rated)})
+    due = []
+    for trace, level in rated:
+        thinking = len(checkpoint.encode(trace.text.split(CLOSE_THINK)[0]))
+        tokens = budget.tokens(level, thinking)
+        if tokens < thinking:
+            due.append(Due(trace, level, tokens))
+    return due, Counter({"unrated": len(rows) - len(rated), "within-budget": len(rated) - len(due)})
 
 
 def _finished(

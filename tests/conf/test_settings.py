@@ -15,6 +15,12 @@ KINDS = {
 }  # fmt: skip
 
 
+def by_level(first: float, *others: float) -> str:
+    """An assignment of budgets: the last one given is that of all further levels."""
+    budgets = [first, *others]
+    return f"compression.budget.by_level={budgets + budgets[-1:] * (10 - len(budgets))}"
+
+
 @pytest.mark.parametrize("path", sorted(PRESETS.glob("*/*.toml")), ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_preset_is_valid(path: Path):
     name = path.name.removesuffix(".toml")
@@ -119,8 +125,9 @@ def test_claims_that_cannot_be_made(assignment: str, words: str):
         (("judging.problems=5", "compression.by.type=llm"), "compression.by, judging: an auxiliary model"),
         (("llm.url=http://x", "llm.model=m"), "llm has no effect"),
         (("rating.type=llm", "llm.url=http://x", "llm.model=m", "llm.cap=1.0"), "cap has no effect without prices"),
-        (("compression.budget=[0.5,0.4,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5]",), "budget must not fall"),
-        (("compression.budget=[0.5]",), "at least 10 items"),
+        ((by_level(0.5, 0.4),), "by_level must not fall"),
+        (("compression.budget.by_level=[0.5]",), "at least 10 items"),
+        (("compression.budget.unit='share'", by_level(0.5, 30)), "more than the whole thinking"),
         (("finalizing.premature_stop=true",), "finalizing.premature_stop: unknown setting"),
         (("choosing.most=5",), r"choosing.most (5) is more than sampling.samples (4)"),
         (('variants=["sft","sft"]',), "variants names one twice"),

@@ -119,7 +119,7 @@ def test_an_unchanged_run_starts_no_engine(first: Run, root: Path):
     ("change", "redone"),
     [
         ("dpo.beta=0.2", {"train-dpo", "examine"}),
-        ("compression.budget=[0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.9]",
+        ("compression.budget.by_level=[50,50,50,50,50,50,50,50,50,90]",
          {"compress-by-value", "demonstrations", "train-sft", "pair-compressed", "train-dpo", "uncompressed",
           "examine"}),
         ("engine.concurrency=7", set()),
