@@ -5,6 +5,7 @@ Knows: names and bounds. Must not know: roles, prompts, HTTP.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
@@ -50,3 +51,11 @@ class Llm(Section):
         if self.cap is not None and not self.price_in and not self.price_out:
             raise ValueError("cap has no effect without prices; give price_in and price_out, per million tokens")
         return self
+
+
+def refuse_idle_llm(llm: Llm | None, roles: Sequence[str]) -> None:
+    """Raises ValueError where `roles` have nobody who plays them, or nobody has a role."""
+    if roles and llm is None:
+        raise ValueError(f"{', '.join(roles)}: an auxiliary model is needed; give llm.url and llm.model")
+    if llm is not None and not roles:
+        raise ValueError("llm has no effect: it has no role to play; leave it out")

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, Tag, model_validator
 
-from conf.auxiliary import Llm
+from conf.auxiliary import Llm, refuse_idle_llm
 from conf.section import Section
 from conf.settings import (
     Decontamination,
@@ -193,10 +193,7 @@ class CotDistillation(Section):
     def _llm_is_needed(self) -> Self:
         roles = [name for name, role in (("rating", self.rating), ("compression.by", self.compression.by))
                  if role.type == "llm"] + ["judging"] * (self.judging is not None)  # fmt: skip
-        if roles and self.llm is None:
-            raise ValueError(f"{', '.join(roles)}: an auxiliary model is needed; give llm.url and llm.model")
-        if self.llm is not None and not roles:
-            raise ValueError("llm has no effect: no role is of type 'llm', and nobody judges; leave it out")
+        refuse_idle_llm(self.llm, roles)
         return self
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from conf.auxiliary import Llm, refuse_idle_llm
 from conf.datasets import DATASETS, Columns
 from conf.section import Section
 
@@ -241,17 +242,31 @@ class NoPruning(Section):
     type: Literal["none"] = "none"
 
 
-class EmbeddedPruning(Section):
+class CheckedPruning(Section):
     """Inner segments without which the answer is still reached are taken out (section B.6), by `reasoning.prune`."""
 
-    type: Literal["embedded"] = "embedded"
     most_surprise: PositiveFloat = 3.0
     """Nats: where leaving a segment out makes a kept token less likely by more than this, it comes back. Not from the
     paper."""
 
 
+class EmbeddedPruning(CheckedPruning):
+    """Every inner segment is tried."""
+
+    type: Literal["embedded"] = "embedded"
+
+
+class LlmPruning(CheckedPruning):
+    """Those are tried that an auxiliary model proposes, as in the paper."""
+
+    type: Literal["llm"] = "llm"
+    most_unusable: Share = 0.2
+    """Traces without a usable reply stay as they were cut; above this share the run ends."""
+
+
 Pruning = Annotated[
-    Annotated[NoPruning, Tag("none")] | Annotated[EmbeddedPruning, Tag("embedded")], type_or("embedded")
+    Annotated[NoPruning, Tag("none")] | Annotated[EmbeddedPruning, Tag("embedded")] | Annotated[LlmPruning, Tag("llm")],
+    type_or("embedded"),
 ]
 
 
@@ -440,12 +455,19 @@ class Dto(Section):
     finalizing: DtoFinalizing = DtoFinalizing()
     pruning: Pruning = EmbeddedPruning()
     """Who proposes what to take out; the probes decide."""
+    llm: Llm | None = None
+    """Who proposes where pruning is of type `llm`."""
     pairing: Pairing = Pairing()
     training: SimPO = SimPO()
     controls: Controls = Controls()
     benchmark: Benchmark = Benchmark()
     engine: Engine = Engine()
     storage: Storage = Storage()
+
+    @model_validator(mode="after")
+    def _llm_is_needed(self) -> Dto:
+        refuse_idle_llm(self.llm, ["pruning"] if self.pruning.type == "llm" else [])
+        return self
 
     @model_validator(mode="after")
     def _controls_differ(self) -> Dto:

@@ -41,7 +41,8 @@ class Rated(NamedTuple):
     problems: ArtifactRef
     traces: ArtifactRef
     """The chosen right ones, in the student's token ids."""
-    values: ArtifactRef
+    values: ArtifactRef | None
+    """None where nobody reads them."""
     ratings: ArtifactRef
 
 
@@ -96,12 +97,14 @@ def rate(place: Workplace, settings: CotDistillation, problems: ArtifactRef) -> 
     base = place.model(settings.model)
     drawn = teach(place, settings, base, problems)
     traces = choose_traces(place, traces=drawn, choosing=settings.choosing)
-    values = value_prefixes(
-        place, model=base, problems=problems, traces=traces, segmentation=settings.segmentation, probing=probing,
-        seed=seed,
-    )  # fmt: skip
+    values = None
+    if "embedded" in (settings.rating.type, settings.compression.by.type):
+        values = value_prefixes(
+            place, model=base, problems=problems, traces=traces, segmentation=settings.segmentation, probing=probing,
+            seed=seed,
+        )  # fmt: skip
     if isinstance(settings.rating, LlmRater):
-        ratings = rate_by_llm(place, problems=problems, values=values, rater=settings.rating, llm=settings.llm)
+        ratings = rate_by_llm(place, problems=problems, traces=traces, rater=settings.rating, llm=settings.llm)
     else:
         ratings = rate_by_effort(place, traces=drawn, values=values, threshold=probing.threshold)
     return Rated(base, problems, traces, values, ratings)

@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 from prefect import flow
 
-from conf.settings import Dto, EmbeddedPruning
+from conf.settings import Dto, LlmPruning
 from models.checkpoint import refuse_changed_logits
 from reasoning.records import PairKind
 from reasoning.stories import Split
 from tasks.artifacts import ArtifactRef
 from tasks.controls import contrast_pairs, demonstrations, examine_early_stop, instruct, select_pairs
-from tasks.dto import build_pairs, finalize_traces, probe_prefixes, prune_traces, recheck_crossings
+from tasks.dto import build_pairs, finalize_traces, probe_prefixes, propose_removals, prune_traces, recheck_crossings
 from tasks.problems import clean_problems, problems_from
 from tasks.reporting import Exam, Examined, Policy, write_report
 from tasks.sampling import examine, sample_traces
@@ -22,8 +22,8 @@ from tasks.training import train_sft, train_simpo
 from tasks.workplace import Workplace
 
 MAIN, UNSEEN = "the benchmark", "levels that no training has seen"
-BY_PROBES_ALONE = EmbeddedPruning(most_surprise=1e9)
-"""Nothing is as surprising as that."""
+UNBOUNDED = 1e9
+"""Nats: nothing is as surprising as that."""
 
 
 class Curated(NamedTuple):
@@ -91,13 +91,20 @@ def curate(place: Workplace, settings: Dto, problems: ArtifactRef) -> Curated:
     made = Curated(base, problems, traces, scans, finalized, optimised=finalized)
     if settings.pruning.type == "none":
         return made
-    return made._replace(optimised=_pruned(place, settings, made, settings.pruning))
+    return made._replace(optimised=_pruned(place, settings, made, settings.pruning.most_surprise))
 
 
-def _pruned(place: Workplace, settings: Dto, made: Curated, pruning: EmbeddedPruning) -> ArtifactRef:
+def _pruned(place: Workplace, settings: Dto, made: Curated, most_surprise: float) -> ArtifactRef:
+    rows = {
+        "model": made.base, "problems": made.problems, "traces": made.traces, "scans": made.scans,
+        "optimised": made.finalized,
+    }  # fmt: skip
+    proposals = None
+    if isinstance(settings.pruning, LlmPruning):
+        proposals = propose_removals(place, **rows, pruning=settings.pruning, llm=settings.llm)
     return prune_traces(
-        place, model=made.base, problems=made.problems, traces=made.traces, scans=made.scans, optimised=made.finalized,
-        pruning=pruning, probing=settings.probing, finalizing=settings.finalizing, seed=settings.seed,
+        place, **rows, proposals=proposals, most_surprise=most_surprise, probing=settings.probing,
+        finalizing=settings.finalizing, seed=settings.seed,
     )  # fmt: skip
 
 
@@ -123,7 +130,7 @@ def train_control(place: Workplace, settings: Dto, made: Curated, pairs: Artifac
     elif name == "paper-pairs":
         pairs = select_pairs(place, pairs=pairs, kind=PairKind.OPTIMISED)
     elif name == "probe-pruned":
-        pairs = _pairs(place, settings, made, _pruned(place, settings, made, BY_PROBES_ALONE))
+        pairs = _pairs(place, settings, made, _pruned(place, settings, made, UNBOUNDED))
     else:
         pairs = _pairs(place, settings, made, made.finalized)
     return train_simpo(place, model=made.base, pairs=pairs, training=settings.training, seed=settings.seed)

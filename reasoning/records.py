@@ -161,6 +161,14 @@ class Optimised(Record):
     """The completion that stops before the crossing, at a prefix that did not pass, and answers wrong there."""
 
 
+class Proposed(Record):
+    """Inner segments of a cut trace that an auxiliary model would leave out (section B.6)."""
+
+    problem_id: str
+    sample: int
+    segments: tuple[int, ...]
+
+
 class Valued(Record):
     """How good the prefixes of a trace are: the right ones of each one's rollouts (papers, section A.3)."""
 

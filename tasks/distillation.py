@@ -153,10 +153,11 @@ def rate_by_effort(place: Workplace, traces: ArtifactRef, values: ArtifactRef, t
 
 
 @step(version=RATE_VERSION)
-def rate_by_llm(place: Workplace, problems: ArtifactRef, values: ArtifactRef, rater: LlmRater, llm: Llm) -> ArtifactRef:
-    """Rows of Rating, by an auxiliary model. Raises what the model's client does, and TooManyUnusable."""
+def rate_by_llm(place: Workplace, problems: ArtifactRef, traces: ArtifactRef, rater: LlmRater, llm: Llm) -> ArtifactRef:
+    """Rows of Rating: of each problem with a trace, by an auxiliary model. Raises what the model's client does, and
+    TooManyUnusable."""
     started = time.monotonic()
-    known, names = by_id(place, problems), {row.problem_id: None for row in place.rows(values, Valued)}
+    known, names = by_id(place, problems), {row.problem_id: None for row in place.rows(traces, Trace)}
     found = asked_of(place, llm, "rate", [difficulty.question(known[name]) for name in names], rater.most_unusable)
     ratings = [
         Rating(problem_id=name, level=reply.level)
@@ -198,12 +199,15 @@ def compress_by_value(
     valued = {(row.problem_id, row.sample): row for row in place.rows(values, Valued)}
     thoughts = []
     for trace, level, tokens in due:
-        row = valued[trace.problem_id, trace.sample]
+        row = valued.get((trace.problem_id, trace.sample))
+        if row is None:
+            dropped["unvalued"] += 1
+            continue
         kept = compression.kept_segments(row.values, row.lengths, tokens)
         parts = (trace.token_ids[row.ends[index] : row.ends[index + 1]] for index in kept)
         thoughts.append(Thought(trace, level, tuple(chain.from_iterable(parts)), kept))
     fitting = [thought for thought in thoughts if thought.kept]
-    dropped["over-budget"] = len(thoughts) - len(fitting)
+    dropped["over-budget"] += len(thoughts) - len(fitting)
     return _finished(place, model, problems, fitting, finalizing, seed, started, dropped, Usage())
 
 

@@ -9,11 +9,14 @@ import random
 import time
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 
-from conf.settings import BinarySearch, DtoFinalizing, EmbeddedPruning, Finalizing, Pairing, Probing, Segmentation
+from conf.auxiliary import Llm
+from conf.settings import BinarySearch, DtoFinalizing, Finalizing, LlmPruning, Pairing, Probing, Segmentation
 from models.checkpoint import Checkpoint
 from models.store import Purpose
 from reasoning.answers import CLOSE_THINK
+from reasoning.asking import Unusable
 from reasoning.dto import (
     METHOD_VERSION,
     first_wrong,
@@ -22,15 +25,18 @@ from reasoning.dto import (
     scan_of,
     shortest_right,
 )  # fmt: skip
+from reasoning.proposals import METHOD_VERSION as PROPOSALS_VERSION
+from reasoning.proposals import question
 from reasoning.prune import METHOD_VERSION as PRUNE_VERSION
 from reasoning.prune import OpenPruning, pruned_trace
-from reasoning.records import Optimised, Recheck, Scan, Trace
+from reasoning.records import Optimised, Proposed, Recheck, Scan, Trace
 from reasoning.rollouts import METHOD_VERSION as ROLLOUTS_VERSION
 from reasoning.rollouts import AllValues, Bisection, EarliestCrossing, Plan, Search, enough, right_ones
 from reasoning.segment import METHOD_VERSION as SEGMENT_VERSION
 from reasoning.segment import segment_text, token_ends
 from reasoning.verifier import METHOD_VERSION as VERIFIER_VERSION
 from tasks.artifacts import ArtifactRef
+from tasks.auxiliary import asked_of
 from tasks.caching import step
 from tasks.problems import by_id, prompts_of
 from tasks.rollouts import Asked, Ender, Prefix, Prober, Scorer, TokenIds
@@ -148,27 +154,63 @@ def _premature_stops(ender: Ender, traces: Sequence[Trace], scans: Sequence[Scan
     }
 
 
+@step(version=f"{VERSION}.{PROPOSALS_VERSION}")
+def propose_removals(
+    place: Workplace, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, scans: ArtifactRef,
+    optimised: ArtifactRef, pruning: LlmPruning, llm: Llm,
+) -> ArtifactRef:  # fmt: skip
+    """Rows of Proposed: what an auxiliary model would leave out of each row of Optimised with an inner segment. Raises
+    what the model's client does, and TooManyUnusable."""
+    started = time.monotonic()
+    checkpoint, known = place.checkpoint(model), by_id(place, problems)
+    trace_of = {(trace.problem_id, trace.sample): trace for trace in place.rows(traces, Trace)}
+    scan_by_name = {(scan.problem_id, scan.sample): scan for scan in place.rows(scans, Scan)}
+    rows = place.rows(optimised, Optimised)
+    names = [name for row in rows if len(scan_by_name[name := (row.problem_id, row.sample)].kept_ends) > 2]
+    asks = []
+    for name in names:
+        spans = pairwise((0, *scan_by_name[name].kept_ends))
+        texts = [checkpoint.decode(trace_of[name].token_ids[start:end]) for start, end in spans]
+        asks.append(question(known[name[0]].text, texts))
+    found = asked_of(place, llm, "propose removals", asks, pruning.most_unusable)
+    proposed = [
+        Proposed(problem_id=name[0], sample=name[1], segments=tuple(sorted(set(reply.remove))))
+        for name, reply in zip(names, found.replies, strict=True) if not isinstance(reply, Unusable)
+    ]  # fmt: skip
+    dropped = found.unusable + Counter({"no-inner-segment": len(rows) - len(names)})
+    return place.publish(
+        "proposals", proposed, rows_in=len(rows), dropped=dict(+dropped), usage=found.usage, started=started
+    )
+
+
 @step(version=f"{VERSION}.{PRUNE_VERSION}")
 def prune_traces(
     place: Workplace, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, scans: ArtifactRef,
-    optimised: ArtifactRef, pruning: EmbeddedPruning, probing: Probing, finalizing: Finalizing, seed: int,
+    optimised: ArtifactRef, proposals: ArtifactRef | None, most_surprise: float, probing: Probing,
+    finalizing: Finalizing, seed: int,
 ) -> ArtifactRef:  # fmt: skip
-    """Rows of Optimised without their redundant segments, confirmed by fresh endings; the others as they were."""
+    """Rows of Optimised without their redundant segments, confirmed by fresh endings; the others as they were. Without
+    `proposals` every inner segment is tried."""
     started = time.monotonic()
     checkpoint, known = place.checkpoint(model), by_id(place, problems)
     trace_of = {(trace.problem_id, trace.sample): trace for trace in place.rows(traces, Trace)}
     scan_by_name = {(scan.problem_id, scan.sample): scan for scan in place.rows(scans, Scan)}
     rows = {(row.problem_id, row.sample): row for row in place.rows(optimised, Optimised)}
+    told = place.rows(proposals, Proposed) if proposals else []
+    proposed_of = {(row.problem_id, row.sample): row.segments for row in told}
     prunings = {
-        name: OpenPruning(trace_of[name], scan_by_name[name].kept_ends, probing.sampling.samples, probing.threshold)
+        name: OpenPruning(
+            trace_of[name], scan_by_name[name].kept_ends, probing.sampling.samples, probing.threshold,
+            proposed_of.get(name, ()) if proposals else None,
+        )
         for name in rows
-    }
+    }  # fmt: skip
     prober = Prober(place, checkpoint, known, probing, seed)
     asked = [Asked(item.trace, item, item.without, len(item.whole_prefix())) for item in prunings.values()]
     prober.carry_out("prune segments", Purpose.PRUNE, asked)
     proposed = sum(len(item.removed) for item in prunings.values())
     scorer = Scorer(place, checkpoint, known)
-    restore_unnatural(scorer, list(prunings.values()), pruning.most_surprise)
+    restore_unnatural(scorer, list(prunings.values()), most_surprise)
     shortened = [name for name, item in prunings.items() if item.removed]
     ender = Ender(place, checkpoint, known, finalizing, seed)
     prefixes = [Prefix(name[0], prunings[name].prefix()) for name in shortened]

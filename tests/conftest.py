@@ -6,8 +6,11 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.models.chat import Chat, Script
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -27,6 +30,20 @@ def real_data() -> Path:
     if not Path(folder).is_dir() or not folder:
         pytest.skip("BREVITY_TEST_DATA names no folder with real data")
     return Path(folder)
+
+
+@pytest.fixture
+def chat() -> Iterator[Callable[..., Chat]]:
+    """Starts a chat endpoint from its script."""
+    started: list[Chat] = []
+
+    def start(script: Script, **settings: Any) -> Chat:
+        started.append(Chat(script, **settings))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.close()
 
 
 @pytest.fixture(scope="module")

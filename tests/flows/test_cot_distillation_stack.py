@@ -3,7 +3,7 @@
 import json
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,14 @@ from conf.load import load
 from conf.settings import Teacher
 from flows.cot_distillation import run_cot_distillation
 from models.auxiliary import CapReached
+from models.checkpoint import Checkpoint
+from models.engine import Finished, Refused, Request
+from models.scripted import ScriptedEngine
 from reasoning.records import Compressed, Demonstration, Match, Pair, PairKind, Problem, Trace, Verdict
 from reasoning.stories import OverThinker, Split, draw_stories
-from tasks.artifacts import ArtifactRef
 from tasks.auxiliary import TooManyUnusable
 from tasks.problems import ProblemsRefused
-from tests.flows.world import LEVELS, STORIES, ScriptedRun
+from tests.flows.world import LEVELS, STORIES, ScriptedRun, assist, scripted, speak
 from tests.models.chat import Answer, Chat, Script
 
 pytestmark = pytest.mark.usefixtures("prefect")
@@ -29,19 +31,12 @@ SMALL = (
 )  # fmt: skip
 CURATION = ["sample-traces", "choose-traces", "value-prefixes", "rate-by-effort", "compress-by-value"]
 GATE = ["draw-problems"] * 3 + ["find-overlap", "drop-problems"]
-GRADES = {"clarity": 4, "completeness": 5, "correctness": 5, "redundancy": 2}
 
 
 class Run(ScriptedRun):
-    def __init__(self, root: Path, *changes: str):
+    def __init__(self, root: Path, *changes: str, make: Callable[[], ScriptedEngine] = scripted):
         settings = load(CotDistillation, "tiny", (*SMALL, f"storage.root={root}", *changes))
-        super().__init__("cot-distillation", settings, run_cot_distillation)
-
-    def rows(self, step: str, kind: type[Any], which: int = 0) -> list[Any]:
-        return self.place.rows(self.made(step, which), kind)
-
-    def made(self, step: str, which: int = 0) -> ArtifactRef:
-        return [entry.artifact for entry in self.place.ledger if entry.step == step][which]
+        super().__init__("cot-distillation", settings, run_cot_distillation, make)
 
     def note(self, title: str) -> list[dict[str, str]]:
         return next(note["rows"] for note in self.report["notes"] if title in note["title"])
@@ -115,6 +110,25 @@ def test_an_unchanged_run_starts_no_engine(first: Run, root: Path):
     assert again.report["models"] == first.report["models"]
 
 
+class Choosy(ScriptedEngine):
+    """Cannot serve its hundredth probe."""
+
+    probes = 0
+
+    def serve(self, model: Checkpoint, ticket: int, request: Request) -> Finished | Refused:
+        self.probes += model.decode(request.prompt_ids[-8:]).endswith("boxed{")
+        return Refused(ticket, "too odd") if self.probes == 100 else super().serve(model, ticket, request)
+
+
+def test_a_trace_that_the_engine_cannot_value_is_counted_and_left_out(tmp_path: Path):
+    run = Run(tmp_path, "variants=[]", make=lambda: Choosy(speak))
+    lines = {line["stage"]: line for line in run.report["ledger"]}
+    assert lines["value-prefixes"]["dropped"] == {"refused": 1}
+    compressed = lines["compress-by-value"]
+    assert compressed["rows_in"] == lines["choose-traces"]["rows_out"]
+    assert compressed["dropped"].get("unvalued", 0) + compressed["dropped"].get("within-budget", 0) >= 1
+
+
 @pytest.mark.parametrize(
     ("change", "redone"),
     [
@@ -164,30 +178,6 @@ def test_the_gate_is_not_opened_silently(tmp_path: Path):
     assert "find-overlap" not in run.redone
 
 
-def play(body: dict[str, Any], number: int) -> Answer:
-    """Rates, shortens and grades as it is asked to."""
-    schema = body["response_format"]["json_schema"]["name"]
-    if schema == "Level":
-        return Answer(json.dumps({"level": 1 + len(body["messages"][1]["content"]) % 10}))
-    if schema == "Grades":
-        return Answer(json.dumps(GRADES))
-    thinking = body["messages"][1]["content"].split("### thinking\n")[1].split("\n### end")[0]
-    return Answer(json.dumps({"thinking": thinking.split("Wait")[0].split("Hmm")[0]}))
-
-
-@pytest.fixture
-def chat() -> Iterator[Callable[[Script], Chat]]:
-    started: list[Chat] = []
-
-    def start(script: Script) -> Chat:
-        started.append(Chat(script))
-        return started[-1]
-
-    yield start
-    for one in started:
-        one.close()
-
-
 def by_llm(server: Chat, *more: str) -> tuple[str, ...]:
     return (
         "rating.type=llm", "compression.by.type=llm", "judging.problems=3", f"llm.url={server.url}", "llm.model=m",
@@ -196,9 +186,10 @@ def by_llm(server: Chat, *more: str) -> tuple[str, ...]:
 
 
 def test_an_auxiliary_model_plays_all_roles(tmp_path: Path, chat: Callable[[Script], Chat]):
-    server = chat(play)
+    server = chat(assist)
     run = Run(tmp_path, *by_llm(server))
     assert {"rate-by-llm", "compress-by-llm", "judge-completions"} <= set(run.redone)
+    assert "value-prefixes" not in run.redone  # nobody reads values
     assert run.rows("compress-by-llm", Compressed)
     grades = run.note("Grades")
     assert [row["model"] for row in grades] == ["base", "sft+dpo", "sft"]
@@ -243,9 +234,9 @@ def test_an_endpoint_may_be_the_teacher(tmp_path: Path, chat: Callable[[Script],
 
 
 def test_half_the_money_stops_cleanly_and_the_rest_goes_on_from_there(tmp_path: Path, chat: Callable[[Script], Chat]):
-    whole = chat(play)
+    whole = chat(assist)
     need = sum(line["money"] for line in Run(tmp_path / "whole", *by_llm(whole)).report["ledger"])
-    server = chat(play)
+    server = chat(assist)
     with pytest.raises(CapReached, match=r"raise llm\.cap"):
         Run(tmp_path / "capped", *by_llm(server, f"llm.cap={need / 2}"))
     assert 0 < len(server.asked) * 110e-6 <= need / 2

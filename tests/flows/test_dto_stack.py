@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -11,10 +13,12 @@ from conf.load import load
 from conf.settings import Dto
 from flows.dto import run_dto
 from models.checkpoint import TINY_MODEL
+from reasoning.records import Optimised, Proposed
 from tasks.caching import step
 from tasks.dto import build_pairs
 from tasks.reporting import engine_rows
 from tests.flows.world import ScriptedRun
+from tests.models.chat import Answer, Chat
 
 pytestmark = pytest.mark.usefixtures("prefect")
 SMALL = (
@@ -199,3 +203,23 @@ def test_a_binary_search_is_audited_on_a_share_of_the_traces(first: Run, root: P
     (line,) = [line for line in none.report["ledger"] if line["stage"] == "probe-prefixes"]
     assert line["counts"] == {}
     assert line["bill"]["rollouts"] < line["bill"]["rollouts_naive"]
+
+
+def test_an_auxiliary_model_may_propose_what_is_pruned(first: Run, root: Path, chat: Callable[..., Chat]):
+    def propose(body: dict[str, Any], number: int) -> Answer:
+        assert body["messages"][1]["content"].startswith("### problem\n")
+        return Answer("I will not." if number == 2 else '{"remove": [1]}')
+
+    server = chat(propose)
+    changes = ("pruning.type=llm", f"llm.url={server.url}", "llm.model=m", "pruning.most_unusable=0.5")
+    run = Run(root, *changes)
+    assert run.redone[:2] == ["propose-removals", "prune-traces"]
+    line = next(line for line in run.report["ledger"] if line["stage"] == "propose-removals")
+    assert line["dropped"].keys() == {"no-inner-segment"}
+    assert line["rows_in"] == line["rows_out"] + line["dropped"]["no-inner-segment"]
+    assert len(server.asked) == line["rows_out"] + 1  # one was repaired
+    pruned = {(row.problem_id, row.sample): row.removed for row in run.rows("prune-traces", Optimised)}
+    assert set(pruned.values()) == {(), (1,)}
+    proposed = {(row.problem_id, row.sample) for row in run.rows("propose-removals", Proposed)}
+    assert {name for name, removed in pruned.items() if removed} <= proposed
+    assert Run(root, *changes).redone == []

@@ -1,26 +1,24 @@
 """The paper's presets, dry: the whole pipeline with a scripted model, and stand-ins for the hub and the trainer."""
 
-import json
 from collections.abc import Callable
-from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from prefect import flow
-from rich.console import Console
 
+from conf.cot_distillation import CotDistillation, LocalTeacher
 from conf.load import load
 from conf.settings import Dto
+from flows.cot_distillation import run_cot_distillation
 from flows.dto import run_dto
 from models.checkpoint import TINY_MODEL, Checkpoint
 from models.trainer import TrainJob
 from models.vllm_server import VllmServer
-from reasoning.stories import Split, draw_stories
-from tasks.progress import Progress
+from reasoning.stories import Split, Story, draw_stories
 from tasks.workplace import Workplace
-from tests.flows.world import LEVELS, pretend_training, scripted
+from tests.flows.world import LEVELS, ScriptedRun, assist
+from tests.models.chat import Chat
 
 pytestmark = pytest.mark.usefixtures("prefect")
 MATH = [
@@ -29,27 +27,50 @@ MATH = [
 ]  # fmt: skip
 
 
+IN_COLUMNS_OF: dict[str, tuple[str | None, str, Callable[[Story, int], dict[str, Any]]]] = {
+    "HuggingFaceH4/MATH-500": (
+        None, "test",
+        lambda story, n: {"unique_id": f"u{n}", "problem": story.text, "answer": str(story.answer),
+                          "level": story.level},
+    ),
+    "nvidia/OpenMathReasoning": (
+        None, "cot", lambda story, _: {"problem": story.text, "expected_answer": str(story.answer)},
+    ),
+    "HuggingFaceH4/aime_2024": (
+        None, "train", lambda story, n: {"id": n, "problem": story.text, "answer": str(story.answer)},
+    ),
+    "math-ai/amc23": (
+        None, "test", lambda story, n: {"id": n, "question": story.text, "answer": str(story.answer)},
+    ),
+    "openai/gsm8k": (
+        "main", "test", lambda story, _: {"question": story.text, "answer": f"So it is.\n#### {story.answer}"},
+    ),
+    "MathArena/hmmt_feb_2025": (
+        None, "train", lambda story, n: {"problem_idx": n, "problem": story.text, "answer": str(story.answer)},
+    ),
+}  # fmt: skip
+"""The only subset and split of each that a preset may ask for, and a story in its columns."""
+
+
 def hub_rows(name: str, subset: str | None, *, split: str, revision: str) -> list[dict[str, Any]]:
     """Stories, in the columns of the data sets that the presets name."""
     assert revision == "c" * 40
-    if name == "HuggingFaceH4/MATH-500":
-        assert (subset, split) == (None, "test")
-        stories = draw_stories(Split.BENCHMARK, 0, 8, LEVELS)
+    if name == "EleutherAI/hendrycks_math":
+        part = MATH.index(str(subset))
         return [
-            {"unique_id": f"u{n}", "problem": story.text, "answer": str(story.answer), "level": story.level}
-            for n, story in enumerate(stories)
+            {"problem": story.text, "solution": rf"So it is \boxed{{{story.answer}}}.", "level": f"Level {story.level}"}
+            for story in draw_stories(Split.TRAIN, 0, 28, LEVELS)[4 * part : 4 * part + 4]
         ]
-    assert (name, split) == ("EleutherAI/hendrycks_math", "train")
-    part = MATH.index(str(subset))
-    stories = draw_stories(Split.TRAIN, 0, 28, LEVELS)[4 * part : 4 * part + 4]
-    return [
-        {"problem": story.text, "solution": rf"So it is \boxed{{{story.answer}}}.", "level": f"Level {story.level}"}
-        for story in stories
-    ]
+    *expected, row_of = IN_COLUMNS_OF[name]
+    assert [subset, split] == expected
+    is_train = name == "nvidia/OpenMathReasoning"
+    stories = draw_stories(Split.TRAIN, 0, 28, LEVELS) if is_train else draw_stories(Split.BENCHMARK, 0, 8, LEVELS)
+    return [row_of(story, n) for n, story in enumerate(stories)]
 
 
-@pytest.mark.parametrize("preset", ["paper-r1-1.5b", "paper-deepscaler-1.5b"])
-def test_a_paper_preset_runs_dry(preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Stand-ins for the hub; the models that it was asked for."""
     monkeypatch.setattr("datasets.load_dataset", hub_rows)
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: SimpleNamespace(sha="c" * 40))
     asked: list[str] = []
@@ -59,32 +80,55 @@ def test_a_paper_preset_runs_dry(preset: str, tmp_path: Path, monkeypatch: pytes
         return TINY_MODEL
 
     monkeypatch.setattr("tasks.workplace.found_checkpoint", hub_model)
+    return asked
+
+
+class DryRun(ScriptedRun):
+    """Keeps the training jobs."""
+
+    def __init__(self, settings: Any, body: Callable[[Workplace, Any], Path]):
+        self.jobs: list[TrainJob] = []
+        super().__init__(settings.pipeline, settings, body)
+
+    def train(self, job: TrainJob, folder: Path, progress: Callable[[int, int], None]) -> list[dict[str, Any]]:
+        self.jobs.append(job)
+        return super().train(job, folder, progress)
+
+
+@pytest.mark.parametrize("preset", ["paper-r1-1.5b", "paper-deepscaler-1.5b"])
+def test_a_paper_preset_of_dto_runs_dry(preset: str, tmp_path: Path, asked: list[str]):
     settings = load(Dto, preset, (f"storage.root={tmp_path}",))
-    jobs: list[TrainJob] = []
-
-    def trainer(job: TrainJob, folder: Path, progress: Callable[[int, int], None]) -> list[dict[str, Any]]:
-        jobs.append(job)
-        return pretend_training(job, folder, progress)
-
-    with Workplace(
-        "dto", settings.storage, settings.engine, make_engine=lambda *_: scripted(), trainer=trainer,
-        progress=Progress(Console(file=StringIO())),
-    ) as place:  # fmt: skip
-
-        @flow(name="test")
-        def run() -> Path:
-            return run_dto(place, settings)
-
-        report = json.loads(run().read_text())
+    run = DryRun(settings, run_dto)
     assert asked == [settings.model]
-    lines = {line["stage"]: line for line in report["ledger"]}
+    lines = {line["stage"]: line for line in run.report["ledger"]}
     assert lines["sample-traces"]["rows_out"] == 28 * 4
     assert lines["train-simpo"]["rows_in"] > 28
-    assert (report["models"][0]["problems"], report["models"][0]["samples"]) == (8, 32)
-    (job,) = jobs
+    assert (run.report["models"][0]["problems"], run.report["models"][0]["samples"]) == (8, 32)
+    (job,) = run.jobs
     # The paper's one epoch; what it leaves open is as conf/settings.py says.
     assert (job.epochs, job.learning_rate, job.beta, job.gamma, job.max_length) == (1, 5e-7, 2.0, 0.3, 9216)
     assert job.batch % job.micro_batch == 0
+
+
+@pytest.mark.parametrize("preset", ["paper-1.5b", "paper-7b"])
+def test_a_paper_preset_of_cot_distillation_runs_dry(
+    preset: str, tmp_path: Path, asked: list[str], chat: Callable[..., Chat]
+):
+    server = chat(assist)
+    settings = load(CotDistillation, preset, (f"storage.root={tmp_path}", f"llm.url={server.url}"))
+    run = DryRun(settings, run_cot_distillation)
+    assert isinstance(settings.teacher, LocalTeacher)
+    assert asked == [settings.model, settings.teacher.model]
+    assert run.report["benchmark"] == "AIME"
+    assert list(run.report["others"]) == ["AMC", "MATH", "GSM8K", "HMMT"]
+    lines = {line["stage"]: line for line in run.report["ledger"]}
+    assert lines["sample-traces"]["rows_out"] == 28 * 2
+    assert {"rate-by-llm", "compress-by-llm", "judge-completions"} <= lines.keys()
+    assert "value-prefixes" not in lines
+    # SFT, then DPO; DPO alone; uncompressed. Exchanged ratings give the same rows: this compressor heeds no budget.
+    assert [job.method for job in run.jobs] == ["sft", "dpo", "dpo", "sft"]
+    assert lines.keys() >= {"exchange-ratings", "uncompressed"}
+    assert {(job.learning_rate, job.max_length) for job in run.jobs} == {(1e-5, 9216), (5e-7, 9216)}
 
 
 @pytest.mark.parametrize("preset", ["paper-r1-1.5b", "paper-deepscaler-1.5b"])

@@ -19,8 +19,10 @@ from models.scripted import ScriptedEngine
 from models.tiny_model import END
 from models.trainer import TrainJob
 from reasoning.stories import OverThinker, Split, Story, draw_stories
+from tasks.artifacts import ArtifactRef
 from tasks.progress import Progress
 from tasks.workplace import Workplace
+from tests.models.chat import Answer
 
 LEVELS = (1, 2, 3, 4)
 STORIES: dict[str, Story] = {
@@ -30,6 +32,7 @@ STORIES: dict[str, Story] = {
     for seed in (0, 1)
     for story in draw_stories(split, seed, 60, levels)
 }
+GRADES = {"clarity": 4, "completeness": 5, "correctness": 5, "redundancy": 2}
 CONCLUSION = re.compile(r"(?:That makes|It is|Now it is) (\d+)")
 
 
@@ -64,18 +67,32 @@ def pretend_training(job: TrainJob, folder: Path, progress: Callable[[int, int],
     return [{"step": 1, "steps": 1, "loss": 1.0}]
 
 
+def assist(body: dict[str, Any], number: int) -> Answer:
+    """Rates, shortens and grades as it is asked to."""
+    schema = body["response_format"]["json_schema"]["name"]
+    if schema == "Level":
+        return Answer(json.dumps({"level": 1 + len(body["messages"][1]["content"]) % 10}))
+    if schema == "Grades":
+        return Answer(json.dumps(GRADES))
+    thinking = body["messages"][1]["content"].split("### thinking\n")[1].split("\n### end")[0]
+    return Answer(json.dumps({"thinking": thinking.split("Wait")[0].split("Hmm")[0]}))
+
+
 class ScriptedRun:
     """One run of a pipeline with the scripted model, its report, and what it asked of the model."""
 
-    def __init__(self, name: str, settings: Any, body: Callable[[Workplace, Any], Path]):
+    def __init__(
+        self, name: str, settings: Any, body: Callable[[Workplace, Any], Path],
+        make: Callable[[], ScriptedEngine] = scripted,
+    ):  # fmt: skip
         self.engines: list[ScriptedEngine] = []
 
         def engine(*_: Any) -> ScriptedEngine:
-            self.engines.append(scripted())
+            self.engines.append(make())
             return self.engines[-1]
 
         with Workplace(
-            name, settings.storage, settings.engine, make_engine=engine, trainer=pretend_training,
+            name, settings.storage, settings.engine, make_engine=engine, trainer=self.train,
             progress=Progress(Console(file=StringIO())),
         ) as self.place:  # fmt: skip
 
@@ -86,3 +103,13 @@ class ScriptedRun:
             self.report = json.loads(run().read_text())
         self.redone = [line["stage"] for line in self.report["ledger"] if not line["cached"]]
         self.completions = sum(engine.completions for engine in self.engines)
+
+    def train(self, job: TrainJob, folder: Path, progress: Callable[[int, int], None]) -> list[dict[str, Any]]:
+        return pretend_training(job, folder, progress)
+
+    def rows(self, step: str, kind: type[Any], which: int = 0) -> list[Any]:
+        """What the step's first, or `which`th, call made."""
+        return self.place.rows(self.made(step, which), kind)
+
+    def made(self, step: str, which: int = 0) -> ArtifactRef:
+        return [entry.artifact for entry in self.place.ledger if entry.step == step][which]

@@ -19,7 +19,7 @@ from conf.auxiliary import KEY, Llm
 from models.auxiliary import AuxiliaryLlm, CapReached, LlmFailed, Purse, _NoMoney
 from models.replies import Paid, ReplyStore
 from reasoning.asking import Ask, FreeText, Reply, Unusable, quoted
-from tests.models.chat import Answer, Chat, Script
+from tests.models.chat import Answer, Chat
 
 
 class Grade(Reply):
@@ -33,19 +33,6 @@ SOON = {"retry-after-ms": "1"}
 
 def asks(count: int) -> list[Ask[Grade]]:
     return [Ask("Grade this.", f"problem {number}", Grade, 50) for number in range(count)]
-
-
-@pytest.fixture
-def chat() -> Iterator[Callable[..., Chat]]:
-    started: list[Chat] = []
-
-    def start(script: Script, **settings: Any) -> Chat:
-        started.append(Chat(script, **settings))
-        return started[-1]
-
-    yield start
-    for one in started:
-        one.close()
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ def test_verdicts_come_in_order_from_both_paths(verifier: Verifier):
 def test_a_comparison_that_does_not_end_is_ended_and_the_next_one_is_answered():
     with Verifier(workers=1, limit=0.0) as impatient:
         # The first comparison of a worker may take 30 s longer, for its start; the second has no time at all.
-        assert impatient.check([Question("1/2", "0.5"), Question("1/2", "0.5")]) == [Verdict.RIGHT, Verdict.TIMEOUT]
+        assert impatient.check([Question("1/2", "0.5"), Question(TOWER, "x+1")]) == [Verdict.RIGHT, Verdict.TIMEOUT]
         assert impatient.check([Question("1/3", "2/6")]) == [Verdict.RIGHT]
 
 
