@@ -62,6 +62,9 @@ def claims_text(report: dict[str, Any]) -> str:
         f"trainings, one a seed and model: how much trainings differ shows in the column by seed.\n\n"
     )
     text = head + _table(report["models"], report["comparisons"], report["by_seed"])
+    if report["beside_method"]:
+        text += f"\nThe controls beside {report['beside_method'][0]['against']}, on the same problems:\n\n"
+        text += _markdown([_beside(pair) for pair in report["beside_method"]])
     for name, found in report["others"].items():
         text += f"\nOn {name}, {found['models'][0]['problems']} problems:\n\n"
         text += _table(found["models"], found["comparisons"], [])
@@ -73,8 +76,20 @@ def _table(
 ) -> str:
     against = {entry["model"]: entry for entry in comparisons}
     lines = [_line(model, against.get(model["name"])) | _by_seed(model["name"], seeds) for model in models]
+    return _markdown(lines)
+
+
+def _markdown(lines: Sequence[dict[str, str]]) -> str:
     rows = [list(lines[0]), ["---"] * len(lines[0]), *(list(line.values()) for line in lines)]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _beside(pair: dict[str, Any]) -> dict[str, str]:
+    return {
+        "control": pair["model"],
+        "accuracy − method, points": percent(pair["accuracy_delta"], pair["accuracy_delta_ci"]),
+        "tokens ÷ method": ratio(pair["tokens_ratio"], pair["tokens_ratio_ci"]),
+    }
 
 
 def _line(model: dict[str, Any], pair: dict[str, Any] | None) -> dict[str, str]:

@@ -141,11 +141,13 @@ def _scored(place: Workplace, entry: Examined) -> Scored:
 
 
 def _figures(scored: Sequence[Scored]) -> dict[str, Any]:
-    """`models` and `comparisons`, each against the first."""
-    base = scored[0]
+    """`models`; `comparisons`, each against the first; and `beside_method`, each control against the method."""
+    base, method = scored[0], next(item for item in scored if item.entry.role == "method")
+    controls = [item for item in scored if item.entry.role == "control"]
     return {
         "models": [model_figures(item.entry.name, item.entry.role, item.rows, item.shape) for item in scored],
         "comparisons": [_compared(item, base) for item in scored[1:]],
+        "beside_method": [comparison(c.entry.name, c.rows, method.entry.name, method.rows) for c in controls],
     }
 
 

@@ -68,6 +68,11 @@ def test_seeds_are_pooled_and_told_apart(report: dict[str, Any]):
         parts = [seed["models"][index] for seed in report["by_seed"]]
         assert [part["problems"] for part in parts] == [8, 8]
         assert model["accuracy"] == pytest.approx(sum(part["accuracy"] for part in parts) / 2)
+    by_name = {model["name"]: model for model in report["models"]}
+    assert [pair["model"] for pair in report["beside_method"]] == names[2:]
+    for pair in report["beside_method"]:
+        difference = by_name[pair["model"]]["accuracy"] - by_name["dto"]["accuracy"]
+        assert (pair["against"], pair["accuracy_delta"]) == ("dto", pytest.approx(difference))
     ((name, unseen),) = report["others"].items()
     assert name == "levels that no training has seen"
     assert [model["problems"] for model in unseen["models"]] == [4] * 7
@@ -100,7 +105,7 @@ def test_the_readme_gets_table_and_plot(report: dict[str, Any], published: Path)
     assert "old" not in text
     assert "| **dto** |" in text
     assert (published / "docs" / "claims-dto.svg").read_text().startswith("<?xml")
-    assert sum(line.startswith("| ") for line in text.splitlines()) == (2 + 9) + (2 + 7)
+    assert sum(line.startswith("| ") for line in text.splitlines()) == (2 + 9) + (2 + 7) + (2 + 7)
 
 
 @pytest.mark.parametrize("text", [None, "nothing", f"{END}\n{START}"])
