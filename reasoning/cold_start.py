@@ -1,0 +1,51 @@
+"""A trace as the two models would have talked it (Long⊗Short, papers, section C.3).
+
+Knows: thoughts as text, which of them are important, turns. Must not know: how importance was measured, tokens.
+
+Runs of important thoughts become Long's turns, word for word. Runs of others become Short's, condensed: to the sentence
+that says what came out. Long opens in any case, and Short ends with the trace's own reply.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import groupby
+
+from reasoning.dialogue import TAGS, Closing, Dialogue, Speaker, Turn
+from reasoning.segment import SENTENCE_END
+
+METHOD_VERSION = "1"
+
+
+def as_dialogue(thoughts: Sequence[str], important: Sequence[bool], reply: str, most_rounds: int) -> Dialogue | None:
+    """None where Short would have to ask more often than it may, or where the trace itself holds a tag.
+
+    `reply` is what follows the trace's thinking.
+    """
+    if any(tag in text for text in (*thoughts, reply) for tag in TAGS):
+        return None
+    first = next((index for index, flag in enumerate(important) if flag), len(important))
+    whose = [True] * first + list(important[first:])  # Long opens, with whatever comes first
+    runs = [
+        (is_long, "".join(text for _, text in run))
+        for is_long, run in groupby(zip(whose, thoughts, strict=True), key=lambda pair: pair[0])
+    ]
+    turns = []
+    for is_long, text in runs[:-1]:
+        turns.append(_thought(text) if is_long else Turn(Speaker.SHORT, f"\n{conclusion(text)}\n", Closing.RETHINK))
+    is_long, text = runs[-1]
+    turns += [_thought(text)] if is_long else []
+    told = reply.strip() if is_long else f"{conclusion(text)}\n{reply.strip()}"
+    turns.append(Turn(Speaker.SHORT, f"\n{told}\n", Closing.ANSWER))
+    asked = sum(turn.closing is Closing.RETHINK for turn in turns)
+    return Dialogue(most_rounds, tuple(turns)) if asked < most_rounds else None
+
+
+def _thought(text: str) -> Turn:
+    return Turn(Speaker.LONG, f"\n{text}", Closing.THOUGHT)
+
+
+def conclusion(text: str) -> str:
+    """Its last sentence."""
+    return re.split(SENTENCE_END, text.strip())[-1].strip()
