@@ -12,24 +12,24 @@ from pydantic import Field, model_validator
 
 from conf.section import Section
 
-KEY = "BREVITY_LLM_KEY"
-"""Environment variable with the endpoint's API key, where it wants one."""
 Price = Annotated[float, Field(ge=0)]
 
 
 class Llm(Section):
-    """An OpenAI-compatible endpoint for all roles of type `llm`. Its key is read from the environment alone
-    (`BREVITY_LLM_KEY`)."""
+    """An OpenAI-compatible endpoint for all roles of type `llm`."""
 
     LEFT_OUT: ClassVar[dict[str, str]] = {
-        "concurrency": "speed", "timeout": "patience", "tries": "patience", "price_in": "accounting",
-        "price_out": "accounting", "cap": "it ends a run, and changes no reply",
+        "concurrency": "speed", "key_variable": "who pays", "price_in": "accounting", "price_out": "accounting",
+        "cap": "it ends a run, and changes no reply",
     }  # fmt: skip
 
     url: Annotated[str, Field(pattern=r"^https?://")]
     """Such as https://api.openai.com/v1."""
     model: Annotated[str, Field(min_length=1)]
     """The paper's rater and judge is gpt-4o-mini."""
+    key_variable: Annotated[str, Field(pattern="^[A-Z][A-Z0-9_]*$")] = "BREVITY_LLM_KEY"
+    """The environment variable that holds the endpoint's API key, where it wants one. The key itself is read from there
+    alone, and sent nowhere else."""
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     """Not from the paper."""
     concurrency: Annotated[int, Field(ge=1)] = 8

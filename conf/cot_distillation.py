@@ -28,6 +28,7 @@ from conf.settings import (
     Storage,
     Stories,
     refuse_overflow,
+    refuse_short_training,
     type_or,
 )
 
@@ -96,6 +97,9 @@ class LlmCompressor(Section):
     type: Literal["llm"] = "llm"
     most_unusable: Share = 0.2
     """Traces without a usable reply are set aside; above this share the run ends."""
+    slack: Annotated[float, Field(ge=1)] = 1.25
+    """How many times its budget a rewritten trace may hold, since a model does not count tokens; longer ones are set
+    aside. Not from the paper."""
 
 
 Rater = Annotated[Annotated[EmbeddedRater, Tag("embedded")] | Annotated[LlmRater, Tag("llm")], type_or("embedded")]
@@ -207,11 +211,38 @@ class CotDistillation(Section):
             raise ValueError(f"variants names one twice: {', '.join(self.variants)}; name it once")
         return self
 
+    @property
+    def reads_values(self) -> bool:
+        """Whether a role needs to know how good prefixes are."""
+        return "embedded" in (self.rating.type, self.compression.by.type)
+
+    @model_validator(mode="after")
+    def _nothing_idle(self) -> Self:
+        if not self.reads_values and (self.probing != Probing() or self.segmentation != Segmentation()):
+            raise ValueError(
+                "probing and segmentation have no effect: no role is of type 'embedded'; leave them out, or undo a "
+                "preset's with probing={} and segmentation={}"
+            )
+        if self.rating.type == "llm" and self.probing.threshold != Probing().threshold:
+            raise ValueError("probing.threshold has no effect: only the embedded rater reads it; leave it out")
+        teacher = self.teacher
+        if teacher.type == "endpoint" and teacher.llm.temperature != Llm.model_fields["temperature"].default:
+            raise ValueError("teacher.llm.temperature has no effect: traces are drawn as in sampling; set it there")
+        if teacher.type == "local" and teacher.model and self.engine.endpoints:
+            raise ValueError(
+                "engine.endpoints serve one model, and the teacher is another; leave them out, or take a teacher of "
+                "type 'endpoint'"
+            )
+        return self
+
     @model_validator(mode="after")
     def _fits_context(self) -> Self:
         trace = self.sampling.max_tokens
         refuse_overflow("sampling", self.sampling, self.engine)
         refuse_overflow("benchmark_sampling", self.benchmark_sampling, self.engine)
-        refuse_overflow("probing.sampling", self.probing.sampling, self.engine, trace)
+        if self.reads_values:
+            refuse_overflow("probing.sampling", self.probing.sampling, self.engine, trace)
         refuse_overflow("finalizing.sampling", self.finalizing.sampling, self.engine, trace)
+        refuse_short_training("sft", self.sft, self.sampling)
+        refuse_short_training("dpo", self.dpo, self.sampling)
         return self

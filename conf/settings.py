@@ -214,6 +214,11 @@ class Probing(Section):
     """T: a prefix passes when strictly more than this share of its probes is right. Not from the paper."""
     sampling: Sampling = Sampling(samples=8, max_tokens=12)
     """At most M probes per prefix, no more than decide; M = 8 is not from the paper."""
+
+
+class DtoProbing(Probing):
+    """… and which prefixes are."""
+
     search: Search = ForwardScan()
     """How the prefix is found at which a trace is cut."""
 
@@ -422,6 +427,16 @@ def refuse_overflow(name: str, sampling: Sampling, engine: Engine, trace: int = 
         )
 
 
+def refuse_short_training(name: str, training: Training, traces: Sampling) -> None:
+    """Raises ValueError where the longest of `traces` would not fit into a row of `training`."""
+    if training.max_length < traces.max_tokens + ROOM_FOR_PROMPT:
+        raise ValueError(
+            f"{name}.max_length ({training.max_length}) holds no trace of sampling.max_tokens ({traces.max_tokens}) "
+            f"with {ROOM_FOR_PROMPT} tokens for the prompt; such rows would all be dropped as too long; raise the "
+            f"first or lower the second"
+        )
+
+
 class Storage(Section):
     """Where results live. References hold full paths: what is moved to another place is made anew there."""
 
@@ -451,7 +466,7 @@ class Dto(Section):
     decontamination: Decontamination = NgramOverlap()
     sampling: Sampling = Sampling()
     segmentation: Segmentation = Segmentation()
-    probing: Probing = Probing()
+    probing: DtoProbing = DtoProbing()
     finalizing: DtoFinalizing = DtoFinalizing()
     pruning: Pruning = EmbeddedPruning()
     """Who proposes what to take out; the probes decide."""
@@ -492,12 +507,7 @@ class Dto(Section):
             longest = max(self.sampling.max_tokens, self.benchmark.sampling.max_tokens * self.controls.early_stop)
             trace = longest if name in ("probing.sampling", "finalizing.sampling") else 0
             refuse_overflow(name, section, self.engine, trace)
-        if self.training.max_length < self.sampling.max_tokens + ROOM_FOR_PROMPT:
-            raise ValueError(
-                f"training.max_length ({self.training.max_length}) holds no trace of sampling.max_tokens "
-                f"({self.sampling.max_tokens}) with {ROOM_FOR_PROMPT} tokens for the prompt; such pairs would all be "
-                f"dropped as too long; raise the first or lower the second"
-            )
+        refuse_short_training("training", self.training, self.sampling)
         return self
 
 
@@ -594,7 +604,7 @@ class TinyModel(Section):
     probed: Positive = 4
     """Of each problem's samples, how many are also probed, prefix by prefix, up to their crossing."""
     segmentation: Segmentation = Segmentation()
-    probing: Probing = Probing()
+    probing: DtoProbing = DtoProbing()
     engine: Engine = Engine()
     storage: Storage = Storage()
 

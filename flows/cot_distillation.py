@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,13 +74,10 @@ def sit_exam(place: Workplace, settings: CotDistillation) -> Exam:
     compressed = compress(place, settings, rated)
     policies = train_all(place, settings, rated, compressed)
     sampling = settings.benchmark_sampling
-    sets = {
-        name: [
-            Examined(*policy, examine(place, model=policy.model, problems=exam, sampling=sampling, seed=seed))
-            for policy in policies
-        ]
-        for name, exam in exams.items()
-    }
+    sets: dict[str, list[Examined]] = {name: [] for name in exams}
+    for policy, (name, exam) in product(policies, exams.items()):
+        scores = examine(place, model=policy.model, problems=exam, sampling=sampling, seed=seed)
+        sets[name].append(Examined(*policy, scores))
     tables = [rating_table(place, rated.problems, rated.ratings), compression_table(place, compressed)]
     if settings.judging and settings.llm:
         main = next(iter(exams.values()))
@@ -98,7 +96,7 @@ def rate(place: Workplace, settings: CotDistillation, problems: ArtifactRef) -> 
     drawn = teach(place, settings, base, problems)
     traces = choose_traces(place, traces=drawn, choosing=settings.choosing)
     values = None
-    if "embedded" in (settings.rating.type, settings.compression.by.type):
+    if settings.reads_values:
         values = value_prefixes(
             place, model=base, problems=problems, traces=traces, segmentation=settings.segmentation, probing=probing,
             seed=seed,

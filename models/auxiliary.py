@@ -4,13 +4,15 @@ Knows: HTTP through the `openai` client, schemas, prices. Must not know: roles, 
 
 What may pass (429 with its Retry-After, 5xx, time-outs, dropped connections) is tried again by the client. A reply that
 does not fit its schema is sent back once, with what is wrong. Money is set aside before a request is sent, as if its
-reply were as long as allowed, so the cap cannot be passed.
+reply were as long as allowed, so the cap cannot be passed. What makes all further replies useless ends the asking at
+once: nothing more is sent.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -19,11 +21,11 @@ import openai
 from openai import AsyncOpenAI
 from pydantic import AliasChoices, BaseModel, Field, NonNegativeInt, ValidationError
 
-from conf.auxiliary import KEY, Llm
+from conf.auxiliary import Llm
 from conf.errors import ReadableError
 from models.replies import Paid, ReplyStore, identity
 from reasoning.answers import CLOSE_THINK
-from reasoning.asking import Ask, FreeText, R, Unusable
+from reasoning.asking import Ask, R, Solution, Unusable
 from reasoning.records import Usage
 
 SHOWN = 400
@@ -38,6 +40,14 @@ class LlmFailed(ReadableError):
 
 class CapReached(ReadableError):
     """The spending cap would be passed."""
+
+
+class TooManyUnusable(ReadableError):
+    """The model is not up to its role."""
+
+
+class _GivenUp(Exception):
+    """A question that is not asked any more."""
 
 
 class _NoMoney(Exception):
@@ -81,23 +91,40 @@ class Purse:
 
 
 class AuxiliaryLlm:
-    """Answers questions; `usage` accounts for them, with the money that its reused replies had cost."""
+    """Answers a run's questions. `usage` accounts for the last ones, with the money that reused replies had cost, each
+    once in a run."""
 
-    def __init__(self, settings: Llm, replies: ReplyStore, spent: float = 0.0):
-        """`spent`: money that the run's earlier questions cost."""
-        self._settings, self._replies, self._spent = settings, replies, spent
-        self._key = os.environ.get(KEY, "")
+    def __init__(self, settings: Llm, replies: ReplyStore):
+        self._settings, self._replies = settings, replies
+        self._paid = 0.0
+        """Money that the run's questions have cost."""
+        self._key = os.environ.get(settings.key_variable, "")
         self._counted: set[bytes] = set()
         """Kept replies that are paid for in this run."""
         self.usage = Usage()
 
-    def ask(self, asks: Sequence[Ask[R]], progress: Callable[[int, int], None]) -> list[R | Unusable]:
-        """What becomes of each question. Raises LlmFailed, CapReached."""
-        return asyncio.run(self._ask_all(asks, progress))
+    def ask(
+        self, asks: Sequence[Ask[R]], progress: Callable[[int, int], None], most_unusable: float = 1.0,
+        spent: float = 0.0,
+    ) -> list[R | Unusable]:  # fmt: skip
+        """What becomes of each question. `spent`: money that counts towards the cap, and was not paid through here.
 
-    async def _ask_all(self, asks: Sequence[Ask[R]], progress: Callable[[int, int], None]) -> list[R | Unusable]:
-        settings = self._settings
-        self._purse, self._seats = Purse(settings.cap, self._spent), asyncio.Semaphore(settings.concurrency)
+        Raises LlmFailed, CapReached, and TooManyUnusable above that share.
+        """
+        self.usage = Usage()
+        self._purse = Purse(self._settings.cap, spent + self._paid)
+        try:
+            return asyncio.run(self._ask_all(asks, progress, most_unusable))
+        finally:
+            self._paid = self._purse.spent - spent
+
+    async def _ask_all(
+        self, asks: Sequence[Ask[R]], progress: Callable[[int, int], None], most_unusable: float
+    ) -> list[R | Unusable]:
+        settings, before = self._settings, self._purse.spent
+        self._seats = asyncio.Semaphore(settings.concurrency)
+        self._locks: dict[bytes, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._given_up, self._bad, self._most_bad = False, list[Unusable](), most_unusable * len(asks)
         # What is kept is counted first: then nothing is sent that would not fit beside it under the cap.
         for ask in asks:
             with suppress(_NotKept):
@@ -107,18 +134,28 @@ class AuxiliaryLlm:
             max_retries=settings.tries - 1,
         ) as self._client:  # fmt: skip
             found = await asyncio.gather(*(self._seated(ask, progress) for ask in asks), return_exceptions=True)
-        missing = sum(isinstance(one, _NoMoney) for one in found)
         for error in found:
-            if isinstance(error, BaseException) and not isinstance(error, _NoMoney):
+            if isinstance(error, BaseException) and not isinstance(error, _NoMoney | _GivenUp):
                 raise error
+        if len(self._bad) > self._most_bad:
+            raise self._too_many(len(asks), most_unusable)
+        missing = sum(isinstance(one, _NoMoney) for one in found)
         if missing:
-            raise self._cap_reached(missing, len(asks))
-        self._spent = self._purse.spent
+            raise self._cap_reached(missing, len(asks), before)
         return found  # type: ignore[return-value]
 
-    def _cap_reached(self, missing: int, asked: int) -> CapReached:
+    def _too_many(self, asked: int, share: float) -> TooManyUnusable:
+        reasons = Counter(one.reason for one in self._bad).most_common()
+        return TooManyUnusable(
+            f"{len(self._bad)} replies of {self._settings.model} cannot be used "
+            f"({', '.join(f'{count} × {reason}' for reason, count in reasons)}; the first: {self._bad[0].detail}); "
+            f"most_unusable allows {share:.0%} of {asked}, so nothing more was asked. Take a model that can play this "
+            f"role"
+        )
+
+    def _cap_reached(self, missing: int, asked: int, before: float) -> CapReached:
         spent, there = self._purse.spent, asked - missing
-        mean = (spent - self._spent) / there if there else 0.0
+        mean = (spent - before) / there if there else 0.0
         guess = f"about {mean * missing:.4g} more, as these did" if there else "an unknown sum: none is answered yet"
         return CapReached(
             f"the spending cap is reached: {spent:.4g} of {self._settings.cap:.4g} are spent, {there} of {asked} "
@@ -128,7 +165,18 @@ class AuxiliaryLlm:
 
     async def _seated(self, ask: Ask[R], progress: Callable[[int, int], None]) -> R | Unusable:
         async with self._seats:
-            found = await self._answer(ask, self._reply)
+            if self._given_up:
+                raise _GivenUp
+            try:
+                found = await self._answer(ask, self._reply)
+            except _NoMoney:
+                raise
+            except Exception:
+                self._given_up = True
+                raise
+        if isinstance(found, Unusable):
+            self._bad.append(found)
+            self._given_up |= len(self._bad) > self._most_bad
         progress(1, 0)
         return found
 
@@ -140,7 +188,7 @@ class AuxiliaryLlm:
         if isinstance(first, Unusable):
             return first
         found = read(ask, first)
-        if not isinstance(found, Unusable):
+        if not isinstance(found, Unusable) or ask.reply is Solution:
             return found
         messages += [
             {"role": "assistant", "content": first.content},
@@ -161,9 +209,13 @@ class AuxiliaryLlm:
         return kept
 
     async def _reply(self, request: Request) -> Paid | Unusable:
-        """The kept reply, or a new one."""
-        with suppress(_NotKept):
-            return await self._kept(request)
+        """The kept reply, or a new one; of like questions at one time only the first is sent."""
+        async with self._locks[request.key]:
+            with suppress(_NotKept):
+                return await self._kept(request)
+            return await self._new(request)
+
+    async def _new(self, request: Request) -> Paid | Unusable:
         most = self._most(request.body)
         await self._purse.set_aside(most)
         paid: Paid | Unusable = Unusable("unanswered", "")
@@ -187,7 +239,7 @@ class AuxiliaryLlm:
         }  # fmt: skip
         if ask.top_p is not None:
             body["top_p"] = ask.top_p
-        if ask.reply is not FreeText:
+        if ask.reply is not Solution:
             schema = {"name": ask.reply.__name__, "schema": ask.reply.model_json_schema()}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         return Request(identity(self._settings.url, body, ask.sample), body)
@@ -199,7 +251,9 @@ class AuxiliaryLlm:
             raw = await self._client.chat.completions.with_raw_response.create(**body)
             return _Chat.model_validate_json(raw.content).paid(with_thinking="response_format" not in body)
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            raise LlmFailed(f"{settings.url} refuses the key ({self._told(error)}); set {KEY}") from None
+            raise LlmFailed(
+                f"{settings.url} refuses the key ({self._told(error)}); set {settings.key_variable}"
+            ) from None
         except openai.NotFoundError as error:
             raise LlmFailed(
                 f"{settings.url} knows no model {settings.model!r} ({self._told(error)}); correct llm.url or llm.model"
@@ -262,8 +316,10 @@ class _Chat(BaseModel):
 
 def read(ask: Ask[R], reply: Paid) -> R | Unusable:
     """The reply's values."""
-    if ask.reply is FreeText:
-        return FreeText(text=reply.content, truncated=reply.finish == "length")  # type: ignore[return-value]
+    if ask.reply is Solution:
+        if CLOSE_THINK not in reply.content:
+            return Unusable("without-thinking", f"its thinking does not end with {CLOSE_THINK}, or is not shown at all")
+        return Solution(text=reply.content, truncated=reply.finish == "length")  # type: ignore[return-value]
     if reply.finish == "length":
         return Unusable("cut-off", f"it is longer than {ask.max_tokens} tokens")
     try:

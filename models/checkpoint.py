@@ -108,6 +108,14 @@ class Checkpoint:
     def encode(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def holds_control(self, text: str) -> bool:
+        """Whether the tokenizer would read some of it as more than text: a tag, a role, an end."""
+        return any(token in text for token in self._controls)
+
+    @cached_property
+    def _controls(self) -> list[str]:
+        return [token.content for token in self.tokenizer.added_tokens_decoder.values()]
+
     def decode(self, token_ids: tuple[int, ...]) -> str:
         """Text without special tokens, spaces untouched."""
         return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))

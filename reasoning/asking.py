@@ -20,8 +20,8 @@ class Reply(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class FreeText(Reply):
-    """A reply of no form: a solution as a model writes it."""
+class Solution(Reply):
+    """A reply of no form: a problem's solution as a model writes it, its thinking first."""
 
     text: str
     truncated: bool

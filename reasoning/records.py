@@ -328,3 +328,5 @@ class StageCount(Usage):
     """Of a stage that looks for crossings."""
     counts: dict[str, int] = {}
     """What else is worth knowing of the stage, by name."""
+    payee: str = ""
+    """Who got the money, where any was spent."""

@@ -60,8 +60,10 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> tuple[f
 
 
 def partial_correlation(first: Sequence[float], second: Sequence[float], fixed: Sequence[float]) -> float:
-    """Spearman's ρ of `first` and `second` where `fixed` is held fixed."""
+    """Spearman's ρ of `first` and `second` where `fixed` is held fixed; not a number where that leaves nothing."""
     between, one, other = (rank_correlation(*pair)[0] for pair in ((first, second), (first, fixed), (second, fixed)))
+    if math.isclose(abs(one), 1) or math.isclose(abs(other), 1):
+        return math.nan
     return (between - one * other) / math.sqrt((1 - one**2) * (1 - other**2))
 
 

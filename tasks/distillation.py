@@ -15,10 +15,11 @@ from typing import NamedTuple
 from conf.auxiliary import Llm
 from conf.cot_distillation import Budget, Choosing, EndpointTeacher, LlmCompressor, LlmRater
 from conf.settings import Finalizing, Probing, Sampling, Segmentation
+from models.checkpoint import Checkpoint
 from models.store import Purpose
 from reasoning import compression, difficulty
 from reasoning.answers import CLOSE_THINK, OPEN_THINK, final_answer
-from reasoning.asking import Ask, FreeText, Unusable
+from reasoning.asking import Ask, Solution, Unusable
 from reasoning.dto import shortest_right
 from reasoning.pairs import distillation_pairs, fit_pairs
 from reasoning.records import Compressed, Rating, Trace, Usage, Valued, Verdict
@@ -34,9 +35,11 @@ from tasks.problems import by_id, prompts_of
 from tasks.rollouts import Ender, Prefix, Prober, TokenIds
 from tasks.workplace import Workplace
 
+SAMPLES_APART = 1_000_000
+"""Between the numbers of two seeds' samples."""
 VALUE_VERSION = f"1.{SEGMENT_VERSION}.{VERIFIER_VERSION}.{ROLLOUTS_VERSION}"
 RATE_VERSION = f"1.{difficulty.METHOD_VERSION}"
-COMPRESS_VERSION = f"1.{compression.METHOD_VERSION}.{VERIFIER_VERSION}"
+COMPRESS_VERSION = f"2.{compression.METHOD_VERSION}.{VERIFIER_VERSION}"
 
 
 @step(version="1")
@@ -61,27 +64,28 @@ def write_traces(
     checkpoint, known = place.checkpoint(model), list(by_id(place, problems).values())
     asks = [
         Ask(
-            teacher.instruction, problem.text, FreeText, sampling.max_tokens, sampling.temperature, sampling.top_p,
-            sample=seed * sampling.samples + sample,
+            teacher.instruction, problem.text, Solution, sampling.max_tokens, sampling.temperature, sampling.top_p,
+            sample=seed * SAMPLES_APART + sample,
         )
         for problem in known for sample in range(sampling.samples)
     ]  # fmt: skip
     found = asked_of(place, teacher.llm, "write traces", asks, teacher.most_unusable)
     told = zip(product(known, range(sampling.samples)), found.replies, strict=True)
-    written = [(*asked, reply) for asked, reply in told if not isinstance(reply, Unusable)]
-    thinking = [(p, n, reply, thought_of(reply.text)) for p, n, reply in written if CLOSE_THINK in reply.text]
-    verdicts, checks = place.verdicts([p for p, *_ in thinking], [[final_answer(text)] for *_, text in thinking])
+    written = [(*asked, reply, thought_of(reply.text)) for asked, reply in told if not isinstance(reply, Unusable)]
+    plain = [one for one in written if not checkpoint.holds_control(one[-1].replace(CLOSE_THINK, "", 1))]
+    verdicts, checks = place.verdicts([problem for problem, *_ in plain], [[final_answer(text)] for *_, text in plain])
     rows = [
         Trace(
             problem_id=problem.id, sample=sample, text=text, truncated=reply.truncated, verdict=verdict,
             token_ids=checkpoint.encode(text) + (checkpoint.end_id,) * (not reply.truncated),
         )
-        for (problem, sample, reply, text), (verdict,) in zip(thinking, verdicts, strict=True)
+        for (problem, sample, reply, text), (verdict,) in zip(plain, verdicts, strict=True)
     ]  # fmt: skip
-    dropped = found.unusable + Counter({"without-thinking": len(written) - len(thinking)})
+    dropped = found.unusable + Counter({"control-token": len(written) - len(plain)})
     return place.publish(
-        "traces", rows, rows_in=len(asks), dropped=dict(+dropped), usage=found.usage + checks, started=started
-    )
+        "traces", rows, rows_in=len(asks), dropped=dict(+dropped), usage=found.usage + checks, started=started,
+        payee=found.payee,
+    )  # fmt: skip
 
 
 def thought_of(text: str) -> str:
@@ -164,8 +168,9 @@ def rate_by_llm(place: Workplace, problems: ArtifactRef, traces: ArtifactRef, ra
         for name, reply in zip(names, found.replies, strict=True) if not isinstance(reply, Unusable)
     ]  # fmt: skip
     return place.publish(
-        "ratings", ratings, rows_in=len(names), dropped=found.unusable, usage=found.usage, started=started
-    )
+        "ratings", ratings, rows_in=len(names), dropped=found.unusable, usage=found.usage, started=started,
+        payee=found.payee,
+    )  # fmt: skip
 
 
 @step(version="1")
@@ -225,11 +230,28 @@ def compress_by_llm(
         for trace, _, tokens in due
     ]
     found = asked_of(place, llm, "compress", asks, compressor.most_unusable)
-    thoughts = [
-        Thought(trace, level, checkpoint.encode(reply.thinking.rstrip() + "\n"))
-        for (trace, level, _), reply in zip(due, found.replies, strict=True) if not isinstance(reply, Unusable)
-    ]  # fmt: skip
-    return _finished(place, model, problems, thoughts, finalizing, seed, started, dropped + found.unusable, found.usage)
+    dropped += found.unusable
+    line_break = "" if finalizing.closing_text.startswith("\n") else "\n"
+    thoughts = []
+    for (trace, level, tokens), reply in zip(due, found.replies, strict=True):
+        if isinstance(reply, Unusable):
+            continue
+        thought = Thought(trace, level, checkpoint.encode(reply.thinking.strip() + line_break))
+        refusal = _refusal(checkpoint, reply.thinking, len(thought.token_ids), compressor.slack * tokens)
+        if refusal:
+            dropped[refusal] += 1
+        else:
+            thoughts.append(thought)
+    return _finished(place, model, problems, thoughts, finalizing, seed, started, dropped, found.usage, found.payee)
+
+
+def _refusal(checkpoint: Checkpoint, text: str, tokens: int, most: float) -> str:
+    """Why rewritten thinking is no thinking within its budget; empty when it is."""
+    if not text.strip():
+        return "empty"
+    if checkpoint.holds_control(text):
+        return "control-token"
+    return "over-budget" if tokens > most else ""
 
 
 class Due(NamedTuple):
@@ -259,7 +281,7 @@ def _due(
 
 def _finished(
     place: Workplace, model: ArtifactRef, problems: ArtifactRef, thoughts: Sequence[Thought], finalizing: Finalizing,
-    seed: int, started: float, dropped: Counter[str], usage: Usage,
+    seed: int, started: float, dropped: Counter[str], usage: Usage, payee: str = "",
 ) -> ArtifactRef:  # fmt: skip
     """The gate: what still answers right, and is shorter than it was."""
     ender = Ender(place, place.checkpoint(model), by_id(place, problems), finalizing, seed)
@@ -278,8 +300,9 @@ def _finished(
             ))  # fmt: skip
     rows_in = len(rows) + dropped.total()
     return place.publish(
-        "compressed", rows, rows_in=rows_in, dropped=dict(+dropped), usage=usage + ender.usage, started=started
-    )
+        "compressed", rows, rows_in=rows_in, dropped=dict(+dropped), usage=usage + ender.usage, started=started,
+        payee=payee,
+    )  # fmt: skip
 
 
 @step(version="1")

@@ -12,7 +12,16 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from conf.auxiliary import Llm
-from conf.settings import BinarySearch, DtoFinalizing, Finalizing, LlmPruning, Pairing, Probing, Segmentation
+from conf.settings import (
+    BinarySearch,
+    DtoFinalizing,
+    DtoProbing,
+    Finalizing,
+    LlmPruning,
+    Pairing,
+    Probing,
+    Segmentation,
+)
 from models.checkpoint import Checkpoint
 from models.store import Purpose
 from reasoning.answers import CLOSE_THINK
@@ -48,7 +57,7 @@ VERSION = f"1.{METHOD_VERSION}.{SEGMENT_VERSION}.{VERIFIER_VERSION}.{ROLLOUTS_VE
 @step(version=VERSION)
 def probe_prefixes(
     place: Workplace, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef,
-    segmentation: Segmentation, probing: Probing, seed: int,
+    segmentation: Segmentation, probing: DtoProbing, seed: int,
 ) -> ArtifactRef:  # fmt: skip
     """Rows of Scan: each trace's prefixes from the front until one passes. Traces cut by max_tokens are set aside."""
     started = time.monotonic()
@@ -179,8 +188,9 @@ def propose_removals(
     ]  # fmt: skip
     dropped = found.unusable + Counter({"no-inner-segment": len(rows) - len(names)})
     return place.publish(
-        "proposals", proposed, rows_in=len(rows), dropped=dict(+dropped), usage=found.usage, started=started
-    )
+        "proposals", proposed, rows_in=len(rows), dropped=dict(+dropped), usage=found.usage, started=started,
+        payee=found.payee,
+    )  # fmt: skip
 
 
 @step(version=f"{VERSION}.{PRUNE_VERSION}")
@@ -261,14 +271,14 @@ def build_pairs(
     return place.publish("pairs", pairs, rows_in=len(pairs) + dropped.total(), dropped=dict(dropped), started=started)
 
 
-def search(prefixes: int, probing: Probing) -> Search:
+def search(prefixes: int, probing: DtoProbing) -> Search:
     total, threshold = probing.sampling.samples, probing.threshold
     if isinstance(probing.search, BinarySearch):
         return Bisection(prefixes, total, threshold)
     return EarliestCrossing(prefixes, total, threshold, probing.search.lookahead)
 
 
-def audited(probing: Probing, trace: Trace, seed: int) -> bool:
+def audited(probing: DtoProbing, trace: Trace, seed: int) -> bool:
     """Whether a trace that is searched by halves is also scanned from the front: a share of them, always the same."""
     share = probing.search.audited if isinstance(probing.search, BinarySearch) else 0.0
     return random.Random(f"audit/{seed}/{trace.id}").random() < share

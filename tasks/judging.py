@@ -48,5 +48,6 @@ def judge_completions(
         for (index, trace), reply in zip(entries, found.replies, strict=True) if not isinstance(reply, Unusable)
     ]  # fmt: skip
     return place.publish(
-        "judged", rows, rows_in=len(entries), dropped=dict(found.unusable), usage=usage + found.usage, started=started
-    )
+        "judged", rows, rows_in=len(entries), dropped=dict(found.unusable), usage=usage + found.usage, started=started,
+        payee=found.payee,
+    )  # fmt: skip

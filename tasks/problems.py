@@ -10,6 +10,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import fsspec
@@ -29,7 +30,9 @@ from tasks.artifacts import ArtifactRef, content_digest
 from tasks.caching import step
 from tasks.workplace import Workplace
 
-VERSION = f"1.{VERIFIER_VERSION}"
+VERSION = f"2.{VERIFIER_VERSION}"
+CHUNK = 4096
+"""Rows that are read and checked at one time: a data set on the hub may have millions, of which a run wants some."""
 
 
 class ProblemsRefused(ReadableError):
@@ -230,38 +233,56 @@ def _publish(place: Workplace, source: ProblemFile | Hub, name: str, rows: Itera
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(row.model_dump_json() + "\n" for row in bad))
         place.progress.note(f"{name}: {len(bad)} bad rows set aside in {path}")
-    kept = good[: source.count]
+    distinct = without_doubles(good) if source.count else good
+    kept = distinct[: source.count]
     dropped = Counter(row.reason for row in bad)
-    if len(good) > len(kept):
-        dropped["beyond-count"] = len(good) - len(kept)
-    return place.publish("problems", kept, rows_in=len(good) + len(bad), dropped=dict(dropped), started=started)
+    dropped |= {"double": len(good) - len(distinct), "beyond-count": len(distinct) - len(kept)}
+    return place.publish("problems", kept, rows_in=len(good) + len(bad), dropped=dict(+dropped), started=started)
 
 
 def sort_rows(place: Workplace, source: ProblemFile | Hub, rows: Iterator[Row]) -> tuple[list[Problem], list[BadRow]]:
-    """Problems, and rows that are none: badly formed, of an id seen before, or with a right answer nobody can read."""
-    found: dict[str, tuple[Problem, str]] = {}
+    """Problems, and rows that are none: badly formed, of an id seen before, or with a right answer nobody can read.
+    Reads little further than to as many different problems as are wanted."""
+    good: list[Problem] = []
     bad: list[BadRow] = []
-    for index, row in enumerate(rows):
+    places: dict[str, str] = {}
+    numbered = enumerate(rows)
+    while chunk := list(islice(numbered, CHUNK)):
+        found, worse = _told_apart(source, chunk, places)
+        unreadable = _unreadable(place, found)
+        good += [problem for problem in found if problem.id not in unreadable]
+        bad += worse
+        bad += [
+            BadRow(
+                place=places[problem.id], id=problem.id, reason="unreadable-answer",
+                detail=f"the right answer {problem.answer[:60]!r} reads neither as a number or formula nor as a letter",
+            )
+            for problem in found if problem.id in unreadable
+        ]  # fmt: skip
+        if source.count and len(without_doubles(good)) >= source.count:
+            break
+    return good, bad
+
+
+def _told_apart(
+    source: ProblemFile | Hub, rows: Sequence[tuple[int, Row]], places: dict[str, str]
+) -> tuple[list[Problem], list[BadRow]]:
+    """Well-formed problems of new ids, and the others. `places` holds where each id was seen."""
+    found: list[Problem] = []
+    bad: list[BadRow] = []
+    for index, row in rows:
         made = row.content
         if not isinstance(made, BadRow):
             made = problem_of(row.content, row.place, f"row-{index}", source.columns)
-        if isinstance(made, Problem) and made.id in found:
-            detail = f"id {made.id!r} was already seen at {found[made.id][1]}; ids must differ, or set columns.id to ''"
+        if isinstance(made, Problem) and made.id in places:
+            detail = f"id {made.id!r} was already seen at {places[made.id]}; ids must differ, or set columns.id to ''"
             made = BadRow(place=row.place, id=made.id, reason="duplicate-id", detail=detail)
         if isinstance(made, BadRow):
             bad.append(made)
         else:
-            found[made.id] = (made, row.place)
-    problems = [problem for problem, _ in found.values()]
-    unreadable = _unreadable(place, problems)
-    bad += [
-        BadRow(
-            place=found[problem.id][1], id=problem.id, reason="unreadable-answer",
-            detail=f"the right answer {problem.answer[:60]!r} reads neither as a number or formula nor as a letter",
-        )
-        for problem in problems if problem.id in unreadable
-    ]  # fmt: skip
-    return [problem for problem in problems if problem.id not in unreadable], bad
+            places[made.id] = row.place
+            found.append(made)
+    return found, bad
 
 
 def _unreadable(place: Workplace, problems: Sequence[Problem]) -> set[str]:

@@ -13,9 +13,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
+from conf.auxiliary import Llm
 from conf.section import Section
 from conf.settings import Engine as EngineSettings
 from conf.settings import Storage
+from models.auxiliary import AuxiliaryLlm
 from models.checkpoint import Checkpoint, found_checkpoint
 from models.endpoints import RemoteServers
 from models.engine import Completion, Engine, Request
@@ -87,6 +89,7 @@ class Workplace:
         self._rollouts_url = storage.rollouts or f"sqlite:///{self.local_root / 'rollouts.sqlite'}"
         self._engine_settings = engine
         self._make_engine = make_engine
+        self._auxiliary: dict[str, AuxiliaryLlm] = {}
         self._checkpoints: dict[str, Checkpoint] = {}
         self._base: set[str] = set()
         """Fingerprints of models that this run did not make."""
@@ -105,6 +108,13 @@ class Workplace:
     def replies(self) -> ReplyStore:
         """Of auxiliary models, beside the rollouts."""
         return ReplyStore(self._rollouts_url)
+
+    def auxiliary(self, llm: Llm) -> AuxiliaryLlm:
+        """One client for all of the run's questions to it, so that no reply is paid for twice."""
+        name = llm.model_dump_json()
+        if name not in self._auxiliary:
+            self._auxiliary[name] = AuxiliaryLlm(llm, self.replies)
+        return self._auxiliary[name]
 
     @cached_property
     def verifier(self) -> Verifier:
@@ -186,10 +196,11 @@ class Workplace:
     def publish(
         self, kind: str, rows: Sequence[Record], *, rows_in: int, dropped: dict[str, int] | None = None,
         usage: Usage | None = None, started: float, counts: dict[str, int] | None = None, bill: Bill | None = None,
+        payee: str = "",
     ) -> ArtifactRef:  # fmt: skip
         """`rows` as an artifact with its ledger line. `started`: time.monotonic() at the stage's start."""
         count = stage_count(rows_in, len(rows), dropped, usage, started)
-        count = count.model_copy(update={"counts": counts or {}, "bill": bill})
+        count = count.model_copy(update={"counts": counts or {}, "bill": bill, "payee": payee})
         return self.artifacts.publish_rows(kind, rows, count)
 
     def warn(self, text: str) -> None:

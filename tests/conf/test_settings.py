@@ -15,6 +15,9 @@ KINDS = {
 }  # fmt: skip
 
 
+ALL_LLM = ("rating.type=llm", "compression.by.type=llm", "llm.url=http://x", "llm.model=m")
+
+
 def by_level(first: float, *others: float) -> str:
     """An assignment of budgets: the last one given is that of all further levels."""
     budgets = [first, *others]
@@ -129,6 +132,17 @@ def test_claims_that_cannot_be_made(assignment: str, words: str):
         (("compression.budget.by_level=[0.5]",), "at least 10 items"),
         (("compression.budget.unit='share'", by_level(0.5, 30)), "more than the whole thinking"),
         (("finalizing.premature_stop=true",), "finalizing.premature_stop: unknown setting"),
+        (("probing.search.type=binary",), "probing.search: unknown setting"),
+        ((*ALL_LLM,), "probing and segmentation have no effect"),
+        ((*ALL_LLM, "probing={}", "segmentation.min_chars=5"), "probing and segmentation have no effect"),
+        (("rating.type=llm", "llm.url=http://x", "llm.model=m", "probing.threshold=0.4"), "only the embedded rater"),
+        (
+            ("teacher.type=endpoint", "teacher.llm.url=http://x", "teacher.llm.model=m", "teacher.llm.temperature=1.0"),
+            "set it there",
+        ),
+        (("teacher.model=other", 'engine.endpoints=["http://x"]'), "the teacher is another"),
+        (("sft.max_length=1000",), r"sft.max_length (1000) holds no trace of sampling.max_tokens"),
+        (("dpo.max_length=1000",), r"dpo.max_length (1000) holds no trace of sampling.max_tokens"),
         (("choosing.most=5",), r"choosing.most (5) is more than sampling.samples (4)"),
         (('variants=["sft","sft"]',), "variants names one twice"),
         (("decontamination.type=off",), "decontamination.reason: Field required"),

@@ -13,13 +13,13 @@ from conf.cot_distillation import CotDistillation
 from conf.load import load
 from conf.settings import Teacher
 from flows.cot_distillation import run_cot_distillation
-from models.auxiliary import CapReached
-from models.checkpoint import Checkpoint
+from models.auxiliary import CapReached, TooManyUnusable
+from models.checkpoint import TINY_MODEL, Checkpoint
 from models.engine import Finished, Refused, Request
 from models.scripted import ScriptedEngine
+from reasoning.answers import final_answer
 from reasoning.records import Compressed, Demonstration, Match, Pair, PairKind, Problem, Trace, Verdict
 from reasoning.stories import OverThinker, Split, draw_stories
-from tasks.auxiliary import TooManyUnusable
 from tasks.problems import ProblemsRefused
 from tests.flows.world import LEVELS, STORIES, ScriptedRun, assist, scripted, speak
 from tests.models.chat import Answer, Chat, Script
@@ -68,11 +68,17 @@ def test_a_run_takes_every_step_and_reports_it(first: Run):
 
 def test_what_is_compressed_is_right_shorter_and_within_its_budget(first: Run):
     traces = {(row.problem_id, row.sample): row for row in first.rows("choose-traces", Trace)}
+    answers = {row.id: row.answer for row in first.rows("drop-problems", Problem)}
+    budget, model = load(CotDistillation, "tiny").compression.budget, Checkpoint.open(TINY_MODEL)
     compressed = first.rows("compress-by-value", Compressed)
     assert compressed
     for row in compressed:
         assert len(row.token_ids) < row.original_tokens == len(traces[row.problem_id, row.sample].token_ids)
         assert row.kept[0] == 0
+        text = model.decode(row.token_ids)
+        assert final_answer(text) == answers[row.problem_id]
+        kept = text.split("Therefore the answer is")[0]
+        assert 0 < len(model.encode(kept)) <= budget.by_level[row.level - 1]
     line = next(line for line in first.report["ledger"] if line["stage"] == "compress-by-value")
     assert line["rows_in"] == line["rows_out"] + sum(line["dropped"].values()) == len(traces)
 
@@ -140,7 +146,7 @@ def test_a_trace_that_the_engine_cannot_value_is_counted_and_left_out(tmp_path: 
     ],
 )  # fmt: skip
 def test_a_changed_setting_redoes_what_depends_on_it(first: Run, root: Path, change: str, redone: set[str]):
-    assert set(Run(root, change).redone) <= redone
+    assert set(Run(root, change).redone) == redone
 
 
 def write_problems(path: Path, rows: list[tuple[str, str]]) -> Path:
@@ -181,7 +187,8 @@ def test_the_gate_is_not_opened_silently(tmp_path: Path):
 def by_llm(server: Chat, *more: str) -> tuple[str, ...]:
     return (
         "rating.type=llm", "compression.by.type=llm", "judging.problems=3", f"llm.url={server.url}", "llm.model=m",
-        "llm.price_in=1.0", "llm.price_out=1.0", "variants=['sft']", "compression.by.most_unusable=0.5", *more,
+        "llm.price_in=1.0", "llm.price_out=1.0", "variants=['sft']", "compression.by.most_unusable=0.5",
+        "probing={}", *more,
     )  # fmt: skip
 
 
@@ -204,12 +211,37 @@ def test_an_auxiliary_model_plays_all_roles(tmp_path: Path, chat: Callable[[Scri
     assert len(server.asked) == again
 
 
+@pytest.mark.parametrize(
+    ("thinking", "reason"),
+    [(" \n ", "empty"), ("It is 4.</think>", "control-token"), ("It is 4.<|endoftext|>", "control-token"),
+     ("Let me think. " * 20, "over-budget")],
+)  # fmt: skip
+def test_a_rewritten_trace_that_is_none_is_set_aside(
+    tmp_path: Path, chat: Callable[..., Chat], thinking: str, reason: str
+):
+    def script(body: dict[str, Any], number: int) -> Answer:
+        kind = body["response_format"]["json_schema"]["name"]
+        good = assist(body, number)
+        odd = kind == "Shortened" and len(body["messages"][1]["content"]) % 3 == 0
+        return Answer(json.dumps({"thinking": thinking})) if odd else good
+
+    run = Run(tmp_path, *by_llm(chat(script), "variants=[]"))
+    line = next(line for line in run.report["ledger"] if line["stage"] == "compress-by-llm")
+    assert line["dropped"][reason] > 0
+    assert line["rows_in"] == line["rows_out"] + sum(line["dropped"].values())
+    model = run.place.checkpoint(run.made("train-sft"))
+    texts = [model.decode(row.token_ids) for row in run.rows("compress-by-llm", Compressed)]
+    assert all(text.count("</think>") == 1 and text.split("</think>")[0].strip() for text in texts)
+
+
 def lecture(body: dict[str, Any], number: int) -> Answer:
     """Solves each problem as the over-thinker does; every seventh time without thinking."""
     assert "response_format" not in body
     assert (body["temperature"], body["max_tokens"]) == (0.6, 768)
     told = OverThinker(Teacher(), random.Random(number)).think(STORIES[body["messages"][1]["content"]])
-    return Answer(told.reply if number % 7 == 3 else f"<think>\n{told.text}</think>{told.reply}")
+    if number % 7 == 3:
+        return Answer(told.reply)
+    return Answer(f"<think>\n{told.text}</think>{told.reply}" + "<|user|>" * (number == 5))
 
 
 def test_an_endpoint_may_be_the_teacher(tmp_path: Path, chat: Callable[[Script], Chat]):
@@ -220,7 +252,7 @@ def test_an_endpoint_may_be_the_teacher(tmp_path: Path, chat: Callable[[Script],
     )  # fmt: skip
     assert len(server.asked) == 24
     line = next(line for line in run.report["ledger"] if line["stage"] == "write-traces")
-    assert (line["rows_in"], line["dropped"]) == (24, {"without-thinking": 3})
+    assert (line["rows_in"], line["dropped"]) == (24, {"without-thinking": 3, "control-token": 1})
     traces = run.rows("write-traces", Trace)
     assert all(trace.text.startswith("Start with") for trace in traces)
     assert {trace.verdict for trace in traces} <= {Verdict.RIGHT, Verdict.WRONG}
@@ -231,6 +263,16 @@ def test_an_endpoint_may_be_the_teacher(tmp_path: Path, chat: Callable[[Script],
         tmp_path, "teacher.type=endpoint", f"teacher.llm.url={server.url}", "teacher.llm.model=big", "variants=[]",
         "teacher.most_unusable=0.5",
     ).redone == []  # fmt: skip
+
+
+def test_a_teacher_that_hides_its_thinking_ends_the_run_early(tmp_path: Path, chat: Callable[..., Chat]):
+    server = chat(lambda body, number: Answer("The answer is \\boxed{4}."))
+    with pytest.raises(TooManyUnusable, match=r"3 replies of big cannot be used \(3 × without-thinking"):
+        Run(
+            tmp_path, "teacher.type=endpoint", f"teacher.llm.url={server.url}", "teacher.llm.model=big",
+            "teacher.llm.concurrency=1",
+        )  # fmt: skip
+    assert len(server.asked) == 3
 
 
 def test_half_the_money_stops_cleanly_and_the_rest_goes_on_from_there(tmp_path: Path, chat: Callable[[Script], Chat]):
@@ -247,5 +289,5 @@ def test_half_the_money_stops_cleanly_and_the_rest_goes_on_from_there(tmp_path: 
 
 def test_a_model_that_cannot_play_its_role_ends_the_run(tmp_path: Path, chat: Callable[[Script], Chat]):
     server = chat(lambda body, number: Answer("I would rather not."))
-    with pytest.raises(TooManyUnusable, match=r"rate: 1?\d of 1?\d replies of m cannot be used \(\d+ × malformed"):
+    with pytest.raises(TooManyUnusable, match=r"\d replies of m cannot be used \(\d × malformed"):
         Run(tmp_path, *by_llm(server))

@@ -125,10 +125,10 @@ def test_a_paper_preset_of_cot_distillation_runs_dry(
     assert lines["sample-traces"]["rows_out"] == 28 * 2
     assert {"rate-by-llm", "compress-by-llm", "judge-completions"} <= lines.keys()
     assert "value-prefixes" not in lines
-    # SFT, then DPO; DPO alone; uncompressed. Exchanged ratings give the same rows: this compressor heeds no budget.
-    assert [job.method for job in run.jobs] == ["sft", "dpo", "dpo", "sft"]
-    assert lines.keys() >= {"exchange-ratings", "uncompressed"}
-    assert {(job.learning_rate, job.max_length) for job in run.jobs} == {(1e-5, 9216), (5e-7, 9216)}
+    # SFT, then DPO; DPO alone; the control; and both with exchanged ratings.
+    assert [job.method for job in run.jobs] == ["sft", "dpo", "dpo", "sft", "sft", "dpo"]
+    assert {job.max_length for job in run.jobs} == {9216}
+    assert [job.lora is not None for job in run.jobs] == [preset == "paper-7b"] * 6
 
 
 @pytest.mark.parametrize("preset", ["paper-r1-1.5b", "paper-deepscaler-1.5b"])

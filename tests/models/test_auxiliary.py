@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
-from conf.auxiliary import KEY, Llm
-from models.auxiliary import AuxiliaryLlm, CapReached, LlmFailed, Purse, _NoMoney
+from conf.auxiliary import Llm
+from models.auxiliary import AuxiliaryLlm, CapReached, LlmFailed, Purse, TooManyUnusable, _NoMoney
 from models.replies import Paid, ReplyStore
-from reasoning.asking import Ask, FreeText, Reply, Unusable, quoted
+from reasoning.asking import Ask, Reply, Solution, Unusable, quoted
 from tests.models.chat import Answer, Chat
 
 
@@ -28,6 +28,7 @@ class Grade(Reply):
 
 
 GOOD = '{"level": 3, "note": "easy"}'
+KEY = "BREVITY_LLM_KEY"
 SOON = {"retry-after-ms": "1"}
 
 
@@ -42,8 +43,8 @@ def replies(tmp_path: Path) -> Iterator[ReplyStore]:
     store.close()
 
 
-def llm(server: Chat, replies: ReplyStore, spent: float = 0.0, **settings: Any) -> AuxiliaryLlm:
-    return AuxiliaryLlm(Llm(url=server.url, model="m", **settings), replies, spent)
+def llm(server: Chat, replies: ReplyStore, **settings: Any) -> AuxiliaryLlm:
+    return AuxiliaryLlm(Llm(url=server.url, model="m", **settings), replies)
 
 
 def asked(one: AuxiliaryLlm, count: int = 1) -> list[Grade | Unusable]:
@@ -165,9 +166,19 @@ def test_thinking_that_is_told_apart_comes_first_in_a_free_text(
     tokens = {"prompt_tokens": 1, "completion_tokens": 1}
     reply = {"choices": [{"message": message, "finish_reason": "length"}], "usage": tokens}
     server = chat(lambda body, number: Answer(body=json.dumps(reply).encode()))
-    (found,) = llm(server, replies).ask([Ask("", "1+1?", FreeText, 9)], lambda done, tokens: None)
-    assert found == FreeText(text="1+1=2.</think>2", truncated=True)
+    (found,) = llm(server, replies).ask([Ask("", "1+1?", Solution, 9)], lambda done, tokens: None)
+    assert found == Solution(text="1+1=2.</think>2", truncated=True)
     assert [message["role"] for message in server.asked[0]["messages"]] == ["user"]
+
+
+def test_a_solution_without_its_thinking_is_of_no_use_and_not_asked_for_again(
+    chat: Callable[..., Chat], replies: ReplyStore
+):
+    server = chat(lambda body, number: Answer("The answer is 2."))
+    (found,) = llm(server, replies).ask([Ask("", "1+1?", Solution, 9)], lambda done, tokens: None)
+    assert isinstance(found, Unusable)
+    assert found.reason == "without-thinking"
+    assert len(server.asked) == 1
 
 
 def test_a_hostile_reply_is_only_text(chat: Callable[..., Chat], replies: ReplyStore):
@@ -229,8 +240,43 @@ def test_the_cap_stops_a_run_before_it_is_passed_and_a_higher_one_goes_on(
 def test_what_was_spent_before_counts(chat: Callable[..., Chat], replies: ReplyStore):
     server = chat(lambda body, number: Answer(GOOD))
     with pytest.raises(CapReached, match="none is answered yet"):
-        asked(llm(server, replies, spent=0.99, price_in=1.0, price_out=1e5, cap=1.0), 2)
+        llm(server, replies, price_in=1.0, price_out=1e5, cap=1.0).ask(asks(2), lambda done, tokens: None, spent=0.99)
     assert not server.asked
+
+
+def test_a_reply_that_serves_twice_in_a_run_is_paid_for_once(chat: Callable[..., Chat], replies: ReplyStore):
+    client = llm(chat(lambda body, number: Answer(GOOD)), replies, price_in=1.0, price_out=1.0)
+    assert len(asked(client, 2)) == 2
+    assert client.usage.money == pytest.approx(2 * 110e-6)
+    assert len(asked(client, 2)) == 2
+    assert (client.usage.money, client.usage.reused_completions) == (0.0, 0)
+    assert len(asked(client, 3)) == 3
+    assert client.usage.money == pytest.approx(110e-6)
+
+
+def test_like_questions_at_one_time_are_sent_once(chat: Callable[..., Chat], replies: ReplyStore):
+    server = chat(lambda body, number: Answer(GOOD))
+    found = llm(server, replies).ask(asks(1) * 8, lambda done, tokens: None)
+    assert found == [Grade(level=3, note="easy")] * 8
+    assert len(server.asked) == 1
+
+
+def test_a_store_that_fails_ends_the_asking(chat: Callable[..., Chat], replies: ReplyStore):
+    class Full(ReplyStore):
+        def keep(self, key: bytes, reply: Paid) -> None:
+            raise OSError(f"no space left for {key!r}: {reply}")
+
+    server = chat(lambda body, number: Answer(GOOD))
+    with pytest.raises(OSError, match="no space left"):
+        asked(llm(server, Full("sqlite://"), concurrency=2), 50)
+    assert len(server.asked) <= 4  # what was under way
+
+
+def test_a_model_that_is_not_up_to_its_role_is_not_asked_on(chat: Callable[..., Chat], replies: ReplyStore):
+    server = chat(lambda body, number: Answer("I would rather not."))
+    with pytest.raises(TooManyUnusable, match=r"6 replies of m cannot be used \(6 × malformed.*allows 10% of 50"):
+        llm(server, replies, concurrency=1).ask(asks(50), lambda done, tokens: None, most_unusable=0.1)
+    assert len(server.asked) == 12  # each was sent back once
 
 
 @given(st.integers(0, 2**32), st.floats(0.5, 20.0))

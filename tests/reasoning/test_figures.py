@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from reasoning.cost import Shape, aes, efficiency
 from reasoning.exam import break_even, by_original, comparison, model_figures
 from reasoning.records import Score, Usage, Verdict
-from reasoning.stats import mean_interval, paired_difference, paired_ratio, problem_means
+from reasoning.stats import (
+    mean_interval,
+    paired_difference,
+    paired_ratio,
+    partial_correlation,
+    problem_means,
+    rank_correlation,
+)
 
 T_2 = 4.302652729911275  # the 97.5 % quantile of Student's t with two degrees of freedom
 
@@ -46,6 +53,20 @@ def test_the_ratio_and_its_linearised_interval():
 def test_scaling_every_problem_scales_the_ratio_without_doubt(base: dict[str, float], factor: float):
     ratio, (low, high) = paired_ratio({name: factor * value for name, value in base.items()}, base)
     assert (ratio, low, high) == pytest.approx((factor, factor, factor))
+
+
+def test_rank_correlations_by_hand():
+    first, second, fixed = [1, 2, 3, 4, 5], [20, 10, 40, 30, 50], [1, 3, 2, 4, 5]
+    rho, (low, high) = rank_correlation(first, second)
+    assert rho == pytest.approx(0.8)  # 1 - 6·4 / (5·24)
+    assert (low, high) == pytest.approx((-0.457, 0.991), abs=1e-3)  # tanh(1.0986 ± 1.96·√(1.32 / 2))
+    assert partial_correlation(first, second, fixed) == pytest.approx(0.35 / (0.19 * 0.75) ** 0.5)
+    assert rank_correlation(first, [5, 4, 3, 2, 1]) == (pytest.approx(-1.0), (pytest.approx(-1.0),) * 2)
+
+
+def test_what_a_fixed_twin_leaves_is_not_a_number():
+    assert math.isnan(partial_correlation([1, 2, 3, 4], [2, 1, 4, 3], [10, 20, 30, 40]))
+    assert math.isnan(partial_correlation([2, 1, 4, 3], [1, 2, 3, 4], [10, 20, 30, 40]))
 
 
 def test_attention_flops_by_hand():

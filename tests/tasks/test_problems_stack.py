@@ -43,6 +43,19 @@ def test_a_file_and_the_same_rows_as_parquet_give_the_same_problems(place: Workp
     assert load(place, tmp_path / "rows.parquet", count=7) == problems
 
 
+def test_no_more_is_read_than_different_problems_are_wanted(
+    place: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tasks.problems.CHUNK", 10)
+    same = [{"id": f"same{n}", "problem": "2+2?", "answer": "4"} for n in range(25)]
+    rows: list[dict[str, Any] | str] = [*same, *GOOD, "never read"]
+    problems = load(place, jsonl(tmp_path / "rows.jsonl", rows), count=4)
+    assert [problem.id for problem in problems] == ["same0", "p0", "p1", "p2"]
+    count = place.ledger[-1].artifact.count
+    assert count
+    assert (count.rows_in, count.dropped) == (30, {"double": 24, "beyond-count": 2})
+
+
 def test_bad_rows_are_set_aside_with_id_and_reason(place: Workplace, tmp_path: Path):
     rows: list[dict[str, Any] | str] = [
         *GOOD, '{"id": "broken"', {"id": "p3", "problem": "again?", "answer": "4"}, {"id": "x", "problem": "1?"},
