@@ -29,6 +29,7 @@ import httpx
 from bench.rollouts import Case, Question, Recording, play, questions, start
 from conf.settings import Engine
 from models.checkpoint import TINY_MODEL, Checkpoint
+from models.desk import Desk
 from models.endpoints import RemoteServers
 from models.engine import Completion, Request
 from models.processes import GuardedProcess
@@ -223,7 +224,7 @@ def servers() -> None:
             note("the first server is back")
 
         helper = threading.Thread(target=bring_back)
-        for job in Rollouts(RolloutStore(url), engine, model, Purpose.PROBE, 0).run(jobs):
+        for job in Rollouts(RolloutStore(url), [Desk(engine, model)], Purpose.PROBE, 0).run(jobs):
             assert not job.refused, job.refused
             closed += 1
             if closed == len(jobs) // 4:

@@ -18,8 +18,9 @@ from pathlib import Path
 from bench.rollouts import machine
 from conf.settings import Sampling
 from models.checkpoint import TINY_MODEL, Checkpoint
+from models.desk import Desk, Job
 from models.engine import Completion, Request
-from models.rollouts import Job, Rollouts
+from models.rollouts import Rollouts
 from models.scripted import ScriptedEngine
 from models.store import Purpose, RolloutStore
 from reasoning.rollouts import EarliestCrossing
@@ -46,7 +47,7 @@ def run(traces: int) -> int:
     """The process's largest resident set, KiB."""
     with tempfile.TemporaryDirectory() as folder:
         store = RolloutStore(f"sqlite:///{folder}/store.sqlite")
-        rollouts = Rollouts(store, ScriptedEngine(right_late), Checkpoint.open(TINY_MODEL), Purpose.PROBE, 0)
+        rollouts = Rollouts(store, [Desk(ScriptedEngine(right_late), Checkpoint.open(TINY_MODEL))], Purpose.PROBE, 0)
         for _ in rollouts.run(jobs(traces)):
             pass
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -33,8 +33,9 @@ import httpx
 
 from conf.settings import Engine, Probing, Sampling, Segmentation
 from models.checkpoint import TINY_MODEL, Checkpoint
+from models.desk import Desk, Job
 from models.engine import Completion, Deliver, Request, Session
-from models.rollouts import Job, Rollouts
+from models.rollouts import Rollouts
 from models.store import Purpose, RolloutStore
 from models.vllm_server import VllmServer
 from reasoning.answers import CLOSE_THINK, final_answer, plain_number, until_closing_brace
@@ -127,7 +128,7 @@ def lengthened(server: VllmServer, model: Checkpoint, count: int) -> list[Case]:
     stories = draw_stories(Split.HELDOUT, 0, 5 * count, (6, 7, 8))
     problems = [story_problem(story, Split.HELDOUT, 0, index) for index, story in enumerate(stories)]
     prompts = [model.prompt_ids(problem) for problem in problems]
-    sampler = Rollouts(RolloutStore(STORE), server, model, Purpose.TRAIN, 0)
+    sampler = Rollouts(RolloutStore(STORE), [Desk(server, model)], Purpose.TRAIN, 0)
     drawn = sampler.draw([Request(prompt, Sampling(samples=8), 8) for prompt in prompts])
     found = []
     for problem, prompt, completions in zip(problems, prompts, drawn, strict=True):
@@ -160,7 +161,7 @@ def ours(server: Recording, question: Question, seed: int) -> dict[str, Any]:
     server.asked = []
     plans = [question.plan(len(case.ends)) for case in question.cases]
     jobs = [question.job(case, plan) for case, plan in zip(question.cases, plans, strict=True)]
-    rollouts = Rollouts(RolloutStore("sqlite://"), server, question.model, Purpose.PROBE, seed)
+    rollouts = Rollouts(RolloutStore("sqlite://"), [Desk(server, question.model)], Purpose.PROBE, seed)
     started = time.monotonic()
     for _ in rollouts.run(jobs):
         pass
@@ -387,7 +388,7 @@ def print_speed(server: Recording, question: Question, rounds: int) -> None:
 def start(server: VllmServer, model: Checkpoint) -> None:
     """Has the server started before anything is measured, even where all traces are stored already."""
     request = Request(model.encode("Ann"), Sampling(samples=1, max_tokens=1), 1)
-    Rollouts(RolloutStore("sqlite://"), server, model, Purpose.TRAIN, 0).draw([request])
+    Rollouts(RolloutStore("sqlite://"), [Desk(server, model)], Purpose.TRAIN, 0).draw([request])
 
 
 def machine() -> dict[str, Any]:

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from conf.settings import Finalizing, Probing
 from models.checkpoint import Checkpoint
+from models.desk import Job
 from models.engine import Completion, Request
-from models.rollouts import Job
 from models.store import Purpose
 from reasoning.answers import CLOSE_THINK, final_answer, until_closing_brace
 from reasoning.records import Bill, Problem, Trace, Usage, Verdict

@@ -19,10 +19,11 @@ from conf.settings import Engine as EngineSettings
 from conf.settings import Storage
 from models.auxiliary import AuxiliaryLlm
 from models.checkpoint import Checkpoint, found_checkpoint
+from models.desk import Desk, Job
 from models.endpoints import RemoteServers
 from models.engine import Completion, Engine, Request
 from models.replies import ReplyStore
-from models.rollouts import Job, Rollouts
+from models.rollouts import Rollouts
 from models.store import Purpose, RolloutStore
 from models.trainer import TrainJob, train
 from models.vllm_server import VllmServer, on_cpu
@@ -166,7 +167,7 @@ class Workplace:
 
     def _rollouts(self, stage: str, count: int, model: Checkpoint, purpose: Purpose, seed: int) -> Rollouts:
         advance = self.progress.stage(stage, count, "prompts")
-        return Rollouts(self.store, self.engine_for(model), model, purpose, seed, advance)
+        return Rollouts(self.store, [Desk(self.engine_for(model), model)], purpose, seed, advance)
 
     def log_probs(
         self, stage: str, model: Checkpoint, texts: Sequence[tuple[int, ...]]

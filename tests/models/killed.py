@@ -17,17 +17,18 @@ from types import FrameType
 from typing import Any
 
 from conf.settings import Sampling
-from models import rollouts, store
+from models import desk, rollouts, store
 from models.checkpoint import Checkpoint
+from models.desk import Desk, Job
 from models.engine import Completion
-from models.rollouts import Job, Rollouts
+from models.rollouts import Rollouts
 from models.scripted import ScriptedEngine
 from models.store import Purpose, RolloutStore
 from reasoning.rollouts import EarliestCrossing
 
 TRACES, PREFIXES, K = 60, 10, 8
 SAMPLING = Sampling(samples=K)
-WATCHED = {rollouts.__file__, store.__file__}
+WATCHED = {desk.__file__, rollouts.__file__, store.__file__}
 
 
 def job(trace: int) -> Job:
@@ -53,14 +54,14 @@ def main(url: str, model: str, log: Path, lines: int) -> None:
     luck = random.SystemRandom()
     engine = ScriptedEngine(lambda *_: Completion((int(luck.random() < 0.35), luck.getrandbits(31)), True))
 
-    class Logged(Rollouts):
-        def _send(self, draw: Any) -> None:
+    class Logged(Desk):
+        def send(self, ticket: int, draw: Any) -> None:
             first = draw.ask.first + len(draw.held)
             with log.open("a") as file:
                 file.write(json.dumps([draw.request.prompt_ids, first, draw.missing]) + "\n")
-            super()._send(draw)
+            super().send(ticket, draw)
 
-    run = Logged(RolloutStore(url), engine, Checkpoint.open(Path(model)), Purpose.PROBE, 0)
+    run = Rollouts(RolloutStore(url), [Logged(engine, Checkpoint.open(Path(model)))], Purpose.PROBE, 0)
     jobs = [job(trace) for trace in range(TRACES)]
     if lines:
         die_after(lines)

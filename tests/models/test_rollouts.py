@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 
 from conf.settings import Sampling
 from models.checkpoint import Checkpoint
+from models.desk import Clock, Desk, Job
 from models.engine import Completion, Deliver, Finished, Refused, Request, Session
-from models.rollouts import Clock, Job, RequestRefused, Rollouts
+from models.rollouts import RequestRefused, Rollouts
 from models.scripted import ScriptedEngine
 from models.store import Purpose, RolloutStore, identity
-from reasoning.rollouts import AllValues, EarliestCrossing
+from reasoning.records import Usage
+from reasoning.rollouts import AllValues, Ask, EarliestCrossing
 from tests.models.fakes import fake_checkpoint
 
 K = 8
@@ -112,7 +114,7 @@ def expected_crossing(trace: int, prefixes: int) -> int | None:
 
 
 def rollouts(url: str, engine: Any, model: Checkpoint) -> Rollouts:
-    return Rollouts(RolloutStore(url), engine, model, Purpose.PROBE, 0)
+    return Rollouts(RolloutStore(url), [Desk(engine, model)], Purpose.PROBE, 0)
 
 
 @settings(max_examples=25, deadline=None)
@@ -193,6 +195,56 @@ def test_two_runs_at_one_time_share_the_work(
     keys = {prompt: identity(model, Request(prompt, SAMPLING, 1), Purpose.PROBE, 0) for prompt in prompts}
     held = RolloutStore(url).held(list(keys.values()))
     assert {prompt: len(held[key]) for prompt, key in keys.items() if held[key]} == dict(engines[0].drawn)
+
+
+class Relay:
+    """A plan in which two models take turns: each goes on from what the other drew."""
+
+    def __init__(self, turns: int):
+        self.said: list[Any] = []
+        self._turns, self._asked = turns, -1
+
+    @property
+    def is_open(self) -> bool:
+        return len(self.said) < self._turns
+
+    def asks(self) -> list[Ask]:
+        if self._asked == len(self.said) or not self.is_open:
+            return []
+        self._asked = len(self.said)
+        return [Ask(len(self.said), 0, 1)]
+
+    def add(self, ask: Ask, outcomes: Sequence[Any]) -> None:
+        assert ask.prefix == len(self.said)
+        self.said += outcomes
+
+
+def test_two_models_may_take_turns(model: Checkpoint, tmp_path: Path):
+    other = fake_checkpoint(tmp_path / "other", {"model.embed_tokens.weight": [6, 8]})
+    engines, url = (Lucky(1), Lucky(2)), f"sqlite:///{tmp_path / 'db'}"
+
+    def job(number: int) -> Job:
+        plan = Relay(5)
+        return Job(
+            plan, lambda turn: (number, *(c.token_ids[1] for c in plan.said[:turn])), SAMPLING, tuple, 6,
+            desk=lambda turn: turn % 2,
+        )  # fmt: skip
+
+    def run() -> tuple[list[Any], Usage]:
+        jobs = [job(number) for number in range(100, 140)]
+        pair = Rollouts(RolloutStore(url), [Desk(engines[0], model), Desk(engines[1], other)], Purpose.PROBE, 0)
+        assert len(list(pair.run(jobs))) == 40
+        return [one.plan.said for one in jobs], pair.usage  # type: ignore[attr-defined]
+
+    said, usage = run()
+    for number, turns in enumerate(said, start=100):
+        prompts = [(number, *(c.token_ids[1] for c in turns[:turn])) for turn in range(5)]
+        assert [engines[turn % 2].drawn[prompt] for turn, prompt in enumerate(prompts)] == [1] * 5
+        assert [engines[1 - turn % 2].drawn[prompt] for turn, prompt in enumerate(prompts)] == [0] * 5
+    assert engines[0].longest_queue > 1  # they advance side by side
+    assert usage.generated_tokens == 40 * 5 * 2
+    again, reused = run()
+    assert (again, reused.reused_completions, reused.generated_tokens) == (said, 200, 0)
 
 
 def test_what_is_stored_starts_no_session(model: Checkpoint, tmp_path: Path):
