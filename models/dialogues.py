@@ -1,0 +1,165 @@
+"""Dialogues of two models in tokens (Long⊗Short, papers, section C.4): what each is shown, and what is heard of it.
+
+Knows: the protocol, a tokenizer, which dialogues wait for whom. Must not know: right answers, rewards, who serves.
+
+Both models share one tokenizer, since they come from one base. A transcript is made of the very tokens that were drawn,
+each turn ended by the end token; only what the protocol adds or mends is encoded anew, and is nobody's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from models.checkpoint import Checkpoint
+from models.engine import Completion
+from reasoning.dialogue import OPENING, Dialogue, Speaker, Turn, forced, heard
+from reasoning.records import Problem
+from reasoning.rollouts import Ask, Outcomes
+
+DESKS = (Speaker.LONG, Speaker.SHORT)
+"""Who draws at which desk of the rollout engine."""
+TokenIds = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A turn in tokens."""
+
+    turn: Turn
+    token_ids: TokenIds
+    """As it stands in the transcript, its opening first."""
+    own: tuple[bool, ...]
+    """Which of them its model drew."""
+    drawn: int
+    """Tokens that its model drew, heard or not."""
+
+
+class Tongue:
+    """Turns in the tokens of one tokenizer."""
+
+    def __init__(self, model: Checkpoint, lead: str):
+        """`lead` opens the turn in which Short has to answer; it ends with the open brace of a box."""
+        self._model, self._lead = model, lead
+
+    def prompt(self, problem: Problem, role: str) -> TokenIds:
+        """What a speaker is shown before the transcript. `role` says whose part it is to play."""
+        messages = [{"role": "system", "content": role}, {"role": "user", "content": problem.text}]
+        text = str(self._model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        # Templates of reasoning models open the thinking themselves; here that is a turn's opening.
+        return self._model.encode(text.rstrip("\n").removesuffix(OPENING[Speaker.LONG]))
+
+    def opening(self, dialogue: Dialogue) -> TokenIds:
+        """What the next turn begins with."""
+        lead = self._lead if dialogue.must_answer else ""
+        return self._model.encode(OPENING[dialogue.next_speaker] + lead)
+
+    def line(self, dialogue: Dialogue, completion: Completion) -> Line:
+        """The next turn, from what its model drew after the opening."""
+        end = (self._model.end_id,)
+        has_ended = completion.token_ids[-1:] == end
+        said_ids = completion.token_ids[:-1] if has_ended else completion.token_ids
+        said = self._model.decode(said_ids)
+        turn = forced(self._lead, said) if dialogue.must_answer else heard(dialogue.next_speaker, said)
+        opening = self.opening(dialogue)
+        if turn.fault is None and not turn.was_forced:
+            kept, mended = said_ids, ()
+        else:
+            text = turn.text.removeprefix(self._lead) if turn.was_forced else turn.text
+            kept = self._within(said_ids, text)
+            mended = self._model.encode(text[len(self._model.decode(kept)) :] + turn.closing)
+        own = (False,) * len(opening) + (True,) * len(kept) + (False,) * len(mended) + (has_ended and not mended,)
+        return Line(turn, opening + kept + mended + end, own, len(completion.token_ids))
+
+    def _within(self, token_ids: TokenIds, text: str) -> TokenIds:
+        """The first tokens, as far as they are whole within `text`, which begins what they say."""
+        length = 0
+        for index, piece in enumerate(self._model.token_texts(token_ids)):
+            length += len(piece)
+            if length > len(text):
+                return token_ids[:index]
+        return token_ids
+
+
+@dataclass(frozen=True, slots=True)
+class Talk:
+    """A dialogue with its tokens."""
+
+    dialogue: Dialogue
+    lines: tuple[Line, ...] = ()
+
+    @property
+    def token_ids(self) -> TokenIds:
+        """Of the transcript."""
+        return tuple(token for line in self.lines for token in line.token_ids)
+
+    @property
+    def drawn(self) -> int:
+        """Tokens that both models drew."""
+        return sum(line.drawn for line in self.lines)
+
+    def and_then(self, line: Line) -> Talk:
+        return replace(self, dialogue=self.dialogue.and_then(line.turn), lines=(*self.lines, line))
+
+    def own_tokens(self, speaker: Speaker) -> list[bool]:
+        """Which tokens of the transcript `speaker` drew."""
+        return [own and line.turn.speaker is speaker for line in self.lines for own in line.own]
+
+
+@dataclass(eq=False)
+class _Place:
+    """A state that dialogues are in: as many have passed it as were asked for."""
+
+    talk: Talk
+    waiting: list[int] = field(default_factory=list)
+    """Dialogues in it, in the order in which they came."""
+    asked: int = 0
+
+
+class Talks:
+    """A `Plan`: several dialogues about one problem. Those that have gone alike so far draw samples of one prompt."""
+
+    def __init__(self, tongue: Tongue, prompts: Mapping[Speaker, TokenIds], count: int, most_rounds: int):
+        """`prompts`: what each speaker is shown before the transcript."""
+        self._tongue, self._prompts = tongue, prompts
+        self.talks = [Talk(Dialogue(most_rounds))] * count
+        self._places: list[_Place] = []
+        self._place_of: dict[TokenIds, int] = {}
+        for number in range(count):
+            self._put(number)
+
+    @property
+    def is_open(self) -> bool:
+        return not all(talk.dialogue.is_over for talk in self.talks)
+
+    def asks(self) -> list[Ask]:
+        new = []
+        for index, place in enumerate(self._places):
+            if len(place.waiting) > place.asked:
+                new.append(Ask(index, place.asked, len(place.waiting) - place.asked))
+                place.asked = len(place.waiting)
+        return new
+
+    def add(self, ask: Ask, outcomes: Outcomes) -> None:
+        """`outcomes`: completions, one for each dialogue that the ask was for."""
+        place = self._places[ask.prefix]
+        for number, completion in zip(place.waiting[ask.first : ask.first + ask.count], outcomes, strict=True):
+            assert isinstance(completion, Completion)
+            self.talks[number] = self.talks[number].and_then(self._tongue.line(place.talk.dialogue, completion))
+            if not self.talks[number].dialogue.is_over:
+                self._put(number)
+
+    def _put(self, number: int) -> None:
+        """Where the dialogue now waits."""
+        talk = self.talks[number]
+        index = self._place_of.setdefault(talk.token_ids, len(self._places))
+        if index == len(self._places):
+            self._places.append(_Place(talk))
+        self._places[index].waiting.append(number)
+
+    def prompt(self, place: int) -> TokenIds:
+        talk = self._places[place].talk
+        return self._prompts[talk.dialogue.next_speaker] + talk.token_ids + self._tongue.opening(talk.dialogue)
+
+    def desk(self, place: int) -> int:
+        return DESKS.index(self._places[place].talk.dialogue.next_speaker)

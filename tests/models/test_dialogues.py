@@ -1,0 +1,123 @@
+"""Dialogues of two models, in the tokens of the bundled tokenizer."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conf.settings import Sampling
+from models.checkpoint import TINY_MODEL, Checkpoint
+from models.desk import Desk, Job
+from models.dialogues import Talks, Tongue
+from models.engine import Completion, Request
+from models.rollouts import Rollouts
+from models.scripted import ScriptedEngine
+from models.store import Purpose, RolloutStore
+from reasoning.dialogue import TAGS, Dialogue, Fault, Speaker
+from reasoning.records import Problem, TextPart
+
+END = "<|endoftext|>"
+LEAD = "\nThe answer is \\boxed{"
+MODEL = Checkpoint.open(TINY_MODEL)
+TONGUE = Tongue(MODEL, LEAD)
+PROMPTS = {Speaker.LONG: MODEL.encode("<|long|>Ann has 4."), Speaker.SHORT: MODEL.encode("<|short|>Ann has 4.")}
+SAID = st.lists(
+    st.sampled_from([*TAGS, "Now it is 4.", "\\boxed{4}", "}", "{", "\n", " 12", "< 5", "Wait, ", "}."]), max_size=7
+).map("".join)
+
+
+def drawn(said: str, has_ended: bool = True) -> Completion:
+    return Completion(MODEL.encode(said + END * has_ended), has_ended)
+
+
+def own_text(line_ids: tuple[int, ...], own: tuple[bool, ...]) -> str:
+    return MODEL.decode(tuple(token for token, mine in zip(line_ids, own, strict=True) if mine))
+
+
+def test_a_good_turn_stands_as_it_was_drawn():
+    completion = drawn("\nNow it is 4.\n</think>")
+    line = TONGUE.line(Dialogue(4), completion)
+    assert line.token_ids == MODEL.encode("<think>") + completion.token_ids
+    assert line.own == (False,) + (True,) * len(completion.token_ids)
+    assert line.drawn == len(completion.token_ids)
+
+
+@pytest.mark.parametrize(
+    ("said", "has_ended", "transcript", "own"),
+    [
+        ("\nNow it is 4.", False, "<think>\nNow it is 4.</think>", "\nNow it is 4."),
+        ("\nNow it is 4.", True, "<think>\nNow it is 4.</think>", "\nNow it is 4."),
+        ("It is 4.</think><answer>9</answer>", True, "<think>It is 4.</think>", "It is 4."),
+        ("It is<answer> 4.</think>", True, "<think>It is</think>", "It is"),
+    ],
+)
+def test_what_is_mended_is_nobodys_own(said: str, has_ended: bool, transcript: str, own: str):
+    line = TONGUE.line(Dialogue(4), drawn(said, has_ended))
+    assert MODEL.decode(line.token_ids) == transcript
+    assert line.token_ids[-1] == MODEL.end_id
+    assert not line.own[-1]
+    assert own_text(line.token_ids, line.own) == own
+    assert line.turn.fault in (Fault.UNCLOSED, Fault.TRAILING, Fault.FOREIGN)
+
+
+@given(st.lists(st.tuples(SAID, st.booleans()), min_size=9, max_size=9), st.integers(1, 4))
+def test_tokens_say_what_the_dialogue_says(said: list[tuple[str, bool]], most_rounds: int):
+    plan, left = Talks(TONGUE, PROMPTS, 1, most_rounds), iter(said)
+    while plan.is_open:
+        (ask,) = plan.asks()
+        speaker = plan.talks[0].dialogue.next_speaker
+        transcript, shown = plan.talks[0].token_ids, plan.prompt(ask.prefix)
+        assert shown[: len(PROMPTS[speaker]) + len(transcript)] == PROMPTS[speaker] + transcript
+        completion = drawn(*next(left))
+        plan.add(ask, [completion])
+        line = plan.talks[0].lines[-1]
+        assert line.drawn == len(completion.token_ids) >= sum(line.own)
+        assert own_text(line.token_ids, line.own) in MODEL.decode(completion.token_ids)
+    talk = plan.talks[0]
+    assert MODEL.decode(talk.token_ids) == str(talk.dialogue)
+    owners = [talk.own_tokens(speaker) for speaker in Speaker]
+    assert not any(long and short for long, short in zip(*owners, strict=True))
+
+
+def test_a_prompt_ends_where_the_first_turn_opens():
+    problem = Problem(id="p", prompt=(TextPart(text="Ann has 4."),), answer="4")
+    text = MODEL.decode(TONGUE.prompt(problem, "<|long|>"))
+    assert text == "<|system|><|long|><|user|>Ann has 4.<|assistant|>"
+
+
+def speak(luck: random.Random) -> Callable[[Checkpoint, Request, int], Completion]:
+    """A model that says one of a few things."""
+
+    def script(model: Checkpoint, request: Request, number: int) -> Completion:
+        text = model.decode(request.prompt_ids)
+        endings = ["</think>"] if text.endswith("<think>") else ["</rethink>", "</answer>"]
+        return drawn(f"\n{luck.choice(['It is 4.', 'Wait, 5.'])}{luck.choice(endings)}")
+
+    return script
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000), st.integers(1, 12))
+def test_many_dialogues_advance_together(tmp_path_factory: pytest.TempPathFactory, seed: int, count: int):
+    def play(root: Path) -> tuple[list[Talks], int]:
+        luck = random.Random(seed)
+        engines = [ScriptedEngine(speak(luck)) for _ in Speaker]
+        plans = [Talks(TONGUE, {s: (*ids, number) for s, ids in PROMPTS.items()}, count, 3) for number in range(5)]
+        jobs = [Job(plan, plan.prompt, Sampling(), tuple, 2048, plan.desk) for plan in plans]
+        pair = Rollouts(RolloutStore(f"sqlite:///{root / 'db'}"), [Desk(e, MODEL) for e in engines], Purpose.VALUE, 0)
+        assert len(list(pair.run(jobs))) == 5
+        return plans, sum(engine.completions for engine in engines)
+
+    root = tmp_path_factory.mktemp("root")
+    plans, drawn_ones = play(root)
+    talks = [talk for plan in plans for talk in plan.talks]
+    assert all(talk.dialogue.is_over for talk in talks)
+    assert drawn_ones == sum(len(talk.lines) for talk in talks)
+    again, drawn_again = play(root)
+    assert drawn_again == 0
+    assert [[talk.token_ids for talk in plan.talks] for plan in again] == [
+        [talk.token_ids for talk in plan.talks] for plan in plans
+    ]
