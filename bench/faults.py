@@ -22,14 +22,13 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import httpx
 
 from bench.rollouts import Case, Question, Recording, play, questions, start
 from conf.settings import Engine
 from models.checkpoint import TINY_MODEL, Checkpoint
-from models.desk import Desk
+from models.desk import Desk, Draw
 from models.endpoints import RemoteServers
 from models.engine import Completion, Request
 from models.processes import GuardedProcess
@@ -48,16 +47,16 @@ SEATS = 64
 """Few, so that the run is long enough to be killed so often while it draws."""
 
 
-class Logged(Rollouts):
+class Logged(Desk):
     """Writes down which samples it asks for, before it does."""
 
     log: Path
 
-    def _send(self, draw: Any) -> None:
+    def send(self, ticket: int, draw: Draw) -> None:
         first = draw.ask.first + len(draw.held)
         with self.log.open("a") as file:
             file.write(json.dumps([draw.key.hex(), first, draw.missing]) + "\n")
-        super()._send(draw)
+        super().send(ticket, draw)
 
 
 def run(url: str, log: Path) -> None:
@@ -75,8 +74,9 @@ def run(url: str, log: Path) -> None:
             start(server, model)
             question = crossing(server, model)
             plans = [question.plan(len(case.ends)) for case in question.cases]
-            rollouts = Logged(RolloutStore(url), server, model, Purpose.PROBE, 0, progress)
-            rollouts.log = log
+            desk = Logged(server, model)
+            desk.log = log
+            rollouts = Rollouts(RolloutStore(url), [desk], Purpose.PROBE, 0, progress)
             list(rollouts.run(question.job(case, plan) for case, plan in zip(question.cases, plans, strict=True)))
         finally:
             server.close()
