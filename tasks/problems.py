@@ -21,7 +21,7 @@ from conf.errors import ReadableError
 from conf.settings import Decontamination, Hub, NoDecontamination, ProblemFile, Problems, Stories
 from reasoning.answers import settle
 from reasoning.contamination import METHOD_VERSION as CONTAMINATION_VERSION
-from reasoning.contamination import matches, without_doubles
+from reasoning.contamination import Words, matches, without_doubles, words
 from reasoning.problem_rows import letters_of, problem_of
 from reasoning.records import BadRow, Match, Problem, TextPart
 from reasoning.stories import METHOD_VERSION, Split, Story, draw_stories
@@ -246,11 +246,13 @@ def sort_rows(place: Workplace, source: ProblemFile | Hub, rows: Iterator[Row]) 
     good: list[Problem] = []
     bad: list[BadRow] = []
     places: dict[str, str] = {}
+    different: set[Words] = set()
     numbered = enumerate(rows)
     while chunk := list(islice(numbered, CHUNK)):
         found, worse = _told_apart(source, chunk, places)
         unreadable = _unreadable(place, found)
-        good += [problem for problem in found if problem.id not in unreadable]
+        readable = [problem for problem in found if problem.id not in unreadable]
+        good += readable
         bad += worse
         bad += [
             BadRow(
@@ -259,8 +261,10 @@ def sort_rows(place: Workplace, source: ProblemFile | Hub, rows: Iterator[Row]) 
             )
             for problem in found if problem.id in unreadable
         ]  # fmt: skip
-        if source.count and len(without_doubles(good)) >= source.count:
-            break
+        if source.count:
+            different.update(words(problem.text) for problem in readable)
+            if len(different) >= source.count:
+                break
     return good, bad
 
 
