@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from reasoning.records import Problem, Scan, Trace, Verdict
+from reasoning.records import Problem, Scan, Trace, Verdict, by_trace
 from reasoning.stories import SEEN_LEVELS
 
 CONCLUSION = re.compile(r"^(?:That makes|It is|Now it is) (\d+)[^\n]*\n(\w+)?", re.MULTILINE)
@@ -25,7 +25,7 @@ def card_figures(
     level = {problem.id: problem.level or 0 for problem in problems}
     gold = {problem.id: problem.answer for problem in problems}
     seen = [trace for trace in traces if level[trace.problem_id] in SEEN_LEVELS]
-    trace_of = {(trace.problem_id, trace.sample): trace for trace in seen}
+    trace_of = by_trace(seen)
     scanned = [(trace_of[s.problem_id, s.sample], s) for s in scans if level[s.problem_id] in SEEN_LEVELS]
     kept = [_cut_length(trace, scan, ending_tokens) for trace, scan in scanned]
     return {

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from reasoning.pairs import fit_pairs
-from reasoning.records import Optimised, Pair, PairKind, Probe, Scan, Trace, Verdict
+from reasoning.records import Optimised, Pair, PairKind, Probe, Scan, Trace, Verdict, by_trace
 from reasoning.rollouts import Search, right_ones
 
 METHOD_VERSION = "3"
@@ -59,7 +59,7 @@ def preference_pairs(
 
     `prompts` by problem id; `rejected` is "original" or "longest"; `max_length` counts prompt + completion.
     """
-    originals = {(trace.problem_id, trace.sample): trace for trace in traces}
+    originals = by_trace(traces)
     longest = _longest_traces(traces)
     pairs: list[Pair] = []
     for row in optimised:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from reasoning.records import Compressed, Pair, PairKind, Trace
+from reasoning.records import Compressed, Pair, PairKind, Trace, by_trace
 
 
 def fit_pairs(pairs: Iterable[Pair], max_length: int) -> tuple[list[Pair], Counter[str]]:
@@ -39,7 +39,7 @@ def distillation_pairs(
     prompts: Mapping[str, tuple[int, ...]], traces: Sequence[Trace], compressed: Sequence[Compressed]
 ) -> list[Pair]:
     """Each compressed trace against itself as it was. `prompts` by problem id."""
-    originals = {(trace.problem_id, trace.sample): trace for trace in traces}
+    originals = by_trace(traces)
     return [
         Pair(
             problem_id=row.problem_id, sample=row.sample, kind=PairKind.COMPRESSED, prompt_ids=prompts[row.problem_id],

@@ -7,9 +7,10 @@ Lengths are tokens of the model's own tokenizer. Offsets into a trace count its 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -86,6 +87,23 @@ class Trace(Record):
     @property
     def id(self) -> str:
         return f"{self.problem_id}/{self.sample}"
+
+
+class OfTrace(Protocol):
+    """A row about one sample of one problem."""
+
+    @property
+    def problem_id(self) -> str: ...
+    @property
+    def sample(self) -> int: ...
+
+
+OT = TypeVar("OT", bound=OfTrace)
+
+
+def by_trace(rows: Iterable[OT]) -> dict[tuple[str, int], OT]:
+    """Each row under the problem and the sample that it is about."""
+    return {(row.problem_id, row.sample): row for row in rows}
 
 
 class Opening(Record):

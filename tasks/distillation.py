@@ -22,7 +22,7 @@ from reasoning.answers import CLOSE_THINK, OPEN_THINK, final_answer
 from reasoning.asking import Ask, Solution, Unusable
 from reasoning.dto import shortest_right
 from reasoning.pairs import distillation_pairs, fit_pairs
-from reasoning.records import Compressed, Rating, Trace, Usage, Valued, Verdict
+from reasoning.records import Compressed, Rating, Trace, Usage, Valued, Verdict, by_trace
 from reasoning.rollouts import METHOD_VERSION as ROLLOUTS_VERSION
 from reasoning.rollouts import AllValues, right_ones
 from reasoning.segment import METHOD_VERSION as SEGMENT_VERSION
@@ -201,7 +201,7 @@ def compress_by_value(
     """Rows of Compressed: the segments that contribute most, as many as the problem's level allows."""
     started = time.monotonic()
     due, dropped = _due(place, model, traces, ratings, budget)
-    valued = {(row.problem_id, row.sample): row for row in place.rows(values, Valued)}
+    valued = by_trace(place.rows(values, Valued))
     thoughts = []
     for trace, level, tokens in due:
         row = valued.get((trace.problem_id, trace.sample))

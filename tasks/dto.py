@@ -38,7 +38,7 @@ from reasoning.proposals import METHOD_VERSION as PROPOSALS_VERSION
 from reasoning.proposals import question
 from reasoning.prune import METHOD_VERSION as PRUNE_VERSION
 from reasoning.prune import OpenPruning, pruned_trace
-from reasoning.records import Optimised, Proposed, Recheck, Scan, Trace
+from reasoning.records import Optimised, Proposed, Recheck, Scan, Trace, by_trace
 from reasoning.rollouts import METHOD_VERSION as ROLLOUTS_VERSION
 from reasoning.rollouts import AllValues, Bisection, EarliestCrossing, Plan, Search, enough, right_ones
 from reasoning.segment import METHOD_VERSION as SEGMENT_VERSION
@@ -124,7 +124,7 @@ def finalize_traces(
 ) -> ArtifactRef:  # fmt: skip
     """Rows of Optimised: traces cut at their crossing with the shortest correct ending."""
     started = time.monotonic()
-    trace_of = {(trace.problem_id, trace.sample): trace for trace in place.rows(traces, Trace)}
+    trace_of = by_trace(place.rows(traces, Trace))
     all_scans = place.rows(scans, Scan)
     crossed = [scan for scan in all_scans if scan.crossing is not None]
     sources = [trace_of[scan.problem_id, scan.sample] for scan in crossed]
@@ -172,8 +172,8 @@ def propose_removals(
     what the model's client does, and TooManyUnusable."""
     started = time.monotonic()
     checkpoint, known = place.checkpoint(model), by_id(place, problems)
-    trace_of = {(trace.problem_id, trace.sample): trace for trace in place.rows(traces, Trace)}
-    scan_by_name = {(scan.problem_id, scan.sample): scan for scan in place.rows(scans, Scan)}
+    trace_of = by_trace(place.rows(traces, Trace))
+    scan_by_name = by_trace(place.rows(scans, Scan))
     rows = place.rows(optimised, Optimised)
     names = [name for row in rows if len(scan_by_name[name := (row.problem_id, row.sample)].kept_ends) > 2]
     asks = []
@@ -203,9 +203,9 @@ def prune_traces(
     `proposals` every inner segment is tried."""
     started = time.monotonic()
     checkpoint, known = place.checkpoint(model), by_id(place, problems)
-    trace_of = {(trace.problem_id, trace.sample): trace for trace in place.rows(traces, Trace)}
-    scan_by_name = {(scan.problem_id, scan.sample): scan for scan in place.rows(scans, Scan)}
-    rows = {(row.problem_id, row.sample): row for row in place.rows(optimised, Optimised)}
+    trace_of = by_trace(place.rows(traces, Trace))
+    scan_by_name = by_trace(place.rows(scans, Scan))
+    rows = by_trace(place.rows(optimised, Optimised))
     told = place.rows(proposals, Proposed) if proposals else []
     proposed_of = {(row.problem_id, row.sample): row.segments for row in told}
     prunings = {
