@@ -5,11 +5,51 @@ Knows: names, bounds, where a default comes from. Must not know: what the settin
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, Tag, model_validator
 
+from conf.auxiliary import Llm, refuse_idle_llm
+from conf.cot_distillation import Choosing
 from conf.section import Section
+from conf.settings import (
+    ROOM_FOR_PROMPT,
+    Decontamination,
+    Dto,
+    Engine,
+    NgramOverlap,
+    Positive,
+    PositiveFloat,
+    Problems,
+    Sampling,
+    Segmentation,
+    Sft,
+    Share,
+    Storage,
+    Stories,
+    refuse_overflow,
+    type_or,
+)
+
+Who = Literal["long", "short"]
+
+
+class MarkerChunker(Section):
+    """Thoughts begin at linguistic cues, as DTO's segments do."""
+
+    type: Literal["markers"] = "markers"
+    segmentation: Segmentation = Segmentation()
+
+
+class LlmChunker(Section):
+    """An auxiliary model groups the numbered steps of a trace into thoughts, as in the paper."""
+
+    type: Literal["llm"] = "llm"
+    most_unusable: Share = 0.2
+    """Traces without a usable reply are set aside; above this share the run ends."""
+
+
+Chunking = Annotated[Annotated[MarkerChunker, Tag("markers")] | Annotated[LlmChunker, Tag("llm")], type_or("markers")]
 
 
 class Importance(Section):
@@ -22,3 +62,155 @@ class Importance(Section):
     """λ, of the thought's share of the trace's tokens. Not from the paper."""
     decay: Annotated[float, Field(ge=0)] = 0.25
     """δ, for a thought that raises nothing. The paper's value."""
+
+
+class Protocol(Section):
+    """How the two models talk (section C.4)."""
+
+    long_role: str = (
+        "You solve problems together with another model. You are the thinker: think through what the dialogue needs "
+        "next, between <think> and </think>."
+    )
+    """The system message of the long-thought model. Not from the paper."""
+    short_role: str = (
+        "You solve problems together with another model. You are the answerer: after <answer> write what follows from "
+        "the thinking so far. End with </rethink> to have the thinker go on, or put the final answer into \\boxed{} "
+        "and end with </answer>."
+    )
+    """That of the short-thought model. Not from the paper."""
+    turn_tokens: Positive = 2048
+    """A turn is cut here. The authors' value."""
+    most_rounds: Positive = 4
+    """Times that the short-thought model may ask for more; then it is made to answer. Not from the paper, which has no
+    limit."""
+    lead: Annotated[str, Field(pattern=r"\\boxed\{$")] = "\nThe answer is \\boxed{"
+    """How a forced answer begins. Must be natural for the model. Not from the paper."""
+
+    @property
+    def most_turns(self) -> int:
+        return 2 * self.most_rounds + 1
+
+
+class Bounds(Section):
+    """Outside of these a training has collapsed, and ends; the best checkpoint stays."""
+
+    fewest_tokens: Annotated[float, Field(ge=0)] = 0.25
+    """Mean tokens of a step's dialogues, in times of the round's first step. Not from the paper."""
+    most_tokens: Annotated[float, Field(gt=1)] = 2.0
+    """The same, upwards. Not from the paper."""
+    least_reward: float = 0.5
+    """Mean reward of a step, without that for length, in times of the round's first step. Not from the paper."""
+
+
+class Reinforcement(Section):
+    """Multi-turn GRPO (section C.5): one model trains, the other answers as it is; then they swap."""
+
+    LEFT_OUT: ClassVar[dict[str, str]] = {
+        "micro_batch": "splits the same step into smaller pieces; the gradient is the same",
+        "save_every": "how much work a kill may cost",
+    }
+
+    rounds: tuple[Who, ...] = ("long", "short")
+    """Who trains, round by round. Not from the paper."""
+    steps: Positive = 100
+    """Of each round. Not from the paper."""
+    problems: Positive = 16
+    """Per step. Not from the paper."""
+    group: Annotated[int, Field(ge=2)] = 8
+    """Dialogues of one problem, whose rewards are compared. The authors' value is 2."""
+    temperature: PositiveFloat = 1.0
+    """Of the dialogues that are trained on. Not from the paper."""
+    learning_rate: PositiveFloat = 5e-6
+    """With a cosine. The authors' value; far larger on the tiny model."""
+    warmup: Share = 0.05
+    """Not from the paper."""
+    beta: Annotated[float, Field(ge=0)] = 0.04
+    """Weight of the divergence from the model that a round starts with. Not from the paper."""
+    clip: PositiveFloat = 0.2
+    """Of the ratio of new to old probability. Not from the paper."""
+    correctness: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the reward for a right answer. The paper's value."""
+    form: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the reward for a dialogue that keeps to the protocol. The paper's value."""
+    length: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the reward for a dialogue shorter than the others of its problem. The paper's value."""
+    micro_batch: Positive = 16
+    """Dialogues per forward pass; halved by itself when memory runs out."""
+    save_every: Positive = 1
+    """Steps between checkpoints."""
+    bounds: Bounds = Bounds()
+
+    @property
+    def batch(self) -> int:
+        """Dialogues per step."""
+        return self.problems * self.group
+
+    @model_validator(mode="after")
+    def _whole_batches(self) -> Self:
+        if self.batch % self.micro_batch:
+            raise ValueError(
+                f"problems × group ({self.batch}) must be a multiple of micro_batch ({self.micro_batch}); change one"
+            )
+        if not self.correctness + self.form + self.length:
+            raise ValueError("all rewards weigh nothing; give correctness, form or length a weight")
+        return self
+
+
+Control = Literal["one-model", "early-stop"]
+
+
+class LongShort(Section):
+    """One run: sample, chunk, value thoughts, cold start of two models, alternating RL, examine (papers, section C)."""
+
+    LEFT_OUT: ClassVar[dict[str, str]] = Dto.LEFT_OUT
+
+    pipeline: Literal["long-short"] = "long-short"
+    preset: str = "tiny"
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seeds problems, sampling purposes and training order."""
+    model: str = "tiny"
+    """Both models' base: a checkpoint folder, a model on the Hugging Face hub (`owner/name`), or `tiny`."""
+    problems: Problems = Stories()
+    decontamination: Decontamination = NgramOverlap()
+    sampling: Sampling = Sampling()
+    """Of the base's traces."""
+    choosing: Choosing = Choosing()
+    chunking: Chunking = MarkerChunker()
+    """How a trace is cut into thoughts."""
+    rollouts: Sampling = Sampling(samples=5)
+    """That go on thinking after each prefix, and tell its value. 5 is the paper's number."""
+    importance: Importance = Importance()
+    protocol: Protocol = Protocol()
+    sft: Sft = Sft()
+    """The cold start of each of the two models."""
+    rl: Reinforcement = Reinforcement()
+    benchmarks: Annotated[dict[str, Problems], Field(min_length=1)] = Field(
+        default_factory=lambda: {"stories": Stories(count=480)}
+    )
+    """By the name that reports use; the first is the main one."""
+    benchmark_sampling: Sampling = Sampling(temperature=0.3, top_p=1.0)
+    """Of every model; a turn's own limit of tokens is in `protocol`. The temperature is the authors'."""
+    llm: Llm | None = None
+    """Who cuts traces into thoughts where chunking is of type `llm`."""
+    engine: Engine = Engine(gpu_memory=0.3)
+    """Two servers, and the trainer while RL trains, share one GPU."""
+    storage: Storage = Storage()
+
+    @model_validator(mode="after")
+    def _llm_is_needed(self) -> Self:
+        refuse_idle_llm(self.llm, ["chunking"] if self.chunking.type == "llm" else [])
+        return self
+
+    @model_validator(mode="after")
+    def _fits_context(self) -> Self:
+        refuse_overflow("sampling", self.sampling, self.engine)
+        refuse_overflow("rollouts", self.rollouts, self.engine)
+        refuse_overflow("benchmark_sampling", self.benchmark_sampling, self.engine)
+        longest = self.protocol.most_turns * self.protocol.turn_tokens + ROOM_FOR_PROMPT
+        if longest > self.engine.context:
+            raise ValueError(
+                f"protocol: {self.protocol.most_turns} turns of turn_tokens ({self.protocol.turn_tokens}) and "
+                f"{ROOM_FOR_PROMPT} tokens for the prompt are more than engine.context ({self.engine.context}); lower "
+                f"turn_tokens or most_rounds, or raise the last"
+            )
+        return self

@@ -22,13 +22,15 @@ from conf.claims import Claims
 from conf.cot_distillation import CotDistillation
 from conf.errors import ReadableError
 from conf.load import load
+from conf.long_short import LongShort
 from conf.section import Section
 from conf.settings import Dto, Engine, MarkerReport, TinyModel
 
 PLAIN_WIDTH = 160
 """Columns of a table, whatever the terminal: fingerprints are not to be cut."""
 PIPELINES: dict[str, type[Section]] = {
-    "claims": Claims, "cot-distillation": CotDistillation, "dto": Dto, "markers": MarkerReport, "tiny-model": TinyModel,
+    "claims": Claims, "cot-distillation": CotDistillation, "dto": Dto, "long-short": LongShort, "markers": MarkerReport,
+    "tiny-model": TinyModel,
 }  # fmt: skip
 
 

@@ -11,10 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from conf.long_short import Protocol
+from conf.settings import Sampling
 from models.checkpoint import Checkpoint
+from models.desk import Job
 from models.engine import Completion
 from reasoning.dialogue import OPENING, Dialogue, Speaker, Turn, forced, heard
-from reasoning.records import Problem
+from reasoning.records import Call, Problem
 from reasoning.rollouts import Ask, Outcomes
 
 DESKS = (Speaker.LONG, Speaker.SHORT)
@@ -31,6 +34,8 @@ class Line:
     """As it stands in the transcript, its opening first."""
     own: tuple[bool, ...]
     """Which of them its model drew."""
+    opening: int
+    """Its first tokens, which its model was shown."""
     drawn: int
     """Tokens that its model drew, heard or not."""
 
@@ -38,16 +43,26 @@ class Line:
 class Tongue:
     """Turns in the tokens of one tokenizer."""
 
-    def __init__(self, model: Checkpoint, lead: str):
-        """`lead` opens the turn in which Short has to answer; it ends with the open brace of a box."""
-        self._model, self._lead = model, lead
+    def __init__(self, model: Checkpoint, protocol: Protocol):
+        self._model, self._lead = model, protocol.lead
+        self._roles = {Speaker.LONG: protocol.long_role, Speaker.SHORT: protocol.short_role}
+        self.most_rounds, self.turn_tokens = protocol.most_rounds, protocol.turn_tokens
 
-    def prompt(self, problem: Problem, role: str) -> TokenIds:
-        """What a speaker is shown before the transcript. `role` says whose part it is to play."""
+    def prompts(self, problem: Problem) -> dict[Speaker, TokenIds]:
+        """What each speaker is shown before the transcript."""
+        return {speaker: self._prompt(problem, role) for speaker, role in self._roles.items()}
+
+    def _prompt(self, problem: Problem, role: str) -> TokenIds:
         messages = [{"role": "system", "content": role}, {"role": "user", "content": problem.text}]
         text = str(self._model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
         # Templates of reasoning models open the thinking themselves; here that is a turn's opening.
         return self._model.encode(text.rstrip("\n").removesuffix(OPENING[Speaker.LONG]))
+
+    def written(self, turn: Turn) -> tuple[TokenIds, TokenIds]:
+        """A turn that no model drew: its opening, and the rest as a model would have drawn it."""
+        opening = OPENING[turn.speaker]
+        rest = str(turn).removeprefix(opening)
+        return self._model.encode(opening), (*self._model.encode(rest), self._model.end_id)
 
     def opening(self, dialogue: Dialogue) -> TokenIds:
         """What the next turn begins with."""
@@ -69,7 +84,7 @@ class Tongue:
             kept = self._within(said_ids, text)
             mended = self._model.encode(text[len(self._model.decode(kept)) :] + turn.closing)
         own = (False,) * len(opening) + (True,) * len(kept) + (False,) * len(mended) + (has_ended and not mended,)
-        return Line(turn, opening + kept + mended + end, own, len(completion.token_ids))
+        return Line(turn, opening + kept + mended + end, own, len(opening), len(completion.token_ids))
 
     def _within(self, token_ids: TokenIds, text: str) -> TokenIds:
         """The first tokens, as far as they are whole within `text`, which begins what they say."""
@@ -101,6 +116,15 @@ class Talk:
     def and_then(self, line: Line) -> Talk:
         return replace(self, dialogue=self.dialogue.and_then(line.turn), lines=(*self.lines, line))
 
+    def calls(self, speaker: Speaker, prompt: int) -> tuple[Call, ...]:
+        """The speaker's turns; `prompt`: tokens of what it is shown before the transcript."""
+        calls, before = [], prompt
+        for line in self.lines:
+            if line.turn.speaker is speaker:
+                calls.append(Call(prompt_tokens=before + line.opening, tokens=line.drawn))
+            before += len(line.token_ids)
+        return tuple(calls)
+
     def own_tokens(self, speaker: Speaker) -> list[bool]:
         """Which tokens of the transcript `speaker` drew."""
         return [own and line.turn.speaker is speaker for line in self.lines for own in line.own]
@@ -119,14 +143,21 @@ class _Place:
 class Talks:
     """A `Plan`: several dialogues about one problem. Those that have gone alike so far draw samples of one prompt."""
 
-    def __init__(self, tongue: Tongue, prompts: Mapping[Speaker, TokenIds], count: int, most_rounds: int):
+    def __init__(self, tongue: Tongue, prompts: Mapping[Speaker, TokenIds], count: int):
         """`prompts`: what each speaker is shown before the transcript."""
         self._tongue, self._prompts = tongue, prompts
-        self.talks = [Talk(Dialogue(most_rounds))] * count
+        self.talks = [Talk(Dialogue(tongue.most_rounds))] * count
         self._places: list[_Place] = []
         self._place_of: dict[TokenIds, int] = {}
         for number in range(count):
             self._put(number)
+
+    def job(self, sampling: Sampling) -> Job:
+        """What carries it out; a turn's limit of tokens is the protocol's. Few dialogues need more room than that of
+        two turns."""
+        turn = sampling.model_copy(update={"max_tokens": self._tongue.turn_tokens})
+        room = max(map(len, self._prompts.values())) + 2 * self._tongue.turn_tokens
+        return Job(self, self.prompt, turn, tuple, room, self.desk)
 
     @property
     def is_open(self) -> bool:

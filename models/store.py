@@ -90,6 +90,7 @@ class Purpose(StrEnum):
     PRUNE = "prune"
     PRUNE_CHECK = "prune-check"
     EARLY_STOP = "early-stop"
+    REINFORCE = "reinforce"
     BENCHMARK = "benchmark"
 
 

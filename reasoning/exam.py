@@ -12,10 +12,20 @@ from typing import Any, Literal
 import numpy as np
 
 from reasoning.cost import Shape, aes, efficiency
-from reasoning.records import Score, Verdict
+from reasoning.records import Call, Score, Verdict
 from reasoning.stats import Interval, mean_interval, paired_difference, paired_ratio, problem_means
 
 Role = Literal["base", "method", "control"]
+
+
+def calls_of(score: Score) -> tuple[Call, ...]:
+    """The requests that a completion took."""
+    return score.calls or (Call(prompt_tokens=score.prompt_tokens, tokens=score.tokens),)
+
+
+def attention_flops(score: Score, shape: Shape) -> float:
+    """Of the tokens that were generated."""
+    return sum(shape.attention_flops(call.prompt_tokens, call.tokens) for call in calls_of(score))
 
 
 def accuracy_by_problem(scores: Sequence[Score]) -> dict[str, float]:
@@ -33,7 +43,7 @@ def model_figures(name: str, role: Role, scores: Sequence[Score], shape: Shape) 
         "name": name,
         "role": role,
         **_core(scores),
-        "attention_flops": float(np.mean([shape.attention_flops(s.prompt_tokens, s.tokens) for s in scores])),
+        "attention_flops": float(np.mean([attention_flops(score, shape) for score in scores])),
         "by_level": {str(level): _core([s for s in scores if s.level == level]) for level in levels},
     }
 
@@ -87,7 +97,7 @@ def by_original(scores: Sequence[Score], base: Sequence[Score], shape: Shape) ->
     """
 
     def flops(score: Score) -> float:
-        return shape.attention_flops(score.prompt_tokens, score.tokens)
+        return attention_flops(score, shape)
 
     def is_right(score: Score) -> float:
         return float(score.verdict is Verdict.RIGHT)
@@ -136,7 +146,7 @@ def break_even(build_flops: float, scores: Sequence[Score], base: Sequence[Score
     """
 
     def flops(score: Score) -> float:
-        return shape.forward_flops(score.prompt_tokens, 0, score.tokens)
+        return sum(shape.forward_flops(call.prompt_tokens, 0, call.tokens) for call in calls_of(score))
 
     saved, (low, high) = paired_difference(_mean_by_problem(base, flops), _mean_by_problem(scores, flops))
     return {

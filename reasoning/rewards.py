@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+METHOD_VERSION = "1"
+
 
 def length_rewards(tokens: Sequence[int], right: Sequence[bool]) -> list[float]:
     """Of the dialogues of one problem: 0.5 for the shortest to -0.5 for the longest, and no praise for a wrong one.

@@ -18,7 +18,7 @@ from tasks.artifacts import ArtifactRef
 from tasks.caching import step
 from tasks.dto import VERSION, cut, on_prefixes, segment_ends
 from tasks.problems import by_id, prompts_of
-from tasks.rollouts import Ender, Prober, TokenIds
+from tasks.rollouts import Ender, Prober, TokenIds, closed
 from tasks.sampling import draw_traces, score
 from tasks.workplace import Workplace
 
@@ -101,7 +101,7 @@ def examine_early_stop(
     plans = {
         trace.id: EarliestCrossing(len(ends_of[trace.id]), total, threshold, speaking=agreeing_ones) for trace in whole
     }
-    prober = Prober(place, checkpoint, known, probing, seed)
+    prober = Prober(place, checkpoint, known, closed(probing), seed)
     asked = [on_prefixes(trace, ends_of[trace.id], plans[trace.id]) for trace in whole]
     prober.carry_out("early stop", Purpose.EARLY_STOP, asked, lambda _, answers: [_given(a) for a in answers])
     ends = {n: ends_of[n][plan.crossing] for n, plan in plans.items() if plan.crossing is not None}

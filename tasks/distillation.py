@@ -32,7 +32,7 @@ from tasks.auxiliary import asked_of
 from tasks.caching import step
 from tasks.dto import on_prefixes, segment_ends
 from tasks.problems import by_id, prompts_of
-from tasks.rollouts import Ender, Prefix, Prober, TokenIds
+from tasks.rollouts import Ender, Prefix, Prober, TokenIds, closed
 from tasks.workplace import Workplace
 
 SAMPLES_APART = 1_000_000
@@ -124,7 +124,7 @@ def value_prefixes(
     total = probing.sampling.samples
     ends = {row.id: [0, *segment_ends(checkpoint, row, segmentation)] for row in rows}
     plans = {row.id: AllValues(len(ends[row.id]), total) for row in rows}
-    prober = Prober(place, checkpoint, by_id(place, problems), probing, seed)
+    prober = Prober(place, checkpoint, by_id(place, problems), closed(probing), seed)
     prober.carry_out("value prefixes", Purpose.VALUE, [on_prefixes(r, ends[r.id], plans[r.id]) for r in rows])
     valued = [
         Valued(

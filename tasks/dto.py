@@ -48,7 +48,7 @@ from tasks.artifacts import ArtifactRef
 from tasks.auxiliary import asked_of
 from tasks.caching import step
 from tasks.problems import by_id, prompts_of
-from tasks.rollouts import Asked, Ender, Prefix, Prober, Scorer, TokenIds
+from tasks.rollouts import Asked, Ender, Prefix, Prober, Scorer, TokenIds, closed
 from tasks.workplace import Workplace
 
 VERSION = f"1.{METHOD_VERSION}.{SEGMENT_VERSION}.{VERIFIER_VERSION}.{ROLLOUTS_VERSION}"
@@ -70,7 +70,7 @@ def probe_prefixes(
         trace.id: EarliestCrossing(len(ends[trace.id]), probing.sampling.samples, probing.threshold)
         for trace in whole if audited(probing, trace, seed)
     }  # fmt: skip
-    prober = Prober(place, checkpoint, by_id(place, problems), probing, seed)
+    prober = Prober(place, checkpoint, by_id(place, problems), closed(probing), seed)
     asked = [on_prefixes(t, ends[t.id], found[t.id]) for found in (plans, audits) for t in whole if t.id in found]
     prober.carry_out("probe prefixes", Purpose.PROBE, asked)
     served = [trace for trace in whole if trace.id not in prober.refused]
@@ -101,7 +101,7 @@ def recheck_crossings(
     total = probing.sampling.samples
     plans = {name: AllValues(1, total) for name in by_name}
     asked = [on_prefixes(trace_of[name], [scan.cut], plans[name]) for name, scan in by_name.items()]
-    prober = Prober(place, place.checkpoint(model), by_id(place, problems), probing, seed)
+    prober = Prober(place, place.checkpoint(model), by_id(place, problems), closed(probing), seed)
     prober.carry_out("probe again", Purpose.RECHECK, asked)
     rows = [
         Recheck(problem_id=scan.problem_id, sample=scan.sample, right=right_ones(plans[name].outcomes[0]), total=total)
@@ -215,7 +215,7 @@ def prune_traces(
         )
         for name in rows
     }  # fmt: skip
-    prober = Prober(place, checkpoint, known, probing, seed)
+    prober = Prober(place, checkpoint, known, closed(probing), seed)
     asked = [Asked(item.trace, item, item.without, len(item.whole_prefix())) for item in prunings.values()]
     prober.carry_out("prune segments", Purpose.PRUNE, asked)
     proposed = sum(len(item.removed) for item in prunings.values())

@@ -22,13 +22,16 @@ from rich.table import Table
 from rich.text import Text
 
 from conf.section import Section
+from models.checkpoint import Checkpoint
 from models.vllm_server import on_cpu
 from reasoning.cost import Shape
 from reasoning.exam import Role, break_even, by_original, comparison, model_figures
-from reasoning.records import Bill, Score
+from reasoning.records import Bill, Couple, Score
 from tasks.artifacts import ArtifactRef
 from tasks.workplace import LedgerEntry, Workplace, led_to
 
+COUPLE = "couple"
+"""The kind of an artifact that stands for two models."""
 PLAIN_WIDTH = 160
 """Columns of a table where no terminal says how wide it is: in a log file."""
 PACKAGES = ("torch", "transformers", "trl", "prefect", "math-verify")
@@ -133,11 +136,19 @@ def _pooled(seeds: Sequence[Sequence[Scored]]) -> list[Scored]:
 def _scored(place: Workplace, entry: Examined) -> Scored:
     counts = [step.artifact.count for step in led_to(entry.model, place.ledger) if step.artifact.count]
     return Scored(
-        entry, place.rows(entry.scores, Score), place.checkpoint(entry.model).shape,
+        entry, place.rows(entry.scores, Score), _shape(place, entry.model),
         # What came from the rollout store was paid for by an earlier run, and building the model took it all the same.
         build_flops=sum(count.flops + count.reused_flops for count in counts),
         trained_on=counts[0].rows_in if counts else 0,
     )  # fmt: skip
+
+
+def _shape(place: Workplace, model: ArtifactRef) -> Shape:
+    """Of a model, or of the models of a couple, which are alike."""
+    if model.kind != COUPLE:
+        return place.checkpoint(model).shape
+    (pair,) = place.rows(model, Couple)
+    return Checkpoint.open(Path(pair.long_uri)).shape
 
 
 def _figures(scored: Sequence[Scored]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How prefixes of traces are put to an engine: probes of what they answer, and endings.
+"""How prefixes of traces are put to an engine: probes of what they answer, rollouts that go on, and endings.
 
 Knows: prompts, exit and closing texts, the answer check. Must not know: the rules that choose prefixes.
 """
@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from conf.settings import Finalizing, Probing
+from conf.settings import Finalizing, Probing, Sampling
 from models.checkpoint import Checkpoint
 from models.desk import Job
 from models.engine import Completion, Request
@@ -41,17 +41,35 @@ class Asked(NamedTuple):
     """Tokens of the longest of them."""
 
 
+class Asking(NamedTuple):
+    """What follows a prefix, and where what the model then writes holds the answer."""
+
+    exit_text: str
+    sampling: Sampling
+    answer: Callable[[str], str | None]
+
+
+def closed(probing: Probing) -> Asking:
+    """Prefixes are closed with the exit text, and the answer alone is sampled (papers, section B.2–B.3)."""
+    return Asking(probing.exit_text, probing.sampling, until_closing_brace)
+
+
+def going_on(sampling: Sampling) -> Asking:
+    """The model thinks on, to its own end (section C.2)."""
+    return Asking("", sampling, final_answer)
+
+
 Judge = Callable[[Trace, Sequence[str | None]], Outcomes]
 """From the answers of a trace's rollouts to what they say for its prefix. Called in any thread."""
 
 
 class Prober:
-    """Closes prefixes with the exit text and samples the answer alone (papers, section B.2–B.3)."""
+    """Samples what prefixes lead to."""
 
-    def __init__(self, place: Workplace, model: Checkpoint, problems: dict[str, Problem], probing: Probing, seed: int):
+    def __init__(self, place: Workplace, model: Checkpoint, problems: dict[str, Problem], asking: Asking, seed: int):
         self._place, self._model, self._problems, self._seed = place, model, problems, seed
-        self._exit = model.encode(probing.exit_text)
-        self._sampling = probing.sampling
+        self._exit, self._answer = model.encode(asking.exit_text), asking.answer
+        self._sampling = asking.sampling
         self._unverified = 0
         self._lock = threading.Lock()
         self._usage = Usage()
@@ -90,7 +108,7 @@ class Prober:
             with self._lock:
                 self.probe_tokens[one.trace.id] += sum(len(completion.token_ids) for completion in completions)
             texts = [self._model.decode(completion.token_ids) for completion in completions]
-            return judge(one.trace, [until_closing_brace(text) for text in texts])
+            return judge(one.trace, [self._answer(text) for text in texts])
 
         return Job(
             one.plan, lambda index: prompt + one.prefix(index) + self._exit, self._sampling, outcomes,

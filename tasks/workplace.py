@@ -23,7 +23,7 @@ from models.desk import Desk, Job
 from models.endpoints import RemoteServers
 from models.engine import Completion, Engine, Request
 from models.replies import ReplyStore
-from models.rollouts import Rollouts
+from models.rollouts import RequestRefused, Rollouts
 from models.store import Purpose, RolloutStore
 from models.trainer import TrainJob, train
 from models.vllm_server import VllmServer, on_cpu
@@ -33,6 +33,8 @@ from tasks.artifacts import ArtifactRef, ArtifactStore
 from tasks.progress import Progress
 
 R = TypeVar("R", bound=Record)
+ENGINES = ("engine", "partner")
+"""Those that a run owns, by the names of their attributes."""
 Train = Callable[[TrainJob, Path, Callable[[int, int], None]], list[dict[str, Any]]]
 
 
@@ -97,7 +99,15 @@ class Workplace:
 
     @cached_property
     def engine(self) -> Engine:
-        log = self.folder / "vllm.log"
+        return self._new_engine("vllm.log")
+
+    @cached_property
+    def partner(self) -> Engine:
+        """A second one, for the other model of a couple."""
+        return self._new_engine("vllm-partner.log")
+
+    def _new_engine(self, name: str) -> Engine:
+        log = self.folder / name
         self.progress.note(f"engine: starts when needed, log in {log}")
         return self._make_engine(self._engine_settings, log)
 
@@ -144,8 +154,14 @@ class Workplace:
 
     def engine_for(self, model: Checkpoint) -> Engine:
         """The servers elsewhere, where there are any and they serve `model`: the base. The run's own otherwise."""
-        elsewhere = self._engine_settings.endpoints and model.fingerprint in self._base
-        return self.servers_elsewhere if elsewhere else self.engine
+        return self.servers_elsewhere if self._is_elsewhere(model) else self.engine
+
+    def partner_for(self, model: Checkpoint) -> Engine:
+        """The same for a model that is needed while `engine` serves another."""
+        return self.servers_elsewhere if self._is_elsewhere(model) else self.partner
+
+    def _is_elsewhere(self, model: Checkpoint) -> bool:
+        return bool(self._engine_settings.endpoints) and model.fingerprint in self._base
 
     @cached_property
     def servers_elsewhere(self) -> RemoteServers:
@@ -164,6 +180,18 @@ class Workplace:
         rollouts = self._rollouts(stage, len(jobs), model, purpose, seed)
         yield from rollouts.run(jobs)
         account(rollouts.usage)
+
+    def run_couple(
+        self, stage: str, models: tuple[Checkpoint, Checkpoint], jobs: Sequence[Job], purpose: Purpose, seed: int
+    ) -> Usage:
+        """Closes the plans of all jobs, which need both models at the same time. Raises RequestRefused."""
+        advance = self.progress.stage(stage, len(jobs), "problems")
+        desks = [Desk(self.engine_for(models[0]), models[0]), Desk(self.partner_for(models[1]), models[1])]
+        rollouts = Rollouts(self.store, desks, purpose, seed, advance)
+        for job in rollouts.run(jobs):
+            if job.refused:
+                raise RequestRefused(job.refused)
+        return rollouts.usage
 
     def _rollouts(self, stage: str, count: int, model: Checkpoint, purpose: Purpose, seed: int) -> Rollouts:
         advance = self.progress.stage(stage, count, "prompts")
@@ -232,11 +260,12 @@ class Workplace:
 
     def make_room_for_training(self) -> None:
         """A GPU cannot hold the engine and the trainer at once; the engine starts again when it is needed."""
-        if "engine" in self.__dict__ and not on_cpu():
-            self.engine.close()
+        for name in ENGINES:
+            if name in self.__dict__ and not on_cpu():
+                self.__dict__[name].close()
 
     def close(self) -> None:
-        for part in ("store", "replies", "verifier", "engine"):
+        for part in ("store", "replies", "verifier", *ENGINES):
             if part in self.__dict__:
                 self.__dict__[part].close()
 

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conf.long_short import Protocol
 from conf.settings import Sampling
 from models.checkpoint import TINY_MODEL, Checkpoint
-from models.desk import Desk, Job
+from models.desk import Desk
 from models.dialogues import Talks, Tongue
 from models.engine import Completion, Request
 from models.rollouts import Rollouts
@@ -20,9 +21,9 @@ from reasoning.dialogue import TAGS, Dialogue, Fault, Speaker
 from reasoning.records import Problem, TextPart
 
 END = "<|endoftext|>"
-LEAD = "\nThe answer is \\boxed{"
+PROTOCOL = Protocol(long_role="<|long|>", short_role="<|short|>", turn_tokens=192)
 MODEL = Checkpoint.open(TINY_MODEL)
-TONGUE = Tongue(MODEL, LEAD)
+TONGUE = Tongue(MODEL, PROTOCOL)
 PROMPTS = {Speaker.LONG: MODEL.encode("<|long|>Ann has 4."), Speaker.SHORT: MODEL.encode("<|short|>Ann has 4.")}
 SAID = st.lists(
     st.sampled_from([*TAGS, "Now it is 4.", "\\boxed{4}", "}", "{", "\n", " 12", "< 5", "Wait, ", "}."]), max_size=7
@@ -65,7 +66,8 @@ def test_what_is_mended_is_nobodys_own(said: str, has_ended: bool, transcript: s
 
 @given(st.lists(st.tuples(SAID, st.booleans()), min_size=9, max_size=9), st.integers(1, 4))
 def test_tokens_say_what_the_dialogue_says(said: list[tuple[str, bool]], most_rounds: int):
-    plan, left = Talks(TONGUE, PROMPTS, 1, most_rounds), iter(said)
+    tongue = Tongue(MODEL, PROTOCOL.model_copy(update={"most_rounds": most_rounds}))
+    plan, left = Talks(tongue, PROMPTS, 1), iter(said)
     while plan.is_open:
         (ask,) = plan.asks()
         speaker = plan.talks[0].dialogue.next_speaker
@@ -84,7 +86,7 @@ def test_tokens_say_what_the_dialogue_says(said: list[tuple[str, bool]], most_ro
 
 def test_a_prompt_ends_where_the_first_turn_opens():
     problem = Problem(id="p", prompt=(TextPart(text="Ann has 4."),), answer="4")
-    text = MODEL.decode(TONGUE.prompt(problem, "<|long|>"))
+    text = MODEL.decode(TONGUE.prompts(problem)[Speaker.LONG])
     assert text == "<|system|><|long|><|user|>Ann has 4.<|assistant|>"
 
 
@@ -105,8 +107,8 @@ def test_many_dialogues_advance_together(tmp_path_factory: pytest.TempPathFactor
     def play(root: Path) -> tuple[list[Talks], int]:
         luck = random.Random(seed)
         engines = [ScriptedEngine(speak(luck)) for _ in Speaker]
-        plans = [Talks(TONGUE, {s: (*ids, number) for s, ids in PROMPTS.items()}, count, 3) for number in range(5)]
-        jobs = [Job(plan, plan.prompt, Sampling(), tuple, 2048, plan.desk) for plan in plans]
+        plans = [Talks(TONGUE, {s: (*ids, number) for s, ids in PROMPTS.items()}, count) for number in range(5)]
+        jobs = [plan.job(Sampling()) for plan in plans]
         pair = Rollouts(RolloutStore(f"sqlite:///{root / 'db'}"), [Desk(e, MODEL) for e in engines], Purpose.VALUE, 0)
         assert len(list(pair.run(jobs))) == 5
         return plans, sum(engine.completions for engine in engines)

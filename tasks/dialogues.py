@@ -1,0 +1,84 @@
+"""Dialogues held and examined: two checkpoints as a couple, what they say, how that is scored (papers, section C.4).
+
+Knows: couples, problems, the protocol's settings, the answer check. Must not know: how either model was trained.
+"""
+
+from __future__ import annotations
+
+import time
+
+from conf.long_short import Protocol
+from conf.settings import Sampling
+from models.dialogues import Talk, Talks, Tongue
+from models.store import Purpose
+from reasoning.dialogue import METHOD_VERSION as DIALOGUE_VERSION
+from reasoning.dialogue import Speaker
+from reasoning.records import Conversation, Couple, Problem, Score, Usage, Verdict
+from reasoning.verifier import METHOD_VERSION as VERIFIER_VERSION
+from tasks.artifacts import ArtifactRef
+from tasks.caching import step
+from tasks.problems import by_id
+from tasks.workplace import Workplace
+
+
+@step(version="1")
+def couple(place: Workplace, long: ArtifactRef, short: ArtifactRef) -> ArtifactRef:
+    """One row of Couple."""
+    started = time.monotonic()
+    row = Couple(long_uri=long.uri, long_digest=long.digest, short_uri=short.uri, short_digest=short.digest)
+    trained_on = sum(model.count.rows_in for model in (long, short) if model.count)
+    return place.publish("couple", [row], rows_in=trained_on, started=started)
+
+
+@step(version=f"1.{DIALOGUE_VERSION}.{VERIFIER_VERSION}")
+def converse(
+    place: Workplace, long: ArtifactRef, short: ArtifactRef, problems: ArtifactRef, protocol: Protocol,
+    sampling: Sampling, seed: int,
+) -> ArtifactRef:  # fmt: skip
+    """Rows of Conversation on problems that nothing else has read."""
+    started = time.monotonic()
+    known, models = list(by_id(place, problems).values()), (place.checkpoint(long), place.checkpoint(short))
+    tongue = Tongue(models[0], protocol)
+    prompts = [tongue.prompts(problem) for problem in known]
+    plans = [Talks(tongue, shown, sampling.samples) for shown in prompts]
+    usage = place.run_couple("talk", models, [plan.job(sampling) for plan in plans], Purpose.BENCHMARK, seed)
+    answers = [[talk.dialogue.answer for talk in plan.talks] for plan in plans]
+    verdicts, checks = place.verdicts(known, answers)
+    rows = [
+        conversation(problem, sample, talk, {speaker: len(ids) for speaker, ids in shown.items()}, verdict)
+        for problem, plan, shown, judged in zip(known, plans, prompts, verdicts, strict=True)
+        for sample, (talk, verdict) in enumerate(zip(plan.talks, judged, strict=True))
+    ]
+    counts = {"cap hit": sum(row.hit_cap for row in rows), "malformed": sum(not row.is_well_formed for row in rows)}
+    return place.publish(
+        "conversations", rows, rows_in=len(known), usage=usage + checks, started=started, counts=counts
+    )  # fmt: skip
+
+
+def conversation(
+    problem: Problem, sample: int, talk: Talk, shown: dict[Speaker, int], verdict: Verdict
+) -> Conversation:  # fmt: skip
+    """`shown`: tokens of what each speaker sees before the transcript."""
+    return Conversation(
+        problem_id=problem.id, sample=sample, transcript=str(talk.dialogue),
+        long_calls=talk.calls(Speaker.LONG, shown[Speaker.LONG]),
+        short_calls=talk.calls(Speaker.SHORT, shown[Speaker.SHORT]),
+        hit_cap=talk.dialogue.hit_cap, is_well_formed=talk.dialogue.is_well_formed, verdict=verdict,
+    )  # fmt: skip
+
+
+@step(version="1")
+def score_conversations(place: Workplace, problems: ArtifactRef, conversations: ArtifactRef) -> ArtifactRef:
+    """Rows of Score: tokens are those of both models together."""
+    started = time.monotonic()
+    level_of = {name: problem.level for name, problem in by_id(place, problems).items()}
+    rows = place.rows(conversations, Conversation)
+    scores = [
+        Score(
+            problem_id=row.problem_id, level=level_of[row.problem_id], sample=row.sample,
+            prompt_tokens=row.prompt_tokens, tokens=row.tokens, calls=row.calls, truncated=row.hit_cap,
+            verdict=row.verdict,
+        )
+        for row in rows
+    ]  # fmt: skip
+    return place.publish("scores", scores, rows_in=len(rows), usage=Usage(), started=started)
