@@ -1,4 +1,4 @@
-"""Long⊗Short, end to end (arXiv 2505.11827): sample, chunk, value thoughts, cold start of two models, alternating RL."""
+"""Long⊗Short, end to end (arXiv 2505.11827): sample, chunk, value, cold start of two models, alternating RL."""
 
 from __future__ import annotations
 

@@ -13,8 +13,9 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from datasets import Dataset
@@ -27,10 +28,11 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from models.simpo import IdsSimPOTrainer, UnknownHead, refuse_unknown_head
-from models.trainer import Outcome, TrainJob
+from models.trainer import Job, Outcome, TrainJob
 from models.vllm_server import PROOF_FILE
 
 PROOF_TOKENS = 64
+J = TypeVar("J", bound=Job)
 
 
 class NotFinite(RuntimeError):
@@ -40,11 +42,13 @@ class NotFinite(RuntimeError):
 class Watch(TrainerCallback):
     """Writes progress lines for the owner, and stops at the first non-finite loss."""
 
-    def __init__(self, progress: Path):
-        self._progress = progress
+    def __init__(self, progress: Path, more: Callable[[], dict[str, float]] = dict):
+        """`more`: figures that the trainer does not log."""
+        self._progress, self._more = progress, more
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:  # noqa: ARG002
-        figures = {name: value for name, value in (logs or {}).items() if isinstance(value, int | float)}
+        told = {**(logs or {}), **self._more()}
+        figures = {name: value for name, value in told.items() if isinstance(value, int | float)}
         line = {"step": state.global_step, "steps": state.max_steps, "time": time.time(), **figures}
         with self._progress.open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -62,7 +66,9 @@ def main(job: TrainJob) -> None:
     trainer.add_callback(Watch(job.progress))
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(job.work))
     if trainer.accelerator.is_main_process:
-        _save(job, trainer.accelerator.unwrap_model(trainer.model), tokenizer, rows[0])
+        row = rows[0]
+        text = (row["prompt_ids"] + row["completion_ids" if job.method == "sft" else "chosen_ids"])[:PROOF_TOKENS]
+        save(job, trainer.accelerator.unwrap_model(trainer.model), tokenizer, text)
 
 
 def last_whole_checkpoint(work: Path) -> str | None:
@@ -152,16 +158,15 @@ def _adapters(job: TrainJob) -> LoraConfig | None:
     )  # fmt: skip
 
 
-def _save(job: TrainJob, model: Any, tokenizer: Any, row: dict[str, Any]) -> None:
-    """The checkpoint, and the proof by which a server shows that it serves these weights."""
+def save(job: Job, model: Any, tokenizer: Any, text: list[int]) -> None:
+    """The checkpoint, and the proof by which a server shows that it serves these weights: the log-probs of `text`."""
     if isinstance(model, PeftModel):
         model = model.merge_and_unload()
     if job.dtype == "bfloat16":
         model.to(torch.bfloat16)
     model.save_pretrained(job.output)
     tokenizer.save_pretrained(job.output)
-    token_ids = (row["prompt_ids"] + row["completion_ids" if job.method == "sft" else "chosen_ids"])[:PROOF_TOKENS]
-    proof = {"token_ids": token_ids, "log_probs": log_probs(job.output, token_ids)}
+    proof = {"token_ids": text, "log_probs": log_probs(job.output, text)}
     (Path(job.output) / PROOF_FILE).write_text(json.dumps(proof))
 
 
@@ -173,11 +178,10 @@ def log_probs(folder: Path, token_ids: list[int]) -> list[float]:
     return model(batch).logits.log_softmax(-1)[0, :-1].gather(1, batch[0, 1:, None])[:, 0].tolist()
 
 
-def run(job_file: Path) -> None:
+def leaving_word(job: J, do: Callable[[J], None]) -> None:
     """Does the job, and leaves word where it ends for a reason that has a remedy."""
-    job = TrainJob.model_validate_json(job_file.read_text())
     try:
-        main(job)
+        do(job)
     except torch.OutOfMemoryError:
         job.outcome.write_text(Outcome.OUT_OF_MEMORY)
         raise
@@ -187,6 +191,10 @@ def run(job_file: Path) -> None:
     except UnknownHead:
         job.outcome.write_text(Outcome.UNKNOWN_HEAD)
         raise
+
+
+def run(job_file: Path) -> None:
+    leaving_word(TrainJob.model_validate_json(job_file.read_text()), main)
 
 
 if __name__ == "__main__":

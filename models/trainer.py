@@ -12,15 +12,17 @@ import time
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from conf.errors import ReadableError
-from conf.settings import Lora
+from conf.long_short import Protocol, Reinforcement
+from conf.settings import Engine, Lora
 from models.processes import GuardedProcess
 
 LOG = "train.log"
+STORE_VARIABLE = "BREVITY_ROLLOUTS"
 
 
 class Outcome(StrEnum):
@@ -29,30 +31,51 @@ class Outcome(StrEnum):
     OUT_OF_MEMORY = "out-of-memory"
     NOT_FINITE = "not-finite"
     UNKNOWN_HEAD = "unknown-head"
+    GIVEN_UP = "given-up"
+    """For a reason that the next lines tell a person."""
 
 
-class TrainJob(BaseModel):
-    """Everything the trainer's process needs to know."""
+class Job(BaseModel):
+    """What every trainer's process needs to know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: Literal["sft", "simpo", "dpo"]
+    MODULE: ClassVar[str]
+    """Which program does it."""
+
     model: Path
     rows: Path
-    """Parquet of token ids: prompt_ids, and completion_ids (sft) or chosen_ids and rejected_ids (simpo, dpo)."""
+    """Parquet."""
     output: Path
     work: Path
     """Folder for the trainer's own checkpoints; a repeated job resumes from the last."""
     progress: Path
     outcome: Path
-    """Holds an `Outcome` when the trainer gave up for a known reason."""
+    """Holds an `Outcome` when the trainer gave up for a known reason, and what else there is to say of it."""
     seed: int
     learning_rate: float
-    epochs: int
     batch: int
     micro_batch: int
     warmup: float
     max_length: int | None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights that are kept."""
+    log_every: int = 5
+    save_every: int = 50
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What must not stand in a file."""
+        return {}
+
+
+class TrainJob(Job):
+    """Training on rows of token ids: prompt_ids, and completion_ids (sft) or chosen_ids and rejected_ids (others)."""
+
+    MODULE = "models.train"
+
+    method: Literal["sft", "simpo", "dpo"]
+    epochs: int
     beta: float = 2.0
     gamma: float = 0.3
     sft_weight: float = 0.0
@@ -60,9 +83,28 @@ class TrainJob(BaseModel):
     weight_decay: float = 0.0
     shuffle: bool = True
     lora: Lora | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    log_every: int = 5
-    save_every: int = 50
+
+
+class RlJob(Job):
+    """Reinforcement on rows of Problem (Long⊗Short, section C.5)."""
+
+    MODULE = "models.reinforce"
+
+    trains: Literal["long", "short"] | None
+    """Which of two models `model` is; None: it works alone."""
+    partner: Path | None
+    """The other one, which stays as it is."""
+    protocol: Protocol
+    rl: Reinforcement
+    max_tokens: int
+    """Of a completion where the model works alone."""
+    engine: Engine
+    store: str = Field(exclude=True)
+    """URL of the rollout store. It may hold a password, and so travels in the environment."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {STORE_VARIABLE: self.store}
 
 
 class TrainingFailed(ReadableError):
@@ -73,7 +115,7 @@ class TrainerCrashed(ReadableError):
     """The trainer ended for an unknown reason; the message holds the end of its log. A repeated job resumes."""
 
 
-def train(job: TrainJob, folder: Path, progress: Callable[[int, int], None], poll: float = 0.5) -> list[dict[str, Any]]:
+def train(job: Job, folder: Path, progress: Callable[[int, int], None], poll: float = 0.5) -> list[dict[str, Any]]:
     """Runs `job`; `progress` hears (step, steps). Returns the logged figures, one line per logged step.
 
     A micro-batch that does not fit into memory is halved and the job resumes, down to one row. Raises TrainingFailed
@@ -81,6 +123,7 @@ def train(job: TrainJob, folder: Path, progress: Callable[[int, int], None], pol
     """
     while True:
         code, outcome, tail = _run(job, folder, progress, poll)
+        outcome, _, detail = outcome.partition("\n")
         if code == 0:
             steps: dict[int, dict[str, Any]] = {}
             for line in _figures(job.progress):
@@ -97,21 +140,24 @@ def train(job: TrainJob, folder: Path, progress: Callable[[int, int], None], pol
                 f"{job.model}: this model changes its logits after the output head (a soft cap or a scale), which the "
                 f"memory-safe SimPO loss does not know; train another model"
             )
+        elif outcome == Outcome.GIVEN_UP:
+            raise TrainingFailed(detail)
         else:
             raise TrainerCrashed(f"the trainer ended with code {code}; end of {folder / LOG}:\n{tail}")
 
 
-def _run(job: TrainJob, folder: Path, progress: Callable[[int, int], None], poll: float) -> tuple[int, str, str]:
+def _run(job: Job, folder: Path, progress: Callable[[int, int], None], poll: float) -> tuple[int, str, str]:
     """Exit code, outcome and the end of the log."""
     folder.mkdir(parents=True, exist_ok=True)
     job.outcome.unlink(missing_ok=True)
     file = folder / "job.json"
     file.write_text(job.model_dump_json(indent=2))
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--module", "models.train"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--module", job.MODULE]
     environment = {
         "TRL_EXPERIMENTAL_SILENCE": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
         # accelerate would leave a CPU trainer one thread.
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count())),
+        **job.environment,
     }  # fmt: skip
     with GuardedProcess([*command, str(file)], folder / LOG, environment) as process:
         while (code := process.poll()) is None:

@@ -1,6 +1,6 @@
 """Thinking grouped into thoughts by a language model (papers, section C.1).
 
-Knows: steps of a text, the question, the form of its reply. Must not know: who answers, tokens, what a thought is worth.
+Knows: steps of a text, the question, the form of its reply. Must not know: who answers, tokens, values.
 
 The law: the thoughts joined are the text. A reply that leaves out a step, or names one twice, is no reply.
 """
@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from enum import StrEnum
 from functools import cache
+from itertools import pairwise
 from typing import Annotated, Any, Self
 
 from pydantic import Field, create_model, model_validator
@@ -80,7 +81,7 @@ def steps(text: str) -> list[str]:
 
 def _cut(text: str, end: str) -> list[str]:
     cuts = [0, *(match.end() for match in re.finditer(end, text)), len(text)]
-    pieces = [text[start:stop] for start, stop in zip(cuts, cuts[1:], strict=False)]
+    pieces = [text[start:stop] for start, stop in pairwise(cuts)]
     first, rest = pieces[0], [piece for piece in pieces[1:] if piece]
     # Blank lines at the very start are no step.
     return [first, *rest] if first.strip() or not rest else [first + rest[0], *rest[1:]]

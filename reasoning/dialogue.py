@@ -15,7 +15,7 @@ from enum import StrEnum
 
 from reasoning.answers import boxed, until_closing_brace
 
-METHOD_VERSION = "1"
+METHOD_VERSION = "2"
 TAGS = ("<think>", "</think>", "<answer>", "</answer>", "<rethink>", "</rethink>")
 _ANY = "|".join(TAGS)
 _TAG = re.compile(_ANY)
@@ -126,8 +126,9 @@ class Dialogue:
 
     @property
     def is_well_formed(self) -> bool:
-        """Over, by Short's own decision, and every turn as it must be: the reward for format."""
-        return self.is_over and not self.hit_cap and all(turn.fault is None for turn in self.turns)
+        """Over, by Short's own decision, with a box, and every turn as it must be: the reward for format."""
+        flawless = all(turn.fault is None for turn in self.turns)
+        return self.is_over and not self.hit_cap and self.answer is not None and flawless
 
     @property
     def answer(self) -> str | None:

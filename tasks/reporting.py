@@ -22,7 +22,6 @@ from rich.table import Table
 from rich.text import Text
 
 from conf.section import Section
-from models.checkpoint import Checkpoint
 from models.vllm_server import on_cpu
 from reasoning.cost import Shape
 from reasoning.exam import Role, break_even, by_original, comparison, model_figures
@@ -148,7 +147,8 @@ def _shape(place: Workplace, model: ArtifactRef) -> Shape:
     if model.kind != COUPLE:
         return place.checkpoint(model).shape
     (pair,) = place.rows(model, Couple)
-    return Checkpoint.open(Path(pair.long_uri)).shape
+    long = ArtifactRef(kind="checkpoint", uri=pair.long_uri, digest=pair.long_digest, rows=1)
+    return place.checkpoint(long).shape
 
 
 def _figures(scored: Sequence[Scored]) -> dict[str, Any]:

@@ -1,0 +1,384 @@
+"""The process that reinforces one of two models: dialogues drawn, rewarded, learnt from (Long⊗Short, section C.5).
+
+Knows: TRL's GRPO, how weights reach the server that samples. Must not know: pipelines, rounds, sources.
+Started by `accelerate launch`, as `models.train` is.
+
+TRL marks `rollout_func` as experimental; it is met here and nowhere else. What it is given per token is whether the
+trained model drew it: `env_mask` keeps all others out of loss, divergence and length.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import pyarrow.parquet as pq
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
+
+from conf.errors import ReadableError
+from conf.settings import Sampling
+from models.checkpoint import Checkpoint
+from models.desk import Desk, Job
+from models.dialogues import DESKS, Talks, Tongue
+from models.engine import Completion, Engine
+from models.rollouts import RequestRefused, Rollouts
+from models.store import Purpose, RolloutStore
+from models.train import PROOF_TOKENS, Watch, last_whole_checkpoint, leaving_word, save
+from models.trainer import STORE_VARIABLE, Outcome, RlJob
+from models.vllm_server import PROOF_FILE, SwapNotProven, VllmServer
+from reasoning.answers import CLOSE_THINK, final_answer
+from reasoning.course import Figures, collapse, is_best
+from reasoning.dialogue import Speaker
+from reasoning.records import Problem, Verdict
+from reasoning.rewards import Outcome as Rewarded
+from reasoning.rewards import Rewards, group_rewards
+from reasoning.rollouts import AllValues
+from reasoning.verifier import Question, Verifier
+
+KINDS = Rewards._fields
+
+
+class Collapsed(ReadableError):
+    """Dialogues have left the bounds of `rl.bounds`."""
+
+
+class StaleWeights(ReadableError):
+    """Weights on their way to the server are not those that were trained."""
+
+
+class Told(NamedTuple):
+    """What the trained model learns from: a dialogue as it was shown to it, and what came of it."""
+
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    own: list[bool]
+    """Which of `completion_ids` it drew."""
+    answer: str | None
+    tokens: int
+    is_well_formed: bool
+    hit_cap: bool
+
+
+class Scene(Protocol):
+    """Who works on a problem, and how."""
+
+    def begin(self, problem: Problem, sampling: Sampling) -> tuple[Job, Callable[[], list[Told]]]:
+        """A job, and what to ask once it is done."""
+        ...
+
+
+class Together:
+    """Two models in dialogue; one of them is trained."""
+
+    def __init__(self, tongue: Tongue, trained: Speaker):
+        self._tongue, self._trained = tongue, trained
+
+    def begin(self, problem: Problem, sampling: Sampling) -> tuple[Job, Callable[[], list[Told]]]:
+        prompts = self._tongue.prompts(problem)
+        plan = Talks(self._tongue, prompts, sampling.samples)
+        return plan.job(sampling), lambda: self._told(plan, prompts[self._trained])
+
+    def _told(self, plan: Talks, prompt: tuple[int, ...]) -> list[Told]:
+        return [
+            Told(
+                prompt, talk.token_ids, talk.own_tokens(self._trained), talk.dialogue.answer, talk.drawn,
+                talk.dialogue.is_well_formed, talk.dialogue.hit_cap,
+            )
+            for talk in plan.talks
+        ]  # fmt: skip
+
+
+class Alone:
+    """One model, as it answers by itself: a control."""
+
+    def __init__(self, model: Checkpoint):
+        self._model = model
+
+    def begin(self, problem: Problem, sampling: Sampling) -> tuple[Job, Callable[[], list[Told]]]:
+        prompt, plan = self._model.prompt_ids(problem), AllValues(1, sampling.samples)
+        job = Job(plan, lambda _: prompt, sampling, tuple, len(prompt) + sampling.max_tokens)
+        return job, lambda: [self._told(prompt, completion) for completion in plan.outcomes[0]]
+
+    def _told(self, prompt: tuple[int, ...], completion: object) -> Told:
+        assert isinstance(completion, Completion)
+        text, ids = self._model.decode(completion.token_ids), completion.token_ids
+        answer = final_answer(text)
+        is_well_formed = completion.finished and text.count(CLOSE_THINK) == 1 and answer is not None
+        return Told(prompt, ids, [True] * len(ids), answer, len(ids), is_well_formed, not completion.finished)
+
+
+class Sampler:
+    """Draws and rewards the dialogues of each step with the weights as they are then. `figures` are the last step's."""
+
+    def __init__(
+        self, job: RlJob, problems: Mapping[str, Problem], scene: Scene, engines: Sequence[Engine],
+        partner: Checkpoint | None, store: RolloutStore, verifier: Verifier,
+    ):  # fmt: skip
+        """`engines`: as many as take part, the trained model's at its place."""
+        self._job, self._problems, self._scene = job, problems, scene
+        self._engines, self._partner = engines, partner
+        self._store, self._verifier = store, verifier
+        self._trained = DESKS.index(Speaker(job.trains)) if job.trains else 0
+        self._weights = job.work / "weights"
+        self.proof_text: list[int] = []
+        """What a server is asked about to show which weights it serves."""
+        self._ended = 0.0
+        """When the last step's sampling was over; what follows is training."""
+        self.figures: dict[str, float] = {}
+        self.course = self._read_course()
+
+    def __call__(self, names: list[str], trainer: GRPOTrainer) -> dict[str, Any]:
+        """TRL's `rollout_func`: `names` are problems' ids, each as often as a group has dialogues."""
+        began = time.monotonic()
+        step = trainer.state.global_step
+        policy = self._policy(step, trainer)
+        models = self._models(policy)
+        self._serve(models)
+        synced = time.monotonic()
+        asked = [self._problems[name] for name in dict.fromkeys(names)]
+        groups = self._draw(asked, models)
+        drawn = time.monotonic()
+        rewards = [self._rewards(problem, group) for problem, group in zip(asked, groups, strict=True)]
+        told = [one for group in groups for one in group]
+        flat = [one for group in rewards for one in group]
+        self.proof_text = list((told[0].prompt_ids + told[0].completion_ids)[:PROOF_TOKENS])
+        self._note(step, told, flat, policy)
+        ended = time.monotonic()
+        self.figures |= {
+            "seconds_sync": synced - began, "seconds_sample": drawn - synced, "seconds_reward": ended - drawn,
+            "seconds_train": began - self._ended if self._ended else 0.0,
+        }  # fmt: skip
+        self._ended = time.monotonic()
+        return {
+            "prompt_ids": [list(one.prompt_ids) for one in told],
+            "completion_ids": [list(one.completion_ids) for one in told],
+            "logprobs": None,  # read only where sampled and trained weights may differ
+            "env_mask": [[int(own) for own in one.own] for one in told],
+            **{kind: [getattr(one, kind) for one in flat] for kind in KINDS},
+        }
+
+    def _draw(self, problems: Sequence[Problem], models: Sequence[Checkpoint]) -> list[list[Told]]:
+        """The dialogues of each problem. Raises RequestRefused."""
+        rl = self._job.rl
+        sampling = Sampling(
+            samples=rl.group, temperature=rl.temperature, top_p=1.0, max_tokens=self._job.max_tokens
+        )  # fmt: skip
+        begun = [self._scene.begin(problem, sampling) for problem in problems]
+        desks = [Desk(engine, model) for engine, model in zip(self._engines, models, strict=True)]
+        rollouts = Rollouts(self._store, desks, Purpose.REINFORCE, self._job.seed)
+        for job in rollouts.run([job for job, _ in begun]):
+            if job.refused:
+                raise RequestRefused(job.refused)
+        usage = rollouts.usage
+        self.figures = {
+            "generated_tokens": usage.generated_tokens, "prompt_tokens": usage.prompt_tokens,
+            "reused_completions": usage.reused_completions, "sampling_flops": usage.flops + usage.reused_flops,
+        }  # fmt: skip
+        return [told() for _, told in begun]
+
+    def _rewards(self, problem: Problem, group: Sequence[Told]) -> list[Rewards]:
+        is_choice = problem.choices is not None
+        verdicts = self._verifier.check([Question(one.answer, problem.answer, is_choice) for one in group])
+        return group_rewards([
+            Rewarded(one.tokens, verdict is Verdict.RIGHT, one.is_well_formed)
+            for one, verdict in zip(group, verdicts, strict=True)
+        ])  # fmt: skip
+
+    def _note(self, step: int, told: Sequence[Told], rewards: Sequence[Rewards], policy: Checkpoint) -> None:
+        """Keeps the step's figures, and its weights while they are the best. Raises Collapsed."""
+        rl, count = self._job.rl, len(told)
+        means = {kind: sum(getattr(one, kind) for one in rewards) / count for kind in KINDS}
+        praised = rl.correctness * means["correctness"] + rl.form * means["form"]
+        tokens = sum(one.tokens for one in told) / count
+        self.course = [one for one in self.course if one.step < step]
+        figures = Figures(step=step, tokens=tokens, praised=praised, reward=praised + rl.length * means["length"])
+        self.course.append(figures)
+        _write_whole(self._job.work / "course.json", json.dumps([one.model_dump() for one in self.course]))
+        if is_best(self.course):
+            _write_whole(self._job.work / "best", str(policy.folder))
+        self._remove_old_weights(policy.folder)
+        self.figures |= {
+            "dialogue_tokens": tokens, "cap_hit": sum(one.hit_cap for one in told) / count, **means,
+        }  # fmt: skip
+        reason = collapse(self.course, rl.bounds)
+        if reason:
+            raise Collapsed(
+                f"the training of the {self._job.trains or 'one'} model collapsed in step {step}: {reason}. Its best "
+                f"weights are in {(self._job.work / 'best').read_text()}; lower rl.learning_rate, raise rl.beta, or "
+                f"widen rl.bounds"
+            )
+
+    def _read_course(self) -> list[Figures]:
+        path = self._job.work / "course.json"
+        return [Figures.model_validate(one) for one in json.loads(path.read_text())] if path.exists() else []
+
+    def _models(self, policy: Checkpoint) -> list[Checkpoint]:
+        if self._partner is None:
+            return [policy]
+        return [policy, self._partner] if self._trained == 0 else [self._partner, policy]
+
+    def _serve(self, models: Sequence[Checkpoint]) -> None:
+        """Has each engine serve its model, proven; the first time both servers start side by side."""
+
+        def ready(engine: Engine, model: Checkpoint) -> None:
+            with engine.session(model, lambda _: None):
+                pass
+
+        with ThreadPoolExecutor(len(models)) as pool:
+            list(pool.map(ready, self._engines, models))
+
+    def _policy(self, step: int, trainer: GRPOTrainer) -> Checkpoint:
+        """The weights as they are trained now, on disk."""
+        if step == 0:
+            return Checkpoint.open(self._job.model, self._job.engine.dtype)
+        folder = self._weights / str(step)
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        if not self.proof_text:
+            self.proof_text = list(self._first_prompt())[:PROOF_TOKENS]
+        write_weights(model, trainer.processing_class, folder, self.proof_text)
+        check_weights(model, folder)
+        return Checkpoint.open(folder, self._job.engine.dtype)
+
+    def _first_prompt(self) -> tuple[int, ...]:
+        """Any text that does not depend on what was drawn: a resumed training has drawn nothing yet."""
+        first = next(iter(self._problems.values()))
+        return Checkpoint.open(self._job.model, self._job.engine.dtype).prompt_ids(first)
+
+    def _remove_old_weights(self, current: Path) -> None:
+        best = Path((self._job.work / "best").read_text())
+        for folder in self._weights.glob("*"):
+            if folder not in (best, current):
+                shutil.rmtree(folder)
+
+
+def write_weights(model: Any, tokenizer: Any, folder: Path, text: list[int]) -> None:
+    """The model in float32 with its proof: what it makes of `text`. Whole, or not there."""
+    hidden = folder.with_name(f".{folder.name}")
+    for old in (hidden, folder):
+        shutil.rmtree(old, ignore_errors=True)
+    model.save_pretrained(hidden)
+    tokenizer.save_pretrained(hidden)
+    (hidden / PROOF_FILE).write_text(json.dumps({"token_ids": text, "log_probs": log_probs_of(model, text)}))
+    hidden.rename(folder)
+
+
+@torch.no_grad()
+def log_probs_of(model: Any, text: list[int]) -> list[float]:
+    """What a model in memory gives each token but the first, in its own precision."""
+    was_training = model.training
+    model.eval()
+    batch = torch.tensor([text], device=model.device)
+    logits = model(batch).logits.float()
+    model.train(was_training)
+    return logits.log_softmax(-1)[0, :-1].gather(1, batch[0, 1:, None])[:, 0].tolist()
+
+
+def check_weights(model: Any, folder: Path) -> None:
+    """Raises StaleWeights unless the files hold every weight of the model in memory, bit by bit."""
+    held: dict[str, torch.Tensor] = {}
+    for path in folder.glob("*.safetensors"):
+        held |= load_file(path)
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    for name, weight in model.state_dict().items():
+        if name not in held:
+            if name in tied:
+                continue
+            raise StaleWeights(f"{folder}: {name} is missing; nothing was sampled with it")
+        if not torch.equal(held[name].to(weight.device), weight):
+            raise StaleWeights(f"{folder}: {name} is not what was trained; nothing was sampled with it")
+
+
+def _write_whole(path: Path, text: str) -> None:
+    hidden = path.with_name(f".{path.name}")
+    hidden.write_text(text)
+    hidden.rename(path)
+
+
+def configured(job: RlJob) -> GRPOConfig:
+    """TRL's settings: one optimizer step for each set of dialogues, all drawn with the weights that it changes."""
+    cpu, pieces = not torch.cuda.is_available(), job.batch // job.micro_batch
+    return GRPOConfig(
+        output_dir=str(job.work), seed=job.seed, data_seed=job.seed, max_steps=job.rl.steps,
+        per_device_train_batch_size=job.micro_batch, gradient_accumulation_steps=pieces, steps_per_generation=pieces,
+        num_generations=job.rl.group, num_iterations=1, loss_type="grpo", scale_rewards="group",
+        epsilon=job.rl.clip, beta=job.rl.beta, temperature=job.rl.temperature,
+        reward_weights=[getattr(job.rl, kind) for kind in KINDS],
+        learning_rate=job.learning_rate, warmup_steps=job.warmup, lr_scheduler_type="cosine",
+        bf16=True, use_cpu=cpu, gradient_checkpointing=not cpu, report_to="none", disable_tqdm=True,
+        logging_steps=job.log_every, logging_first_step=True, logging_nan_inf_filter=False,
+        save_strategy="steps", save_steps=job.save_every, save_total_limit=1,
+    )  # fmt: skip
+
+
+def reward_functions() -> list[Callable[..., list[float]]]:
+    """Rewards were given where dialogues were judged; TRL weighs, compares and logs each by itself."""
+
+    def reading(kind: str) -> Callable[..., list[float]]:
+        def read(**columns: Any) -> list[float]:
+            return columns[kind]
+
+        read.__name__ = kind
+        return read
+
+    return [reading(kind) for kind in KINDS]
+
+
+def main(job: RlJob) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise SwapNotProven("reinforcement runs in one process; start accelerate with --num_processes 1")
+    torch.manual_seed(job.seed)
+    rows = [Problem.model_validate(row) for row in pq.read_table(job.rows).to_pylist()]
+    tokenizer = AutoTokenizer.from_pretrained(job.model)
+    start = Checkpoint.open(job.model, job.engine.dtype)
+    partner = Checkpoint.open(job.partner, job.engine.dtype) if job.partner else None
+    with ExitStack() as stack:
+        engines = [VllmServer(job.engine, job.work / f"vllm-{index}.log") for index in range(2 if partner else 1)]
+        store, verifier = RolloutStore(os.environ[STORE_VARIABLE]), Verifier()
+        for part in (*engines, store, verifier):
+            stack.callback(part.close)
+        scene = scene_of(job, start)
+        sampler = Sampler(job, {row.id: row for row in rows}, scene, engines, partner, store, verifier)
+        trainer = GRPOTrainer(
+            model=AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32), args=configured(job),
+            reward_funcs=reward_functions(),  # type: ignore[arg-type]
+            train_dataset=Dataset.from_dict({"prompt": [row.id for row in rows]}), processing_class=tokenizer,
+            rollout_func=sampler,  # type: ignore[arg-type]
+        )  # fmt: skip
+        trainer.add_callback(Watch(job.progress, lambda: sampler.figures))
+        trainer.train(resume_from_checkpoint=last_whole_checkpoint(job.work))
+    save(
+        job, trainer.accelerator.unwrap_model(trainer.model), tokenizer, list(start.prompt_ids(rows[0]))[:PROOF_TOKENS]
+    )
+
+
+def scene_of(job: RlJob, start: Checkpoint) -> Scene:
+    if job.trains is None:
+        return Alone(start)
+    return Together(Tongue(start, job.protocol), Speaker(job.trains))
+
+
+def run(job: RlJob) -> None:
+    """Does the job, and leaves word where it ends for a reason that has a remedy."""
+    try:
+        main(job)
+    except (Collapsed, StaleWeights, SwapNotProven, RequestRefused) as error:
+        job.outcome.write_text(f"{Outcome.GIVEN_UP}\n{error}")
+        raise
+
+
+if __name__ == "__main__":
+    order = json.loads(Path(sys.argv[1]).read_text()) | {"store": ""}
+    leaving_word(RlJob.model_validate(order), run)
