@@ -8,6 +8,7 @@ each turn ended by the end token; only what the protocol adds or mends is encode
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -88,12 +89,12 @@ class Tongue:
 
     def _within(self, token_ids: TokenIds, text: str) -> TokenIds:
         """The first tokens, as far as they are whole within `text`, which begins what they say."""
-        length = 0
-        for index, piece in enumerate(self._model.token_texts(token_ids)):
-            length += len(piece)
-            if length > len(text):
-                return token_ids[:index]
-        return token_ids
+        count = bisect_right(
+            range(len(token_ids) + 1), len(text), key=lambda size: len(self._model.decode(token_ids[:size]))
+        )
+        wholes = (token_ids[:size] for size in range(count - 1, -1, -1))
+        # A character that was cut off, or is split over tokens, reads otherwise than it would whole.
+        return next(ids for ids in wholes if text.startswith(self._model.decode(ids)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,13 @@ def test_what_is_mended_is_nobodys_own(said: str, has_ended: bool, transcript: s
     assert line.turn.fault in (Fault.UNCLOSED, Fault.TRAILING, Fault.FOREIGN)
 
 
+def test_a_character_that_was_cut_off_is_mended():
+    whole = MODEL.encode("It is 4é")
+    line = TONGUE.line(Dialogue(4), Completion(whole[:-1], finished=False))
+    assert line.turn.fault is Fault.UNCLOSED
+    assert MODEL.decode(line.token_ids) == f"<think>{line.turn.text}</think>"
+
+
 @given(st.lists(st.tuples(SAID, st.booleans()), min_size=9, max_size=9), st.integers(1, 4))
 def test_tokens_say_what_the_dialogue_says(said: list[tuple[str, bool]], most_rounds: int):
     tongue = Tongue(MODEL, PROTOCOL.model_copy(update={"most_rounds": most_rounds}))
