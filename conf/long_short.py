@@ -192,7 +192,7 @@ class LongShort(Section):
     """Of every model; a turn's own limit of tokens is in `protocol`. The temperature is the authors'."""
     llm: Llm | None = None
     """Who cuts traces into thoughts where chunking is of type `llm`."""
-    engine: Engine = Engine(gpu_memory=0.3)
+    engine: Engine = Engine(gpu_memory=0.6, side_by_side=2)
     """Two servers, and the trainer while RL trains, share one GPU."""
     storage: Storage = Storage()
 

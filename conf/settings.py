@@ -410,7 +410,9 @@ class Engine(Section):
     kv_cache_gib: Positive = 1
     """Room for the KV cache on a CPU."""
     gpu_memory: Annotated[float, Field(gt=0, lt=1)] = 0.85
-    """Share of GPU memory; without effect on a CPU."""
+    """Share of GPU memory, for all servers of the run together; without effect on a CPU."""
+    side_by_side: Positive = 1
+    """Servers that the run needs at the same time: each gets its part of the memory on a GPU, of the cores on a CPU."""
     start_timeout: PositiveFloat = 600
     """Seconds until a server that is not ready counts as failed."""
     request_timeout: PositiveFloat = 900

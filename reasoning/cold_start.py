@@ -3,7 +3,7 @@
 Knows: thoughts as text, which of them are important, turns. Must not know: how importance was measured, tokens.
 
 Runs of important thoughts become Long's turns, word for word. Runs of others become Short's, condensed: to the sentence
-that says what came out. Long opens in any case, and Short ends with the trace's own reply.
+that says what came out. Long opens in any case, with the first thought, and Short ends with the trace's own reply.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from itertools import groupby
 from reasoning.dialogue import TAGS, Closing, Dialogue, Speaker, Turn
 from reasoning.segment import SENTENCE_END
 
-METHOD_VERSION = "1"
+METHOD_VERSION = "2"
 
 
 def as_dialogue(thoughts: Sequence[str], important: Sequence[bool], reply: str, most_rounds: int) -> Dialogue | None:
@@ -25,8 +25,7 @@ def as_dialogue(thoughts: Sequence[str], important: Sequence[bool], reply: str, 
     """
     if any(tag in text for text in (*thoughts, reply) for tag in TAGS):
         return None
-    first = next((index for index, flag in enumerate(important) if flag), len(important))
-    whose = [True] * first + list(important[first:])  # Long opens, with whatever comes first
+    whose = [True, *important[1:]]
     runs = [
         (is_long, "".join(text for _, text in run))
         for is_long, run in groupby(zip(whose, thoughts, strict=True), key=lambda pair: pair[0])

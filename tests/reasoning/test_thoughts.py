@@ -45,11 +45,12 @@ REPLY = "\nThe answer is \\boxed{6}."
          "<think>\nStart with 4. 4 + 3 is 7. That makes 7.\nWait, 4 + 3 is 7. Yes, 7.\nHmm. 7 it is.\n</think>"
          "<answer>\nIt is 6.\nThe answer is \\boxed{6}.\n</answer>"),
         # Long opens with what comes first, and goes on where the next is important.
-        ((False, False, True, False),
-         "<think>\nStart with 4. 4 + 3 is 7. That makes 7.\nWait, 4 + 3 is 7. Yes, 7.\nHmm. 7 it is.\n</think>"
+        ((False, True, False, False),
+         "<think>\nStart with 4. 4 + 3 is 7. That makes 7.\nWait, 4 + 3 is 7. Yes, 7.\n</think>"
          "<answer>\nIt is 6.\nThe answer is \\boxed{6}.\n</answer>"),
         ((False,) * 4,
-         f"<think>\n{''.join(THOUGHTS)}</think><answer>\nThe answer is \\boxed{{6}}.\n</answer>"),
+         "<think>\nStart with 4. 4 + 3 is 7. That makes 7.\n</think>"
+         "<answer>\nIt is 6.\nThe answer is \\boxed{6}.\n</answer>"),
     ],
 )  # fmt: skip
 def test_a_trace_as_a_dialogue(important: tuple[bool, ...], transcript: str):
@@ -78,8 +79,7 @@ def test_every_important_thought_is_told_once_and_in_order(important: list[bool]
         assert played.next_speaker is turn.speaker  # as the protocol has it
         played = played.and_then(turn)
     told = "".join(turn.text.removeprefix("\n") for turn in played.turns if turn.speaker is Speaker.LONG)
-    first = important.index(True) if True in important else len(important)
-    assert told == "".join(t for n, t in enumerate(thoughts) if n < first or important[n])
+    assert told == "".join(t for n, t in enumerate(thoughts) if n == 0 or important[n])
 
 
 def test_a_conclusion_is_the_last_sentence():
