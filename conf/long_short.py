@@ -17,9 +17,11 @@ from conf.settings import (
     Decontamination,
     Dto,
     Engine,
+    Finalizing,
     NgramOverlap,
     Positive,
     PositiveFloat,
+    Probing,
     Problems,
     Sampling,
     Segmentation,
@@ -156,7 +158,13 @@ class Reinforcement(Section):
         return self
 
 
-Control = Literal["one-model", "early-stop"]
+class EarlyStop(Section):
+    """A control without training: each trace of the base stops at the first prefix where more than `probing.threshold`
+    of the probes agree with one another. Its probes count as generated tokens."""
+
+    segmentation: Segmentation = Segmentation()
+    probing: Probing = Probing()
+    finalizing: Finalizing = Finalizing()
 
 
 class LongShort(Section):
@@ -184,6 +192,10 @@ class LongShort(Section):
     sft: Sft = Sft()
     """The cold start of each of the two models."""
     rl: Reinforcement = Reinforcement()
+    one_model: bool = False
+    """A control: the base by itself, reinforced with the same rewards for as many steps as all rounds have."""
+    early_stop: EarlyStop | None = None
+    """Not given: not examined."""
     benchmarks: Annotated[dict[str, Problems], Field(min_length=1)] = Field(
         default_factory=lambda: {"stories": Stories(count=480)}
     )
@@ -206,6 +218,11 @@ class LongShort(Section):
         refuse_overflow("sampling", self.sampling, self.engine)
         refuse_overflow("rollouts", self.rollouts, self.engine)
         refuse_overflow("benchmark_sampling", self.benchmark_sampling, self.engine)
+        if self.early_stop:
+            for name in ("probing", "finalizing"):
+                sampling = getattr(self.early_stop, name).sampling
+                longest = self.benchmark_sampling.max_tokens
+                refuse_overflow(f"early_stop.{name}.sampling", sampling, self.engine, longest)
         longest = self.protocol.most_turns * self.protocol.turn_tokens + ROOM_FOR_PROMPT
         if longest > self.engine.context:
             raise ValueError(

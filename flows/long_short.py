@@ -9,18 +9,23 @@ from typing import NamedTuple
 
 from prefect import flow
 
-from conf.long_short import LlmChunker, LongShort
+from conf.long_short import LlmChunker, LongShort, Who
 from reasoning.dialogue import Speaker
 from reasoning.stories import Split
 from tasks.artifacts import ArtifactRef
+from tasks.controls import examine_early_stop
 from tasks.dialogues import converse, couple, score_conversations
 from tasks.distillation import choose_traces
 from tasks.problems import clean_problems, problems_from
-from tasks.reporting import Exam, Examined, write_report
+from tasks.reinforcement import reinforce
+from tasks.reporting import Exam, Examined, Policy, write_report
 from tasks.sampling import examine, sample_traces
 from tasks.thoughts import chunk_by_llm, chunk_by_markers, rehearse, turns_to_learn, value_thoughts
 from tasks.training import train_sft
 from tasks.workplace import Workplace
+
+ROUNDS_APART = 1_000_000
+"""Between the seeds of two rounds."""
 
 
 class Two(NamedTuple):
@@ -46,21 +51,35 @@ def run_long_short(place: Workplace, settings: LongShort) -> Path:
 
 
 def sit_exam(place: Workplace, settings: LongShort) -> Exam:
-    """Base, cold start, and the two models after each round, examined."""
-    seed = settings.seed
+    """Base, cold start, the two models after each round, and the controls, examined."""
+    seed, sampling = settings.seed, settings.benchmark_sampling
     problems_of = partial(problems_from, place, seed=seed)
     exams = {name: problems_of(source, Split.BENCHMARK) for name, source in settings.benchmarks.items()}
     problems = clean_problems(place, settings.decontamination, problems_of(settings.problems, Split.TRAIN), exams, seed)
     base = place.model(settings.model)
     phases = [cold_start(place, settings, base, problems)]
-    sampling = settings.benchmark_sampling
+    for number, who in enumerate(settings.rl.rounds, start=1):
+        phases.append(play_round(place, settings, problems, phases[-1], number, who))
+    singles = [Policy("base", "base", base)]
+    if settings.one_model:
+        singles.append(Policy("one model", "control", reinforce_alone(place, settings, base, problems)))
     sets: dict[str, list[Examined]] = {name: [] for name in exams}
-    for name, exam in exams.items():
-        scores = examine(place, model=base, problems=exam, sampling=sampling, seed=seed)
-        sets[name].append(Examined("base", "base", base, scores))
+    for policy, (name, exam) in product(singles, exams.items()):
+        scores = examine(place, model=policy.model, problems=exam, sampling=sampling, seed=seed)
+        sets[name].append(Examined(*policy, scores))
+    main, talks = next(iter(exams)), {}
     for two, (name, exam) in product(phases, exams.items()):
-        sets[name].append(examine_two(place, settings, two, exam, is_last=two is phases[-1]))
-    return Exam(seed, sets)
+        spoken = converse(
+            place, long=two.long, short=two.short, problems=exam, protocol=settings.protocol, sampling=sampling,
+            seed=seed,
+        )  # fmt: skip
+        scores = score_conversations(place, problems=exam, conversations=spoken)
+        role = "method" if two is phases[-1] else "control"
+        sets[name].append(Examined(two.name, role, couple(place, long=two.long, short=two.short), scores))
+        if name == main:
+            talks[two.name] = spoken
+    sets[main] += stopped_early(place, settings, base, exams[main])
+    return Exam(seed, sets, conversations=talks)
 
 
 def cold_start(place: Workplace, settings: LongShort, base: ArtifactRef, problems: ArtifactRef) -> Two:
@@ -99,11 +118,33 @@ def chunk(
     return chunk_by_markers(place, model=base, traces=traces, segmentation=how.segmentation)
 
 
-def examine_two(place: Workplace, settings: LongShort, two: Two, exam: ArtifactRef, is_last: bool) -> Examined:
-    pair = couple(place, long=two.long, short=two.short)
-    talks = converse(
-        place, long=two.long, short=two.short, problems=exam, protocol=settings.protocol,
-        sampling=settings.benchmark_sampling, seed=settings.seed,
+def play_round(place: Workplace, settings: LongShort, problems: ArtifactRef, two: Two, number: int, who: Who) -> Two:
+    """One of the two is reinforced, the other answers as it is."""
+    model, partner = (two.long, two.short) if who == "long" else (two.short, two.long)
+    better = reinforce(
+        place, model=model, partner=partner, problems=problems, trains=who, protocol=settings.protocol, rl=settings.rl,
+        max_tokens=settings.protocol.turn_tokens, seed=settings.seed + number * ROUNDS_APART,
     )  # fmt: skip
-    scores = score_conversations(place, problems=exam, conversations=talks)
-    return Examined(two.name, "method" if is_last else "control", pair, scores)
+    name = f"round {number}, {who}"
+    return Two(name, better, two.short) if who == "long" else Two(name, two.long, better)
+
+
+def reinforce_alone(place: Workplace, settings: LongShort, base: ArtifactRef, problems: ArtifactRef) -> ArtifactRef:
+    """The base by itself: the same rewards, and as many steps as all rounds have together."""
+    rl = settings.rl.model_copy(update={"steps": settings.rl.steps * max(1, len(settings.rl.rounds))})
+    return reinforce(
+        place, model=base, partner=None, problems=problems, trains=None, protocol=None, rl=rl,
+        max_tokens=settings.benchmark_sampling.max_tokens, seed=settings.seed,
+    )  # fmt: skip
+
+
+def stopped_early(place: Workplace, settings: LongShort, base: ArtifactRef, exam: ArtifactRef) -> list[Examined]:
+    """The control that needs no training, where it is wanted."""
+    how = settings.early_stop
+    if how is None:
+        return []
+    scores = examine_early_stop(
+        place, model=base, problems=exam, sampling=settings.benchmark_sampling, segmentation=how.segmentation,
+        probing=how.probing, finalizing=how.finalizing, seed=settings.seed,
+    )  # fmt: skip
+    return [Examined("early stop", "control", base, scores, independent=False)]

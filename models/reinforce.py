@@ -211,6 +211,7 @@ class Sampler:
             _write_whole(self._job.work / "best", str(policy.folder))
         self._remove_old_weights(policy.folder)
         self.figures |= {
+            "trained_tokens": sum(len(one.prompt_ids) + len(one.completion_ids) for one in told),
             "dialogue_tokens": tokens, "cap_hit": sum(one.hit_cap for one in told) / count, **means,
         }  # fmt: skip
         reason = collapse(self.course, rl.bounds)
@@ -365,7 +366,7 @@ def main(job: RlJob) -> None:
 
 
 def scene_of(job: RlJob, start: Checkpoint) -> Scene:
-    if job.trains is None:
+    if job.trains is None or job.protocol is None:
         return Alone(start)
     return Together(Tongue(start, job.protocol), Speaker(job.trains))
 

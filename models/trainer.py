@@ -94,7 +94,7 @@ class RlJob(Job):
     """Which of two models `model` is; None: it works alone."""
     partner: Path | None
     """The other one, which stays as it is."""
-    protocol: Protocol
+    protocol: Protocol | None
     rl: Reinforcement
     max_tokens: int
     """Of a completion where the model works alone."""

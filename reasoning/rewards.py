@@ -5,8 +5,12 @@ Knows: groups of dialogues about one problem, their lengths and verdicts. Must n
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
+
+from reasoning.records import Conversation, Verdict
+from reasoning.stats import Interval, paired_difference
 
 METHOD_VERSION = "1"
 
@@ -33,6 +37,28 @@ def group_rewards(outcomes: Sequence[Outcome]) -> list[Rewards]:
         Rewards(float(one.is_right), float(one.is_well_formed), length)
         for one, length in zip(outcomes, lengths, strict=True)
     ]
+
+
+def gain(new: Sequence[Conversation], old: Sequence[Conversation]) -> tuple[float, Interval]:
+    """By how much the mean reward of `new` is above that of `old`, on the same problems, and its 95 % interval.
+
+    A reward for length compares dialogues of one problem with one another: here all of both.
+    """
+    groups: dict[str, tuple[list[Conversation], list[Conversation]]] = defaultdict(lambda: ([], []))
+    for side, rows in enumerate((new, old)):
+        for row in rows:
+            groups[row.problem_id][side].append(row)
+    means: tuple[dict[str, float], dict[str, float]] = ({}, {})
+    for name, group in groups.items():
+        rewards = [sum(one) for one in group_rewards([_outcome(row) for row in (*group[0], *group[1])])]
+        parts = (rewards[: len(group[0])], rewards[len(group[0]) :])
+        for mean, part in zip(means, parts, strict=True):
+            mean[name] = sum(part) / len(part)
+    return paired_difference(*means)
+
+
+def _outcome(row: Conversation) -> Outcome:
+    return Outcome(row.tokens, row.verdict is Verdict.RIGHT, row.is_well_formed)
 
 
 def length_rewards(tokens: Sequence[int], right: Sequence[bool]) -> list[float]:

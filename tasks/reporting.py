@@ -10,7 +10,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,7 +25,9 @@ from conf.section import Section
 from models.vllm_server import on_cpu
 from reasoning.cost import Shape
 from reasoning.exam import Role, break_even, by_original, comparison, model_figures
-from reasoning.records import Bill, Couple, Score
+from reasoning.records import Bill, Conversation, Couple, Score
+from reasoning.rewards import gain
+from reasoning.stats import Interval
 from tasks.artifacts import ArtifactRef
 from tasks.workplace import LedgerEntry, Workplace, led_to
 
@@ -70,6 +72,8 @@ class Exam(NamedTuple):
     """By the problems' name, the main ones first. The first model is the base; what has the same place has the same
     name in all."""
     notes: Sequence[Note] = ()
+    conversations: Mapping[str, ArtifactRef] = {}
+    """Of couples, by name, on the main problems; the first is what the others' rewards are compared with."""
 
 
 class Scored(NamedTuple):
@@ -101,7 +105,8 @@ def write_report(place: Workplace, settings: Section, exams: Sequence[Exam]) -> 
             {"title": note.title + f", seed {exam.seed}" * (len(exams) > 1), "rows": note.rows}
             for exam in exams
             for note in exam.notes
-        ],
+        ]
+        + couples_note(place, [exam.conversations for exam in exams]),
         "ledger": ledger_lines(place),
         "config": settings.model_dump(mode="json"),
         "versions": _versions(),
@@ -112,6 +117,32 @@ def write_report(place: Workplace, settings: Section, exams: Sequence[Exam]) -> 
     _print(report, path)
     _publish(report)
     return report
+
+
+def couples_note(place: Workplace, exams: Sequence[Mapping[str, ArtifactRef]]) -> list[dict[str, Any]]:
+    """How couples talked, all seeds together; nothing where there were none."""
+    talks = {name: [row for exam in exams for row in place.rows(exam[name], Conversation)] for name in exams[0]}
+    if not talks:
+        return []
+    first = next(iter(talks))
+    rows = [_couple_row(name, rows, gain(rows, talks[first])) for name, rows in talks.items()]
+    return [{"title": f"Dialogues; rewards beside those of {first}", "rows": rows}]
+
+
+def _couple_row(name: str, rows: Sequence[Conversation], gained: tuple[float, Interval]) -> dict[str, str]:
+    def mean(values: Iterable[float]) -> float:
+        return sum(values) / len(rows)
+
+    more, (low, high) = gained
+    return {
+        "couple": name, "turns": f"{mean(len(row.calls) for row in rows):.2f}",
+        "tokens of long": f"{mean(sum(call.tokens for call in row.long_calls) for row in rows):.1f}",
+        "of short": f"{mean(sum(call.tokens for call in row.short_calls) for row in rows):.1f}",
+        "prompt tokens": f"{mean(row.prompt_tokens for row in rows):.0f}",
+        "well-formed %": f"{100 * mean(row.is_well_formed for row in rows):.1f}",
+        "cap hit %": f"{100 * mean(row.hit_cap for row in rows):.2f}",
+        "reward": f"{more:+.3f} [{low:+.3f}, {high:+.3f}]",
+    }  # fmt: skip
 
 
 def _by_seed(exams: Sequence[Exam], seeds: Sequence[Sequence[Scored]]) -> list[dict[str, Any]]:

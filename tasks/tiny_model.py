@@ -49,9 +49,9 @@ def pretrain(place: Workplace, corpus: ArtifactRef, training: Pretraining, seed:
     folder = place.artifacts.local_path(corpus)
     rows = pq.read_table(folder / "rows.parquet")
     tokens = sum(len(p) + len(c) for p, c in zip(*(column.to_pylist() for column in rows.columns), strict=True))
+    flops = place.checkpoint(corpus).shape.training_flops(tokens)
     return run_job(
-        place, "pretrain", rows_in=rows.num_rows,
-        usage=Usage(prompt_tokens=tokens, flops=place.checkpoint(corpus).shape.training_flops(tokens)),
+        place, "pretrain", rows_in=rows.num_rows, usage=lambda _: Usage(prompt_tokens=tokens, flops=flops),
         job=lambda scratch: TrainJob(
             method="sft", model=folder, rows=folder / "rows.parquet", output=scratch / "model",
             work=scratch / "checkpoints", progress=scratch / "progress.jsonl",

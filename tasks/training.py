@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from conf.settings import Dpo, Sft, SimPO, Training
-from models.trainer import LOG, TrainingFailed, TrainJob
+from models.trainer import LOG, Job, TrainingFailed, TrainJob
 from reasoning.records import Demonstration, Pair, Usage
 from tasks.artifacts import ArtifactRef
 from tasks.caching import step
@@ -62,7 +62,7 @@ def _fit(
     passes = 4 / 3 if method == "dpo" else 1
     flops = passes * place.checkpoint(model).shape.training_flops(tokens)
     return run_job(
-        place, method, rows_in=rows.rows, usage=Usage(prompt_tokens=tokens, flops=flops),
+        place, method, rows_in=rows.rows, usage=lambda _: Usage(prompt_tokens=tokens, flops=flops),
         job=lambda scratch: TrainJob(
             method=method, model=place.checkpoint(model).folder, rows=place.artifacts.local_path(rows),
             output=scratch / "model", work=scratch / "checkpoints", progress=scratch / "progress.jsonl",
@@ -74,10 +74,14 @@ def _fit(
     )  # fmt: skip
 
 
-def run_job(place: Workplace, name: str, *, rows_in: int, usage: Usage, job: Callable[[Path], TrainJob]) -> ArtifactRef:
+def run_job(
+    place: Workplace, name: str, *, rows_in: int, usage: Callable[[Sequence[dict[str, Any]]], Usage],
+    job: Callable[[Path], Job],
+) -> ArtifactRef:  # fmt: skip
     """Runs a job in a scratch folder named by the step's key: a repeated step resumes, another one never does.
 
-    The trainer's log and figures are kept in the run's folder, named by the end of the key: a run may train several.
+    `usage`: what it cost, from the trainer's figures, one line a logged step. Log and figures are kept in the run's
+    folder, named by the end of the key: a run may train several.
     """
     started = time.monotonic()
     scratch = place.scratch(place.step_key)
@@ -92,7 +96,7 @@ def run_job(place: Workplace, name: str, *, rows_in: int, usage: Usage, job: Cal
     if (scratch / LOG).exists():
         shutil.copy(scratch / LOG, place.folder / f"{kept_as}.log")
     published = place.artifacts.publish_folder(
-        "checkpoint", order.output, stage_count(rows_in, 1, None, usage, started)
+        "checkpoint", order.output, stage_count(rows_in, 1, None, usage(figures), started)
     )
     done = scratch.rename(scratch.with_name(f".done-{scratch.name}"))  # never again half a folder under its name
     shutil.rmtree(done)

@@ -25,7 +25,7 @@ from models.engine import Completion, Engine, Request
 from models.replies import ReplyStore
 from models.rollouts import RequestRefused, Rollouts
 from models.store import Purpose, RolloutStore
-from models.trainer import TrainJob, train
+from models.trainer import train
 from models.vllm_server import VllmServer, on_cpu
 from reasoning.records import Bill, Problem, Record, StageCount, Usage, Verdict
 from reasoning.verifier import Question, Verifier
@@ -35,7 +35,7 @@ from tasks.progress import Progress
 R = TypeVar("R", bound=Record)
 ENGINES = ("engine", "partner")
 """Those that a run owns, by the names of their attributes."""
-Train = Callable[[TrainJob, Path, Callable[[int, int], None]], list[dict[str, Any]]]
+Train = Callable[[Any, Path, Callable[[int, int], None]], list[dict[str, Any]]]
 
 
 class Drawn(NamedTuple):
@@ -89,8 +89,8 @@ class Workplace:
         self.step_key = ""
         """Cache key of the step under way; names what a repeated step must find again."""
         self.trainer = trainer
-        self._rollouts_url = storage.rollouts or f"sqlite:///{self.local_root / 'rollouts.sqlite'}"
-        self._engine_settings = engine
+        self.rollouts_url = storage.rollouts or f"sqlite:///{self.local_root / 'rollouts.sqlite'}"
+        self.engine_settings = engine
         self._make_engine = make_engine
         self._auxiliary: dict[str, AuxiliaryLlm] = {}
         self._checkpoints: dict[str, Checkpoint] = {}
@@ -109,16 +109,16 @@ class Workplace:
     def _new_engine(self, name: str) -> Engine:
         log = self.folder / name
         self.progress.note(f"engine: starts when needed, log in {log}")
-        return self._make_engine(self._engine_settings, log)
+        return self._make_engine(self.engine_settings, log)
 
     @cached_property
     def store(self) -> RolloutStore:
-        return RolloutStore(self._rollouts_url)
+        return RolloutStore(self.rollouts_url)
 
     @cached_property
     def replies(self) -> ReplyStore:
         """Of auxiliary models, beside the rollouts."""
-        return ReplyStore(self._rollouts_url)
+        return ReplyStore(self.rollouts_url)
 
     def auxiliary(self, llm: Llm) -> AuxiliaryLlm:
         """One client for all of the run's questions to it, so that no reply is paid for twice."""
@@ -142,7 +142,7 @@ class Workplace:
         return ArtifactRef(kind="base-model", uri=str(checkpoint.folder), digest=checkpoint.fingerprint, rows=1)
 
     def _open(self, folder: Path) -> Checkpoint:
-        return Checkpoint.open(folder, self._engine_settings.dtype)
+        return Checkpoint.open(folder, self.engine_settings.dtype)
 
     def checkpoint(self, ref: ArtifactRef) -> Checkpoint:
         if ref.digest not in self._checkpoints:
@@ -161,11 +161,11 @@ class Workplace:
         return self.servers_elsewhere if self._is_elsewhere(model) else self.partner
 
     def _is_elsewhere(self, model: Checkpoint) -> bool:
-        return bool(self._engine_settings.endpoints) and model.fingerprint in self._base
+        return bool(self.engine_settings.endpoints) and model.fingerprint in self._base
 
     @cached_property
     def servers_elsewhere(self) -> RemoteServers:
-        return RemoteServers(self._engine_settings)
+        return RemoteServers(self.engine_settings)
 
     def draw(self, stage: str, model: Checkpoint, requests: Sequence[Request], purpose: Purpose, seed: int) -> Drawn:
         """All completions of each request, through the rollout store. Raises RequestRefused."""

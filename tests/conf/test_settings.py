@@ -7,11 +7,13 @@ from pydantic import BaseModel
 from conf.claims import Claims
 from conf.cot_distillation import CotDistillation
 from conf.load import PRESETS, SettingsError, load
+from conf.long_short import LongShort
 from conf.section import Section
 from conf.settings import MARKERS, Dto, MarkerReport, TinyModel
 
 KINDS = {
-    "claims": Claims, "cot-distillation": CotDistillation, "dto": Dto, "markers": MarkerReport, "tiny-model": TinyModel,
+    "claims": Claims, "cot-distillation": CotDistillation, "dto": Dto, "long-short": LongShort, "markers": MarkerReport,
+    "tiny-model": TinyModel,
 }  # fmt: skip
 
 

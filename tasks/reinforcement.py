@@ -1,0 +1,56 @@
+"""Reinforcement as a step: a model and its partner in, a better model out (Long⊗Short, section C.5).
+
+Knows: jobs and artifacts. Must not know: TRL, dialogues, rewards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from conf.long_short import Protocol, Reinforcement, Who
+from models.trainer import RlJob
+from reasoning.dialogue import METHOD_VERSION as DIALOGUE_VERSION
+from reasoning.records import Usage
+from reasoning.rewards import METHOD_VERSION as REWARDS_VERSION
+from reasoning.verifier import METHOD_VERSION as VERIFIER_VERSION
+from tasks.artifacts import ArtifactRef
+from tasks.caching import step
+from tasks.training import run_job
+from tasks.workplace import Workplace
+
+VERSION = f"1.{DIALOGUE_VERSION}.{REWARDS_VERSION}.{VERIFIER_VERSION}"
+
+
+@step(version=VERSION)
+def reinforce(
+    place: Workplace, model: ArtifactRef, partner: ArtifactRef | None, problems: ArtifactRef, trains: Who | None,
+    protocol: Protocol | None, rl: Reinforcement, max_tokens: int, seed: int,
+) -> ArtifactRef:  # fmt: skip
+    """A checkpoint of `model` after `rl.steps`: as one of two where it has a partner, alone where it has none.
+    `max_tokens` is the limit of what it says alone."""
+    shape = place.checkpoint(model).shape
+    # The reference reads everything once more: two thirds of a backward pass's worth for a third of the three passes.
+    passes = 4 / 3 if rl.beta else 1
+
+    def usage(figures: Sequence[dict[str, Any]]) -> Usage:
+        def total(name: str) -> float:
+            return sum(line.get(name, 0) for line in figures)
+
+        training = passes * shape.training_flops(int(total("trained_tokens")))
+        return Usage(
+            prompt_tokens=int(total("prompt_tokens")), generated_tokens=int(total("generated_tokens")),
+            reused_completions=int(total("reused_completions")), flops=total("sampling_flops") + training,
+        )  # fmt: skip
+
+    return run_job(
+        place, f"grpo {trains or 'alone'}", rows_in=problems.rows, usage=usage,
+        job=lambda scratch: RlJob(
+            model=place.checkpoint(model).folder, rows=place.artifacts.local_path(problems),
+            output=scratch / "model", work=scratch / "checkpoints", progress=scratch / "progress.jsonl",
+            outcome=scratch / "outcome", seed=seed, learning_rate=rl.learning_rate, batch=rl.batch,
+            micro_batch=rl.micro_batch, warmup=rl.warmup, max_length=None, log_every=1, save_every=rl.save_every,
+            trains=trains, partner=place.checkpoint(partner).folder if partner else None, protocol=protocol, rl=rl,
+            max_tokens=max_tokens, engine=place.engine_settings, store=place.rollouts_url,
+        ),
+    )  # fmt: skip
