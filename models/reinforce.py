@@ -278,11 +278,12 @@ def write_weights(model: Any, tokenizer: Any, folder: Path, text: list[int]) -> 
 
 @torch.no_grad()
 def log_probs_of(model: Any, text: list[int]) -> list[float]:
-    """What a model in memory gives each token but the first, in its own precision."""
+    """What a model in memory gives each token but the first, in its own precision: the trainer's wrapper, under which
+    it computes in bfloat16, is passed by."""
     was_training = model.training
     model.eval()
     batch = torch.tensor([text], device=model.device)
-    logits = model(batch).logits.float()
+    logits = type(model).forward(model, input_ids=batch).logits.float()
     model.train(was_training)
     return logits.log_softmax(-1)[0, :-1].gather(1, batch[0, 1:, None])[:, 0].tolist()
 

@@ -44,7 +44,7 @@ def reinforce(
         )  # fmt: skip
 
     return run_job(
-        place, f"grpo {trains or 'alone'}", rows_in=problems.rows, usage=usage,
+        place, f"grpo-{trains or 'alone'}", rows_in=problems.rows, usage=usage,
         job=lambda scratch: RlJob(
             model=place.checkpoint(model).folder, rows=place.artifacts.local_path(problems),
             output=scratch / "model", work=scratch / "checkpoints", progress=scratch / "progress.jsonl",
