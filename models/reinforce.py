@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, Protocol
 import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.trainer.grpo_config import GRPOConfig
@@ -292,7 +293,10 @@ def check_weights(model: Any, folder: Path) -> None:
     """Raises StaleWeights unless the files hold every weight of the model in memory, bit by bit."""
     held: dict[str, torch.Tensor] = {}
     for path in folder.glob("*.safetensors"):
-        held |= load_file(path)
+        try:
+            held |= load_file(path)
+        except SafetensorError as error:
+            raise StaleWeights(f"{path} cannot be read: {error}") from None
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     for name, weight in model.state_dict().items():
         if name not in held:
@@ -309,7 +313,7 @@ def _write_whole(path: Path, text: str) -> None:
     hidden.rename(path)
 
 
-def configured(job: RlJob) -> GRPOConfig:
+def configured(job: RlJob, bf16: bool = True) -> GRPOConfig:
     """TRL's settings: one optimizer step for each set of dialogues, all drawn with the weights that it changes."""
     cpu, pieces = not torch.cuda.is_available(), job.batch // job.micro_batch
     return GRPOConfig(
@@ -319,7 +323,7 @@ def configured(job: RlJob) -> GRPOConfig:
         epsilon=job.rl.clip, beta=job.rl.beta, temperature=job.rl.temperature,
         reward_weights=[getattr(job.rl, kind) for kind in KINDS],
         learning_rate=job.learning_rate, warmup_steps=job.warmup, lr_scheduler_type="cosine",
-        bf16=True, use_cpu=cpu, gradient_checkpointing=not cpu, report_to="none", disable_tqdm=True,
+        bf16=bf16, use_cpu=cpu, gradient_checkpointing=not cpu, report_to="none", disable_tqdm=True,
         logging_steps=job.log_every, logging_first_step=True, logging_nan_inf_filter=False,
         save_strategy="steps", save_steps=job.save_every, save_total_limit=1,
     )  # fmt: skip

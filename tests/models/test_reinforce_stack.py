@@ -1,0 +1,192 @@
+"""What the reinforced model learns from: its own tokens alone; and that its very weights reach the server."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl.trainer.grpo_trainer import GRPOTrainer
+
+from conf.long_short import Protocol, Reinforcement
+from conf.settings import Engine
+from models.checkpoint import TINY_MODEL, Checkpoint
+from models.reinforce import StaleWeights, check_weights, configured, log_probs_of, reward_functions, write_weights
+from models.trainer import RlJob
+
+MODEL = Checkpoint.open(TINY_MODEL)
+TURNS = (
+    ("<think>", "\nStart with 4.\n4+3=7.\n</think>", "<answer>", "\nIt is 7.\n</rethink>", "<think>\nWait.\n</think>"),
+    ("<think>", "\n4+3=8.\n</think>", "<answer>", "\nThe answer is \\boxed{8}.\n</answer>", ""),
+)
+
+
+def job(folder: Path, **rl: Any) -> RlJob:
+    return RlJob(
+        model=TINY_MODEL, rows=folder / "rows.parquet", output=folder / "out", work=folder / "work",
+        progress=folder / "progress.jsonl", outcome=folder / "outcome", seed=0, learning_rate=1e-3, batch=4,
+        micro_batch=4, warmup=0.0, max_length=None, log_every=1, save_every=1, trains="short", partner=TINY_MODEL,
+        protocol=Protocol(), rl=Reinforcement(problems=2, group=2, micro_batch=4, **rl), max_tokens=64,
+        engine=Engine(side_by_side=2), store="",
+    )  # fmt: skip
+
+
+def dialogues(names: list[str], trainer: Any) -> dict[str, Any]:
+    """Two dialogues of each problem; the second and fourth part is the trained model's."""
+    _ = trainer
+    rows = [(number, TURNS[number % 2]) for number in range(len(names))]
+    ids = [[MODEL.encode(part) for part in parts] for _, parts in rows]
+    return {
+        "prompt_ids": [list(MODEL.encode(f"<|short|>Ann has {number}.")) for number, _ in rows],
+        "completion_ids": [[token for part in parts for token in part] for parts in ids],
+        "env_mask": [[index % 2 for index, part in enumerate(parts) for _ in part] for parts in ids],
+        "logprobs": None,
+        "correctness": [float(number % 2) for number, _ in rows],
+        "form": [1.0] * len(rows),
+        "length": [0.5 - 0.75 * (number % 2) for number, _ in rows],
+    }
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> tuple[Any, dict[str, Any]]:
+    """A trainer in float32, and what its loss reads."""
+    trainer: Any = GRPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(TINY_MODEL, dtype=torch.float32),
+        args=configured(job(tmp_path), bf16=False),
+        reward_funcs=reward_functions(),  # type: ignore[arg-type]
+        train_dataset=Dataset.from_dict({"prompt": ["a", "b"]}),
+        processing_class=AutoTokenizer.from_pretrained(TINY_MODEL),
+        rollout_func=dialogues,
+    )
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    inputs = trainer._generate_and_score_completions([{"prompt": name} for name in "aabb"])
+    with torch.no_grad():  # away from where the reference is, and the ratio is 1
+        for weight in trainer.model.parameters():
+            weight += 0.002 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    return trainer, inputs
+
+
+def own(inputs: dict[str, Any]) -> torch.Tensor:
+    return (inputs["completion_mask"] * inputs["tool_mask"]).bool()
+
+
+def gradients(trainer: Any, inputs: dict[str, Any], call: Callable[..., Any] | None = None) -> dict[str, torch.Tensor]:
+    trainer.model.zero_grad()
+    trainer._compute_loss(call or trainer.model, inputs).backward()
+    return {name: weight.grad.clone() for name, weight in trainer.model.named_parameters()}
+
+
+def test_where_a_token_is_not_its_own_the_loss_has_no_gradient(made: tuple[Any, dict[str, Any]]):
+    trainer, inputs = made
+    seen: list[torch.Tensor] = []
+
+    def keep(_module: Any, _inputs: Any, output: torch.Tensor) -> None:
+        output.retain_grad()
+        seen.append(output)
+
+    hook = trainer.model.model.norm.register_forward_hook(keep)  # logits are a linear map of this, position by position
+    gradients(trainer, inputs)
+    hook.remove()
+    (hidden,) = seen
+    assert hidden.grad is not None
+    predicting = hidden.grad[:, inputs["prompt_ids"].shape[1] - 1 : -1]
+    touched = (predicting != 0).any(-1)
+    assert not touched[~own(inputs)].any()
+    assert touched[own(inputs)].float().mean() > 0.9  # a token that was certain has none
+    assert not hidden.grad[:, : inputs["prompt_ids"].shape[1] - 1].any()
+    assert not hidden.grad[:, -1].any()
+
+
+def test_what_the_partner_said_as_a_label_changes_nothing(made: tuple[Any, dict[str, Any]]):
+    trainer, inputs = made
+    expected = gradients(trainer, inputs)
+    mine = own(inputs)
+
+    def relabelled(*, labels: torch.Tensor, **others: Any) -> Any:
+        """The model, with other labels where its partner spoke; its inputs stay."""
+        changed, width = labels.clone(), mine.shape[1]
+        part = changed[:, -width:]
+        part[~mine & (part != -100)] = 11
+        assert not torch.equal(changed, labels)
+        return trainer.model(labels=changed, **others)
+
+    found = gradients(trainer, inputs, relabelled)
+    for name, gradient in expected.items():
+        assert torch.equal(found[name], gradient), name
+
+
+def test_the_gradient_is_that_of_finite_differences(made: tuple[Any, dict[str, Any]]):
+    trainer, inputs = made
+    ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+    mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+    with torch.no_grad():
+        old, *_ = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, own(inputs).shape[1])
+    inputs |= {"old_per_token_logps": old + 0.05}  # a ratio that is not 1, and not clipped
+    trainer.model.double()
+    found = gradients(trainer, inputs)
+    name, weight = next((n, w) for n, w in trainer.model.named_parameters() if "layers.0.mlp.up_proj" in n)
+    direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0), dtype=weight.dtype)
+
+    def loss(step: float) -> float:
+        with torch.no_grad():
+            weight.add_(step * direction)
+            value = trainer._compute_loss(trainer.model, inputs).item()
+            weight.sub_(step * direction)
+        return value
+
+    step = 1e-3
+    assert (loss(step) - loss(-step)) / (2 * step) == pytest.approx((found[name] * direction).sum().item(), rel=1e-2)
+
+
+def test_rewards_are_compared_within_a_problem_and_logged_one_by_one(made: tuple[Any, dict[str, Any]]):
+    trainer, inputs = made
+    # 0 + 1 + 0.5 against 1 + 1 - 0.25: their mean is 1.625, their deviation 0.25 / √2.
+    share = 0.125 / (0.25 / 2**0.5 + 1e-4)
+    assert inputs["advantages"].tolist() == pytest.approx([-share, share] * 2)
+    logged = trainer._metrics["train"]
+    assert [logged[f"rewards/{kind}/mean"] for kind in ("correctness", "form", "length")] == [[0.5], [1.0], [0.125]]
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> tuple[Any, Path]:
+    model = AutoModelForCausalLM.from_pretrained(TINY_MODEL, dtype=torch.float32)
+    folder = tmp_path / "weights" / "7"
+    folder.parent.mkdir()
+    write_weights(model, AutoTokenizer.from_pretrained(TINY_MODEL), folder, [5, 6, 7])
+    return model, folder
+
+
+def test_weights_arrive_whole_with_their_proof(written: tuple[Any, Path]):
+    model, folder = written
+    check_weights(model, folder)
+    proof = json.loads((folder / "proof.json").read_text())
+    assert proof["token_ids"] == [5, 6, 7]
+    assert proof["log_probs"] == pytest.approx(log_probs_of(model, [5, 6, 7]))
+    assert Checkpoint.open(folder).tensor_sizes == MODEL.tensor_sizes
+
+
+def test_stale_weights_are_found(written: tuple[Any, Path]):
+    model, folder = written
+    with torch.no_grad():
+        next(model.parameters())[0, 0] += 1e-6
+    with pytest.raises(StaleWeights, match="is not what was trained"):
+        check_weights(model, folder)
+
+
+def test_half_written_weights_are_found(written: tuple[Any, Path]):
+    model, folder = written
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(StaleWeights, match="cannot be read"):
+        check_weights(model, folder)
+
+
+def test_missing_weights_are_found(written: tuple[Any, Path]):
+    model, folder = written
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(StaleWeights, match="is missing"):
+        check_weights(model, folder)
