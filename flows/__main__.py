@@ -59,6 +59,16 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     fingerprint.add_argument("model", help="as in the settings: a folder, owner/name on the hub, or tiny")
     fingerprint.add_argument("--dtype", default=Engine().dtype, help="as in the settings (default: %(default)s)")
     fingerprint.set_defaults(act=_fingerprint)
+    talks = {"chat": "ask a run's two models on the terminal", "serve": "put them behind an OpenAI-compatible endpoint"}
+    for name, about in talks.items():
+        talk = commands.add_parser(name, help=about)
+        talk.add_argument("pipeline", choices=["long-short"])
+        talk.add_argument("--model", default="runs/latest", help="the run's folder (default: %(default)s)")
+        talk.add_argument("--servers", nargs=2, default=[], metavar=("LONG_URL", "SHORT_URL"),
+                          help="vLLM servers with the two under their fingerprints (default: two are started)")  # fmt: skip
+        talk.set_defaults(act=_chat if name == "chat" else _serve)
+        if name == "serve":
+            talk.add_argument("--port", type=int, default=8000, help="on loopback (default: %(default)s)")
     store = commands.add_parser("store", help="look after the rollout store")
     store.add_argument("--url", default="sqlite:///runs/rollouts.sqlite", help="SQLAlchemy URL (default: %(default)s)")
     deeds = store.add_subparsers(dest="deed", required=True)
@@ -75,6 +85,18 @@ def _fingerprint(options: argparse.Namespace) -> None:
     from models.checkpoint import Checkpoint, found_checkpoint
 
     print(Checkpoint.open(found_checkpoint(options.model), options.dtype).fingerprint)
+
+
+def _chat(options: argparse.Namespace) -> None:
+    from flows.duet import chat
+
+    chat(Path(options.model), options.servers)
+
+
+def _serve(options: argparse.Namespace) -> None:
+    from flows.duet import serve
+
+    serve(Path(options.model), options.servers, options.port)
 
 
 def _store_stats(options: argparse.Namespace) -> None:

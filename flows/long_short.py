@@ -14,7 +14,7 @@ from reasoning.dialogue import Speaker
 from reasoning.stories import Split
 from tasks.artifacts import ArtifactRef
 from tasks.controls import examine_early_stop
-from tasks.dialogues import converse, couple, score_conversations
+from tasks.dialogues import converse, couple, keep_couple, score_conversations
 from tasks.distillation import choose_traces
 from tasks.problems import clean_problems, problems_from
 from tasks.reinforcement import reinforce
@@ -46,7 +46,9 @@ def long_short(settings: LongShort) -> Path:
 def run_long_short(place: Workplace, settings: LongShort) -> Path:
     """The pipeline in a given workplace."""
     place.save_settings(settings)
-    write_report(place, settings, [sit_exam(place, settings)])
+    exam = sit_exam(place, settings)
+    write_report(place, settings, [exam])
+    keep_couple(place, exam)
     return place.report
 
 

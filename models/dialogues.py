@@ -59,6 +59,10 @@ class Tongue:
         # Templates of reasoning models open the thinking themselves; here that is a turn's opening.
         return self._model.encode(text.rstrip("\n").removesuffix(OPENING[Speaker.LONG]))
 
+    def text(self, token_ids: TokenIds) -> str:
+        """What is to be read of tokens that came so far: a character that is not whole yet is left out."""
+        return self._model.decode(token_ids).rstrip("\ufffd")
+
     def written(self, turn: Turn) -> tuple[TokenIds, TokenIds]:
         """A turn that no model drew: its opening, and the rest as a model would have drawn it."""
         opening = OPENING[turn.speaker]

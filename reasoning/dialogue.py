@@ -18,6 +18,7 @@ from reasoning.answers import boxed, until_closing_brace
 METHOD_VERSION = "2"
 TAGS = ("<think>", "</think>", "<answer>", "</answer>", "<rethink>", "</rethink>")
 _ANY = "|".join(TAGS)
+_LONGEST = max(map(len, TAGS))
 _TAG = re.compile(_ANY)
 _TEXT = rf"(?:(?!{_ANY}).)*"
 _TURN = re.compile(
@@ -81,6 +82,19 @@ def heard(speaker: Speaker, said: str) -> Turn:
         return Turn(speaker, text, closings[0], Fault.FOREIGN)
     fault = Fault.TRAILING if said[tag.end() :].strip() else None if text.strip() else Fault.EMPTY
     return Turn(speaker, text, Closing(tag[0]), fault)
+
+
+def surely_heard(said: str) -> str:
+    """As much of a turn that is still being written as no further word can take back."""
+    tag = _TAG.search(said)
+    if tag:
+        return said[: tag.start()]
+    begun = (size for size in range(min(_LONGEST - 1, len(said)), 0, -1) if _may_become_tag(said[-size:]))
+    return said[: len(said) - next(begun, 0)]
+
+
+def _may_become_tag(text: str) -> bool:
+    return any(tag.startswith(text) for tag in TAGS)
 
 
 def forced(lead: str, said: str) -> Turn:

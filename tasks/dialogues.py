@@ -5,9 +5,12 @@ Knows: couples, problems, the protocol's settings, the answer check. Must not kn
 
 from __future__ import annotations
 
+import json
 import time
+from pathlib import Path
 
-from conf.long_short import Protocol
+from conf.errors import ReadableError
+from conf.long_short import LongShort, Protocol
 from conf.settings import Sampling
 from models.dialogues import Talk, Talks, Tongue
 from models.store import Purpose
@@ -18,7 +21,14 @@ from reasoning.verifier import METHOD_VERSION as VERIFIER_VERSION
 from tasks.artifacts import ArtifactRef
 from tasks.caching import step
 from tasks.problems import by_id
-from tasks.workplace import Workplace
+from tasks.reporting import Exam
+from tasks.workplace import Workplace, write_whole
+
+COUPLE_FILE = "couple.json"
+
+
+class NoCouple(ReadableError):
+    """A folder that is no finished run of two models."""
 
 
 @step(version="1")
@@ -28,6 +38,30 @@ def couple(place: Workplace, long: ArtifactRef, short: ArtifactRef) -> ArtifactR
     row = Couple(long_uri=long.uri, long_digest=long.digest, short_uri=short.uri, short_digest=short.digest)
     trained_on = sum(model.count.rows_in for model in (long, short) if model.count)
     return place.publish("couple", [row], rows_in=trained_on, started=started)
+
+
+def keep_couple(place: Workplace, exam: Exam) -> None:
+    """Writes where the method's two models are into the run's folder: whoever talks with them starts from there."""
+    method = next(entry for entries in exam.sets.values() for entry in entries if entry.role == "method")
+    (row,) = place.rows(method.model, Couple)
+    folders = {
+        speaker: str(place.artifacts.local_path(ArtifactRef(kind="checkpoint", uri=uri, digest=digest, rows=1)))
+        for speaker, uri, digest in (
+            ("long", row.long_uri, row.long_digest),
+            ("short", row.short_uri, row.short_digest),
+        )
+    }
+    write_whole(place.folder / COUPLE_FILE, json.dumps(folders, indent=2))
+
+
+def kept_couple(run: Path) -> tuple[dict[Speaker, Path], LongShort]:
+    """The two models of a run, and its settings. Raises NoCouple."""
+    try:
+        folders = json.loads((run / COUPLE_FILE).read_text())
+        settings = LongShort.model_validate_json((run / "config.json").read_text())
+    except FileNotFoundError:
+        raise NoCouple(f"{run}: no {COUPLE_FILE}; name the folder of a finished run of long-short") from None
+    return {speaker: Path(folders[speaker]) for speaker in Speaker}, settings
 
 
 @step(version=f"1.{DIALOGUE_VERSION}.{VERIFIER_VERSION}")

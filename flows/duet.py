@@ -1,0 +1,94 @@
+"""Talking with the two models of a run: on the terminal, or behind an OpenAI-compatible endpoint.
+
+Knows: runs, servers of our own, terminals. Must not know: the protocol, the wire format.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import uvicorn
+from rich.console import Console
+from rich.text import Text
+
+from conf.settings import Engine
+from models.checkpoint import Checkpoint
+from models.dialogues import DESKS, Tongue
+from models.duet import Backend, BackendDown, Duet, Said, Whole
+from models.duet_server import NAME, app_of
+from models.endpoints import KEY
+from models.vllm_server import VllmServer
+from reasoning.dialogue import Speaker
+from tasks.dialogues import kept_couple
+
+STYLES = {Speaker.LONG: "dim", Speaker.SHORT: "bold"}
+
+
+def chat(run: Path, urls: Sequence[str]) -> None:
+    """Answers one question a line, until the input ends. Raises as `backends_of`."""
+    console = Console()
+    with ExitStack() as stack:
+        duet = duet_of(stack, run, urls)
+        console.print("One question a line; an empty line ends.")
+        for question in iter(lambda: sys.stdin.readline().strip(), ""):
+            asyncio.run(_tell(duet(), question, console))
+
+
+def serve(run: Path, urls: Sequence[str], port: int) -> None:
+    """Serves until it is interrupted; on loopback alone. Raises as `backends_of`."""
+    with ExitStack() as stack:
+        duet = duet_of(stack, run, urls)
+        print(f"http://127.0.0.1:{port}/v1/chat/completions answers as model {NAME!r}", flush=True)
+        uvicorn.run(app_of(duet()), host="127.0.0.1", port=port, log_level="warning")
+
+
+def duet_of(stack: ExitStack, run: Path, urls: Sequence[str]) -> Callable[[], Duet]:
+    """Makes clients of the run's two models; servers that are started for them live as long as `stack`."""
+    folders, settings = kept_couple(run)
+    models = [Checkpoint.open(folders[speaker], settings.engine.dtype) for speaker in DESKS]
+    backends = dict(zip(DESKS, backends_of(stack, run, models, settings.engine, urls), strict=True))
+    tongue, key = Tongue(models[0], settings.protocol), os.environ.get(KEY, "") if urls else ""
+    return lambda: Duet(tongue, backends, settings.benchmark_sampling, settings.engine.request_timeout, key)
+
+
+def backends_of(
+    stack: ExitStack, run: Path, models: Sequence[Checkpoint], engine: Engine, urls: Sequence[str]
+) -> list[Backend]:
+    """Servers elsewhere, which serve each model under its fingerprint, where `urls` names them; else two of our own,
+    started side by side. Raises ServerFailed."""
+    if urls:
+        return [Backend(url.rstrip("/"), model.fingerprint) for url, model in zip(urls, models, strict=True)]
+    servers = [VllmServer(engine, run / f"vllm-{speaker}.log") for speaker in DESKS]
+    for server in servers:
+        stack.callback(server.close)
+
+    def start(server: VllmServer, model: Checkpoint) -> Backend:
+        with server.session(model, lambda _: None):
+            return Backend(server.url, server.name)
+
+    with ThreadPoolExecutor(len(servers)) as pool:
+        return list(pool.map(start, servers, models))
+
+
+async def _tell(duet: Duet, question: str, console: Console) -> None:
+    async with duet:
+        try:
+            async for piece in duet.talk(question):
+                if isinstance(piece, Whole):
+                    console.print(Text(f"\n({piece.talk.drawn} tokens)"), style="dim")
+                else:
+                    _show(piece, console)
+        except BackendDown as error:
+            console.print(Text(f"\nerror: {error}"))
+
+
+def _show(piece: Said, console: Console) -> None:
+    if piece.begins:
+        console.print(Text(f"\n{piece.speaker}: "), end="", style="italic")
+    console.print(Text(piece.text), end="", style=STYLES[piece.speaker], soft_wrap=True)

@@ -1,0 +1,129 @@
+"""Two served models that answer a question together, each turn as it is spoken (Long⊗Short, papers, section C.4).
+
+Knows: vLLM's streamed completions, the protocol. Must not know: who started the servers, who listens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from conf.errors import ReadableError
+from conf.settings import Sampling
+from models.dialogues import Talk, Tongue
+from models.engine import Completion
+from reasoning.dialogue import Dialogue, Speaker, surely_heard
+from reasoning.records import Problem, TextPart
+
+
+class BackendDown(ReadableError):
+    """A server of the two does not answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """Where one of the models is served, and what it is called there."""
+
+    url: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A piece of a turn; a turn's first piece is its own."""
+
+    speaker: Speaker
+    text: str
+    begins: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A dialogue that is over."""
+
+    talk: Talk
+    prompt_tokens: int
+    """Shown to both models, turn by turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    token_ids: tuple[int, ...]
+    finished: bool | None
+    """None while more is to come; False: cut at its limit."""
+
+
+class Duet:
+    """Use as an asynchronous context manager."""
+
+    def __init__(
+        self, tongue: Tongue, backends: Mapping[Speaker, Backend], sampling: Sampling, timeout: float, key: str = ""
+    ):  # fmt: skip
+        """`timeout`: seconds of silence after which a server counts as gone; `key`: the servers' API key."""
+        self._tongue, self._backends, self._sampling = tongue, backends, sampling
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        limits = httpx.Limits(max_connections=None, keepalive_expiry=2)
+        self._client = httpx.AsyncClient(headers=headers, limits=limits, timeout=httpx.Timeout(timeout, connect=5))
+
+    async def __aenter__(self) -> Duet:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.aclose()
+
+    async def talk(self, question: str) -> AsyncIterator[Said | Whole]:
+        """Pieces of the turns as they are spoken, and at last the whole. Raises BackendDown."""
+        problem = Problem(id="", prompt=(TextPart(text=question),), answer="")
+        prompts, talk = self._tongue.prompts(problem), Talk(Dialogue(self._tongue.most_rounds))
+        while not talk.dialogue.is_over:
+            speaker, token_ids, told = talk.dialogue.next_speaker, (), ""
+            shown = prompts[speaker] + talk.token_ids + self._tongue.opening(talk.dialogue)
+            finished = False
+            yield Said(speaker, "", begins=True)
+            async for piece in self._draw(speaker, shown):
+                token_ids += piece.token_ids
+                finished = bool(piece.finished)
+                heard = "" if talk.dialogue.must_answer else surely_heard(self._tongue.text(token_ids))
+                if heard.startswith(told) and heard != told:
+                    yield Said(speaker, heard[len(told) :])
+                    told = heard
+            talk = talk.and_then(self._tongue.line(talk.dialogue, Completion(token_ids, finished)))
+            yield Said(speaker, talk.dialogue.turns[-1].text[len(told) :])
+        calls = (call for one in Speaker for call in talk.calls(one, len(prompts[one])))
+        yield Whole(talk, sum(call.prompt_tokens for call in calls))
+
+    async def _draw(self, speaker: Speaker, prompt: tuple[int, ...]) -> AsyncIterator[_Piece]:
+        backend = self._backends[speaker]
+        body = {
+            "model": backend.name, "prompt": prompt, "stream": True, "return_token_ids": True,
+            "max_tokens": self._tongue.turn_tokens, "temperature": self._sampling.temperature,
+            "top_p": self._sampling.top_p,
+        }  # fmt: skip
+        try:
+            async with self._client.stream("POST", f"{backend.url}/v1/completions", json=body) as reply:
+                if reply.status_code != 200:
+                    await reply.aread()
+                    raise BackendDown(f"the {speaker}-thought model's server: status {reply.status_code}")
+                ended = False
+                async for line in reply.aiter_lines():
+                    if line.startswith("data: {"):
+                        piece = _piece(json.loads(line.removeprefix("data: ")))
+                        ended = ended or piece.finished is not None
+                        yield piece
+        except httpx.HTTPError as error:
+            raise BackendDown(f"the {speaker}-thought model's server at {backend.url}: {error!r}") from None
+        if not ended:
+            raise BackendDown(f"the {speaker}-thought model's server at {backend.url} broke off")
+
+
+def _piece(told: dict[str, Any]) -> _Piece:
+    """Raises BackendDown for what is no piece: an error that came when the stream had begun."""
+    choices = told.get("choices")
+    if not choices:
+        raise BackendDown(f"a server sent no completion: {json.dumps(told)[:200]}")
+    reason = choices[0].get("finish_reason")
+    return _Piece(tuple(choices[0].get("token_ids") or ()), None if reason is None else reason == "stop")

@@ -1,0 +1,186 @@
+"""Two models behind one endpoint: what the official client sees, plain, streamed, many at once, and when one is gone."""
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import openai
+import pytest
+import uvicorn
+from openai import AsyncOpenAI, OpenAI
+
+from conf.long_short import Protocol
+from conf.settings import Sampling
+from models.checkpoint import TINY_MODEL, Checkpoint
+from models.dialogues import Tongue
+from models.duet import Backend, Duet
+from models.duet_server import app_of
+from reasoning.dialogue import Speaker
+
+MODEL = Checkpoint.open(TINY_MODEL)
+PROTOCOL = Protocol(long_role="<|long|>", short_role="<|short|>", turn_tokens=64, most_rounds=2)
+END = "<|endoftext|>"
+Script = Callable[[str], str | None]
+"""From the prompt as text to the turn; None: the connection breaks."""
+
+
+class Vllm:
+    """A server that streams what its script says, a token at a time."""
+
+    def __init__(self, script: Script):
+        outer, self.script = self, script
+        self.asked: list[str] = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                prompt = MODEL.decode(tuple(body["prompt"]))
+                outer.asked.append(prompt)
+                said = outer.script(prompt)
+                self.send_response(200)
+                self.end_headers()
+                for token in MODEL.encode((said or "\nHm") + END):
+                    reason = "stop" if token == MODEL.end_id else None
+                    if said is not None or reason is None:
+                        choice = {"index": 0, "text": "", "token_ids": [token], "finish_reason": reason}
+                        self.wfile.write(f"data: {json.dumps({'choices': [choice]})}\n\n".encode())
+                self.wfile.write(b"data: [DONE]\n\n" if said is not None else b"")
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        class Listening(ThreadingHTTPServer):
+            request_queue_size = 256
+
+        self._server = Listening(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def think(prompt: str) -> str:
+    return "\nWait, 4 < 5.\n</think>" if "</rethink>" in prompt else "\nStart with 4.\n</think>"
+
+
+def answer(prompt: str) -> str:
+    return "\nThe answer is \\boxed{4}.\n</answer>" if "</rethink>" in prompt else "\nIt is 4?\n</rethink>"
+
+
+@pytest.fixture
+def backends() -> Iterator[dict[Speaker, Vllm]]:
+    servers = {Speaker.LONG: Vllm(think), Speaker.SHORT: Vllm(answer)}
+    yield servers
+    for server in servers.values():
+        server.close()
+
+
+@pytest.fixture
+def url(backends: dict[Speaker, Vllm]) -> Iterator[str]:
+    named = {speaker: Backend(server.url, "policy") for speaker, server in backends.items()}
+    duet = Duet(Tongue(MODEL, PROTOCOL), named, Sampling(), timeout=20)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(app_of(duet), host="127.0.0.1", port=port, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{port}/v1"
+    server.should_exit = True
+    thread.join()
+
+
+def client(url: str) -> OpenAI:
+    return OpenAI(base_url=url, api_key="none", max_retries=0)
+
+
+ASK: Any = {"model": "long-short", "messages": [{"role": "user", "content": "Ann has 4."}]}
+REASONING = "<think>\nStart with 4.\n</think><answer>\nIt is 4?\n</rethink><think>\nWait, 4 < 5.\n</think>"
+
+
+def test_a_plain_reply(url: str, backends: dict[Speaker, Vllm]):
+    reply = client(url).chat.completions.create(**ASK)
+    choice = reply.choices[0]
+    assert (choice.message.content, choice.finish_reason) == ("The answer is \\boxed{4}.", "stop")
+    assert choice.message.model_dump()["reasoning_content"] == REASONING
+    shown = [len(MODEL.encode(prompt)) for server in backends.values() for prompt in server.asked]
+    assert reply.usage
+    # The end tokens of earlier turns stand in a prompt, and not in its text: 0, 1, 2 and 3 of them.
+    assert reply.usage.prompt_tokens == sum(shown) + 6
+    drawn = [think(""), answer(""), think("</rethink>"), answer("</rethink>")]
+    assert reply.usage.completion_tokens == sum(len(MODEL.encode(turn)) + 1 for turn in drawn)
+
+
+def test_a_streamed_reply(url: str):
+    chunks = list(client(url).chat.completions.create(**ASK, stream=True, stream_options={"include_usage": True}))
+    deltas = [chunk.choices[0].delta.model_dump() for chunk in chunks if chunk.choices]
+    reasoning = "".join(delta.get("reasoning_content") or "" for delta in deltas)
+    assert "".join(delta.get("content") or "" for delta in deltas) == "The answer is \\boxed{4}."
+    assert reasoning.split("\n[")[1:] == [
+        "long] \nStart with 4.\n", "short] \nIt is 4?\n", "long] \nWait, 4 < 5.\n",
+        "short] \nThe answer is \\boxed{4}.\n",
+    ]  # fmt: skip
+    assert len(deltas) > 20  # as it is spoken, not turn by turn
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "stop"
+    assert chunks[-1].usage
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_what_never_ends_is_made_to_answer(url: str, backends: dict[Speaker, Vllm]):
+    backends[Speaker.SHORT].script = lambda prompt: " 4}. More" if prompt.endswith("{") else "\nAgain.\n</rethink>"
+    reply = client(url).chat.completions.create(**ASK)
+    assert (reply.choices[0].message.content, reply.choices[0].finish_reason) == ("The answer is \\boxed{ 4}", "length")
+
+
+def test_32_at_once(url: str):
+    async def ask_all() -> list[str | None]:
+        async with AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as one:
+            replies = await asyncio.gather(*(one.chat.completions.create(**ASK) for _ in range(32)))
+        return [reply.choices[0].message.content for reply in replies]
+
+    assert asyncio.run(ask_all()) == ["The answer is \\boxed{4}."] * 32
+
+
+@pytest.mark.parametrize("gone", Speaker)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_dead_backend_is_a_clean_503(url: str, backends: dict[Speaker, Vllm], gone: Speaker, stream: bool):
+    backends[gone].close()
+    if stream and gone is Speaker.SHORT:  # the first turn has been told by then
+        with pytest.raises(openai.APIError, match="short-thought model's server"):
+            list(client(url).chat.completions.create(**ASK, stream=True))
+        return
+    with pytest.raises(openai.InternalServerError) as caught:
+        client(url).chat.completions.create(**ASK, stream=stream)
+    assert caught.value.status_code == 503
+    assert f"the {gone}-thought model's server" in caught.value.message
+
+
+def test_a_backend_that_breaks_off_is_told(url: str, backends: dict[Speaker, Vllm]):
+    backends[Speaker.SHORT].script = lambda prompt: None
+    with pytest.raises(openai.InternalServerError, match="broke off"):
+        client(url).chat.completions.create(**ASK)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model": "gpt-4"}, "model: Input should be 'long-short'"),
+        ({"temperature": 0.1}, "temperature: Extra inputs are not permitted"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "system", "content": "Be brief."}]}, "role: Input should be 'user'"),
+        ({"n": 2}, "n: Input should be 1"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(url: str, change: dict[str, Any], words: str):
+    with pytest.raises(openai.BadRequestError) as caught:
+        client(url).chat.completions.create(**{**ASK, **change})
+    assert words in caught.value.message
