@@ -65,7 +65,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         talk.add_argument("pipeline", choices=["long-short"])
         talk.add_argument("--model", default="runs/latest", help="the run's folder (default: %(default)s)")
         talk.add_argument("--servers", nargs=2, default=[], metavar=("LONG_URL", "SHORT_URL"),
-                          help="vLLM servers with the two under their fingerprints (default: two are started)")  # fmt: skip
+                          help="where vLLM serves the two under their fingerprints (default: start two)")  # fmt: skip
         talk.set_defaults(act=_chat if name == "chat" else _serve)
         if name == "serve":
             talk.add_argument("--port", type=int, default=8000, help="on loopback (default: %(default)s)")

@@ -21,7 +21,7 @@ from reasoning.verifier import METHOD_VERSION as VERIFIER_VERSION
 from tasks.artifacts import ArtifactRef
 from tasks.caching import step
 from tasks.problems import by_id
-from tasks.reporting import Exam
+from tasks.reporting import Exam, models_of
 from tasks.workplace import Workplace, write_whole
 
 COUPLE_FILE = "couple.json"
@@ -44,13 +44,8 @@ def keep_couple(place: Workplace, exam: Exam) -> None:
     """Writes where the method's two models are into the run's folder: whoever talks with them starts from there."""
     method = next(entry for entries in exam.sets.values() for entry in entries if entry.role == "method")
     (row,) = place.rows(method.model, Couple)
-    folders = {
-        speaker: str(place.artifacts.local_path(ArtifactRef(kind="checkpoint", uri=uri, digest=digest, rows=1)))
-        for speaker, uri, digest in (
-            ("long", row.long_uri, row.long_digest),
-            ("short", row.short_uri, row.short_digest),
-        )
-    }
+    models = zip(Speaker, models_of(row), strict=True)
+    folders = {speaker: str(place.artifacts.local_path(model)) for speaker, model in models}
     write_whole(place.folder / COUPLE_FILE, json.dumps(folders, indent=2))
 
 

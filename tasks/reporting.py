@@ -178,8 +178,15 @@ def _shape(place: Workplace, model: ArtifactRef) -> Shape:
     if model.kind != COUPLE:
         return place.checkpoint(model).shape
     (pair,) = place.rows(model, Couple)
-    long = ArtifactRef(kind="checkpoint", uri=pair.long_uri, digest=pair.long_digest, rows=1)
-    return place.checkpoint(long).shape
+    return place.checkpoint(models_of(pair)[0]).shape
+
+
+def models_of(pair: Couple) -> tuple[ArtifactRef, ArtifactRef]:
+    """The long-thought and the short-thought model."""
+    return (
+        ArtifactRef(kind="checkpoint", uri=pair.long_uri, digest=pair.long_digest, rows=1),
+        ArtifactRef(kind="checkpoint", uri=pair.short_uri, digest=pair.short_digest, rows=1),
+    )
 
 
 def _figures(scored: Sequence[Scored]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Two models behind one endpoint: what the official client sees, plain, streamed, many at once, and when one is gone."""
+"""Two models behind one endpoint: what the official client sees, also where one is gone."""
 
 import asyncio
 import json

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasoning.dialogue import TAGS, Closing, Dialogue, Fault, Speaker, Turn, forced, heard, turns_of
+from reasoning.dialogue import TAGS, Closing, Dialogue, Fault, Speaker, Turn, forced, heard, surely_heard, turns_of
 
 LEAD = "\nThe answer is \\boxed{"
 PIECES = st.sampled_from(
@@ -45,6 +45,16 @@ def play(said: list[str], most_rounds: int) -> Dialogue:
 )  # fmt: skip
 def test_what_is_heard(speaker: Speaker, said: str, text: str, closing: Closing, fault: Fault | None):
     assert heard(speaker, said) == Turn(speaker, text, closing, fault)
+
+
+@given(SAID, st.sampled_from(Speaker))
+def test_what_is_surely_heard_is_never_taken_back(said: str, speaker: Speaker):
+    told = ""
+    for end in range(len(said) + 1):
+        assert surely_heard(said[:end]).startswith(told)
+        told = surely_heard(said[:end])
+    assert heard(speaker, said).text.startswith(told)
+    assert len(heard(speaker, said).text) - len(told) < len("</rethink>")
 
 
 def test_a_dialogue_by_hand():
