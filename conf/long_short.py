@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, Tag, model_validator
 
 from conf.auxiliary import Llm, refuse_idle_llm
-from conf.cot_distillation import Choosing
+from conf.cot_distillation import Choosing, LocalTeacher, Teacher, refuse_idle_teacher
 from conf.section import Section
 from conf.settings import (
     ROOM_FOR_PROMPT,
@@ -18,6 +18,7 @@ from conf.settings import (
     Dto,
     Engine,
     Finalizing,
+    Lora,
     NgramOverlap,
     Positive,
     PositiveFloat,
@@ -140,6 +141,8 @@ class Reinforcement(Section):
     """Dialogues per forward pass; halved by itself when memory runs out."""
     save_every: Positive = 1
     """Steps between checkpoints."""
+    lora: Lora | None = None
+    """Not given: all weights are trained, as in the paper."""
     bounds: Bounds = Bounds()
 
     @property
@@ -178,10 +181,12 @@ class LongShort(Section):
     """Seeds problems, sampling purposes and training order."""
     model: str = "tiny"
     """Both models' base: a checkpoint folder, a model on the Hugging Face hub (`owner/name`), or `tiny`."""
+    teacher: Teacher = LocalTeacher()
+    """Who writes the traces."""
     problems: Problems = Stories()
     decontamination: Decontamination = NgramOverlap()
     sampling: Sampling = Sampling()
-    """Of the base's traces."""
+    """Of the teacher's traces."""
     choosing: Choosing = Choosing()
     chunking: Chunking = MarkerChunker()
     """How a trace is cut into thoughts."""
@@ -209,8 +214,9 @@ class LongShort(Section):
     storage: Storage = Storage()
 
     @model_validator(mode="after")
-    def _llm_is_needed(self) -> Self:
+    def _everyone_has_a_role(self) -> Self:
         refuse_idle_llm(self.llm, ["chunking"] if self.chunking.type == "llm" else [])
+        refuse_idle_teacher(self.teacher, self.engine)
         return self
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from prefect import flow
 
 from conf.long_short import LlmChunker, LongShort, Who
+from flows.teaching import teach
 from reasoning.dialogue import Speaker
 from reasoning.stories import Split
 from tasks.artifacts import ArtifactRef
@@ -19,7 +20,7 @@ from tasks.distillation import choose_traces
 from tasks.problems import clean_problems, problems_from
 from tasks.reinforcement import reinforce
 from tasks.reporting import Exam, Examined, Policy, write_report
-from tasks.sampling import examine, sample_traces
+from tasks.sampling import examine
 from tasks.thoughts import chunk_by_llm, chunk_by_markers, rehearse, turns_to_learn, value_thoughts
 from tasks.training import train_sft
 from tasks.workplace import Workplace
@@ -87,7 +88,7 @@ def sit_exam(place: Workplace, settings: LongShort) -> Exam:
 def cold_start(place: Workplace, settings: LongShort, base: ArtifactRef, problems: ArtifactRef) -> Two:
     """Two models from one base: one has learnt the important turns of its traces, one the others."""
     seed = settings.seed
-    drawn = sample_traces(place, model=base, problems=problems, sampling=settings.sampling, seed=seed)
+    drawn = teach(place, settings.teacher, settings.sampling, seed, base, problems)
     traces = choose_traces(place, traces=drawn, choosing=settings.choosing)
     chunked = chunk(place, settings, base, problems, traces)
     values = value_thoughts(

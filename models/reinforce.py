@@ -14,15 +14,16 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -37,7 +38,7 @@ from models.dialogues import DESKS, Talks, Tongue
 from models.engine import Completion, Engine
 from models.rollouts import RequestRefused, Rollouts
 from models.store import Purpose, RolloutStore
-from models.train import PROOF_TOKENS, Watch, last_whole_checkpoint, leaving_word, save
+from models.train import PROOF_TOKENS, Watch, adapters, last_whole_checkpoint, leaving_word, save
 from models.trainer import STORE_VARIABLE, Outcome, RlJob
 from models.vllm_server import PROOF_FILE, SwapNotProven, VllmServer
 from reasoning.answers import CLOSE_THINK, final_answer
@@ -251,7 +252,6 @@ class Sampler:
         if not self.proof_text:
             self.proof_text = list(self._first_prompt())[:PROOF_TOKENS]
         write_weights(model, trainer.processing_class, folder, self.proof_text)
-        check_weights(model, folder)
         return Checkpoint.open(folder, self._job.engine.dtype)
 
     def _first_prompt(self) -> tuple[int, ...]:
@@ -266,15 +266,32 @@ class Sampler:
                 shutil.rmtree(folder)
 
 
+@contextmanager
+def merged(model: Any) -> Iterator[tuple[Any, dict[str, torch.Tensor]]]:
+    """The model as it is served, adapters merged into its weights, and those weights by their names."""
+    if not isinstance(model, PeftModel):
+        yield model, model.state_dict()
+        return
+    model.merge_adapter()
+    base = model.get_base_model()
+    try:
+        weights = {name.replace(".base_layer.", "."): weight for name, weight in base.state_dict().items()}
+        yield base, {name: weight for name, weight in weights.items() if ".lora_" not in name}
+    finally:
+        model.unmerge_adapter()
+
+
 def write_weights(model: Any, tokenizer: Any, folder: Path, text: list[int]) -> None:
     """The model in float32 with its proof: what it makes of `text`. Whole, or not there."""
     hidden = folder.with_name(f".{folder.name}")
     for old in (hidden, folder):
         shutil.rmtree(old, ignore_errors=True)
-    model.save_pretrained(hidden)
-    tokenizer.save_pretrained(hidden)
-    (hidden / PROOF_FILE).write_text(json.dumps({"token_ids": text, "log_probs": log_probs_of(model, text)}))
-    hidden.rename(folder)
+    with merged(model) as (plain, weights):
+        plain.save_pretrained(hidden, state_dict=weights)
+        tokenizer.save_pretrained(hidden)
+        (hidden / PROOF_FILE).write_text(json.dumps({"token_ids": text, "log_probs": log_probs_of(plain, text)}))
+        hidden.rename(folder)
+        check_weights(weights, set(getattr(plain, "all_tied_weights_keys", None) or ()), folder)
 
 
 @torch.no_grad()
@@ -289,22 +306,21 @@ def log_probs_of(model: Any, text: list[int]) -> list[float]:
     return logits.log_softmax(-1)[0, :-1].gather(1, batch[0, 1:, None])[:, 0].tolist()
 
 
-def check_weights(model: Any, folder: Path) -> None:
-    """Raises StaleWeights unless the files hold every weight of the model in memory, bit by bit."""
+def check_weights(weights: Mapping[str, torch.Tensor], tied: Set[str], folder: Path) -> None:
+    """Raises StaleWeights unless the files hold every one of the `weights` in memory, bit by bit; `tied` ones may stand
+    under another's name."""
     held: dict[str, torch.Tensor] = {}
     for path in folder.glob("*.safetensors"):
         try:
             held |= load_file(path)
         except SafetensorError as error:
             raise StaleWeights(f"{path} cannot be read: {error}") from None
-    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    for name, weight in model.state_dict().items():
-        if name not in held:
-            if name in tied:
-                continue
+    for name, weight in weights.items():
+        if name in held:
+            if not torch.equal(held[name].to(weight.device), weight):
+                raise StaleWeights(f"{folder}: {name} is not what was trained; nothing was sampled with it")
+        elif name not in tied:
             raise StaleWeights(f"{folder}: {name} is missing; nothing was sampled with it")
-        if not torch.equal(held[name].to(weight.device), weight):
-            raise StaleWeights(f"{folder}: {name} is not what was trained; nothing was sampled with it")
 
 
 def _write_whole(path: Path, text: str) -> None:
@@ -362,6 +378,7 @@ def main(job: RlJob) -> None:
             reward_funcs=reward_functions(),  # type: ignore[arg-type]
             train_dataset=Dataset.from_dict({"prompt": [row.id for row in rows]}), processing_class=tokenizer,
             rollout_func=sampler,  # type: ignore[arg-type]
+            peft_config=adapters(job),
         )  # fmt: skip
         trainer.add_callback(Watch(job.progress, lambda: sampler.figures))
         trainer.train(resume_from_checkpoint=last_whole_checkpoint(job.work))

@@ -116,7 +116,7 @@ def _simpo(job: TrainJob, model: Any, tokenizer: Any, rows: Dataset) -> IdsSimPO
         remove_unused_columns=False,
     )  # fmt: skip
     return IdsSimPOTrainer(
-        model=model, args=config, train_dataset=rows, processing_class=tokenizer, peft_config=_adapters(job)
+        model=model, args=config, train_dataset=rows, processing_class=tokenizer, peft_config=adapters(job)
     )
 
 
@@ -128,7 +128,7 @@ def _sft(job: TrainJob, model: Any, tokenizer: Any, rows: Dataset) -> SFTTrainer
     data = rows.map(joined, remove_columns=rows.column_names)
     config = SFTConfig(**_arguments(job), completion_only_loss=True)
     return SFTTrainer(
-        model=model, args=config, train_dataset=data, processing_class=tokenizer, peft_config=_adapters(job)
+        model=model, args=config, train_dataset=data, processing_class=tokenizer, peft_config=adapters(job)
     )
 
 
@@ -145,11 +145,11 @@ def _dpo(job: TrainJob, model: Any, tokenizer: Any, rows: Dataset) -> IdsDPOTrai
     reference = None if job.lora else AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
     return IdsDPOTrainer(
         model=model, ref_model=reference, args=config, train_dataset=rows, processing_class=tokenizer,
-        peft_config=_adapters(job),
+        peft_config=adapters(job),
     )  # fmt: skip
 
 
-def _adapters(job: TrainJob) -> LoraConfig | None:
+def adapters(job: Job) -> LoraConfig | None:
     if job.lora is None:
         return None
     return LoraConfig(

@@ -60,6 +60,7 @@ class Job(BaseModel):
     max_length: int | None
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights that are kept."""
+    lora: Lora | None = None
     log_every: int = 5
     save_every: int = 50
 
@@ -82,7 +83,6 @@ class TrainJob(Job):
     adam_beta2: float = 0.999
     weight_decay: float = 0.0
     shuffle: bool = True
-    lora: Lora | None = None
 
 
 class RlJob(Job):

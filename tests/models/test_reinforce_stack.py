@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.trainer.grpo_trainer import GRPOTrainer
 
@@ -151,6 +152,10 @@ def test_rewards_are_compared_within_a_problem_and_logged_one_by_one(made: tuple
     assert [logged[f"rewards/{kind}/mean"] for kind in ("correctness", "form", "length")] == [[0.5], [1.0], [0.125]]
 
 
+def check(model: Any, folder: Path) -> None:
+    check_weights(model.state_dict(), {"lm_head.weight"}, folder)
+
+
 @pytest.fixture
 def written(tmp_path: Path) -> tuple[Any, Path]:
     model = AutoModelForCausalLM.from_pretrained(TINY_MODEL, dtype=torch.float32)
@@ -162,7 +167,7 @@ def written(tmp_path: Path) -> tuple[Any, Path]:
 
 def test_weights_arrive_whole_with_their_proof(written: tuple[Any, Path]):
     model, folder = written
-    check_weights(model, folder)
+    check(model, folder)
     proof = json.loads((folder / "proof.json").read_text())
     assert proof["token_ids"] == [5, 6, 7]
     assert proof["log_probs"] == pytest.approx(log_probs_of(model, [5, 6, 7]))
@@ -174,7 +179,7 @@ def test_stale_weights_are_found(written: tuple[Any, Path]):
     with torch.no_grad():
         next(model.parameters())[0, 0] += 1e-6
     with pytest.raises(StaleWeights, match="is not what was trained"):
-        check_weights(model, folder)
+        check(model, folder)
 
 
 def test_half_written_weights_are_found(written: tuple[Any, Path]):
@@ -182,11 +187,30 @@ def test_half_written_weights_are_found(written: tuple[Any, Path]):
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(StaleWeights, match="cannot be read"):
-        check_weights(model, folder)
+        check(model, folder)
 
 
 def test_missing_weights_are_found(written: tuple[Any, Path]):
     model, folder = written
     (folder / "model.safetensors").unlink()
     with pytest.raises(StaleWeights, match="is missing"):
-        check_weights(model, folder)
+        check(model, folder)
+
+
+def test_adapters_are_merged_on_their_way_to_the_server_and_nowhere_else(tmp_path: Path):
+    plain = AutoModelForCausalLM.from_pretrained(TINY_MODEL, dtype=torch.float32)
+    model: Any = get_peft_model(plain, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight += 0.01 * ("lora_B" in name)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    folder = tmp_path / "weights" / "7"
+    folder.parent.mkdir()
+    write_weights(model, AutoTokenizer.from_pretrained(TINY_MODEL), folder, [5, 6, 7])
+    assert Checkpoint.open(folder).tensor_sizes == MODEL.tensor_sizes
+    served = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    proof = json.loads((folder / "proof.json").read_text())
+    assert log_probs_of(served, [5, 6, 7]) == pytest.approx(proof["log_probs"], abs=1e-5)
+    assert log_probs_of(model.get_base_model(), [5, 6, 7]) == pytest.approx(proof["log_probs"], abs=1e-5)
+    for name, weight in model.state_dict().items():
+        torch.testing.assert_close(weight, before[name], rtol=0, atol=1e-6)
