@@ -61,17 +61,6 @@ Teacher = Annotated[
 ]
 
 
-def refuse_idle_teacher(teacher: LocalTeacher | EndpointTeacher, engine: Engine) -> None:
-    """Raises ValueError for what the teacher would not read, or the engine not serve."""
-    if teacher.type == "endpoint" and teacher.llm.temperature != Llm.model_fields["temperature"].default:
-        raise ValueError("teacher.llm.temperature has no effect: traces are drawn as in sampling; set it there")
-    if teacher.type == "local" and teacher.model and engine.endpoints:
-        raise ValueError(
-            "engine.endpoints serve one model, and the teacher is another; leave them out, or take a teacher of "
-            "type 'endpoint'"
-        )
-
-
 class Choosing(Section):
     """Which of a problem's right traces are distilled."""
 
@@ -236,7 +225,14 @@ class CotDistillation(Section):
             )
         if self.rating.type == "llm" and self.probing.threshold != Probing().threshold:
             raise ValueError("probing.threshold has no effect: only the embedded rater reads it; leave it out")
-        refuse_idle_teacher(self.teacher, self.engine)
+        teacher = self.teacher
+        if teacher.type == "endpoint" and teacher.llm.temperature != Llm.model_fields["temperature"].default:
+            raise ValueError("teacher.llm.temperature has no effect: traces are drawn as in sampling; set it there")
+        if teacher.type == "local" and teacher.model and self.engine.endpoints:
+            raise ValueError(
+                "engine.endpoints serve one model, and the teacher is another; leave them out, or take a teacher of "
+                "type 'endpoint'"
+            )
         return self
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, Tag, model_validator
 
 from conf.auxiliary import Llm, refuse_idle_llm
-from conf.cot_distillation import Choosing, LocalTeacher, Teacher, refuse_idle_teacher
+from conf.cot_distillation import Choosing
 from conf.section import Section
 from conf.settings import (
     ROOM_FOR_PROMPT,
@@ -181,8 +181,9 @@ class LongShort(Section):
     """Seeds problems, sampling purposes and training order."""
     model: str = "tiny"
     """Both models' base: a checkpoint folder, a model on the Hugging Face hub (`owner/name`), or `tiny`."""
-    teacher: Teacher = LocalTeacher()
-    """Who writes the traces."""
+    teacher: str = ""
+    """Whose traces are taken apart, and whose rollouts value their thoughts; as `model`, and it must think between the
+    tags. Empty: the base itself."""
     problems: Problems = Stories()
     decontamination: Decontamination = NgramOverlap()
     sampling: Sampling = Sampling()
@@ -216,7 +217,8 @@ class LongShort(Section):
     @model_validator(mode="after")
     def _everyone_has_a_role(self) -> Self:
         refuse_idle_llm(self.llm, ["chunking"] if self.chunking.type == "llm" else [])
-        refuse_idle_teacher(self.teacher, self.engine)
+        if self.teacher and self.engine.endpoints:
+            raise ValueError("engine.endpoints serve one model, and the teacher is another; leave one of them out")
         return self
 
     @model_validator(mode="after")

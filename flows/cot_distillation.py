@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 from prefect import flow
 
-from conf.cot_distillation import CotDistillation, LlmCompressor, LlmRater
-from flows.teaching import teach
+from conf.cot_distillation import CotDistillation, EndpointTeacher, LlmCompressor, LlmRater
 from reasoning.stories import Split
 from tasks.artifacts import ArtifactRef
 from tasks.controls import demonstrations
 from tasks.distillation import (
+    adopt_traces,
     choose_traces,
     compress_by_llm,
     compress_by_value,
@@ -24,11 +24,12 @@ from tasks.distillation import (
     rate_by_llm,
     uncompressed,
     value_prefixes,
+    write_traces,
 )
 from tasks.judging import judge_completions
 from tasks.problems import clean_problems, problems_from
 from tasks.reporting import Exam, Examined, Policy, write_report
-from tasks.sampling import examine
+from tasks.sampling import examine, sample_traces
 from tasks.tables import compression_table, judge_table, rating_table
 from tasks.training import train_dpo, train_sft
 from tasks.workplace import Workplace
@@ -92,7 +93,7 @@ def rate(place: Workplace, settings: CotDistillation, problems: ArtifactRef) -> 
     """From problems to rated traces."""
     seed, probing = settings.seed, settings.probing
     base = place.model(settings.model)
-    drawn = teach(place, settings.teacher, settings.sampling, seed, base, problems)
+    drawn = teach(place, settings, base, problems)
     traces = choose_traces(place, traces=drawn, choosing=settings.choosing)
     values = None
     if settings.reads_values:
@@ -105,6 +106,17 @@ def rate(place: Workplace, settings: CotDistillation, problems: ArtifactRef) -> 
     else:
         ratings = rate_by_effort(place, traces=drawn, values=values, threshold=probing.threshold)
     return Rated(base, problems, traces, values, ratings)
+
+
+def teach(place: Workplace, settings: CotDistillation, base: ArtifactRef, problems: ArtifactRef) -> ArtifactRef:
+    """The teacher's traces in the student's token ids."""
+    teacher, sampling, seed = settings.teacher, settings.sampling, settings.seed
+    if isinstance(teacher, EndpointTeacher):
+        return write_traces(place, model=base, problems=problems, teacher=teacher, sampling=sampling, seed=seed)
+    if not teacher.model:
+        return sample_traces(place, model=base, problems=problems, sampling=sampling, seed=seed)
+    drawn = sample_traces(place, model=place.model(teacher.model), problems=problems, sampling=sampling, seed=seed)
+    return adopt_traces(place, model=base, traces=drawn)
 
 
 def compress(place: Workplace, settings: CotDistillation, rated: Rated) -> ArtifactRef:

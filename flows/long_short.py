@@ -10,7 +10,6 @@ from typing import NamedTuple
 from prefect import flow
 
 from conf.long_short import LlmChunker, LongShort, Who
-from flows.teaching import teach
 from reasoning.dialogue import Speaker
 from reasoning.stories import Split
 from tasks.artifacts import ArtifactRef
@@ -20,7 +19,7 @@ from tasks.distillation import choose_traces
 from tasks.problems import clean_problems, problems_from
 from tasks.reinforcement import reinforce
 from tasks.reporting import Exam, Examined, Policy, write_report
-from tasks.sampling import examine
+from tasks.sampling import examine, sample_traces
 from tasks.thoughts import chunk_by_llm, chunk_by_markers, rehearse, turns_to_learn, value_thoughts
 from tasks.training import train_sft
 from tasks.workplace import Workplace
@@ -88,14 +87,15 @@ def sit_exam(place: Workplace, settings: LongShort) -> Exam:
 def cold_start(place: Workplace, settings: LongShort, base: ArtifactRef, problems: ArtifactRef) -> Two:
     """Two models from one base: one has learnt the important turns of its traces, one the others."""
     seed = settings.seed
-    drawn = teach(place, settings.teacher, settings.sampling, seed, base, problems)
+    thinker = place.model(settings.teacher) if settings.teacher else base
+    drawn = sample_traces(place, model=thinker, problems=problems, sampling=settings.sampling, seed=seed)
     traces = choose_traces(place, traces=drawn, choosing=settings.choosing)
-    chunked = chunk(place, settings, base, problems, traces)
+    chunked = chunk(place, settings, thinker, problems, traces)
     values = value_thoughts(
-        place, model=base, problems=problems, traces=traces, chunked=chunked, rollouts=settings.rollouts, seed=seed
+        place, model=thinker, problems=problems, traces=traces, chunked=chunked, rollouts=settings.rollouts, seed=seed
     )
     rehearsals = rehearse(
-        place, model=base, traces=traces, values=values, importance=settings.importance,
+        place, model=thinker, traces=traces, values=values, importance=settings.importance,
         most_rounds=settings.protocol.most_rounds,
     )  # fmt: skip
     trained = [
@@ -112,13 +112,13 @@ def cold_start(place: Workplace, settings: LongShort, base: ArtifactRef, problem
 
 
 def chunk(
-    place: Workplace, settings: LongShort, base: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef
+    place: Workplace, settings: LongShort, thinker: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef
 ) -> ArtifactRef:
     """The traces' thoughts."""
     how = settings.chunking
     if isinstance(how, LlmChunker):
-        return chunk_by_llm(place, model=base, problems=problems, traces=traces, chunker=how, llm=settings.llm)
-    return chunk_by_markers(place, model=base, traces=traces, segmentation=how.segmentation)
+        return chunk_by_llm(place, model=thinker, problems=problems, traces=traces, chunker=how, llm=settings.llm)
+    return chunk_by_markers(place, model=thinker, traces=traces, segmentation=how.segmentation)
 
 
 def play_round(place: Workplace, settings: LongShort, problems: ArtifactRef, two: Two, number: int, who: Who) -> Two:
