@@ -9,15 +9,18 @@ import pytest
 
 from conf.cot_distillation import CotDistillation, LocalTeacher
 from conf.load import load
+from conf.long_short import LongShort
 from conf.settings import Dto
 from flows.cot_distillation import run_cot_distillation
 from flows.dto import run_dto
+from flows.long_short import run_long_short
 from models.checkpoint import TINY_MODEL, Checkpoint
-from models.trainer import TrainJob
+from models.scripted import ScriptedEngine
+from models.trainer import Job, RlJob
 from models.vllm_server import VllmServer
 from reasoning.stories import Split, Story, draw_stories
 from tasks.workplace import Workplace
-from tests.flows.world import LEVELS, ScriptedRun, assist
+from tests.flows.world import LEVELS, ScriptedRun, assist, scripted, speaking
 from tests.models.chat import Chat
 
 pytestmark = pytest.mark.usefixtures("prefect")
@@ -44,6 +47,14 @@ IN_COLUMNS_OF: dict[str, tuple[str | None, str, Callable[[Story, int], dict[str,
     ),
     "openai/gsm8k": (
         "main", "test", lambda story, _: {"question": story.text, "answer": f"So it is.\n#### {story.answer}"},
+    ),
+    "math-ai/aime25": (
+        None, "test", lambda story, n: {"id": str(n), "problem": story.text, "answer": str(story.answer)},
+    ),
+    "Idavidrein/gpqa": (
+        "gpqa_diamond", "train",
+        lambda story, n: {"Record ID": f"r{n}", "Question": story.text, "Correct Answer": str(story.answer)}
+        | {f"Incorrect Answer {k}": str(story.answer + k) for k in (1, 2, 3)},
     ),
     "MathArena/hmmt_feb_2025": (
         None, "train", lambda story, n: {"problem_idx": n, "problem": story.text, "answer": str(story.answer)},
@@ -86,11 +97,13 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 class DryRun(ScriptedRun):
     """Keeps the training jobs."""
 
-    def __init__(self, settings: Any, body: Callable[[Workplace, Any], Path]):
-        self.jobs: list[TrainJob] = []
-        super().__init__(settings.pipeline, settings, body)
+    def __init__(
+        self, settings: Any, body: Callable[[Workplace, Any], Path], make: Callable[[], ScriptedEngine] = scripted
+    ):  # fmt: skip
+        self.jobs: list[Any] = []
+        super().__init__(settings.pipeline, settings, body, make)
 
-    def train(self, job: TrainJob, folder: Path, progress: Callable[[int, int], None]) -> list[dict[str, Any]]:
+    def train(self, job: Job, folder: Path, progress: Callable[[int, int], None]) -> list[dict[str, Any]]:
         self.jobs.append(job)
         return super().train(job, folder, progress)
 
@@ -129,6 +142,23 @@ def test_a_paper_preset_of_cot_distillation_runs_dry(
     assert [job.method for job in run.jobs] == ["sft", "dpo", "dpo", "sft", "sft", "dpo"]
     assert {job.max_length for job in run.jobs} == {9216}
     assert [job.lora is not None for job in run.jobs] == [preset == "paper-7b"] * 6
+
+
+@pytest.mark.parametrize("preset", ["paper-qwen2.5-7b", "paper-llama3.1-8b"])
+def test_a_paper_preset_of_long_short_runs_dry(
+    preset: str, tmp_path: Path, asked: list[str], chat: Callable[..., Chat]
+):
+    server = chat(assist)
+    settings = load(LongShort, preset, (f"storage.root={tmp_path}", f"llm.url={server.url}"))
+    run = DryRun(settings, run_long_short, speaking)
+    assert asked == [settings.model, settings.teacher]
+    assert list(run.report["others"]) == ["AIME24", "AIME25", "AMC23", "GPQA-Diamond"]
+    assert "chunk-by-llm" in {line["stage"] for line in run.report["ledger"]}
+    sft, rl = run.jobs[:2], run.jobs[2:]
+    assert [job.method for job in sft] == ["sft", "sft"]
+    assert [job.trains for job in rl] == ["long", "short"]
+    assert all(isinstance(job, RlJob) and job.learning_rate == 5e-6 and job.lora for job in rl)
+    assert {job.max_length for job in sft} == {settings.engine.context}
 
 
 @pytest.mark.parametrize("preset", ["paper-r1-1.5b", "paper-deepscaler-1.5b"])

@@ -17,7 +17,7 @@ from models.checkpoint import Checkpoint
 from models.engine import Completion, Request
 from models.scripted import ScriptedEngine
 from models.tiny_model import END
-from models.trainer import TrainJob
+from models.trainer import Job
 from reasoning.stories import OverThinker, Split, Story, draw_stories
 from tasks.artifacts import ArtifactRef
 from tasks.progress import Progress
@@ -39,7 +39,7 @@ CONCLUSION = re.compile(r"(?:That makes|It is|Now it is) (\d+)")
 def speak(model: Checkpoint, request: Request, number: int) -> Completion:
     """Thinks as the teacher does, and answers with its latest conclusion."""
     text = model.decode(request.prompt_ids)
-    story = STORIES[text.removeprefix("<|user|>").split("<|assistant|>")[0].removesuffix(" Be brief.")]
+    story = STORIES[text.removeprefix("<|user|>").split("<|assistant|>")[0].split("\n")[0].removesuffix(" Be brief.")]
     said = text.split("<think>\n")[1]
     latest = (CONCLUSION.findall(said) or ["0"])[-1]
     if not said:
@@ -54,14 +54,35 @@ def speak(model: Checkpoint, request: Request, number: int) -> Completion:
     return Completion(model.encode(reply + END), True)
 
 
+def converse(model: Checkpoint, request: Request, number: int) -> Completion:
+    """Thinks aloud until its first conclusion, and asks once when that is in doubt; alone, it does as `speak`."""
+    text = model.decode(request.prompt_ids)
+    if "<|system|>" not in text:
+        return speak(model, request, number)
+    question, transcript = text.split("<|user|>")[1].split("<|assistant|>")
+    story = STORIES[question.split("\n")[0]]
+    if transcript.endswith("<think>"):
+        said = "\nNow it is 0." if "</rethink>" not in transcript else f"\nNow it is {story.answer}."
+        doubt = "?" if story.level > 2 and "</rethink>" not in transcript else ""
+        return Completion(model.encode(f"{said}{doubt}\n</think>{END}"), True)
+    latest = (CONCLUSION.findall(transcript) or ["0"])[-1]
+    closing = "</rethink>" if transcript.endswith("?\n</think><answer>") else "</answer>"
+    return Completion(model.encode(f"\nThe answer is \\boxed{{{latest}}}.\n{closing}{END}"), True)
+
+
 def scripted() -> ScriptedEngine:
     return ScriptedEngine(speak)
 
 
-def pretend_training(job: TrainJob, folder: Path, progress: Callable[[int, int], None]) -> list[dict[str, Any]]:
+def speaking() -> ScriptedEngine:
+    return ScriptedEngine(converse)
+
+
+def pretend_training(job: Job, folder: Path, progress: Callable[[int, int], None]) -> list[dict[str, Any]]:
     """The base model under another name."""
     shutil.copytree(job.model, job.output)
-    (job.output / "generation_config.json").write_text(json.dumps({"trained": [job.rows.name, job.beta]}))
+    told = job.model_dump(mode="json", include={"beta", "learning_rate", "rl"}) | {"rows": job.rows.name}
+    (job.output / "generation_config.json").write_text(json.dumps({"trained": told}))
     job.progress.write_text("{}")
     progress(1, 1)
     return [{"step": 1, "steps": 1, "loss": 1.0}]
@@ -72,6 +93,11 @@ def assist(body: dict[str, Any], number: int) -> Answer:
     schema = body["response_format"]["json_schema"]["name"]
     if schema == "Level":
         return Answer(json.dumps({"level": 1 + len(body["messages"][1]["content"]) % 10}))
+    if schema == "Thoughts":
+        lines = body["messages"][1]["content"].split("### steps\n")[1].split("\n### end")[0].split("\n")
+        blocks = [{"start": index, "end": index, "kind": "solving"} for index in range(len(lines) - 2)]
+        blocks += [{"start": max(0, len(lines) - 2), "end": len(lines) - 1, "kind": "summary"}]
+        return Answer(json.dumps({"blocks": blocks}))
     if schema == "Grades":
         return Answer(json.dumps(GRADES))
     thinking = body["messages"][1]["content"].split("### thinking\n")[1].split("\n### end")[0]
@@ -104,7 +130,7 @@ class ScriptedRun:
         self.redone = [line["stage"] for line in self.report["ledger"] if not line["cached"]]
         self.completions = sum(engine.completions for engine in self.engines)
 
-    def train(self, job: TrainJob, folder: Path, progress: Callable[[int, int], None]) -> list[dict[str, Any]]:
+    def train(self, job: Job, folder: Path, progress: Callable[[int, int], None]) -> list[dict[str, Any]]:
         return pretend_training(job, folder, progress)
 
     def rows(self, step: str, kind: type[Any], which: int = 0) -> list[Any]:

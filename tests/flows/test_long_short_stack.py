@@ -1,0 +1,182 @@
+"""Long⊗Short on the real Prefect with a scripted model."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conf.load import load
+from conf.long_short import LongShort
+from flows.long_short import run_long_short
+from models.checkpoint import TINY_MODEL, Checkpoint
+from models.trainer import Job, RlJob
+from reasoning.dialogue import Speaker, turns_of
+from reasoning.records import Chunked, Conversation, Demonstration, Problem, Rehearsed, Score, Trace, Valued, Verdict
+from tasks.dialogues import NoCouple, kept_couple
+from tests.flows.world import ScriptedRun, assist, speaking
+from tests.models.chat import Chat
+
+pytestmark = pytest.mark.usefixtures("prefect")
+SMALL = (
+    "problems.count=12", "problems.levels=[1,2,3,4]", "sampling.samples=2", "rollouts.samples=3",
+    "benchmark_sampling.samples=2", 'benchmarks={"main"={count=8,levels=[1,2,3,4]},"far"={count=2,levels=[9]}}',
+    'rl.rounds=["long","short"]',
+)  # fmt: skip
+MODEL = Checkpoint.open(TINY_MODEL)
+
+
+class Run(ScriptedRun):
+    def __init__(self, root: Path, *changes: str):
+        self.jobs: list[Job] = []
+        settings = load(LongShort, "tiny", (*SMALL, f"storage.root={root}", *changes))
+        super().__init__("long-short", settings, run_long_short, speaking)
+
+    def train(self, job: Job, folder: Path, progress: Callable[[int, int], None]) -> list[dict[str, Any]]:
+        self.jobs.append(job)
+        told = {"trained_tokens": 1000, "prompt_tokens": 7, "generated_tokens": 5, "sampling_flops": 1e6}
+        return [figures | told for figures in super().train(job, folder, progress)]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("root")
+
+
+@pytest.fixture(scope="module")
+def first(root: Path) -> Run:
+    return Run(root, "one_model=true", "early_stop={}")
+
+
+def test_a_run_takes_every_step_and_reports_it(first: Run):
+    roles = [(model["name"], model["role"]) for model in first.report["models"]]
+    assert roles == [
+        ("base", "base"), ("one model", "control"), ("cold start", "control"), ("round 1, long", "control"),
+        ("round 2, short", "method"), ("early stop", "control"),
+    ]  # fmt: skip
+    assert [model["problems"] for model in first.report["others"]["far"]["models"]] == [2] * 5
+    (note,) = first.report["notes"]
+    assert [row["couple"] for row in note["rows"]] == ["cold start", "round 1, long", "round 2, short"]
+    assert note["rows"][0]["reward"] == "+0.000 [+0.000, +0.000]"
+
+
+def test_each_thought_is_valued_once_and_all_are_cut_from_the_trace(first: Run):
+    traces = {row.id: row for row in first.rows("choose-traces", Trace)}
+    chunked, valued = first.rows("chunk-by-markers", Chunked), first.rows("value-thoughts", Valued)
+    assert len(chunked) == len(valued) == len(traces)
+    for cut, row in zip(chunked, valued, strict=True):
+        assert row.ends == (0, *cut.ends)
+        text = MODEL.decode(traces[f"{row.problem_id}/{row.sample}"].token_ids[: row.ends[-1]])
+        assert traces[f"{row.problem_id}/{row.sample}"].text.startswith(text + "</think>")
+        assert all(0 <= right <= row.total == 3 for right in row.right)
+        # The scripted model goes on with its latest conclusion, so each prefix is always or never right; the bare
+        # question is thought through anew each time.
+        assert all(right in (0, 3) for right in row.right[1:])
+
+
+def test_each_turn_is_learnt_once_and_after_what_was_said_before(first: Run):
+    problems = {row.id: row for row in first.rows("drop-problems", Problem)}
+    rehearsed = first.rows("rehearse", Rehearsed)
+    learnt = {
+        Speaker.LONG: first.rows("turns-to-learn", Demonstration, 0),
+        Speaker.SHORT: first.rows("turns-to-learn", Demonstration, 1),
+    }
+    told = [
+        (row, turn, turns_of(row.transcript)[:n])
+        for row in rehearsed
+        for n, turn in enumerate(turns_of(row.transcript))
+    ]
+    for speaker, rows in learnt.items():
+        own = [(row, turn, before) for row, turn, before in told if turn.speaker is speaker]
+        assert len(rows) == len(own)
+        for demonstration, (row, turn, before) in zip(rows, own, strict=True):
+            prompt = MODEL.decode(demonstration.prompt_ids)
+            opening = "<think>" if speaker is Speaker.LONG else "<answer>"
+            said = "".join(map(str, before))
+            assert (
+                prompt == f"<|system|><|{speaker}|><|user|>{problems[row.problem_id].text}<|assistant|>{said}{opening}"
+            )
+            assert MODEL.decode(demonstration.completion_ids) == str(turn).removeprefix(opening)
+            assert demonstration.completion_ids[-1] == MODEL.end_id
+            assert demonstration.prompt_ids.count(MODEL.end_id) == len(before)
+
+
+def test_rounds_alternate_and_start_from_each_other(first: Run):
+    rounds = [job for job in first.jobs if isinstance(job, RlJob)]
+    long, short, alone = rounds
+    cold = [first.made("train-sft", which).uri for which in (0, 1)]
+    better = first.made("reinforce", 0).uri
+    assert (long.trains, str(long.model), str(long.partner)) == ("long", *cold)
+    assert (short.trains, str(short.model), str(short.partner)) == ("short", cold[1], better)
+    assert (alone.trains, alone.model, alone.partner) == (None, TINY_MODEL, None)
+    assert alone.rl.steps == 2 * long.rl.steps
+    assert len({long.seed, short.seed}) == 2
+    line = next(line for line in first.report["ledger"] if line["stage"] == "reinforce")
+    assert (line["generated_tokens"], line["prompt_tokens"]) == (5, 7)
+    assert line["flops"] == pytest.approx(1e6 + 4 / 3 * MODEL.shape.training_flops(1000))
+
+
+def test_tokens_of_both_models_count(first: Run):
+    spoken, scores = first.rows("converse", Conversation), first.rows("score-conversations", Score)
+    problems = {row.id: row for row in first.rows("draw-problems", Problem)}
+    assert len(spoken) == len(scores) == 16
+    for row, score in zip(spoken, scores, strict=True):
+        problem = problems[row.problem_id]
+        turns = turns_of(row.transcript)
+        is_hard = (problem.level or 0) > 2  # then the first conclusion is in doubt
+        assert len(turns) == (4 if is_hard else 2)
+        assert (row.verdict is Verdict.RIGHT) == is_hard
+        assert score.tokens == sum(len(MODEL.encode(str(turn).split(">", 1)[1])) + 1 for turn in turns)
+        assert len(score.calls) == len(turns)
+        assert score.prompt_tokens == sum(call.prompt_tokens for call in score.calls)
+        assert row.is_well_formed
+        assert not row.hit_cap
+
+
+def test_an_unchanged_run_starts_no_engine(first: Run, root: Path):
+    again = Run(root, "one_model=true", "early_stop={}")
+    assert (again.redone, again.engines, again.jobs) == ([], [], [])
+    assert again.report["models"] == first.report["models"]
+
+
+@pytest.mark.parametrize(
+    ("change", "redone"),
+    [
+        ("rl.save_every=5", set()),
+        ("engine.concurrency=7", set()),
+        ("rl.steps=3", {"reinforce", "converse"}),
+        ("sft.learning_rate=1e-4", {"train-sft", "reinforce", "converse"}),
+        ("importance.decay=0", {"rehearse"}),  # with the scripted model's values nothing else changes
+        ("protocol.lead=So \\boxed{", {"turns-to-learn", "reinforce", "converse"}),
+        ("benchmark_sampling.temperature=0.5", {"examine", "converse"}),
+    ],
+)
+def test_a_change_redoes_what_depends_on_it(first: Run, root: Path, change: str, redone: set[str]):
+    _ = first
+    assert set(Run(root, change).redone) - {"couple"} == redone - {"couple"}
+
+
+def test_a_language_model_may_cut_the_thoughts(tmp_path: Path, chat: Callable[..., Chat]):
+    server = chat(assist)
+    run = Run(tmp_path, "chunking.type=llm", f"llm.url={server.url}", "llm.model=m", "rl.rounds=[]")
+    traces = {row.id: row for row in run.rows("choose-traces", Trace)}
+    chunked = run.rows("chunk-by-llm", Chunked)
+    assert len(chunked) == len(traces) == len(server.asked)
+    for row in chunked:
+        thinking = traces[f"{row.problem_id}/{row.sample}"].text.split("</think>")[0]
+        lines = thinking.count("\n")
+        assert len(row.ends) == max(1, lines - 1)
+        assert MODEL.decode(traces[f"{row.problem_id}/{row.sample}"].token_ids[: row.ends[-1]]) == thinking
+    assert run.report["models"][1]["role"] == "method"  # the cold start, where nothing follows it
+
+
+def test_the_runs_models_can_be_found_again(first: Run, tmp_path: Path):
+    folders, settings = kept_couple(first.place.folder)
+    assert folders == {
+        Speaker.LONG: Path(first.made("reinforce", 0).uri), Speaker.SHORT: Path(first.made("reinforce", 1).uri),
+    }  # fmt: skip
+    assert settings.protocol.long_role == "<|long|>"
+    with pytest.raises(NoCouple, match="name the folder of a finished run"):
+        kept_couple(tmp_path)
+    assert json.loads((first.place.folder / "couple.json").read_text()).keys() == {"long", "short"}
