@@ -45,6 +45,7 @@ demo: setup
 claims: setup
 	@$(BIN)/python -m flows run claims --preset dto --set publish=.
 	@$(BIN)/python -m flows run claims --preset cot-distillation --set publish=.
+	@$(BIN)/python -m flows run claims --preset long-short --set publish=.
 
 test: setup check
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest

@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from conf.cot_distillation import CotDistillation
+from conf.long_short import LongShort
 from conf.section import Section
 from conf.settings import Dto
 
@@ -30,21 +31,24 @@ class Claims(Section):
     dto: Dto | None = None
     """One seed's run; the model stays."""
     cot_distillation: CotDistillation | None = None
-    """The same of another pipeline. One of the two is given."""
+    """The same of another pipeline."""
+    long_short: LongShort | None = None
+    """And of a third. One of the three is given."""
     publish: str = ""
     """A folder whose README.md gets the table and whose docs/ gets the plot. Empty: they stay in the run's folder."""
 
     @property
-    def of(self) -> Dto | CotDistillation:
+    def of(self) -> Dto | CotDistillation | LongShort:
         """The pipeline that the claims are about."""
-        found = self.dto or self.cot_distillation
+        found = self.dto or self.cot_distillation or self.long_short
         assert found
         return found
 
     @model_validator(mode="after")
     def _one_pipeline(self) -> Self:
-        if (self.dto is None) == (self.cot_distillation is None):
-            raise ValueError("claims are about one pipeline: give either dto or cot_distillation")
+        given = [one for one in (self.dto, self.cot_distillation, self.long_short) if one]
+        if len(given) != 1:
+            raise ValueError("claims are about one pipeline: give dto, cot_distillation or long_short")
         return self
 
     @model_validator(mode="after")

@@ -7,8 +7,9 @@ from pathlib import Path
 from prefect import flow
 
 from conf.claims import Claims
+from conf.long_short import LongShort
 from conf.settings import Dto
-from flows import cot_distillation, dto
+from flows import cot_distillation, dto, long_short
 from tasks.claims import publish_claims, refuse_placeless
 from tasks.reporting import Exam, write_report
 from tasks.workplace import Workplace
@@ -32,4 +33,8 @@ def run_claims(place: Workplace, settings: Claims) -> Path:
 
 def _exam(place: Workplace, settings: Claims, seed: int) -> Exam:
     one = settings.of.model_copy(update={"seed": seed})
-    return dto.sit_exam(place, one) if isinstance(one, Dto) else cot_distillation.sit_exam(place, one)
+    if isinstance(one, Dto):
+        return dto.sit_exam(place, one)
+    if isinstance(one, LongShort):
+        return long_short.sit_exam(place, one)
+    return cot_distillation.sit_exam(place, one)

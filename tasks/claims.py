@@ -65,6 +65,9 @@ def claims_text(report: dict[str, Any]) -> str:
     if report["beside_method"]:
         text += f"\nThe controls beside {report['beside_method'][0]['against']}, on the same problems:\n\n"
         text += _markdown([_beside(pair) for pair in report["beside_method"]])
+    for note in report["notes"]:
+        if note["is_pooled"]:
+            text += f"\n{note['title']}:\n\n{_markdown(note['rows'])}"
     for name, found in report["others"].items():
         text += f"\nOn {name}, {found['models'][0]['problems']} problems:\n\n"
         text += _table(found["models"], found["comparisons"], [])

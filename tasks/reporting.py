@@ -102,7 +102,7 @@ def write_report(place: Workplace, settings: Section, exams: Sequence[Exam]) -> 
         "others": {name: _figures(_pooled(seen[name])) for name in others},
         "by_seed": _by_seed(exams, seen[main]) if len(exams) > 1 else [],
         "notes": [
-            {"title": note.title + f", seed {exam.seed}" * (len(exams) > 1), "rows": note.rows}
+            {"title": note.title + f", seed {exam.seed}" * (len(exams) > 1), "rows": note.rows, "is_pooled": False}
             for exam in exams
             for note in exam.notes
         ]
@@ -126,7 +126,7 @@ def couples_note(place: Workplace, exams: Sequence[Mapping[str, ArtifactRef]]) -
         return []
     first = next(iter(talks))
     rows = [_couple_row(name, rows, gain(rows, talks[first])) for name, rows in talks.items()]
-    return [{"title": f"Dialogues; rewards beside those of {first}", "rows": rows}]
+    return [{"title": f"Dialogues; rewards beside those of {first}", "rows": rows, "is_pooled": True}]
 
 
 def _couple_row(name: str, rows: Sequence[Conversation], gained: tuple[float, Interval]) -> dict[str, str]:

@@ -116,7 +116,7 @@ def test_claims_take_the_demos_own_settings():
 @pytest.mark.parametrize(
     ("assignment", "words"),
     [("dto.seed=3", "dto.seed has no effect here"), ("seeds=[1,1]", "seeds names one twice"),
-     ("cot_distillation.seed=0", "either dto or cot_distillation")],
+     ("cot_distillation.seed=0", "give dto, cot_distillation or long_short")],
 )  # fmt: skip
 def test_claims_that_cannot_be_made(assignment: str, words: str):
     with pytest.raises(SettingsError, match=words):

@@ -1,6 +1,7 @@
 """Claims over two seeds on the real Prefect with a scripted model."""
 
 import json
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from rich.console import Console
 from conf.claims import Claims
 from conf.load import load
 from flows.claims import run_claims
+from models.scripted import ScriptedEngine
 from tasks.claims import END as END_OF
 from tasks.claims import START as START_OF
 from tasks.claims import NoPlace
 from tasks.progress import Progress
 from tasks.workplace import Workplace
-from tests.flows.world import pretend_training, scripted
+from tests.flows.world import pretend_training, scripted, speaking
 
 START, END = START_OF.format("dto"), END_OF.format("dto")
 pytestmark = pytest.mark.usefixtures("prefect")
@@ -29,10 +31,20 @@ SMALL = (
 )  # fmt: skip
 
 
+COUPLES = (
+    "seeds=[0,1]", "long_short.problems.count=6", "long_short.problems.levels=[1,2,3,4]",
+    "long_short.sampling.samples=2", "long_short.benchmark_sampling.samples=2",
+    'long_short.benchmarks={"main"={count=8,levels=[1,2,3,4]}}', 'long_short.rl.rounds=["long","short"]',
+)  # fmt: skip
+
+
 def claim(root: Path, *changes: str) -> dict[str, Any]:
-    settings = load(Claims, "dto", (*SMALL, f"dto.storage.root={root}", *changes))
+    return claimed(load(Claims, "dto", (*SMALL, f"dto.storage.root={root}", *changes)), scripted)
+
+
+def claimed(settings: Claims, make: Callable[[], ScriptedEngine]) -> dict[str, Any]:
     with Workplace(
-        "claims", settings.of.storage, settings.of.engine, make_engine=lambda *_: scripted(),
+        "claims", settings.of.storage, settings.of.engine, make_engine=lambda *_: make(),
         trainer=pretend_training, progress=Progress(Console(file=StringIO())),
     ) as place:  # fmt: skip
 
@@ -106,6 +118,25 @@ def test_the_readme_gets_table_and_plot(report: dict[str, Any], published: Path)
     assert "| **dto** |" in text
     assert (published / "docs" / "claims-dto.svg").read_text().startswith("<?xml")
     assert sum(line.startswith("| ") for line in text.splitlines()) == (2 + 9) + (2 + 7) + (2 + 7)
+
+
+def test_couples_of_all_seeds_are_pooled(tmp_path: Path):
+    start, end = START_OF.format("long-short"), END_OF.format("long-short")
+    (tmp_path / "README.md").write_text(f"{start}\n{end}\n")
+    changes = (*COUPLES, f"long_short.storage.root={tmp_path / 'root'}", f"publish={tmp_path}")
+    report = claimed(load(Claims, "long-short", changes), speaking)
+    names = ["base", "one model", "cold start", "round 1, long", "round 2, short", "early stop"]
+    assert [(model["name"], model["samples"]) for model in report["models"]] == [(name, 32) for name in names]
+    (note,) = (note for note in report["notes"] if note["is_pooled"])
+    assert [row["couple"] for row in note["rows"]] == names[2:5]
+    text = (tmp_path / "README.md").read_text()
+    assert "| **round 2, short** |" in text
+    assert "Dialogues; rewards beside those of cold start:\n\n| couple |" in text
+    # Each couple is built by all that led to either of its models.
+    pairs = {pair["model"]: pair for pair in report["comparisons"]}
+    assert pairs["cold start"]["break_even"]["build_flops"] > 0
+    learnt = sum(line["rows_out"] for line in report["ledger"] if line["stage"] == "turns-to-learn")
+    assert pairs["cold start"]["trained_on"] == learnt / 2
 
 
 @pytest.mark.parametrize("text", [None, "nothing", f"{END}\n{START}"])
