@@ -111,6 +111,7 @@ class Reinforcement(Section):
     LEFT_OUT: ClassVar[dict[str, str]] = {
         "micro_batch": "splits the same step into smaller pieces; the gradient is the same",
         "save_every": "how much work a kill may cost",
+        "rounds": "each round is a step with a key of its own",
     }
 
     rounds: tuple[Who, ...] = ("long", "short")

@@ -122,6 +122,18 @@ class Alone:
         return Told(prompt, ids, [True] * len(ids), answer, len(ids), is_well_formed, not completion.finished)
 
 
+class TimedTrainer(GRPOTrainer):
+    """Knows how long its passes took; who is called from within one takes his own time off."""
+
+    seconds_in_passes = 0.0
+
+    def training_step(self, *arguments: Any, **others: Any) -> torch.Tensor:
+        began = time.monotonic()
+        loss = super().training_step(*arguments, **others)
+        self.seconds_in_passes += time.monotonic() - began
+        return loss
+
+
 class Sampler:
     """Draws and rewards the dialogues of each step with the weights as they are then. `figures` are the last step's."""
 
@@ -137,14 +149,14 @@ class Sampler:
         self._weights = job.work / "weights"
         self.proof_text: list[int] = []
         """What a server is asked about to show which weights it serves."""
-        self._ended = 0.0
-        """When the last step's sampling was over; what follows is training."""
+        self._last = (0.0, 0.0)
+        """When the last step began, and how long passes had taken by then."""
         self.figures: dict[str, float] = {}
         self.course = self._read_course()
 
-    def __call__(self, names: list[str], trainer: GRPOTrainer) -> dict[str, Any]:
+    def __call__(self, names: list[str], trainer: TimedTrainer) -> dict[str, Any]:
         """TRL's `rollout_func`: `names` are problems' ids, each as often as a group has dialogues."""
-        began = time.monotonic()
+        began, passes = time.monotonic(), trainer.seconds_in_passes
         step = trainer.state.global_step
         policy = self._policy(step, trainer)
         models = self._models(policy)
@@ -159,11 +171,14 @@ class Sampler:
         self.proof_text = list((told[0].prompt_ids + told[0].completion_ids)[:PROOF_TOKENS])
         self._note(step, told, flat, policy)
         ended = time.monotonic()
+        trainer.seconds_in_passes -= ended - began
         self.figures |= {
             "seconds_sync": synced - began, "seconds_sample": drawn - synced, "seconds_reward": ended - drawn,
-            "seconds_train": began - self._ended if self._ended else 0.0,
+            # Of the step before this one, whose training is over by now; a resumed training has none.
+            "seconds_step_before": began - self._last[0] if self._last[0] else 0.0,
+            "seconds_passes_before": passes - self._last[1] if self._last[0] else 0.0,
         }  # fmt: skip
-        self._ended = time.monotonic()
+        self._last = (began, passes)
         return {
             "prompt_ids": [list(one.prompt_ids) for one in told],
             "completion_ids": [list(one.completion_ids) for one in told],
@@ -243,7 +258,7 @@ class Sampler:
         with ThreadPoolExecutor(len(models)) as pool:
             list(pool.map(ready, self._engines, models))
 
-    def _policy(self, step: int, trainer: GRPOTrainer) -> Checkpoint:
+    def _policy(self, step: int, trainer: TimedTrainer) -> Checkpoint:
         """The weights as they are trained now, on disk."""
         if step == 0:
             return Checkpoint.open(self._job.model, self._job.engine.dtype)
@@ -373,7 +388,7 @@ def main(job: RlJob) -> None:
             stack.callback(part.close)
         scene = scene_of(job, start)
         sampler = Sampler(job, {row.id: row for row in rows}, scene, engines, partner, store, verifier)
-        trainer = GRPOTrainer(
+        trainer = TimedTrainer(
             model=AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32), args=configured(job),
             reward_funcs=reward_functions(),  # type: ignore[arg-type]
             train_dataset=Dataset.from_dict({"prompt": [row.id for row in rows]}), processing_class=tokenizer,
