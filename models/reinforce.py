@@ -374,32 +374,36 @@ def reward_functions() -> list[Callable[..., list[float]]]:
 
 
 def main(job: RlJob) -> None:
+    """Reinforces with servers of our own."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise SwapNotProven("reinforcement runs in one process; start accelerate with --num_processes 1")
+    with ExitStack() as stack:
+        engines = [VllmServer(job.engine, job.work / f"vllm-{index}.log") for index in range(2 if job.partner else 1)]
+        store, verifier = RolloutStore(os.environ[STORE_VARIABLE]), Verifier()
+        for part in (*engines, store, verifier):
+            stack.callback(part.close)
+        reinforce(job, engines, store, verifier)
+
+
+def reinforce(job: RlJob, engines: Sequence[Engine], store: RolloutStore, verifier: Verifier) -> None:
+    """Trains `job.model` to `job.output`, or on from its last checkpoint."""
     torch.manual_seed(job.seed)
     rows = [Problem.model_validate(row) for row in pq.read_table(job.rows).to_pylist()]
     tokenizer = AutoTokenizer.from_pretrained(job.model)
     start = Checkpoint.open(job.model, job.engine.dtype)
     partner = Checkpoint.open(job.partner, job.engine.dtype) if job.partner else None
-    with ExitStack() as stack:
-        engines = [VllmServer(job.engine, job.work / f"vllm-{index}.log") for index in range(2 if partner else 1)]
-        store, verifier = RolloutStore(os.environ[STORE_VARIABLE]), Verifier()
-        for part in (*engines, store, verifier):
-            stack.callback(part.close)
-        scene = scene_of(job, start)
-        sampler = Sampler(job, {row.id: row for row in rows}, scene, engines, partner, store, verifier)
-        trainer = TimedTrainer(
-            model=AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32), args=configured(job),
-            reward_funcs=reward_functions(),  # type: ignore[arg-type]
-            train_dataset=Dataset.from_dict({"prompt": [row.id for row in rows]}), processing_class=tokenizer,
-            rollout_func=sampler,  # type: ignore[arg-type]
-            peft_config=adapters(job),
-        )  # fmt: skip
-        trainer.add_callback(Watch(job.progress, lambda: sampler.figures))
-        trainer.train(resume_from_checkpoint=last_whole_checkpoint(job.work))
-    save(
-        job, trainer.accelerator.unwrap_model(trainer.model), tokenizer, list(start.prompt_ids(rows[0]))[:PROOF_TOKENS]
-    )
+    problems = {row.id: row for row in rows}
+    sampler = Sampler(job, problems, scene_of(job, start), engines, partner, store, verifier)
+    trainer = TimedTrainer(
+        model=AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32), args=configured(job),
+        reward_funcs=reward_functions(),  # type: ignore[arg-type]
+        train_dataset=Dataset.from_dict({"prompt": list(problems)}), processing_class=tokenizer,
+        rollout_func=sampler,  # type: ignore[arg-type]
+        peft_config=adapters(job),
+    )  # fmt: skip
+    trainer.add_callback(Watch(job.progress, lambda: sampler.figures))
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(job.work))
+    save(job, trainer.accelerator.unwrap_model(trainer.model), tokenizer, sampler.proof_text)
 
 
 def scene_of(job: RlJob, start: Checkpoint) -> Scene:

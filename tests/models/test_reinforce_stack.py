@@ -1,22 +1,42 @@
 """What the reinforced model learns from: its own tokens alone; and that its very weights reach the server."""
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from conf.long_short import Protocol, Reinforcement
+from conf.long_short import Bounds, Protocol, Reinforcement
 from conf.settings import Engine
 from models.checkpoint import TINY_MODEL, Checkpoint
-from models.reinforce import StaleWeights, check_weights, configured, log_probs_of, reward_functions, write_weights
+from models.engine import Completion, Request
+from models.reinforce import (
+    Collapsed,
+    Sampler,
+    StaleWeights,
+    check_weights,
+    configured,
+    log_probs_of,
+    reinforce,
+    reward_functions,
+    run,
+    write_weights,
+)
+from models.scripted import ScriptedEngine
+from models.store import RolloutStore
 from models.trainer import RlJob
+from reasoning.records import Problem, TextPart
+from reasoning.verifier import Verifier
 
 MODEL = Checkpoint.open(TINY_MODEL)
 TURNS = (
@@ -214,3 +234,114 @@ def test_adapters_are_merged_on_their_way_to_the_server_and_nowhere_else(tmp_pat
     assert log_probs_of(model.get_base_model(), [5, 6, 7]) == pytest.approx(proof["log_probs"], abs=1e-5)
     for name, weight in model.state_dict().items():
         torch.testing.assert_close(weight, before[name], rtol=0, atol=1e-6)
+
+
+LUCK = random.Random(5)
+
+
+def speak(model: Checkpoint, request: Request, number: int) -> Completion:
+    """Long thinks of a number, Short answers it, sometimes after a question."""
+    if model.decode(request.prompt_ids).endswith("<think>"):
+        said = f"\nIt is {LUCK.choice('789')}.{' Wait.' * LUCK.randrange(4)}\n</think>"
+    else:
+        said = LUCK.choice(["\nSo far 7.\n</rethink>", "\nIt is \\boxed{7}.\n</answer>", "\n\\boxed{8}\n</answer>"])
+    return Completion(MODEL.encode(said + "<|endoftext|>"), True)
+
+
+def problems(folder: Path) -> None:
+    rows = [Problem(id=f"p{n}", prompt=(TextPart(text=f"Ann has {n}."),), answer="7") for n in range(6)]
+    pq.write_table(pa.Table.from_pylist([row.model_dump(mode="json") for row in rows]), folder / "rows.parquet")
+
+
+def played(order: RlJob, url: str, script: Callable[..., Completion] = speak) -> int:
+    """Completions that the engines drew."""
+    engines = [ScriptedEngine(script) for _ in range(2 if order.partner else 1)]
+    store, verifier = RolloutStore(url), Verifier()
+    try:
+        reinforce(order, engines, store, verifier)
+    finally:
+        store.close()
+        verifier.close()
+    return sum(engine.completions for engine in engines)
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_a_round_that_was_cut_off_goes_on_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for folder in (whole, cut):
+        folder.mkdir()
+        problems(folder)
+    url = f"sqlite:///{tmp_path / 'store'}"
+    drawn = played(job(whole, steps=3), url)
+    told = [json.loads(line) for line in (whole / "progress.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in told if "loss" in line] == [1, 2, 3]
+    assert sum(line["generated_tokens"] for line in told if "loss" in line) > 0
+    assert {"correctness", "form", "length", "dialogue_tokens", "seconds_sync"} <= told[0].keys()
+
+    def die(self: Any, *arguments: Any) -> None:
+        note(self, *arguments)
+        if arguments[0] == 2:
+            raise KeyboardInterrupt
+
+    note = Sampler._note
+    monkeypatch.setattr(Sampler, "_note", die)
+    with pytest.raises(KeyboardInterrupt):
+        played(job(cut, steps=3), url)
+    monkeypatch.undo()
+    assert played(job(cut, steps=3), url) == 0  # every dialogue was stored: weights are bit for bit the same
+    assert drawn > 0
+    again = [json.loads(line) for line in (cut / "progress.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in again if "loss" in line]
+    assert steps == [1, 2, 3]
+    found = weights_of(cut / "out")
+    assert all(torch.equal(found[name], weight) for name, weight in weights_of(whole / "out").items())
+    assert any(not torch.equal(found[name], weight) for name, weight in weights_of(TINY_MODEL).items())
+    assert len(json.loads((cut / "work" / "course.json").read_text())) == 3
+    assert len(list((cut / "work" / "weights").iterdir())) <= 2  # the best and the last
+
+
+def test_a_model_can_be_reinforced_alone(tmp_path: Path):
+    problems(tmp_path)
+
+    def think(model: Checkpoint, request: Request, number: int) -> Completion:
+        said = f"It is 7.{' Wait.' * (number % 3)}\n</think>\nThe answer is \\boxed{{{number % 2 + 6}}}."
+        return Completion(MODEL.encode(said + "<|endoftext|>"), True)
+
+    order = job(tmp_path, steps=1).model_copy(update={"trains": None, "partner": None, "protocol": None})
+    assert played(order, f"sqlite:///{tmp_path / 'store'}", think) == 4
+    line = json.loads((tmp_path / "progress.jsonl").read_text().splitlines()[0])
+    assert (line["correctness"], line["form"]) == (0.5, 1.0)
+
+
+def test_a_collapse_ends_the_round_and_names_the_best_weights(tmp_path: Path):
+    problems(tmp_path)
+    seen: list[str] = []
+
+    def chatter(model: Checkpoint, request: Request, number: int) -> Completion:
+        """Long gets longer with each set of weights."""
+        if model.decode(request.prompt_ids).endswith("<answer>"):
+            seen.extend({model.fingerprint} - set(seen))
+            said = f"\n{'Hm. ' * (30 * len(seen) ** 2)}\\boxed{{7}}\n</answer>"
+        else:
+            said = "\nIt is 7.\n</think>"
+        return Completion(MODEL.encode(said + "<|endoftext|>"), True)
+
+    order = job(tmp_path, steps=9, bounds=Bounds(most_tokens=1.5))
+    with pytest.raises(Collapsed, match="collapsed in step 1: dialogues went from") as caught:
+        played(order, f"sqlite:///{tmp_path / 'store'}", chatter)
+    best = Path((order.work / "best").read_text())
+    assert str(best) in str(caught.value)
+    assert (best / "model.safetensors").exists()
+
+
+def test_what_ends_a_round_is_told_to_its_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def collapse(order: RlJob) -> None:
+        raise Collapsed("it did")
+
+    monkeypatch.setattr("models.reinforce.main", collapse)
+    with pytest.raises(Collapsed):
+        run(job(tmp_path))
+    assert (tmp_path / "outcome").read_text() == "given-up\nit did"

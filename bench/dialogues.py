@@ -1,0 +1,112 @@
+"""How fast dialogues are drawn during reinforcement, beside the rollout engine on the same requests.
+
+    python -m bench.dialogues LONG SHORT     # two checkpoint folders; such as those of a run's couple.json
+
+One step's dialogues (16 problems × 8, as in the tiny preset) are held by two models. Then every request of theirs is
+known, and all are given to the same two servers at once, with as many in flight: that is what the engine can do where
+nobody waits for what a partner says. Both in turn, several rounds, nothing reused; medians of tokens a second.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+
+from conf.load import load
+from conf.long_short import LongShort
+from conf.settings import Sampling
+from models.checkpoint import Checkpoint
+from models.desk import Desk, Job
+from models.dialogues import DESKS, Talks, Tongue
+from models.rollouts import Rollouts
+from models.store import Purpose, RolloutStore
+from models.vllm_server import VllmServer
+from reasoning.records import Problem
+from reasoning.rollouts import AllValues
+from reasoning.stories import Split, draw_stories
+from tasks.problems import story_problem
+
+ROUNDS = 7
+SAMPLING = Sampling(samples=1, temperature=1.0, top_p=1.0)
+
+
+class Limited(VllmServer):
+    """Takes fewer requests at once than it could."""
+
+    limit = 1
+
+    @property
+    def seats(self) -> int:
+        return self.limit
+
+
+def main(folders: Sequence[str]) -> None:
+    settings = load(LongShort, "tiny")
+    rl = settings.rl
+    models = [Checkpoint.open(Path(folder)) for folder in folders]
+    tongue = Tongue(models[0], settings.protocol)
+    stories = draw_stories(Split.TRAIN, 99, rl.problems * (ROUNDS + 1), (1, 2, 3, 4, 5, 6, 7, 8))
+    problems = [story_problem(story, Split.TRAIN, 99, index) for index, story in enumerate(stories)]
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        servers = [Limited(settings.engine, Path(folder) / f"{speaker}.log") for speaker in DESKS]
+        for server in servers:
+            stack.callback(server.close)
+        speeds: tuple[list[float], list[float]] = ([], [])
+        for number in range(ROUNDS + 1):
+            part = problems[number * rl.problems : (number + 1) * rl.problems]
+            store = RolloutStore(f"sqlite:///{folder}/{number}")
+            plans = [Talks(tongue, tongue.prompts(problem), rl.group) for problem in part]
+            for server in servers:
+                server.limit = rl.batch
+            talked = timed(servers, models, [plan.job(SAMPLING) for plan in plans], store, Purpose.REINFORCE)
+            asked = [job for plan, problem in zip(plans, part, strict=True) for job in requests(tongue, plan, problem)]
+            for server in servers:  # as many in flight as there are dialogues, on both together
+                server.limit = rl.batch // len(servers)
+            drawn = timed(servers, models, asked, store, Purpose.VALUE)
+            if number:  # the first round warms up
+                speeds[0].append(talked)
+                speeds[1].append(drawn)
+    ratios = [first / second for first, second in zip(*speeds, strict=True)]
+    print(f"dialogues: {median(speeds[0]):,.0f} tokens/s; the same requests at once: {median(speeds[1]):,.0f}")
+    print(f"ratio, median of {ROUNDS}: {median(ratios):.2f} ({', '.join(f'{ratio:.2f}' for ratio in ratios)})")
+
+
+def timed(
+    servers: Sequence[Limited], models: Sequence[Checkpoint], jobs: Sequence[Job], store: RolloutStore,
+    purpose: Purpose,
+) -> float:  # fmt: skip
+    """Tokens a second."""
+    desks = [Desk(server, model) for server, model in zip(servers, models, strict=True)]
+    rollouts = Rollouts(store, desks, purpose, 0)
+    started = time.monotonic()
+    for job in rollouts.run(jobs):
+        assert not job.refused, job.refused
+    return rollouts.usage.generated_tokens / (time.monotonic() - started)
+
+
+def requests(tongue: Tongue, plan: Talks, problem: Problem) -> list[Job]:
+    """All turns that were drawn, none waiting for another: as many samples of each prompt, as long."""
+    prompts, wanted = tongue.prompts(problem), Counter[tuple[int, tuple[int, ...], int]]()
+    for talk in plan.talks:
+        before: tuple[int, ...] = ()
+        for line in talk.lines:
+            shown = prompts[line.turn.speaker] + before + line.token_ids[: line.opening]
+            wanted[DESKS.index(line.turn.speaker), shown, line.drawn] += 1
+            before += line.token_ids
+    return [
+        Job(
+            AllValues(1, count), lambda _, shown=shown: shown, SAMPLING.model_copy(update={"max_tokens": tokens}),
+            tuple, len(shown), lambda _, desk=desk: desk,
+        )
+        for (desk, shown, tokens), count in wanted.items()
+    ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
