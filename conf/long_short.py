@@ -112,6 +112,7 @@ class Reinforcement(Section):
         "micro_batch": "splits the same step into smaller pieces; the gradient is the same",
         "save_every": "how much work a kill may cost",
         "rounds": "each round is a step with a key of its own",
+        "bounds": "they end a round, and change none that goes on",
     }
 
     rounds: tuple[Who, ...] = ("long", "short")
@@ -130,8 +131,6 @@ class Reinforcement(Section):
     """Not from the paper."""
     beta: Annotated[float, Field(ge=0)] = 0.04
     """Weight of the divergence from the model that a round starts with. Not from the paper."""
-    clip: PositiveFloat = 0.2
-    """Of the ratio of new to old probability. Not from the paper."""
     correctness: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the reward for a right answer. The paper's value."""
     form: Annotated[float, Field(ge=0)] = 1.0
@@ -162,6 +161,29 @@ class Reinforcement(Section):
         return self
 
 
+class GoingOn(Sampling):
+    """How rollouts are drawn."""
+
+    samples: Positive = 5
+    """The paper's value."""
+
+
+class Examining(Sampling):
+    """How examined completions and turns are drawn."""
+
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.3
+    """The authors' value."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Not from the paper."""
+
+
+class TwoEngines(Engine):
+    """Two servers; they, and the trainer while RL trains, share one GPU."""
+
+    gpu_memory: Annotated[float, Field(gt=0, lt=1)] = 0.6
+    side_by_side: Annotated[int, Field(ge=2)] = 2
+
+
 class EarlyStop(Section):
     """A control without training: each trace of the base stops at the first prefix where more than `probing.threshold`
     of the probes agree with one another. Its probes count as generated tokens."""
@@ -183,8 +205,8 @@ class LongShort(Section):
     model: str = "tiny"
     """Both models' base: a checkpoint folder, a model on the Hugging Face hub (`owner/name`), or `tiny`."""
     teacher: str = ""
-    """Whose traces are taken apart, and whose rollouts value their thoughts; as `model`, and it must think between the
-    tags. Empty: the base itself."""
+    """Whose traces are taken apart, whose rollouts value their thoughts, and with whom all is compared; as `model`, and
+    it must think between the tags. Empty: the base itself."""
     problems: Problems = Stories()
     decontamination: Decontamination = NgramOverlap()
     sampling: Sampling = Sampling()
@@ -192,8 +214,8 @@ class LongShort(Section):
     choosing: Choosing = Choosing()
     chunking: Chunking = MarkerChunker()
     """How a trace is cut into thoughts."""
-    rollouts: Sampling = Sampling(samples=5)
-    """That go on thinking after each prefix, and tell its value. 5 is the paper's number."""
+    rollouts: GoingOn = GoingOn()
+    """That go on thinking after each prefix, and tell its value."""
     importance: Importance = Importance()
     protocol: Protocol = Protocol()
     sft: Sft = Sft()
@@ -207,12 +229,11 @@ class LongShort(Section):
         default_factory=lambda: {"stories": Stories(count=480)}
     )
     """By the name that reports use; the first is the main one."""
-    benchmark_sampling: Sampling = Sampling(temperature=0.3, top_p=1.0)
-    """Of every model; a turn's own limit of tokens is in `protocol`. The temperature is the authors'."""
+    benchmark_sampling: Examining = Examining()
+    """Of every model; a turn's own limit of tokens is in `protocol`."""
     llm: Llm | None = None
     """Who cuts traces into thoughts where chunking is of type `llm`."""
-    engine: Engine = Engine(gpu_memory=0.6, side_by_side=2)
-    """Two servers, and the trainer while RL trains, share one GPU."""
+    engine: TwoEngines = TwoEngines()
     storage: Storage = Storage()
 
     @model_validator(mode="after")
@@ -220,12 +241,22 @@ class LongShort(Section):
         refuse_idle_llm(self.llm, ["chunking"] if self.chunking.type == "llm" else [])
         if self.teacher and self.engine.endpoints:
             raise ValueError("engine.endpoints serve one model, and the teacher is another; leave one of them out")
+        if self.teacher and self.one_model:
+            raise ValueError(
+                "one_model has no meaning beside a teacher: the base does not think between the tags; leave it out, or "
+                "take the teacher as model"
+            )
+        if isinstance(self.problems, Stories) and self.problems.count < self.rl.problems and self.rl.rounds:
+            raise ValueError(
+                f"problems.count ({self.problems.count}) is less than rl.problems ({self.rl.problems}), those of one "
+                f"step; raise the first or lower the second"
+            )
         return self
 
     @model_validator(mode="after")
     def _fits_context(self) -> Self:
         refuse_overflow("sampling", self.sampling, self.engine)
-        refuse_overflow("rollouts", self.rollouts, self.engine)
+        refuse_overflow("rollouts", self.rollouts, self.engine, self.sampling.max_tokens)
         refuse_overflow("benchmark_sampling", self.benchmark_sampling, self.engine)
         if self.early_stop:
             for name in ("probing", "finalizing"):
@@ -233,10 +264,12 @@ class LongShort(Section):
                 longest = self.benchmark_sampling.max_tokens
                 refuse_overflow(f"early_stop.{name}.sampling", sampling, self.engine, longest)
         longest = self.protocol.most_turns * self.protocol.turn_tokens + ROOM_FOR_PROMPT
-        if longest > self.engine.context:
-            raise ValueError(
-                f"protocol: {self.protocol.most_turns} turns of turn_tokens ({self.protocol.turn_tokens}) and "
-                f"{ROOM_FOR_PROMPT} tokens for the prompt are more than engine.context ({self.engine.context}); lower "
-                f"turn_tokens or most_rounds, or raise the last"
-            )
+        limits = {"engine.context": self.engine.context, "sft.max_length": self.sft.max_length}
+        for name, limit in limits.items():
+            if longest > limit:
+                raise ValueError(
+                    f"protocol: {self.protocol.most_turns} turns of turn_tokens ({self.protocol.turn_tokens}) and "
+                    f"{ROOM_FOR_PROMPT} tokens for the prompt are more than {name} ({limit}); lower turn_tokens or "
+                    f"most_rounds, or raise the last"
+                )
         return self

@@ -20,12 +20,13 @@ from rich.text import Text
 from conf.settings import Engine
 from models.checkpoint import Checkpoint
 from models.dialogues import DESKS, Tongue
-from models.duet import Backend, BackendDown, Duet, Said, Whole
+from models.duet import Backend, BackendDown, Duet, Said, TooLong, Whole
 from models.duet_server import NAME, app_of
 from models.endpoints import KEY
-from models.vllm_server import VllmServer
+from models.vllm_server import VllmServer, on_cpu
 from reasoning.dialogue import Speaker
 from tasks.dialogues import kept_couple
+from tasks.reporting import harmless
 
 STYLES = {Speaker.LONG: "dim", Speaker.SHORT: "bold"}
 
@@ -54,7 +55,9 @@ def duet_of(stack: ExitStack, run: Path, urls: Sequence[str]) -> Callable[[], Du
     models = [Checkpoint.open(folders[speaker], settings.engine.dtype) for speaker in DESKS]
     backends = dict(zip(DESKS, backends_of(stack, run, models, settings.engine, urls), strict=True))
     tongue, key = Tongue(models[0], settings.protocol), os.environ.get(KEY, "") if urls else ""
-    return lambda: Duet(tongue, backends, settings.benchmark_sampling, settings.engine.request_timeout, key)
+    return lambda: Duet(
+        tongue, backends, settings.benchmark_sampling, settings.engine.context, settings.engine.request_timeout, key
+    )
 
 
 def backends_of(
@@ -72,7 +75,8 @@ def backends_of(
         with server.session(model, lambda _: None):
             return Backend(server.url, server.name)
 
-    with ThreadPoolExecutor(len(servers)) as pool:
+    # On a GPU each measures how much memory is free when it starts.
+    with ThreadPoolExecutor(len(servers) if on_cpu() else 1) as pool:
         return list(pool.map(start, servers, models))
 
 
@@ -84,11 +88,11 @@ async def _tell(duet: Duet, question: str, console: Console) -> None:
                     console.print(Text(f"\n({piece.talk.drawn} tokens)"), style="dim")
                 else:
                     _show(piece, console)
-        except BackendDown as error:
+        except (BackendDown, TooLong) as error:
             console.print(Text(f"\nerror: {error}"))
 
 
 def _show(piece: Said, console: Console) -> None:
     if piece.begins:
         console.print(Text(f"\n{piece.speaker}: "), end="", style="italic")
-    console.print(Text(piece.text), end="", style=STYLES[piece.speaker], soft_wrap=True)
+    console.print(Text(harmless(piece.text)), end="", style=STYLES[piece.speaker], soft_wrap=True)

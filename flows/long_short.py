@@ -59,10 +59,11 @@ def sit_exam(place: Workplace, settings: LongShort) -> Exam:
     exams = {name: problems_of(source, Split.BENCHMARK) for name, source in settings.benchmarks.items()}
     problems = clean_problems(place, settings.decontamination, problems_of(settings.problems, Split.TRAIN), exams, seed)
     base = place.model(settings.model)
-    phases = [cold_start(place, settings, base, problems)]
+    thinker = place.model(settings.teacher) if settings.teacher else base
+    phases = [cold_start(place, settings, base, thinker, problems)]
     for number, who in enumerate(settings.rl.rounds, start=1):
         phases.append(play_round(place, settings, problems, phases[-1], number, who))
-    singles = [Policy("base", "base", base)]
+    singles = [Policy("teacher" if settings.teacher else "base", "base", thinker)]
     if settings.one_model:
         singles.append(Policy("one model", "control", reinforce_alone(place, settings, base, problems)))
     sets: dict[str, list[Examined]] = {name: [] for name in exams}
@@ -80,14 +81,15 @@ def sit_exam(place: Workplace, settings: LongShort) -> Exam:
         sets[name].append(Examined(two.name, role, couple(place, long=two.long, short=two.short), scores))
         if name == main:
             talks[two.name] = spoken
-    sets[main] += stopped_early(place, settings, base, exams[main])
+    sets[main] += stopped_early(place, settings, thinker, exams[main])
     return Exam(seed, sets, conversations=talks)
 
 
-def cold_start(place: Workplace, settings: LongShort, base: ArtifactRef, problems: ArtifactRef) -> Two:
-    """Two models from one base: one has learnt the important turns of its traces, one the others."""
+def cold_start(
+    place: Workplace, settings: LongShort, base: ArtifactRef, thinker: ArtifactRef, problems: ArtifactRef
+) -> Two:
+    """Two models from one base: one has learnt the important turns of the thinker's traces, one the others."""
     seed = settings.seed
-    thinker = place.model(settings.teacher) if settings.teacher else base
     drawn = sample_traces(place, model=thinker, problems=problems, sampling=settings.sampling, seed=seed)
     traces = choose_traces(place, traces=drawn, choosing=settings.choosing)
     chunked = chunk(place, settings, thinker, problems, traces)

@@ -38,6 +38,8 @@ class Job:
     """Tokens of its longest prompt."""
     desk: Callable[[int], int] = lambda prefix: 0
     """Which desk a prefix is drawn at, by the prefix's index."""
+    stop: tuple[str, ...] = ()
+    """As in `Request`."""
     refused: str = ""
     """Why no engine could serve one of its requests; its plan then stays open."""
 

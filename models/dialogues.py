@@ -17,7 +17,7 @@ from conf.settings import Sampling
 from models.checkpoint import Checkpoint
 from models.desk import Job
 from models.engine import Completion
-from reasoning.dialogue import OPENING, Dialogue, Speaker, Turn, forced, heard
+from reasoning.dialogue import OPENING, TAGS, Dialogue, Speaker, Turn, forced, heard
 from reasoning.records import Call, Problem
 from reasoning.rollouts import Ask, Outcomes
 
@@ -48,6 +48,8 @@ class Tongue:
         self._model, self._lead = model, protocol.lead
         self._roles = {Speaker.LONG: protocol.long_role, Speaker.SHORT: protocol.short_role}
         self.most_rounds, self.turn_tokens = protocol.most_rounds, protocol.turn_tokens
+        self.longest = protocol.most_turns * protocol.turn_tokens
+        """Tokens of a dialogue in which every turn runs into its limit."""
 
     def prompts(self, problem: Problem) -> dict[Speaker, TokenIds]:
         """What each speaker is shown before the transcript."""
@@ -75,20 +77,20 @@ class Tongue:
         return self._model.encode(OPENING[dialogue.next_speaker] + lead)
 
     def line(self, dialogue: Dialogue, completion: Completion) -> Line:
-        """The next turn, from what its model drew after the opening."""
+        """The next turn, from what its model drew after the opening, as a rule up to the first tag."""
         end = (self._model.end_id,)
         has_ended = completion.token_ids[-1:] == end
         said_ids = completion.token_ids[:-1] if has_ended else completion.token_ids
         said = self._model.decode(said_ids)
         turn = forced(self._lead, said) if dialogue.must_answer else heard(dialogue.next_speaker, said)
         opening = self.opening(dialogue)
-        if turn.fault is None and not turn.was_forced:
-            kept, mended = said_ids, ()
-        else:
-            text = turn.text.removeprefix(self._lead) if turn.was_forced else turn.text
-            kept = self._within(said_ids, text)
-            mended = self._model.encode(text[len(self._model.decode(kept)) :] + turn.closing)
-        own = (False,) * len(opening) + (True,) * len(kept) + (False,) * len(mended) + (has_ended and not mended,)
+        text = turn.text.removeprefix(self._lead) if turn.was_forced else turn.text
+        # Drawing ends with the first tag, but where a tag is made of several tokens the last may reach beyond it.
+        heard_of = text + turn.closing if turn.fault is None and not turn.was_forced else text
+        kept = self._within(said_ids, heard_of)
+        mended = self._model.encode((text + turn.closing)[len(self._model.decode(kept)) :])
+        is_whole = has_ended and not mended and kept == said_ids
+        own = (False,) * len(opening) + (True,) * len(kept) + (False,) * len(mended) + (is_whole,)
         return Line(turn, opening + kept + mended + end, own, len(opening), len(completion.token_ids))
 
     def _within(self, token_ids: TokenIds, text: str) -> TokenIds:
@@ -162,7 +164,7 @@ class Talks:
         two turns."""
         turn = sampling.model_copy(update={"max_tokens": self._tongue.turn_tokens})
         room = max(map(len, self._prompts.values())) + 2 * self._tongue.turn_tokens
-        return Job(self, self.prompt, turn, tuple, room, self.desk)
+        return Job(self, self.prompt, turn, tuple, room, self.desk, TAGS)
 
     @property
     def is_open(self) -> bool:

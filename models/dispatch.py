@@ -202,6 +202,8 @@ class Dispatcher:
             "prompt": request.prompt_ids, "n": request.count, "return_token_ids": True,
             "max_tokens": sampling.max_tokens, "temperature": sampling.temperature, "top_p": sampling.top_p,
         }  # fmt: skip
+        if request.stop:
+            body |= {"stop": request.stop, "include_stop_str_in_output": True}
         self._send(Errand(ticket, near, request.count, body, partial(read_finished, ticket, request)))
 
     def score(self, ticket: int, text: tuple[int, ...]) -> None:

@@ -16,12 +16,16 @@ from conf.errors import ReadableError
 from conf.settings import Sampling
 from models.dialogues import Talk, Tongue
 from models.engine import Completion
-from reasoning.dialogue import Dialogue, Speaker, surely_heard
+from reasoning.dialogue import TAGS, Dialogue, Speaker, surely_heard
 from reasoning.records import Problem, TextPart
 
 
 class BackendDown(ReadableError):
     """A server of the two does not answer."""
+
+
+class TooLong(ReadableError):
+    """A question that leaves no room for a dialogue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +65,12 @@ class Duet:
     """Use as an asynchronous context manager."""
 
     def __init__(
-        self, tongue: Tongue, backends: Mapping[Speaker, Backend], sampling: Sampling, timeout: float, key: str = ""
+        self, tongue: Tongue, backends: Mapping[Speaker, Backend], sampling: Sampling, context: int, timeout: float,
+        key: str = "",
     ):  # fmt: skip
-        """`timeout`: seconds of silence after which a server counts as gone; `key`: the servers' API key."""
+        """`context`: tokens of the servers' longest prompt and completion; `timeout`: seconds of silence after which a
+        server counts as gone; `key`: their API key."""
+        self._context = context
         self._tongue, self._backends, self._sampling = tongue, backends, sampling
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         limits = httpx.Limits(max_connections=None, keepalive_expiry=2)
@@ -76,9 +83,12 @@ class Duet:
         await self._client.aclose()
 
     async def talk(self, question: str) -> AsyncIterator[Said | Whole]:
-        """Pieces of the turns as they are spoken, and at last the whole. Raises BackendDown."""
+        """Pieces of the turns as they are spoken, and at last the whole. Raises BackendDown, TooLong."""
         problem = Problem(id="", prompt=(TextPart(text=question),), answer="")
         prompts, talk = self._tongue.prompts(problem), Talk(Dialogue(self._tongue.most_rounds))
+        room = self._context - self._tongue.longest
+        if max(map(len, prompts.values())) > room:
+            raise TooLong(f"the question is too long: with its role it may hold {room} tokens")
         while not talk.dialogue.is_over:
             speaker, token_ids, told = talk.dialogue.next_speaker, (), ""
             shown = prompts[speaker] + talk.token_ids + self._tongue.opening(talk.dialogue)
@@ -96,18 +106,30 @@ class Duet:
         calls = (call for one in Speaker for call in talk.calls(one, len(prompts[one])))
         yield Whole(talk, sum(call.prompt_tokens for call in calls))
 
+    async def ailing(self) -> str | None:
+        """What is wrong with a server; None while both are well."""
+        for speaker, backend in self._backends.items():
+            try:
+                reply = await self._client.get(f"{backend.url}/health", timeout=5)
+                well = reply.status_code == 200
+            except httpx.HTTPError:
+                well = False
+            if not well:
+                return f"the {speaker}-thought model's server at {backend.url} does not answer"
+        return None
+
     async def _draw(self, speaker: Speaker, prompt: tuple[int, ...]) -> AsyncIterator[_Piece]:
         backend = self._backends[speaker]
         body = {
             "model": backend.name, "prompt": prompt, "stream": True, "return_token_ids": True,
             "max_tokens": self._tongue.turn_tokens, "temperature": self._sampling.temperature,
-            "top_p": self._sampling.top_p,
+            "top_p": self._sampling.top_p, "stop": TAGS, "include_stop_str_in_output": True,
         }  # fmt: skip
         try:
             async with self._client.stream("POST", f"{backend.url}/v1/completions", json=body) as reply:
                 if reply.status_code != 200:
-                    await reply.aread()
-                    raise BackendDown(f"the {speaker}-thought model's server: status {reply.status_code}")
+                    told = (await reply.aread()).decode(errors="replace")[:200]
+                    raise BackendDown(f"the {speaker}-thought model's server: status {reply.status_code}: {told}")
                 ended = False
                 async for line in reply.aiter_lines():
                     if line.startswith("data: {"):

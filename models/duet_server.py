@@ -2,28 +2,32 @@
 
 Knows: the wire format of chat completions, plain and streamed. Must not know: the protocol of the two, who serves them.
 
-The answerer's last turn is the message; all that was said before is its reasoning, and is streamed as it is spoken.
+The answerer's last turn is the message, all that was said before its reasoning. Streamed, every turn is reasoning while
+it is spoken, since nobody knows yet which is the last; the message then follows whole.
 What cannot be done as asked is refused with its reason: nothing that a client sets is ignored.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
-from typing import Annotated, Any, Literal
+from contextlib import asynccontextmanager, suppress
+from typing import Annotated, Any, Literal, Self
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from models.dialogues import Talk
-from models.duet import BackendDown, Duet, Said, Whole
+from models.duet import BackendDown, Duet, Said, TooLong, Whole
 
 NAME = "long-short"
+LOOK = 1.0
+"""Seconds between two looks at whether a client that waits is still there."""
 
 
 class _Part(BaseModel):
@@ -44,8 +48,14 @@ class Chat(BaseModel):
     model: Literal["long-short"]
     messages: Annotated[tuple[_Part, ...], Field(min_length=1, max_length=1)]
     stream: bool = False
-    stream_options: _StreamOptions = _StreamOptions()
+    stream_options: _StreamOptions | None = None
     n: Literal[1] = 1
+
+    @model_validator(mode="after")
+    def _nothing_idle(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options has no effect without stream")
+        return self
 
 
 def app_of(duet: Duet) -> FastAPI:
@@ -67,29 +77,50 @@ def app_of(duet: Duet) -> FastAPI:
     async def gone(_: Request, error: BackendDown) -> JSONResponse:
         return _error(503, "service_unavailable", str(error))
 
+    @app.exception_handler(TooLong)
+    async def overflow(_: Request, error: TooLong) -> JSONResponse:
+        return _error(400, "invalid_request_error", str(error))
+
     @app.get("/health")
-    async def health() -> dict[str, str]:
-        return {"status": "ok"}
+    async def health() -> JSONResponse:
+        reason = await duet.ailing()
+        return _error(503, "service_unavailable", reason) if reason else JSONResponse({"status": "ok"})
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [{"id": NAME, "object": "model", "created": 0, "owned_by": "brevity"}]}
 
     @app.post("/v1/chat/completions", response_model=None)
-    async def complete(chat: Chat) -> dict[str, Any] | StreamingResponse:
+    async def complete(chat: Chat, request: Request) -> dict[str, Any] | Response:
         spoken = duet.talk(chat.messages[0].content)
         if not chat.stream:
-            async with aclosing(spoken):  # type: ignore[type-var]
-                whole = [piece async for piece in spoken][-1]
-            assert isinstance(whole, Whole)
-            return _reply(whole)
+            whole = await _unless_gone(request, spoken)
+            return _reply(whole) if whole else Response(status_code=499)
         # Nothing is promised before the first words are there: a server that is gone is then told as a status.
         first = [await anext(spoken), await anext(spoken)]
-        return StreamingResponse(
-            _streamed(first, spoken, chat.stream_options.include_usage), media_type="text/event-stream"
-        )
+        wants_usage = chat.stream_options is not None and chat.stream_options.include_usage
+        return StreamingResponse(_streamed(first, spoken, wants_usage), media_type="text/event-stream")
 
     return app
+
+
+async def _unless_gone(request: Request, spoken: AsyncIterator[Said | Whole]) -> Whole | None:
+    """The dialogue once it is over; None when the client has hung up before, and nothing more is drawn then."""
+
+    async def last() -> Said | Whole:
+        return [piece async for piece in spoken][-1]
+
+    task = asyncio.create_task(last())
+    while not task.done():
+        await asyncio.wait({task}, timeout=LOOK)
+        if not task.done() and await request.is_disconnected():
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+            return None
+    whole = task.result()
+    assert isinstance(whole, Whole)
+    return whole
 
 
 def _error(status: int, kind: str, message: str) -> JSONResponse:

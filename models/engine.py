@@ -22,6 +22,8 @@ class Request:
     sampling: Sampling
     """`sampling.samples` is not read here: `count` says how many."""
     count: int
+    stop: tuple[str, ...] = ()
+    """Texts with which a completion ends, the first that comes included."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -24,6 +25,7 @@ import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -40,7 +42,7 @@ from models.rollouts import RequestRefused, Rollouts
 from models.store import Purpose, RolloutStore
 from models.train import PROOF_TOKENS, Watch, adapters, last_whole_checkpoint, leaving_word, save
 from models.trainer import STORE_VARIABLE, Outcome, RlJob
-from models.vllm_server import PROOF_FILE, SwapNotProven, VllmServer
+from models.vllm_server import PROOF_FILE, SwapNotProven, VllmServer, on_cpu
 from reasoning.answers import CLOSE_THINK, final_answer
 from reasoning.course import Figures, collapse, is_best
 from reasoning.dialogue import Speaker
@@ -51,10 +53,18 @@ from reasoning.rollouts import AllValues
 from reasoning.verifier import Question, Verifier
 
 KINDS = Rewards._fields
+STEPS_APART = 100_000
+"""Between the seeds of two rounds' samples."""
+RL_PROOF_TOKENS = 256
+"""Of a dialogue, with its prompt: enough to reach what the model itself said."""
 
 
 class Collapsed(ReadableError):
     """Dialogues have left the bounds of `rl.bounds`."""
+
+
+class TooFewProblems(ReadableError):
+    """Not even one step's worth."""
 
 
 class StaleWeights(ReadableError):
@@ -163,12 +173,12 @@ class Sampler:
         self._serve(models)
         synced = time.monotonic()
         asked = [self._problems[name] for name in dict.fromkeys(names)]
-        groups = self._draw(asked, models)
+        groups = self._draw(asked, models, step)
         drawn = time.monotonic()
         rewards = [self._rewards(problem, group) for problem, group in zip(asked, groups, strict=True)]
         told = [one for group in groups for one in group]
         flat = [one for group in rewards for one in group]
-        self.proof_text = list((told[0].prompt_ids + told[0].completion_ids)[:PROOF_TOKENS])
+        self.proof_text = list((told[0].prompt_ids + told[0].completion_ids)[:RL_PROOF_TOKENS])
         self._note(step, told, flat, policy)
         ended = time.monotonic()
         trainer.seconds_in_passes -= ended - began
@@ -187,7 +197,7 @@ class Sampler:
             **{kind: [getattr(one, kind) for one in flat] for kind in KINDS},
         }
 
-    def _draw(self, problems: Sequence[Problem], models: Sequence[Checkpoint]) -> list[list[Told]]:
+    def _draw(self, problems: Sequence[Problem], models: Sequence[Checkpoint], step: int) -> list[list[Told]]:
         """The dialogues of each problem. Raises RequestRefused."""
         rl = self._job.rl
         sampling = Sampling(
@@ -195,7 +205,9 @@ class Sampler:
         )  # fmt: skip
         begun = [self._scene.begin(problem, sampling) for problem in problems]
         desks = [Desk(engine, model) for engine, model in zip(self._engines, models, strict=True)]
-        rollouts = Rollouts(self._store, desks, Purpose.REINFORCE, self._job.seed)
+        # Each step's samples are its own: the partner, which never changes, would say the same again to a problem that
+        # comes again.
+        rollouts = Rollouts(self._store, desks, Purpose.REINFORCE, self._job.seed * STEPS_APART + step)
         for job in rollouts.run([job for job, _ in begun]):
             if job.refused:
                 raise RequestRefused(job.refused)
@@ -249,13 +261,14 @@ class Sampler:
         return [policy, self._partner] if self._trained == 0 else [self._partner, policy]
 
     def _serve(self, models: Sequence[Checkpoint]) -> None:
-        """Has each engine serve its model, proven; the first time both servers start side by side."""
+        """Has each engine serve its model, proven; the first time it is started."""
 
         def ready(engine: Engine, model: Checkpoint) -> None:
             with engine.session(model, lambda _: None):
                 pass
 
-        with ThreadPoolExecutor(len(models)) as pool:
+        # On a GPU each measures how much memory is free when it starts.
+        with ThreadPoolExecutor(len(models) if on_cpu() else 1) as pool:
             list(pool.map(ready, self._engines, models))
 
     def _policy(self, step: int, trainer: TimedTrainer) -> Checkpoint:
@@ -281,19 +294,18 @@ class Sampler:
                 shutil.rmtree(folder)
 
 
-@contextmanager
-def merged(model: Any) -> Iterator[tuple[Any, dict[str, torch.Tensor]]]:
-    """The model as it is served, adapters merged into its weights, and those weights by their names."""
+def served(model: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+    """The model without its adapters' wrapper, and its weights by their names as they are served: adapters are added to
+    a copy, since adding them and taking them off again would move the weights by rounding."""
     if not isinstance(model, PeftModel):
-        yield model, model.state_dict()
-        return
-    model.merge_adapter()
+        return model, model.state_dict()
     base = model.get_base_model()
-    try:
-        weights = {name.replace(".base_layer.", "."): weight for name, weight in base.state_dict().items()}
-        yield base, {name: weight for name, weight in weights.items() if ".lora_" not in name}
-    finally:
-        model.unmerge_adapter()
+    weights = {name: weight for name, weight in base.state_dict().items() if ".lora_" not in name}
+    for name, layer in base.named_modules():
+        if isinstance(layer, LoraLayer):
+            key = f"{name}.base_layer.weight"
+            weights[key] = weights[key] + layer.get_delta_weight(model.active_adapter)  # type: ignore[operator]
+    return base, {name.replace(".base_layer.", "."): weight for name, weight in weights.items()}
 
 
 def write_weights(model: Any, tokenizer: Any, folder: Path, text: list[int]) -> None:
@@ -301,12 +313,12 @@ def write_weights(model: Any, tokenizer: Any, folder: Path, text: list[int]) -> 
     hidden = folder.with_name(f".{folder.name}")
     for old in (hidden, folder):
         shutil.rmtree(old, ignore_errors=True)
-    with merged(model) as (plain, weights):
-        plain.save_pretrained(hidden, state_dict=weights)
-        tokenizer.save_pretrained(hidden)
-        (hidden / PROOF_FILE).write_text(json.dumps({"token_ids": text, "log_probs": log_probs_of(plain, text)}))
-        hidden.rename(folder)
-        check_weights(weights, set(getattr(plain, "all_tied_weights_keys", None) or ()), folder)
+    plain, weights = served(model)
+    plain.save_pretrained(hidden, state_dict=weights)
+    tokenizer.save_pretrained(hidden)
+    (hidden / PROOF_FILE).write_text(json.dumps({"token_ids": text, "log_probs": log_probs_of(plain, text)}))
+    hidden.rename(folder)
+    check_weights(weights, set(getattr(plain, "all_tied_weights_keys", None) or ()), folder)
 
 
 @torch.no_grad()
@@ -350,8 +362,8 @@ def configured(job: RlJob, bf16: bool = True) -> GRPOConfig:
     return GRPOConfig(
         output_dir=str(job.work), seed=job.seed, data_seed=job.seed, max_steps=job.rl.steps,
         per_device_train_batch_size=job.micro_batch, gradient_accumulation_steps=pieces, steps_per_generation=pieces,
-        num_generations=job.rl.group, num_iterations=1, loss_type="grpo", scale_rewards="group",
-        epsilon=job.rl.clip, beta=job.rl.beta, temperature=job.rl.temperature,
+        num_generations=job.rl.group, shuffle_dataset=False, num_iterations=1, loss_type="grpo", scale_rewards="group",
+        beta=job.rl.beta, temperature=job.rl.temperature,
         reward_weights=[getattr(job.rl, kind) for kind in KINDS],
         learning_rate=job.learning_rate, warmup_steps=job.warmup, lr_scheduler_type="cosine",
         bf16=bf16, use_cpu=cpu, gradient_checkpointing=not cpu, report_to="none", disable_tqdm=True,
@@ -375,8 +387,6 @@ def reward_functions() -> list[Callable[..., list[float]]]:
 
 def main(job: RlJob) -> None:
     """Reinforces with servers of our own."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise SwapNotProven("reinforcement runs in one process; start accelerate with --num_processes 1")
     with ExitStack() as stack:
         engines = [VllmServer(job.engine, job.work / f"vllm-{index}.log") for index in range(2 if job.partner else 1)]
         store, verifier = RolloutStore(os.environ[STORE_VARIABLE]), Verifier()
@@ -397,13 +407,29 @@ def reinforce(job: RlJob, engines: Sequence[Engine], store: RolloutStore, verifi
     trainer = TimedTrainer(
         model=AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32), args=configured(job),
         reward_funcs=reward_functions(),  # type: ignore[arg-type]
-        train_dataset=Dataset.from_dict({"prompt": list(problems)}), processing_class=tokenizer,
+        train_dataset=Dataset.from_dict({"prompt": order_of(list(problems), job)}), processing_class=tokenizer,
         rollout_func=sampler,  # type: ignore[arg-type]
         peft_config=adapters(job),
     )  # fmt: skip
     trainer.add_callback(Watch(job.progress, lambda: sampler.figures))
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(job.work))
-    save(job, trainer.accelerator.unwrap_model(trainer.model), tokenizer, sampler.proof_text)
+    text = sampler.proof_text or list(start.prompt_ids(rows[0]))  # killed after the last step: nothing was drawn
+    save(job, trainer.accelerator.unwrap_model(trainer.model), tokenizer, text)
+
+
+def order_of(names: Sequence[str], job: RlJob) -> list[str]:
+    """The problems of all steps, in one epoch: a resumed training finds its place in it, which it would not in a second
+    epoch of a sampler that shuffles. No problem comes twice in a step. Raises TooFewProblems."""
+    if len(names) < job.rl.problems:
+        raise TooFewProblems(
+            f"{len(names)} problems are left to train on, and each step takes rl.problems ({job.rl.problems}); lower "
+            f"that, or give more problems"
+        )
+    luck, order = random.Random(f"reinforce/{job.seed}"), list[str]()
+    while len(order) < job.rl.steps * job.rl.problems:
+        shuffled = luck.sample(list(names), len(names))
+        order += shuffled[: len(names) // job.rl.problems * job.rl.problems]
+    return order[: job.rl.steps * job.rl.problems]
 
 
 def scene_of(job: RlJob, start: Checkpoint) -> Scene:
@@ -416,7 +442,7 @@ def run(job: RlJob) -> None:
     """Does the job, and leaves word where it ends for a reason that has a remedy."""
     try:
         main(job)
-    except (Collapsed, StaleWeights, SwapNotProven, RequestRefused) as error:
+    except (Collapsed, StaleWeights, SwapNotProven, RequestRefused, TooFewProblems) as error:
         job.outcome.write_text(f"{Outcome.GIVEN_UP}\n{error}")
         raise
 

@@ -114,7 +114,7 @@ class Rollouts:
         self._changed.append(number)
         for ask in job.plan.asks():
             desk = self._desks[job.desk(ask.prefix)]
-            request = Request(job.prompt(ask.prefix), job.sampling, ask.count)
+            request = Request(job.prompt(ask.prefix), job.sampling, ask.count, job.stop)
             key = identity(desk.model, request, self._purpose, self._seed)
             self._unknown.append(Draw(number, job, ask, desk, request, key))
 

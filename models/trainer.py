@@ -42,6 +42,8 @@ class Job(BaseModel):
 
     MODULE: ClassVar[str]
     """Which program does it."""
+    LAUNCH: ClassVar[tuple[str, ...]] = ()
+    """What accelerate must know of it."""
 
     model: Path
     rows: Path
@@ -63,6 +65,11 @@ class Job(BaseModel):
     lora: Lora | None = None
     log_every: int = 5
     save_every: int = 50
+
+    @property
+    def too_long(self) -> str:
+        """The setting that says how long a row may be."""
+        return f"its max_length ({self.max_length})"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -89,6 +96,7 @@ class RlJob(Job):
     """Reinforcement on rows of Problem (Long⊗Short, section C.5)."""
 
     MODULE = "models.reinforce"
+    LAUNCH = ("--num_processes", "1")
 
     trains: Literal["long", "short"] | None
     """Which of two models `model` is; None: it works alone."""
@@ -101,6 +109,10 @@ class RlJob(Job):
     engine: Engine
     store: str = Field(exclude=True)
     """URL of the rollout store. It may hold a password, and so travels in the environment."""
+
+    @property
+    def too_long(self) -> str:
+        return "protocol.turn_tokens or protocol.most_rounds"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -132,9 +144,9 @@ def train(job: Job, folder: Path, progress: Callable[[int, int], None], poll: fl
         if outcome == Outcome.OUT_OF_MEMORY and job.micro_batch > 1:
             job = job.model_copy(update={"micro_batch": _next_divisor(job.batch, job.micro_batch)})
         elif outcome == Outcome.OUT_OF_MEMORY:
-            raise TrainingFailed(f"one row does not fit into memory; lower training.max_length ({job.max_length})")
+            raise TrainingFailed(f"one row does not fit into memory; lower {job.too_long}")
         elif outcome == Outcome.NOT_FINITE:
-            raise TrainingFailed(f"the loss is no longer finite; lower training.learning_rate ({job.learning_rate:g})")
+            raise TrainingFailed(f"the loss is no longer finite; lower its learning_rate ({job.learning_rate:g})")
         elif outcome == Outcome.UNKNOWN_HEAD:
             raise TrainingFailed(
                 f"{job.model}: this model changes its logits after the output head (a soft cap or a scale), which the "
@@ -152,14 +164,14 @@ def _run(job: Job, folder: Path, progress: Callable[[int, int], None], poll: flo
     job.outcome.unlink(missing_ok=True)
     file = folder / "job.json"
     file.write_text(job.model_dump_json(indent=2))
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--module", job.MODULE]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", *job.LAUNCH]
     environment = {
         "TRL_EXPERIMENTAL_SILENCE": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
         # accelerate would leave a CPU trainer one thread.
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count())),
         **job.environment,
     }  # fmt: skip
-    with GuardedProcess([*command, str(file)], folder / LOG, environment) as process:
+    with GuardedProcess([*launch, "--module", job.MODULE, str(file)], folder / LOG, environment) as process:
         while (code := process.poll()) is None:
             figures = _figures(job.progress)
             if figures:

@@ -40,7 +40,7 @@ def collapse(course: Sequence[Figures], bounds: Bounds) -> str | None:
 
 def is_best(course: Sequence[Figures]) -> bool:
     """Whether no step was better than the last, each with those just before it."""
-    means = [_mean(course[max(0, end - SMOOTHED) : end]).reward for end in range(1, len(course) + 1)]
+    means = [_mean(course[max(0, end - SMOOTHED) : end]).praised for end in range(1, len(course) + 1)]
     return means[-1] >= max(means)
 
 

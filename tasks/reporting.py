@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import sys
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -372,8 +373,13 @@ def print_table(title: str, rows: Sequence[dict[str, str]]) -> None:
         return
     table = Table(*rows[0], title=title, title_justify="left")
     for row in rows:
-        table.add_row(*map(Text, row.values()))
+        table.add_row(*(Text(harmless(cell)) for cell in row.values()))
     _console().print(table)
+
+
+def harmless(text: str) -> str:
+    """Without what would command a terminal."""
+    return "".join(char for char in text if char in "\n\t" or unicodedata.category(char) != "Cc")
 
 
 def _console() -> Console:

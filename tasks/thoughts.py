@@ -18,7 +18,7 @@ from reasoning import chunking, cold_start, thoughts
 from reasoning.answers import CLOSE_THINK
 from reasoning.asking import Unusable
 from reasoning.dialogue import METHOD_VERSION as DIALOGUE_VERSION
-from reasoning.dialogue import Speaker, turns_of
+from reasoning.dialogue import TAGS, Speaker, turns_of
 from reasoning.records import Chunked, Demonstration, Rehearsed, Trace, Valued, by_trace
 from reasoning.rollouts import METHOD_VERSION as ROLLOUTS_VERSION
 from reasoning.rollouts import AllValues, right_ones
@@ -42,12 +42,24 @@ def chunk_by_markers(
 ) -> ArtifactRef:
     """Rows of Chunked: thoughts begin where segments do."""
     started = time.monotonic()
-    checkpoint, rows = place.checkpoint(model), place.rows(traces, Trace)
+    checkpoint, (rows, dropped) = place.checkpoint(model), _thinking(place, traces)
     chunked = [
         Chunked(problem_id=r.problem_id, sample=r.sample, ends=tuple(segment_ends(checkpoint, r, segmentation)))
         for r in rows
     ]
-    return place.publish("thoughts", chunked, rows_in=len(rows), started=started)
+    return place.publish(
+        "thoughts", chunked, rows_in=len(rows) + dropped.total(), dropped=dict(+dropped), started=started
+    )
+
+
+def _thinking(place: Workplace, traces: ArtifactRef) -> tuple[list[Trace], Counter[str]]:
+    """Traces that can be taken apart, and what was left out by reason: no thinking, or a tag within it."""
+    rows = place.rows(traces, Trace)
+    thoughts_of = [row.text.split(CLOSE_THINK)[0] for row in rows]
+    told = list(zip(rows, thoughts_of, strict=True))
+    some = [(row, text) for row, text in told if text.strip()]
+    plain = [row for row, text in some if not any(tag in text for tag in TAGS)]
+    return plain, Counter({"no-thinking": len(told) - len(some), "tag-in-thinking": len(some) - len(plain)})
 
 
 @step(version=f"1.{chunking.METHOD_VERSION}")
@@ -57,7 +69,8 @@ def chunk_by_llm(
     """Rows of Chunked: steps of the thinking, grouped by an auxiliary model. Raises what its client does, and
     TooManyUnusable."""
     started = time.monotonic()
-    checkpoint, known, rows = place.checkpoint(model), by_id(place, problems), place.rows(traces, Trace)
+    checkpoint, known = place.checkpoint(model), by_id(place, problems)
+    rows, dropped = _thinking(place, traces)
     steps_of = [chunking.steps(row.text.split(CLOSE_THINK)[0]) for row in rows]
     asks = [chunking.question(known[row.problem_id].text, s) for row, s in zip(rows, steps_of, strict=True)]
     found = asked_of(place, llm, "chunk", asks, chunker.most_unusable)
@@ -67,8 +80,8 @@ def chunk_by_llm(
             ends = token_ends(chunking.joined(steps, reply), checkpoint.token_texts(row.token_ids))
             chunked.append(Chunked(problem_id=row.problem_id, sample=row.sample, ends=tuple(ends)))
     return place.publish(
-        "thoughts", chunked, rows_in=len(rows), dropped=dict(found.unusable), usage=found.usage, started=started,
-        payee=found.payee,
+        "thoughts", chunked, rows_in=len(rows) + dropped.total(), dropped=dict(+(found.unusable + dropped)),
+        usage=found.usage, started=started, payee=found.payee,
     )  # fmt: skip
 
 

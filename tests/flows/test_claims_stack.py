@@ -32,7 +32,7 @@ SMALL = (
 
 
 COUPLES = (
-    "seeds=[0,1]", "long_short.problems.count=6", "long_short.problems.levels=[1,2,3,4]",
+    "seeds=[0,1]", "long_short.rl.problems=4", "long_short.problems.count=6", "long_short.problems.levels=[1,2,3,4]",
     "long_short.sampling.samples=2", "long_short.benchmark_sampling.samples=2",
     'long_short.benchmarks={"main"={count=8,levels=[1,2,3,4]}}', 'long_short.rl.rounds=["long","short"]',
 )  # fmt: skip

@@ -20,7 +20,7 @@ from tests.models.chat import Chat
 
 pytestmark = pytest.mark.usefixtures("prefect")
 SMALL = (
-    "problems.count=12", "problems.levels=[1,2,3,4]", "sampling.samples=2", "rollouts.samples=3",
+    "problems.count=16", "problems.levels=[1,2,3,4]", "sampling.samples=2", "rollouts.samples=3",
     "benchmark_sampling.samples=2", 'benchmarks={"main"={count=8,levels=[1,2,3,4]},"far"={count=2,levels=[9]}}',
     'rl.rounds=["long","short"]',
 )  # fmt: skip
@@ -144,6 +144,7 @@ def test_an_unchanged_run_starts_no_engine(first: Run, root: Path):
     ("change", "redone"),
     [
         ("rl.save_every=5", set()),
+        ("rl.bounds.most_tokens=9", set()),
         ("engine.concurrency=7", set()),
         ("rl.steps=3", {"reinforce", "converse"}),
         ("sft.learning_rate=1e-4", {"train-sft", "reinforce", "converse"}),

@@ -64,6 +64,18 @@ def test_what_is_mended_is_nobodys_own(said: str, has_ended: bool, transcript: s
     assert line.turn.fault in (Fault.UNCLOSED, Fault.TRAILING, Fault.FOREIGN)
 
 
+def test_what_stands_between_a_turns_tag_and_its_end_is_not_shown_to_the_partner():
+    line = TONGUE.line(Dialogue(4), drawn("It is 4.</think>\n \n"))
+    assert line.turn.fault is None
+    assert MODEL.decode(line.token_ids) == str(line.turn) == "<think>It is 4.</think>"
+    assert line.own[-2:] == (True, False)  # the tag, and the end that comes after what was left out
+
+
+def test_a_turn_that_ends_with_its_tag_needs_no_end_token():
+    line = TONGUE.line(Dialogue(4), drawn("It is 4.</think>", has_ended=False))
+    assert (line.turn.fault, line.token_ids[-1], line.own[-2:]) == (None, MODEL.end_id, (True, False))
+
+
 def test_a_character_that_was_cut_off_is_mended():
     whole = MODEL.encode("It is 4é")
     line = TONGUE.line(Dialogue(4), Completion(whole[:-1], finished=False))

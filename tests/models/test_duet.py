@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import httpx
 import openai
 import pytest
 import uvicorn
@@ -16,6 +17,7 @@ from openai import AsyncOpenAI, OpenAI
 
 from conf.long_short import Protocol
 from conf.settings import Sampling
+from models import duet_server
 from models.checkpoint import TINY_MODEL, Checkpoint
 from models.dialogues import Tongue
 from models.duet import Backend, Duet
@@ -37,6 +39,11 @@ class Vllm:
         self.asked: list[str] = []
 
         class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 prompt = MODEL.decode(tuple(body["prompt"]))
@@ -85,7 +92,7 @@ def backends() -> Iterator[dict[Speaker, Vllm]]:
 @pytest.fixture
 def url(backends: dict[Speaker, Vllm]) -> Iterator[str]:
     named = {speaker: Backend(server.url, "policy") for speaker, server in backends.items()}
-    duet = Duet(Tongue(MODEL, PROTOCOL), named, Sampling(), timeout=20)
+    duet = Duet(Tongue(MODEL, PROTOCOL), named, Sampling(), context=2048, timeout=20)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -178,9 +185,45 @@ def test_a_backend_that_breaks_off_is_told(url: str, backends: dict[Speaker, Vll
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "system", "content": "Be brief."}]}, "role: Input should be 'user'"),
         ({"n": 2}, "n: Input should be 1"),
+        ({"stream_options": {"include_usage": True}}, "no effect without stream"),
+        ({"messages": [{"role": "user", "content": "Ann has 4. " * 500}]}, "the question is too long"),
     ],
 )
 def test_what_cannot_be_done_is_refused(url: str, change: dict[str, Any], words: str):
     with pytest.raises(openai.BadRequestError) as caught:
         client(url).chat.completions.create(**{**ASK, **change})
     assert words in caught.value.message
+
+
+def test_nothing_more_is_drawn_for_a_client_that_has_gone(
+    url: str, backends: dict[Speaker, Vllm], monkeypatch: pytest.MonkeyPatch
+):
+    noticed, go = threading.Event(), threading.Event()
+
+    def slow(prompt: str) -> str:
+        go.wait(20)
+        return think(prompt)
+
+    async def told(*arguments: Any) -> Any:
+        whole = await unless_gone(*arguments)
+        noticed.set()
+        assert whole is None
+        return whole
+
+    unless_gone = duet_server._unless_gone
+    monkeypatch.setattr(duet_server, "_unless_gone", told)
+    backends[Speaker.LONG].script = slow
+    with OpenAI(base_url=url, api_key="none", max_retries=0, timeout=0.2) as one, pytest.raises(openai.APITimeoutError):
+        one.chat.completions.create(**ASK)
+    assert noticed.wait(20)
+    go.set()
+    assert backends[Speaker.SHORT].asked == []
+
+
+def test_health_is_that_of_both_servers(url: str, backends: dict[Speaker, Vllm]):
+    root = url.removesuffix("/v1")
+    assert httpx.get(f"{root}/health").json() == {"status": "ok"}
+    backends[Speaker.SHORT].close()
+    reply = httpx.get(f"{root}/health")
+    assert reply.status_code == 503
+    assert "short-thought model's server" in reply.json()["error"]["message"]

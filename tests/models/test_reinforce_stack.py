@@ -24,9 +24,11 @@ from models.reinforce import (
     Collapsed,
     Sampler,
     StaleWeights,
+    TooFewProblems,
     check_weights,
     configured,
     log_probs_of,
+    order_of,
     reinforce,
     reward_functions,
     run,
@@ -275,32 +277,51 @@ def test_a_round_that_was_cut_off_goes_on_as_if_it_had_not_been(tmp_path: Path, 
         folder.mkdir()
         problems(folder)
     url = f"sqlite:///{tmp_path / 'store'}"
-    drawn = played(job(whole, steps=3), url)
+    drawn = played(job(whole, steps=5), url)
     told = [json.loads(line) for line in (whole / "progress.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in told if "loss" in line] == [1, 2, 3]
+    assert [line["step"] for line in told if "loss" in line] == [1, 2, 3, 4, 5]
     assert sum(line["generated_tokens"] for line in told if "loss" in line) > 0
     assert {"correctness", "form", "length", "dialogue_tokens", "seconds_sync"} <= told[0].keys()
 
     def die(self: Any, *arguments: Any) -> None:
         note(self, *arguments)
-        if arguments[0] == 2:
+        if arguments[0] == 4:  # six problems, two a step: in the second epoch
             raise KeyboardInterrupt
 
     note = Sampler._note
     monkeypatch.setattr(Sampler, "_note", die)
     with pytest.raises(KeyboardInterrupt):
-        played(job(cut, steps=3), url)
+        played(job(cut, steps=5), url)
     monkeypatch.undo()
-    assert played(job(cut, steps=3), url) == 0  # every dialogue was stored: weights are bit for bit the same
+    assert played(job(cut, steps=5), url) == 0  # every dialogue was stored: weights are bit for bit the same
     assert drawn > 0
     again = [json.loads(line) for line in (cut / "progress.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in again if "loss" in line]
-    assert steps == [1, 2, 3]
+    assert steps == [1, 2, 3, 4, 5]
     found = weights_of(cut / "out")
     assert all(torch.equal(found[name], weight) for name, weight in weights_of(whole / "out").items())
     assert any(not torch.equal(found[name], weight) for name, weight in weights_of(TINY_MODEL).items())
-    assert len(json.loads((cut / "work" / "course.json").read_text())) == 3
+    assert len(json.loads((cut / "work" / "course.json").read_text())) == 5
     assert len(list((cut / "work" / "weights").iterdir())) <= 2  # the best and the last
+
+
+def test_no_problem_comes_twice_in_a_step_and_all_come_equally_often(tmp_path: Path):
+    order = order_of(list("abcdefg"), job(tmp_path, steps=9))  # two a step: one of seven waits in each epoch
+    steps = [order[at : at + 2] for at in range(0, 18, 2)]
+    assert len(steps) == 9
+    assert all(len(set(step)) == 2 for step in steps)
+    for epoch in (order[:6], order[6:12], order[12:]):
+        assert len(set(epoch)) == 6
+    assert order != order_of(list("abcdefg"), job(tmp_path, steps=9).model_copy(update={"seed": 1}))
+    with pytest.raises(TooFewProblems, match="1 problems are left"):
+        order_of(["a"], job(tmp_path))
+
+
+def test_nobody_says_the_same_again_when_a_problem_comes_again(tmp_path: Path):
+    problems(tmp_path)
+    played(job(tmp_path, steps=7), f"sqlite:///{tmp_path / 'store'}")
+    lines = [json.loads(line) for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
+    assert [line["reused_completions"] for line in lines if "loss" in line] == [0] * 7
 
 
 def test_a_model_can_be_reinforced_alone(tmp_path: Path):

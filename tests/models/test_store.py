@@ -75,10 +75,11 @@ def test_seed_purpose_sampling_prompt_and_model_keep_completions_apart(tmp_path:
     hotter = replace(base, sampling=Sampling(temperature=0.7))
     identities = {
         identity(model, base, Purpose.TRAIN, 0), identity(model, base, Purpose.TRAIN, 1),
+        identity(model, replace(base, stop=("a",)), Purpose.TRAIN, 0),
         identity(model, base, Purpose.BENCHMARK, 0), identity(model, hotter, Purpose.TRAIN, 0),
         identity(model, replace(base, prompt_ids=(2,)), Purpose.TRAIN, 0), identity(other, base, Purpose.TRAIN, 0),
     }  # fmt: skip
-    assert len(identities) == 6
+    assert len(identities) == 7
     more = replace(base, sampling=Sampling(samples=9))
     assert identity(model, more, Purpose.TRAIN, 0) == identity(model, base, Purpose.TRAIN, 0)
 
