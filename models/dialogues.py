@@ -17,7 +17,7 @@ from conf.settings import Sampling
 from models.checkpoint import Checkpoint
 from models.desk import Job
 from models.engine import Completion
-from reasoning.dialogue import OPENING, TAGS, Dialogue, Speaker, Turn, forced, heard
+from reasoning.dialogue import OPENING, STOPS, Dialogue, Speaker, Turn, forced, heard
 from reasoning.records import Call, Problem
 from reasoning.rollouts import Ask, Outcomes
 
@@ -164,7 +164,7 @@ class Talks:
         two turns."""
         turn = sampling.model_copy(update={"max_tokens": self._tongue.turn_tokens})
         room = max(map(len, self._prompts.values())) + 2 * self._tongue.turn_tokens
-        return Job(self, self.prompt, turn, tuple, room, self.desk, TAGS)
+        return Job(self, self.prompt, turn, tuple, room, self.desk, STOPS)
 
     @property
     def is_open(self) -> bool:

@@ -16,7 +16,7 @@ from conf.errors import ReadableError
 from conf.settings import Sampling
 from models.dialogues import Talk, Tongue
 from models.engine import Completion
-from reasoning.dialogue import TAGS, Dialogue, Speaker, surely_heard
+from reasoning.dialogue import STOPS, Dialogue, Speaker, surely_heard
 from reasoning.records import Problem, TextPart
 
 
@@ -123,7 +123,7 @@ class Duet:
         body = {
             "model": backend.name, "prompt": prompt, "stream": True, "return_token_ids": True,
             "max_tokens": self._tongue.turn_tokens, "temperature": self._sampling.temperature,
-            "top_p": self._sampling.top_p, "stop": TAGS, "include_stop_str_in_output": True,
+            "top_p": self._sampling.top_p, "stop": STOPS, "include_stop_str_in_output": True,
         }  # fmt: skip
         try:
             async with self._client.stream("POST", f"{backend.url}/v1/completions", json=body) as reply:

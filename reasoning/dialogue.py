@@ -40,6 +40,8 @@ class Closing(StrEnum):
     ANSWER = "</answer>"
 
 
+STOPS = (*Closing, "<answer>")
+"""Where drawing a turn ends. Not all tags: servers take four at most."""
 OPENING = {Speaker.LONG: "<think>", Speaker.SHORT: "<answer>"}
 CLOSINGS = {Speaker.LONG: (Closing.THOUGHT,), Speaker.SHORT: (Closing.RETHINK, Closing.ANSWER)}
 """What each may end a turn with; the first stands in where a model ends it otherwise."""

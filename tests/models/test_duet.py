@@ -46,6 +46,7 @@ class Vllm:
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                assert len(body["stop"]) <= 4  # no more are taken
                 prompt = MODEL.decode(tuple(body["prompt"]))
                 outer.asked.append(prompt)
                 said = outer.script(prompt)
