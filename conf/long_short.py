@@ -177,9 +177,18 @@ class Examining(Sampling):
     """Not from the paper."""
 
 
+class Turns(Sft):
+    """Supervised fine-tuning on turns, each after the dialogue so far."""
+
+    max_length: Positive = 20480
+    """Holds the longest dialogue."""
+
+
 class TwoEngines(Engine):
     """Two servers; they, and the trainer while RL trains, share one GPU."""
 
+    context: Positive = 20480
+    """Holds the longest dialogue with its prompt."""
     gpu_memory: Annotated[float, Field(gt=0, lt=1)] = 0.6
     side_by_side: Annotated[int, Field(ge=2)] = 2
 
@@ -218,7 +227,7 @@ class LongShort(Section):
     """That go on thinking after each prefix, and tell its value."""
     importance: Importance = Importance()
     protocol: Protocol = Protocol()
-    sft: Sft = Sft()
+    sft: Turns = Turns()
     """The cold start of each of the two models."""
     rl: Reinforcement = Reinforcement()
     one_model: bool = False

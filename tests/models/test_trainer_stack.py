@@ -117,7 +117,7 @@ def test_when_memory_runs_out_the_micro_batch_is_halved(tmp_path: Path, monkeypa
 
 def test_when_one_row_is_too_much_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     crowd(tmp_path, 0, monkeypatch)
-    with pytest.raises(TrainingFailed, match=r"lower training\.max_length"):
+    with pytest.raises(TrainingFailed, match=r"lower its max_length"):
         train(job(tmp_path, pairs(2), batch=2, micro_batch=1), tmp_path, lambda *_: None)
 
 
@@ -198,5 +198,5 @@ def test_sft_learns_the_completion_alone(tmp_path: Path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(tmp_path: Path):
-    with pytest.raises(TrainingFailed, match=r"lower training\.learning_rate"):
+    with pytest.raises(TrainingFailed, match=r"lower its learning_rate"):
         train(job(tmp_path, pairs(32), learning_rate=1e30), tmp_path, lambda *_: None)
