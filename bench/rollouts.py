@@ -38,7 +38,7 @@ from models.engine import Completion, Deliver, Request, Session
 from models.rollouts import Rollouts
 from models.store import Purpose, RolloutStore
 from models.vllm_server import VllmServer
-from reasoning.answers import CLOSE_THINK, final_answer, plain_number, until_closing_brace
+from reasoning.answers import final_answer, plain_number, thinking_of, until_closing_brace
 from reasoning.records import Bill
 from reasoning.rollouts import AllValues, Ask, EarliestCrossing, Outcomes, Plan, bill, enough, right_ones
 from reasoning.segment import segment_text, token_ends
@@ -144,7 +144,7 @@ def joined(texts: Sequence[str], answer: str) -> list[str]:
     """Segments of the thinking of wrong traces, until they are enough, and then of the shortest right one."""
 
     def segments(text: str) -> list[str]:
-        return segment_text(text.split(CLOSE_THINK)[0], Segmentation().markers, Segmentation().min_chars)
+        return segment_text(thinking_of(text), Segmentation().markers, Segmentation().min_chars)
 
     ordered = sorted(texts, key=len)
     right = next((text for text in ordered if final_answer(text) == answer), None)

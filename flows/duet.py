@@ -9,7 +9,6 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from models.dialogues import DESKS, Tongue
 from models.duet import Backend, BackendDown, Duet, Said, TooLong, Whole
 from models.duet_server import NAME, app_of
 from models.endpoints import KEY
-from models.vllm_server import VllmServer, on_cpu
+from models.vllm_server import VllmServer, serve_all
 from reasoning.dialogue import Speaker
 from tasks.dialogues import kept_couple
 from tasks.reporting import harmless
@@ -70,14 +69,8 @@ def backends_of(
     servers = [VllmServer(engine, run / f"vllm-{speaker}.log") for speaker in DESKS]
     for server in servers:
         stack.callback(server.close)
-
-    def start(server: VllmServer, model: Checkpoint) -> Backend:
-        with server.session(model, lambda _: None):
-            return Backend(server.url, server.name)
-
-    # On a GPU each measures how much memory is free when it starts.
-    with ThreadPoolExecutor(len(servers) if on_cpu() else 1) as pool:
-        return list(pool.map(start, servers, models))
+    serve_all(servers, models)
+    return [Backend(server.url, server.name) for server in servers]
 
 
 async def _tell(duet: Duet, question: str, console: Console) -> None:

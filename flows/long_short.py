@@ -71,16 +71,17 @@ def sit_exam(place: Workplace, settings: LongShort) -> Exam:
         scores = examine(place, model=policy.model, problems=exam, sampling=sampling, seed=seed)
         sets[name].append(Examined(*policy, scores))
     main, talks = next(iter(exams)), {}
-    for two, (name, exam) in product(phases, exams.items()):
-        spoken = converse(
-            place, long=two.long, short=two.short, problems=exam, protocol=settings.protocol, sampling=sampling,
-            seed=seed,
-        )  # fmt: skip
-        scores = score_conversations(place, problems=exam, conversations=spoken)
-        role = "method" if two is phases[-1] else "control"
-        sets[name].append(Examined(two.name, role, couple(place, long=two.long, short=two.short), scores))
-        if name == main:
-            talks[two.name] = spoken
+    for two in phases:
+        role, pair = "method" if two is phases[-1] else "control", couple(place, long=two.long, short=two.short)
+        for name, exam in exams.items():
+            spoken = converse(
+                place, long=two.long, short=two.short, problems=exam, protocol=settings.protocol, sampling=sampling,
+                seed=seed,
+            )  # fmt: skip
+            scores = score_conversations(place, problems=exam, conversations=spoken)
+            sets[name].append(Examined(two.name, role, pair, scores))
+            if name == main:
+                talks[two.name] = spoken
     sets[main] += stopped_early(place, settings, thinker, exams[main])
     return Exam(seed, sets, conversations=talks)
 

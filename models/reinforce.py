@@ -16,7 +16,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -38,11 +37,12 @@ from models.checkpoint import Checkpoint
 from models.desk import Desk, Job
 from models.dialogues import DESKS, Talks, Tongue
 from models.engine import Completion, Engine
+from models.files import write_whole
 from models.rollouts import RequestRefused, Rollouts
 from models.store import Purpose, RolloutStore
-from models.train import PROOF_TOKENS, Watch, adapters, last_whole_checkpoint, leaving_word, save
+from models.train import PROOF_TOKENS, Watch, adapters, last_whole_checkpoint, leaving_word, log_probs_of, save
 from models.trainer import STORE_VARIABLE, Outcome, RlJob
-from models.vllm_server import PROOF_FILE, SwapNotProven, VllmServer, on_cpu
+from models.vllm_server import PROOF_FILE, SwapNotProven, VllmServer, serve_all
 from reasoning.answers import CLOSE_THINK, final_answer
 from reasoning.course import Figures, collapse, is_best
 from reasoning.dialogue import Speaker
@@ -50,7 +50,7 @@ from reasoning.records import Problem, Verdict
 from reasoning.rewards import Outcome as Rewarded
 from reasoning.rewards import Rewards, group_rewards
 from reasoning.rollouts import AllValues
-from reasoning.verifier import Question, Verifier
+from reasoning.verifier import Verifier
 
 KINDS = Rewards._fields
 STEPS_APART = 100_000
@@ -148,17 +148,17 @@ class Sampler:
     """Draws and rewards the dialogues of each step with the weights as they are then. `figures` are the last step's."""
 
     def __init__(
-        self, job: RlJob, problems: Mapping[str, Problem], scene: Scene, engines: Sequence[Engine],
+        self, job: RlJob, start: Checkpoint, problems: Mapping[str, Problem], engines: Sequence[Engine],
         partner: Checkpoint | None, store: RolloutStore, verifier: Verifier,
     ):  # fmt: skip
-        """`engines`: as many as take part, the trained model's at its place."""
-        self._job, self._problems, self._scene = job, problems, scene
+        """`start`: what is trained, as it was; `engines`: as many as take part, the trained model's at its place."""
+        self._job, self._start, self._problems, self._scene = job, start, problems, scene_of(job, start)
         self._engines, self._partner = engines, partner
         self._store, self._verifier = store, verifier
         self._trained = DESKS.index(Speaker(job.trains)) if job.trains else 0
         self._weights = job.work / "weights"
-        self.proof_text: list[int] = []
-        """What a server is asked about to show which weights it serves."""
+        self.proof_text = list(start.prompt_ids(next(iter(problems.values()))))[:PROOF_TOKENS]
+        """What a server is asked about to show which weights it serves; a resumed training has drawn nothing yet."""
         self._last = (0.0, 0.0)
         """When the last step began, and how long passes had taken by then."""
         self.figures: dict[str, float] = {}
@@ -170,16 +170,14 @@ class Sampler:
         step = trainer.state.global_step
         policy = self._policy(step, trainer)
         models = self._models(policy)
-        self._serve(models)
+        serve_all(self._engines, models)
         synced = time.monotonic()
         asked = [self._problems[name] for name in dict.fromkeys(names)]
         groups = self._draw(asked, models, step)
         drawn = time.monotonic()
-        rewards = [self._rewards(problem, group) for problem, group in zip(asked, groups, strict=True)]
-        told = [one for group in groups for one in group]
-        flat = [one for group in rewards for one in group]
+        told, rewards = [one for group in groups for one in group], self._rewards(asked, groups)
         self.proof_text = list((told[0].prompt_ids + told[0].completion_ids)[:RL_PROOF_TOKENS])
-        self._note(step, told, flat, policy)
+        self._note(step, told, rewards, policy)
         ended = time.monotonic()
         trainer.seconds_in_passes -= ended - began
         self.figures |= {
@@ -194,7 +192,7 @@ class Sampler:
             "completion_ids": [list(one.completion_ids) for one in told],
             "logprobs": None,  # read only where sampled and trained weights may differ
             "env_mask": [[int(own) for own in one.own] for one in told],
-            **{kind: [getattr(one, kind) for one in flat] for kind in KINDS},
+            **{kind: [getattr(one, kind) for one in rewards] for kind in KINDS},
         }
 
     def _draw(self, problems: Sequence[Problem], models: Sequence[Checkpoint], step: int) -> list[list[Told]]:
@@ -208,9 +206,7 @@ class Sampler:
         # Each step's samples are its own: the partner, which never changes, would say the same again to a problem that
         # comes again.
         rollouts = Rollouts(self._store, desks, Purpose.REINFORCE, self._job.seed * STEPS_APART + step)
-        for job in rollouts.run([job for job, _ in begun]):
-            if job.refused:
-                raise RequestRefused(job.refused)
+        rollouts.carry_out(job for job, _ in begun)
         usage = rollouts.usage
         self.figures = {
             "generated_tokens": usage.generated_tokens, "prompt_tokens": usage.prompt_tokens,
@@ -218,13 +214,17 @@ class Sampler:
         }  # fmt: skip
         return [told() for _, told in begun]
 
-    def _rewards(self, problem: Problem, group: Sequence[Told]) -> list[Rewards]:
-        is_choice = problem.choices is not None
-        verdicts = self._verifier.check([Question(one.answer, problem.answer, is_choice) for one in group])
-        return group_rewards([
-            Rewarded(one.tokens, verdict is Verdict.RIGHT, one.is_well_formed)
-            for one, verdict in zip(group, verdicts, strict=True)
-        ])  # fmt: skip
+    def _rewards(self, problems: Sequence[Problem], groups: Sequence[Sequence[Told]]) -> list[Rewards]:
+        """Of all dialogues, one after another."""
+        judged = self._verifier.verdicts(problems, [[one.answer for one in group] for group in groups])
+        return [
+            rewards
+            for group, verdicts in zip(groups, judged, strict=True)
+            for rewards in group_rewards([
+                Rewarded(one.tokens, verdict is Verdict.RIGHT, one.is_well_formed)
+                for one, verdict in zip(group, verdicts, strict=True)
+            ])
+        ]  # fmt: skip
 
     def _note(self, step: int, told: Sequence[Told], rewards: Sequence[Rewards], policy: Checkpoint) -> None:
         """Keeps the step's figures, and its weights while they are the best. Raises Collapsed."""
@@ -233,11 +233,10 @@ class Sampler:
         praised = rl.correctness * means["correctness"] + rl.form * means["form"]
         tokens = sum(one.tokens for one in told) / count
         self.course = [one for one in self.course if one.step < step]
-        figures = Figures(step=step, tokens=tokens, praised=praised, reward=praised + rl.length * means["length"])
-        self.course.append(figures)
-        _write_whole(self._job.work / "course.json", json.dumps([one.model_dump() for one in self.course]))
+        self.course.append(Figures(step=step, tokens=tokens, praised=praised))
+        write_whole(self._job.work / "course.json", json.dumps([one.model_dump() for one in self.course]))
         if is_best(self.course):
-            _write_whole(self._job.work / "best", str(policy.folder))
+            write_whole(self._job.work / "best", str(policy.folder))
         self._remove_old_weights(policy.folder)
         self.figures |= {
             "trained_tokens": sum(len(one.prompt_ids) + len(one.completion_ids) for one in told),
@@ -260,32 +259,14 @@ class Sampler:
             return [policy]
         return [policy, self._partner] if self._trained == 0 else [self._partner, policy]
 
-    def _serve(self, models: Sequence[Checkpoint]) -> None:
-        """Has each engine serve its model, proven; the first time it is started."""
-
-        def ready(engine: Engine, model: Checkpoint) -> None:
-            with engine.session(model, lambda _: None):
-                pass
-
-        # On a GPU each measures how much memory is free when it starts.
-        with ThreadPoolExecutor(len(models) if on_cpu() else 1) as pool:
-            list(pool.map(ready, self._engines, models))
-
     def _policy(self, step: int, trainer: TimedTrainer) -> Checkpoint:
         """The weights as they are trained now, on disk."""
         if step == 0:
-            return Checkpoint.open(self._job.model, self._job.engine.dtype)
+            return self._start
         folder = self._weights / str(step)
         model = trainer.accelerator.unwrap_model(trainer.model)
-        if not self.proof_text:
-            self.proof_text = list(self._first_prompt())[:PROOF_TOKENS]
         write_weights(model, trainer.processing_class, folder, self.proof_text)
         return Checkpoint.open(folder, self._job.engine.dtype)
-
-    def _first_prompt(self) -> tuple[int, ...]:
-        """Any text that does not depend on what was drawn: a resumed training has drawn nothing yet."""
-        first = next(iter(self._problems.values()))
-        return Checkpoint.open(self._job.model, self._job.engine.dtype).prompt_ids(first)
 
     def _remove_old_weights(self, current: Path) -> None:
         best = Path((self._job.work / "best").read_text())
@@ -321,18 +302,6 @@ def write_weights(model: Any, tokenizer: Any, folder: Path, text: list[int]) -> 
     check_weights(weights, set(getattr(plain, "all_tied_weights_keys", None) or ()), folder)
 
 
-@torch.no_grad()
-def log_probs_of(model: Any, text: list[int]) -> list[float]:
-    """What a model in memory gives each token but the first, in its own precision: the trainer's wrapper, under which
-    it computes in bfloat16, is passed by."""
-    was_training = model.training
-    model.eval()
-    batch = torch.tensor([text], device=model.device)
-    logits = type(model).forward(model, input_ids=batch).logits.float()
-    model.train(was_training)
-    return logits.log_softmax(-1)[0, :-1].gather(1, batch[0, 1:, None])[:, 0].tolist()
-
-
 def check_weights(weights: Mapping[str, torch.Tensor], tied: Set[str], folder: Path) -> None:
     """Raises StaleWeights unless the files hold every one of the `weights` in memory, bit by bit; `tied` ones may stand
     under another's name."""
@@ -348,12 +317,6 @@ def check_weights(weights: Mapping[str, torch.Tensor], tied: Set[str], folder: P
                 raise StaleWeights(f"{folder}: {name} is not what was trained; nothing was sampled with it")
         elif name not in tied:
             raise StaleWeights(f"{folder}: {name} is missing; nothing was sampled with it")
-
-
-def _write_whole(path: Path, text: str) -> None:
-    hidden = path.with_name(f".{path.name}")
-    hidden.write_text(text)
-    hidden.rename(path)
 
 
 def configured(job: RlJob, bf16: bool = True) -> GRPOConfig:
@@ -403,18 +366,18 @@ def reinforce(job: RlJob, engines: Sequence[Engine], store: RolloutStore, verifi
     start = Checkpoint.open(job.model, job.engine.dtype)
     partner = Checkpoint.open(job.partner, job.engine.dtype) if job.partner else None
     problems = {row.id: row for row in rows}
-    sampler = Sampler(job, problems, scene_of(job, start), engines, partner, store, verifier)
+    order = order_of(list(problems), job)
+    sampler = Sampler(job, start, problems, engines, partner, store, verifier)
     trainer = TimedTrainer(
         model=AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32), args=configured(job),
         reward_funcs=reward_functions(),  # type: ignore[arg-type]
-        train_dataset=Dataset.from_dict({"prompt": order_of(list(problems), job)}), processing_class=tokenizer,
+        train_dataset=Dataset.from_dict({"prompt": order}), processing_class=tokenizer,
         rollout_func=sampler,  # type: ignore[arg-type]
         peft_config=adapters(job),
     )  # fmt: skip
     trainer.add_callback(Watch(job.progress, lambda: sampler.figures))
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(job.work))
-    text = sampler.proof_text or list(start.prompt_ids(rows[0]))  # killed after the last step: nothing was drawn
-    save(job, trainer.accelerator.unwrap_model(trainer.model), tokenizer, text)
+    save(job, trainer.accelerator.unwrap_model(trainer.model), tokenizer, sampler.proof_text)
 
 
 def order_of(names: Sequence[str], job: RlJob) -> list[str]:
@@ -448,5 +411,4 @@ def run(job: RlJob) -> None:
 
 
 if __name__ == "__main__":
-    order = json.loads(Path(sys.argv[1]).read_text()) | {"store": ""}
-    leaving_word(RlJob.model_validate(order), run)
+    leaving_word(RlJob.model_validate_json(Path(sys.argv[1]).read_text()), run)

@@ -76,13 +76,24 @@ class Rollouts:
         served."""
         plans = [AllValues(1, request.count) for request in requests]
         jobs = [
-            Job(plan, lambda _, ids=request.prompt_ids: ids, request.sampling, tuple, len(request.prompt_ids))
+            Job(
+                plan,
+                lambda _, ids=request.prompt_ids: ids,
+                request.sampling,
+                tuple,
+                len(request.prompt_ids),
+                stop=request.stop,
+            )
             for plan, request in zip(plans, requests, strict=True)
         ]
+        self.carry_out(jobs)
+        return [tuple(plan.outcomes[0]) for plan in plans]  # type: ignore[arg-type]
+
+    def carry_out(self, jobs: Iterable[Job]) -> None:
+        """Closes the plans of all jobs. Raises RequestRefused where one cannot be served."""
         for job in self.run(jobs):
             if job.refused:
                 raise RequestRefused(job.refused)
-        return [tuple(plan.outcomes[0]) for plan in plans]  # type: ignore[arg-type]
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Job]:
         """Each job when its plan is closed, or when it was refused. Holds only those that are open."""

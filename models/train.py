@@ -170,12 +170,21 @@ def save(job: Job, model: Any, tokenizer: Any, text: list[int]) -> None:
     (Path(job.output) / PROOF_FILE).write_text(json.dumps(proof))
 
 
-@torch.no_grad()
 def log_probs(folder: Path, token_ids: list[int]) -> list[float]:
     """What the weights on disk give each token but the first, in float32: the trainer's own forward runs in bf16."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    batch = torch.tensor([token_ids])
-    return model(batch).logits.log_softmax(-1)[0, :-1].gather(1, batch[0, 1:, None])[:, 0].tolist()
+    return log_probs_of(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), token_ids)
+
+
+@torch.no_grad()
+def log_probs_of(model: Any, text: list[int]) -> list[float]:
+    """What a model in memory gives each token but the first, in its own precision: the trainer's wrapper, under which
+    it computes in bfloat16, is passed by."""
+    was_training = model.training
+    model.eval()
+    batch = torch.tensor([text], device=model.device)
+    logits = type(model).forward(model, input_ids=batch).logits.float()
+    model.train(was_training)
+    return logits.log_softmax(-1)[0, :-1].gather(1, batch[0, 1:, None])[:, 0].tolist()
 
 
 def leaving_word(job: J, do: Callable[[J], None]) -> None:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from conf.errors import ReadableError
-from conf.long_short import Protocol, Reinforcement
+from conf.long_short import Protocol, Reinforcement, Who
 from conf.settings import Engine, Lora
 from models.processes import GuardedProcess
 
@@ -98,7 +98,7 @@ class RlJob(Job):
     MODULE = "models.reinforce"
     LAUNCH = ("--num_processes", "1")
 
-    trains: Literal["long", "short"] | None
+    trains: Who | None
     """Which of two models `model` is; None: it works alone."""
     partner: Path | None
     """The other one, which stays as it is."""
@@ -107,7 +107,7 @@ class RlJob(Job):
     max_tokens: int
     """Of a completion where the model works alone."""
     engine: Engine
-    store: str = Field(exclude=True)
+    store: str = Field("", exclude=True)
     """URL of the rollout store. It may hold a password, and so travels in the environment."""
 
     @property

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -27,7 +28,7 @@ from conf.errors import ReadableError
 from conf.settings import Engine as EngineSettings
 from models.checkpoint import Checkpoint
 from models.dispatch import Dispatcher, ServerFailed, cache_of, computed_by, read_log_probs, score_all
-from models.engine import Deliver, Session
+from models.engine import Deliver, Engine, Session
 from models.processes import GuardedProcess
 
 logger = logging.getLogger(__name__)
@@ -214,6 +215,18 @@ class VllmServer:
     def _post(self, path: str, body: dict[str, Any]) -> httpx.Response:
         reply = httpx.post(f"{self.url}{path}", json=body, timeout=self._settings.request_timeout)
         return reply.raise_for_status()
+
+
+def serve_all(servers: Sequence[Engine], models: Sequence[Checkpoint]) -> None:
+    """Has each serve its model, proven; those that do not run yet are started. Raises as `VllmServer.session`."""
+
+    def serve(server: Engine, model: Checkpoint) -> None:
+        with server.session(model, lambda _: None):
+            pass
+
+    # On a GPU each measures how much memory is free when it starts.
+    with ThreadPoolExecutor(len(models) if on_cpu() else 1) as pool:
+        list(pool.map(serve, servers, models))
 
 
 @cache

@@ -40,6 +40,11 @@ def until_closing_brace(text: str) -> str | None:
     return None
 
 
+def thinking_of(text: str) -> str:
+    """What comes before the close-think tag; all of it when thinking never ended."""
+    return text.split(CLOSE_THINK)[0]
+
+
 def reply_of(text: str) -> str | None:
     """What follows the close-think tag; None when thinking never ended."""
     _, tag, reply = text.rpartition(CLOSE_THINK)

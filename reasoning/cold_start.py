@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from itertools import groupby
 
-from reasoning.dialogue import TAGS, Closing, Dialogue, Speaker, Turn
+from reasoning.dialogue import Closing, Dialogue, Speaker, Turn, holds_tag
 from reasoning.segment import SENTENCE_END
 
 METHOD_VERSION = "2"
@@ -23,7 +23,7 @@ def as_dialogue(thoughts: Sequence[str], important: Sequence[bool], reply: str, 
 
     `reply` is what follows the trace's thinking.
     """
-    if any(tag in text for text in (*thoughts, reply) for tag in TAGS):
+    if any(map(holds_tag, (*thoughts, reply))):
         return None
     whose = [True, *important[1:]]
     runs = [

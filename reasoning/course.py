@@ -22,10 +22,8 @@ class Figures(BaseModel):
 
     step: int
     tokens: float
-    reward: float
-    """Of all kinds, as weighted."""
     praised: float
-    """The same without the one for length, whose mean over a group says nothing of how good the group is."""
+    """Reward as weighted, without that for length, whose mean over a group says nothing of how good the group is."""
 
 
 def collapse(course: Sequence[Figures], bounds: Bounds) -> str | None:
@@ -47,6 +45,5 @@ def is_best(course: Sequence[Figures]) -> bool:
 def _mean(steps: Sequence[Figures]) -> Figures:
     return Figures(
         step=steps[-1].step, tokens=sum(one.tokens for one in steps) / len(steps),
-        reward=sum(one.reward for one in steps) / len(steps),
         praised=sum(one.praised for one in steps) / len(steps),
     )  # fmt: skip

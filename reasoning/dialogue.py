@@ -27,6 +27,11 @@ _TURN = re.compile(
 )
 
 
+def holds_tag(text: str) -> bool:
+    """Whether some of it would be read as a turn's beginning or end."""
+    return _TAG.search(text) is not None
+
+
 class Speaker(StrEnum):
     LONG = "long"
     SHORT = "short"

@@ -19,7 +19,7 @@ from queue import SimpleQueue
 from typing import NamedTuple, Self
 
 from reasoning.answers import plain_number, settle
-from reasoning.records import Verdict
+from reasoning.records import Problem, Verdict
 
 METHOD_VERSION = "1"
 """Part of the cache key of everything that verifies: raise it when a verdict may change."""
@@ -58,6 +58,18 @@ class Verifier:
     def readable(self, answers: Sequence[str]) -> list[bool]:
         """For each right answer whether it can be read as mathematics; one that cannot only equals its own text."""
         return list(self._threads.map(self._is_readable, answers))
+
+    def verdicts(
+        self, problems: Sequence[Problem], answers: Sequence[Sequence[str | None]]
+    ) -> list[list[Verdict]]:  # fmt: skip
+        """Of each problem's answers; checked in one call, so hard ones are checked side by side."""
+        questions = [
+            Question(answer, problem.answer, problem.choices is not None)
+            for problem, group in zip(problems, answers, strict=True)
+            for answer in group
+        ]
+        checked = iter(self.check(questions))
+        return [[next(checked) for _ in group] for group in answers]
 
     def _is_readable(self, answer: str) -> bool:
         return plain_number(answer) is not None or self._compare(Question(None, answer)) is Verdict.RIGHT

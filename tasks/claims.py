@@ -13,8 +13,9 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from conf.errors import ReadableError
+from models.files import write_whole
 from tasks.reporting import percent, queries, ratio
-from tasks.workplace import Workplace, write_whole
+from tasks.workplace import Workplace
 
 START, END = "<!-- claims of {}: written by `make claims` -->", "<!-- end of claims of {} -->"
 PLOT = "docs/claims-{}.svg"

@@ -16,9 +16,9 @@ from reasoning.records import Compressed, Demonstration, Optimised, Pair, PairKi
 from reasoning.rollouts import EarliestCrossing, agreeing_ones
 from tasks.artifacts import ArtifactRef
 from tasks.caching import step
-from tasks.dto import VERSION, cut, on_prefixes, segment_ends
+from tasks.dto import VERSION, cut, segment_ends
 from tasks.problems import by_id, prompts_of
-from tasks.rollouts import Ender, Prober, TokenIds, closed
+from tasks.rollouts import Ender, Prober, TokenIds, closed, on_prefixes
 from tasks.sampling import draw_traces, score
 from tasks.workplace import Workplace
 

@@ -13,6 +13,7 @@ from conf.errors import ReadableError
 from conf.long_short import LongShort, Protocol
 from conf.settings import Sampling
 from models.dialogues import Talk, Talks, Tongue
+from models.files import write_whole
 from models.store import Purpose
 from reasoning.dialogue import METHOD_VERSION as DIALOGUE_VERSION
 from reasoning.dialogue import Speaker
@@ -21,8 +22,8 @@ from reasoning.verifier import METHOD_VERSION as VERIFIER_VERSION
 from tasks.artifacts import ArtifactRef
 from tasks.caching import step
 from tasks.problems import by_id
-from tasks.reporting import Exam, models_of
-from tasks.workplace import Workplace, write_whole
+from tasks.reporting import COUPLE, Exam, models_of
+from tasks.workplace import Workplace
 
 COUPLE_FILE = "couple.json"
 
@@ -37,7 +38,7 @@ def couple(place: Workplace, long: ArtifactRef, short: ArtifactRef) -> ArtifactR
     started = time.monotonic()
     row = Couple(long_uri=long.uri, long_digest=long.digest, short_uri=short.uri, short_digest=short.digest)
     trained_on = sum(model.count.rows_in for model in (long, short) if model.count)
-    return place.publish("couple", [row], rows_in=trained_on, started=started)
+    return place.publish(COUPLE, [row], rows_in=trained_on, started=started)
 
 
 def keep_couple(place: Workplace, exam: Exam) -> None:

@@ -18,19 +18,18 @@ from conf.settings import Finalizing, Probing, Sampling, Segmentation
 from models.checkpoint import Checkpoint
 from models.store import Purpose
 from reasoning import compression, difficulty
-from reasoning.answers import CLOSE_THINK, OPEN_THINK, final_answer
+from reasoning.answers import CLOSE_THINK, OPEN_THINK, final_answer, thinking_of
 from reasoning.asking import Ask, Solution, Unusable
 from reasoning.dto import shortest_right
 from reasoning.pairs import distillation_pairs, fit_pairs
 from reasoning.records import Compressed, Rating, Trace, Usage, Valued, Verdict, by_trace
 from reasoning.rollouts import METHOD_VERSION as ROLLOUTS_VERSION
-from reasoning.rollouts import AllValues, right_ones
 from reasoning.segment import METHOD_VERSION as SEGMENT_VERSION
 from reasoning.verifier import METHOD_VERSION as VERIFIER_VERSION
 from tasks.artifacts import ArtifactRef
 from tasks.auxiliary import asked_of
 from tasks.caching import step
-from tasks.dto import on_prefixes, segment_ends
+from tasks.dto import segment_ends
 from tasks.problems import by_id, prompts_of
 from tasks.rollouts import Ender, Prefix, Prober, TokenIds, closed
 from tasks.workplace import Workplace
@@ -121,18 +120,9 @@ def value_prefixes(
     """Rows of Valued: the right ones among the rollouts of every prefix, and of no thinking at all."""
     started = time.monotonic()
     checkpoint, rows = place.checkpoint(model), place.rows(traces, Trace)
-    total = probing.sampling.samples
     ends = {row.id: [0, *segment_ends(checkpoint, row, segmentation)] for row in rows}
-    plans = {row.id: AllValues(len(ends[row.id]), total) for row in rows}
     prober = Prober(place, checkpoint, by_id(place, problems), closed(probing), seed)
-    prober.carry_out("value prefixes", Purpose.VALUE, [on_prefixes(r, ends[r.id], plans[r.id]) for r in rows])
-    valued = [
-        Valued(
-            problem_id=row.problem_id, sample=row.sample, ends=tuple(ends[row.id]), total=total,
-            right=tuple(right_ones(outcomes) for outcomes in plans[row.id].outcomes),
-        )
-        for row in rows if row.id not in prober.refused
-    ]  # fmt: skip
+    valued = prober.values("value prefixes", rows, ends)
     dropped = {"refused": len(prober.refused)} if prober.refused else {}
     return place.publish("values", valued, rows_in=len(rows), dropped=dropped, usage=prober.usage, started=started)
 
@@ -226,7 +216,7 @@ def compress_by_llm(
     checkpoint, known = place.checkpoint(model), by_id(place, problems)
     due, dropped = _due(place, model, traces, ratings, budget)
     asks = [
-        compression.question(known[trace.problem_id], trace.text.split(CLOSE_THINK)[0], max(1, round(tokens)))
+        compression.question(known[trace.problem_id], thinking_of(trace.text), max(1, round(tokens)))
         for trace, _, tokens in due
     ]
     found = asked_of(place, llm, "compress", asks, compressor.most_unusable)
@@ -272,7 +262,7 @@ def _due(
     rated = [(row, level_of[row.problem_id]) for row in rows if row.problem_id in level_of]
     due = []
     for trace, level in rated:
-        thinking = len(checkpoint.encode(trace.text.split(CLOSE_THINK)[0]))
+        thinking = len(checkpoint.encode(thinking_of(trace.text)))
         tokens = budget.tokens(level, thinking)
         if tokens < thinking:
             due.append(Due(trace, level, tokens))

@@ -24,7 +24,7 @@ from conf.settings import (
 )
 from models.checkpoint import Checkpoint
 from models.store import Purpose
-from reasoning.answers import CLOSE_THINK
+from reasoning.answers import thinking_of
 from reasoning.asking import Unusable
 from reasoning.dto import (
     METHOD_VERSION,
@@ -40,7 +40,7 @@ from reasoning.prune import METHOD_VERSION as PRUNE_VERSION
 from reasoning.prune import OpenPruning, pruned_trace
 from reasoning.records import Optimised, Proposed, Recheck, Scan, Trace, by_trace
 from reasoning.rollouts import METHOD_VERSION as ROLLOUTS_VERSION
-from reasoning.rollouts import AllValues, Bisection, EarliestCrossing, Plan, Search, enough, right_ones
+from reasoning.rollouts import AllValues, Bisection, EarliestCrossing, Search, enough, right_ones
 from reasoning.segment import METHOD_VERSION as SEGMENT_VERSION
 from reasoning.segment import segment_text, token_ends
 from reasoning.verifier import METHOD_VERSION as VERIFIER_VERSION
@@ -48,7 +48,7 @@ from tasks.artifacts import ArtifactRef
 from tasks.auxiliary import asked_of
 from tasks.caching import step
 from tasks.problems import by_id, prompts_of
-from tasks.rollouts import Asked, Ender, Prefix, Prober, Scorer, TokenIds, closed
+from tasks.rollouts import Asked, Ender, Prefix, Prober, Scorer, TokenIds, closed, on_prefixes
 from tasks.workplace import Workplace
 
 VERSION = f"1.{METHOD_VERSION}.{SEGMENT_VERSION}.{VERIFIER_VERSION}.{ROLLOUTS_VERSION}"
@@ -284,17 +284,12 @@ def audited(probing: DtoProbing, trace: Trace, seed: int) -> bool:
     return random.Random(f"audit/{seed}/{trace.id}").random() < share
 
 
-def on_prefixes(trace: Trace, ends: Sequence[int], plan: Plan) -> Asked:
-    """`plan` about the prefixes of `trace` that end at the tokens `ends`."""
-    return Asked(trace, plan, lambda index: trace.token_ids[: ends[index]], max(ends, default=0))
-
-
 def cut(trace: Trace, end: int) -> Prefix:
     return Prefix(trace.problem_id, trace.token_ids[:end])
 
 
 def segment_ends(model: Checkpoint, trace: Trace, segmentation: Segmentation) -> list[int]:
     """Token ends of the segments of the thinking part."""
-    thinking = trace.text.split(CLOSE_THINK)[0]
+    thinking = thinking_of(trace.text)
     segments = segment_text(thinking, segmentation.markers, segmentation.min_chars)
     return token_ends(segments, model.token_texts(trace.token_ids))

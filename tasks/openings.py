@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from conf.settings import MarkerReport
-from reasoning.answers import CLOSE_THINK
+from reasoning.answers import thinking_of
 from reasoning.openings import METHOD_VERSION, openings
 from reasoning.records import Opening, Trace
 from reasoning.segment import METHOD_VERSION as SEGMENT_VERSION
@@ -25,7 +25,7 @@ def count_openings(place: Workplace, traces: ArtifactRef, markers: Sequence[str]
     """Rows of Opening, over the thinking parts: all markers, and what opens sentences in two traces or more."""
     started = time.monotonic()
     rows = place.rows(traces, Trace)
-    found = openings([row.text.split(CLOSE_THINK)[0] for row in rows], markers)
+    found = openings([thinking_of(row.text) for row in rows], markers)
     kept = [row for row in found if row.is_marker or row.traces > 1]
     counts = {"openings": len(found), "in one trace only": len(found) - len(kept)}
     return place.publish("openings", kept, rows_in=len(rows), started=started, counts=counts)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from conf.settings import Finalizing, Probing, Sampling
@@ -16,8 +16,8 @@ from models.desk import Job
 from models.engine import Completion, Request
 from models.store import Purpose
 from reasoning.answers import CLOSE_THINK, final_answer, until_closing_brace
-from reasoning.records import Bill, Problem, Trace, Usage, Verdict
-from reasoning.rollouts import Outcomes, Plan, Search, bill
+from reasoning.records import Bill, Problem, Trace, Usage, Valued, Verdict
+from reasoning.rollouts import AllValues, Outcomes, Plan, Search, bill, right_ones
 from tasks.workplace import Workplace
 
 TokenIds = tuple[int, ...]
@@ -63,6 +63,11 @@ Judge = Callable[[Trace, Sequence[str | None]], Outcomes]
 """From the answers of a trace's rollouts to what they say for its prefix. Called in any thread."""
 
 
+def on_prefixes(trace: Trace, ends: Sequence[int], plan: Plan) -> Asked:
+    """`plan` about the prefixes of `trace` that end at the tokens `ends`."""
+    return Asked(trace, plan, lambda index: trace.token_ids[: ends[index]], max(ends, default=0))
+
+
 class Prober:
     """Samples what prefixes lead to."""
 
@@ -88,6 +93,20 @@ class Prober:
         for job in self._place.run(stage, self._model, list(jobs), purpose, self._seed, self._account):
             if job.refused:
                 self.refused[jobs[job].id] = job.refused
+
+    def values(self, stage: str, rows: Sequence[Trace], ends: Mapping[str, Sequence[int]]) -> list[Valued]:
+        """The right ones among all rollouts of each row's prefixes, which end at the tokens `ends` (by trace id). What
+        no engine could serve is left out."""
+        total = self._sampling.samples
+        plans = {row.id: AllValues(len(ends[row.id]), total) for row in rows}
+        self.carry_out(stage, Purpose.VALUE, [on_prefixes(row, ends[row.id], plans[row.id]) for row in rows])
+        return [
+            Valued(
+                problem_id=row.problem_id, sample=row.sample, ends=tuple(ends[row.id]), total=total,
+                right=tuple(right_ones(outcomes) for outcomes in plans[row.id].outcomes),
+            )
+            for row in rows if row.id not in self.refused
+        ]  # fmt: skip
 
     def bill(self, searches: Sequence[tuple[Trace, Sequence[int], Search]]) -> Bill:
         """What searches took beside what they might have taken. Each comes with its segments' ends."""

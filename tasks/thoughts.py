@@ -13,22 +13,20 @@ from conf.auxiliary import Llm
 from conf.long_short import Importance, LlmChunker, Protocol
 from conf.settings import Sampling, Segmentation
 from models.dialogues import Tongue
-from models.store import Purpose
 from reasoning import chunking, cold_start, thoughts
-from reasoning.answers import CLOSE_THINK
+from reasoning.answers import CLOSE_THINK, thinking_of
 from reasoning.asking import Unusable
 from reasoning.dialogue import METHOD_VERSION as DIALOGUE_VERSION
-from reasoning.dialogue import TAGS, Speaker, turns_of
+from reasoning.dialogue import Speaker, holds_tag, turns_of
 from reasoning.records import Chunked, Demonstration, Rehearsed, Trace, Valued, by_trace
 from reasoning.rollouts import METHOD_VERSION as ROLLOUTS_VERSION
-from reasoning.rollouts import AllValues, right_ones
 from reasoning.segment import METHOD_VERSION as SEGMENT_VERSION
 from reasoning.segment import token_ends
 from reasoning.verifier import METHOD_VERSION as VERIFIER_VERSION
 from tasks.artifacts import ArtifactRef
 from tasks.auxiliary import asked_of
 from tasks.caching import step
-from tasks.dto import on_prefixes, segment_ends
+from tasks.dto import segment_ends
 from tasks.problems import by_id
 from tasks.rollouts import Prober, going_on
 from tasks.workplace import Workplace
@@ -55,10 +53,10 @@ def chunk_by_markers(
 def _thinking(place: Workplace, traces: ArtifactRef) -> tuple[list[Trace], Counter[str]]:
     """Traces that can be taken apart, and what was left out by reason: no thinking, or a tag within it."""
     rows = place.rows(traces, Trace)
-    thoughts_of = [row.text.split(CLOSE_THINK)[0] for row in rows]
+    thoughts_of = [thinking_of(row.text) for row in rows]
     told = list(zip(rows, thoughts_of, strict=True))
     some = [(row, text) for row, text in told if text.strip()]
-    plain = [row for row, text in some if not any(tag in text for tag in TAGS)]
+    plain = [row for row, text in some if not holds_tag(text)]
     return plain, Counter({"no-thinking": len(told) - len(some), "tag-in-thinking": len(some) - len(plain)})
 
 
@@ -71,7 +69,7 @@ def chunk_by_llm(
     started = time.monotonic()
     checkpoint, known = place.checkpoint(model), by_id(place, problems)
     rows, dropped = _thinking(place, traces)
-    steps_of = [chunking.steps(row.text.split(CLOSE_THINK)[0]) for row in rows]
+    steps_of = [chunking.steps(thinking_of(row.text)) for row in rows]
     asks = [chunking.question(known[row.problem_id].text, s) for row, s in zip(rows, steps_of, strict=True)]
     found = asked_of(place, llm, "chunk", asks, chunker.most_unusable)
     chunked = []
@@ -95,16 +93,8 @@ def value_thoughts(
     thoughts_of = by_trace(place.rows(chunked, Chunked))
     rows = [row for row in place.rows(traces, Trace) if (row.problem_id, row.sample) in thoughts_of]
     ends = {row.id: (0, *thoughts_of[row.problem_id, row.sample].ends) for row in rows}
-    plans = {row.id: AllValues(len(ends[row.id]), rollouts.samples) for row in rows}
     prober = Prober(place, place.checkpoint(model), by_id(place, problems), going_on(rollouts), seed)
-    prober.carry_out("value thoughts", Purpose.VALUE, [on_prefixes(r, ends[r.id], plans[r.id]) for r in rows])
-    valued = [
-        Valued(
-            problem_id=row.problem_id, sample=row.sample, ends=ends[row.id], total=rollouts.samples,
-            right=tuple(right_ones(outcomes) for outcomes in plans[row.id].outcomes),
-        )
-        for row in rows if row.id not in prober.refused
-    ]  # fmt: skip
+    valued = prober.values("value thoughts", rows, ends)
     dropped = {"refused": len(prober.refused)} if prober.refused else {}
     return place.publish("values", valued, rows_in=len(rows), dropped=dropped, usage=prober.usage, started=started)
 

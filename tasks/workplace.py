@@ -22,13 +22,14 @@ from models.checkpoint import Checkpoint, found_checkpoint
 from models.desk import Desk, Job
 from models.endpoints import RemoteServers
 from models.engine import Completion, Engine, Request
+from models.files import write_whole
 from models.replies import ReplyStore
-from models.rollouts import RequestRefused, Rollouts
+from models.rollouts import Rollouts
 from models.store import Purpose, RolloutStore
 from models.trainer import train
 from models.vllm_server import VllmServer, on_cpu
 from reasoning.records import Bill, Problem, Record, StageCount, Usage, Verdict
-from reasoning.verifier import Question, Verifier
+from reasoning.verifier import Verifier
 from tasks.artifacts import ArtifactRef, ArtifactStore
 from tasks.progress import Progress
 
@@ -188,9 +189,7 @@ class Workplace:
         advance = self.progress.stage(stage, len(jobs), "problems")
         desks = [Desk(self.engine_for(models[0]), models[0]), Desk(self.partner_for(models[1]), models[1])]
         rollouts = Rollouts(self.store, desks, purpose, seed, advance)
-        for job in rollouts.run(jobs):
-            if job.refused:
-                raise RequestRefused(job.refused)
+        rollouts.carry_out(jobs)
         return rollouts.usage
 
     def _rollouts(self, stage: str, count: int, model: Checkpoint, purpose: Purpose, seed: int) -> Rollouts:
@@ -213,14 +212,8 @@ class Workplace:
         self, problems: Sequence[Problem], answers: Sequence[Sequence[str | None]]
     ) -> tuple[list[list[Verdict]], Usage]:
         """The verdicts of each problem's answers; checked in one call, so hard ones are checked side by side."""
-        questions = [
-            Question(answer, problem.answer, problem.choices is not None)
-            for problem, group in zip(problems, answers, strict=True)
-            for answer in group
-        ]
-        checked = self.verifier.check(questions)
-        verdicts = iter(checked)
-        return [[next(verdicts) for _ in group] for group in answers], Usage(unverified=checked.count(Verdict.TIMEOUT))
+        verdicts = self.verifier.verdicts(problems, answers)
+        return verdicts, Usage(unverified=sum(group.count(Verdict.TIMEOUT) for group in verdicts))
 
     def publish(
         self, kind: str, rows: Sequence[Record], *, rows_in: int, dropped: dict[str, int] | None = None,
@@ -274,13 +267,6 @@ class Workplace:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """What stands under the name is never half-written."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text)
-    temporary.rename(path)
 
 
 def stage_count(

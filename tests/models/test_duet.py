@@ -4,7 +4,6 @@ import asyncio
 import json
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -90,6 +89,18 @@ def backends() -> Iterator[dict[Speaker, Vllm]]:
         server.close()
 
 
+class Listening(uvicorn.Server):
+    """Says when it can be asked."""
+
+    def __init__(self, config: uvicorn.Config):
+        super().__init__(config)
+        self.ready = threading.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.ready.set()
+
+
 @pytest.fixture
 def url(backends: dict[Speaker, Vllm]) -> Iterator[str]:
     named = {speaker: Backend(server.url, "policy") for speaker, server in backends.items()}
@@ -97,11 +108,10 @@ def url(backends: dict[Speaker, Vllm]) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app_of(duet), host="127.0.0.1", port=port, log_level="warning"))
+    server = Listening(uvicorn.Config(app_of(duet), host="127.0.0.1", port=port, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    while not server.started:
-        time.sleep(0.01)
+    assert server.ready.wait(20)
     yield f"http://127.0.0.1:{port}/v1"
     server.should_exit = True
     thread.join()

@@ -10,10 +10,7 @@ from reasoning.rewards import Outcome, gain, group_rewards
 
 def course(*steps: tuple[float, float]) -> list[Figures]:
     """Steps by their tokens and rewards."""
-    return [
-        Figures(step=number, tokens=tokens, reward=reward, praised=reward)
-        for number, (tokens, reward) in enumerate(steps)
-    ]
+    return [Figures(step=number, tokens=tokens, praised=reward) for number, (tokens, reward) in enumerate(steps)]
 
 
 @pytest.mark.parametrize(

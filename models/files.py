@@ -1,0 +1,12 @@
+"""Small files that are whole, or not there. Knows: renames. Must not know: what a file holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def write_whole(path: Path, text: str) -> None:
+    """What stands under the name is never half-written."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text)
+    temporary.rename(path)
