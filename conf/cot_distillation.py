@@ -29,6 +29,7 @@ from conf.settings import (
     Stories,
     refuse_overflow,
     refuse_short_training,
+    room_for_prompt,
     type_or,
 )
 
@@ -234,6 +235,11 @@ class CotDistillation(Section):
                 "type 'endpoint'"
             )
         return self
+
+    @property
+    def room_for_prompt(self) -> int:
+        """Tokens of the longest problem that can be sampled and examined."""
+        return room_for_prompt(self.engine, self.sampling, self.benchmark_sampling)
 
     @model_validator(mode="after")
     def _fits_context(self) -> Self:

@@ -31,6 +31,7 @@ from conf.settings import (
     Storage,
     Stories,
     refuse_overflow,
+    room_for_prompt,
     type_or,
 )
 
@@ -261,6 +262,12 @@ class LongShort(Section):
                 f"step; raise the first or lower the second"
             )
         return self
+
+    @property
+    def room_for_prompt(self) -> int:
+        """Tokens of the longest problem, with its role, that can be sampled, examined and talked about."""
+        alone = room_for_prompt(self.engine, self.sampling, self.benchmark_sampling)
+        return min(alone, self.engine.context - self.protocol.most_turns * self.protocol.turn_tokens)
 
     @model_validator(mode="after")
     def _fits_context(self) -> Self:

@@ -419,6 +419,11 @@ class Engine(Section):
     """Seconds until a request without reply counts as failed."""
 
 
+def room_for_prompt(engine: Engine, *samplings: Sampling) -> int:
+    """Tokens of a prompt that the engine's context has room for beside the longest completion."""
+    return engine.context - max(sampling.max_tokens for sampling in samplings)
+
+
 def refuse_overflow(name: str, sampling: Sampling, engine: Engine, trace: int = 0) -> None:
     """Raises ValueError when prompt, `trace` and completion may be longer than the engine's context."""
     if trace + sampling.max_tokens + ROOM_FOR_PROMPT > engine.context:
@@ -496,6 +501,11 @@ class Dto(Section):
             if reason and name in self.controls.trained:
                 raise ValueError(f"controls.trained: {name!r} would be the method itself, since {reason}; leave it out")
         return self
+
+    @property
+    def room_for_prompt(self) -> int:
+        """Tokens of the longest problem that can be sampled and examined."""
+        return room_for_prompt(self.engine, self.sampling, self.benchmark.sampling)
 
     @model_validator(mode="after")
     def _fits_context(self) -> Dto:

@@ -27,7 +27,7 @@ from tasks.distillation import (
     write_traces,
 )
 from tasks.judging import judge_completions
-from tasks.problems import clean_problems, problems_from
+from tasks.problems import clean_problems, fitting_problems
 from tasks.reporting import Exam, Examined, Policy, write_report
 from tasks.sampling import examine, sample_traces
 from tasks.tables import compression_table, judge_table, rating_table
@@ -67,10 +67,11 @@ def run_cot_distillation(place: Workplace, settings: CotDistillation) -> Path:
 def sit_exam(place: Workplace, settings: CotDistillation) -> Exam:
     """Base, method, its parts and controls, trained and examined."""
     seed = settings.seed
-    problems_of = partial(problems_from, place, seed=seed)
+    base = place.model(settings.model)
+    problems_of = partial(fitting_problems, place, model=base, room=settings.room_for_prompt, seed=seed)
     exams = {name: problems_of(source, Split.BENCHMARK) for name, source in settings.benchmarks.items()}
     problems = clean_problems(place, settings.decontamination, problems_of(settings.problems, Split.TRAIN), exams, seed)
-    rated = rate(place, settings, problems)
+    rated = rate(place, settings, base, problems)
     compressed = compress(place, settings, rated)
     policies = train_all(place, settings, rated, compressed)
     sampling = settings.benchmark_sampling
@@ -89,10 +90,9 @@ def sit_exam(place: Workplace, settings: CotDistillation) -> Exam:
     return Exam(seed, sets, tables)
 
 
-def rate(place: Workplace, settings: CotDistillation, problems: ArtifactRef) -> Rated:
+def rate(place: Workplace, settings: CotDistillation, base: ArtifactRef, problems: ArtifactRef) -> Rated:
     """From problems to rated traces."""
     seed, probing = settings.seed, settings.probing
-    base = place.model(settings.model)
     drawn = teach(place, settings, base, problems)
     traces = choose_traces(place, traces=drawn, choosing=settings.choosing)
     values = None

@@ -15,7 +15,7 @@ from reasoning.stories import Split
 from tasks.artifacts import ArtifactRef
 from tasks.controls import contrast_pairs, demonstrations, examine_early_stop, instruct, select_pairs
 from tasks.dto import build_pairs, finalize_traces, probe_prefixes, propose_removals, prune_traces, recheck_crossings
-from tasks.problems import clean_problems, problems_from
+from tasks.problems import clean_problems, fitting_problems
 from tasks.reporting import Exam, Examined, Policy, write_report
 from tasks.sampling import examine, sample_traces
 from tasks.training import train_sft, train_simpo
@@ -55,11 +55,13 @@ def run_dto(place: Workplace, settings: Dto) -> Path:
 def sit_exam(place: Workplace, settings: Dto) -> Exam:
     """Base, method and controls, trained and examined."""
     seed, controls = settings.seed, settings.controls.trained
-    problems_of = partial(problems_from, place, seed=seed)
+    base = place.model(settings.model)
+    problems_of = partial(fitting_problems, place, model=base, room=settings.room_for_prompt, seed=seed)
     sources = {MAIN: settings.benchmark.problems, UNSEEN: settings.benchmark.unseen}
     exams = {name: problems_of(source, Split.BENCHMARK) for name, source in sources.items() if source}
     problems = clean_problems(place, settings.decontamination, problems_of(settings.problems, Split.TRAIN), exams, seed)
-    made = curate(place, settings, problems)
+    refuse_changed_logits(place.checkpoint(base))
+    made = curate(place, settings, base, problems)
     pairs = _pairs(place, settings, made, made.optimised)
     method = train_simpo(place, model=made.base, pairs=pairs, training=settings.training, seed=seed)
     policies = [
@@ -72,11 +74,9 @@ def sit_exam(place: Workplace, settings: Dto) -> Exam:
     return Exam(seed, sets)
 
 
-def curate(place: Workplace, settings: Dto, problems: ArtifactRef) -> Curated:
+def curate(place: Workplace, settings: Dto, base: ArtifactRef, problems: ArtifactRef) -> Curated:
     """From problems to optimised traces."""
     seed = settings.seed
-    base = place.model(settings.model)
-    refuse_changed_logits(place.checkpoint(base))
     traces = sample_traces(place, model=base, problems=problems, sampling=settings.sampling, seed=seed)
     scans = probe_prefixes(
         place, model=base, problems=problems, traces=traces, segmentation=settings.segmentation,

@@ -16,7 +16,7 @@ from tasks.artifacts import ArtifactRef
 from tasks.controls import examine_early_stop
 from tasks.dialogues import converse, couple, keep_couple, score_conversations
 from tasks.distillation import choose_traces
-from tasks.problems import clean_problems, problems_from
+from tasks.problems import clean_problems, fitting_problems
 from tasks.reinforcement import reinforce
 from tasks.reporting import Exam, Examined, Policy, write_report
 from tasks.sampling import examine, sample_traces
@@ -55,10 +55,12 @@ def run_long_short(place: Workplace, settings: LongShort) -> Path:
 def sit_exam(place: Workplace, settings: LongShort) -> Exam:
     """Base, cold start, the two models after each round, and the controls, examined."""
     seed, sampling = settings.seed, settings.benchmark_sampling
-    problems_of = partial(problems_from, place, seed=seed)
+    base = place.model(settings.model)
+    problems_of = partial(
+        fitting_problems, place, model=base, room=settings.room_for_prompt, seed=seed, protocol=settings.protocol
+    )
     exams = {name: problems_of(source, Split.BENCHMARK) for name, source in settings.benchmarks.items()}
     problems = clean_problems(place, settings.decontamination, problems_of(settings.problems, Split.TRAIN), exams, seed)
-    base = place.model(settings.model)
     thinker = place.model(settings.teacher) if settings.teacher else base
     phases = [cold_start(place, settings, base, thinker, problems)]
     for number, who in enumerate(settings.rl.rounds, start=1):

@@ -9,6 +9,8 @@ from typing import Any
 
 from vllm.platforms import current_platform
 
+from models.moments import moments
+
 
 class WeightSwap:
     """A vLLM worker extension: its methods become the worker's, and answer `/collective_rpc`."""
@@ -24,3 +26,7 @@ class WeightSwap:
             # The CPU build multiplies by a packed copy of each matrix. A reload packs anew what it loads; an output
             # matrix tied to the embedding is not loaded by itself and would keep the copy of the old weights.
             head.quant_method.process_weights_after_loading(head)
+
+    def held_moments(self) -> list[float]:
+        """`moments` of the weights that are served. Not those of a CPU's: it packs matrices away."""
+        return moments(self.get_model().parameters())

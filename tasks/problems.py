@@ -1,6 +1,6 @@
 """Problems from their source: the story world, a file, or the Hugging Face hub.
 
-Knows: files, the hub, which rows to set aside. Must not know: models, methods.
+Knows: files, the hub, which rows to set aside, how long prompts are. Must not know: engines, methods.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from conf.errors import ReadableError
+from conf.long_short import Protocol
 from conf.settings import Decontamination, Hub, NoDecontamination, ProblemFile, Problems, Stories
+from models.dialogues import Tongue
 from reasoning.answers import settle
 from reasoning.contamination import METHOD_VERSION as CONTAMINATION_VERSION
 from reasoning.contamination import Words, matches, without_doubles, words
@@ -55,6 +57,19 @@ def problems_from(place: Workplace, source: Problems, split: Split, seed: int) -
     if isinstance(source, Hub):
         return load_hub(place, source=source, commit=_commit(source))
     return load_file(place, file=_file(source.path), source=source)
+
+
+def fitting_problems(
+    place: Workplace, source: Problems, split: Split, model: ArtifactRef, room: int, seed: int,
+    protocol: Protocol | None = None,
+) -> ArtifactRef:  # fmt: skip
+    """`problems_from`, without those that are too long for the engine. Raises ProblemsRefused."""
+    drawn = problems_from(place, source, split, seed)
+    fitting = fit_problems(place, model=model, problems=drawn, room=room, protocol=protocol)
+    if long := drawn.rows - fitting.rows:
+        place.warn(f"{long} of {drawn.rows} problems are left out: with more than {room} tokens they leave no room in "
+                   f"engine.context for what is to follow them")  # fmt: skip
+    return fitting
 
 
 def story_problem(story: Story, split: Split, seed: int, index: int) -> Problem:
@@ -95,6 +110,23 @@ def load_hub(place: Workplace, source: Hub, commit: str) -> ArtifactRef:
         Row(f"{source.name}/{part}[{index}]", row) for part, rows in parts.items() for index, row in enumerate(rows)
     )
     return _publish(place, source, source.name, named)
+
+
+@step(version="1")
+def fit_problems(
+    place: Workplace, model: ArtifactRef, problems: ArtifactRef, room: int, protocol: Protocol | None
+) -> ArtifactRef:  # fmt: skip
+    """Rows of Problem: those whose prompt, in each role of a `protocol`, takes at most `room` tokens. One that no
+    engine can serve would end a run wherever it comes up. Raises ProblemsRefused when none is left."""
+    started = time.monotonic()
+    checkpoint, rows = place.checkpoint(model), place.rows(problems, Problem)
+    tongue = Tongue(checkpoint, protocol) if protocol else None
+    prompts = {row.id: (checkpoint.prompt_ids(row), *(tongue.prompts(row).values() if tongue else ())) for row in rows}
+    kept = [row for row in rows if max(map(len, prompts[row.id])) <= room]
+    if not kept:
+        raise ProblemsRefused(f"all {len(rows)} problems are longer than {room} tokens; raise engine.context")
+    dropped = Counter({"prompt-too-long": len(rows) - len(kept)})
+    return place.publish("problems", kept, rows_in=len(rows), dropped=dict(+dropped), started=started)
 
 
 def by_id(place: Workplace, problems: ArtifactRef) -> dict[str, Problem]:

@@ -1,11 +1,9 @@
 """Two models behind one endpoint: what the official client sees, also where one is gone."""
 
 import asyncio
-import json
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -14,71 +12,13 @@ import pytest
 import uvicorn
 from openai import AsyncOpenAI, OpenAI
 
-from conf.long_short import Protocol
 from conf.settings import Sampling
 from models import duet_server
-from models.checkpoint import TINY_MODEL, Checkpoint
 from models.dialogues import Tongue
 from models.duet import Backend, Duet
 from models.duet_server import app_of
 from reasoning.dialogue import Speaker
-
-MODEL = Checkpoint.open(TINY_MODEL)
-PROTOCOL = Protocol(long_role="<|long|>", short_role="<|short|>", turn_tokens=64, most_rounds=2)
-END = "<|endoftext|>"
-Script = Callable[[str], str | None]
-"""From the prompt as text to the turn; None: the connection breaks."""
-
-
-class Vllm:
-    """A server that streams what its script says, a token at a time."""
-
-    def __init__(self, script: Script):
-        outer, self.script = self, script
-        self.asked: list[str] = []
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.send_response(200)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                assert len(body["stop"]) <= 4  # no more are taken
-                prompt = MODEL.decode(tuple(body["prompt"]))
-                outer.asked.append(prompt)
-                said = outer.script(prompt)
-                self.send_response(200)
-                self.end_headers()
-                for token in MODEL.encode((said or "\nHm") + END):
-                    reason = "stop" if token == MODEL.end_id else None
-                    if said is not None or reason is None:
-                        choice = {"index": 0, "text": "", "token_ids": [token], "finish_reason": reason}
-                        self.wfile.write(f"data: {json.dumps({'choices': [choice]})}\n\n".encode())
-                self.wfile.write(b"data: [DONE]\n\n" if said is not None else b"")
-
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        class Listening(ThreadingHTTPServer):
-            request_queue_size = 256
-
-        self._server = Listening(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
-def think(prompt: str) -> str:
-    return "\nWait, 4 < 5.\n</think>" if "</rethink>" in prompt else "\nStart with 4.\n</think>"
-
-
-def answer(prompt: str) -> str:
-    return "\nThe answer is \\boxed{4}.\n</answer>" if "</rethink>" in prompt else "\nIt is 4?\n</rethink>"
+from tests.models.spoken import MODEL, PROTOCOL, Vllm, answer, think
 
 
 @pytest.fixture

@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from conf.long_short import Protocol
 from conf.settings import Engine, Hub, ProblemFile, Storage
 from reasoning.records import BadRow, Problem
 from reasoning.stories import Split
-from tasks.problems import ProblemsRefused, problems_from
+from tasks.problems import ProblemsRefused, fitting_problems, problems_from
 from tasks.workplace import Workplace
 
 pytestmark = pytest.mark.usefixtures("prefect")
@@ -54,6 +55,23 @@ def test_no_more_is_read_than_different_problems_are_wanted(
     count = place.ledger[-1].artifact.count
     assert count
     assert (count.rows_in, count.dropped) == (30, {"double": 24, "beyond-count": 2})
+
+
+def test_problems_that_leave_no_room_are_left_out_and_told(place: Workplace, tmp_path: Path):
+    rows: list[dict[str, Any] | str] = [*GOOD, {"id": "long", "problem": "1+" * 60 + "1?", "answer": "61"}]
+    source = ProblemFile(path=str(jsonl(tmp_path / "rows.jsonl", rows)))
+    tiny = place.model("tiny")
+    fitting = fitting_problems(place, source, Split.TRAIN, tiny, 9, 0)  # user 2 9 + 1 ? assistant think newline
+    assert place.rows(fitting, Problem)[-1].id == "p29"
+    assert fitting.count
+    assert fitting.count.dropped == {"prompt-too-long": 1}
+    assert place.warnings == [
+        "1 of 31 problems are left out: with more than 9 tokens they leave no room in engine.context for what is to "
+        "follow them"
+    ]
+    roles = Protocol(long_role="1+1+1=3", short_role="1")
+    with pytest.raises(ProblemsRefused, match=r"all 31 problems are longer than 9 tokens; raise engine\.context"):
+        fitting_problems(place, source, Split.TRAIN, tiny, 9, 0, roles)
 
 
 def test_bad_rows_are_set_aside_with_id_and_reason(place: Workplace, tmp_path: Path):

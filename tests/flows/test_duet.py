@@ -1,0 +1,73 @@
+"""Talking with the two models of a run on the terminal."""
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from conf.long_short import LongShort
+from flows.__main__ import main
+from models.checkpoint import TINY_MODEL
+from tests.models.spoken import PROTOCOL, Vllm, answer, think
+
+
+@pytest.fixture
+def servers() -> Iterator[list[Vllm]]:
+    servers = [Vllm(think), Vllm(answer)]
+    yield servers
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    (tmp_path / "couple.json").write_text(json.dumps({"long": str(TINY_MODEL), "short": str(TINY_MODEL)}))
+    (tmp_path / "config.json").write_text(LongShort(protocol=PROTOCOL).model_dump_json())
+    return tmp_path
+
+
+def told(monkeypatch: pytest.MonkeyPatch, run: Path, servers: list[Vllm], typed: str) -> int:
+    monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+    return main(["chat", "long-short", "--model", str(run), "--servers", *(server.url for server in servers)])
+
+
+def test_turns_are_shown_with_who_speaks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], run: Path, servers: list[Vllm]
+):
+    assert told(monkeypatch, run, servers, "Ann has 4.\nBob has 4.\n\nnever asked\n") == 0
+    shown = capsys.readouterr().out
+    turns = ["long: \nStart with 4.", "short: \nIt is 4?", "long: \nWait, 4 < 5.", "short: \nThe answer is \\boxed{4}."]
+    places = [shown.index(turn) for turn in turns]
+    assert places == sorted(places)
+    assert [shown.count(turn) for turn in turns] == [2] * 4
+    assert shown.count(" tokens)") == 2
+    assert [("Ann has 4." in prompt, "Bob has 4." in prompt) for prompt in servers[0].asked] == [(True, False)] * 2 + [
+        (False, True)
+    ] * 2
+
+
+def test_control_characters_of_a_model_do_not_reach_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], run: Path, servers: list[Vllm]
+):
+    servers[1].script = lambda _: "\n\x1b[2J[red]4[/red] \\boxed{4}.\n</answer>"
+    assert told(monkeypatch, run, servers, "Ann has 4.\n") == 0
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert "[red]4[/red]" in shown
+
+
+def test_a_server_that_is_gone_ends_a_question_and_not_the_chat(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], run: Path, servers: list[Vllm]
+):
+    servers[1].close()
+    assert told(monkeypatch, run, servers, "Ann has 4.\nBob has 4.\n") == 0
+    assert capsys.readouterr().out.count("error: the short-thought model's server at") == 2
+
+
+def test_a_folder_without_a_couple_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, servers: list[Vllm]
+):
+    assert told(monkeypatch, tmp_path / "empty", servers, "Ann has 4.\n") == 2
+    assert "no couple.json; name the folder of a finished run of long-short" in capsys.readouterr().err
