@@ -3,10 +3,11 @@
 import asyncio
 import json
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from queue import SimpleQueue
 from typing import Any
 
@@ -237,7 +238,18 @@ def test_a_reply_that_is_not_what_was_asked_for_is_refused(serve: Callable[..., 
 
 
 def test_a_server_that_dies_is_started_again_and_the_run_goes_on(serve: Callable[..., Server]):
-    server = serve(lambda body, number: None if number in (5, 17) else well(body, number))
+    numbers, ended = defaultdict(count), defaultdict(threading.Event)  # of the requests in each life; of the life
+
+    def answer(body: dict[str, Any], number: int) -> dict[str, Any] | None:
+        life = server.started
+        place, fatal = next(numbers[life]), {1: 5, 2: 9}.get(life, 1000)
+        ended[life - 1].set()
+        if place > fatal:  # a server that is about to end answers nobody
+            ended[life].wait(20)
+        # A life begins with what was in flight when the last one ended; who ends it again then is refused.
+        return None if place == fatal else well(body, number)
+
+    server = serve(answer)
     assert all(isinstance(event, Finished) for event in ask([server], count=40).values())
     assert server.started == 3
 
