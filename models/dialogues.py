@@ -9,8 +9,11 @@ each turn ended by the end token; only what the protocol adds or mends is encode
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
 
 from conf.long_short import Protocol
 from conf.settings import Sampling
@@ -61,9 +64,11 @@ class Tongue:
         # Templates of reasoning models open the thinking themselves; here that is a turn's opening.
         return self._model.encode(text.rstrip("\n").removesuffix(OPENING[Speaker.LONG]))
 
-    def text(self, token_ids: TokenIds) -> str:
-        """What is to be read of tokens that came so far: a character that is not whole yet is left out."""
-        return self._model.decode(token_ids).rstrip("\ufffd")
+    def listener(self) -> Callable[[TokenIds], str]:
+        """Reads a turn's tokens as they come: each call returns what is new. A character waits until it is whole."""
+        stream, tokenizer = DecodeStream(skip_special_tokens=True), self._model.tokenizer.backend_tokenizer
+        assert isinstance(tokenizer, Tokenizer)
+        return lambda token_ids: "".join(stream.step(tokenizer, token) or "" for token in token_ids)
 
     def written(self, turn: Turn) -> tuple[TokenIds, TokenIds]:
         """A turn that no model drew: its opening, and the rest as a model would have drawn it."""

@@ -90,14 +90,15 @@ class Duet:
         if max(map(len, prompts.values())) > room:
             raise TooLong(f"the question is too long: with its role it may hold {room} tokens")
         while not talk.dialogue.is_over:
-            speaker, token_ids, told = talk.dialogue.next_speaker, (), ""
+            speaker, token_ids, text, told = talk.dialogue.next_speaker, (), "", ""
             shown = prompts[speaker] + talk.token_ids + self._tongue.opening(talk.dialogue)
-            finished = False
+            finished, listen = False, self._tongue.listener()
             yield Said(speaker, "", begins=True)
             async for piece in self._draw(speaker, shown):
                 token_ids += piece.token_ids
                 finished = bool(piece.finished)
-                heard = "" if talk.dialogue.must_answer else surely_heard(self._tongue.text(token_ids))
+                text += listen(piece.token_ids)
+                heard = "" if talk.dialogue.must_answer else surely_heard(text)
                 if heard.startswith(told) and heard != told:
                     yield Said(speaker, heard[len(told) :])
                     told = heard

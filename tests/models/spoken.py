@@ -52,6 +52,9 @@ class Vllm:
         class Listening(ThreadingHTTPServer):
             request_queue_size = 256
 
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                """A client that has hung up is no news."""
+
         self._server = Listening(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()

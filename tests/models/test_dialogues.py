@@ -38,6 +38,15 @@ def own_text(line_ids: tuple[int, ...], own: tuple[bool, ...]) -> str:
     return MODEL.decode(tuple(token for token, mine in zip(line_ids, own, strict=True) if mine))
 
 
+@given(st.lists(st.integers(0, len(MODEL.tokenizer) - 1), max_size=30))
+def test_what_is_heard_as_it_comes_is_what_is_heard_in_the_end(token_ids: list[int]):
+    listen, heard = TONGUE.listener(), ""
+    for token in token_ids:
+        heard += listen((token,))
+        assert MODEL.decode(tuple(token_ids)).startswith(heard)
+    assert heard == MODEL.decode(tuple(token_ids)).rstrip("\ufffd")
+
+
 def test_a_good_turn_stands_as_it_was_drawn():
     completion = drawn("\nNow it is 4.\n</think>")
     line = TONGUE.line(Dialogue(4), completion)
