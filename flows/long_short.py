@@ -57,8 +57,9 @@ def sit_exam(place: Workplace, settings: LongShort) -> Exam:
     seed, sampling = settings.seed, settings.benchmark_sampling
     base = place.model(settings.model)
     problems_of = partial(
-        fitting_problems, place, model=base, room=settings.room_for_prompt, seed=seed, protocol=settings.protocol
-    )
+        fitting_problems, place, model=base, room=settings.room_for_prompt, seed=seed,
+        roles=(settings.protocol.long_role, settings.protocol.short_role),
+    )  # fmt: skip
     exams = {name: problems_of(source, Split.BENCHMARK) for name, source in settings.benchmarks.items()}
     problems = clean_problems(place, settings.decontamination, problems_of(settings.problems, Split.TRAIN), exams, seed)
     thinker = place.model(settings.teacher) if settings.teacher else base

@@ -44,6 +44,14 @@ class Line:
     """Tokens that its model drew, heard or not."""
 
 
+def prompt_ids(model: Checkpoint, problem: Problem, role: str) -> TokenIds:
+    """What the speaker of a role is shown before the transcript."""
+    messages = [{"role": "system", "content": role}, {"role": "user", "content": problem.text}]
+    text = str(model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    # Templates of reasoning models open the thinking themselves; here that is a turn's opening.
+    return model.encode(text.rstrip("\n").removesuffix(OPENING[Speaker.LONG]))
+
+
 class Tongue:
     """Turns in the tokens of one tokenizer."""
 
@@ -56,13 +64,7 @@ class Tongue:
 
     def prompts(self, problem: Problem) -> dict[Speaker, TokenIds]:
         """What each speaker is shown before the transcript."""
-        return {speaker: self._prompt(problem, role) for speaker, role in self._roles.items()}
-
-    def _prompt(self, problem: Problem, role: str) -> TokenIds:
-        messages = [{"role": "system", "content": role}, {"role": "user", "content": problem.text}]
-        text = str(self._model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-        # Templates of reasoning models open the thinking themselves; here that is a turn's opening.
-        return self._model.encode(text.rstrip("\n").removesuffix(OPENING[Speaker.LONG]))
+        return {speaker: prompt_ids(self._model, problem, role) for speaker, role in self._roles.items()}
 
     def listener(self) -> Callable[[TokenIds], str]:
         """Reads a turn's tokens as they come: each call returns what is new. A character waits until it is whole."""

@@ -18,9 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from conf.errors import ReadableError
-from conf.long_short import Protocol
 from conf.settings import Decontamination, Hub, NoDecontamination, ProblemFile, Problems, Stories
-from models.dialogues import Tongue
+from models.dialogues import prompt_ids
 from reasoning.answers import settle
 from reasoning.contamination import METHOD_VERSION as CONTAMINATION_VERSION
 from reasoning.contamination import Words, matches, without_doubles, words
@@ -61,11 +60,11 @@ def problems_from(place: Workplace, source: Problems, split: Split, seed: int) -
 
 def fitting_problems(
     place: Workplace, source: Problems, split: Split, model: ArtifactRef, room: int, seed: int,
-    protocol: Protocol | None = None,
+    roles: tuple[str, ...] = (),
 ) -> ArtifactRef:  # fmt: skip
     """`problems_from`, without those that are too long for the engine. Raises ProblemsRefused."""
     drawn = problems_from(place, source, split, seed)
-    fitting = fit_problems(place, model=model, problems=drawn, room=room, protocol=protocol)
+    fitting = fit_problems(place, model=model, problems=drawn, room=room, roles=roles)
     if long := drawn.rows - fitting.rows:
         place.warn(f"{long} of {drawn.rows} problems are left out: with more than {room} tokens they leave no room in "
                    f"engine.context for what is to follow them")  # fmt: skip
@@ -114,15 +113,14 @@ def load_hub(place: Workplace, source: Hub, commit: str) -> ArtifactRef:
 
 @step(version="1")
 def fit_problems(
-    place: Workplace, model: ArtifactRef, problems: ArtifactRef, room: int, protocol: Protocol | None
+    place: Workplace, model: ArtifactRef, problems: ArtifactRef, room: int, roles: tuple[str, ...]
 ) -> ArtifactRef:  # fmt: skip
-    """Rows of Problem: those whose prompt, in each role of a `protocol`, takes at most `room` tokens. One that no
-    engine can serve would end a run wherever it comes up. Raises ProblemsRefused when none is left."""
+    """Rows of Problem: those whose prompt, by itself and to each of the `roles`, takes at most `room` tokens. One that
+    no engine can serve would end a run wherever it comes up. Raises ProblemsRefused when none is left."""
     started = time.monotonic()
     checkpoint, rows = place.checkpoint(model), place.rows(problems, Problem)
-    tongue = Tongue(checkpoint, protocol) if protocol else None
-    prompts = {row.id: (checkpoint.prompt_ids(row), *(tongue.prompts(row).values() if tongue else ())) for row in rows}
-    kept = [row for row in rows if max(map(len, prompts[row.id])) <= room]
+    prompts = [[checkpoint.prompt_ids(row), *(prompt_ids(checkpoint, row, role) for role in roles)] for row in rows]
+    kept = [row for row, shown in zip(rows, prompts, strict=True) if max(map(len, shown)) <= room]
     if not kept:
         raise ProblemsRefused(f"all {len(rows)} problems are longer than {room} tokens; raise engine.context")
     dropped = Counter({"prompt-too-long": len(rows) - len(kept)})

@@ -30,7 +30,7 @@ SMALL = (
     "benchmark_sampling.samples=2", 'benchmarks={"main"={count=8,levels=[1,2,3,4]},"far"={count=2,levels=[9]}}',
 )  # fmt: skip
 CURATION = ["sample-traces", "choose-traces", "value-prefixes", "rate-by-effort", "compress-by-value"]
-GATE = ["draw-problems"] * 3 + ["find-overlap", "drop-problems"]
+GATE = ["draw-problems", "fit-problems"] * 3 + ["find-overlap", "drop-problems"]
 
 
 class Run(ScriptedRun):
@@ -54,8 +54,8 @@ def first(root: Path) -> Run:
 
 def test_a_run_takes_every_step_and_reports_it(first: Run):
     training = ["demonstrations", "train-sft", "pair-compressed", "train-dpo"]
-    assert first.redone[:10] == GATE + CURATION
-    assert first.redone[10:14] == training
+    assert first.redone[: len(GATE + CURATION)] == GATE + CURATION
+    assert first.redone[len(GATE + CURATION) :][:4] == training
     roles = [(model["name"], model["role"]) for model in first.report["models"]]
     assert roles == [
         ("base", "base"), ("sft+dpo", "method"), ("sft", "control"), ("dpo", "control"),

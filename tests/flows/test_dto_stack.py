@@ -26,10 +26,11 @@ SMALL = (
     "benchmark.problems.levels=[1,2,3,4]", "sampling.samples=2", "benchmark.sampling.samples=2",
 )  # fmt: skip
 EVERY_STEP = [
-    "draw-problems", "draw-problems", "find-overlap", "drop-problems", "sample-traces", "probe-prefixes",
-    "recheck-crossings", "finalize-traces", "prune-traces", "build-pairs", "train-simpo", "examine", "examine",
+    "draw-problems", "fit-problems", "draw-problems", "fit-problems", "find-overlap", "drop-problems", "sample-traces",
+    "probe-prefixes", "recheck-crossings", "finalize-traces", "prune-traces", "build-pairs", "train-simpo", "examine",
+    "examine",
 ]  # fmt: skip
-CURATION = EVERY_STEP[5:11]
+CURATION = EVERY_STEP[7:13]
 
 
 class Run(ScriptedRun):
@@ -126,12 +127,12 @@ def test_every_result_can_be_traced_to_its_recipe(first: Run, root: Path):
     assert all((line["digest"], line["stage"]) in known for line in first.report["ledger"])
 
 
-def test_another_model_redoes_everything_but_the_problems(first: Run, root: Path, tmp_path: Path):
+def test_another_model_redoes_everything_but_drawing_problems(first: Run, root: Path, tmp_path: Path):
     shutil.copytree(TINY_MODEL, tmp_path / "other")
     config = json.loads((TINY_MODEL / "config.json").read_text())
     (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"of": "another"}))
     run = Run(root, f"model={tmp_path / 'other'}")
-    assert run.redone == ["sample-traces", *CURATION, "examine", "examine"]
+    assert run.redone == ["fit-problems", "fit-problems", "sample-traces", *CURATION, "examine", "examine"]
 
 
 def test_another_version_of_a_method_redoes_what_depends_on_it(first: Run, root: Path, monkeypatch: pytest.MonkeyPatch):

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from conf.long_short import Protocol
 from conf.settings import Engine, Hub, ProblemFile, Storage
 from reasoning.records import BadRow, Problem
 from reasoning.stories import Split
@@ -69,9 +68,8 @@ def test_problems_that_leave_no_room_are_left_out_and_told(place: Workplace, tmp
         "1 of 31 problems are left out: with more than 9 tokens they leave no room in engine.context for what is to "
         "follow them"
     ]
-    roles = Protocol(long_role="1+1+1=3", short_role="1")
     with pytest.raises(ProblemsRefused, match=r"all 31 problems are longer than 9 tokens; raise engine\.context"):
-        fitting_problems(place, source, Split.TRAIN, tiny, 9, 0, roles)
+        fitting_problems(place, source, Split.TRAIN, tiny, 9, 0, ("1", "1+1+1=3"))
 
 
 def test_bad_rows_are_set_aside_with_id_and_reason(place: Workplace, tmp_path: Path):
