@@ -27,6 +27,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch.nn.functional import pad
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
@@ -55,6 +56,8 @@ from reasoning.verifier import Verifier
 KINDS = Rewards._fields
 STEPS_APART = 100_000
 """Between the seeds of two rounds' samples."""
+SIDE_BY_SIDE = 8
+"""Dialogues in one pass of the trained model, which are padded to the longest of them."""
 RL_PROOF_TOKENS = 256
 """Of a dialogue, with its prompt: enough to reach what the model itself said."""
 
@@ -132,8 +135,9 @@ class Alone:
         return Told(prompt, ids, [True] * len(ids), answer, len(ids), is_well_formed, not completion.finished)
 
 
-class TimedTrainer(GRPOTrainer):
-    """Knows how long its passes took; who is called from within one takes his own time off."""
+class LeanTrainer(GRPOTrainer):
+    """TRL's, without its padding: there every dialogue of a step is as wide as the longest of all. Knows how long its
+    passes took; who is called from within one takes his own time off."""
 
     seconds_in_passes = 0.0
 
@@ -142,6 +146,25 @@ class TimedTrainer(GRPOTrainer):
         loss = super().training_step(*arguments, **others)
         self.seconds_in_passes += time.monotonic() - began
         return loss
+
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int, *_: Any,
+        compute_entropy: bool = False, **__: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, None]:  # fmt: skip
+        """TRL's, on dialogues of like length together; what it would give for padding, which no loss reads, is 0."""
+        width, start = input_ids.shape[1], input_ids.shape[1] - logits_to_keep
+        order, found = attention_mask.sum(1).argsort(), []
+        for rows in order.split(SIDE_BY_SIDE):
+            used = attention_mask[rows].any(0).nonzero()
+            first, last = min(int(used[0]), start - 1), max(int(used[-1]) + 1, start + 1)
+            part = super()._get_per_token_logps_and_entropies(
+                model, input_ids[rows, first:last], attention_mask[rows, first:last], last - start,
+                compute_entropy=compute_entropy,
+            )  # fmt: skip
+            found.append([pad(one, (0, width - last)) for one in part if one is not None])
+        back = order.argsort()
+        logps, *entropies = (torch.cat(parts)[back] for parts in zip(*found, strict=True))
+        return logps, entropies[0] if entropies else None, None
 
 
 class Sampler:
@@ -164,7 +187,7 @@ class Sampler:
         self.figures: dict[str, float] = {}
         self.course = self._read_course()
 
-    def __call__(self, names: list[str], trainer: TimedTrainer) -> dict[str, Any]:
+    def __call__(self, names: list[str], trainer: LeanTrainer) -> dict[str, Any]:
         """TRL's `rollout_func`: `names` are problems' ids, each as often as a group has dialogues."""
         began, passes = time.monotonic(), trainer.seconds_in_passes
         step = trainer.state.global_step
@@ -259,7 +282,7 @@ class Sampler:
             return [policy]
         return [policy, self._partner] if self._trained == 0 else [self._partner, policy]
 
-    def _policy(self, step: int, trainer: TimedTrainer) -> Checkpoint:
+    def _policy(self, step: int, trainer: LeanTrainer) -> Checkpoint:
         """The weights as they are trained now, on disk."""
         if step == 0:
             return self._start
@@ -368,7 +391,7 @@ def reinforce(job: RlJob, engines: Sequence[Engine], store: RolloutStore, verifi
     problems = {row.id: row for row in rows}
     order = order_of(list(problems), job)
     sampler = Sampler(job, start, problems, engines, partner, store, verifier)
-    trainer = TimedTrainer(
+    trainer = LeanTrainer(
         model=AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32), args=configured(job),
         reward_funcs=reward_functions(),  # type: ignore[arg-type]
         train_dataset=Dataset.from_dict({"prompt": order}), processing_class=tokenizer,

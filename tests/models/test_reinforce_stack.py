@@ -22,6 +22,7 @@ from models.checkpoint import TINY_MODEL, Checkpoint
 from models.engine import Completion, Request
 from models.reinforce import (
     Collapsed,
+    LeanTrainer,
     Sampler,
     StaleWeights,
     TooFewProblems,
@@ -41,6 +42,7 @@ from reasoning.records import Problem, TextPart
 from reasoning.verifier import Verifier
 
 MODEL = Checkpoint.open(TINY_MODEL)
+PASSES = "_get_per_token_logps_and_entropies"
 TURNS = (
     ("<think>", "\nStart with 4.\n4+3=7.\n</think>", "<answer>", "\nIt is 7.\n</rethink>", "<think>\nWait.\n</think>"),
     ("<think>", "\n4+3=8.\n</think>", "<answer>", "\nThe answer is \\boxed{8}.\n</answer>", ""),
@@ -76,7 +78,7 @@ def dialogues(names: list[str], trainer: Any) -> dict[str, Any]:
 @pytest.fixture
 def made(tmp_path: Path) -> tuple[Any, dict[str, Any]]:
     """A trainer in float32, and what its loss reads."""
-    trainer: Any = GRPOTrainer(
+    trainer: Any = LeanTrainer(
         model=AutoModelForCausalLM.from_pretrained(TINY_MODEL, dtype=torch.float32),
         args=configured(job(tmp_path), bf16=False),
         reward_funcs=reward_functions(),  # type: ignore[arg-type]
@@ -95,6 +97,11 @@ def made(tmp_path: Path) -> tuple[Any, dict[str, Any]]:
 
 def own(inputs: dict[str, Any]) -> torch.Tensor:
     return (inputs["completion_mask"] * inputs["tool_mask"]).bool()
+
+
+def by_length(inputs: dict[str, Any]) -> torch.Tensor:
+    """The order in which dialogues go through the model."""
+    return inputs["completion_mask"].sum(1).argsort()  # their prompts are of one length
 
 
 def gradients(trainer: Any, inputs: dict[str, Any], call: Callable[..., Any] | None = None) -> dict[str, torch.Tensor]:
@@ -117,17 +124,43 @@ def test_where_a_token_is_not_its_own_the_loss_has_no_gradient(made: tuple[Any, 
     (hidden,) = seen
     assert hidden.grad is not None
     predicting = hidden.grad[:, inputs["prompt_ids"].shape[1] - 1 : -1]
-    touched = (predicting != 0).any(-1)
-    assert not touched[~own(inputs)].any()
-    assert touched[own(inputs)].float().mean() > 0.9  # a token that was certain has none
+    touched, mine = (predicting != 0).any(-1), own(inputs)[by_length(inputs)]
+    assert not touched[~mine].any()
+    assert touched[mine].float().mean() > 0.9  # a token that was certain has none
     assert not hidden.grad[:, : inputs["prompt_ids"].shape[1] - 1].any()
     assert not hidden.grad[:, -1].any()
+
+
+@pytest.mark.parametrize("side_by_side", [1, 3])
+def test_without_padding_the_gradient_is_the_same(
+    made: tuple[Any, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, side_by_side: int
+):
+    trainer, inputs = made
+    pad = torch.nn.functional.pad
+    for name in ("prompt_ids", "prompt_mask"):  # as if a longer problem stood in the batch
+        inputs[name] = pad(inputs[name], (7, 0))
+    for name in ("completion_ids", "completion_mask", "tool_mask", "ref_per_token_logps"):
+        inputs[name] = pad(inputs[name], (0, 5))
+    monkeypatch.setattr("models.reinforce.SIDE_BY_SIDE", side_by_side)
+    cells: list[int] = []
+
+    def counted(*, input_ids: torch.Tensor, **others: Any) -> Any:
+        cells.append(input_ids.numel())
+        return trainer.model(input_ids=input_ids, **others)
+
+    found = gradients(trainer, inputs, counted)
+    tokens = int(inputs["prompt_mask"].sum() + inputs["completion_mask"].sum())
+    padded = sum(inputs[name].numel() for name in ("prompt_mask", "completion_mask"))
+    assert sum(cells) == tokens if side_by_side == 1 else tokens < sum(cells) < padded
+    monkeypatch.setattr(LeanTrainer, PASSES, getattr(GRPOTrainer, PASSES))
+    for name, gradient in gradients(trainer, inputs).items():
+        assert (found[name] - gradient).norm() < 1e-4 * gradient.norm(), name
 
 
 def test_what_the_partner_said_as_a_label_changes_nothing(made: tuple[Any, dict[str, Any]]):
     trainer, inputs = made
     expected = gradients(trainer, inputs)
-    mine = own(inputs)
+    mine = own(inputs)[by_length(inputs)]
 
     def relabelled(*, labels: torch.Tensor, **others: Any) -> Any:
         """The model, with other labels where its partner spoke; its inputs stay."""
