@@ -94,6 +94,11 @@ class Protocol(Section):
     def most_turns(self) -> int:
         return 2 * self.most_rounds + 1
 
+    @property
+    def longest(self) -> int:
+        """Tokens of a dialogue in which every turn runs into its limit."""
+        return self.most_turns * self.turn_tokens
+
 
 class Bounds(Section):
     """Outside of these a training has collapsed, and ends; the best checkpoint stays."""
@@ -267,7 +272,7 @@ class LongShort(Section):
     def room_for_prompt(self) -> int:
         """Tokens of the longest problem, with its role, that can be sampled, examined and talked about."""
         alone = room_for_prompt(self.engine, self.sampling, self.benchmark_sampling)
-        return min(alone, self.engine.context - self.protocol.most_turns * self.protocol.turn_tokens)
+        return min(alone, self.engine.context - self.protocol.longest)
 
     @model_validator(mode="after")
     def _fits_context(self) -> Self:
@@ -279,7 +284,7 @@ class LongShort(Section):
                 sampling = getattr(self.early_stop, name).sampling
                 longest = self.benchmark_sampling.max_tokens
                 refuse_overflow(f"early_stop.{name}.sampling", sampling, self.engine, longest)
-        longest = self.protocol.most_turns * self.protocol.turn_tokens + ROOM_FOR_PROMPT
+        longest = self.protocol.longest + ROOM_FOR_PROMPT
         limits = {"engine.context": self.engine.context, "sft.max_length": self.sft.max_length}
         for name, limit in limits.items():
             if longest > limit:

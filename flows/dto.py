@@ -56,11 +56,11 @@ def sit_exam(place: Workplace, settings: Dto) -> Exam:
     """Base, method and controls, trained and examined."""
     seed, controls = settings.seed, settings.controls.trained
     base = place.model(settings.model)
+    refuse_changed_logits(place.checkpoint(base))
     problems_of = partial(fitting_problems, place, model=base, room=settings.room_for_prompt, seed=seed)
     sources = {MAIN: settings.benchmark.problems, UNSEEN: settings.benchmark.unseen}
     exams = {name: problems_of(source, Split.BENCHMARK) for name, source in sources.items() if source}
     problems = clean_problems(place, settings.decontamination, problems_of(settings.problems, Split.TRAIN), exams, seed)
-    refuse_changed_logits(place.checkpoint(base))
     made = curate(place, settings, base, problems)
     pairs = _pairs(place, settings, made, made.optimised)
     method = train_simpo(place, model=made.base, pairs=pairs, training=settings.training, seed=seed)

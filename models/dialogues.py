@@ -59,8 +59,7 @@ class Tongue:
         self._model, self._lead = model, protocol.lead
         self._roles = {Speaker.LONG: protocol.long_role, Speaker.SHORT: protocol.short_role}
         self.most_rounds, self.turn_tokens = protocol.most_rounds, protocol.turn_tokens
-        self.longest = protocol.most_turns * protocol.turn_tokens
-        """Tokens of a dialogue in which every turn runs into its limit."""
+        self.longest = protocol.longest
 
     def prompts(self, problem: Problem) -> dict[Speaker, TokenIds]:
         """What each speaker is shown before the transcript."""
