@@ -22,6 +22,7 @@ class Claims(Section):
         "pipeline": "there is one pipeline per settings class",
         "preset": "a name; what it stands for is in the other fields",
         "publish": "where the results are copied to",
+        "earlier": "where results are read that were made before",
     }
 
     pipeline: Literal["claims"] = "claims"
@@ -35,7 +36,11 @@ class Claims(Section):
     long_short: LongShort | None = None
     """And of a third. One of the three is given."""
     publish: str = ""
-    """A folder whose README.md gets the table and whose docs/ gets the plot. Empty: they stay in the run's folder."""
+    """A folder whose README.md gets the table, whose docs/ gets the plot, and whose docs/outcomes/ gets each seed's
+    scores. Empty: they stay in the run's folder."""
+    earlier: str = ""
+    """A folder of outcomes (docs/outcomes): seeds that it has, from another day or another machine, are not run again.
+    Their settings and their model must be these. Empty: all seeds are run."""
 
     @property
     def of(self) -> Dto | CotDistillation | LongShort:

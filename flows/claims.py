@@ -7,11 +7,13 @@ from pathlib import Path
 from prefect import flow
 
 from conf.claims import Claims
+from conf.cot_distillation import CotDistillation
 from conf.long_short import LongShort
 from conf.settings import Dto
 from flows import cot_distillation, dto, long_short
-from tasks.claims import publish_claims, refuse_placeless
-from tasks.reporting import Exam, write_report
+from tasks.claims import earlier_outcomes, publish_claims, publish_outcome, refuse_placeless
+from tasks.outcomes import Exam, Outcome, outcome_of
+from tasks.reporting import write_report
 from tasks.workplace import Workplace
 
 
@@ -25,14 +27,24 @@ def claims(settings: Claims) -> Path:
 def run_claims(place: Workplace, settings: Claims) -> Path:
     """The pipeline in a given workplace."""
     refuse_placeless(settings.publish, settings.of.pipeline)
+    earlier = earlier_outcomes(place, settings)
     place.save_settings(settings)
-    report = write_report(place, settings, [_exam(place, settings, seed) for seed in settings.seeds])
+    outcomes: list[Outcome] = []
+    for seed in settings.seeds:
+        outcomes.append(earlier.get(seed) or examine_seed(place, settings, seed))
+        publish_outcome(place, outcomes[-1], settings.publish)
+    report = write_report(place, settings, outcomes)
     publish_claims(place, report, settings.publish, settings.of.pipeline)
     return place.report
 
 
-def _exam(place: Workplace, settings: Claims, seed: int) -> Exam:
-    one = settings.of.model_copy(update={"seed": seed})
+def examine_seed(place: Workplace, settings: Claims, seed: int) -> Outcome:
+    """Runs the pipeline."""
+    one, since = settings.of.model_copy(update={"seed": seed}), len(place.ledger)
+    return outcome_of(place, one, _exam(place, one), since=since)
+
+
+def _exam(place: Workplace, one: Dto | CotDistillation | LongShort) -> Exam:
     if isinstance(one, Dto):
         return dto.sit_exam(place, one)
     if isinstance(one, LongShort):

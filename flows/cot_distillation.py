@@ -27,8 +27,9 @@ from tasks.distillation import (
     write_traces,
 )
 from tasks.judging import judge_completions
+from tasks.outcomes import Exam, Examined, Policy, outcome_of
 from tasks.problems import clean_problems, fitting_problems
-from tasks.reporting import Exam, Examined, Policy, write_report
+from tasks.reporting import write_report
 from tasks.sampling import examine, sample_traces
 from tasks.tables import compression_table, judge_table, rating_table
 from tasks.training import train_dpo, train_sft
@@ -60,7 +61,7 @@ def cot_distillation(settings: CotDistillation) -> Path:
 def run_cot_distillation(place: Workplace, settings: CotDistillation) -> Path:
     """The pipeline in a given workplace."""
     place.save_settings(settings)
-    write_report(place, settings, [sit_exam(place, settings)])
+    write_report(place, settings, [outcome_of(place, settings, sit_exam(place, settings))])
     return place.report
 
 

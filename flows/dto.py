@@ -15,8 +15,9 @@ from reasoning.stories import Split
 from tasks.artifacts import ArtifactRef
 from tasks.controls import contrast_pairs, demonstrations, examine_early_stop, instruct, select_pairs
 from tasks.dto import build_pairs, finalize_traces, probe_prefixes, propose_removals, prune_traces, recheck_crossings
+from tasks.outcomes import Exam, Examined, Policy, outcome_of
 from tasks.problems import clean_problems, fitting_problems
-from tasks.reporting import Exam, Examined, Policy, write_report
+from tasks.reporting import write_report
 from tasks.sampling import examine, sample_traces
 from tasks.training import train_sft, train_simpo
 from tasks.workplace import Workplace
@@ -48,7 +49,7 @@ def dto(settings: Dto) -> Path:
 def run_dto(place: Workplace, settings: Dto) -> Path:
     """The pipeline in a given workplace."""
     place.save_settings(settings)
-    write_report(place, settings, [sit_exam(place, settings)])
+    write_report(place, settings, [outcome_of(place, settings, sit_exam(place, settings))])
     return place.report
 
 

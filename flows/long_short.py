@@ -16,9 +16,10 @@ from tasks.artifacts import ArtifactRef
 from tasks.controls import examine_early_stop
 from tasks.dialogues import converse, couple, keep_couple, score_conversations
 from tasks.distillation import choose_traces
+from tasks.outcomes import Exam, Examined, Policy, outcome_of
 from tasks.problems import clean_problems, fitting_problems
 from tasks.reinforcement import reinforce
-from tasks.reporting import Exam, Examined, Policy, write_report
+from tasks.reporting import write_report
 from tasks.sampling import examine, sample_traces
 from tasks.thoughts import chunk_by_llm, chunk_by_markers, rehearse, turns_to_learn, value_thoughts
 from tasks.training import train_sft
@@ -47,7 +48,7 @@ def run_long_short(place: Workplace, settings: LongShort) -> Path:
     """The pipeline in a given workplace."""
     place.save_settings(settings)
     exam = sit_exam(place, settings)
-    write_report(place, settings, [exam])
+    write_report(place, settings, [outcome_of(place, settings, exam)])
     keep_couple(place, exam)
     return place.report
 

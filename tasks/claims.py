@@ -12,13 +12,15 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from conf.claims import Claims
 from conf.errors import ReadableError
 from models.files import write_whole
+from tasks.outcomes import Outcome, keep_outcome, kept_outcome
 from tasks.reporting import percent, queries, ratio
 from tasks.workplace import Workplace
 
 START, END = "<!-- claims of {}: written by `make claims` -->", "<!-- end of claims of {} -->"
-PLOT = "docs/claims-{}.svg"
+PLOT, OUTCOMES = "docs/claims-{}.svg", "docs/outcomes"
 
 
 class NoPlace(ReadableError):
@@ -32,6 +34,23 @@ def refuse_placeless(target: str, pipeline: str) -> None:
     text = readme.read_text() if readme.is_file() else ""
     if target and not 0 <= text.find(start) < text.find(end):
         raise NoPlace(f"{readme}: no lines {start!r} and {end!r}; write them where the results belong")
+
+
+def earlier_outcomes(place: Workplace, settings: Claims) -> dict[int, Outcome]:
+    """Of the seeds that were examined before, by seed. Raises OutcomeError for those of other claims."""
+    if not settings.earlier:
+        return {}
+    base, folder = place.model(settings.of.model).digest, Path(settings.earlier)
+    found = {seed: kept_outcome(folder, settings.of, seed, base) for seed in settings.seeds}
+    for seed in (seed for seed, outcome in found.items() if outcome):
+        place.progress.note(f"seed {seed}: examined before, read from {folder}")
+    return {seed: outcome for seed, outcome in found.items() if outcome}
+
+
+def publish_outcome(place: Workplace, outcome: Outcome, target: str) -> None:
+    """Into the run's folder, and into `target` where it is named."""
+    for folder in (place.folder, Path(target) / OUTCOMES) if target else (place.folder,):
+        keep_outcome(outcome, folder)
 
 
 def publish_claims(place: Workplace, report: dict[str, Any], target: str, pipeline: str) -> None:

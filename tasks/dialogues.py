@@ -21,8 +21,8 @@ from reasoning.records import Conversation, Couple, Problem, Score, Usage, Verdi
 from reasoning.verifier import METHOD_VERSION as VERIFIER_VERSION
 from tasks.artifacts import ArtifactRef
 from tasks.caching import step
+from tasks.outcomes import COUPLE, Exam, models_of
 from tasks.problems import by_id
-from tasks.reporting import COUPLE, Exam, models_of
 from tasks.workplace import Workplace
 
 COUPLE_FILE = "couple.json"

@@ -13,7 +13,8 @@ from reasoning.records import Opening, Trace
 from reasoning.segment import METHOD_VERSION as SEGMENT_VERSION
 from tasks.artifacts import ArtifactRef
 from tasks.caching import step
-from tasks.reporting import ledger_lines, print_table
+from tasks.outcomes import ledger_lines
+from tasks.reporting import print_table
 from tasks.workplace import Workplace
 
 SHOWN = 40

