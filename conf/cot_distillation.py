@@ -29,7 +29,6 @@ from conf.settings import (
     Stories,
     refuse_overflow,
     refuse_short_training,
-    room_for_prompt,
     type_or,
 )
 
@@ -69,6 +68,15 @@ class Choosing(Section):
     """Who comes first. Not from the paper."""
     most: Positive = 1
     """Traces per problem. Not from the paper."""
+
+
+def refuse_too_many(choosing: Choosing, sampling: Sampling) -> None:
+    """Raises ValueError where more traces are to be chosen than are drawn."""
+    if choosing.most > sampling.samples:
+        raise ValueError(
+            f"choosing.most ({choosing.most}) is more than sampling.samples ({sampling.samples}); lower the first or "
+            f"raise the second"
+        )
 
 
 class EmbeddedRater(Section):
@@ -203,11 +211,7 @@ class CotDistillation(Section):
 
     @model_validator(mode="after")
     def _effective(self) -> Self:
-        if self.choosing.most > self.sampling.samples:
-            raise ValueError(
-                f"choosing.most ({self.choosing.most}) is more than sampling.samples ({self.sampling.samples}); lower "
-                f"the first or raise the second"
-            )
+        refuse_too_many(self.choosing, self.sampling)
         if len(set(self.variants)) < len(self.variants):
             raise ValueError(f"variants names one twice: {', '.join(self.variants)}; name it once")
         return self
@@ -238,8 +242,9 @@ class CotDistillation(Section):
 
     @property
     def room_for_prompt(self) -> int:
-        """Tokens of the longest problem that can be sampled and examined."""
-        return room_for_prompt(self.engine, self.sampling, self.benchmark_sampling)
+        """Tokens of the longest problem that can be sampled, brought to its end and examined."""
+        curated = self.sampling.max_tokens + self.finalizing.longest
+        return self.engine.context - max(curated, self.benchmark_sampling.max_tokens)
 
     @model_validator(mode="after")
     def _fits_context(self) -> Self:

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, Tag, model_validator
 
 from conf.auxiliary import Llm, refuse_idle_llm
-from conf.cot_distillation import Choosing
+from conf.cot_distillation import Choosing, refuse_too_many
 from conf.section import Section
 from conf.settings import (
     ROOM_FOR_PROMPT,
@@ -31,7 +31,6 @@ from conf.settings import (
     Storage,
     Stories,
     refuse_overflow,
-    room_for_prompt,
     type_or,
 )
 
@@ -91,6 +90,10 @@ class Protocol(Section):
     """How a forced answer begins. Must be natural for the model. Not from the paper."""
 
     @property
+    def roles(self) -> tuple[str, str]:
+        return self.long_role, self.short_role
+
+    @property
     def most_turns(self) -> int:
         return 2 * self.most_rounds + 1
 
@@ -144,7 +147,7 @@ class Reinforcement(Section):
     length: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the reward for a dialogue shorter than the others of its problem. The paper's value."""
     micro_batch: Positive = 16
-    """Dialogues per forward pass; halved by itself when memory runs out."""
+    """Dialogues at one time, of which a forward pass takes eight at most; halved by itself when memory runs out."""
     save_every: Positive = 1
     """Steps between checkpoints."""
     lora: Lora | None = None
@@ -254,6 +257,7 @@ class LongShort(Section):
     @model_validator(mode="after")
     def _everyone_has_a_role(self) -> Self:
         refuse_idle_llm(self.llm, ["chunking"] if self.chunking.type == "llm" else [])
+        refuse_too_many(self.choosing, self.sampling)
         if self.teacher and self.engine.endpoints:
             raise ValueError("engine.endpoints serve one model, and the teacher is another; leave one of them out")
         if self.teacher and self.one_model:
@@ -271,8 +275,9 @@ class LongShort(Section):
     @property
     def room_for_prompt(self) -> int:
         """Tokens of the longest problem, with its role, that can be sampled, examined and talked about."""
-        alone = room_for_prompt(self.engine, self.sampling, self.benchmark_sampling)
-        return min(alone, self.engine.context - self.protocol.longest)
+        ending = self.early_stop.finalizing.longest if self.early_stop else 0
+        examined = self.benchmark_sampling.max_tokens + ending
+        return self.engine.context - max(self.sampling.max_tokens, examined, self.protocol.longest)
 
     @model_validator(mode="after")
     def _fits_context(self) -> Self:

@@ -232,6 +232,11 @@ class Finalizing(Section):
     sampling: Sampling = Sampling(samples=8, max_tokens=48)
     """K endings, the shortest correct one is kept; K = 8 is not from the paper."""
 
+    @property
+    def longest(self) -> int:
+        """Tokens of an ending, at most: none of the closing text's is shorter than a byte."""
+        return len(self.closing_text.encode()) + self.sampling.max_tokens
+
 
 class DtoFinalizing(Finalizing):
     """… and to ends that came too early."""
@@ -419,11 +424,6 @@ class Engine(Section):
     """Seconds until a request without reply counts as failed."""
 
 
-def room_for_prompt(engine: Engine, *samplings: Sampling) -> int:
-    """Tokens of a prompt that the engine's context has room for beside the longest completion."""
-    return engine.context - max(sampling.max_tokens for sampling in samplings)
-
-
 def refuse_overflow(name: str, sampling: Sampling, engine: Engine, trace: int = 0) -> None:
     """Raises ValueError when prompt, `trace` and completion may be longer than the engine's context."""
     if trace + sampling.max_tokens + ROOM_FOR_PROMPT > engine.context:
@@ -459,7 +459,8 @@ class Dto(Section):
     LEFT_OUT: ClassVar[dict[str, str]] = {
         "pipeline": "there is one pipeline per settings class",
         "preset": "a name; what it stands for is in the other fields",
-        "engine": "speed and memory; its dtype is in the fingerprint of a checkpoint that is sampled",
+        "engine": "speed and memory; its dtype is in a sampled checkpoint's fingerprint, its context an input where it "
+        "decides",
         "storage": "where results live",
     }
 
@@ -504,8 +505,14 @@ class Dto(Section):
 
     @property
     def room_for_prompt(self) -> int:
-        """Tokens of the longest problem that can be sampled and examined."""
-        return room_for_prompt(self.engine, self.sampling, self.benchmark.sampling)
+        """Tokens of the longest problem that can be sampled, brought to its end and examined."""
+        brief = self.controls.fast_prompt
+        examined = self.benchmark.sampling.max_tokens
+        return self.engine.context - max(
+            self.sampling.max_tokens + self.finalizing.longest,
+            examined + self.finalizing.longest * self.controls.early_stop,
+            examined + len(f" {brief}".encode()),
+        )
 
     @model_validator(mode="after")
     def _fits_context(self) -> Dto:

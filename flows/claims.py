@@ -7,12 +7,11 @@ from pathlib import Path
 from prefect import flow
 
 from conf.claims import Claims
-from conf.cot_distillation import CotDistillation
 from conf.long_short import LongShort
 from conf.settings import Dto
 from flows import cot_distillation, dto, long_short
 from tasks.claims import earlier_outcomes, publish_claims, publish_outcome, refuse_placeless
-from tasks.outcomes import Exam, Outcome, outcome_of
+from tasks.outcomes import Exam, Outcome, Pipeline, outcome_of
 from tasks.reporting import write_report
 from tasks.workplace import Workplace
 
@@ -40,11 +39,11 @@ def run_claims(place: Workplace, settings: Claims) -> Path:
 
 def examine_seed(place: Workplace, settings: Claims, seed: int) -> Outcome:
     """Runs the pipeline."""
-    one, since = settings.of.model_copy(update={"seed": seed}), len(place.ledger)
-    return outcome_of(place, one, _exam(place, one), since=since)
+    one, since = settings.of.model_copy(update={"seed": seed}), (len(place.ledger), len(place.warnings))
+    return outcome_of(place, one, _exam(place, one), since)
 
 
-def _exam(place: Workplace, one: Dto | CotDistillation | LongShort) -> Exam:
+def _exam(place: Workplace, one: Pipeline) -> Exam:
     if isinstance(one, Dto):
         return dto.sit_exam(place, one)
     if isinstance(one, LongShort):

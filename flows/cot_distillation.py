@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +9,6 @@ from typing import NamedTuple
 from prefect import flow
 
 from conf.cot_distillation import CotDistillation, EndpointTeacher, LlmCompressor, LlmRater
-from reasoning.stories import Split
 from tasks.artifacts import ArtifactRef
 from tasks.controls import demonstrations
 from tasks.distillation import (
@@ -28,7 +26,7 @@ from tasks.distillation import (
 )
 from tasks.judging import judge_completions
 from tasks.outcomes import Exam, Examined, Policy, outcome_of
-from tasks.problems import clean_problems, fitting_problems
+from tasks.problems import clean_problems, draw_sources, fitting_sources
 from tasks.reporting import write_report
 from tasks.sampling import examine, sample_traces
 from tasks.tables import compression_table, judge_table, rating_table
@@ -68,10 +66,10 @@ def run_cot_distillation(place: Workplace, settings: CotDistillation) -> Path:
 def sit_exam(place: Workplace, settings: CotDistillation) -> Exam:
     """Base, method, its parts and controls, trained and examined."""
     seed = settings.seed
+    drawn = draw_sources(place, settings.problems, settings.benchmarks, seed)
     base = place.model(settings.model)
-    problems_of = partial(fitting_problems, place, model=base, room=settings.room_for_prompt, seed=seed)
-    exams = {name: problems_of(source, Split.BENCHMARK) for name, source in settings.benchmarks.items()}
-    problems = clean_problems(place, settings.decontamination, problems_of(settings.problems, Split.TRAIN), exams, seed)
+    sources = fitting_sources(place, drawn, [base], settings.room_for_prompt)
+    problems, exams = clean_problems(place, settings.decontamination, sources, seed), sources.exams
     rated = rate(place, settings, base, problems)
     compressed = compress(place, settings, rated)
     policies = train_all(place, settings, rated, compressed)
@@ -88,7 +86,7 @@ def sit_exam(place: Workplace, settings: CotDistillation) -> Exam:
             judging=settings.judging, llm=settings.llm, seed=seed,
         )  # fmt: skip
         tables.append(judge_table(place, judged, [policy.name for policy in policies]))
-    return Exam(seed, sets, tables)
+    return Exam(seed, base.digest, sets, tables)
 
 
 def rate(place: Workplace, settings: CotDistillation, base: ArtifactRef, problems: ArtifactRef) -> Rated:

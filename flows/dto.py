@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,12 +10,11 @@ from prefect import flow
 from conf.settings import Dto, LlmPruning
 from models.checkpoint import refuse_changed_logits
 from reasoning.records import PairKind
-from reasoning.stories import Split
 from tasks.artifacts import ArtifactRef
 from tasks.controls import contrast_pairs, demonstrations, examine_early_stop, instruct, select_pairs
 from tasks.dto import build_pairs, finalize_traces, probe_prefixes, propose_removals, prune_traces, recheck_crossings
 from tasks.outcomes import Exam, Examined, Policy, outcome_of
-from tasks.problems import clean_problems, fitting_problems
+from tasks.problems import clean_problems, draw_sources, fitting_sources
 from tasks.reporting import write_report
 from tasks.sampling import examine, sample_traces
 from tasks.training import train_sft, train_simpo
@@ -55,13 +53,13 @@ def run_dto(place: Workplace, settings: Dto) -> Path:
 
 def sit_exam(place: Workplace, settings: Dto) -> Exam:
     """Base, method and controls, trained and examined."""
-    seed, controls = settings.seed, settings.controls.trained
+    seed, controls, benchmark = settings.seed, settings.controls.trained, settings.benchmark
+    benchmarks = {MAIN: benchmark.problems} | ({UNSEEN: benchmark.unseen} if benchmark.unseen else {})
+    drawn = draw_sources(place, settings.problems, benchmarks, seed)
     base = place.model(settings.model)
     refuse_changed_logits(place.checkpoint(base))
-    problems_of = partial(fitting_problems, place, model=base, room=settings.room_for_prompt, seed=seed)
-    sources = {MAIN: settings.benchmark.problems, UNSEEN: settings.benchmark.unseen}
-    exams = {name: problems_of(source, Split.BENCHMARK) for name, source in sources.items() if source}
-    problems = clean_problems(place, settings.decontamination, problems_of(settings.problems, Split.TRAIN), exams, seed)
+    sources = fitting_sources(place, drawn, [base], settings.room_for_prompt)
+    problems, exams = clean_problems(place, settings.decontamination, sources, seed), sources.exams
     made = curate(place, settings, base, problems)
     pairs = _pairs(place, settings, made, made.optimised)
     method = train_simpo(place, model=made.base, pairs=pairs, training=settings.training, seed=seed)
@@ -72,7 +70,7 @@ def sit_exam(place: Workplace, settings: Dto) -> Exam:
     ]
     sets = {name: examine_all(place, settings, policies, exam) for name, exam in exams.items()}
     sets[MAIN] += examine_untrained(place, settings, made.base, exams[MAIN])
-    return Exam(seed, sets)
+    return Exam(seed, base.digest, sets)
 
 
 def curate(place: Workplace, settings: Dto, base: ArtifactRef, problems: ArtifactRef) -> Curated:

@@ -82,7 +82,7 @@ async def _tell(duet: Duet, question: str, console: Console) -> None:
                 else:
                     _show(piece, console)
         except (BackendDown, TooLong) as error:
-            console.print(Text(f"\nerror: {error}"))
+            console.print(Text(harmless(f"\nerror: {error}")))
 
 
 def _show(piece: Said, console: Console) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -11,13 +10,12 @@ from prefect import flow
 
 from conf.long_short import LlmChunker, LongShort, Who
 from reasoning.dialogue import Speaker
-from reasoning.stories import Split
 from tasks.artifacts import ArtifactRef
 from tasks.controls import examine_early_stop
 from tasks.dialogues import converse, couple, keep_couple, score_conversations
 from tasks.distillation import choose_traces
 from tasks.outcomes import Exam, Examined, Policy, outcome_of
-from tasks.problems import clean_problems, fitting_problems
+from tasks.problems import clean_problems, draw_sources, fitting_sources
 from tasks.reinforcement import reinforce
 from tasks.reporting import write_report
 from tasks.sampling import examine, sample_traces
@@ -56,14 +54,12 @@ def run_long_short(place: Workplace, settings: LongShort) -> Path:
 def sit_exam(place: Workplace, settings: LongShort) -> Exam:
     """Base, cold start, the two models after each round, and the controls, examined."""
     seed, sampling = settings.seed, settings.benchmark_sampling
+    drawn = draw_sources(place, settings.problems, settings.benchmarks, seed)
     base = place.model(settings.model)
-    problems_of = partial(
-        fitting_problems, place, model=base, room=settings.room_for_prompt, seed=seed,
-        roles=(settings.protocol.long_role, settings.protocol.short_role),
-    )  # fmt: skip
-    exams = {name: problems_of(source, Split.BENCHMARK) for name, source in settings.benchmarks.items()}
-    problems = clean_problems(place, settings.decontamination, problems_of(settings.problems, Split.TRAIN), exams, seed)
     thinker = place.model(settings.teacher) if settings.teacher else base
+    readers = [base] if thinker is base else [base, thinker]
+    sources = fitting_sources(place, drawn, readers, settings.room_for_prompt, settings.protocol.roles)
+    problems, exams = clean_problems(place, settings.decontamination, sources, seed), sources.exams
     phases = [cold_start(place, settings, base, thinker, problems)]
     for number, who in enumerate(settings.rl.rounds, start=1):
         phases.append(play_round(place, settings, problems, phases[-1], number, who))
@@ -87,7 +83,7 @@ def sit_exam(place: Workplace, settings: LongShort) -> Exam:
             if name == main:
                 talks[two.name] = spoken
     sets[main] += stopped_early(place, settings, thinker, exams[main])
-    return Exam(seed, sets, conversations=talks)
+    return Exam(seed, base.digest, sets, conversations=talks)
 
 
 def cold_start(

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from prefect import flow
 
-from conf.settings import MarkerReport, room_for_prompt
+from conf.settings import MarkerReport
 from reasoning.stories import Split
 from tasks.openings import count_openings, write_openings
-from tasks.problems import fitting_problems
+from tasks.problems import fitting_problems, problems_from
 from tasks.sampling import sample_traces
 from tasks.workplace import Workplace
 
@@ -24,9 +24,10 @@ def markers(settings: MarkerReport) -> Path:
 def run_markers(place: Workplace, settings: MarkerReport) -> Path:
     """The pipeline in a given workplace. Its traces are those that `dto` would sample with the same settings."""
     place.save_settings(settings)
+    drawn = problems_from(place, settings.problems, Split.TRAIN, settings.seed)
     model = place.model(settings.model)
-    room = room_for_prompt(settings.engine, settings.sampling)
-    problems = fitting_problems(place, settings.problems, Split.TRAIN, model, room, settings.seed)
+    room = settings.engine.context - settings.sampling.max_tokens
+    problems = fitting_problems(place, "problems", drawn, [model], room)
     traces = sample_traces(place, model=model, problems=problems, sampling=settings.sampling, seed=settings.seed)
     counted = count_openings(place, traces=traces, markers=settings.segmentation.markers)
     return write_openings(place, settings, counted, traces.rows)

@@ -75,6 +75,12 @@ class Checkpoint:
         return end
 
     @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Tokens that are no text: ends, and what a chat template marks roles with."""
+        added = {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        return frozenset(added | set(self.tokenizer.all_special_ids))
+
+    @cached_property
     def tensor_sizes(self) -> dict[str, int]:
         """Number of elements of every tensor, from the weights' headers."""
         return {name: size for path in self.folder.glob("*.safetensors") for name, size in tensor_sizes(path).items()}

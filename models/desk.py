@@ -155,10 +155,12 @@ class Desk:
         heapq.heappush(self._waiting, (-draw.job.room, draw.number, draw.ask.prefix, next(self._order), draw))
 
     def _begin(self, is_open: Callable[[int], bool]) -> None:
-        """Begins jobs while their prompts fit the engine's cache; always one."""
+        """Begins jobs while their prompts fit the engine's cache; always one, and one more where the engine has nothing
+        to do: begun jobs may wait for another desk, and those that are begun there for this one."""
         while self._fresh:
             room, number = -self._fresh[0][0], self._fresh[0][1]
-            if self._begun and self._room is not None and self._room_taken + room > self._room:
+            is_at_work = self._taken or self._waiting
+            if is_at_work and self._room is not None and self._room_taken + room > self._room:
                 return
             heapq.heappop(self._fresh)
             draws = self._held_back.pop(number)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
@@ -49,7 +50,8 @@ def prompt_ids(model: Checkpoint, problem: Problem, role: str) -> TokenIds:
     messages = [{"role": "system", "content": role}, {"role": "user", "content": problem.text}]
     text = str(model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     # Templates of reasoning models open the thinking themselves; here that is a turn's opening.
-    return model.encode(text.rstrip("\n").removesuffix(OPENING[Speaker.LONG]))
+    before, opening, after = text.rpartition(OPENING[Speaker.LONG])
+    return model.encode(before if opening and not after.strip() else text)
 
 
 class Tongue:
@@ -66,10 +68,25 @@ class Tongue:
         return {speaker: prompt_ids(self._model, problem, role) for speaker, role in self._roles.items()}
 
     def listener(self) -> Callable[[TokenIds], str]:
-        """Reads a turn's tokens as they come: each call returns what is new. A character waits until it is whole."""
+        """Reads a turn's tokens as they come: each call returns what is new. A character waits until it is whole; what
+        cannot be read piece by piece is not new before the turn is whole."""
         stream, tokenizer = DecodeStream(skip_special_tokens=True), self._model.tokenizer.backend_tokenizer
         assert isinstance(tokenizer, Tokenizer)
-        return lambda token_ids: "".join(stream.step(tokenizer, token) or "" for token in token_ids)
+        is_over = False
+
+        def listen(token_ids: TokenIds) -> str:
+            nonlocal is_over
+            new = ""
+            for token in token_ids:
+                is_over = is_over or token in self._model.special_ids
+                if not is_over:
+                    try:
+                        new += stream.step(tokenizer, token) or ""
+                    except Exception:  # bytes that are no text, of tokenizers that fall back to bytes; a bare Exception
+                        is_over = True
+            return new
+
+        return listen
 
     def written(self, turn: Turn) -> tuple[TokenIds, TokenIds]:
         """A turn that no model drew: its opening, and the rest as a model would have drawn it."""
@@ -85,8 +102,9 @@ class Tongue:
     def line(self, dialogue: Dialogue, completion: Completion) -> Line:
         """The next turn, from what its model drew after the opening, as a rule up to the first tag."""
         end = (self._model.end_id,)
-        has_ended = completion.token_ids[-1:] == end
-        said_ids = completion.token_ids[:-1] if has_ended else completion.token_ids
+        # A special token, which no text shows, ends what is heard: it may open another's turn in a model's template.
+        said_ids = tuple(takewhile(lambda token: token not in self._model.special_ids, completion.token_ids))
+        has_ended = completion.token_ids[len(said_ids) :] == end
         said = self._model.decode(said_ids)
         turn = forced(self._lead, said) if dialogue.must_answer else heard(dialogue.next_speaker, said)
         opening = self.opening(dialogue)

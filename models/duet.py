@@ -134,7 +134,7 @@ class Duet:
                 ended = False
                 async for line in reply.aiter_lines():
                     if line.startswith("data: {"):
-                        piece = _piece(json.loads(line.removeprefix("data: ")))
+                        piece = _piece(line.removeprefix("data: "))
                         ended = ended or piece.finished is not None
                         yield piece
         except httpx.HTTPError as error:
@@ -143,10 +143,14 @@ class Duet:
             raise BackendDown(f"the {speaker}-thought model's server at {backend.url} broke off")
 
 
-def _piece(told: dict[str, Any]) -> _Piece:
-    """Raises BackendDown for what is no piece: an error that came when the stream had begun."""
+def _piece(line: str) -> _Piece:
+    """Raises BackendDown for what is no piece: an error that came when the stream had begun, or half a line."""
+    try:
+        told: dict[str, Any] = json.loads(line)
+    except ValueError:
+        told = {}
     choices = told.get("choices")
     if not choices:
-        raise BackendDown(f"a server sent no completion: {json.dumps(told)[:200]}")
+        raise BackendDown(f"a server sent no completion: {line[:200]}")
     reason = choices[0].get("finish_reason")
     return _Piece(tuple(choices[0].get("token_ids") or ()), None if reason is None else reason == "stop")

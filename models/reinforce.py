@@ -148,23 +148,26 @@ class LeanTrainer(GRPOTrainer):
         return loss
 
     def _get_per_token_logps_and_entropies(
-        self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int, *_: Any,
-        compute_entropy: bool = False, **__: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, None]:  # fmt: skip
-        """TRL's, on dialogues of like length together; what it would give for padding, which no loss reads, is 0."""
+        self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int,
+        batch_size: int | None = None, compute_entropy: bool = False, compute_aux_loss: bool = False, **_: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:  # fmt: skip
+        """TRL's, on dialogues of like length together; what it would give for padding, which no loss reads, is 0. The
+        loss that balances experts is the mean over dialogues."""
         width, start = input_ids.shape[1], input_ids.shape[1] - logits_to_keep
         order, found = attention_mask.sum(1).argsort(), []
-        for rows in order.split(SIDE_BY_SIDE):
+        aux = torch.zeros((), device=input_ids.device)
+        for rows in order.split(min(SIDE_BY_SIDE, batch_size or SIDE_BY_SIDE)):
             used = attention_mask[rows].any(0).nonzero()
             first, last = min(int(used[0]), start - 1), max(int(used[-1]) + 1, start + 1)
-            part = super()._get_per_token_logps_and_entropies(
+            *part, balance = super()._get_per_token_logps_and_entropies(
                 model, input_ids[rows, first:last], attention_mask[rows, first:last], last - start,
-                compute_entropy=compute_entropy,
+                compute_entropy=compute_entropy, compute_aux_loss=compute_aux_loss,
             )  # fmt: skip
+            aux = aux + len(rows) / len(order) * balance if compute_aux_loss else aux
             found.append([pad(one, (0, width - last)) for one in part if one is not None])
         back = order.argsort()
         logps, *entropies = (torch.cat(parts)[back] for parts in zip(*found, strict=True))
-        return logps, entropies[0] if entropies else None, None
+        return logps, entropies[0] if entropies else None, aux if compute_aux_loss else None
 
 
 class Sampler:
@@ -179,9 +182,11 @@ class Sampler:
         self._engines, self._partner = engines, partner
         self._store, self._verifier = store, verifier
         self._trained = DESKS.index(Speaker(job.trains)) if job.trains else 0
-        self._weights = job.work / "weights"
-        self.proof_text = list(start.prompt_ids(next(iter(problems.values()))))[:PROOF_TOKENS]
-        """What a server is asked about to show which weights it serves; a resumed training has drawn nothing yet."""
+        self._weights, self._proof_file = job.work / "weights", job.work / "proof-text.json"
+        first = list(start.prompt_ids(next(iter(problems.values()))))[:PROOF_TOKENS]
+        self.proof_text: list[int] = json.loads(self._proof_file.read_text()) if self._proof_file.exists() else first
+        """What a server is asked about to show which weights it serves: the last dialogue. It is in a checkpoint's
+        digest, so a resumed training must have the same."""
         self._last = (0.0, 0.0)
         """When the last step began, and how long passes had taken by then."""
         self.figures: dict[str, float] = {}
@@ -200,6 +205,7 @@ class Sampler:
         drawn = time.monotonic()
         told, rewards = [one for group in groups for one in group], self._rewards(asked, groups)
         self.proof_text = list((told[0].prompt_ids + told[0].completion_ids)[:RL_PROOF_TOKENS])
+        write_whole(self._proof_file, json.dumps(self.proof_text))
         self._note(step, told, rewards, policy)
         ended = time.monotonic()
         trainer.seconds_in_passes -= ended - began
@@ -240,6 +246,7 @@ class Sampler:
     def _rewards(self, problems: Sequence[Problem], groups: Sequence[Sequence[Told]]) -> list[Rewards]:
         """Of all dialogues, one after another."""
         judged = self._verifier.verdicts(problems, [[one.answer for one in group] for group in groups])
+        self.figures["unverified"] = sum(verdicts.count(Verdict.TIMEOUT) for verdicts in judged)
         return [
             rewards
             for group, verdicts in zip(groups, judged, strict=True)
@@ -258,14 +265,14 @@ class Sampler:
         self.course = [one for one in self.course if one.step < step]
         self.course.append(Figures(step=step, tokens=tokens, praised=praised))
         write_whole(self._job.work / "course.json", json.dumps([one.model_dump() for one in self.course]))
-        if is_best(self.course):
+        reason = collapse(self.course, rl.bounds)
+        if not reason and is_best(self.course):
             write_whole(self._job.work / "best", str(policy.folder))
         self._remove_old_weights(policy.folder)
         self.figures |= {
             "trained_tokens": sum(len(one.prompt_ids) + len(one.completion_ids) for one in told),
             "dialogue_tokens": tokens, "cap_hit": sum(one.hit_cap for one in told) / count, **means,
         }  # fmt: skip
-        reason = collapse(self.course, rl.bounds)
         if reason:
             raise Collapsed(
                 f"the training of the {self._job.trains or 'one'} model collapsed in step {step}: {reason}. Its best "
@@ -300,7 +307,8 @@ class Sampler:
 
 def served(model: Any) -> tuple[Any, dict[str, torch.Tensor]]:
     """The model without its adapters' wrapper, and its weights by their names as they are served: adapters are added to
-    a copy, since adding them and taking them off again would move the weights by rounding."""
+    a copy, since adding them and taking them off again would move the weights by rounding. Copies are in the host's
+    memory, since beside two servers a GPU has no room for them."""
     if not isinstance(model, PeftModel):
         return model, model.state_dict()
     base = model.get_base_model()
@@ -308,7 +316,8 @@ def served(model: Any) -> tuple[Any, dict[str, torch.Tensor]]:
     for name, layer in base.named_modules():
         if isinstance(layer, LoraLayer):
             key = f"{name}.base_layer.weight"
-            weights[key] = weights[key] + layer.get_delta_weight(model.active_adapter)  # type: ignore[operator]
+            adapted = weights[key] + layer.get_delta_weight(model.active_adapter)  # type: ignore[operator]
+            weights[key] = adapted.detach().cpu()
     return base, {name.replace(".base_layer.", "."): weight for name, weight in weights.items()}
 
 

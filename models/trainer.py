@@ -116,7 +116,13 @@ class RlJob(Job):
 
     @property
     def environment(self) -> dict[str, str]:
-        return {STORE_VARIABLE: self.store}
+        # Where a host has several GPUs, a single process would spread its batch over all, and count it so often.
+        return {STORE_VARIABLE: self.store, "CUDA_VISIBLE_DEVICES": first_gpu()}
+
+
+def first_gpu() -> str:
+    """Of those that this process may use."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
 
 
 class TrainingFailed(ReadableError):

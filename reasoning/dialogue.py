@@ -15,7 +15,7 @@ from enum import StrEnum
 
 from reasoning.answers import boxed, until_closing_brace
 
-METHOD_VERSION = "2"
+METHOD_VERSION = "3"
 TAGS = ("<think>", "</think>", "<answer>", "</answer>", "<rethink>", "</rethink>")
 _ANY = "|".join(TAGS)
 _LONGEST = max(map(len, TAGS))

@@ -30,6 +30,9 @@ from models.vllm_server import ServerFailed
 from tasks.artifacts import ArtifactRef
 from tasks.workplace import LedgerEntry, Workplace
 
+VERSIONS: dict[str, str] = {}
+"""Of each step, by name."""
+
 
 def canonical(value: Any) -> Any:
     """`value` as JSON that depends on content alone. Raises TypeError for anything whose content is not certain."""
@@ -104,7 +107,7 @@ class Step:
     def __init__(self, body: Callable[..., ArtifactRef], version: str):
         self.body = body
         self.name = body.__name__.replace("_", "-")
-        self.version = version
+        self.version = VERSIONS[self.name] = version
         self.task = task(
             name=self.name, cache_policy=ContentKey(step=self.name, version=version), persist_result=True,
             result_serializer=VerifiedJSON(), retries=2, retry_delay_seconds=[5, 30],

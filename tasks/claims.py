@@ -1,4 +1,4 @@
-"""Results as readers of a README meet them: one Markdown table and one plot.
+"""Results as readers of a README meet them: a Markdown table, a plot, and what both are made of.
 
 Knows: a report's layout, Markdown, matplotlib. Must not know: how figures arose.
 """
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from conf.claims import Claims
 from conf.errors import ReadableError
 from models.files import write_whole
-from tasks.outcomes import Outcome, keep_outcome, kept_outcome
+from tasks.outcomes import Outcome, OutcomeError, keep_outcome, kept_outcome
 from tasks.reporting import percent, queries, ratio
 from tasks.workplace import Workplace
 
@@ -38,9 +38,12 @@ def refuse_placeless(target: str, pipeline: str) -> None:
 
 def earlier_outcomes(place: Workplace, settings: Claims) -> dict[int, Outcome]:
     """Of the seeds that were examined before, by seed. Raises OutcomeError for those of other claims."""
+    folder = Path(settings.earlier)
     if not settings.earlier:
         return {}
-    base, folder = place.model(settings.of.model).digest, Path(settings.earlier)
+    if not folder.is_dir():
+        raise OutcomeError(f"{folder}: no such folder; correct earlier, or leave it out to run all seeds")
+    base = place.model(settings.of.model).digest
     found = {seed: kept_outcome(folder, settings.of, seed, base) for seed in settings.seeds}
     for seed in (seed for seed, outcome in found.items() if outcome):
         place.progress.note(f"seed {seed}: examined before, read from {folder}")
@@ -79,9 +82,10 @@ def claims_text(report: dict[str, Any]) -> str:
     head = (
         f"Seeds {seeds} together: {base['problems']} problems, {base['samples']} samples a model, on "
         f"{report['written_on']}. 95 % intervals are clustered by problem, differences paired; they are about these "
-        f"trainings, one a seed and model: how much trainings differ shows in the column by seed.\n\n"
+        f"trainings, one a seed and model"
     )
-    text = head + _table(report["models"], report["comparisons"], report["by_seed"])
+    shown = ": how much trainings differ shows in the column by seed.\n\n" if report["by_seed"] else ".\n\n"
+    text = head + shown + _table(report["models"], report["comparisons"], report["by_seed"])
     if report["beside_method"]:
         text += f"\nThe controls beside {report['beside_method'][0]['against']}, on the same problems:\n\n"
         text += _markdown([_beside(pair) for pair in report["beside_method"]])

@@ -55,9 +55,15 @@ def kept_couple(run: Path) -> tuple[dict[Speaker, Path], LongShort]:
     try:
         folders = json.loads((run / COUPLE_FILE).read_text())
         settings = LongShort.model_validate_json((run / "config.json").read_text())
-    except FileNotFoundError:
+        return {speaker: Path(folders[speaker]) for speaker in Speaker}, settings
+    except OSError:
         raise NoCouple(f"{run}: no {COUPLE_FILE}; name the folder of a finished run of long-short") from None
-    return {speaker: Path(folders[speaker]) for speaker in Speaker}, settings
+    except (ValueError, LookupError) as error:
+        first = str(error).splitlines()[0]
+        raise NoCouple(
+            f"{run}: its {COUPLE_FILE} or config.json cannot be read ({first}); if another version made them, do the "
+            f"run again: what is finished is kept"
+        ) from None
 
 
 @step(version=f"1.{DIALOGUE_VERSION}.{VERIFIER_VERSION}")

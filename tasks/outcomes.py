@@ -1,6 +1,6 @@
 """What the examinations of one seed came to, as one record: in memory for a report, in a file for another machine's.
 
-Knows: scores, dialogues, ledger lines, and how long it takes to make them again. Must not know: a report's layout.
+Knows: scores, dialogues, ledger lines, settings as far as they decide. Must not know: a report's layout.
 """
 
 from __future__ import annotations
@@ -16,19 +16,23 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from conf.cot_distillation import CotDistillation
 from conf.errors import ReadableError
-from conf.section import Section
+from conf.long_short import LongShort
+from conf.settings import Dto
 from models.files import write_whole
 from models.vllm_server import on_cpu
 from reasoning.cost import Shape
 from reasoning.exam import Role
 from reasoning.records import Conversation, Couple, Record, Score
 from tasks.artifacts import ArtifactRef
+from tasks.caching import VERSIONS, canonical
 from tasks.workplace import LedgerEntry, Workplace, led_to
 
 COUPLE = "couple"
 """The kind of an artifact that stands for two models."""
 PACKAGES = ("torch", "transformers", "trl", "prefect", "math-verify")
+Pipeline = Dto | CotDistillation | LongShort
 FILE = "{}-seed-{}.json.xz"
 
 
@@ -66,6 +70,8 @@ class Exam(NamedTuple):
     """One seed's models on its problems."""
 
     seed: int
+    base: str
+    """Fingerprint of the model that all started from."""
     sets: Mapping[str, Sequence[Examined]]
     """By the problems' name, the main ones first. The first model is the base; what has the same place has the same
     name in all."""
@@ -108,24 +114,28 @@ class Outcome(Record):
     """The one that wrote this; what came from the cache may be another's work."""
 
 
-def outcome_of(place: Workplace, settings: Any, exam: Exam, *, since: int = 0) -> Outcome:
-    """`settings`: the pipeline's. `since`: how many ledger lines there were before its first step."""
+def outcome_of(place: Workplace, settings: Pipeline, exam: Exam, since: tuple[int, int] = (0, 0)) -> Outcome:
+    """`since`: how many ledger lines and warnings there were before its first step."""
+    lines, warnings = since
     return Outcome(
         pipeline=settings.pipeline, seed=exam.seed, settings=_decisive(settings),
-        base=place.model(settings.model).digest,
+        base=exam.base,
         sets={name: tuple(_scored(place, entry) for entry in entries) for name, entries in exam.sets.items()},
         notes=tuple(exam.notes),
         talks={
             name: tuple(row.model_copy(update={"transcript": ""}) for row in place.rows(ref, Conversation))
             for name, ref in exam.conversations.items()
         },
-        warnings=tuple(place.warnings), ledger=tuple(ledger_lines(place, since)), versions=_versions(),
+        warnings=tuple(place.warnings[warnings:]), ledger=tuple(ledger_lines(place)[lines:]), versions=_versions(),
         machine=_machine(),
     )  # fmt: skip
 
 
-def _decisive(settings: Section) -> dict[str, Any]:
-    return settings.model_dump(mode="json", exclude={"seed", *settings.LEFT_OUT})
+def _decisive(settings: Pipeline) -> dict[str, Any]:
+    """What of the settings stands in any step's key, and what says which steps there are."""
+    shared = {name: value for name, value in canonical(settings).items() if name != "seed"}
+    rounds = settings.rl.rounds if isinstance(settings, LongShort) else ()
+    return shared | {"rounds": list(rounds), "engine.context": settings.room_for_prompt}
 
 
 def keep_outcome(outcome: Outcome, folder: Path) -> None:
@@ -136,8 +146,9 @@ def keep_outcome(outcome: Outcome, folder: Path) -> None:
     write_whole(folder / FILE.format(outcome.pipeline, outcome.seed), lzma.compress(text.encode()))
 
 
-def kept_outcome(folder: Path, settings: Any, seed: int, base: str) -> Outcome | None:
-    """That of `seed`, where `folder` has it. Raises OutcomeError where it is of other settings or of another model."""
+def kept_outcome(folder: Path, settings: Pipeline, seed: int, base: str) -> Outcome | None:
+    """That of `seed`, where `folder` has it. Raises OutcomeError where it is of other settings, of another model or of
+    another version of a step. Files and data sets that the settings name are taken to be the same."""
     path = folder / FILE.format(settings.pipeline, seed)
     if not path.is_file():
         return None
@@ -148,6 +159,9 @@ def kept_outcome(folder: Path, settings: Any, seed: int, base: str) -> Outcome |
     wanted = _decisive(settings)
     if outcome.base != base:
         raise OutcomeError(f"{path}: of model {outcome.base[:12]}, and here it is {base[:12]}; run seed {seed} again")
+    stages = {line["stage"] for line in outcome.ledger if VERSIONS.get(line["stage"]) != line["version"]}
+    if stages:
+        raise OutcomeError(f"{path}: made by other versions of {', '.join(sorted(stages))}; run seed {seed} again")
     other = sorted(name for name in wanted.keys() | outcome.settings if wanted.get(name) != outcome.settings.get(name))
     if other:
         raise OutcomeError(f"{path}: made with other settings ({', '.join(other)}); run seed {seed} again")
@@ -180,14 +194,15 @@ def models_of(pair: Couple) -> tuple[ArtifactRef, ArtifactRef]:
     )
 
 
-def ledger_lines(place: Workplace, since: int = 0) -> list[dict[str, Any]]:
-    return [_ledger_line(entry) for entry in place.ledger[since:]]
+def ledger_lines(place: Workplace) -> list[dict[str, Any]]:
+    return [_ledger_line(entry) for entry in place.ledger]
 
 
 def _ledger_line(entry: LedgerEntry) -> dict[str, Any]:
     """What the stage took and cost when it was made; `cached` says whether this run had to pay it."""
     assert entry.artifact.count
-    line = {"stage": entry.step, "cached": entry.cached, **entry.artifact.count.model_dump()}
+    named = {"stage": entry.step, "version": VERSIONS[entry.step], "cached": entry.cached}
+    line = named | entry.artifact.count.model_dump()
     return line | {"artifact": entry.artifact.uri, "digest": entry.artifact.digest}
 
 

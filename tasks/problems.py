@@ -40,6 +40,14 @@ class ProblemsRefused(ReadableError):
     """A source that cannot be used, with what is wrong, where, and what to do."""
 
 
+class Sources(NamedTuple):
+    """Rows of Problem, of each source that a pipeline reads."""
+
+    train: ArtifactRef
+    exams: dict[str, ArtifactRef]
+    """By name; the first is the main one."""
+
+
 class Row(NamedTuple):
     place: str
     content: Any
@@ -58,15 +66,34 @@ def problems_from(place: Workplace, source: Problems, split: Split, seed: int) -
     return load_file(place, file=_file(source.path), source=source)
 
 
+def draw_sources(place: Workplace, problems: Problems, exams: Mapping[str, Problems], seed: int) -> Sources:
+    """All of them, before any model is looked for. Raises ProblemsRefused."""
+    drawn = {name: problems_from(place, source, Split.BENCHMARK, seed) for name, source in exams.items()}
+    return Sources(problems_from(place, problems, Split.TRAIN, seed), drawn)
+
+
+def fitting_sources(
+    place: Workplace, sources: Sources, models: Sequence[ArtifactRef], room: int, roles: tuple[str, ...] = ()
+) -> Sources:
+    """`sources` without what is too long for one of the models that are to read it. Raises ProblemsRefused."""
+
+    def fitting(name: str, drawn: ArtifactRef) -> ArtifactRef:
+        return fitting_problems(place, name, drawn, models, room, roles)
+
+    exams = {name: fitting(repr(name), exam) for name, exam in sources.exams.items()}
+    return Sources(fitting("problems", sources.train), exams)
+
+
 def fitting_problems(
-    place: Workplace, source: Problems, split: Split, model: ArtifactRef, room: int, seed: int,
+    place: Workplace, name: str, drawn: ArtifactRef, models: Sequence[ArtifactRef], room: int,
     roles: tuple[str, ...] = (),
 ) -> ArtifactRef:  # fmt: skip
-    """`problems_from`, without those that are too long for the engine. Raises ProblemsRefused."""
-    drawn = problems_from(place, source, split, seed)
-    fitting = fit_problems(place, model=model, problems=drawn, room=room, roles=roles)
+    """`drawn` without what is too long; `name` is the source's, for a person. Raises ProblemsRefused."""
+    fitting = drawn
+    for model in models:
+        fitting = fit_problems(place, model=model, problems=fitting, room=room, roles=roles)
     if long := drawn.rows - fitting.rows:
-        place.warn(f"{long} of {drawn.rows} problems are left out: with more than {room} tokens they leave no room in "
+        place.warn(f"{name}: {long} of {drawn.rows} are left out: with more than {room} tokens they leave no room in "
                    f"engine.context for what is to follow them")  # fmt: skip
     return fitting
 
@@ -137,26 +164,27 @@ def prompts_of(place: Workplace, model: ArtifactRef, problems: ArtifactRef) -> d
     return {name: checkpoint.prompt_ids(problem) for name, problem in by_id(place, problems).items()}
 
 
-def clean_problems(
-    place: Workplace, how: Decontamination, problems: ArtifactRef, exams: Mapping[str, ArtifactRef], seed: int
-) -> ArtifactRef:
-    """`problems` without doubles and without what benchmarks hold, too: those examined, by name, and those of `how`.
+def clean_problems(place: Workplace, how: Decontamination, sources: Sources, seed: int) -> ArtifactRef:
+    """Those to train on, without doubles and without what benchmarks hold, too: those examined, and those of `how`.
 
     Raises ProblemsRefused when nothing is left.
     """
     if isinstance(how, NoDecontamination):
         place.warn(f"problems were not compared with the benchmarks: {how.reason}")
-        return problems
+        return sources.train
     others = {f"against {index}": problems_from(place, source, Split.BENCHMARK, seed)
               for index, source in enumerate(how.against, start=1)}  # fmt: skip
-    benchmarks = {**exams, **others}
+    benchmarks = {**sources.exams, **others}
     found = find_overlap(
-        place, problems=problems, benchmarks=list(benchmarks.values()), names=list(benchmarks), words=how.words,
+        place, problems=sources.train, benchmarks=list(benchmarks.values()), names=list(benchmarks), words=how.words,
         share=how.share,
     )  # fmt: skip
     if found.rows:
-        place.warn(f"{found.rows} problems stand in a benchmark, too, and are removed; they are listed in {found.uri}")
-    return drop_problems(place, problems=problems, matches=found)
+        place.warn(
+            f"{found.rows} problems stand in a benchmark, too, and are removed; they are listed in the artifact of "
+            f"find-overlap, {found.digest[:12]}"
+        )
+    return drop_problems(place, problems=sources.train, matches=found)
 
 
 @step(version=CONTAMINATION_VERSION)

@@ -41,6 +41,7 @@ def reinforce(
         return Usage(
             prompt_tokens=int(total("prompt_tokens")), generated_tokens=int(total("generated_tokens")),
             reused_completions=int(total("reused_completions")), flops=total("sampling_flops") + training,
+            unverified=int(total("unverified")),
         )  # fmt: skip
 
     return run_job(

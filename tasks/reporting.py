@@ -37,7 +37,7 @@ def write_report(place: Workplace, settings: Section, outcomes: Sequence[Outcome
     report = {
         "pipeline": getattr(settings, "pipeline", ""),
         "preset": getattr(settings, "preset", ""),
-        "warnings": list(dict.fromkeys(warning for outcome in outcomes for warning in outcome.warnings)),
+        "warnings": [warning for outcome in outcomes for warning in outcome.warnings],
         "seeds": [outcome.seed for outcome in outcomes],
         "benchmark": main,
         **_figures(_pooled(seen[main])),

@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -174,10 +175,17 @@ def sections(kind: type[BaseModel]) -> set[type[Section]]:
     """`kind` and every settings section in it."""
     found = {kind} if issubclass(kind, Section) else set()
     for field in kind.model_fields.values():
-        for part in [field.annotation, *get_args(field.annotation)]:
+        for part in parts(field.annotation):
             if isinstance(part, type) and get_origin(part) is None and issubclass(part, BaseModel):
                 found |= sections(part)
     return found
+
+
+def parts(annotation: Any) -> Iterator[Any]:
+    """What an annotation is made of, unions and tags at any depth."""
+    yield annotation
+    for part in get_args(annotation):
+        yield from parts(part)
 
 
 ALL_SECTIONS = sorted(sections(Claims) | sections(MarkerReport) | sections(TinyModel), key=lambda kind: kind.__name__)

@@ -15,6 +15,7 @@ from conf.claims import Claims
 from conf.load import load
 from flows.claims import run_claims
 from models.scripted import ScriptedEngine
+from tasks.caching import VERSIONS
 from tasks.claims import END as END_OF
 from tasks.claims import START as START_OF
 from tasks.claims import NoPlace
@@ -149,10 +150,32 @@ def test_seeds_that_were_examined_elsewhere_are_not_run_again(report: dict[str, 
     assert not (tmp_path / "whole" / "manifests").exists()
 
 
+def test_what_changes_no_result_may_be_another_machines(report: dict[str, Any], published: Path, tmp_path: Path):
+    kept = published / "docs" / "outcomes"
+    changes = ("dto.training.micro_batch=1", "dto.engine.concurrency=8", f"earlier={kept}")
+    again = claim(tmp_path / "root", *changes)
+    assert {name: again[name] for name in FIGURES} == {name: report[name] for name in FIGURES}
+
+
+def test_outcomes_of_another_version_of_a_step_are_refused(
+    report: dict[str, Any], published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(VERSIONS, "prune-traces", "0")
+    with pytest.raises(OutcomeError, match="made by other versions of prune-traces; run seed 0 again"):
+        claim(tmp_path / "root", f"earlier={published / 'docs' / 'outcomes'}")
+    assert report["seeds"] == [0, 1]
+
+
+def test_a_folder_of_outcomes_that_is_not_there_is_no_empty_one(tmp_path: Path):
+    with pytest.raises(OutcomeError, match="no such folder; correct earlier"):
+        claim(tmp_path / "root", f"earlier={tmp_path / 'doc'}")
+
+
 @pytest.mark.parametrize(
     ("change", "content", "told"),
     [
         ("dto.training.learning_rate=1e-6", None, "other settings (training); run seed 0 again"),
+        ("dto.engine.context=4000", None, "other settings (engine.context); run seed 0 again"),
         ("dto.engine.dtype=bfloat16", None, "of model [0-9a-f]{12}, and here it is [0-9a-f]{12}; run seed 0 again"),
         ("seeds=[0]", b"", "dto-seed-0.json.xz: holds no outcome"),
         ("seeds=[0]", lzma.compress(b'{"seed": 0}'), "dto-seed-0.json.xz: holds no outcome"),
@@ -186,6 +209,12 @@ def test_couples_of_all_seeds_are_pooled(tmp_path: Path):
     assert pairs["cold start"]["break_even"]["build_flops"] > 0
     learnt = sum(line["rows_out"] for line in report["ledger"] if line["stage"] == "turns-to-learn")
     assert pairs["cold start"]["trained_on"] == learnt / 2
+    # From files, without the dialogues' words, all is the same.
+    changes = (*COUPLES, f"long_short.storage.root={tmp_path / 'other'}", f"earlier={tmp_path / 'docs' / 'outcomes'}")
+    again = claimed(load(Claims, "long-short", changes), speaking)
+    assert {name: again[name] for name in FIGURES} == {name: report[name] for name in FIGURES}
+    kept = tmp_path / "docs" / "outcomes" / "long-short-seed-0.json.xz"
+    assert b"<think>" not in lzma.decompress(kept.read_bytes())
 
 
 @pytest.mark.parametrize("text", [None, "nothing", f"{END}\n{START}"])

@@ -30,7 +30,7 @@ SMALL = (
     "benchmark_sampling.samples=2", 'benchmarks={"main"={count=8,levels=[1,2,3,4]},"far"={count=2,levels=[9]}}',
 )  # fmt: skip
 CURATION = ["sample-traces", "choose-traces", "value-prefixes", "rate-by-effort", "compress-by-value"]
-GATE = ["draw-problems", "fit-problems"] * 3 + ["find-overlap", "drop-problems"]
+GATE = ["draw-problems"] * 3 + ["fit-problems"] * 3 + ["find-overlap", "drop-problems"]
 
 
 class Run(ScriptedRun):

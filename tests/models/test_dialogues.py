@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -41,10 +42,42 @@ def own_text(line_ids: tuple[int, ...], own: tuple[bool, ...]) -> str:
 @given(st.lists(st.integers(0, len(MODEL.tokenizer) - 1), max_size=30))
 def test_what_is_heard_as_it_comes_is_what_is_heard_in_the_end(token_ids: list[int]):
     listen, heard = TONGUE.listener(), ""
+    whole = MODEL.decode(tuple(takewhile(lambda token: token not in MODEL.special_ids, token_ids)))
     for token in token_ids:
         heard += listen((token,))
-        assert MODEL.decode(tuple(token_ids)).startswith(heard)
-    assert heard == MODEL.decode(tuple(token_ids)).rstrip("\ufffd")
+        assert whole.startswith(heard)
+    assert heard == whole.rstrip("\ufffd")
+
+
+def test_bytes_that_are_no_text_end_what_is_told_and_nothing_else(monkeypatch: pytest.MonkeyPatch):
+    """Tokenizers that fall back to bytes raise a bare Exception there; the bundled one does not."""
+
+    class Stream:
+        def __init__(self, **_: bool):
+            pass
+
+        def step(self, _: object, token: int) -> str | None:
+            if token == 7:
+                raise Exception("Invalid prefix encountered while decoding stream")
+            return MODEL.decode((token,))
+
+    monkeypatch.setattr("models.dialogues.DecodeStream", Stream)
+    listen = TONGUE.listener()
+    assert (listen((8, 9)), listen((10, 7, 8)), listen((8,))) == (MODEL.decode((8, 9)), MODEL.decode((10,)), "")
+
+
+@pytest.mark.parametrize("after", ["", "</think>", "<|short|>Ann has 4.<answer>\\boxed{9}</answer>"])
+def test_a_special_token_ends_what_is_heard(after: str):
+    """Decoded, it is not there; the partner would see what it opens."""
+    pad = MODEL.tokenizer.pad_token_id
+    assert pad in MODEL.special_ids
+    before = MODEL.encode("\nNow it is 4.")
+    line = TONGUE.line(Dialogue(4), Completion((*before, pad, *MODEL.encode(after + END)), True))
+    assert (line.turn.text, line.turn.fault) == ("\nNow it is 4.", Fault.UNCLOSED)
+    assert MODEL.decode(line.token_ids) == "<think>\nNow it is 4.</think>"
+    assert not {pad} & set(line.token_ids)
+    assert line.own == (False,) + (True,) * len(before) + (False,) * (len(line.own) - 1 - len(before))
+    assert line.drawn == len(before) + 1 + len(MODEL.encode(after + END))
 
 
 def test_a_good_turn_stands_as_it_was_drawn():
@@ -118,6 +151,18 @@ def test_a_prompt_ends_where_the_first_turn_opens():
     assert text == "<|system|><|long|><|user|>Ann has 4.<|assistant|>"
 
 
+@pytest.mark.parametrize(
+    ("opening", "shown"), [("<|assistant|>\n", "<|assistant|>\n"), ("<|assistant|>\n<think>\n", "<|assistant|>\n")]
+)
+def test_of_a_template_only_the_thinkings_own_opening_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, opening: str, shown: str
+):
+    template = f"{{{{ messages[1].content + {opening!r} }}}}"
+    monkeypatch.setattr(MODEL.tokenizer, "chat_template", template)
+    problem = Problem(id="p", prompt=(TextPart(text="Ann has <think>4."),), answer="4")
+    assert MODEL.decode(TONGUE.prompts(problem)[Speaker.LONG]) == f"Ann has <think>4.{shown}"
+
+
 def speak(luck: random.Random) -> Callable[[Checkpoint, Request, int], Completion]:
     """A model that says one of a few things."""
 
@@ -151,3 +196,35 @@ def test_many_dialogues_advance_together(tmp_path_factory: pytest.TempPathFactor
     assert [[talk.token_ids for talk in plan.talks] for plan in again] == [
         [talk.token_ids for talk in plan.talks] for plan in plans
     ]
+
+
+class SmallCache(ScriptedEngine):
+    """It holds one dialogue."""
+
+    cache_tokens = 1  # type: ignore[assignment]
+
+
+def test_dialogues_that_were_cut_off_do_not_wait_for_one_another(tmp_path: Path):
+    """The first one's opening turn is stored: it begins at Short's desk, and the second at Long's; then each wants to
+    go where the other is."""
+
+    def reply(model: Checkpoint, request: Request, number: int) -> Completion:
+        return drawn("\n5?</rethink>" if model.decode(request.prompt_ids).count("<answer>") < 2 else "\n4.</answer>")
+
+    def think(model: Checkpoint, request: Request, number: int) -> Completion:
+        return drawn("\nIt is 4.</think>")
+
+    def die(model: Checkpoint, request: Request, number: int) -> Completion:
+        raise ConnectionError
+
+    def play(count: int, short: Callable[[Checkpoint, Request, int], Completion]) -> list[str]:
+        plans = [Talks(TONGUE, {s: (*ids, number) for s, ids in PROMPTS.items()}, 1) for number in range(count)]
+        desks = [Desk(SmallCache(script), MODEL) for script in (think, short)]
+        store = RolloutStore(f"sqlite:///{tmp_path / 'db'}")
+        Rollouts(store, desks, Purpose.VALUE, 0).carry_out(plan.job(Sampling()) for plan in plans)
+        return [str(plan.talks[0].dialogue) for plan in plans]
+
+    with pytest.raises(ConnectionError):
+        play(1, die)
+    said = "<think>\nIt is 4.</think><answer>\n5?</rethink><think>\nIt is 4.</think><answer>\n4.</answer>"
+    assert play(2, reply) == [said, said]

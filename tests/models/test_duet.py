@@ -149,17 +149,18 @@ def test_what_cannot_be_done_is_refused(url: str, change: dict[str, Any], words:
 def test_nothing_more_is_drawn_for_a_client_that_has_gone(
     url: str, backends: dict[Speaker, Vllm], monkeypatch: pytest.MonkeyPatch
 ):
-    noticed, go = threading.Event(), threading.Event()
+    noticed, go, said = threading.Event(), threading.Event(), threading.Event()
+    results: list[object] = []
 
     def slow(prompt: str) -> str:
         go.wait(20)
+        said.set()
         return think(prompt)
 
     async def told(*arguments: Any) -> Any:
-        whole = await unless_gone(*arguments)
+        results.append(await unless_gone(*arguments))
         noticed.set()
-        assert whole is None
-        return whole
+        return results[-1]
 
     unless_gone = duet_server._unless_gone
     monkeypatch.setattr(duet_server, "_unless_gone", told)
@@ -167,8 +168,13 @@ def test_nothing_more_is_drawn_for_a_client_that_has_gone(
     with OpenAI(base_url=url, api_key="none", max_retries=0, timeout=0.2) as one, pytest.raises(openai.APITimeoutError):
         one.chat.completions.create(**ASK)
     assert noticed.wait(20)
+    assert results == [None]
     go.set()
-    assert backends[Speaker.SHORT].asked == []
+    assert said.wait(20)
+    # One that went on would have asked the answerer before this one has asked twice, and is through.
+    backends[Speaker.LONG].script = think
+    client(url).chat.completions.create(**ASK)
+    assert len(backends[Speaker.SHORT].asked) == 2
 
 
 def test_health_is_that_of_both_servers(url: str, backends: dict[Speaker, Vllm]):

@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from conf.long_short import Bounds, Protocol, Reinforcement
@@ -77,9 +77,13 @@ def dialogues(names: list[str], trainer: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def made(tmp_path: Path) -> tuple[Any, dict[str, Any]]:
+    return trained(tmp_path, AutoModelForCausalLM.from_pretrained(TINY_MODEL, dtype=torch.float32))
+
+
+def trained(tmp_path: Path, model: Any) -> tuple[Any, dict[str, Any]]:
     """A trainer in float32, and what its loss reads."""
     trainer: Any = LeanTrainer(
-        model=AutoModelForCausalLM.from_pretrained(TINY_MODEL, dtype=torch.float32),
+        model=model,
         args=configured(job(tmp_path), bf16=False),
         reward_funcs=reward_functions(),  # type: ignore[arg-type]
         train_dataset=Dataset.from_dict({"prompt": ["a", "b"]}),
@@ -129,6 +133,36 @@ def test_where_a_token_is_not_its_own_the_loss_has_no_gradient(made: tuple[Any, 
     assert touched[mine].float().mean() > 0.9  # a token that was certain has none
     assert not hidden.grad[:, : inputs["prompt_ids"].shape[1] - 1].any()
     assert not hidden.grad[:, -1].any()
+
+
+def test_the_references_passes_are_as_small_as_the_micro_batch(made: tuple[Any, dict[str, Any]]):
+    trainer, inputs = made
+    rows: list[int] = []
+
+    def counted(*, input_ids: torch.Tensor, **others: Any) -> Any:
+        rows.append(len(input_ids))
+        return trainer.model(input_ids=input_ids, **others)
+
+    ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+    mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
+    getattr(trainer, PASSES)(counted, ids, mask, inputs["completion_ids"].shape[1], batch_size=1)
+    assert rows == [1, 1, 1, 1]
+
+
+def test_what_balances_experts_is_learnt_from(tmp_path: Path):
+    """TRL's passes return it beside what is ours, for models with experts only."""
+    config = Qwen3MoeConfig(
+        vocab_size=640, hidden_size=32, intermediate_size=32, moe_intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, num_experts=4, num_experts_per_tok=2,
+        router_aux_loss_coef=0.1,
+    )  # fmt: skip
+    Qwen3MoeForCausalLM(config).save_pretrained(tmp_path / "experts")
+    trainer, inputs = trained(tmp_path, Qwen3MoeForCausalLM.from_pretrained(tmp_path / "experts"))
+    losses = [trainer._compute_loss(trainer.model, inputs)]
+    trainer.router_aux_loss_coef = 0.2
+    losses.append(trainer._compute_loss(trainer.model, inputs))
+    assert trainer.aux_loss_enabled
+    assert float(losses[1] - losses[0]) > 0.01
 
 
 @pytest.mark.parametrize("side_by_side", [1, 3])
@@ -235,6 +269,20 @@ def test_stale_weights_are_found(written: tuple[Any, Path]):
         next(model.parameters())[0, 0] += 1e-6
     with pytest.raises(StaleWeights, match="is not what was trained"):
         check(model, folder)
+
+
+def test_weights_that_the_disk_took_otherwise_are_never_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model = AutoModelForCausalLM.from_pretrained(TINY_MODEL, dtype=torch.float32)
+    save = type(model).save_pretrained
+
+    def lose_the_end(self: Any, folder: Path, **others: Any) -> None:
+        save(self, folder, **others)
+        file = folder / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:-100])
+
+    monkeypatch.setattr(type(model), "save_pretrained", lose_the_end)
+    with pytest.raises(StaleWeights, match="cannot be read"):
+        write_weights(model, AutoTokenizer.from_pretrained(TINY_MODEL), tmp_path / "weights" / "7", [5, 6, 7])
 
 
 def test_half_written_weights_are_found(written: tuple[Any, Path]):
@@ -386,9 +434,9 @@ def test_a_collapse_ends_the_round_and_names_the_best_weights(tmp_path: Path):
     order = job(tmp_path, steps=9, bounds=Bounds(most_tokens=1.5))
     with pytest.raises(Collapsed, match="collapsed in step 1: dialogues went from") as caught:
         played(order, f"sqlite:///{tmp_path / 'store'}", chatter)
-    best = Path((order.work / "best").read_text())
-    assert str(best) in str(caught.value)
-    assert (best / "model.safetensors").exists()
+    # Step 1 was as right as step 0, and it is what collapsed.
+    assert (order.work / "best").read_text() == str(TINY_MODEL)
+    assert str(TINY_MODEL) in str(caught.value)
 
 
 def test_what_ends_a_round_is_told_to_its_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -23,6 +23,9 @@ def test_nothing_asked_starts_nothing(model: Checkpoint):
 
 def test_a_swap_is_proven_only_by_the_trainers_log_probs(model: Checkpoint):
     prove([-1.0, -2.0], [-1.5, -2.0], [-1.0005, -2.0], 1e-3, model)
+    prove([-1.0, -9.0], [-1.0, -9.0], [-1.0, -9.2], 0.15, model, is_held=True)
+    with pytest.raises(SwapNotProven, match="differ"):
+        prove([-1.0, -9.0], None, [-1.0, -9.4], 0.15, model, is_held=True)
     with pytest.raises(SwapNotProven, match="no nearer"):  # a small update: the old weights are within the tolerance
         prove([-1.0, -2.0], [-1.0005, -2.0], [-1.0004, -2.0], 1e-3, model)
     with pytest.raises(SwapNotProven, match=r"differ from the trainer's by 0\.5"):

@@ -9,8 +9,9 @@ import pytest
 from conf.auxiliary import Llm
 from conf.claims import Claims
 from conf.cot_distillation import CotDistillation, EndpointTeacher
+from conf.long_short import LongShort
 from conf.section import Section
-from conf.settings import Dto, Lesson, Sampling, SimPO, Stories
+from conf.settings import Dto, Hub, Lesson, NoDecontamination, ProblemFile, Sampling, SimPO, Stories
 from tasks.artifacts import ArtifactRef
 from tasks.caching import Step, canonical, key_of, recipe_of
 from tests.conf.test_settings import ALL_SECTIONS
@@ -64,7 +65,8 @@ def another(value: Any) -> Any:
 
 NEEDED: dict[type[Section], dict[str, Any]] = {
     Lesson: {"stories": 1, "levels": (1,)}, Claims: {"dto": Dto()}, Llm: {"url": "http://x", "model": "m"},
-    EndpointTeacher: {"llm": Llm(url="http://x", model="m")},
+    EndpointTeacher: {"llm": Llm(url="http://x", model="m")}, Hub: {"name": "owner/name"}, ProblemFile: {"path": "x"},
+    NoDecontamination: {"reason": "only stories are read"},
 }  # fmt: skip
 """What has no default."""
 
@@ -81,17 +83,39 @@ def test_every_field_is_in_the_key_or_left_out_with_a_reason(kind: type[Section]
 
 
 def steps() -> list[Step]:
-    from tasks import distillation, dto, judging, problems, sampling, training
+    from tasks import (
+        controls,
+        dialogues,
+        distillation,
+        dto,
+        judging,
+        problems,
+        reinforcement,
+        sampling,
+        thoughts,
+        training,
+    )
 
     return [
         value
-        for module in (distillation, dto, judging, problems, sampling, training)
+        for module in (
+            controls,
+            dialogues,
+            distillation,
+            dto,
+            judging,
+            problems,
+            reinforcement,
+            sampling,
+            thoughts,
+            training,
+        )
         for value in vars(module).values()
         if isinstance(value, Step)
     ]
 
 
-@pytest.mark.parametrize("pipeline", [Dto, CotDistillation])
+@pytest.mark.parametrize("pipeline", [Dto, CotDistillation, LongShort])
 def test_every_section_of_a_pipeline_reaches_a_step_or_is_left_out(pipeline: type[Section]):
     inputs = [item for step in steps() for item in step.body.__annotations__.items()]
     names, kinds = {name for name, _ in inputs}, {str(kind) for _, kind in inputs}

@@ -59,17 +59,17 @@ def test_no_more_is_read_than_different_problems_are_wanted(
 def test_problems_that_leave_no_room_are_left_out_and_told(place: Workplace, tmp_path: Path):
     rows: list[dict[str, Any] | str] = [*GOOD, {"id": "long", "problem": "1+" * 60 + "1?", "answer": "61"}]
     source = ProblemFile(path=str(jsonl(tmp_path / "rows.jsonl", rows)))
-    tiny = place.model("tiny")
-    fitting = fitting_problems(place, source, Split.TRAIN, tiny, 9, 0)  # user 2 9 + 1 ? assistant think newline
+    tiny, drawn = place.model("tiny"), problems_from(place, source, Split.TRAIN, 0)
+    fitting = fitting_problems(place, "amc", drawn, [tiny], 9)  # user 2 9 + 1 ? assistant think newline
     assert place.rows(fitting, Problem)[-1].id == "p29"
     assert fitting.count
     assert fitting.count.dropped == {"prompt-too-long": 1}
     assert place.warnings == [
-        "1 of 31 problems are left out: with more than 9 tokens they leave no room in engine.context for what is to "
+        "amc: 1 of 31 are left out: with more than 9 tokens they leave no room in engine.context for what is to "
         "follow them"
     ]
     with pytest.raises(ProblemsRefused, match=r"all 31 problems are longer than 9 tokens; raise engine\.context"):
-        fitting_problems(place, source, Split.TRAIN, tiny, 9, 0, ("1", "1+1+1=3"))
+        fitting_problems(place, "amc", drawn, [tiny], 9, ("1", "1+1+1=3"))
 
 
 def test_bad_rows_are_set_aside_with_id_and_reason(place: Workplace, tmp_path: Path):
