@@ -90,7 +90,7 @@ def timed(
 
 
 def requests(tongue: Tongue, plan: Talks, problem: Problem) -> list[Job]:
-    """All turns that were drawn, none waiting for another: as many samples of each prompt, as long."""
+    """All turns that were drawn, none waiting for another: as many samples of each prompt, at most as long."""
     prompts, wanted = tongue.prompts(problem), Counter[tuple[int, tuple[int, ...], int]]()
     for talk in plan.talks:
         before: tuple[int, ...] = ()

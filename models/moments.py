@@ -14,7 +14,8 @@ from safetensors import safe_open
 from transformers import AutoConfig
 
 CLOSE = 1e-13
-"""Relative difference by the order of the sums; one weight in a thousand million that moved by its least is more."""
+"""Relative difference by the order of the sums. Among a thousand million weights one that moved by its least is more,
+unless it is far smaller than the mean: a single such weight would pass."""
 PIECE = 2**24
 """Elements that are widened at one time: beside a served model there is not much memory."""
 

@@ -19,7 +19,8 @@ METHOD_VERSION = "2"
 
 
 def as_dialogue(thoughts: Sequence[str], important: Sequence[bool], reply: str, most_rounds: int) -> Dialogue | None:
-    """None where Short would have to ask more often than it may, or where the trace itself holds a tag.
+    """None where Short would have to ask as often as it may, so that its answer would be a forced one, or more often;
+    and where the trace itself holds a tag.
 
     `reply` is what follows the trace's thinking.
     """

@@ -42,7 +42,8 @@ def group_rewards(outcomes: Sequence[Outcome]) -> list[Rewards]:
 def gain(new: Sequence[Conversation], old: Sequence[Conversation]) -> tuple[float, Interval]:
     """By how much the mean reward of `new` is above that of `old`, on the same problems, and its 95 % interval.
 
-    A reward for length compares dialogues of one problem with one another: here all of both.
+    A reward for length compares dialogues of one problem with one another: here all of both. The three count alike,
+    whatever weights the training gave them.
     """
     groups: dict[str, tuple[list[Conversation], list[Conversation]]] = defaultdict(lambda: ([], []))
     for side, rows in enumerate((new, old)):
