@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -16,6 +17,7 @@ import uvicorn
 from rich.console import Console
 from rich.text import Text
 
+from conf.errors import ReadableError
 from conf.settings import Engine
 from models.checkpoint import Checkpoint
 from models.dialogues import DESKS, Tongue
@@ -30,6 +32,10 @@ from tasks.reporting import harmless
 STYLES = {Speaker.LONG: "dim", Speaker.SHORT: "bold"}
 
 
+class PortTaken(ReadableError):
+    """Another process listens there."""
+
+
 def chat(run: Path, urls: Sequence[str]) -> None:
     """Answers one question a line, until the input ends. Raises as `backends_of`."""
     console = Console()
@@ -41,11 +47,22 @@ def chat(run: Path, urls: Sequence[str]) -> None:
 
 
 def serve(run: Path, urls: Sequence[str], port: int) -> None:
-    """Serves until it is interrupted; on loopback alone. Raises as `backends_of`."""
+    """Serves until it is interrupted; on loopback alone. Raises PortTaken, and as `backends_of`."""
+    refuse_taken(port)
     with ExitStack() as stack:
         duet = duet_of(stack, run, urls)
         print(f"http://127.0.0.1:{port}/v1/chat/completions answers as model {NAME!r}", flush=True)
         uvicorn.run(app_of(duet()), host="127.0.0.1", port=port, log_level="warning")
+
+
+def refuse_taken(port: int) -> None:
+    """Raises PortTaken, before half a minute is spent on starting servers."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise PortTaken(f"port {port} cannot be listened on ({error.strerror}); name another with --port") from None
 
 
 def duet_of(stack: ExitStack, run: Path, urls: Sequence[str]) -> Callable[[], Duet]:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,3 +72,24 @@ def test_a_folder_without_a_couple_is_refused(
 ):
     assert told(monkeypatch, tmp_path / "empty", servers, "Ann has 4.\n") == 2
     assert "no couple.json; name the folder of a finished run of long-short" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [("config.json", '{"rl": {"clip": 0.2}}'), ("config.json", "{"), ("couple.json", "{}"), ("couple.json", "")],
+)
+def test_a_run_of_another_version_is_refused_in_words(
+    capsys: pytest.CaptureFixture[str], run: Path, servers: list[Vllm], file: str, text: str
+):
+    (run / file).write_text(text)
+    assert main(["chat", "long-short", "--model", str(run), "--servers", *(server.url for server in servers)]) == 2
+    assert "if another version made them, do the run again" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_told_before_anything_starts(capsys: pytest.CaptureFixture[str], run: Path):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        assert main(["serve", "long-short", "--model", str(run), "--port", port]) == 2
+    assert "cannot be listened on (Address already in use); name another with --port" in capsys.readouterr().err

@@ -1,0 +1,94 @@
+"""Long⊗Short on the real Prefect, vLLM and TRL: two models are made, one is reinforced, and both answer questions."""
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import psutil
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+SMALL = ("rl.rounds=['long']", "rl.steps=2")
+ASK: dict[str, Any] = {
+    "model": "long-short",
+    "messages": [{"role": "user", "content": "Ann has 4 apples. She gets 3 more apples. How many apples has Ann?"}],
+}
+AT_ONCE = 32
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("root")
+    settings = [part for change in (*SMALL, f"storage.root={root}") for part in ("--set", change)]
+    command = [sys.executable, "-m", "flows", "run", "long-short", "--preset", "micro", *settings]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return root
+
+
+def test_a_model_is_reinforced_by_what_it_says_with_another(root: Path):
+    report = json.loads((root / "latest" / "report.json").read_text())
+    assert [model["name"] for model in report["models"]] == ["base", "cold start", "round 1, long"]
+    assert all(model["samples"] == 16 for model in report["models"])
+    line = next(line for line in report["ledger"] if line["stage"] == "reinforce")
+    assert line["generated_tokens"] > 0
+    assert line["flops"] > 0
+    (figures,) = (root / "latest").glob("grpo-long-*.jsonl")
+    steps = [json.loads(step) for step in figures.read_text().splitlines()]
+    assert [step["step"] for step in steps] == [1, 2]
+    assert {"correctness", "form", "length", "cap_hit", "loss", "grad_norm"} <= steps[-1].keys()
+
+
+@pytest.fixture(scope="module")
+def served(root: Path) -> Iterator[tuple[str, psutil.Process]]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    command = [sys.executable, "-m", "flows", "serve", "long-short", "--model", str(root / "latest"), "--port", port]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert "answers as model 'long-short'" in process.stdout.readline()
+        family = psutil.Process(process.pid)
+        children = family.children(recursive=True)
+        yield f"http://127.0.0.1:{port}/v1", family
+        process.terminate()
+        process.communicate()
+        assert psutil.wait_procs(children, 10)[1] == []
+
+
+def test_many_are_answered_at_once(served: tuple[str, psutil.Process]):
+    client = openai.OpenAI(base_url=served[0], api_key="none", max_retries=0, timeout=120)
+
+    def plain(_: int) -> Any:
+        return client.chat.completions.create(**ASK)
+
+    def streamed(_: int) -> Any:
+        return list(client.chat.completions.create(**ASK, stream=True, stream_options={"include_usage": True}))
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        wholes, streams = pool.map(plain, range(AT_ONCE // 2)), pool.map(streamed, range(AT_ONCE // 2))
+        for whole in wholes:
+            assert whole.choices[0].message.reasoning_content.startswith("<think>")
+            assert whole.choices[0].finish_reason in ("stop", "length")
+            assert whole.usage.completion_tokens > 0
+        for chunks in streams:
+            assert chunks[0].choices[0].delta.role == "assistant"
+            assert any(getattr(chunk.choices[0].delta, "reasoning_content", "") for chunk in chunks[:-1])
+            assert chunks[-2].choices[0].finish_reason in ("stop", "length")
+            assert chunks[-1].usage.completion_tokens > 0
+
+
+def test_a_dead_server_is_told_as_503(served: tuple[str, psutil.Process]):
+    url, family = served
+    servers = [one for one in family.children(recursive=True) if "vllm.entrypoints.openai.api_server" in one.cmdline()]
+    servers[-1].kill()
+    with pytest.raises(openai.InternalServerError) as caught:
+        openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60).chat.completions.create(**ASK)
+    assert caught.value.status_code == 503
+    assert "-thought model's server" in caught.value.message
