@@ -43,6 +43,7 @@ class Block(Reply):
     start: int
     end: int
     kind: Kind
+    """By which the model tells thoughts apart, as the paper asks; nothing else reads it."""
 
 
 class Thoughts(Reply):

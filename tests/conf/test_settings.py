@@ -112,6 +112,9 @@ def test_claims_take_the_demos_own_settings():
     other, alone = load(Claims, "cot-distillation").cot_distillation, load(CotDistillation, "tiny")
     for name in CotDistillation.model_fields.keys() - {"preset", "variants", "benchmarks"}:
         assert getattr(other, name) == getattr(alone, name)
+    pair, two = load(Claims, "long-short").long_short, load(LongShort, "tiny")
+    for name in LongShort.model_fields.keys() - {"preset", "one_model", "early_stop", "benchmarks"}:
+        assert getattr(pair, name) == getattr(two, name)
 
 
 @pytest.mark.parametrize(
@@ -157,6 +160,31 @@ def test_claims_that_cannot_be_made(assignment: str, words: str):
 def test_distillations_that_cannot_be_run(assignments: tuple[str, ...], words: str):
     with pytest.raises(SettingsError) as error:
         load(CotDistillation, "tiny", assignments)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("assignments", "words"),
+    [
+        (("chunking.type=llm",), "chunking: an auxiliary model is needed"),
+        (("llm.url=http://x", "llm.model=m"), "llm has no effect"),
+        (("teacher=other", "one_model=true"), "one_model has no meaning beside a teacher"),
+        (("teacher=other", 'engine.endpoints=["http://x"]'), "the teacher is another"),
+        (("problems.count=15",), "problems.count (15) is less than rl.problems (16)"),
+        (("choosing.most=9",), "choosing.most (9) is more than sampling.samples (4)"),
+        (("rl.micro_batch=33",), "must be a multiple of micro_batch (33)"),
+        (("protocol.turn_tokens=300",), "are more than engine.context (2048)"),
+        (("sft.max_length=1024",), "are more than sft.max_length (1024)"),
+        (("protocol.lead=So it is",), "protocol.lead"),
+        (("sampling.max_tokens=2000",), "sampling.max_tokens (2000) leaves less than 256 tokens for the prompt"),
+        (("rollouts.max_tokens=1200",), "rollouts.max_tokens (1200 after a trace of 768)"),
+        (('rl.rounds=["both"]',), "rl.rounds"),
+        (("rl.clip=0.2",), "rl.clip: unknown setting"),
+    ],
+)
+def test_couples_that_cannot_be_made(assignments: tuple[str, ...], words: str):
+    with pytest.raises(SettingsError) as error:
+        load(LongShort, "tiny", assignments)
     assert words in str(error.value)
 
 

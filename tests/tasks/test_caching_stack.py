@@ -1,11 +1,14 @@
 """Cache keys: content alone, strict, and complete."""
 
 from enum import Enum
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 import pytest
 
+import tasks
 from conf.auxiliary import Llm
 from conf.claims import Claims
 from conf.cot_distillation import CotDistillation, EndpointTeacher
@@ -83,36 +86,8 @@ def test_every_field_is_in_the_key_or_left_out_with_a_reason(kind: type[Section]
 
 
 def steps() -> list[Step]:
-    from tasks import (
-        controls,
-        dialogues,
-        distillation,
-        dto,
-        judging,
-        problems,
-        reinforcement,
-        sampling,
-        thoughts,
-        training,
-    )
-
-    return [
-        value
-        for module in (
-            controls,
-            dialogues,
-            distillation,
-            dto,
-            judging,
-            problems,
-            reinforcement,
-            sampling,
-            thoughts,
-            training,
-        )
-        for value in vars(module).values()
-        if isinstance(value, Step)
-    ]
+    modules = [import_module(found.name) for found in iter_modules(tasks.__path__, "tasks.")]
+    return [value for module in modules for value in vars(module).values() if isinstance(value, Step)]
 
 
 @pytest.mark.parametrize("pipeline", [Dto, CotDistillation, LongShort])
