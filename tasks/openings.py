@@ -39,7 +39,7 @@ def write_openings(place: Workplace, settings: MarkerReport, counted: ArtifactRe
     print_table("Sentence openings", [_line(row, traces) for row in shown])
     report = {
         "pipeline": settings.pipeline, "preset": settings.preset, "traces": traces,
-        "openings": [row.model_dump() for row in rows], "ledger": ledger_lines(place),
+        "openings": [row.model_dump() for row in rows], "ledger": [line.model_dump() for line in ledger_lines(place)],
         "config": settings.model_dump(mode="json"),
     }  # fmt: skip
     path = place.save_report(report)

@@ -24,7 +24,7 @@ from models.files import write_whole
 from models.vllm_server import on_cpu
 from reasoning.cost import Shape
 from reasoning.exam import Role
-from reasoning.records import Conversation, Couple, Record, Score
+from reasoning.records import Conversation, Couple, Record, Score, StageCount
 from tasks.artifacts import ArtifactRef
 from tasks.caching import VERSIONS, canonical
 from tasks.workplace import LedgerEntry, Workplace, led_to
@@ -94,6 +94,18 @@ class Scored(Record):
     rows: tuple[Score, ...]
 
 
+class LedgerLine(StageCount):
+    """What a step took and cost when it was made."""
+
+    stage: str
+    version: str
+    cached: bool
+    """Whether this run had not to pay it."""
+    artifact: str = ""
+    """Where its result is; nothing in a file that is for other machines."""
+    digest: str
+
+
 class Outcome(Record):
     """All that a report needs of one seed."""
 
@@ -108,7 +120,7 @@ class Outcome(Record):
     talks: dict[str, tuple[Conversation, ...]]
     """Without their words."""
     warnings: tuple[str, ...]
-    ledger: tuple[dict[str, Any], ...]
+    ledger: tuple[LedgerLine, ...]
     versions: dict[str, str]
     machine: str
     """The one that wrote this; what came from the cache may be another's work."""
@@ -140,7 +152,7 @@ def _decisive(settings: Pipeline) -> dict[str, Any]:
 
 def keep_outcome(outcome: Outcome, folder: Path) -> None:
     """In `folder`, without the places of artifacts: those are about this machine."""
-    lines = tuple({name: value for name, value in line.items() if name != "artifact"} for line in outcome.ledger)
+    lines = tuple(line.model_copy(update={"artifact": ""}) for line in outcome.ledger)
     text = outcome.model_copy(update={"ledger": lines}).model_dump_json(exclude_defaults=True)
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / FILE.format(outcome.pipeline, outcome.seed), lzma.compress(text.encode()))
@@ -159,7 +171,7 @@ def kept_outcome(folder: Path, settings: Pipeline, seed: int, base: str) -> Outc
     wanted = _decisive(settings)
     if outcome.base != base:
         raise OutcomeError(f"{path}: of model {outcome.base[:12]}, and here it is {base[:12]}; run seed {seed} again")
-    stages = {line["stage"] for line in outcome.ledger if VERSIONS.get(line["stage"]) != line["version"]}
+    stages = {line.stage for line in outcome.ledger if VERSIONS.get(line.stage) != line.version}
     if stages:
         raise OutcomeError(f"{path}: made by other versions of {', '.join(sorted(stages))}; run seed {seed} again")
     other = sorted(name for name in wanted.keys() | outcome.settings if wanted.get(name) != outcome.settings.get(name))
@@ -194,16 +206,16 @@ def models_of(pair: Couple) -> tuple[ArtifactRef, ArtifactRef]:
     )
 
 
-def ledger_lines(place: Workplace) -> list[dict[str, Any]]:
+def ledger_lines(place: Workplace) -> list[LedgerLine]:
     return [_ledger_line(entry) for entry in place.ledger]
 
 
-def _ledger_line(entry: LedgerEntry) -> dict[str, Any]:
-    """What the stage took and cost when it was made; `cached` says whether this run had to pay it."""
+def _ledger_line(entry: LedgerEntry) -> LedgerLine:
     assert entry.artifact.count
-    named = {"stage": entry.step, "version": VERSIONS[entry.step], "cached": entry.cached}
-    line = named | entry.artifact.count.model_dump()
-    return line | {"artifact": entry.artifact.uri, "digest": entry.artifact.digest}
+    return LedgerLine(
+        **dict(entry.artifact.count), stage=entry.step, version=VERSIONS[entry.step], cached=entry.cached,
+        artifact=entry.artifact.uri, digest=entry.artifact.digest,
+    )  # fmt: skip
 
 
 def _machine() -> str:

@@ -49,7 +49,7 @@ def write_report(place: Workplace, settings: Section, outcomes: Sequence[Outcome
             for note in one.notes
         ]
         + couples_note([outcome.talks for outcome in outcomes]),
-        "ledger": [line for outcome in outcomes for line in outcome.ledger],
+        "ledger": [line.model_dump() for outcome in outcomes for line in outcome.ledger],
         "config": settings.model_dump(mode="json"),
         "versions": {name: _all_of(o.versions[name] for o in outcomes) for name in outcomes[0].versions},
         "written_on": _all_of(outcome.machine for outcome in outcomes),

@@ -143,7 +143,7 @@ def test_seeds_that_were_examined_elsewhere_are_not_run_again(report: dict[str, 
     assert half["by_seed"][0] == report["by_seed"][0]
     stages = [line["stage"] for line in report["ledger"]]
     assert [line["stage"] for line in half["ledger"]] == stages
-    here = ["artifact" in line for line in half["ledger"]]
+    here = [bool(line["artifact"]) for line in half["ledger"]]
     assert here == [False] * (len(stages) // 2) + [True] * (len(stages) // 2)
     whole = claim(tmp_path / "whole", f"earlier={tmp_path / 'published' / 'docs' / 'outcomes'}")
     assert {name: whole[name] for name in FIGURES} == {name: half[name] for name in FIGURES}
