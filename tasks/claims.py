@@ -52,8 +52,7 @@ def earlier_outcomes(place: Workplace, settings: Claims) -> dict[int, Outcome]:
 
 def publish_outcome(place: Workplace, outcome: Outcome, target: str) -> None:
     """Into the run's folder, and into `target` where it is named."""
-    for folder in (place.folder, Path(target) / OUTCOMES) if target else (place.folder,):
-        keep_outcome(outcome, folder)
+    keep_outcome(outcome, [place.folder, Path(target) / OUTCOMES] if target else [place.folder])
 
 
 def publish_claims(place: Workplace, report: dict[str, Any], target: str, pipeline: str) -> None:

@@ -150,12 +150,14 @@ def _decisive(settings: Pipeline) -> dict[str, Any]:
     return shared | {"rounds": list(rounds), "engine.context": settings.room_for_prompt}
 
 
-def keep_outcome(outcome: Outcome, folder: Path) -> None:
-    """In `folder`, without the places of artifacts: those are about this machine."""
+def keep_outcome(outcome: Outcome, folders: Sequence[Path]) -> None:
+    """In each of `folders`, without the places of artifacts: those are about this machine."""
     lines = tuple(line.model_copy(update={"artifact": ""}) for line in outcome.ledger)
     text = outcome.model_copy(update={"ledger": lines}).model_dump_json(exclude_defaults=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / FILE.format(outcome.pipeline, outcome.seed), lzma.compress(text.encode()))
+    packed = lzma.compress(text.encode())
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / FILE.format(outcome.pipeline, outcome.seed), packed)
 
 
 def kept_outcome(folder: Path, settings: Pipeline, seed: int, base: str) -> Outcome | None:
