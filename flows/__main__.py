@@ -68,7 +68,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
                           help="where vLLM serves the two under their fingerprints (default: start two)")  # fmt: skip
         talk.set_defaults(act=_chat if name == "chat" else _serve)
         if name == "serve":
-            talk.add_argument("--port", type=int, default=8000, help="on loopback (default: %(default)s)")
+            talk.add_argument("--port", type=int, default=8000, help="0 takes any free one (default: %(default)s)")
     store = commands.add_parser("store", help="look after the rollout store")
     store.add_argument("--url", default="sqlite:///runs/rollouts.sqlite", help="SQLAlchemy URL (default: %(default)s)")
     deeds = store.add_subparsers(dest="deed", required=True)

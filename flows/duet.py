@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import uvicorn
@@ -48,21 +48,26 @@ def chat(run: Path, urls: Sequence[str]) -> None:
 
 def serve(run: Path, urls: Sequence[str], port: int) -> None:
     """Serves until it is interrupted; on loopback alone. Raises PortTaken, and as `backends_of`."""
-    refuse_taken(port)
     with ExitStack() as stack:
+        door = stack.enter_context(held(port))
         duet = duet_of(stack, run, urls)
-        print(f"http://127.0.0.1:{port}/v1/chat/completions answers as model {NAME!r}", flush=True)
-        uvicorn.run(app_of(duet()), host="127.0.0.1", port=port, log_level="warning")
+        server = uvicorn.Server(uvicorn.Config(app_of(duet()), log_level="warning"))
+        door.listen(server.config.backlog)  # before the line is printed: who reads it may ask at once
+        print(f"http://127.0.0.1:{door.getsockname()[1]}/v1/chat/completions answers as model {NAME!r}", flush=True)
+        with suppress(KeyboardInterrupt):  # the way to end it
+            server.run(sockets=[door])
 
 
-def refuse_taken(port: int) -> None:
-    """Raises PortTaken, before half a minute is spent on starting servers."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise PortTaken(f"port {port} cannot be listened on ({error.strerror}); name another with --port") from None
+def held(port: int) -> socket.socket:
+    """A port of our own, taken before half a minute is spent on starting servers. Raises PortTaken."""
+    door = socket.socket()
+    door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        door.bind(("127.0.0.1", port))
+    except OSError as error:
+        door.close()
+        raise PortTaken(f"port {port} cannot be listened on ({error.strerror}); name another with --port") from None
+    return door
 
 
 def duet_of(stack: ExitStack, run: Path, urls: Sequence[str]) -> Callable[[], Duet]:

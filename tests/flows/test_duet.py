@@ -5,8 +5,10 @@ import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+import uvicorn
 
 from conf.long_short import LongShort
 from flows.__main__ import main
@@ -93,3 +95,20 @@ def test_a_port_that_is_taken_is_told_before_anything_starts(capsys: pytest.Capt
         port = str(other.getsockname()[1])
         assert main(["serve", "long-short", "--model", str(run), "--port", port]) == 2
     assert "cannot be listened on (Address already in use); name another with --port" in capsys.readouterr().err
+
+
+def test_who_reads_that_it_answers_may_ask_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], run: Path, servers: list[Vllm]
+):
+    reached = []
+
+    def listening(self: uvicorn.Server, sockets: list[socket.socket]) -> None:
+        url = urlsplit(capsys.readouterr().out.split()[0])
+        with socket.create_connection((url.hostname, url.port), 5) as caller:
+            reached.append(caller.getpeername())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(uvicorn.Server, "run", listening)
+    urls = [server.url for server in servers]
+    assert main(["serve", "long-short", "--model", str(run), "--port", "0", "--servers", *urls]) == 0
+    assert reached

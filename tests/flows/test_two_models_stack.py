@@ -1,7 +1,6 @@
 """Long⊗Short on the real Prefect, vLLM and TRL: two models are made, one is reinforced, and both answer questions."""
 
 import json
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -47,16 +46,14 @@ def test_a_model_is_reinforced_by_what_it_says_with_another(root: Path):
 
 @pytest.fixture(scope="module")
 def served(root: Path) -> Iterator[tuple[str, psutil.Process]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    command = [sys.executable, "-m", "flows", "serve", "long-short", "--model", str(root / "latest"), "--port", port]
+    command = [sys.executable, "-m", "flows", "serve", "long-short", "--model", str(root / "latest"), "--port", "0"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
-        assert "answers as model 'long-short'" in process.stdout.readline()
+        line = process.stdout.readline()
+        assert "answers as model 'long-short'" in line
         family = psutil.Process(process.pid)
         children = family.children(recursive=True)
-        yield f"http://127.0.0.1:{port}/v1", family
+        yield line.split()[0].removesuffix("/chat/completions"), family
         process.terminate()
         process.communicate()
         assert psutil.wait_procs(children, 10)[1] == []
