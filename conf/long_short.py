@@ -35,6 +35,8 @@ from conf.settings import (
 )
 
 Who = Literal["long", "short"]
+TAGS = len("<answer></rethink>") + 1
+"""Tokens of a turn's tags, at most, and of what ends it."""
 
 
 class MarkerChunker(Section):
@@ -84,8 +86,8 @@ class Protocol(Section):
     turn_tokens: Positive = 2048
     """A turn is cut here. The authors' value."""
     most_rounds: Positive = 4
-    """Times that the short-thought model may ask for more; then it is made to answer. Not from the paper, which has no
-    limit."""
+    """Times that the long-thought model may speak; a short-thought model that asks for more then is made to answer. Not
+    from the paper, which has no limit."""
     lead: Annotated[str, Field(pattern=r"\\boxed\{$")] = "\nThe answer is \\boxed{"
     """How a forced answer begins. Must be natural for the model. Not from the paper."""
 
@@ -99,18 +101,19 @@ class Protocol(Section):
 
     @property
     def longest(self) -> int:
-        """Tokens of a dialogue in which every turn runs into its limit."""
-        return self.most_turns * self.turn_tokens
+        """Tokens of a dialogue in which every turn runs into its limit, at most: no token of the lead is shorter than a
+        byte."""
+        return self.most_turns * (self.turn_tokens + TAGS) + len(self.lead.encode())
 
 
 class Bounds(Section):
     """Outside of these a training has collapsed, and ends; the best checkpoint stays."""
 
-    fewest_tokens: Annotated[float, Field(ge=0)] = 0.25
+    fewest_tokens: Annotated[float, Field(ge=0, lt=1)] = 0.25
     """Mean tokens of a step's dialogues, in times of the round's first step. Not from the paper."""
     most_tokens: Annotated[float, Field(gt=1)] = 2.0
     """The same, upwards. Not from the paper."""
-    least_reward: float = 0.5
+    least_reward: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Mean reward of a step, without that for length, in times of the round's first step. Not from the paper."""
 
 
@@ -132,12 +135,12 @@ class Reinforcement(Section):
     """Per step. Not from the paper."""
     group: Annotated[int, Field(ge=2)] = 8
     """Dialogues of one problem, whose rewards are compared. The authors' value is 2."""
-    temperature: PositiveFloat = 1.0
+    temperature: Annotated[float, Field(gt=0, le=2)] = 1.0
     """Of the dialogues that are trained on. Not from the paper."""
     learning_rate: PositiveFloat = 5e-6
     """With a cosine. The authors' value; far larger on the tiny model."""
     warmup: Share = 0.05
-    """Not from the paper."""
+    """Of the steps; the first then changes nothing, its rate is 0. Not from the paper."""
     beta: Annotated[float, Field(ge=0)] = 0.04
     """Weight of the divergence from the model that a round starts with. Not from the paper."""
     correctness: Annotated[float, Field(ge=0)] = 1.0
@@ -265,7 +268,8 @@ class LongShort(Section):
                 "one_model has no meaning beside a teacher: the base does not think between the tags; leave it out, or "
                 "take the teacher as model"
             )
-        if isinstance(self.problems, Stories) and self.problems.count < self.rl.problems and self.rl.rounds:
+        reinforced = bool(self.rl.rounds) or self.one_model
+        if isinstance(self.problems, Stories) and self.problems.count < self.rl.problems and reinforced:
             raise ValueError(
                 f"problems.count ({self.problems.count}) is less than rl.problems ({self.rl.problems}), those of one "
                 f"step; raise the first or lower the second"
@@ -289,13 +293,16 @@ class LongShort(Section):
                 sampling = getattr(self.early_stop, name).sampling
                 longest = self.benchmark_sampling.max_tokens
                 refuse_overflow(f"early_stop.{name}.sampling", sampling, self.engine, longest)
-        longest = self.protocol.longest + ROOM_FOR_PROMPT
-        limits = {"engine.context": self.engine.context, "sft.max_length": self.sft.max_length}
-        for name, limit in limits.items():
-            if longest > limit:
+        learnt = self.protocol.most_turns * self.protocol.turn_tokens  # their tags count as of the turn
+        limits = {
+            "engine.context": (self.protocol.longest, self.engine.context),
+            "sft.max_length": (learnt, self.sft.max_length),
+        }
+        for name, (longest, limit) in limits.items():
+            if longest + ROOM_FOR_PROMPT > limit:
                 raise ValueError(
                     f"protocol: {self.protocol.most_turns} turns of turn_tokens ({self.protocol.turn_tokens}) and "
-                    f"{ROOM_FOR_PROMPT} tokens for the prompt are more than {name} ({limit}); lower turn_tokens or "
-                    f"most_rounds, or raise the last"
+                    f"{ROOM_FOR_PROMPT} tokens for the prompt, with tags, are more than {name} ({limit}); lower "
+                    f"turn_tokens or most_rounds, or raise the last"
                 )
         return self

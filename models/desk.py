@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from itertools import count
+from itertools import count, takewhile
 
 from conf.settings import Sampling
 from models.checkpoint import Checkpoint
@@ -111,6 +111,8 @@ class Desk:
         """A heap of the jobs with draws to be begun, the longest first: its room, negative, and its number."""
         self._held_back: dict[int, list[Draw]] = defaultdict(list)
         """Their draws."""
+        self._met: dict[int, set[int]] = defaultdict(set)
+        """By open job: the blocks that an engine would have cached, had it drawn what the store held."""
         self._waiting: list[tuple[int, int, int, int, Draw]] = []
         """A heap of the draws of begun jobs: the longest job first, its shortest prefix first."""
         self._order = count()
@@ -173,6 +175,7 @@ class Desk:
     def end(self, number: int) -> None:
         """A job is closed: its room is free."""
         self._room_taken -= self._begun.pop(number, 0)
+        self._met.pop(number, None)
 
     def send(self, ticket: int, draw: Draw) -> None:
         assert self._session
@@ -190,13 +193,31 @@ class Desk:
     def count_drawn(self, draw: Draw, lengths: Sequence[int]) -> None:
         """Completions of so many tokens were drawn."""
         self._samples += len(lengths)
+        if draw.number in self._begun:
+            self._met[draw.number].update(self._blocks(draw.request.prompt_ids))
         self.usage += cost(self.model, len(draw.request.prompt_ids), lengths, self._shared(draw))
 
-    def count_reused(self, draw: Draw, completions: Sequence[Completion]) -> None:
-        """Completions that the store held."""
-        prompt, shape = len(draw.request.prompt_ids), self.model.shape
-        flops = sum(shape.forward_flops(prompt, prompt, len(completion.token_ids)) for completion in completions)
-        self.usage += Usage(reused_completions=len(completions), reused_flops=flops)
+    def count_reused(self, draw: Draw, completions: Sequence[Completion], *, is_new: bool) -> None:
+        """Completions that the store held; where they are new to this run, at the price of drawing them: the first of a
+        prompt finds in the cache what was there of the same job, the others all that can be shared."""
+        self.usage += Usage(reused_completions=len(completions))
+        if not completions or not is_new:
+            return
+        first, *others = [len(completion.token_ids) for completion in completions]
+        prompt, met = draw.request.prompt_ids, self._met[draw.number]
+        found = self.engine.block * len(list(takewhile(met.__contains__, self._blocks(prompt[:-1]))))
+        alone = cost(self.model, len(prompt), [first], found)
+        price = alone + cost(self.model, len(prompt), others, self._shared(draw))
+        self.usage += Usage(reused_flops=price.flops)
+        for completion in completions:
+            met.update(self._blocks(prompt + completion.token_ids[:-1]))
+
+    def _blocks(self, token_ids: tuple[int, ...]) -> Iterator[int]:
+        """Each whole block's name, which depends on all before it."""
+        name, size = 0, self.engine.block
+        for end in range(size, len(token_ids) + 1, size):
+            name = hash((name, token_ids[end - size : end]))
+            yield name
 
     def leave(self) -> None:
         """Nothing more will be drawn; its session is still open."""

@@ -144,7 +144,8 @@ class Duet:
 
 
 def _piece(line: str) -> _Piece:
-    """Raises BackendDown for what is no piece: an error that came when the stream had begun, or half a line."""
+    """Raises BackendDown for what is no piece: an error that came when the stream had begun, half a line, the end of a
+    turn that was given up."""
     try:
         told: dict[str, Any] = json.loads(line)
     except ValueError:
@@ -153,4 +154,6 @@ def _piece(line: str) -> _Piece:
     if not choices:
         raise BackendDown(f"a server sent no completion: {line[:200]}")
     reason = choices[0].get("finish_reason")
+    if reason not in (None, "stop", "length"):
+        raise BackendDown(f"a server gave a turn up: {reason!r}")
     return _Piece(tuple(choices[0].get("token_ids") or ()), None if reason is None else reason == "stop")

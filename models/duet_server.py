@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from models.dialogues import Talk
 from models.duet import BackendDown, Duet, Said, TooLong, Whole
+from reasoning.dialogue import Speaker, Turn
 
 NAME = "long-short"
 LOOK = 1.0
@@ -129,7 +130,7 @@ def _error(status: int, kind: str, message: str) -> JSONResponse:
 
 def _reply(whole: Whole) -> dict[str, Any]:
     *before, last = whole.talk.dialogue.turns
-    message = {"role": "assistant", "content": last.text.strip(), "reasoning_content": "".join(map(str, before))}
+    message = {"role": "assistant", "content": last.text.strip(), "reasoning_content": "".join(map(_told, before))}
     return {
         **_frame("chat.completion"), "usage": _usage(whole),
         "choices": [{"index": 0, "message": message, "finish_reason": _reason(whole.talk), "logprobs": None}],
@@ -179,4 +180,13 @@ async def _streamed(
 
 def _heard(piece: Said | Whole) -> str:
     assert isinstance(piece, Said)
-    return f"\n[{piece.speaker}] " if piece.begins else piece.text
+    return _named(piece.speaker) if piece.begins else piece.text
+
+
+def _told(turn: Turn) -> str:
+    """As it is heard while it is spoken."""
+    return _named(turn.speaker) + turn.text
+
+
+def _named(speaker: Speaker) -> str:
+    return f"\n[{speaker}] "

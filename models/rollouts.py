@@ -31,6 +31,8 @@ ADMITTED = 512
 GATHER = 0.01
 """Seconds in which what happens is taken together: fewer transactions, and requests that reach the engine side by
 side."""
+REMEMBERED = 65_536
+"""Draws of late, so that what several share is priced once."""
 LOOK_AGAIN = 0.5
 """Seconds until a completion that another run is drawing is looked up again."""
 
@@ -62,6 +64,8 @@ class Rollouts:
         """Draws not looked up yet."""
         self._parked: dict[bytes, list[Draw]] = defaultdict(list)
         """Draws whose key another run has claimed, or a like draw of this one."""
+        self._met: dict[int, None] = {}
+        """Draws of late, the oldest first."""
         self._in_flight: dict[int, Draw] = {}
         self._judging = 0
         self._tickets = 0
@@ -151,8 +155,17 @@ class Rollouts:
             if draw.missing:
                 draw.desk.take(draw)
             else:
-                draw.desk.count_reused(draw, draw.held)
+                draw.desk.count_reused(draw, draw.held, is_new=self._is_new(draw))
                 self._judge(draw)
+
+    def _is_new(self, draw: Draw) -> bool:
+        """Whether no like draw was met of late; traces of one problem, which share some, come one after another."""
+        name = hash((draw.key, draw.ask.first))
+        is_new = name not in self._met
+        self._met[name] = None
+        if len(self._met) > REMEMBERED:
+            del self._met[next(iter(self._met))]
+        return is_new
 
     def _submit(self) -> None:
         """Fills the engines' seats with what is waiting, and may be drawn here and now."""
@@ -174,7 +187,7 @@ class Rollouts:
                 self._park(draw)
                 continue
             draw.held = held[draw.key][draw.ask.first : draw.ask.first + draw.ask.count]
-            draw.desk.count_reused(draw, draw.held)
+            draw.desk.count_reused(draw, draw.held, is_new=self._is_new(draw))
             if draw.missing:
                 busy.add(draw.key)
                 mine.append(draw)

@@ -40,6 +40,11 @@ def until_closing_brace(text: str) -> str | None:
     return None
 
 
+def thought_of(text: str) -> str:
+    """A completion from where the thinking begins, whether or not the prompt has opened it already."""
+    return text.lstrip().removeprefix(OPEN_THINK).lstrip("\n")
+
+
 def thinking_of(text: str) -> str:
     """What comes before the close-think tag; all of it when thinking never ended."""
     return text.split(CLOSE_THINK)[0]

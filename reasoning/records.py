@@ -367,7 +367,7 @@ class Usage(Record):
     reused_completions: int = 0
     """Completions that came from the rollout store, unpaid."""
     reused_flops: float = 0.0
-    """What those had cost when they were drawn, their prompts taken as read from the cache."""
+    """What drawing those costs, each that several share once, with a cache that holds what the same job has met."""
     unverified: int = 0
     """Answers whose check was ended after its time limit; they count as not right."""
     seconds: float = 0.0

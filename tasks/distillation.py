@@ -18,7 +18,7 @@ from conf.settings import Finalizing, Probing, Sampling, Segmentation
 from models.checkpoint import Checkpoint
 from models.store import Purpose
 from reasoning import compression, difficulty
-from reasoning.answers import CLOSE_THINK, OPEN_THINK, final_answer, thinking_of
+from reasoning.answers import CLOSE_THINK, final_answer, thinking_of, thought_of
 from reasoning.asking import Ask, Solution, Unusable
 from reasoning.dto import shortest_right
 from reasoning.pairs import distillation_pairs, fit_pairs
@@ -85,11 +85,6 @@ def write_traces(
         "traces", rows, rows_in=len(asks), dropped=dict(+dropped), usage=found.usage + checks, started=started,
         payee=found.payee,
     )  # fmt: skip
-
-
-def thought_of(text: str) -> str:
-    """A reply from where the student begins: its prompt has opened the thinking already."""
-    return text.lstrip().removeprefix(OPEN_THINK).lstrip("\n")
 
 
 @step(version="1")

@@ -34,15 +34,9 @@ def reinforce(
     passes = 4 / 3 if rl.beta else 1
 
     def usage(figures: Sequence[dict[str, Any]]) -> Usage:
-        def total(name: str) -> float:
-            return sum(line.get(name, 0) for line in figures)
-
-        training = passes * shape.training_flops(int(total("trained_tokens")))
-        return Usage(
-            prompt_tokens=int(total("prompt_tokens")), generated_tokens=int(total("generated_tokens")),
-            reused_completions=int(total("reused_completions")), flops=total("sampling_flops") + training,
-            unverified=int(total("unverified")),
-        )  # fmt: skip
+        sampled = {name: sum(line.get(name, 0) for line in figures) for name in Usage.model_fields}
+        trained_on = sum(line.get("trained_tokens", 0) for line in figures)
+        return Usage(**sampled) + Usage(flops=passes * shape.training_flops(trained_on))
 
     return run_job(
         place, f"grpo-{trains or 'alone'}", rows_in=problems.rows, usage=usage,

@@ -14,7 +14,7 @@ from conf.long_short import Importance, LlmChunker, Protocol
 from conf.settings import Sampling, Segmentation
 from models.dialogues import Tongue
 from reasoning import chunking, cold_start, thoughts
-from reasoning.answers import CLOSE_THINK, thinking_of
+from reasoning.answers import CLOSE_THINK, thinking_of, thought_of
 from reasoning.asking import Unusable
 from reasoning.dialogue import METHOD_VERSION as DIALOGUE_VERSION
 from reasoning.dialogue import Speaker, holds_tag, turns_of
@@ -31,10 +31,10 @@ from tasks.problems import by_id
 from tasks.rollouts import Prober, going_on
 from tasks.workplace import Workplace
 
-REHEARSE_VERSION = f"1.{thoughts.METHOD_VERSION}.{cold_start.METHOD_VERSION}.{DIALOGUE_VERSION}"
+REHEARSE_VERSION = f"2.{thoughts.METHOD_VERSION}.{cold_start.METHOD_VERSION}.{DIALOGUE_VERSION}"
 
 
-@step(version=f"1.{SEGMENT_VERSION}")
+@step(version=f"2.{SEGMENT_VERSION}")
 def chunk_by_markers(
     place: Workplace, model: ArtifactRef, traces: ArtifactRef, segmentation: Segmentation
 ) -> ArtifactRef:
@@ -53,14 +53,14 @@ def chunk_by_markers(
 def _thinking(place: Workplace, traces: ArtifactRef) -> tuple[list[Trace], Counter[str]]:
     """Traces that can be taken apart, and what was left out by reason: no thinking, or a tag within it."""
     rows = place.rows(traces, Trace)
-    thoughts_of = [thinking_of(row.text) for row in rows]
+    thoughts_of = [thinking_of(thought_of(row.text)) for row in rows]
     told = list(zip(rows, thoughts_of, strict=True))
     some = [(row, text) for row, text in told if text.strip()]
     plain = [row for row, text in some if not holds_tag(text)]
     return plain, Counter({"no-thinking": len(told) - len(some), "tag-in-thinking": len(some) - len(plain)})
 
 
-@step(version=f"1.{chunking.METHOD_VERSION}")
+@step(version=f"2.{chunking.METHOD_VERSION}")
 def chunk_by_llm(
     place: Workplace, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, chunker: LlmChunker, llm: Llm
 ) -> ArtifactRef:
@@ -111,6 +111,7 @@ def rehearse(
     for row in rows:
         trace = trace_of[row.problem_id, row.sample]
         texts = [checkpoint.decode(trace.token_ids[start:end]) for start, end in pairwise(row.ends)]
+        texts[:1] = map(thought_of, texts[:1])  # of a model whose prompt leaves the opening to it
         important = thoughts.are_long(thoughts.importance(row.values, row.lengths, importance))
         reply = trace.text.split(CLOSE_THINK, 1)[1]
         dialogue = cold_start.as_dialogue(texts, important, reply, most_rounds)

@@ -15,7 +15,7 @@ from reasoning.records import Demonstration, Pair, Usage
 from tasks.artifacts import ArtifactRef
 from tasks.caching import step
 from tasks.progress import Stage
-from tasks.workplace import Workplace, stage_count
+from tasks.workplace import Workplace, led_to, stage_count
 
 
 @step(version="1")
@@ -39,8 +39,16 @@ def _tokens(place: Workplace, pairs: ArtifactRef) -> int:
     """Both sides of all pairs, each with its prompt."""
     rows = place.rows(pairs, Pair)
     if not rows:
-        raise TrainingFailed("no preference pair is left to train on; the ledger says why rows were dropped")
+        raise _nothing_left(place, pairs, "preference pair")
     return sum(2 * len(row.prompt_ids) + len(row.chosen_ids) + len(row.rejected_ids) for row in rows)
+
+
+def _nothing_left(place: Workplace, rows: ArtifactRef, name: str) -> TrainingFailed:
+    reasons = [
+        f"{entry.step}: {', '.join(f'{number:,} {why}' for why, number in entry.artifact.count.dropped.items())}"
+        for entry in reversed(led_to(rows, place.ledger)) if entry.artifact.count and entry.artifact.count.dropped
+    ]  # fmt: skip
+    return TrainingFailed(f"no {name} is left to train on; dropped on the way: {'; '.join(reasons) or 'nothing'}")
 
 
 @step(version="1")
@@ -48,7 +56,7 @@ def train_sft(place: Workplace, model: ArtifactRef, rows: ArtifactRef, training:
     """A checkpoint trained from `model` on demonstrations."""
     found = place.rows(rows, Demonstration)
     if not found:
-        raise TrainingFailed("no demonstration is left to train on; the ledger says why rows were dropped")
+        raise _nothing_left(place, rows, "demonstration")
     tokens = training.epochs * sum(len(row.prompt_ids) + len(row.completion_ids) for row in found)
     return _fit(place, "sft", model, rows, tokens, training, seed)
 

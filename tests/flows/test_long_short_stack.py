@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from conf.load import load
 from conf.long_short import LongShort
 from flows.long_short import run_long_short
 from models.checkpoint import TINY_MODEL, Checkpoint
-from models.trainer import Job, RlJob
+from models.engine import Completion, Request
+from models.scripted import ScriptedEngine
+from models.trainer import Job, RlJob, TrainingFailed
 from reasoning.dialogue import Speaker, turns_of
 from reasoning.records import Chunked, Conversation, Demonstration, Problem, Rehearsed, Score, Trace, Valued, Verdict
 from tasks.dialogues import NoCouple, kept_couple
-from tests.flows.world import ScriptedRun, assist, speaking
+from tests.flows.world import ScriptedRun, assist, converse, speaking
 from tests.models.chat import Chat
 
 pytestmark = pytest.mark.usefixtures("prefect")
@@ -28,14 +31,16 @@ MODEL = Checkpoint.open(TINY_MODEL)
 
 
 class Run(ScriptedRun):
+    make = staticmethod(speaking)
+
     def __init__(self, root: Path, *changes: str):
         self.jobs: list[Job] = []
         settings = load(LongShort, "tiny", (*SMALL, f"storage.root={root}", *changes))
-        super().__init__("long-short", settings, run_long_short, speaking)
+        super().__init__("long-short", settings, run_long_short, self.make)
 
     def train(self, job: Job, folder: Path, progress: Callable[[int, int], None]) -> list[dict[str, Any]]:
         self.jobs.append(job)
-        told = {"trained_tokens": 1000, "prompt_tokens": 7, "generated_tokens": 5, "sampling_flops": 1e6}
+        told = {"trained_tokens": 1000, "prompt_tokens": 7, "generated_tokens": 5, "flops": 1e6}
         return [figures | told for figures in super().train(job, folder, progress)]
 
 
@@ -149,13 +154,49 @@ def test_an_unchanged_run_starts_no_engine(first: Run, root: Path):
         ("rl.steps=3", {"reinforce", "converse"}),
         ("sft.learning_rate=1e-4", {"train-sft", "reinforce", "converse"}),
         ("importance.decay=0", {"rehearse"}),  # with the scripted model's values nothing else changes
-        ("protocol.lead=So \\boxed{", {"turns-to-learn", "reinforce", "converse"}),
+        ("protocol.lead=So \\boxed{", {"fit-problems", "turns-to-learn", "reinforce", "converse"}),
         ("benchmark_sampling.temperature=0.5", {"examine", "converse"}),
     ],
 )
 def test_a_change_redoes_what_depends_on_it(first: Run, root: Path, change: str, redone: set[str]):
     _ = first
     assert set(Run(root, change).redone) - {"couple"} == redone - {"couple"}
+
+
+class OpeningItself(Run):
+    """The model begins its traces with the tag that opens thinking, as those do whose prompt leaves that to them."""
+
+    @staticmethod
+    def make() -> ScriptedEngine:
+        def opened(model: Checkpoint, request: Request, number: int) -> Completion:
+            text = model.decode(request.prompt_ids)
+            plain = model.encode(text.replace("<think>\n<think>\n", "<think>\n"))
+            said = converse(model, replace(request, prompt_ids=plain), number)
+            begins = text.endswith("<think>\n") and "<|system|>" not in text
+            return replace(said, token_ids=model.encode("<think>\n") + said.token_ids) if begins else said
+
+        return ScriptedEngine(opened)
+
+
+def test_thoughts_begin_after_a_tag_that_the_model_wrote_itself(tmp_path: Path):
+    run = OpeningItself(tmp_path, "rl.rounds=[]")
+    traces, rehearsed = run.rows("choose-traces", Trace), run.rows("rehearse", Rehearsed)
+    assert traces
+    assert all(row.text.startswith("<think>\n") for row in traces)
+    assert len(rehearsed) == len(traces)
+    assert not any("<think><think>" in row.transcript or "<think>\n<think>" in row.transcript for row in rehearsed)
+
+
+def test_a_run_without_anything_to_learn_from_says_what_became_of_it(tmp_path: Path):
+    class Wrong(Run):
+        @staticmethod
+        def make() -> ScriptedEngine:
+            return ScriptedEngine(
+                lambda model, *_: Completion(model.encode("Hmm.\n</think>\nI pass.<|endoftext|>"), True)
+            )
+
+    with pytest.raises(TrainingFailed, match=r"dropped on the way: choose-traces: 32 not-right"):
+        Wrong(tmp_path, "rl.rounds=[]")
 
 
 def test_a_language_model_may_cut_the_thoughts(tmp_path: Path, chat: Callable[..., Chat]):

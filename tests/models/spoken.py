@@ -23,6 +23,7 @@ class Vllm:
 
     def __init__(self, script: Script):
         outer, self.script = self, script
+        self.ends_with = "stop"
         self.asked: list[str] = []
 
         class Handler(BaseHTTPRequestHandler):
@@ -40,7 +41,7 @@ class Vllm:
                 self.send_response(200)
                 self.end_headers()
                 for token in MODEL.encode((said or "\nHm") + END):
-                    reason = "stop" if token == MODEL.end_id else None
+                    reason = outer.ends_with if token == MODEL.end_id else None
                     if said is not None or reason is None:
                         choice = {"index": 0, "text": "", "token_ids": [token], "finish_reason": reason}
                         self.wfile.write(f"data: {json.dumps({'choices': [choice]})}\n\n".encode())

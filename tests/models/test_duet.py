@@ -62,7 +62,7 @@ def client(url: str) -> OpenAI:
 
 
 ASK: Any = {"model": "long-short", "messages": [{"role": "user", "content": "Ann has 4."}]}
-REASONING = "<think>\nStart with 4.\n</think><answer>\nIt is 4?\n</rethink><think>\nWait, 4 < 5.\n</think>"
+REASONING = "\n[long] \nStart with 4.\n\n[short] \nIt is 4?\n\n[long] \nWait, 4 < 5.\n"
 
 
 def test_a_plain_reply(url: str, backends: dict[Speaker, Vllm]):
@@ -83,10 +83,7 @@ def test_a_streamed_reply(url: str):
     deltas = [chunk.choices[0].delta.model_dump() for chunk in chunks if chunk.choices]
     reasoning = "".join(delta.get("reasoning_content") or "" for delta in deltas)
     assert "".join(delta.get("content") or "" for delta in deltas) == "The answer is \\boxed{4}."
-    assert reasoning.split("\n[")[1:] == [
-        "long] \nStart with 4.\n", "short] \nIt is 4?\n", "long] \nWait, 4 < 5.\n",
-        "short] \nThe answer is \\boxed{4}.\n",
-    ]  # fmt: skip
+    assert reasoning == REASONING + "\n[short] \nThe answer is \\boxed{4}.\n"
     assert len(deltas) > 20  # as it is spoken, not turn by turn
     assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "stop"
     assert chunks[-1].usage
@@ -120,6 +117,12 @@ def test_a_dead_backend_is_a_clean_503(url: str, backends: dict[Speaker, Vllm], 
         client(url).chat.completions.create(**ASK, stream=stream)
     assert caught.value.status_code == 503
     assert f"the {gone}-thought model's server" in caught.value.message
+
+
+def test_a_turn_that_a_backend_gives_up_is_no_turn(url: str, backends: dict[Speaker, Vllm]):
+    backends[Speaker.SHORT].ends_with = "abort"
+    with pytest.raises(openai.InternalServerError, match="gave a turn up: 'abort'"):
+        client(url).chat.completions.create(**ASK)
 
 
 def test_a_backend_that_breaks_off_is_told(url: str, backends: dict[Speaker, Vllm]):

@@ -351,6 +351,30 @@ def test_the_ledger_counts_what_every_sample_had_to_compute(model: Checkpoint):
     assert used.flops == pytest.approx(expected)
 
 
+def test_a_stored_completion_costs_what_drawing_it_would(model: Checkpoint):
+    """Prompts of 40, 72 and 104 tokens, each the beginning of the next, two samples of two tokens each, blocks of 32.
+    A second job asks the same."""
+    store, words = RolloutStore("sqlite://"), tuple(range(104))
+
+    def jobs() -> Iterator[Job]:
+        for _ in range(2):
+            yield Job(AllValues(3, 2), lambda prefix: words[: 40 + 32 * prefix], SAMPLING, right, 104)
+
+    def run() -> Usage:
+        engine = ScriptedEngine(lambda *_: Completion((1, 2), True))
+        rollouts = Rollouts(store, [Desk(engine, model)], Purpose.PROBE, 0)
+        list(rollouts.run(jobs()))
+        return rollouts.usage
+
+    assert run().generated_tokens == 12
+    again = run()
+    assert (again.generated_tokens, again.reused_completions) == (0, 12)
+    # A first sample finds the whole blocks of the prompt before; a second all of its own.
+    firsts, seconds = ((40, 0), (72, 32), (104, 64)), ((40, 32), (72, 64), (104, 96))
+    priced = sum(model.shape.forward_flops(prompt, cached, 2) for prompt, cached in firsts + seconds)
+    assert again.reused_flops == pytest.approx(priced)
+
+
 def test_the_clock_tells_busy_idle_and_tail():
     times = iter([0.0, 1.0, 3.0, 4.0, 9.0, 10.0])
     clock = Clock(seats=4, now=lambda: next(times))
