@@ -35,6 +35,8 @@ from conf.settings import (
 )
 
 Who = Literal["long", "short"]
+LEAST_ROOM = 64
+"""Tokens of a problem with its role, for which a context must have room at least."""
 TAGS = len("<answer></rethink>") + 1
 """Tokens of a turn's tags, at most, and of what ends it."""
 
@@ -293,16 +295,16 @@ class LongShort(Section):
                 sampling = getattr(self.early_stop, name).sampling
                 longest = self.benchmark_sampling.max_tokens
                 refuse_overflow(f"early_stop.{name}.sampling", sampling, self.engine, longest)
-        learnt = self.protocol.most_turns * self.protocol.turn_tokens  # their tags count as of the turn
+        learnt = self.protocol.most_turns * self.protocol.turn_tokens + ROOM_FOR_PROMPT
         limits = {
-            "engine.context": (self.protocol.longest, self.engine.context),
+            "engine.context": (self.protocol.longest + LEAST_ROOM, self.engine.context),
             "sft.max_length": (learnt, self.sft.max_length),
         }
         for name, (longest, limit) in limits.items():
-            if longest + ROOM_FOR_PROMPT > limit:
+            if longest > limit:
                 raise ValueError(
-                    f"protocol: {self.protocol.most_turns} turns of turn_tokens ({self.protocol.turn_tokens}) and "
-                    f"{ROOM_FOR_PROMPT} tokens for the prompt, with tags, are more than {name} ({limit}); lower "
-                    f"turn_tokens or most_rounds, or raise the last"
+                    f"protocol: {self.protocol.most_turns} turns of turn_tokens ({self.protocol.turn_tokens}), "
+                    f"with tags and prompt {longest} tokens, are more than {name} ({limit}); lower turn_tokens or "
+                    f"most_rounds, or raise the last"
                 )
         return self
