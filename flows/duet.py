@@ -52,21 +52,23 @@ def serve(run: Path, urls: Sequence[str], port: int) -> None:
         door = stack.enter_context(held(port))
         duet = duet_of(stack, run, urls)
         server = uvicorn.Server(uvicorn.Config(app_of(duet()), log_level="warning"))
-        door.listen(server.config.backlog)  # before the line is printed: who reads it may ask at once
         print(f"http://127.0.0.1:{door.getsockname()[1]}/v1/chat/completions answers as model {NAME!r}", flush=True)
         with suppress(KeyboardInterrupt):  # the way to end it
             server.run(sockets=[door])
 
 
 def held(port: int) -> socket.socket:
-    """A port of our own, taken before half a minute is spent on starting servers. Raises PortTaken."""
+    """A port of our own, taken before half a minute is spent on starting servers; who asks meanwhile waits. Raises
+    PortTaken."""
     door = socket.socket()
     door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         door.bind(("127.0.0.1", port))
-    except OSError as error:
+        door.listen(2048)
+    except (OSError, OverflowError) as error:
         door.close()
-        raise PortTaken(f"port {port} cannot be listened on ({error.strerror}); name another with --port") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise PortTaken(f"port {port} cannot be listened on ({reason}); name another with --port") from None
     return door
 
 

@@ -197,19 +197,18 @@ class Desk:
             self._met[draw.number].update(self._blocks(draw.request.prompt_ids))
         self.usage += cost(self.model, len(draw.request.prompt_ids), lengths, self._shared(draw))
 
-    def count_reused(self, draw: Draw, completions: Sequence[Completion], *, is_new: bool) -> None:
-        """Completions that the store held; where they are new to this run, at the price of drawing them: the first of a
-        prompt finds in the cache what was there of the same job, the others all that can be shared."""
-        self.usage += Usage(reused_completions=len(completions))
-        if not completions or not is_new:
-            return
-        first, *others = [len(completion.token_ids) for completion in completions]
+    def count_reused(self, draw: Draw, unpriced: Sequence[Completion]) -> None:
+        """What a draw holds came from the store. What is not accounted for yet has the price of drawing it: the first
+        finds in the cache what was there of the same job, the others all that can be shared."""
+        self.usage += Usage(reused_completions=len(draw.held))
         prompt, met = draw.request.prompt_ids, self._met[draw.number]
-        found = self.engine.block * len(list(takewhile(met.__contains__, self._blocks(prompt[:-1]))))
-        alone = cost(self.model, len(prompt), [first], found)
-        price = alone + cost(self.model, len(prompt), others, self._shared(draw))
-        self.usage += Usage(reused_flops=price.flops)
-        for completion in completions:
+        if unpriced:
+            first, *others = [len(completion.token_ids) for completion in unpriced]
+            found = self.engine.block * len(list(takewhile(met.__contains__, self._blocks(prompt[:-1]))))
+            alone = cost(self.model, len(prompt), [first], found)
+            price = alone + cost(self.model, len(prompt), others, self._shared(draw))
+            self.usage += Usage(reused_flops=price.flops)
+        for completion in draw.held:
             met.update(self._blocks(prompt + completion.token_ids[:-1]))
 
     def _blocks(self, token_ids: tuple[int, ...]) -> Iterator[int]:

@@ -32,7 +32,7 @@ GATHER = 0.01
 """Seconds in which what happens is taken together: fewer transactions, and requests that reach the engine side by
 side."""
 REMEMBERED = 65_536
-"""Draws of late, so that what several share is priced once."""
+"""Keys of late, so that what several draws share is priced once."""
 LOOK_AGAIN = 0.5
 """Seconds until a completion that another run is drawing is looked up again."""
 
@@ -64,8 +64,8 @@ class Rollouts:
         """Draws not looked up yet."""
         self._parked: dict[bytes, list[Draw]] = defaultdict(list)
         """Draws whose key another run has claimed, or a like draw of this one."""
-        self._met: dict[int, None] = {}
-        """Draws of late, the oldest first."""
+        self._priced: dict[int, int] = {}
+        """How many samples of a key are accounted for; those of late, the oldest first."""
         self._in_flight: dict[int, Draw] = {}
         self._judging = 0
         self._tickets = 0
@@ -148,24 +148,25 @@ class Rollouts:
         """Sends on what the store holds in full to be judged, and the rest to be drawn."""
         if self._parked and time.monotonic() > self._look_again:
             self._unpark(list(self._parked))
-        draws, self._unknown = self._unknown, []
+        draws, self._unknown = [draw for draw in self._unknown if draw.number in self._open], []
         held = self._store.held(list({draw.key for draw in draws})) if draws else {}
         for draw in draws:
             draw.held = held[draw.key][draw.ask.first : draw.ask.first + draw.ask.count]
             if draw.missing:
                 draw.desk.take(draw)
             else:
-                draw.desk.count_reused(draw, draw.held, is_new=self._is_new(draw))
+                draw.desk.count_reused(draw, self._unpriced(draw))
                 self._judge(draw)
 
-    def _is_new(self, draw: Draw) -> bool:
-        """Whether no like draw was met of late; traces of one problem, which share some, come one after another."""
-        name = hash((draw.key, draw.ask.first))
-        is_new = name not in self._met
-        self._met[name] = None
-        if len(self._met) > REMEMBERED:
-            del self._met[next(iter(self._met))]
-        return is_new
+    def _unpriced(self, draw: Draw) -> list[Completion]:
+        """What it holds that no like draw has had of late, which is taken to be accounted for with this. Traces of one
+        problem, which share some, come one after another."""
+        name, end = hash(draw.key), draw.ask.first + len(draw.held)
+        priced = self._priced.pop(name, 0)
+        self._priced[name] = max(priced, end)
+        if len(self._priced) > REMEMBERED:
+            del self._priced[next(iter(self._priced))]
+        return draw.held[max(0, priced - draw.ask.first) :]
 
     def _submit(self) -> None:
         """Fills the engines' seats with what is waiting, and may be drawn here and now."""
@@ -187,7 +188,7 @@ class Rollouts:
                 self._park(draw)
                 continue
             draw.held = held[draw.key][draw.ask.first : draw.ask.first + draw.ask.count]
-            draw.desk.count_reused(draw, draw.held, is_new=self._is_new(draw))
+            draw.desk.count_reused(draw, self._unpriced(draw))
             if draw.missing:
                 busy.add(draw.key)
                 mine.append(draw)
@@ -241,6 +242,7 @@ class Rollouts:
             draw.held += one.completions
             lengths = [len(completion.token_ids) for completion in one.completions]
             draw.desk.count_drawn(draw, lengths)
+            self._unpriced(draw)
             self._progress(0, sum(lengths))
             self._judge(draw)
         self._unpark([draw.key for draw in draws])

@@ -69,7 +69,7 @@ def chunk_by_llm(
     started = time.monotonic()
     checkpoint, known = place.checkpoint(model), by_id(place, problems)
     rows, dropped = _thinking(place, traces)
-    steps_of = [chunking.steps(thinking_of(row.text)) for row in rows]
+    steps_of = [_steps(row.text) for row in rows]
     asks = [chunking.question(known[row.problem_id].text, s) for row, s in zip(rows, steps_of, strict=True)]
     found = asked_of(place, llm, "chunk", asks, chunker.most_unusable)
     chunked = []
@@ -81,6 +81,12 @@ def chunk_by_llm(
         "thoughts", chunked, rows_in=len(rows) + dropped.total(), dropped=dict(+(found.unusable + dropped)),
         usage=found.usage, started=started, payee=found.payee,
     )  # fmt: skip
+
+
+def _steps(text: str) -> list[str]:
+    """Of a trace's thinking; what opens it is part of the first."""
+    first, *rest = chunking.steps(thinking_of(text))
+    return [first, *rest] if thought_of(first).strip() or not rest else [first + rest[0], *rest[1:]]
 
 
 @step(version=f"1.{VERIFIER_VERSION}.{ROLLOUTS_VERSION}")

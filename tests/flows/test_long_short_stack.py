@@ -178,13 +178,16 @@ class OpeningItself(Run):
         return ScriptedEngine(opened)
 
 
-def test_thoughts_begin_after_a_tag_that_the_model_wrote_itself(tmp_path: Path):
-    run = OpeningItself(tmp_path, "rl.rounds=[]")
+@pytest.mark.parametrize("cut_by", ["markers", "llm"])
+def test_thoughts_begin_after_a_tag_that_the_model_wrote_itself(tmp_path: Path, chat: Callable[..., Chat], cut_by: str):
+    llm = ("chunking.type=llm", f"llm.url={chat(assist).url}", "llm.model=m") if cut_by == "llm" else ()
+    run = OpeningItself(tmp_path, "rl.rounds=[]", *llm)
     traces, rehearsed = run.rows("choose-traces", Trace), run.rows("rehearse", Rehearsed)
     assert traces
     assert all(row.text.startswith("<think>\n") for row in traces)
     assert len(rehearsed) == len(traces)
-    assert not any("<think><think>" in row.transcript or "<think>\n<think>" in row.transcript for row in rehearsed)
+    turns = [turn for row in rehearsed for turn in turns_of(row.transcript)]
+    assert all(turn.text.strip() for turn in turns)
 
 
 def test_a_run_without_anything_to_learn_from_says_what_became_of_it(tmp_path: Path):

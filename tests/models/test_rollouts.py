@@ -19,7 +19,7 @@ from models.desk import Clock, Desk, Job
 from models.engine import Completion, Deliver, Finished, Refused, Request, Session
 from models.rollouts import RequestRefused, Rollouts
 from models.scripted import ScriptedEngine
-from models.store import Purpose, RolloutStore, identity
+from models.store import Purpose, RolloutStore, Stored, identity
 from reasoning.records import Usage
 from reasoning.rollouts import AllValues, Ask, EarliestCrossing
 from tests.models.fakes import fake_checkpoint
@@ -353,26 +353,38 @@ def test_the_ledger_counts_what_every_sample_had_to_compute(model: Checkpoint):
 
 def test_a_stored_completion_costs_what_drawing_it_would(model: Checkpoint):
     """Prompts of 40, 72 and 104 tokens, each the beginning of the next, two samples of two tokens each, blocks of 32.
-    A second job asks the same."""
-    store, words = RolloutStore("sqlite://"), tuple(range(104))
-
-    def jobs() -> Iterator[Job]:
-        for _ in range(2):
-            yield Job(AllValues(3, 2), lambda prefix: words[: 40 + 32 * prefix], SAMPLING, right, 104)
+    A second job asks the same; a third shares the first prompt and goes on otherwise."""
+    store, traces = RolloutStore("sqlite://"), (range(104), range(104), [*range(40), *range(200, 264)])
 
     def run() -> Usage:
-        engine = ScriptedEngine(lambda *_: Completion((1, 2), True))
-        rollouts = Rollouts(store, [Desk(engine, model)], Purpose.PROBE, 0)
+        def jobs() -> Iterator[Job]:
+            for ids in map(tuple, traces):
+                yield Job(AllValues(3, 2), lambda prefix, ids=ids: ids[: 40 + 32 * prefix], SAMPLING, right, 104)
+
+        rollouts = Rollouts(store, [Desk(ScriptedEngine(lambda *_: Completion((1, 2), True)), model)], Purpose.PROBE, 0)
         list(rollouts.run(jobs()))
         return rollouts.usage
 
-    assert run().generated_tokens == 12
+    assert run().generated_tokens == 20
     again = run()
-    assert (again.generated_tokens, again.reused_completions) == (0, 12)
+    assert (again.generated_tokens, again.reused_completions) == (0, 18)
     # A first sample finds the whole blocks of the prompt before; a second all of its own.
     firsts, seconds = ((40, 0), (72, 32), (104, 64)), ((40, 32), (72, 64), (104, 96))
     priced = sum(model.shape.forward_flops(prompt, cached, 2) for prompt, cached in firsts + seconds)
+    priced += sum(model.shape.forward_flops(prompt, cached, 2) for prompt, cached in firsts[1:] + seconds[1:])
     assert again.reused_flops == pytest.approx(priced)
+
+
+def test_what_another_run_stored_first_is_accounted_for(model: Checkpoint):
+    class Overtaken(RolloutStore):
+        def commit(self, rows: Sequence[Stored]) -> bool:
+            super().commit(rows)
+            return False
+
+    rollouts = Rollouts(Overtaken("sqlite://"), [Desk(Lucky(), model)], Purpose.PROBE, 0)
+    rollouts.draw([Request((n,) * 40, SAMPLING, 2) for n in range(3)])
+    assert (rollouts.usage.generated_tokens, rollouts.usage.reused_completions) == (0, 6)
+    assert rollouts.usage.reused_flops > 0
 
 
 def test_the_clock_tells_busy_idle_and_tail():
