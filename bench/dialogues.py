@@ -3,8 +3,8 @@
     python -m bench.dialogues LONG SHORT     # two checkpoint folders; such as those of a run's couple.json
 
 One step's dialogues (16 problems × 8, as in the tiny preset) are held by two models. Then every request of theirs is
-known, and all are given to the same two servers at once, with as many in flight: that is what the engine can do where
-nobody waits for what a partner says. Both in turn, several rounds, nothing reused; medians of tokens a second.
+known, and all are drawn anew by the same two servers at once, with as many in flight: that is what the engine can do
+where nobody waits for what a partner says. Both in turn, several rounds, nothing reused; medians of tokens a second.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ from models.dialogues import DESKS, Talks, Tongue
 from models.rollouts import Rollouts
 from models.store import Purpose, RolloutStore
 from models.vllm_server import VllmServer
+from reasoning.dialogue import STOPS
 from reasoning.records import Problem
 from reasoning.rollouts import AllValues
 from reasoning.stories import Split, draw_stories
 from tasks.problems import story_problem
 
-ROUNDS = 7
+ROUNDS = 15
 SAMPLING = Sampling(samples=1, temperature=1.0, top_p=1.0)
 
 
@@ -90,20 +91,21 @@ def timed(
 
 
 def requests(tongue: Tongue, plan: Talks, problem: Problem) -> list[Job]:
-    """All turns that were drawn, none waiting for another: as many samples of each prompt, at most as long."""
-    prompts, wanted = tongue.prompts(problem), Counter[tuple[int, tuple[int, ...], int]]()
+    """All turns that were drawn, none waiting for another: as many samples of each prompt, drawn anew."""
+    prompts, wanted = tongue.prompts(problem), Counter[tuple[int, tuple[int, ...]]]()
     for talk in plan.talks:
         before: tuple[int, ...] = ()
         for line in talk.lines:
             shown = prompts[line.turn.speaker] + before + line.token_ids[: line.opening]
-            wanted[DESKS.index(line.turn.speaker), shown, line.drawn] += 1
+            wanted[DESKS.index(line.turn.speaker), shown] += 1
             before += line.token_ids
+    sampling = SAMPLING.model_copy(update={"max_tokens": tongue.turn_tokens})
     return [
         Job(
-            AllValues(1, count), lambda _, shown=shown: shown, SAMPLING.model_copy(update={"max_tokens": tokens}),
-            tuple, len(shown), lambda _, desk=desk: desk,
+            AllValues(1, count), lambda _, shown=shown: shown, sampling, tuple, len(shown),
+            lambda _, desk=desk: desk, STOPS,
         )
-        for (desk, shown, tokens), count in wanted.items()
+        for (desk, shown), count in wanted.items()
     ]  # fmt: skip
 
 
