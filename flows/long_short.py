@@ -14,11 +14,12 @@ from tasks.artifacts import ArtifactRef
 from tasks.controls import examine_early_stop
 from tasks.dialogues import converse, couple, keep_couple, score_conversations
 from tasks.distillation import choose_traces
-from tasks.outcomes import Exam, Examined, Policy, outcome_of
+from tasks.outcomes import Exam, Examined, Note, Policy, outcome_of
 from tasks.problems import clean_problems, draw_sources, fitting_sources
 from tasks.reinforcement import reinforce
 from tasks.reporting import write_report
 from tasks.sampling import examine, sample_traces
+from tasks.tables import thought_table
 from tasks.thoughts import chunk_by_llm, chunk_by_markers, rehearse, turns_to_learn, value_thoughts
 from tasks.training import train_sft
 from tasks.workplace import Workplace
@@ -60,7 +61,8 @@ def sit_exam(place: Workplace, settings: LongShort) -> Exam:
     readers = [base] if thinker is base else [base, thinker]
     sources = fitting_sources(place, drawn, readers, settings.room_for_prompt, settings.protocol.roles)
     problems, exams = clean_problems(place, settings.decontamination, sources, seed), sources.exams
-    phases = [cold_start(place, settings, base, thinker, problems)]
+    started, thoughts = cold_start(place, settings, base, thinker, problems)
+    phases = [started]
     for number, who in enumerate(settings.rl.rounds, start=1):
         phases.append(play_round(place, settings, problems, phases[-1], number, who))
     singles = [Policy("teacher" if settings.teacher else "base", "base", thinker)]
@@ -83,13 +85,14 @@ def sit_exam(place: Workplace, settings: LongShort) -> Exam:
             if name == main:
                 talks[two.name] = spoken
     sets[main] += stopped_early(place, settings, thinker, exams[main])
-    return Exam(seed, base.digest, sets, conversations=talks)
+    return Exam(seed, base.digest, sets, [thoughts], conversations=talks)
 
 
 def cold_start(
     place: Workplace, settings: LongShort, base: ArtifactRef, thinker: ArtifactRef, problems: ArtifactRef
-) -> Two:
-    """Two models from one base: one has learnt the important turns of the thinker's traces, one the others."""
+) -> tuple[Two, Note]:
+    """Two models from one base: one has learnt the important turns of the thinker's traces, one the others; and a table
+    of those."""
     seed = settings.seed
     drawn = sample_traces(place, model=thinker, problems=problems, sampling=settings.sampling, seed=seed)
     traces = choose_traces(place, traces=drawn, choosing=settings.choosing)
@@ -111,7 +114,7 @@ def cold_start(
         )
         for speaker in Speaker
     ]  # fmt: skip
-    return Two("cold start", *trained)
+    return Two("cold start", *trained), thought_table(place, values, rehearsals)
 
 
 def chunk(

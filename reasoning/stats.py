@@ -11,10 +11,11 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
+from scipy.stats import binomtest, rankdata
 from scipy.stats import t as student_t
 
 Interval = tuple[float, float]
@@ -47,6 +48,20 @@ def paired_ratio(new: Mapping[str, float], base: Mapping[str, float]) -> tuple[f
     ratio = float(new_P.mean() / base_P.mean())
     half = _half_width((new_P - ratio * base_P) / base_P.mean())
     return ratio, (ratio - half, ratio + half)
+
+
+@cache
+def proportion(right: int, total: int) -> Interval:
+    """95 % interval of a share of which `right` of `total` independent samples were seen (Wilson)."""
+    found = binomtest(right, total).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
+
+
+def proportion_difference(new: int, base: int, total: int) -> Interval:
+    """95 % interval of new − base, both of `total` samples (Newcombe's, from Wilson's two)."""
+    (low, high), (base_low, base_high) = proportion(new, total), proportion(base, total)
+    p, q = new / total, base / total
+    return p - q - math.hypot(p - low, base_high - q), p - q + math.hypot(high - p, q - base_low)
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> tuple[float, Interval]:

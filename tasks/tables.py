@@ -1,4 +1,4 @@
-"""Tables of a distillation's report: how problems were rated, how far traces got shorter, how completions were graded.
+"""Tables of a report: how problems were rated, traces got shorter, thoughts were valued, completions were graded.
 
 Knows: records, a table's layout. Must not know: how ratings, traces or grades arose.
 """
@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
+from statistics import mean
 
 from conf.cot_distillation import LEVELS, PAPER_RATIOS
 from reasoning import judging
-from reasoning.records import Compressed, Judged, Problem, Rating
-from reasoning.stats import partial_correlation, rank_correlation
+from reasoning.records import Compressed, Judged, Problem, Rating, Rehearsed, Valued, by_trace
+from reasoning.stats import partial_correlation, proportion_difference, rank_correlation
 from tasks.artifacts import ArtifactRef
 from tasks.outcomes import Note
 from tasks.workplace import Workplace
@@ -53,6 +55,27 @@ def compression_table(place: Workplace, compressed: ArtifactRef) -> Note:
                 "shorter by %": f"{100 * sum(ratios) / len(ratios):.1f}", "the paper's": f"{PAPER_RATIOS[level - 1]}",
             })  # fmt: skip
     return Note("Compression by level", rows)
+
+
+def thought_table(place: Workplace, values: ArtifactRef, rehearsals: ArtifactRef) -> Note:
+    """Important thoughts and the others: how many, how long, what they gain, and of how many that is certain."""
+    valued = by_trace(place.rows(values, Valued))
+    groups: dict[bool, list[tuple[int, float, bool]]] = {True: [], False: []}
+    for row in place.rows(rehearsals, Rehearsed):
+        found = valued[row.problem_id, row.sample]
+        for (before, after), tokens, important in zip(pairwise(found.right), found.lengths, row.important, strict=True):
+            low, _ = proportion_difference(after, before, found.total)
+            groups[important].append((tokens, (after - before) / found.total, low > 0))
+    rows = []
+    for important, group in groups.items():
+        if group:
+            tokens, gains, certain = zip(*group, strict=True)
+            rows.append({
+                "thoughts": "important" if important else "others", "number": str(len(group)),
+                "tokens": f"{mean(tokens):.1f}", "gain": f"{mean(gains):+.3f}",
+                "gain above 0 for certain, %": f"{100 * mean(certain):.1f}",
+            })  # fmt: skip
+    return Note("Thoughts that the cold start learnt from; 95 % intervals of each thought's rollouts", rows)
 
 
 def judge_table(place: Workplace, judged: ArtifactRef, names: Sequence[str]) -> Note:

@@ -61,7 +61,10 @@ def test_a_run_takes_every_step_and_reports_it(first: Run):
         ("round 2, short", "method"), ("early stop", "control"),
     ]  # fmt: skip
     assert [model["problems"] for model in first.report["others"]["far"]["models"]] == [2] * 5
-    (note,) = first.report["notes"]
+    thoughts, note = first.report["notes"]
+    flags = [important for row in first.rows("rehearse", Rehearsed) for important in row.important]
+    numbers = {row["thoughts"]: int(row["number"]) for row in thoughts["rows"]}
+    assert numbers == {"important": sum(flags), "others": len(flags) - sum(flags)}
     assert [row["couple"] for row in note["rows"]] == ["cold start", "round 1, long", "round 2, short"]
     assert note["rows"][0]["reward"] == "+0.000 [+0.000, +0.000]"
 

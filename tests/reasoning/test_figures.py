@@ -16,6 +16,8 @@ from reasoning.stats import (
     paired_ratio,
     partial_correlation,
     problem_means,
+    proportion,
+    proportion_difference,
     rank_correlation,
 )
 
@@ -178,3 +180,11 @@ def test_a_sure_saving_pays_back_within_its_interval():
     assert found["queries"] == pytest.approx(10)
     assert found["queries_ci"] == pytest.approx([700 / (70 + half), 700 / (70 - half)], rel=1e-3)
     assert break_even(700, base, new, SHAPE)["queries"] is None
+
+
+def test_how_certain_a_share_is_and_that_it_rose():
+    """Wilson's interval of 0 of 5 ends at 1.96²/(5 + 1.96²); Newcombe (1998) prints 9 of 10 against 3 of 10."""
+    assert proportion(0, 5) == pytest.approx((0, 1.96**2 / (5 + 1.96**2)), abs=1e-4)
+    assert proportion_difference(9, 3, 10) == pytest.approx((0.1705, 0.8090), abs=1e-4)
+    low, high = proportion_difference(3, 3, 5)
+    assert low == pytest.approx(-high)
