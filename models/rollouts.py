@@ -155,12 +155,12 @@ class Rollouts:
             if draw.missing:
                 draw.desk.take(draw)
             else:
-                draw.desk.count_reused(draw, self._unpriced(draw))
+                draw.desk.count_reused(draw, self._account_for(draw))
                 self._judge(draw)
 
-    def _unpriced(self, draw: Draw) -> list[Completion]:
-        """What it holds that no like draw has had of late, which is taken to be accounted for with this. Traces of one
-        problem, which share some, come one after another."""
+    def _account_for(self, draw: Draw) -> list[Completion]:
+        """From now on what it holds is accounted for; returns what was not before. Traces of one problem, which share
+        some, come one after another."""
         name, end = hash(draw.key), draw.ask.first + len(draw.held)
         priced = self._priced.pop(name, 0)
         self._priced[name] = max(priced, end)
@@ -188,7 +188,7 @@ class Rollouts:
                 self._park(draw)
                 continue
             draw.held = held[draw.key][draw.ask.first : draw.ask.first + draw.ask.count]
-            draw.desk.count_reused(draw, self._unpriced(draw))
+            draw.desk.count_reused(draw, self._account_for(draw))
             if draw.missing:
                 busy.add(draw.key)
                 mine.append(draw)
@@ -242,7 +242,7 @@ class Rollouts:
             draw.held += one.completions
             lengths = [len(completion.token_ids) for completion in one.completions]
             draw.desk.count_drawn(draw, lengths)
-            self._unpriced(draw)
+            self._account_for(draw)
             self._progress(0, sum(lengths))
             self._judge(draw)
         self._unpark([draw.key for draw in draws])
