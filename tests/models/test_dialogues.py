@@ -9,16 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conf.long_short import TAGS as MOST_FOR_TAGS
 from conf.long_short import Protocol
 from conf.settings import Sampling
 from models.checkpoint import TINY_MODEL, Checkpoint
 from models.desk import Desk
-from models.dialogues import Talks, Tongue
+from models.dialogues import Talk, Talks, Tongue
 from models.engine import Completion, Request
 from models.rollouts import Rollouts
 from models.scripted import ScriptedEngine
 from models.store import Purpose, RolloutStore
-from reasoning.dialogue import TAGS, Dialogue, Fault, Speaker
+from reasoning.dialogue import CLOSINGS, OPENING, TAGS, Dialogue, Fault, Speaker
 from reasoning.records import Problem, TextPart
 
 END = "<|endoftext|>"
@@ -47,6 +48,19 @@ def test_what_is_heard_as_it_comes_is_what_is_heard_in_the_end(token_ids: list[i
         heard += listen((token,))
         assert whole.startswith(heard)
     assert heard == whole.rstrip("\ufffd")
+
+
+def test_the_room_of_a_dialogue_holds_the_longest_of_any_tokenizer():
+    """Long runs into its limit, Short asks again at its own; what tags and lead add is bounded by their bytes."""
+    talk, cut = Talk(Dialogue(PROTOCOL.most_rounds)), MODEL.encode("12 " * PROTOCOL.turn_tokens)[: PROTOCOL.turn_tokens]
+    ask = (*cut[:-1], *MODEL.encode("</rethink>"))
+    while not talk.dialogue.is_over:
+        said = ask if talk.dialogue.next_speaker is Speaker.SHORT and not talk.dialogue.must_answer else cut
+        assert len(said) == PROTOCOL.turn_tokens
+        talk = talk.and_then(TONGUE.line(talk.dialogue, Completion(said, False)))
+    assert len(talk.lines) == PROTOCOL.most_turns
+    assert PROTOCOL.most_turns * PROTOCOL.turn_tokens < len(talk.token_ids) <= PROTOCOL.longest
+    assert max(len(OPENING[one] + closing) for one in Speaker for closing in CLOSINGS[one]) < MOST_FOR_TAGS
 
 
 def test_bytes_that_are_no_text_end_what_is_told_and_nothing_else(monkeypatch: pytest.MonkeyPatch):
