@@ -200,20 +200,31 @@ class Desk:
     def count_reused(self, draw: Draw, unpriced: Sequence[Completion]) -> None:
         """What a draw holds came from the store. What is not accounted for yet has the price of drawing it: the first
         finds in the cache what was there of the same job, the others all that can be shared."""
-        self.usage += Usage(reused_completions=len(draw.held))
-        prompt, met = draw.request.prompt_ids, self._met[draw.number]
+        if not draw.held:
+            return
+        prompt, size, shared, met = (
+            draw.request.prompt_ids,
+            self.engine.block,
+            self._shared(draw),
+            self._met[draw.number],
+        )
+        names = list(self._blocks(prompt))
+        price = 0.0
         if unpriced:
             first, *others = [len(completion.token_ids) for completion in unpriced]
-            found = self.engine.block * len(list(takewhile(met.__contains__, self._blocks(prompt[:-1]))))
-            alone = cost(self.model, len(prompt), [first], found)
-            price = alone + cost(self.model, len(prompt), others, self._shared(draw))
-            self.usage += Usage(reused_flops=price.flops)
+            found = size * len(list(takewhile(met.__contains__, names[: shared // size])))
+            price = (
+                cost(self.model, len(prompt), [first], found) + cost(self.model, len(prompt), others, shared)
+            ).flops
+        self.usage += Usage(reused_completions=len(draw.held), reused_flops=price)
+        met.update(names)
+        before, rest = names[-1] if names else 0, prompt[len(names) * size :]
         for completion in draw.held:
-            met.update(self._blocks(prompt + completion.token_ids[:-1]))
+            met.update(self._blocks(rest + completion.token_ids[:-1], before))
 
-    def _blocks(self, token_ids: tuple[int, ...]) -> Iterator[int]:
-        """Each whole block's name, which depends on all before it."""
-        name, size = 0, self.engine.block
+    def _blocks(self, token_ids: tuple[int, ...], name: int = 0) -> Iterator[int]:
+        """Each whole block's name, which depends on all before it; `name` is that of what stands before the first."""
+        size = self.engine.block
         for end in range(size, len(token_ids) + 1, size):
             name = hash((name, token_ids[end - size : end]))
             yield name

@@ -58,7 +58,7 @@ STEPS_APART = 100_000
 """Between the seeds of two rounds' samples."""
 SIDE_BY_SIDE = 8
 """Dialogues in one pass of the trained model, which are padded to the longest of them."""
-NOT_SAMPLED = ("seconds", "unverified", "money")
+NOT_SAMPLED = {"seconds", "unverified", "money"}
 """What of a step's usage comes from elsewhere than its sampling."""
 RL_PROOF_TOKENS = 256
 """Of a dialogue, with its prompt: enough to reach what the model itself said."""
@@ -238,7 +238,7 @@ class Sampler:
         # comes again.
         rollouts = Rollouts(self._store, desks, Purpose.REINFORCE, self._job.seed * STEPS_APART + step)
         rollouts.carry_out(job for job, _ in begun)
-        self.figures = rollouts.usage.model_dump(exclude=set(NOT_SAMPLED))
+        self.figures = rollouts.usage.model_dump(exclude=NOT_SAMPLED)
         return [told() for _, told in begun]
 
     def _rewards(self, problems: Sequence[Problem], groups: Sequence[Sequence[Told]]) -> list[Rewards]:

@@ -117,7 +117,7 @@ def rehearse(
     for row in rows:
         trace = trace_of[row.problem_id, row.sample]
         texts = [checkpoint.decode(trace.token_ids[start:end]) for start, end in pairwise(row.ends)]
-        texts[:1] = map(thought_of, texts[:1])  # of a model whose prompt leaves the opening to it
+        texts[0] = thought_of(texts[0])  # where the prompt leaves the opening to the model
         important = thoughts.are_long(thoughts.importance(row.values, row.lengths, importance))
         reply = trace.text.split(CLOSE_THINK, 1)[1]
         dialogue = cold_start.as_dialogue(texts, important, reply, most_rounds)
