@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from itertools import count, takewhile
+from itertools import chain, count, repeat, takewhile
 
 from conf.settings import Sampling
 from models.checkpoint import Checkpoint
@@ -202,23 +202,15 @@ class Desk:
         finds in the cache what was there of the same job, the others all that can be shared."""
         if not draw.held:
             return
-        prompt, size, shared, met = (
-            draw.request.prompt_ids,
-            self.engine.block,
-            self._shared(draw),
-            self._met[draw.number],
-        )
+        prompt, shared, met = draw.request.prompt_ids, self._shared(draw), self._met[draw.number]
         names = list(self._blocks(prompt))
-        price = 0.0
-        if unpriced:
-            first, *others = [len(completion.token_ids) for completion in unpriced]
-            found = size * len(list(takewhile(met.__contains__, names[: shared // size])))
-            price = (
-                cost(self.model, len(prompt), [first], found) + cost(self.model, len(prompt), others, shared)
-            ).flops
-        self.usage += Usage(reused_completions=len(draw.held), reused_flops=price)
+        found = self.engine.block * len(list(takewhile(met.__contains__, names)))
+        caches, shape = chain([min(found, shared)], repeat(shared)), self.model.shape
+        priced = zip(unpriced, caches, strict=False)
+        flops = sum(shape.forward_flops(len(prompt), cached, len(one.token_ids)) for one, cached in priced)
+        self.usage += Usage(reused_completions=len(draw.held), reused_flops=flops)
         met.update(names)
-        before, rest = names[-1] if names else 0, prompt[len(names) * size :]
+        before, rest = names[-1] if names else 0, prompt[len(names) * self.engine.block :]
         for completion in draw.held:
             met.update(self._blocks(rest + completion.token_ids[:-1], before))
 
