@@ -11,8 +11,15 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-dep
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 export DO_NOT_TRACK := 1
+# Real problems and traces, inputs with their right values, real tokenizers: tests that read them say so where they are absent.
 ifneq ($(wildcard ../shared/data),)
 export BREVITY_TEST_DATA ?= $(abspath ../shared/data)
+endif
+ifneq ($(wildcard ../shared/cases),)
+export BREVITY_TEST_CASES ?= $(abspath ../shared/cases)
+endif
+ifneq ($(wildcard ../shared/tokenizers),)
+export BREVITY_TEST_TOKENIZERS ?= $(abspath ../shared/tokenizers)
 endif
 
 .PHONY: setup demo claims test test-fast check format tiny-model bench

@@ -38,7 +38,8 @@ from models.engine import Completion, Deliver, Request, Session
 from models.rollouts import Rollouts
 from models.store import Purpose, RolloutStore
 from models.vllm_server import VllmServer
-from reasoning.answers import final_answer, plain_number, thinking_of, until_closing_brace
+from reasoning.answers import plain_number, until_closing_brace
+from reasoning.thinking import final_answer, thinking_of
 from reasoning.records import Bill
 from reasoning.rollouts import AllValues, Ask, EarliestCrossing, Outcomes, Plan, bill, enough, right_ones
 from reasoning.segment import segment_text, token_ends

@@ -25,6 +25,7 @@ from conf.load import load
 from conf.long_short import LongShort
 from conf.section import Section
 from conf.settings import Dto, Engine, MarkerReport, TinyModel
+from flows import tools
 
 PLAIN_WIDTH = 160
 """Columns of a table, whatever the terminal: fingerprints are not to be cut."""
@@ -78,6 +79,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     gc.add_argument("--days", type=float, required=True, help="keep what was stored in so many days")
     gc.add_argument("--keep", action="append", default=[], metavar="FINGERPRINT", help="keep this model's, however old")
     gc.set_defaults(act=_store_gc)
+    tools.add_commands(commands)
     return parser.parse_args(arguments)
 
 

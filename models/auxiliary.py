@@ -24,7 +24,7 @@ from pydantic import AliasChoices, BaseModel, Field, NonNegativeInt, ValidationE
 from conf.auxiliary import Llm
 from conf.errors import ReadableError
 from models.replies import Paid, ReplyStore, identity
-from reasoning.answers import CLOSE_THINK
+from reasoning.thinking import CLOSE_THINK
 from reasoning.asking import Ask, R, Solution, Unusable
 from reasoning.records import Usage
 

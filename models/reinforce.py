@@ -44,7 +44,7 @@ from models.store import Purpose, RolloutStore
 from models.train import PROOF_TOKENS, Watch, adapters, last_whole_checkpoint, leaving_word, log_probs_of, save
 from models.trainer import STORE_VARIABLE, Outcome, RlJob
 from models.vllm_server import PROOF_FILE, SwapNotProven, VllmServer, serve_all
-from reasoning.answers import CLOSE_THINK, final_answer
+from reasoning.thinking import CLOSE_THINK, final_answer
 from reasoning.course import Figures, collapse, is_best
 from reasoning.dialogue import Speaker
 from reasoning.records import Problem, Verdict

@@ -11,8 +11,6 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-OPEN_THINK = "<think>"
-CLOSE_THINK = "</think>"
 LONGEST_NUMBER = 1000
 """Characters; Python refuses to read far longer integers."""
 _NUMBER = re.compile(r"[+-]?(?:[1-9]\d{0,2}(?:,\d{3})+|\d+)(?:\.\d+)?")
@@ -38,28 +36,6 @@ def until_closing_brace(text: str) -> str | None:
         if depth < 0:
             return text[:index]
     return None
-
-
-def thought_of(text: str) -> str:
-    """A completion from where the thinking begins, whether or not the prompt has opened it already."""
-    return text.lstrip().removeprefix(OPEN_THINK).lstrip("\n")
-
-
-def thinking_of(text: str) -> str:
-    """What comes before the close-think tag; all of it when thinking never ended."""
-    return text.split(CLOSE_THINK)[0]
-
-
-def reply_of(text: str) -> str | None:
-    """What follows the close-think tag; None when thinking never ended."""
-    _, tag, reply = text.rpartition(CLOSE_THINK)
-    return reply if tag else None
-
-
-def final_answer(completion: str) -> str | None:
-    """The boxed answer of the reply. Thinking that never ended has no answer, whatever it boxed on the way."""
-    reply = reply_of(completion)
-    return None if reply is None else boxed(reply)
 
 
 def plain_number(text: str) -> Fraction | None:

@@ -18,7 +18,7 @@ from conf.settings import Finalizing, Probing, Sampling, Segmentation
 from models.checkpoint import Checkpoint
 from models.store import Purpose
 from reasoning import compression, difficulty
-from reasoning.answers import CLOSE_THINK, final_answer, thinking_of, thought_of
+from reasoning.thinking import CLOSE_THINK, final_answer, thinking_of, thought_of
 from reasoning.asking import Ask, Solution, Unusable
 from reasoning.dto import shortest_right
 from reasoning.pairs import distillation_pairs, fit_pairs

@@ -24,7 +24,7 @@ from conf.settings import (
 )
 from models.checkpoint import Checkpoint
 from models.store import Purpose
-from reasoning.answers import thinking_of
+from reasoning.thinking import thinking_of
 from reasoning.asking import Unusable
 from reasoning.dto import (
     METHOD_VERSION,

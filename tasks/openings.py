@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from conf.settings import MarkerReport
-from reasoning.answers import thinking_of
+from reasoning.thinking import thinking_of
 from reasoning.openings import METHOD_VERSION, openings
 from reasoning.records import Opening, Trace
 from reasoning.segment import METHOD_VERSION as SEGMENT_VERSION

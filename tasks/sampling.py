@@ -12,7 +12,7 @@ from conf.settings import Sampling
 from models.checkpoint import Checkpoint
 from models.engine import Request
 from models.store import Purpose
-from reasoning.answers import final_answer
+from reasoning.thinking import final_answer
 from reasoning.records import Problem, Score, Trace, Usage
 from reasoning.verifier import METHOD_VERSION
 from tasks.artifacts import ArtifactRef

@@ -14,7 +14,7 @@ from conf.long_short import Importance, LlmChunker, Protocol
 from conf.settings import Sampling, Segmentation
 from models.dialogues import Tongue
 from reasoning import chunking, cold_start, thoughts
-from reasoning.answers import CLOSE_THINK, thinking_of, thought_of
+from reasoning.thinking import CLOSE_THINK, thinking_of, thought_of
 from reasoning.asking import Unusable
 from reasoning.dialogue import METHOD_VERSION as DIALOGUE_VERSION
 from reasoning.dialogue import Speaker, holds_tag, turns_of

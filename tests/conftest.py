@@ -2,6 +2,7 @@
 and does not even import them."""
 
 import itertools
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -26,9 +27,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Public problems, traces and answer-check cases (see the README); tests that read them say so when absent."""
-    folder = os.environ.get("BREVITY_TEST_DATA", "")
-    if not Path(folder).is_dir() or not folder:
-        pytest.skip("BREVITY_TEST_DATA names no folder with real data")
+    return _named("BREVITY_TEST_DATA", "real data")
+
+
+@pytest.fixture(scope="session")
+def real_tokenizers() -> Path:
+    """Real vocabularies and chat templates, packed: `NAME/tokenizer.json.gz`, `NAME/tokenizer_config.json`."""
+    return _named("BREVITY_TEST_TOKENIZERS", "real tokenizers")
+
+
+@pytest.fixture(scope="session")
+def cases() -> Callable[[str], list[dict[str, Any]]]:
+    """The rows of a file of inputs with their right values, by the file's name."""
+    folder = _named("BREVITY_TEST_CASES", "cases")
+    return lambda name: [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def _named(variable: str, what: str) -> Path:
+    folder = os.environ.get(variable, "")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip(f"{variable} names no folder with {what}")
     return Path(folder)
 
 

@@ -17,7 +17,7 @@ from models.auxiliary import CapReached, TooManyUnusable
 from models.checkpoint import TINY_MODEL, Checkpoint
 from models.engine import Finished, Refused, Request
 from models.scripted import ScriptedEngine
-from reasoning.answers import final_answer
+from reasoning.thinking import final_answer
 from reasoning.records import Compressed, Demonstration, Match, Pair, PairKind, Problem, Trace, Verdict
 from reasoning.stories import OverThinker, Split, draw_stories
 from tasks.problems import ProblemsRefused

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasoning.answers import boxed, final_answer, plain_number, settle, until_closing_brace
+from reasoning.answers import boxed, plain_number, settle, until_closing_brace
+from reasoning.thinking import final_answer
 
 
 @pytest.mark.parametrize(
