@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from conf.errors import ReadableError
+from reasoning.answers import boxed
+from reasoning.verifier import Question, Verifier
 
 Row = dict[str, Any]
 AT_ONCE = 64
@@ -26,8 +28,31 @@ class ToolError(ReadableError):
     """A file that cannot be read, or rows that cannot be used."""
 
 
-def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:  # noqa: ARG001
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the commands of this module to the command line."""
+    answers = commands.add_parser("check-answers", help="say of each answer of a file whether it is right")
+    answers.add_argument("file", help="JSON Lines with gold, said and, where there are options, choices; - reads stdin")
+    answers.set_defaults(act=lambda options: check_answers(options.file))
+
+
+def check_answers(path: str) -> None:
+    """Adds `verdict` to each row: right, wrong, no-answer or timeout. In `said`, a last \\boxed{…} is the answer."""
+    with Verifier() as verifier:
+        annotate(read_rows(path), ("gold", "said"), lambda rows: _with_verdicts(verifier, rows))
+
+
+def _with_verdicts(verifier: Verifier, rows: Sequence[Row]) -> list[Row]:
+    questions = [Question(_answer_of(row["said"]), row["gold"], _choices_of(row)) for row in rows]
+    return [row | {"verdict": verdict.value} for row, verdict in zip(rows, verifier.check(questions), strict=True)]
+
+
+def _answer_of(said: str) -> str | None:
+    return boxed(said) if "\\boxed" in said or "\\fbox" in said else said
+
+
+def _choices_of(row: Row) -> tuple[str, ...] | None:
+    choices = row.get("choices")
+    return tuple(map(str, choices)) if isinstance(choices, list) and choices else None
 
 
 def read_rows(path: str) -> Iterator[Row]:

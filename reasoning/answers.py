@@ -1,9 +1,9 @@
-"""Finding the answer in a completion, and deciding plain numbers and choices without a parser.
+"""Finding the answer in a completion, and deciding plain numbers without a parser.
 
-Knows: `\\boxed{…}`, plain numbers, option letters. Must not know: math-verify, processes, time limits.
+Knows: `\\boxed{…}`, plain numbers. Must not know: math-verify, processes, time limits.
 
 `settle` is sound, not complete: it speaks only where no convention is in doubt, and leaves everything else (None)
-to the slower check of `reasoning.verifier`.
+to `reasoning.answer_check`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from fractions import Fraction
 LONGEST_NUMBER = 1000
 """Characters; Python refuses to read far longer integers."""
 _NUMBER = re.compile(r"[+-]?(?:[1-9]\d{0,2}(?:,\d{3})+|\d+)(?:\.\d+)?")
-_LETTER = re.compile(r"\s*(?:\\text(?:bf)?\{)?\(?([A-Z])[).:]?\}?\s*")
 
 
 def boxed(text: str) -> str | None:
@@ -48,11 +47,8 @@ def plain_number(text: str) -> Fraction | None:
     return Fraction(bare.replace(",", ""))
 
 
-def settle(answer: str, gold: str, multiple_choice: bool = False) -> bool | None:
+def settle(answer: str, gold: str) -> bool | None:
     """Whether `answer` equals `gold`, where that can be said without parsing mathematics; else None."""
-    if multiple_choice:
-        given, right = _LETTER.fullmatch(answer), _LETTER.fullmatch(gold)
-        return given is not None and right is not None and given[1] == right[1]
     if answer.strip() == gold.strip():
         return True
     given, right = plain_number(answer), plain_number(gold)

@@ -120,11 +120,6 @@ def _asked(problem: str, choices: tuple[str, ...] | None) -> str:
     return problem + "\n" + "\n".join(f"({_letter(index)}) {choice}" for index, choice in enumerate(choices))
 
 
-def letters_of(problem: Problem) -> list[str]:
-    """The letters of its options."""
-    return [_letter(index) for index in range(len(problem.choices or ()))]
-
-
 def _level(value: Any) -> int | None:
     """A whole number below 1,000, or the last one in a text such as "Level 5"; None for anything else."""
     digits = re.findall(r"\d+", _text(value) or "")

@@ -20,10 +20,9 @@ import pyarrow.parquet as pq
 from conf.errors import ReadableError
 from conf.settings import Decontamination, Hub, NoDecontamination, ProblemFile, Problems, Stories
 from models.dialogues import prompt_ids
-from reasoning.answers import settle
 from reasoning.contamination import METHOD_VERSION as CONTAMINATION_VERSION
 from reasoning.contamination import Words, matches, without_doubles, words
-from reasoning.problem_rows import letters_of, problem_of
+from reasoning.problem_rows import problem_of
 from reasoning.records import BadRow, Match, Problem, TextPart
 from reasoning.stories import METHOD_VERSION, Split, Story, draw_stories
 from reasoning.verifier import METHOD_VERSION as VERIFIER_VERSION
@@ -348,9 +347,6 @@ def _told_apart(
 
 
 def _unreadable(place: Workplace, problems: Sequence[Problem]) -> set[str]:
-    """Ids of problems whose right answer is no mathematics and, where there are options, no letter."""
-    lettered = {p.id for p in problems if p.choices and any(settle(p.answer, letter, True) for letter in letters_of(p))}
-    formulas = [problem for problem in problems if not problem.choices]
-    readable = place.verifier.readable([problem.answer for problem in formulas])
-    fine = lettered | {problem.id for problem, yes in zip(formulas, readable, strict=True) if yes}
-    return {problem.id for problem in problems} - fine
+    """Ids of problems whose right answer cannot be told from others, or is none of their options."""
+    readable = place.verifier.readable(problems)
+    return {problem.id for problem, yes in zip(problems, readable, strict=True) if not yes}

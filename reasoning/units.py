@@ -1,0 +1,44 @@
+"""Units behind a number: what is the same unit however it is spelled, and what says nothing of a value.
+
+Knows: words. Must not know: numbers, answers.
+"""
+
+from __future__ import annotations
+
+import re
+
+_SAME = {
+    "cm": "centimeter centimetre", "mm": "millimeter millimetre", "km": "kilometer kilometre kms", "m": "meter metre mtr",
+    "in": "inch inche", "ft": "foot feet", "mi": "mile", "yd": "yard", "g": "gram gm gms", "kg": "kilogram kgs kilo", "lb": "pound lbs",
+    "oz": "ounce", "l": "liter litre", "ml": "milliliter millilitre", "s": "second sec secs", "min": "minute mins", "h": "hour hr hrs",
+    "day": "", "week": "wk", "year": "yr", "dollar": "usd buck", "cent": "¢", "deg": "degree", "rad": "radian", "mph": "", "pm": "p.m.",
+    "am": "a.m.", "percent": "pct percentage", "unit": "", "rupee": "rs", "euro": "eur", "person": "people", "man": "men",
+    "woman": "women", "child": "children", "square": "sq", "cubic": "cu",
+}  # fmt: skip
+CANONICAL = {spelling: unit for unit, spellings in _SAME.items() for spelling in (unit, *spellings.split())}
+POWERS = {"square": "2", "squared": "2", "cubic": "3", "cubed": "3"}
+
+
+def canonical(words: list[str]) -> str:
+    """The unit that `words` spell, such as `cm^2` for square centimeters; empty for `units` alone."""
+    found, pending = [], ""
+    for word in words:
+        low = word.lower().strip(".")
+        low = CANONICAL.get(low) or CANONICAL.get(_singular(low)) or _singular(low)
+        if low in ("square", "cubic"):
+            pending = f"^{POWERS[low]}"
+        elif low in POWERS and found:
+            found[-1] += f"^{POWERS[low]}"
+        elif low == "per":
+            found.append("/")
+        else:
+            found.append(low + pending)
+            pending = ""
+    said = " ".join(found)
+    return "" if re.fullmatch(r"(?:unit(?:\^\d)?)?", said) else said
+
+
+def _singular(word: str) -> str:
+    if word.endswith("ies") and len(word) > 4:
+        return word[:-3] + "y"
+    return word[:-1] if word.endswith("s") and not word.endswith("ss") and len(word) > 2 else word
