@@ -24,9 +24,9 @@ from pydantic import AliasChoices, BaseModel, Field, NonNegativeInt, ValidationE
 from conf.auxiliary import Llm
 from conf.errors import ReadableError
 from models.replies import Paid, ReplyStore, identity
-from reasoning.thinking import CLOSE_THINK
 from reasoning.asking import Ask, R, Solution, Unusable
 from reasoning.records import Usage
+from reasoning.thinking import CLOSE_THINK
 
 SHOWN = 400
 """Characters of an unusable reply, or of an error, that a person gets to see."""

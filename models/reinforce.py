@@ -44,13 +44,13 @@ from models.store import Purpose, RolloutStore
 from models.train import PROOF_TOKENS, Watch, adapters, last_whole_checkpoint, leaving_word, log_probs_of, save
 from models.trainer import STORE_VARIABLE, Outcome, RlJob
 from models.vllm_server import PROOF_FILE, SwapNotProven, VllmServer, serve_all
-from reasoning.thinking import CLOSE_THINK, final_answer
 from reasoning.course import Figures, collapse, is_best
 from reasoning.dialogue import Speaker
 from reasoning.records import Problem, Verdict
 from reasoning.rewards import Outcome as Rewarded
 from reasoning.rewards import Rewards, group_rewards
 from reasoning.rollouts import AllValues
+from reasoning.thinking import CLOSE_THINK, final_answer
 from reasoning.verifier import Verifier
 
 KINDS = Rewards._fields

@@ -11,8 +11,9 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-from reasoning.answer_forms import equal, readings
-from reasoning.answer_text import as_text, stripped
+from reasoning.answer_equality import equal
+from reasoning.answer_forms import readings
+from reasoning.answer_text import as_text, stated, stripped
 from reasoning.formulas import TooLarge
 from reasoning.options import chosen
 
@@ -24,6 +25,7 @@ def same(said: str, gold: str, choices: Sequence[str] | None = None) -> bool | N
     """Whether `said` is the right answer `gold`; None where that cannot be told here. Never raises."""
     if choices is not None:
         return _same_option(said, gold, choices)
+    said = stated(said)
     text, right = as_text(said), as_text(gold)
     if text == right:
         return True

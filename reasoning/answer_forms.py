@@ -12,13 +12,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise, product
+from itertools import product
 from typing import Any
 
-from reasoning import formulas, units
-from reasoning.formulas import Expression, TooLarge, Undefined
+from reasoning import formulas, regions, units
 from reasoning.answer_text import stripped
-from reasoning.latex import Token, Unreadable, tokens
+from reasoning.formulas import Expression, TooLarge, Undefined
+from reasoning.latex import NUMBER_WORDS, Token, Unreadable, tokens
+from reasoning.regions import EVERYWHERE, Interval, Intervals
 
 RELATIONS = ("=", "<", ">", "le", "ge", "ne", "approx")
 OPENING, CLOSING = ("(", "[", "{", "{{", "lfloor", "lceil"), (")", "]", "}", "}}", "rfloor", "rceil")
@@ -44,11 +45,13 @@ class Items:
 
 @dataclass(frozen=True)
 class Assignment:
-    """A name with what it equals, and the equation that this is."""
+    """A name with all that it is said to equal, and the equation that this is. No name: numbers said to be equal."""
 
     name: str
-    value: Form
-    equation: Relation | None
+    values: tuple[Form, ...]
+    equation: Relation | None = None
+    near: tuple[Form, ...] = ()
+    """What it is said to be about."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +64,10 @@ class Relation:
 
 @dataclass(frozen=True)
 class Region:
-    """The real numbers that a letter may be: intervals as (from, closed, to, closed), ascending. No letter: any."""
+    """The real numbers that a letter may be, in ascending intervals. No letter: any."""
 
     letter: str
-    intervals: tuple[tuple[Any, bool, Any, bool], ...]
+    intervals: Intervals
     relation: Relation | None = None
     """The inequality that says so."""
 
@@ -82,7 +85,8 @@ Form = Quantity | Items | Assignment | Relation | Region | Symbol
 def readings(text: str) -> list[Form]:
     """What `text` may be: with commas that part thousands, and with commas that part items. Empty: nothing known."""
     bare, found = stripped(text), []
-    ways = (True, False) if re.search(r"\d,\d{3}", bare) else (True,)
+    is_ambiguous = re.search(r"\d,\d{3}(?!\d)", bare) and not re.search(r"\d,0\d\d(?!\d)", bare)
+    ways = (True, False) if is_ambiguous else (True,)
     for commas_group, letter_is_unit in product(ways, (False, True)):
         try:
             given = tokens(bare, commas_group)
@@ -129,10 +133,9 @@ def _joined(forms: list[Form], marks: list[str]) -> Form:
     """Relations about one letter as the numbers that fulfil them; all else as a list."""
     if len(forms) > MOST_ITEMS:
         raise Unreadable("too many items")
-    regions = [form for form in forms if isinstance(form, Region)]
-    if len(regions) == len(forms) and len({region.letter for region in regions}) == 1:
-        meet = marks[-1] == "and" and len(regions) == 2
-        return _intersection(*regions) if meet else _union(regions)
+    parts = [form for form in forms if isinstance(form, Region)]
+    if len(parts) == len(forms) and len({part.letter for part in parts}) == 1:
+        return _meeting(*parts) if marks[-1] == "and" and len(parts) == 2 else _union(parts)
     return Items("list", tuple(forms))
 
 
@@ -161,13 +164,19 @@ def _opens(token: Token) -> int:
 
 
 def _item(given: list[Token]) -> Form:
+    if not given:
+        raise Unreadable("nothing")
     if given[0].kind == "env":
         return _matrix(given)
-    if given[0] == Token("name", "empty", given[0].spaced):
+    if given[0].text == "empty":
         return _only(given, Symbol("empty"))
+    if len(given) == 1 and given[0].text == "\\mathbbR":
+        return Region("", (EVERYWHERE,))
+    if len(given) == 1 and given[0].text.lower() in NUMBER_WORDS:
+        given = [Token("num", NUMBER_WORDS[given[0].text.lower()])]
     unions, _ = _split(given, ("cup",))
     if len(unions) > 1:
-        return _union([_region(_item(part)) for part in unions])
+        return _union([region_of(_item(part)) for part in unions])
     sides, signs = _split(given, RELATIONS)
     if signs:
         return _relation(sides, signs)
@@ -188,7 +197,7 @@ def _only(given: Sequence[Token], form: Form) -> Form:
 
 
 def _named_region(name: str, form: Form) -> Form:
-    region = _region(form) if isinstance(form, Items) and form.kind in ("()", "(]", "[)", "[]") else form
+    region = region_of(form) if isinstance(form, Items) and form.kind in ("()", "(]", "[)", "[]") else form
     return replace(region, letter=name) if isinstance(region, Region) else form
 
 
@@ -207,11 +216,7 @@ def _bracketed(given: list[Token]) -> Form | None:
     parts, marks = _split(inside, (",", ";"))
     if not marks:
         return _matrix(inside) if inside and inside[0].kind == "env" else None
-    return Items(first.text + last.text, tuple(_item(part) if part else _nothing() for part in parts))
-
-
-def _nothing() -> Form:
-    raise Unreadable("an empty place in a list")
+    return Items(first.text + last.text, tuple(map(_item, parts)))
 
 
 def _depths(given: Sequence[Token]) -> list[int]:
@@ -226,15 +231,13 @@ def _set(inside: list[Token]) -> Form:
     if not inside:
         return Symbol("empty")
     such_that, _ = _split(inside, ("|", ":"))
-    if len(such_that) == 2 and (
-        name := _name([t for t in such_that[0] if t.text != "in" and not t.text.startswith("\\mathbb")])
-    ):
+    if len(such_that) == 2 and (name := _name([t for t in such_that[0] if t.text not in ("in", "\\mathbbR")])):
         condition = read(such_that[1])
-        if isinstance(condition, Region | Assignment):
-            return condition if not isinstance(condition, Region) else replace(condition, letter=name)
+        if isinstance(condition, Region) and condition.letter == name:
+            return condition
         raise Unreadable("a condition of another kind")
     parts, _ = _split(inside, (",", ";", "and"))
-    return Items("{}", tuple(_item(part) if part else _nothing() for part in parts))
+    return Items("{}", tuple(map(_item, parts)))
 
 
 def _matrix(given: list[Token]) -> Form:
@@ -271,6 +274,8 @@ def _quantity(given: Sequence[Token]) -> Quantity:
 
 def _with_mark(found: Quantity, given: Sequence[Token]) -> Quantity:
     """A degree or percent sign at the very end is a unit."""
+    if given[-1].text == "deg" and found.unit in ("f", "c", "celsius", "fahrenheit"):
+        return Quantity(formulas.expression(list(given[:-1])), found.unit[0])
     is_marked = given[-1].kind == "op" and given[-1].text in ("deg", "%") and not found.unit
     if is_marked and len(given) > 1 and not any(token.kind == "func" for token in given):
         return Quantity(formulas.expression(list(given[:-1])), {"deg": "deg", "%": "percent"}[given[-1].text])
@@ -279,8 +284,11 @@ def _with_mark(found: Quantity, given: Sequence[Token]) -> Quantity:
 
 def _unit_start(given: Sequence[Token], start: int) -> int:
     """Where the words of a unit begin."""
+    depths = _depths(given)
     for place in range(start, len(given)):
         token = given[place]
+        if depths[place] > 0:
+            continue
         if token.kind == "word" or (token.is_set_as_text and token.kind == "name"):
             return place - (given[place - 1].text == "/" and place - 1 > start)
     return len(given)
@@ -351,19 +359,18 @@ def _side(given: list[Token]) -> Expression:
 
 
 def _equation(sides: list[list[Token]], signs: list[str]) -> Form:
+    exact = next((index + 1 for index, sign in enumerate(signs) if sign == "approx"), len(sides))
+    sides, near = sides[:exact], tuple(map(read, sides[exact:]))
     if len(sides) == 2 and not _name(sides[0]) and _name(sides[1]):
         sides = sides[::-1]
     if name := _name(sides[0]):
-        forms = [read(side) for side in sides[1:]]
-        if not all(_same(forms[0], other) for other in forms[1:]):
-            raise Unreadable("an equation that contradicts itself")
-        return Assignment(name, forms[-1], _as_equation(sides))
+        if exact == 1:
+            return Assignment(name, near[:1], near=near[1:])
+        return Assignment(name, tuple(map(read, sides[1:])), _as_equation(sides), near)
     forms = [_quantity(side) for side in sides]
-    if not any(form.value.letters for form in forms):  # 1/2 = 0.5
-        if not all(_same(forms[0], other) for other in forms[1:]):
-            raise Unreadable("an equation that is false")
-        return forms[-1]
-    return Relation(tuple(form.value for form in forms), tuple(signs))
+    if near or not any(form.value.letters for form in forms):
+        return Assignment("", tuple(forms), near=near)
+    return Relation(tuple(form.value for form in forms), ("=",) * (len(forms) - 1))
 
 
 def _as_equation(sides: list[list[Token]]) -> Relation | None:
@@ -373,7 +380,7 @@ def _as_equation(sides: list[list[Token]]) -> Relation | None:
         return None
 
 
-def _value(found: Expression) -> Any:
+def value_of(found: Expression) -> Any:
     try:
         return formulas.value_of(found)
     except Undefined:
@@ -383,280 +390,65 @@ def _value(found: Expression) -> Any:
 def _as_region(relation: Relation) -> Region | None:
     """An inequality between one letter and numbers as the numbers that it allows."""
     letters = {letter for side in relation.sides for letter in side.letters}
-    if len(letters) != 1 or len(relation.sides) > 3 or "=" in relation.signs:
+    if len(letters) != 1 or len(relation.sides) > 3 or not set(relation.signs) <= {"<", ">", "le", "ge", "ne"}:
         return None
     (letter,) = letters
     bounds = [side for side in relation.sides if not side.letters]
     middle = [index for index, side in enumerate(relation.sides) if side.letters]
     if len(middle) != 1 or len(bounds) != len(relation.sides) - 1 or not _is_letter(relation.sides[middle[0]], letter):
         return None
-    low, high = (-formulas.mp.inf, False), (formulas.mp.inf, False)
+    found = [EVERYWHERE]
     for index, sign in enumerate(relation.signs):
         is_left = index < middle[0]
-        bound = _value(relation.sides[index if is_left else index + 1])
-        if sign == "ne":
-            return (
-                Region(letter, ((low[0], False, bound, False), (bound, False, high[0], False)))
-                if len(bounds) == 1
-                else None
-            )
-        if (sign in ("<", "le")) == is_left:
-            low = (bound, sign in ("le", "ge"))
-        else:
-            high = (bound, sign in ("le", "ge"))
-    return Region(letter, ((*low, *high),))
+        bound = value_of(relation.sides[index if is_left else index + 1])
+        allowed = _allowed(sign if not is_left else TURNED.get(sign, sign), bound)
+        if not all(map(regions.is_real, allowed)):
+            return None
+        found = [both for one in found for other in allowed if (both := regions.intersection(one, other))]
+    return Region(letter, tuple(found))
+
+
+def _allowed(sign: str, bound: Any) -> list[Interval]:
+    """The numbers that stand in a relation to `bound`."""
+    below, above = EVERYWHERE._replace(high=bound), EVERYWHERE._replace(low=bound)
+    return {
+        "<": [below], "le": [below._replace(has_high=True)], ">": [above], "ge": [above._replace(has_low=True)],
+        "ne": [below, above],
+    }[sign]  # fmt: skip
+
+
+TURNED = {"<": ">", ">": "<", "le": "ge", "ge": "le"}
 
 
 def _is_letter(side: Expression, letter: str) -> bool:
     return formulas.equal(side, Expression(lambda p: p.letters[letter], frozenset({letter})))
 
 
-def _region(form: Form) -> Region:
+def region_of(form: Form) -> Region:
     """An interval or a set of numbers as a region. Raises Unreadable."""
     if isinstance(form, Region):
         return form
     if isinstance(form, Items) and form.kind in ("()", "(]", "[)", "[]") and len(form.items) == 2:
         ends = [item.value for item in form.items if isinstance(item, Quantity) and not item.value.letters]
         if len(ends) == 2:
-            return Region("", ((_value(ends[0]), form.kind[0] == "[", _value(ends[1]), form.kind[1] == "]"),))
+            low, high = map(value_of, ends)
+            return Region("", (Interval(low, form.kind[0] == "[", high, form.kind[1] == "]"),))
     if isinstance(form, Items) and form.kind == "{}":
-        values = [_value(item.value) for item in form.items if isinstance(item, Quantity) and not item.value.letters]
+        values = [value_of(item.value) for item in form.items if isinstance(item, Quantity) and not item.value.letters]
         if len(values) == len(form.items):
-            return Region("", tuple((value, True, value, True) for value in values))
+            return Region("", tuple(Interval(value, True, value, True) for value in values))
     raise Unreadable("no interval")
 
 
-def _union(regions: Sequence[Region]) -> Region:
-    intervals = [interval for region in regions for interval in region.intervals]
-    if not all(_is_real(interval[0]) and _is_real(interval[2]) for interval in intervals):
-        raise Unreadable("an interval that is not real")
-    letters = {region.letter for region in regions} - {""}
-    if len(letters) > 1:
-        raise Unreadable("intervals of different letters")
-    ordered = sorted(intervals, key=lambda interval: (_float(interval[0]), not interval[1]))
-    merged = [ordered[0]]
-    for low, low_closed, high, high_closed in ordered[1:]:
-        before = merged[-1]
-        gap = _float(low) - _float(before[2])
-        if gap < 0 or (formulas.same_value(low, before[2]) and (low_closed or before[3])):
-            if _float(high) > _float(before[2]):
-                merged[-1] = (before[0], before[1], high, high_closed)
-            elif formulas.same_value(high, before[2]):
-                merged[-1] = (*before[:3], before[3] or high_closed)
-        else:
-            merged.append((low, low_closed, high, high_closed))
-    return Region(next(iter(letters), ""), tuple(merged))
+def _union(parts: Sequence[Region]) -> Region:
+    intervals = [interval for part in parts for interval in part.intervals]
+    letters = {part.letter for part in parts} - {""}
+    if len(letters) > 1 or not all(map(regions.is_real, intervals)):
+        raise Unreadable("intervals that do not go together")
+    return Region(next(iter(letters), ""), regions.union(intervals))
 
 
-def _is_real(value: Any) -> bool:
-    return formulas.mp.im(formulas.inexact(value)) == 0
-
-
-def _float(value: Any) -> Any:
-    return formulas.mp.re(formulas.inexact(value))
-
-
-def _intersection(a: Region, b: Region) -> Region:
-    if len(a.intervals) > 1 or len(b.intervals) > 1:
-        raise Unreadable("an intersection of unions")
-    (first,), (second,) = a.intervals, b.intervals
-    low = max(first[:2], second[:2], key=lambda end: (_float(end[0]), not end[1]))
-    high = min(first[2:], second[2:], key=lambda end: (_float(end[0]), end[1]))
-    if _float(low[0]) > _float(high[0]):
-        return _union([a, b])
-    return Region(a.letter, ((*low, *high),))
-
-
-def equal(said: Form, gold: Form) -> bool:
-    """Whether the answer `said` is the right one. Raises TooLarge where that would take long."""
-    try:
-        return _same(_expanded(said), _expanded(gold))
-    except (Undefined, Unreadable):
-        return False
-
-
-def _expanded(form: Form) -> Form:
-    """± as the list of both values, wherever it stands."""
-    if isinstance(form, Quantity) and form.value.has_sign:
-        return Items("list", tuple(replace(form, value=formulas.with_sign(form.value, sign)) for sign in (1, -1)))
-    if isinstance(form, Assignment):
-        return replace(form, value=_expanded(form.value))
-    if isinstance(form, Items):
-        items: list[Form] = []
-        for item in map(_expanded, form.items):
-            flat = isinstance(item, Items) and item.kind == "list" and form.kind in ("list", "{}")
-            items += item.items if flat and isinstance(item, Items) else [item]
-        return replace(form, items=tuple(items))
-    return form
-
-
-def _same(said: Form, gold: Form) -> bool:
-    if isinstance(said, Assignment) or isinstance(gold, Assignment):
-        return _same_assigned(said, gold)
-    if isinstance(said, Quantity) and isinstance(gold, Quantity):
-        return _same_quantity(said, gold)
-    if isinstance(said, Region) or isinstance(gold, Region):
-        return _same_region(said, gold)
-    if isinstance(said, Relation) and isinstance(gold, Relation):
-        return _same_relation(said, gold)
-    if isinstance(said, Items) and isinstance(gold, Items):
-        return _same_items(said, gold)
-    if isinstance(said, Symbol) and isinstance(gold, Symbol):
-        return said == gold
-    return _same_single(said, gold)
-
-
-def _same_single(said: Form, gold: Form) -> bool:
-    """One that stands in braces, and a ratio of two as their quotient."""
-    for one, other in ((said, gold), (gold, said)):
-        if isinstance(one, Items) and one.kind == "{}" and len(one.items) == 1:
-            return _same(one.items[0], other)
-        if isinstance(one, Items) and one.kind in ("ratio", "time") and len(one.items) == 2 and isinstance(other, Quantity):
-            return bool(not other.unit and formulas.same_value(_quotient(one), _value(other.value)))
-    return False
-
-
-def _quotient(ratio: Items) -> Any:
-    above, below = (_value(item.value) for item in ratio.items if isinstance(item, Quantity))
-    return formulas.divide(above, below)
-
-
-def _same_assigned(said: Form, gold: Form) -> bool:
-    if isinstance(said, Assignment) and isinstance(gold, Assignment):
-        if said.name != gold.name and not (_is_function(said) and _is_function(gold)):
-            return False
-        return _same(said.value, gold.value)
-    for one, other in ((said, gold), (gold, said)):
-        if isinstance(one, Assignment) and not isinstance(other, Assignment):
-            if isinstance(other, Relation):
-                return one.equation is not None and _same_relation(one.equation, other)
-            return _same(one.value, other) if one is said else _same(other, one.value)
-    return False
-
-
-def _is_function(form: Assignment) -> bool:
-    """Whether it gives a function by its values: f(x) and y are names for the same."""
-    of_letter = form.name == "y" or re.fullmatch(r"\w+ \( \w \)", form.name)
-    return bool(of_letter) and isinstance(form.value, Quantity) and bool(form.value.value.letters)
-
-
-def _same_quantity(said: Quantity, gold: Quantity) -> bool:
-    if said.unit and gold.unit and said.unit != gold.unit:
-        return False
-    if _same_expression(said.value, gold.value):
-        return said.unit != "percent" or bool(gold.unit) or not _below_one(gold.value)
-    if said.unit != gold.unit and "percent" in (said.unit, gold.unit):
-        share, whole = (said, gold) if said.unit == "percent" else (gold, said)
-        return _same_expression(_hundredth(share.value), whole.value)
-    if said.unit != gold.unit and "deg" in (said.unit, gold.unit):
-        degrees, other = (said, gold) if said.unit == "deg" else (gold, said)
-        return not other.unit and _same_expression(_radians(degrees.value), other.value)
-    return False
-
-
-def _below_one(found: Expression) -> bool:
-    value = None if found.letters else _value(found)
-    return value is not None and abs(formulas.inexact(value)) < 1
-
-
-def _hundredth(found: Expression) -> Expression:
-    return Expression(lambda p: formulas.divide(found.at(p), formulas.Fraction(100)), found.letters)
-
-
-def _radians(found: Expression) -> Expression:
-    return Expression(lambda p: formulas.multiply(found.at(p), formulas.mp.pi / 180), found.letters)
-
-
-def _same_expression(said: Expression, gold: Expression) -> bool:
-    if formulas.equal(said, gold):
-        return True
-    if said.letters or gold.letters or (said.decimals is None) == (gold.decimals is None):
-        return False
-    exact, decimal = (gold, said) if said.decimals else (said, gold)
-    return formulas.rounds_to(_value(exact), _value(decimal), decimal.decimals or 0)
-
-
-def _same_region(said: Form, gold: Form) -> bool:
-    for one, other in ((said, gold), (gold, said)):
-        if isinstance(one, Relation) and isinstance(other, Region):
-            return other.relation is not None and _same_relation(one, other.relation)
-    try:
-        a, b = _region(said), _region(gold)
-    except Unreadable:
-        return False
-    if a.letter and b.letter and a.letter != b.letter:
-        return False
-    a, b = _union([a]), _union([b])
-    return len(a.intervals) == len(b.intervals) and all(
-        x[1] == y[1] and x[3] == y[3] and formulas.same_value(x[0], y[0]) and formulas.same_value(x[2], y[2])
-        for x, y in zip(a.intervals, b.intervals, strict=True)
-    )
-
-
-def _same_relation(said: Relation, gold: Relation) -> bool:
-    if len(said.signs) != len(gold.signs):
-        return False
-    turned = Relation(gold.sides[::-1], tuple(_TURNED.get(sign, sign) for sign in gold.signs[::-1]))
-    return _same_in_order(said, gold) or _same_in_order(said, turned)
-
-
-_TURNED = {"<": ">", ">": "<", "le": "ge", "ge": "le"}
-
-
-def _same_in_order(said: Relation, gold: Relation) -> bool:
-    links = zip(said.signs, gold.signs, pairwise(said.sides), pairwise(gold.sides), strict=True)
-    return all(_same_link(*link) for link in links)
-
-
-def _same_link(sign: str, other: str, a: tuple[Expression, Expression], b: tuple[Expression, Expression]) -> bool:
-    """Whether a₁ `sign` a₂ and b₁ `other` b₂ say the same: their differences are proportional."""
-    ratio = formulas.proportion(formulas.difference(*a), formulas.difference(*b))
-    if sign in ("=", "ne", "approx"):
-        return sign == other and ratio != 0
-    return ratio != 0 and other == (sign if ratio > 0 else _TURNED[sign])
-
-
-def _same_items(said: Items, gold: Items) -> bool:
-    if {said.kind, gold.kind} <= {"ratio", "time"} and "ratio" in (said.kind, gold.kind):
-        return len(said.items) == len(gold.items) and _proportional(said, gold)
-    if {said.kind, gold.kind} == {"matrix", "()"}:
-        said, gold = _as_vector(said), _as_vector(gold)
-    unordered = {said.kind, gold.kind} <= {"list", "{}"}
-    if len(said.items) != len(gold.items):
-        return said.kind == gold.kind == "{}" and _same_region(said, gold)
-    if unordered and not _names_decide(said, gold):
-        return _matched(list(said.items), list(gold.items))
-    alike = said.kind == gold.kind or ("list" in (said.kind, gold.kind) and "{}" not in (said.kind, gold.kind))
-    return alike and all(_same(a, b) for a, b in zip(said.items, gold.items, strict=True))
-
-
-def _proportional(said: Items, gold: Items) -> bool:
-    pairs = [(_value(a.value), _value(b.value)) for a, b in zip(said.items, gold.items, strict=True)
-             if isinstance(a, Quantity) and isinstance(b, Quantity)]  # fmt: skip
-    return all(value != 0 for pair in pairs for value in pair) and all(
-        formulas.same_value(formulas.multiply(a, d), formulas.multiply(c, b)) for (a, b), (c, d) in pairwise(pairs)
-    )
-
-
-def _as_vector(form: Items) -> Items:
-    """A matrix of one column as a tuple."""
-    if form.kind == "matrix" and all(isinstance(row, Items) and len(row.items) == 1 for row in form.items):
-        return Items("()", tuple(row.items[0] for row in form.items if isinstance(row, Items)))
-    return form
-
-
-def _names_decide(said: Items, gold: Items) -> bool:
-    """Whether one side names its items and the other does not: then their order tells which is which."""
-    counts = [len({item.name for item in form.items if isinstance(item, Assignment)}) for form in (said, gold)]
-    return max(counts) > 1 and min(counts) == 0
-
-
-def _matched(said: list[Form], gold: list[Form]) -> bool:
-    """Whether each of `said` has a partner of its own in `gold`."""
-    left = list(gold)
-    for one in said:
-        partner = next((other for other in left if _same(one, other)), None)
-        if partner is None:
-            return False
-        left.remove(partner)
-    return True
+def _meeting(a: Region, b: Region) -> Region:
+    """What fulfils both; where nothing does, what fulfils one of them."""
+    both = [met for x in a.intervals for y in b.intervals if (met := regions.intersection(x, y))]
+    return Region(a.letter, regions.union(both)) if both else _union([a, b])

@@ -14,6 +14,14 @@ _DELIMITERS = re.compile(r"\$\$(.*)\$\$|(?<!\\)\$([^$]*)(?<!\\)\$|\\\((.*)\\\)|\
                          r"|\\(?:boxed|fbox)\s*\{(.*)\}", re.DOTALL)  # fmt: skip
 
 
+_STATED = re.compile(
+    r"(?:^|[\s{*])(?:final\s+)?answer(?:\s+is\b|\s*:|(?=\s*(?:\$|\\\(|\\\[)))\s*:?\s*((?:(?!answer).)+?)(?:\s*\.?\s*I hope it is correct.*)?$",
+    re.DOTALL | re.IGNORECASE,
+)
+STATED_WITHIN = 300
+"""Characters from the end in which an answer may be stated in words."""
+
+
 def stripped(text: str) -> str:
     """`text` without what only surrounds an answer: delimiters of mathematics, bold, quotes, a full stop."""
     before, text = None, plain(text).strip()
@@ -21,7 +29,7 @@ def stripped(text: str) -> str:
         text = re.sub(r"\\\\(?=[a-zA-Z]{2})", lambda _: "\\", text)  # escaped once too often
     while text != before:
         before = text
-        text = re.sub(r"(?<!\\)\.$|[,;]$", "", text).strip()
+        text = re.sub(r"(?<!\\)\.$|[,;]$|(?:\\[,;:! ]|\\\\|\\q?quad|~)$|\\$", "", text).strip()
         match = _DELIMITERS.fullmatch(text)
         inside = next((group for group in match.groups() if group is not None), "") if match else ""
         if match and _is_balanced(inside):
@@ -47,4 +55,10 @@ def as_text(text: str) -> str:
         text = _WRAPPED.sub(lambda match: match[1] if match[1] is not None else match[2], text)
     text = SPACE.sub(" ", SETTING.sub("", text)).lower()
     text = re.sub(r"\s+", " ", text).strip(" .\"'")
-    return re.sub(r"(?<![\w.]) | (?![\w.])", "", text)
+    return re.sub(r"(?<![\w.]) | (?![\w.])|(?<=\\\w{3}) (?=\d)|(?<=\\\w{4}) (?=\d)", "", text)
+
+
+def stated(text: str) -> str:
+    """What follows the last "the answer is" of a text, up to its end; the text itself where nothing says so."""
+    *_, last = [None, *_STATED.finditer(text[-STATED_WITHIN:])]
+    return last[1] if last else text

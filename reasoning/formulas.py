@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import mpmath
 
-from reasoning.latex import Token, Unreadable
+from reasoning.latex import NUMBER_WORDS, Token, Unreadable
 
 Value = Any
 """A Fraction, or a real or complex number of `mp`."""
@@ -325,6 +325,10 @@ class Parser:
         if token.kind == "func":
             return self._function(token.text)
         if token.kind == "op" and token.text in _OPENING:
+            number_in_base = [self._peek(ahead).text for ahead in (1, 2)] == [")", "_"]
+            if token.text == "(" and number_in_base and self._peek().kind == "num":
+                digits, self.place = self._next(), self.place + 1
+                return self._number(digits)
             self.place -= 1
             return self._bracket()
         if token.kind == "op" and token.text in ("frac", "binom"):
@@ -338,7 +342,8 @@ class Parser:
         value = number(token.text)
         if self._is("_"):  # a number in another base stands for itself: its digits and its base must agree
             self.place += 1
-            return self._letter(f"{token.text} in base {self._verbatim()}")
+            base = self._verbatim()
+            return self._letter(f"{token.text} in base {NUMBER_WORDS.get(base, base)}")
         if (part := self._fraction_after(token)) is not None:
             value += part
         return lambda p: value

@@ -15,14 +15,72 @@ from typing import NamedTuple
 LONGEST = 2000
 """Characters of an answer that are read; what is longer is only compared as text."""
 GREEK = tuple(
-    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau upsilon "
-    "phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Upsilon Phi Psi Omega".split(" ")
+    [
+        "alpha",
+        "beta",
+        "gamma",
+        "delta",
+        "epsilon",
+        "varepsilon",
+        "zeta",
+        "eta",
+        "theta",
+        "vartheta",
+        "iota",
+        "kappa",
+        "lambda",
+        "mu",
+        "nu",
+        "xi",
+        "rho",
+        "sigma",
+        "tau",
+        "upsilon",
+        "phi",
+        "varphi",
+        "chi",
+        "psi",
+        "omega",
+        "Gamma",
+        "Delta",
+        "Theta",
+        "Lambda",
+        "Xi",
+        "Sigma",
+        "Upsilon",
+        "Phi",
+        "Psi",
+        "Omega",
+    ]
 )
 NAMES = {f"\\{name}": name for name in (*GREEK, "ell", "hbar", "angle", "triangle", "measuredangle")} | {
     "\\pi": "pi", "\\infty": "inf", "\\emptyset": "empty", "\\varnothing": "empty",
 }  # fmt: skip
 FUNCTIONS = frozenset(
-    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh exp ln lg log sqrt cbrt max min gcd lcm".split(" ")
+    [
+        "sin",
+        "cos",
+        "tan",
+        "cot",
+        "sec",
+        "csc",
+        "arcsin",
+        "arccos",
+        "arctan",
+        "sinh",
+        "cosh",
+        "tanh",
+        "exp",
+        "ln",
+        "lg",
+        "log",
+        "sqrt",
+        "cbrt",
+        "max",
+        "min",
+        "gcd",
+        "lcm",
+    ]
 )
 SYNONYMS = {
     "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "leq": "le", "geq": "ge",
@@ -33,8 +91,42 @@ SYNONYMS = {
     "infin": "inf", "backslash": "setminus", "arctg": "arctan", "simeq": "approx", "sim": "approx",
 }  # fmt: skip
 OPERATORS = frozenset(
-    "frac binom le ge ne < > * / | pm mp cup cap in and or deg lfloor rfloor lceil rceil {{ }} [ ] : approx overline bar "
-    "vec hat widehat overrightarrow".split(" ")
+    [
+        "frac",
+        "binom",
+        "le",
+        "ge",
+        "ne",
+        "<",
+        ">",
+        "*",
+        "/",
+        "|",
+        "pm",
+        "mp",
+        "cup",
+        "cap",
+        "in",
+        "and",
+        "or",
+        "deg",
+        "lfloor",
+        "rfloor",
+        "lceil",
+        "rceil",
+        "{{",
+        "}}",
+        "[",
+        "]",
+        ":",
+        "approx",
+        "overline",
+        "bar",
+        "vec",
+        "hat",
+        "widehat",
+        "overrightarrow",
+    ]
 )
 SIGNS = {
     "√": r"\sqrt ", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]", "∞": r"\infty ", "≤": r"\le ", "⩽": r"\le ", "≦": r"\le ",
@@ -60,6 +152,10 @@ _ALWAYS = [GROUPS.format(c=c) for c in (r"\{,\}", r",\x00", "\x01", " ")]
 _COMMA = GROUPS.format(c=",")
 REPEATING = r"\d*\.\d*(?:\\(?:overline|bar|dot)\s*\{\d+\}|\(\d+\))"
 TEXT = r"\\(?:text(?:bf|it|rm|sf|tt|normal|up)?|m?box|math(?:rm|bf|it|sf|tt|normal)|operatorname\*?)\s*"
+
+
+NUMBER_WORDS = {word: str(value) for value, word in enumerate(
+    ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen"])}  # fmt: skip
 
 
 class Token(NamedTuple):
@@ -125,7 +221,7 @@ def tokens(text: str, commas_group: bool) -> list[Token]:
     marked = re.sub(
         r"\^\s*(?:\{\s*\\(?:circ|deg(?:ree)?)(?![a-zA-Z])\s*\}|\\(?:circ|deg(?:ree)?)(?![a-zA-Z]))", r"\\deg ", marked
     )
-    marked = SETTING.sub("", marked)
+    marked = re.sub(r"\b([AaPp])\.\s?([Mm])\b\.?", r"\1\2", SETTING.sub("", marked))
     return list(_scan(marked, commas_group))
 
 
@@ -215,7 +311,7 @@ def _letters(run: str, spaced: bool) -> Iterator[Token]:
         yield from (Token("name", char, spaced and index == 0) for index, char in enumerate(run))
 
 
-UNITS_OF_TWO = frozenset("cm km kg mm ft oz lb yd mi hr mg ml hz".split(" "))
+UNITS_OF_TWO = frozenset(["cm", "km", "kg", "mm", "ft", "oz", "lb", "yd", "mi", "hr", "mg", "ml", "hz"])
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 """Neighbours in it, such as xyz, are a product; other long runs of letters are words."""
 

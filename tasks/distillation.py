@@ -18,13 +18,13 @@ from conf.settings import Finalizing, Probing, Sampling, Segmentation
 from models.checkpoint import Checkpoint
 from models.store import Purpose
 from reasoning import compression, difficulty
-from reasoning.thinking import CLOSE_THINK, final_answer, thinking_of, thought_of
 from reasoning.asking import Ask, Solution, Unusable
 from reasoning.dto import shortest_right
 from reasoning.pairs import distillation_pairs, fit_pairs
 from reasoning.records import Compressed, Rating, Trace, Usage, Valued, Verdict, by_trace
 from reasoning.rollouts import METHOD_VERSION as ROLLOUTS_VERSION
 from reasoning.segment import METHOD_VERSION as SEGMENT_VERSION
+from reasoning.thinking import CLOSE_THINK, final_answer, thinking_of, thought_of
 from reasoning.verifier import METHOD_VERSION as VERIFIER_VERSION
 from tasks.artifacts import ArtifactRef
 from tasks.auxiliary import asked_of

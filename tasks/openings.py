@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from conf.settings import MarkerReport
-from reasoning.thinking import thinking_of
 from reasoning.openings import METHOD_VERSION, openings
 from reasoning.records import Opening, Trace
 from reasoning.segment import METHOD_VERSION as SEGMENT_VERSION
+from reasoning.thinking import thinking_of
 from tasks.artifacts import ArtifactRef
 from tasks.caching import step
 from tasks.outcomes import ledger_lines

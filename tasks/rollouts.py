@@ -16,9 +16,9 @@ from models.desk import Job
 from models.engine import Completion, Request
 from models.store import Purpose
 from reasoning.answers import until_closing_brace
-from reasoning.thinking import CLOSE_THINK, final_answer
 from reasoning.records import Bill, Problem, Trace, Usage, Valued, Verdict
 from reasoning.rollouts import AllValues, Outcomes, Plan, Search, bill, right_ones
+from reasoning.thinking import CLOSE_THINK, final_answer
 from tasks.workplace import Workplace
 
 TokenIds = tuple[int, ...]

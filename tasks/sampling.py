@@ -12,8 +12,8 @@ from conf.settings import Sampling
 from models.checkpoint import Checkpoint
 from models.engine import Request
 from models.store import Purpose
-from reasoning.thinking import final_answer
 from reasoning.records import Problem, Score, Trace, Usage
+from reasoning.thinking import final_answer
 from reasoning.verifier import METHOD_VERSION
 from tasks.artifacts import ArtifactRef
 from tasks.caching import step

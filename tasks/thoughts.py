@@ -14,7 +14,6 @@ from conf.long_short import Importance, LlmChunker, Protocol
 from conf.settings import Sampling, Segmentation
 from models.dialogues import Tongue
 from reasoning import chunking, cold_start, thoughts
-from reasoning.thinking import CLOSE_THINK, thinking_of, thought_of
 from reasoning.asking import Unusable
 from reasoning.dialogue import METHOD_VERSION as DIALOGUE_VERSION
 from reasoning.dialogue import Speaker, holds_tag, turns_of
@@ -22,6 +21,7 @@ from reasoning.records import Chunked, Demonstration, Rehearsed, Trace, Valued, 
 from reasoning.rollouts import METHOD_VERSION as ROLLOUTS_VERSION
 from reasoning.segment import METHOD_VERSION as SEGMENT_VERSION
 from reasoning.segment import token_ends
+from reasoning.thinking import CLOSE_THINK, thinking_of, thought_of
 from reasoning.verifier import METHOD_VERSION as VERIFIER_VERSION
 from tasks.artifacts import ArtifactRef
 from tasks.auxiliary import asked_of

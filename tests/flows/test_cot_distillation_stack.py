@@ -17,9 +17,9 @@ from models.auxiliary import CapReached, TooManyUnusable
 from models.checkpoint import TINY_MODEL, Checkpoint
 from models.engine import Finished, Refused, Request
 from models.scripted import ScriptedEngine
-from reasoning.thinking import final_answer
 from reasoning.records import Compressed, Demonstration, Match, Pair, PairKind, Problem, Trace, Verdict
 from reasoning.stories import OverThinker, Split, draw_stories
+from reasoning.thinking import final_answer
 from tasks.problems import ProblemsRefused
 from tests.flows.world import LEVELS, STORIES, ScriptedRun, assist, scripted, speak
 from tests.models.chat import Answer, Chat, Script

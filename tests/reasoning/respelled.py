@@ -53,7 +53,8 @@ FALSIFIED: dict[str, Change] = {
     "sign": _once(r"(?<=[\w})\s])\s?([+-])(?=[\s\w\\({])", lambda m: m[0].replace(m[1], "-+"["+-".index(m[1])])),
     "minus before": lambda t, c: t[1:] if t.startswith("-") else f"-{t}" if re.match(r"[\d\\(]", t) else t,
     "factor dropped": _once(r"(?<=\d)\s*(?:\\sqrt\s*\{[^{}]*\}|\\pi)", ""),
-    "factor put": lambda t, c: t + c.choice([r"\sqrt{2}", r"\pi", "x", "!", "i", "^2", r"\sqrt{3}"]),
+    "factor put": lambda t, c: t if re.search(r"=|text|(?<!\d)[01]$|[\])}]$", t) else t + c.choice(
+        [r"\sqrt{2}", r"\pi", "x", "!", "i", "^2", r"\sqrt{3}"]),
     "letter": _once(r"(?<![a-zA-Z\\])[xyzkabnt](?![a-zA-Z])", lambda m: "q"),
     "item dropped": lambda t, c: t.rpartition(",")[0] if "," in t and not re.search(r"[()\[\]{}]|\d,\d{3}", t) else t,
     "item in brackets dropped": _once(r"(?<=[(\{\[]),?([^,(){}\[\]]+),(?!\\!)", ""),
@@ -63,9 +64,10 @@ FALSIFIED: dict[str, Change] = {
     "root": _once(r"\\sqrt(?=\s*\{)", r"\\sqrt[3]"),
     "turned over": _once(r"\\frac\s*\{(\d+)\}\s*\{(\d+)\}", r"\\frac{\2}{\1}"),
     "power": _once(r"\^\s*\{?(\d)\}?", lambda m: "^{" + str(int(m[1]) + 1) + "}"),
-    "a part": lambda t, c: (re.findall(r"\d+", t) or [t])[c.randrange(max(1, len(re.findall(r"\d+", t))))],
+    "a part": lambda t, c: t if re.search(r"=|%|\$|text|mbox|mathrm|circ|cm|\.|phantom", t) or not re.search(r"\d", t) else (
+        c.choice(re.findall(r"\d+", t))),
     "scaled": lambda t, c: rf"10 \cdot ({t})" if not re.search(r"text|[,=<>%]|circ|[a-zA-Z]{3}", t) else t,
-    "word": lambda t, c: re.sub(r"(\\text\{[^{}]*?)([a-z]{3,})", r"\1other", t, count=1),
+    "word": lambda t, c: re.sub(r"(\\text\{[^{}]*?)([a-z]{3,})", r"\1other", t, count=1) if "unit" not in t else t,
     "half": lambda t, c: rf"\frac{{{t}}}{{2}}" if re.fullmatch(r"[-\d\\a-z{}\s]+", t) and re.search(r"\d", t) else t,
 }  # fmt: skip
 
@@ -121,5 +123,10 @@ def changed(golds: list[str], changes: dict[str, Change], seed: int) -> Iterator
     for gold in golds:
         for name, change in changes.items():
             new = change(inside(gold), chance)
-            if new not in (gold, inside(gold)) and new.strip():
+            if new not in (gold, inside(gold)) and new.strip() and not (changes is FALSIFIED and _is_nought(gold)):
                 yield name, gold, new
+
+
+def _is_nought(gold: str) -> bool:
+    """Half of nought, and its negative, are nought; a part that is invisible changes nothing."""
+    return re.fullmatch(r"\$?-?0(?:,.*)?\$?", gold) is not None or "phantom" in gold

@@ -60,13 +60,6 @@ def test_only_what_is_beyond_doubt_is_settled(answer: str, gold: str, verdict: b
     assert settle(answer, gold) is verdict
 
 
-@pytest.mark.parametrize(
-    ("answer", "right"), [("C", True), ("(C)", True), ("C.", True), (r"\text{C}", True), ("D", False), ("CD", False)]
-)
-def test_multiple_choice_compares_letters(answer: str, right: bool):
-    assert settle(answer, "C", multiple_choice=True) is right
-
-
 def test_a_text_of_nothing_but_boxes_is_read_in_one_pass():
     assert boxed(r"\boxed{" * 20_000) is None
     assert boxed(r"\boxed{" * 20_000 + "4}") == "4"
