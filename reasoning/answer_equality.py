@@ -1,4 +1,8 @@
-r"""When an answer is the right one: two forms compared, under the conventions of `reasoning.answer_forms`.
+r"""When an answer is the right one: two forms compared.
+
+The conventions, each a test: lists without brackets have no order, tuples have one; a unit may be left out, another is
+wrong; `x = 3` answers for `3`, and `y = 3` does not answer for `x = 3`; `x > 3` is `(3, \infty)`; `\pm 2` is the list
+2, -2.
 
 Knows: forms and what is equal. Must not know: how forms are written.
 """

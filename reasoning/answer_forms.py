@@ -1,10 +1,8 @@
-r"""What an answer is (a number with its unit, a list, a set, an interval, a matrix, an equation, …), and when two are equal.
+r"""What an answer is: a number with its unit, a list, a set, an interval, a matrix, an equation, …
 
-Knows: forms of answers, how they are written. Must not know: where answers come from, math-verify, options.
+Knows: forms of answers, how they are written. Must not know: when two are equal, options.
 
-A form is read whole or not at all, so that no answer is right because a part of it is. The conventions, each a test:
-lists without brackets have no order, tuples have one; a unit may be left out, another unit is wrong; `x = 3` answers for
-`3`, and `y = 3` does not answer for `x = 3`; `x > 3` is `(3, \infty)`; `\pm 2` is the list 2, -2.
+A form is read whole or not at all, so that no answer is right because a part of it is.
 """
 
 from __future__ import annotations

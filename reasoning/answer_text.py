@@ -10,12 +10,14 @@ import re
 from reasoning.latex import SETTING, SPACE, TEXT, plain
 
 _WRAPPED = re.compile(rf"(?:{TEXT})\{{([^{{}}]*)\}}|\{{([^{{}}]*)\}}")
-_DELIMITERS = re.compile(r"\$\$(.*)\$\$|(?<!\\)\$([^$]*)(?<!\\)\$|\\\((.*)\\\)|\\\[(.*)\\\]|\*\*(.*)\*\*|__(.*)__|`(.*)`|\"(.*)\"|=\s*(.*)"
-                         r"|\\(?:boxed|fbox)\s*\{(.*)\}", re.DOTALL)  # fmt: skip
-
-
+_DELIMITERS = re.compile(
+    r"\$\$(.*)\$\$|(?<!\\)\$([^$]*)(?<!\\)\$|\\\((.*)\\\)|\\\[(.*)\\\]|\*\*(.*)\*\*|__(.*)__|`(.*)`|\"(.*)\""
+    r"|=\s*(.*)|\\(?:boxed|fbox)\s*\{(.*)\}",
+    re.DOTALL,
+)
 _STATED = re.compile(
-    r"(?:^|[\s{*])(?:final\s+)?answer(?:\s+is\b|\s*:|(?=\s*(?:\$|\\\(|\\\[)))\s*:?\s*((?:(?!answer).)+?)(?:\s*\.?\s*I hope it is correct.*)?$",
+    r"(?:^|[\s{*])(?:final\s+)?answer(?:\s+is\b|\s*:|(?=\s*(?:\$|\\\(|\\\[)))\s*:?\s*((?:(?!answer).)+?)"
+    r"(?:\s*\.?\s*I hope it is correct.*)?$",
     re.DOTALL | re.IGNORECASE,
 )
 STATED_WITHIN = 300

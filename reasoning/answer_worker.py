@@ -1,4 +1,4 @@
-r"""What a child process of the answer check does: this project's own reading first, math-verify where that says nothing.
+r"""The answer check's child processes: this project's own reading first, math-verify where that says nothing.
 
 Knows: both readings, and how far math-verify is trusted. Must not know: processes, time limits, what answers are for.
 
@@ -60,4 +60,9 @@ def _parts(text: str) -> Counter[str]:
     """What a text is made of, without how it is set."""
     bare = SPACE.sub(" ", SETTING.sub("", stripped(text)))
     found = (part.replace(",", "").strip(".") if part[0].isdigit() else part for part in _PART.findall(bare))
-    return Counter([SYNONYMS.get(part.removeprefix("\\"), part) for part in found if part != "\\text"])
+    return Counter([_name_of(part) for part in found if part != "\\text"])
+
+
+def _name_of(part: str) -> str:
+    bare = part.removeprefix("\\")
+    return SYNONYMS.get(bare, bare)

@@ -1,5 +1,5 @@
-r"""Formulas read from tokens, and compared by value: exactly where both are rational, else to 35 digits, at several points
-where there are letters.
+r"""Formulas read from tokens, and compared by value: exactly where both are rational, else to 35 digits; at several
+points where there are letters.
 
 Knows: arithmetic, elementary functions, letters. Must not know: lists, relations, units, what an answer is.
 
@@ -182,12 +182,15 @@ def _integers(values: Iterable[Value]) -> list[int]:
 
 
 _ELEMENTARY: dict[str, Formula] = {
-    **{name: _real(getattr(mp, name)) for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "exp")},
+    **{name: _real(getattr(mp, name)) for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh",
+    "exp")},
     **{f"arc{name}": _real(getattr(mp, f"a{name}")) for name in ("sin", "cos", "tan")},
-    "ln": _real(mp.log), "lg": _real(mp.log10), "sqrt": lambda v: root(v, Fraction(2)), "cbrt": lambda v: root(v, Fraction(3)),
+    "ln": _real(mp.log), "lg": _real(mp.log10), "sqrt": lambda v: root(v, Fraction(2)),
+    "cbrt": lambda v: root(v, Fraction(3)),
 }  # fmt: skip
 _SEVERAL: dict[str, Callable[[list[Value]], Value]] = {
-    "max": max, "min": min, "gcd": lambda v: Fraction(math.gcd(*_integers(v))), "lcm": lambda v: Fraction(math.lcm(*_integers(v))),
+    "max": max, "min": min, "gcd": lambda v: Fraction(math.gcd(*_integers(v))),
+    "lcm": lambda v: Fraction(math.lcm(*_integers(v))),
 }  # fmt: skip
 _OPENING = {"(": ")", "[": "]", "{": "}", "|": "|", "lfloor": "rfloor", "lceil": "rceil"}
 _ACCENTS = ("overline", "bar", "vec", "hat", "widehat", "overrightarrow")
@@ -417,15 +420,17 @@ class Parser:
         if name in _SEVERAL:
             return self._several(name)
         work, inner = _ELEMENTARY[name], self._operand()
-        value: Formula = lambda p: work(inner(p))
-        return value if exponent is None else _applied(power, value, exponent)
+        if exponent is None:
+            return lambda p: work(inner(p))
+        return lambda p: power(work(inner(p)), exponent(p))
 
     def _root(self) -> Formula:
-        degree: Formula = lambda p: Fraction(2)
-        if self._is("["):
-            self.place += 1
-            degree = self._sum()
-            self._expect("]")
+        if not self._is("["):
+            inner = self._argument(one_digit=False)
+            return lambda p: root(inner(p), Fraction(2))
+        self.place += 1
+        degree = self._sum()
+        self._expect("]")
         return _applied(root, self._argument(one_digit=False), degree)
 
     def _log(self) -> Formula:

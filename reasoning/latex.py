@@ -14,73 +14,16 @@ from typing import NamedTuple
 
 LONGEST = 2000
 """Characters of an answer that are read; what is longer is only compared as text."""
-GREEK = tuple(
-    [
-        "alpha",
-        "beta",
-        "gamma",
-        "delta",
-        "epsilon",
-        "varepsilon",
-        "zeta",
-        "eta",
-        "theta",
-        "vartheta",
-        "iota",
-        "kappa",
-        "lambda",
-        "mu",
-        "nu",
-        "xi",
-        "rho",
-        "sigma",
-        "tau",
-        "upsilon",
-        "phi",
-        "varphi",
-        "chi",
-        "psi",
-        "omega",
-        "Gamma",
-        "Delta",
-        "Theta",
-        "Lambda",
-        "Xi",
-        "Sigma",
-        "Upsilon",
-        "Phi",
-        "Psi",
-        "Omega",
-    ]
+_words = str.split
+GREEK = _words(
+    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau "
+    "upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Upsilon Phi Psi Omega"
 )
 NAMES = {f"\\{name}": name for name in (*GREEK, "ell", "hbar", "angle", "triangle", "measuredangle")} | {
     "\\pi": "pi", "\\infty": "inf", "\\emptyset": "empty", "\\varnothing": "empty",
 }  # fmt: skip
 FUNCTIONS = frozenset(
-    [
-        "sin",
-        "cos",
-        "tan",
-        "cot",
-        "sec",
-        "csc",
-        "arcsin",
-        "arccos",
-        "arctan",
-        "sinh",
-        "cosh",
-        "tanh",
-        "exp",
-        "ln",
-        "lg",
-        "log",
-        "sqrt",
-        "cbrt",
-        "max",
-        "min",
-        "gcd",
-        "lcm",
-    ]
+    _words("sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh exp ln lg log sqrt cbrt max min gcd lcm")
 )
 SYNONYMS = {
     "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "leq": "le", "geq": "ge",
@@ -90,52 +33,20 @@ SYNONYMS = {
     "wedge": "and", "vee": "or", "asin": "arcsin", "acos": "arccos", "atan": "arctan", "tg": "tan", "ctg": "cot",
     "infin": "inf", "backslash": "setminus", "arctg": "arctan", "simeq": "approx", "sim": "approx",
 }  # fmt: skip
-OPERATORS = frozenset(
-    [
-        "frac",
-        "binom",
-        "le",
-        "ge",
-        "ne",
-        "<",
-        ">",
-        "*",
-        "/",
-        "|",
-        "pm",
-        "mp",
-        "cup",
-        "cap",
-        "in",
-        "and",
-        "or",
-        "deg",
-        "lfloor",
-        "rfloor",
-        "lceil",
-        "rceil",
-        "{{",
-        "}}",
-        "[",
-        "]",
-        ":",
-        "approx",
-        "overline",
-        "bar",
-        "vec",
-        "hat",
-        "widehat",
-        "overrightarrow",
-    ]
-)
+OPERATORS = frozenset(_words(
+    "frac binom le ge ne < > * / | pm mp cup cap in and or deg lfloor rfloor lceil rceil {{ }} [ ] : approx overline "
+    "bar vec hat widehat overrightarrow"
+))  # fmt: skip
 SIGNS = {
     "√": r"\sqrt ", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]", "∞": r"\infty ", "≤": r"\le ", "⩽": r"\le ", "≦": r"\le ",
     "≥": r"\ge ", "⩾": r"\ge ", "≧": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "×": "*", "✕": "*", "⋅": "*", "·": "*",
     "∙": "*", "∗": "*", "÷": "/", "⁄": "/", "∕": "/", "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "±": r"\pm ",
-    "∓": r"\mp ", "°": r"\deg ", "º": r"\deg ", "˚": r"\deg ", "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ", "∈": r"\in ",
+    "∓": r"\mp ", "°": r"\deg ", "º": r"\deg ", "˚": r"\deg ", "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ",
+    "∈": r"\in ",
     "∣": "|", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "∠": r"\angle ", "△": r"\triangle ",
     "∶": ":", "、": ",", "，": ",", "；": ";", "。": ".", "٫": ".", "٬": ",", "′": "'", "’": "'", "“": '"', "”": '"',
-    "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}", "∖": r"\setminus ",
+    "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}",
+    "∖": r"\setminus ",
 }  # fmt: skip
 SETTING = re.compile(
     r"\\(?:left|right|[bB]igg?[lrm]?|middle)(?![a-zA-Z])\s*\.?"
@@ -147,15 +58,17 @@ SPACE = re.compile(
     r"\\(?:[,;: ]|q?quad(?![a-zA-Z])|hspace\*?\{[^{}]*\}|enspace(?![a-zA-Z])|newline(?![a-zA-Z])|\n)|~|\s"
 )
 GROUPS = r"(?:{c}\d{{3}})+(?![\d])"
-_NUMBER = r"(?:[1-9]\d{{0,2}}(?:{separators})|\d+)(?:\.\d+)?(?:[eE][+-]?\d+(?![a-zA-Z\d]))?|\.\d+(?:[eE][+-]?\d+(?![a-zA-Z\d]))?"
+_EXPONENT = r"(?:[eE][+-]?\d+(?![a-zA-Z\d]))?"
+_NUMBER = rf"(?:[1-9]\d{{{{0,2}}}}(?:{{separators}})|\d+)(?:\.\d+)?{_EXPONENT}|\.\d+{_EXPONENT}"
 _ALWAYS = [GROUPS.format(c=c) for c in (r"\{,\}", r",\x00", "\x01", " ")]
 _COMMA = GROUPS.format(c=",")
 REPEATING = r"\d*\.\d*(?:\\(?:overline|bar|dot)\s*\{\d+\}|\(\d+\))"
 TEXT = r"\\(?:text(?:bf|it|rm|sf|tt|normal|up)?|m?box|math(?:rm|bf|it|sf|tt|normal)|operatorname\*?)\s*"
 
 
-NUMBER_WORDS = {word: str(value) for value, word in enumerate(
-    ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen"])}  # fmt: skip
+NUMBER_WORDS = {word: str(value) for value, word in enumerate(_words(
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+))}  # fmt: skip
 
 
 class Token(NamedTuple):
@@ -228,9 +141,11 @@ def tokens(text: str, commas_group: bool) -> list[Token]:
 def _scan(text: str, commas_group: bool) -> Iterator[Token]:
     separators = "|".join([*_ALWAYS, *([_COMMA] if commas_group else [])])
     pattern = re.compile(
-        rf"(?P<blank>(?:{SPACE.pattern})+)|(?P<text>{TEXT})(?=\{{)|(?P<env>\\(?:begin|end)\s*\{{[a-zA-Z*]+\}}(?:\{{[clr|]*\}})?)"
+        rf"(?P<blank>(?:{SPACE.pattern})+)|(?P<text>{TEXT})(?=\{{)"
+        r"|(?P<env>\\(?:begin|end)\s*\{[a-zA-Z*]+\}(?:\{[clr|]*\})?)"
         rf"|(?P<rep>{REPEATING})|(?P<num>{_NUMBER.format(separators=separators)})"
-        r"|(?P<bb>\\math(?:bb|cal|frak|scr)\s*\{?\s*[A-Za-z]\s*\}?)|(?P<row>\\\\(?:\[[^\]]*\])?)|(?P<brace>\\[{}])|(?P<money>\\\$|[$€£¥])"
+        r"|(?P<bb>\\math(?:bb|cal|frak|scr)\s*\{?\s*[A-Za-z]\s*\}?)|(?P<row>\\\\(?:\[[^\]]*\])?)|(?P<brace>\\[{}])"
+        r"|(?P<money>\\\$|[$€£¥])"
         r"|(?P<percent>\\?%)|(?P<cmd>\\[a-zA-Z]+)|(?P<run>[a-zA-Z]+)|(?P<op><=|>=|!=|\*\*|[-+*/^_=<>()\[\]{}|!,;:&'.])"
     )
     place, spaced = 0, False
@@ -311,7 +226,7 @@ def _letters(run: str, spaced: bool) -> Iterator[Token]:
         yield from (Token("name", char, spaced and index == 0) for index, char in enumerate(run))
 
 
-UNITS_OF_TWO = frozenset(["cm", "km", "kg", "mm", "ft", "oz", "lb", "yd", "mi", "hr", "mg", "ml", "hz"])
+UNITS_OF_TWO = frozenset(_words("cm km kg mm ft oz lb yd mi hr mg ml hz"))
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 """Neighbours in it, such as xyz, are a product; other long runs of letters are words."""
 

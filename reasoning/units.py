@@ -8,11 +8,16 @@ from __future__ import annotations
 import re
 
 _SAME = {
-    "cm": "centimeter centimetre", "mm": "millimeter millimetre", "km": "kilometer kilometre kms", "m": "meter metre mtr",
-    "in": "inch inche", "ft": "foot feet", "mi": "mile", "yd": "yard", "g": "gram gm gms", "kg": "kilogram kgs kilo", "lb": "pound lbs",
-    "oz": "ounce", "l": "liter litre", "ml": "milliliter millilitre", "s": "second sec secs", "min": "minute mins", "h": "hour hr hrs",
-    "day": "", "week": "wk", "year": "yr", "dollar": "usd buck", "cent": "¢", "deg": "degree", "rad": "radian", "pm": "p.m.",
-    "am": "a.m.", "percent": "pct percentage", "unit": "", "rupee": "rs", "euro": "eur", "person": "people", "man": "men",
+    "cm": "centimeter centimetre", "mm": "millimeter millimetre", "km": "kilometer kilometre kms",
+    "m": "meter metre mtr",
+    "in": "inch inche", "ft": "foot feet", "mi": "mile", "yd": "yard", "g": "gram gm gms", "kg": "kilogram kgs kilo",
+    "lb": "pound lbs",
+    "oz": "ounce", "l": "liter litre", "ml": "milliliter millilitre", "s": "second sec secs", "min": "minute mins",
+    "h": "hour hr hrs",
+    "day": "", "week": "wk", "year": "yr", "dollar": "usd buck", "cent": "¢", "deg": "degree", "rad": "radian",
+    "pm": "p.m.",
+    "am": "a.m.", "percent": "pct percentage", "unit": "", "rupee": "rs", "euro": "eur", "person": "people",
+    "man": "men",
     "woman": "women", "child": "children", "square": "sq", "cubic": "cu",
 }  # fmt: skip
 CANONICAL = {spelling: unit for unit, spellings in _SAME.items() for spelling in (unit, *spellings.split())}

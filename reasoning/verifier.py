@@ -58,7 +58,7 @@ class Verifier:
         return [next(found) if verdict is None else verdict for verdict in settled]
 
     def readable(self, problems: Sequence[Problem]) -> list[bool]:
-        """For each problem whether its right answer can be told from others; one that cannot equals its own text alone."""
+        """For each problem whether its right answer can be told from others."""
         hard = [(p.answer, p.choices) for p in problems if p.choices is not None or plain_number(p.answer) is None]
         found = self._verdicts(is_readable, hard)
         return [

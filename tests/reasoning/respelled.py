@@ -64,7 +64,8 @@ FALSIFIED: dict[str, Change] = {
     "root": _once(r"\\sqrt(?=\s*\{)", r"\\sqrt[3]"),
     "turned over": _once(r"\\frac\s*\{(\d+)\}\s*\{(\d+)\}", r"\\frac{\2}{\1}"),
     "power": _once(r"\^\s*\{?(\d)\}?", lambda m: "^{" + str(int(m[1]) + 1) + "}"),
-    "a part": lambda t, c: t if re.search(r"=|%|\$|text|mbox|mathrm|circ|cm|\.|phantom", t) or not re.search(r"\d", t) else (
+    "a part": lambda t, c: t if re.search(r"=|%|\$|text|mbox|mathrm|circ|cm|\.|phantom", t) or not re.search(r"\d",
+    t) else (
         c.choice(re.findall(r"\d+", t))),
     "scaled": lambda t, c: rf"10 \cdot ({t})" if not re.search(r"text|[,=<>%]|circ|[a-zA-Z]{3}", t) else t,
     "word": lambda t, c: re.sub(r"(\\text\{[^{}]*?)([a-z]{3,})", r"\1other", t, count=1) if "unit" not in t else t,
@@ -79,6 +80,19 @@ def _spaced(text: str, chance: random.Random) -> str:
 def _grouped(text: str, chance: random.Random) -> str:
     comma = chance.choice([",", r"{,}", r",\!", r"\,", " "])
     return f"{int(text):,}".replace(",", comma) if INTEGER.match(text) else text
+
+
+SIGNS = {"pi": "π", "infty": "∞", "cdot": "·", "le": "≤", "ge": "≥", "cup": "∪", "pm": "±"}
+
+
+def _in_unicode(text: str, chance: random.Random) -> str:
+    signs = re.sub(rf"\\({'|'.join(SIGNS)})(?![a-z])", lambda match: SIGNS[match[1]], text)
+    return signs.replace(r"^\circ", "°")
+
+
+def _turned(text: str, chance: random.Random) -> str:
+    is_list = "," in text and not re.search(r"[()\[\]{}=]|\d,\d{3}|text|!", text)
+    return ", ".join(reversed(text.split(","))) if is_list else text
 
 
 RESPELLED: dict[str, Change] = {
@@ -97,8 +111,7 @@ RESPELLED: dict[str, Change] = {
     "no left right": lambda t, c: t.replace(r"\left", "").replace(r"\right", ""),
     "thin blanks": lambda t, c: re.sub(r"(?<=[,+])(?!\\)", r"\\, ", t) if not re.search(r"text|\d,\d{3}|!", t) else t,
     "spaced": _spaced,
-    "Unicode": lambda t, c: re.sub(r"\\(pi|infty|cdot|le|ge|cup)(?![a-z])", lambda m: dict(
-        pi="π", infty="∞", cdot="·", le="≤", ge="≥", cup="∪")[m[1]], t).replace(r"^\circ", "°").replace(r"\pm", "±"),
+    "Unicode": _in_unicode,
     "root sign": lambda t, c: re.sub(r"\\sqrt\{(\d+)\}", r"√\1", t),
     "long minus": lambda t, c: t.replace("-", "−") if "text" not in t else t,
     "full width": lambda t, c: "".join(chr(ord(d) + 0xFEE0) for d in t) if INTEGER.match(t) and t[0] != "-" else t,
@@ -106,11 +119,13 @@ RESPELLED: dict[str, Change] = {
     "dot nought": lambda t, c: f"{t}.0" if INTEGER.match(t) else t,
     "scientific": lambda t, c: rf"{t} \times 10^0" if INTEGER.match(t) else t,
     "display": lambda t, c: rf"\displaystyle {t}",
-    "no unit": lambda t, c: re.sub(r"\s*(?:\\text|\\mbox)\{\s*[a-z ]+\}(?:\^\d)?$", "", t) if re.match(r"[\d\\.$]", t) and not t.startswith("\\text") else t,
+    "no unit": lambda t, c: re.sub(r"\s*(?:\\text|\\mbox)\{\s*[a-z ]+\}(?:\^\d)?$", "", t) if re.match(r"[\d\\.$]",
+    t) and not t.startswith("\\text") else t,
     "no degrees": lambda t, c: re.sub(r"\^\\circ|\^\{\\circ\}", "", t),
-    "in text": lambda t, c: rf"\text{{{t}}}" if re.fullmatch(r"[A-Za-z ]{4,}", t) else re.sub(r"^\\text\{([A-Za-z ]+)\}$", r"\1", t),
+    "in text": lambda t, c: rf"\text{{{t}}}" if re.fullmatch(r"[A-Za-z ]{4,}",
+    t) else re.sub(r"^\\text\{([A-Za-z ]+)\}$", r"\1", t),
     "name": lambda t, c: f"x = {t}" if INTEGER.match(t) or SIMPLE_FRACTION.match(t) else t,
-    "items turned": lambda t, c: ", ".join(reversed(t.split(","))) if "," in t and not re.search(r"[()\[\]{}=]|\d,\d{3}|text|!", t) else t,
+    "items turned": _turned,
     "dot": lambda t, c: re.sub(r"(?<=\d)(?=\\sqrt)", r" \\cdot ", t),
     "braces off": lambda t, c: re.sub(r"\^\{(\d)\}", r"^\1", t),
     "braces on": lambda t, c: re.sub(r"\^(\d)(?!\d)", r"^{\1}", t),
