@@ -1,0 +1,28 @@
+"""What must not be shown: keys and passwords in settings, messages and files.
+
+Knows: names and shapes of secrets. Must not know: settings, endpoints.
+"""
+
+from __future__ import annotations
+
+import re
+
+HIDDEN = "***"
+NAME = re.compile(r"key|secret|passw|pwd|token(?!s)|auth|credential|bearer|cookie", re.IGNORECASE)
+KEY = re.compile(
+    r"\b(?:(?:sk|pk|rk|gsk|hf|xai|nvapi|ghp|r8)[-_]|AIza|AKIA|eyJ)[\w.*-]{2,}"  # as common providers shape them
+    r"|(?<=bearer )\S+"
+    r"|(?<=://)[^/@\s]+(?=@)",  # a URL's name and password
+    re.IGNORECASE,
+)
+PARAMETER = re.compile(r"([?&][\w-]*(?:key|secret|passw|token|sig)[\w-]*=)[^&#\s]+", re.IGNORECASE)
+
+
+def names_secret(name: str) -> bool:
+    """Whether a setting of this name may hold a secret; `max_tokens` may not."""
+    return NAME.search(name) is not None
+
+
+def redacted(text: str) -> str:
+    """The text without what looks like a secret."""
+    return PARAMETER.sub(rf"\1{HIDDEN}", KEY.sub(HIDDEN, text))
