@@ -12,6 +12,7 @@ NAME = re.compile(r"key|secret|passw|pwd|token(?!s)|auth|credential|bearer|cooki
 KEY = re.compile(
     r"\b(?:(?:sk|pk|rk|gsk|hf|xai|nvapi|ghp|r8)[-_]|AIza|AKIA|eyJ)[\w.*-]{2,}"  # as common providers shape them
     r"|(?<=bearer )\S+"
+    r"|\b(?=[a-z]*[0-9])(?=[0-9]*[a-z])[a-z0-9]{24,}\b"
     r"|(?<=://)[^/@\s]+(?=@)",  # a URL's name and password
     re.IGNORECASE,
 )

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from conf.auxiliary import Llm, refuse_idle_llm
+from conf.auxiliary import Llm, LlmRole, refuse_idle_llm
 from conf.datasets import DATASETS, Columns
 from conf.section import Section
 
@@ -266,7 +266,7 @@ class EmbeddedPruning(CheckedPruning):
     type: Literal["embedded"] = "embedded"
 
 
-class LlmPruning(CheckedPruning):
+class LlmPruning(CheckedPruning, LlmRole):
     """Those are tried that an auxiliary model proposes, as in the paper."""
 
     type: Literal["llm"] = "llm"

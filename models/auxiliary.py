@@ -229,7 +229,9 @@ class AuxiliaryLlm:
         if request.key not in self._counted:
             self._counted.add(request.key)
             self._purse.spent += self._price(kept, request)
-            self.usage += Usage(reused_completions=1, money=self._price(kept, request))
+            self.usage += Usage(
+                reused_completions=1, money=self._price(kept, request), unmetered_replies=int(_is_unmetered(kept))
+            )
         return kept
 
     async def _reply(self, request: Request) -> Paid | Unusable:
@@ -252,8 +254,7 @@ class AuxiliaryLlm:
             self._replies.keep(request.key_if_cut if paid.finish == "length" else request.key, paid)
             self.usage += Usage(
                 prompt_tokens=paid.prompt_tokens or 0, generated_tokens=paid.generated_tokens or 0,
-                unmetered_replies=None in (paid.prompt_tokens, paid.generated_tokens),
-                money=self._price(paid, request),
+                unmetered_replies=int(_is_unmetered(paid)), money=self._price(paid, request),
             )  # fmt: skip
         return paid
 
@@ -295,6 +296,10 @@ class AuxiliaryLlm:
 
     def _cost(self, prompt: int, generated: int) -> float:
         return (prompt * self._settings.price_in + generated * self._settings.price_out) / 1e6
+
+
+def _is_unmetered(reply: Paid) -> bool:
+    return reply.prompt_tokens is None or reply.generated_tokens is None
 
 
 def _repairable(found: Unusable, reply: Paid) -> bool:

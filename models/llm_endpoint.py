@@ -131,7 +131,7 @@ class Endpoint:
                 until = datetime.fromtimestamp(min(self._clock() + pause, LATEST), UTC)
                 ends = (
                     f"{settings.url} asks to be left alone for {pause:.0f} s, until {until:%Y-%m-%d %H:%M} UTC "
-                    f"({error.text}), and llm.max_retry_after allows {settings.max_retry_after:g} s; raise it, or wait, "
+                    f"({error.text}); llm.max_retry_after allows {settings.max_retry_after:g} s; raise it, or wait, "
                     f"{again}"
                 )
             case _:

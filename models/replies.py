@@ -56,7 +56,7 @@ class ReplyStore:
         columns = [REPLIES.c[name] for name in Paid._fields]
         with self._database.connect() as connection:
             row = connection.execute(select(*columns).where(REPLIES.c.identity == key)).first()
-        return Paid(*(None if value == UNTOLD else value for value in row)) if row else None
+        return Paid(row[0], row[1], *(None if tokens == UNTOLD else tokens for tokens in row[2:])) if row else None
 
     def keep(self, key: bytes, reply: Paid) -> None:
         """The first reply to a question stays."""
