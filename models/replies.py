@@ -46,6 +46,10 @@ def identity(url: str, body: dict[str, Any], sample: int) -> bytes:
     return hashlib.sha256(json.dumps([url, body, sample], sort_keys=True).encode()).digest()
 
 
+def _told(tokens: int) -> int | None:
+    return None if tokens == UNTOLD else tokens
+
+
 class ReplyStore:
     def __init__(self, url: str):
         self._database = connect(url)
@@ -56,7 +60,7 @@ class ReplyStore:
         columns = [REPLIES.c[name] for name in Paid._fields]
         with self._database.connect() as connection:
             row = connection.execute(select(*columns).where(REPLIES.c.identity == key)).first()
-        return Paid(row[0], row[1], *(None if tokens == UNTOLD else tokens for tokens in row[2:])) if row else None
+        return Paid(row.content, row.finish, _told(row.prompt_tokens), _told(row.generated_tokens)) if row else None
 
     def keep(self, key: bytes, reply: Paid) -> None:
         """The first reply to a question stays."""
