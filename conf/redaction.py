@@ -6,6 +6,7 @@ Knows: names and shapes of secrets. Must not know: settings, endpoints.
 from __future__ import annotations
 
 import re
+from urllib.parse import urlsplit
 
 HIDDEN = "***"
 NAME = re.compile(r"key|secret|passw|pwd|token(?!s)|auth|credential|bearer|cookie", re.IGNORECASE)
@@ -27,3 +28,13 @@ def names_secret(name: str) -> bool:
 def redacted(text: str) -> str:
     """The text without what looks like a secret."""
     return PARAMETER.sub(rf"\1{HIDDEN}", KEY.sub(HIDDEN, text))
+
+
+def without_password(url: str) -> str:
+    """The URL itself. Raises ValueError where it holds what would be saved with the run."""
+    if urlsplit(url).password:
+        raise ValueError(
+            "holds a password, which would be saved with the run; leave it out and give it as the server's client "
+            "reads it: in PGPASSWORD or ~/.pgpass for PostgreSQL, in the environment for object stores"
+        )
+    return url

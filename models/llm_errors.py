@@ -32,6 +32,8 @@ class Kind(StrEnum):
     """No such model, or no such URL."""
     TRANSIENT = "transient"
     """May pass: rate limits, overload, time-outs."""
+    CUT_OFF = "cut-off"
+    """All allowed tokens went into thinking; some endpoints call that an error."""
     TOO_LONG = "too-long"
     FILTERED = "filtered"
     REFUSED = "refused"
@@ -60,8 +62,9 @@ WORDS = (
     (Kind.FILTERED, r"content[ _-]?(policy|filter|management)|flagged|moderation|safety system|data_inspection_failed"),
     (Kind.KEY, r"(invalid|incorrect|missing|no|wrong)[ _]api[ _-]?key|api[ _-]?key[ _](not valid|invalid|is)|"
                r"invalid_?api_?key|authentication"),
+    (Kind.CUT_OFF, r"output limit was reached|try again with higher max\w*_tokens"),
     (Kind.TOO_LONG, r"context[ _-]?(length|window|size|limit)|maximum context|reduce the length|prompt is too long|"
-                    r"max\w*_tokens\W.{0,80}(too large|exceed|at most|less than|greater than|range|maximum)|"
+                    r"max\w*_tokens\W.{0,80}(too large|exceed|at most|less than|range|maximum)|"
                     r"(range|maximum).{0,40}max\w*_tokens|string_above_max_length"),
     (Kind.MODEL, r"model[ _](not[ _](found|exist)|does not exist)|model.{0,80}(does not exist|not found|not exist)|"
                  r"invalid model|not a valid model|no such model|unknown model"),

@@ -34,6 +34,11 @@ OPEN_THINKING = re.compile(r"\s*(?:<(?:think|thinking|thought|reasoning|seed:thi
 TEXTS = ("text", "output_text")
 DECLINED, FILTERED = "refusal", "content_filter"
 """Ends of a reply in which it was held back."""
+ENDS = {
+    "max_tokens": "length", "max_length": "length", "model_length": "length", "safety": FILTERED,
+    "sensitive": FILTERED, "recitation": FILTERED, "prohibited_content": FILTERED,
+}  # fmt: skip
+"""What some endpoints call them."""
 
 
 def _joined(content: Any, *kinds: str) -> str:
@@ -100,7 +105,8 @@ def json_body(content: bytes) -> dict[str, Any]:
 def paid_of(content: bytes, with_thinking: bool) -> Paid:
     """Raises ValueError where it is no chat's reply."""
     chat = _Chat.model_validate_json(content.removeprefix(BOM_UTF8))
-    message, finish = chat.choices[0].message, (chat.choices[0].finish_reason or "")[:32]
+    message, finish = chat.choices[0].message, (chat.choices[0].finish_reason or "").lower()[:32]
+    finish = ENDS.get(finish, finish)
     text, thinking = message.text, message.thinking
     if not text and isinstance(message.refusal, str) and message.refusal:
         text, finish = message.refusal, DECLINED

@@ -80,6 +80,14 @@ def test_an_endpoints_url_holds_no_secret_and_no_path_of_ours(url: str, words: s
     assert Llm(url=" https://host/v1\n", model="m").url == "https://host/v1"
 
 
+def test_no_password_is_saved_with_a_run():
+    for field in ("storage.rollouts", "storage.root"):
+        with pytest.raises(SettingsError, match=f"{field}: Value error, holds a password") as caught:
+            load(CotDistillation, "tiny", (f"{field}=postgresql+psycopg://me:hunter2@host/db",))
+        assert "hunter2" not in str(caught.value)
+        load(CotDistillation, "tiny", (f"{field}=postgresql+psycopg://me@host/db",))
+
+
 def test_names_and_shapes_of_secrets():
     assert all(map(names_secret, ("key", "API_KEY", "hf_token", "password", "Authorization", "client_secret")))
     assert not any(map(names_secret, ("max_tokens", "turn_tokens", "model", "url", "seed")))

@@ -308,6 +308,17 @@ def test_thinking_that_leaves_no_room_names_the_roles_limit(client: Callable[...
         one.ask(20, most_unusable=0.1)
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [reply({"content": GOOD[:9]}, finish="MAX_TOKENS"), reply({"content": GOOD[:9]}, finish="model_length"),
+     refusal("Could not finish the message because max_tokens or model output limit was reached. Please try again "
+             "with higher max_tokens.")],
+)  # fmt: skip
+def test_the_end_of_the_allowed_tokens_has_many_names(client: Callable[..., Client], answer: Answer):
+    with pytest.raises(TooManyUnusable, match=r"cut-off; .*Raise rating\.max_tokens"):
+        client(answer).ask(20, most_unusable=0.1)
+
+
 def test_a_higher_limit_asks_only_for_what_was_cut_off(client: Callable[..., Client]):
     def script(body: dict[str, Any], number: int) -> Answer:
         return Answer("", finish="length") if "problem 1" in prompt(body) and body["max_tokens"] == 50 else Answer(GOOD)
@@ -324,6 +335,7 @@ def test_a_higher_limit_asks_only_for_what_was_cut_off(client: Callable[..., Cli
     ("answer", "reason"),
     [(reply({"content": None}, finish="content_filter", usage=USAGE), "filtered"),
      (reply({"content": GOOD}, finish="content_filter", usage=USAGE), "filtered"),
+     (reply({"content": ""}, finish="SAFETY", usage=USAGE), "filtered"),
      (reply({"content": None, "refusal": "I cannot help with that."}, usage=USAGE), "declined")],
 )  # fmt: skip
 def test_what_is_held_back_is_counted_paid_and_not_asked_again(
