@@ -24,7 +24,6 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_aft
 
 from conf.auxiliary import Llm
 from conf.errors import ReadableError
-from conf.redaction import HIDDEN
 from models.llm_errors import EndpointError, Kind, error_inside, error_of, one_line
 from models.llm_protocol import GUESSES, Features, named_feature, next_guess, worded
 from models.llm_replies import json_body, paid_of
@@ -154,23 +153,16 @@ class Endpoint:
         except openai.APITimeoutError:
             raise EndpointError(Kind.TRANSIENT, f"no reply within {self._settings.timeout:g} s") from None
         except openai.OpenAIError as error:
-            raise EndpointError(Kind.TRANSIENT, self._told(str(error.__cause__ or error))) from None
+            raise EndpointError(Kind.TRANSIENT, one_line(str(error.__cause__ or error), self._key)) from None
         inside = error_inside(json_body(raw.content))
         if inside:
             raise self._error(inside[0], raw.headers, inside[1])
         try:
             return paid_of(raw.content, with_thinking)
-        except ValueError as error:
-            start = raw.content[:200].decode(errors="replace")
-            raise EndpointError(
-                Kind.NO_CHAT, self._told(f"what came is no reply of a chat: {error}; {start}")
-            ) from None
+        except ValueError:
+            start = one_line(raw.content[:200].decode(errors="replace"), self._key)
+            text = f"{self._settings.url} answers with what is no reply of a chat: {start or 'nothing'}"
+            raise EndpointError(Kind.NO_CHAT, text) from None
 
     def _error(self, status: int, headers: Mapping[str, str], content: bytes) -> EndpointError:
-        """Some endpoints repeat the key."""
-        if self._key:
-            content = content.replace(self._key.encode(), HIDDEN.encode())
-        return error_of(status, headers, content, self._clock())
-
-    def _told(self, text: str) -> str:
-        return one_line(text.replace(self._key, HIDDEN) if self._key else text)
+        return error_of(status, headers, content, self._clock(), self._key)

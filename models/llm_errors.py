@@ -15,7 +15,7 @@ from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from typing import Any
 
-from conf.redaction import redacted
+from conf.redaction import HIDDEN, redacted
 
 SHOWN = 400
 """Characters of an unusable reply, or of an error, that a person gets to see."""
@@ -70,7 +70,7 @@ WORDS = (
                  r"invalid model|not a valid model|no such model|unknown model"),
 )  # fmt: skip
 """The first that is found counts."""
-QUOTA_OF_A_MOMENT = re.compile("resource_exhausted|retrydelay|per[ _]?(minute|day)", re.IGNORECASE)
+QUOTA_OF_A_MOMENT = re.compile("resource_exhausted|retryinfo|per[ _]?(minute|day)", re.IGNORECASE)
 """Says of an exceeded quota that it fills again."""
 TRANSIENT = {408, 409, 425, 429}
 CODES = (
@@ -80,15 +80,15 @@ CODES = (
 """Statuses by the words of an error that comes without one."""
 
 
-def error_of(status: int, headers: Mapping[str, str], content: bytes, now: float) -> EndpointError:
-    """`now`: seconds since 1970, to which a Retry-After in the form of a date refers."""
+def error_of(status: int, headers: Mapping[str, str], content: bytes, now: float, key: str = "") -> EndpointError:
+    """`now`: seconds since 1970, to which a Retry-After in the form of a date refers. `key`: not to be shown."""
     text = content[: 4 * READ].decode(errors="replace")
     try:
         said = list(_strings(json.loads(text)))
     except (ValueError, RecursionError):
         said = [text]
     words = " ".join(said)[:READ]
-    shown = one_line(words) or "no reason given"
+    shown = one_line(words, key) or "no reason given"
     return EndpointError(
         _kind(status, words), f"{status}: {shown}" if status else shown, status, words, retry_after(headers, now)
     )
@@ -119,6 +119,8 @@ def _status(told: Any, words: str) -> int:
 def _kind(status: int, words: str) -> Kind:
     kind = next((kind for kind, pattern in WORDS if re.search(pattern, words, re.IGNORECASE)), None)
     spent = "exceeded your current quota" in words and not QUOTA_OF_A_MOMENT.search(words)
+    if "in_flight_budget" in words:  # OpenRouter: the money is set aside for other requests
+        return Kind.TRANSIENT
     if status == 402 or kind is Kind.NO_MONEY or spent:
         return Kind.NO_MONEY
     if status in TRANSIENT or status >= 500:
@@ -160,6 +162,7 @@ def _strings(value: Any) -> Iterator[str]:
                 yield text
 
 
-def one_line(text: str) -> str:
-    """Of hostile text, what a person may see."""
-    return redacted(" ".join(text.split()))[:SHOWN]
+def one_line(text: str, key: str = "") -> str:
+    """Of hostile text, what a person may see: some endpoints repeat the key."""
+    text = " ".join(text.split())
+    return redacted(text.replace(key, HIDDEN) if key else text)[:SHOWN]

@@ -460,10 +460,13 @@ def test_an_empty_account_ends_the_run_with_one_request(client: Callable[..., Cl
     assert one.time.slept == []
 
 
-def test_a_quota_that_fills_again_is_waited_for(client: Callable[..., Client]):
-    body = b'{"error": {"code": 429, "message": "You exceeded your current quota", "status": "RESOURCE_EXHAUSTED"}}'
-    one = client(lambda _, number: Answer(GOOD) if number else Answer(status=429, body=body))
-    assert one.ask() == [EASY]
+@pytest.mark.parametrize(
+    "answer",
+    [refusal("You exceeded your current quota", 429, code="RESOURCE_EXHAUSTED"),
+     refusal("Insufficient credits", 402, {"Retry-After": "2"}, limit_source="openrouter_in_flight_budget")],
+)  # fmt: skip
+def test_a_quota_that_fills_again_is_waited_for(client: Callable[..., Client], answer: Answer):
+    assert client(lambda _, number: Answer(GOOD) if number else answer).ask() == [EASY]
 
 
 @pytest.mark.parametrize(
@@ -490,7 +493,8 @@ def test_a_wrong_key_model_or_url_ends_the_run_with_one_request(
 def test_a_page_in_place_of_a_reply_names_the_url(client: Callable[..., Client]):
     one = client(Answer(body=b"<html>\n<title>Sign in</title>\n</html>", headers={"Content-Type": "text/html"}))
     with pytest.raises(
-        TooManyUnusable, match=r"no-chat; .*Sign in.*Correct llm\.url: it usually ends in /v1"
+        TooManyUnusable,
+        match=r"no-chat; the first: http://.*/v1 answers .*Sign in.*Correct llm\.url: it usually ends in /v1",
     ) as caught:
         one.ask(50, most_unusable=0.1)
     assert "\n" not in str(caught.value)
