@@ -7,12 +7,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from conf.section import Section
 
 Price = Annotated[float, Field(ge=0)]
+
+
+def _endpoint(url: str) -> str:
+    """Raises ValueError where no chat endpoint can lie, or where a secret would get into logs and reports."""
+    parts = urlsplit(url)
+    if not parts.hostname or parts.port == 0:
+        raise ValueError("names no host; write it like https://api.openai.com/v1")
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise ValueError(
+            "holds a name, a password or parameters, which would be saved with the run; leave them out and put the "
+            "key into the environment variable that key_variable names"
+        )
+    if parts.path.rstrip("/").endswith("/chat/completions"):
+        raise ValueError("ends in /chat/completions, which is added to it; leave that out")
+    return url
+
+
+class LlmRole(Section):
+    """A role that an auxiliary model plays."""
+
+    max_tokens: Annotated[int, Field(gt=0)] = 2048
+    """The longest reply, thinking included; more where the reply's own form needs more. Not from the paper."""
 
 
 class Llm(Section):
@@ -20,10 +43,12 @@ class Llm(Section):
 
     LEFT_OUT: ClassVar[dict[str, str]] = {
         "concurrency": "speed", "key_variable": "who pays", "price_in": "accounting", "price_out": "accounting",
-        "cap": "it ends a run, and changes no reply",
+        "cap": "it ends a run, and changes no reply", "max_retry_after": "it ends a run, and changes no reply",
     }  # fmt: skip
 
-    url: Annotated[str, Field(pattern=r"^https?://")]
+    url: Annotated[
+        str, StringConstraints(strip_whitespace=True, pattern=r"^https?://[!-~]+$"), AfterValidator(_endpoint)
+    ]
     """Such as https://api.openai.com/v1."""
     model: Annotated[str, Field(min_length=1)]
     """The paper's rater and judge is gpt-4o-mini."""
@@ -38,6 +63,9 @@ class Llm(Section):
     """Seconds until a request without reply is given up."""
     tries: Annotated[int, Field(ge=1)] = 6
     """Of a request that fails for a reason that may pass: no connection, no reply in time, 429, 5xx."""
+    max_retry_after: Annotated[float, Field(ge=0)] = 600.0
+    """Seconds that the endpoint may ask to be left alone (Retry-After). A longer pause ends the run and is named. Not
+    from the paper."""
     price_in: Price = 0.0
     """Money per million prompt tokens, in any currency."""
     price_out: Price = 0.0

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, Tag, model_validator
 
-from conf.auxiliary import Llm, refuse_idle_llm
+from conf.auxiliary import Llm, LlmRole, refuse_idle_llm
 from conf.section import Section
 from conf.settings import (
     Decontamination,
@@ -86,7 +86,7 @@ class EmbeddedRater(Section):
     type: Literal["embedded"] = "embedded"
 
 
-class LlmRater(Section):
+class LlmRater(LlmRole):
     """An auxiliary model rates each problem on the AoPS ladder, as in the paper."""
 
     type: Literal["llm"] = "llm"
@@ -100,7 +100,7 @@ class EmbeddedCompressor(Section):
     type: Literal["embedded"] = "embedded"
 
 
-class LlmCompressor(Section):
+class LlmCompressor(LlmRole):
     """An auxiliary model rewrites the thinking within the budget, as in the paper."""
 
     type: Literal["llm"] = "llm"
@@ -147,7 +147,7 @@ class Compression(Section):
     by: Compressor = EmbeddedCompressor()
 
 
-class Judging(Section):
+class Judging(LlmRole):
     """An auxiliary model grades completions of every trained model, blind and in shuffled order (section A.5)."""
 
     problems: Positive = 50

@@ -5,15 +5,19 @@ Knows: files, TOML, dotted paths, how to tell a person what is wrong. Must not k
 
 from __future__ import annotations
 
+import re
 import tomllib
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import Tag, ValidationError
+from pydantic_core import ErrorDetails
 
 from conf.errors import ReadableError
+from conf.redaction import names_secret, redacted
 from conf.section import Section
 
 PRESETS = Path(__file__).parent / "presets"
@@ -61,7 +65,7 @@ def _assign(values: dict[str, Any], assignment: str) -> None:
     """Applies one `a.b=value`; the value is read as TOML, and as plain text where that fails."""
     path, equals, text = assignment.partition("=")
     if not equals or not path:
-        raise SettingsError(f"--set {assignment}: write it as section.field=value")
+        raise SettingsError(f"--set {_named(assignment)}: write it as section.field=value")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -70,8 +74,13 @@ def _assign(values: dict[str, Any], assignment: str) -> None:
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
-            raise SettingsError(f"--set {assignment}: {section} is a field, not a section")
+            raise SettingsError(f"--set {_named(assignment)}: {section} is a field, not a section")
     values[field] = value
+
+
+def _named(assignment: str) -> str:
+    """The setting's name alone: the value may be a key."""
+    return redacted(re.match(r"[\w.-]*", assignment)[0])  # type: ignore[index]
 
 
 def _explain(error: ValidationError, kind: type[Section], path: Path) -> str:
@@ -85,10 +94,19 @@ def _explain(error: ValidationError, kind: type[Section], path: Path) -> str:
             where, what = [*where, "type"], f"must be one of {item.get('ctx', {})['expected_tags']}"
         elif item["type"] == "union_tag_not_found":
             what = f"is a section, not a value; set {'.'.join(where)}.type or another of its fields"
-        given = "" if isinstance(item["input"], dict | Section) else f" (given: {item['input']!r})"
+        given = f" (given: {item['input']!r})" if _may_be_shown(item, where) else ""
         hint = _nearest(section, where[-1]) if item["type"] == "extra_forbidden" else ""
-        lines.append(f"{path.name}: {'.'.join(where) or 'settings'}: {what}{given}{hint}")
+        lines.append(redacted(f"{path.name}: {'.'.join(where) or 'settings'}: {what}{given}{hint}"))
     return "\n".join(lines)
+
+
+def _may_be_shown(item: ErrorDetails, where: Sequence[str]) -> bool:
+    """Whole sections are too long, and what stands under a mistyped name, or under one like `key`, may be a secret."""
+    if isinstance(item["input"], dict | Section):
+        return False
+    if any(map(names_secret, where)):
+        return False
+    return item["type"] != "extra_forbidden" or isinstance(item["input"], int | float)
 
 
 def _locate(kind: type[Section], location: tuple[int | str, ...]) -> tuple[list[str], type[Section]]:
@@ -122,5 +140,8 @@ def _sections(annotation: Any) -> dict[str, type[Section]]:
 
 def _nearest(section: type[Section], field: str) -> str:
     """A suggestion for a misspelt field."""
+    if names_secret(field) and "key_variable" in section.model_fields:
+        variable = section.model_fields["key_variable"].default
+        return f"; keys are no settings: put it into the environment variable {variable}, or name one in key_variable"
     close = get_close_matches(field, section.model_fields, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(section.model_fields)}"

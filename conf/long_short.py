@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, Tag, model_validator
 
-from conf.auxiliary import Llm, refuse_idle_llm
+from conf.auxiliary import Llm, LlmRole, refuse_idle_llm
 from conf.cot_distillation import Choosing, refuse_too_many
 from conf.section import Section
 from conf.settings import (
@@ -48,7 +48,7 @@ class MarkerChunker(Section):
     segmentation: Segmentation = Segmentation()
 
 
-class LlmChunker(Section):
+class LlmChunker(LlmRole):
     """An auxiliary model groups the numbered steps of a trace into thoughts, as in the paper."""
 
     type: Literal["llm"] = "llm"

@@ -11,15 +11,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from conf.auxiliary import Llm, refuse_idle_llm
+from conf.auxiliary import Llm, LlmRole, refuse_idle_llm
 from conf.datasets import DATASETS, Columns
+from conf.redaction import without_password
 from conf.section import Section
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+SavedUrl = Annotated[str, AfterValidator(without_password)]
 ROOM_FOR_PROMPT = 256
 """Tokens that settings must leave for a prompt with its exit or closing text."""
 
@@ -266,7 +268,7 @@ class EmbeddedPruning(CheckedPruning):
     type: Literal["embedded"] = "embedded"
 
 
-class LlmPruning(CheckedPruning):
+class LlmPruning(CheckedPruning, LlmRole):
     """Those are tried that an auxiliary model proposes, as in the paper."""
 
     type: Literal["llm"] = "llm"
@@ -447,9 +449,9 @@ def refuse_short_training(name: str, training: Training, traces: Sampling) -> No
 class Storage(Section):
     """Where results live. References hold full paths: what is moved to another place is made anew there."""
 
-    root: str = "runs"
+    root: SavedUrl = "runs"
     """A folder or an fsspec URL for artifacts; with a URL, the run's own folder stays local under `runs`."""
-    rollouts: str = ""
+    rollouts: SavedUrl = ""
     """SQLAlchemy URL of the rollout store; empty: an SQLite file in `root`, or under `runs` when `root` is a URL."""
 
 

@@ -10,6 +10,7 @@ import argparse
 import importlib
 import logging
 import os
+import re
 import sys
 import time
 from datetime import UTC, datetime
@@ -80,7 +81,11 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     gc.add_argument("--keep", action="append", default=[], metavar="FINGERPRINT", help="keep this model's, however old")
     gc.set_defaults(act=_store_gc)
     tools.add_commands(commands)
-    return parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    if rest:  # told by their names: a value may be a key
+        names = " ".join(re.match(r"-*[\w.]*", word)[0] for word in rest if word.startswith("-"))  # type: ignore[index]
+        parser.error(f"unrecognized arguments: {names or len(rest)}; settings are changed by --set section.field=value")
+    return options
 
 
 def _fingerprint(options: argparse.Namespace) -> None:

@@ -1,41 +1,49 @@
 """The auxiliary language model: questions to any OpenAI-compatible endpoint, each answered once and paid for once.
 
-Knows: HTTP through the `openai` client, schemas, prices. Must not know: roles, prompts, pipelines.
+Knows: schemas, prices, kept replies. Must not know: HTTP, roles, prompts, pipelines.
 
-What may pass (429 with its Retry-After, 5xx, time-outs, dropped connections) is tried again by the client. A reply that
-does not fit its schema is sent back once, with what is wrong. Money is set aside before a request is sent, as if its
-reply were as long as allowed, so the cap cannot be passed. What makes all further replies useless ends the asking at
-once: nothing more is sent.
+A reply that does not fit its schema is sent back once, with what is wrong. Money is set aside before a request is sent,
+as if its reply were as long as allowed, so the cap cannot be passed. What makes all further replies useless ends the
+asking at once: nothing more is sent.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
+import json
+import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-import openai
-from openai import AsyncOpenAI
-from pydantic import AliasChoices, BaseModel, Field, NonNegativeInt, ValidationError
-
 from conf.auxiliary import Llm
 from conf.errors import ReadableError
+from models.llm_endpoint import Endpoint, LlmFailed
+from models.llm_errors import EndpointError, Kind
+from models.llm_protocol import AS_JSON
+from models.llm_replies import read
 from models.replies import Paid, ReplyStore, identity
 from reasoning.asking import Ask, R, Solution, Unusable
 from reasoning.records import Usage
-from reasoning.thinking import CLOSE_THINK
 
-SHOWN = 400
-"""Characters of an unusable reply, or of an error, that a person gets to see."""
+__all__ = ["AuxiliaryLlm", "CapReached", "LlmFailed", "TooManyUnusable"]
+
 OVERHEAD = 64
 """Tokens that a chat template may add to a message."""
-
-
-class LlmFailed(ReadableError):
-    """The endpoint cannot be used as it is set up."""
+UNUSABLE = {Kind.TRANSIENT: "unanswered", Kind.REFUSED: "refused"}
+"""Reasons of questions without an answer; other kinds of errors go by their own name."""
+REMEDIES = {
+    "malformed": "Take a model that can play this role",
+    "cut-off": "Raise {limit}: thinking counts, too",
+    "too-long": "Lower {limit}, or take a model that reads more at a time",
+    "unanswered": "See whether {url} is up; raise llm.tries or llm.timeout, or lower llm.concurrency",
+    "no-chat": "Correct llm.url: it usually ends in /v1",
+    "refused": "Take an endpoint or a model that answers such requests",
+    "filtered": "Take an endpoint or a model that answers such questions",
+    "declined": "Take a model that answers such questions",
+    "without-thinking": "Take a model that shows its thinking",
+}
 
 
 class CapReached(ReadableError):
@@ -55,9 +63,11 @@ class _NoMoney(Exception):
 
 
 class Request(NamedTuple):
-    """A question as it is sent, and what identifies it."""
+    """A question in full, and what identifies its reply: the longest that it may be only where it was cut off there, so
+    that a higher limit asks again for those alone."""
 
     key: bytes
+    key_if_cut: bytes
     body: dict[str, Any]
 
 
@@ -94,14 +104,20 @@ class AuxiliaryLlm:
     """Answers a run's questions. `usage` accounts for the last ones, with the money that reused replies had cost, each
     once in a run."""
 
-    def __init__(self, settings: Llm, replies: ReplyStore):
+    def __init__(
+        self, settings: Llm, replies: ReplyStore, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        clock: Callable[[], float] = time.time,
+    ):  # fmt: skip
+        """Raises LlmFailed where the key is none."""
         self._settings, self._replies = settings, replies
+        self._endpoint = Endpoint(settings, sleep, clock)
         self._paid = 0.0
         """Money that the run's questions have cost."""
-        self._key = os.environ.get(settings.key_variable, "")
         self._counted: set[bytes] = set()
         """Kept replies that are paid for in this run."""
         self.usage = Usage()
+        self.notes: list[str] = []
+        """What a reader of the last ones' replies should know."""
 
     def ask(
         self, asks: Sequence[Ask[R]], progress: Callable[[int, int], None], most_unusable: float = 1.0,
@@ -111,12 +127,22 @@ class AuxiliaryLlm:
 
         Raises LlmFailed, CapReached, and TooManyUnusable above that share.
         """
-        self.usage = Usage()
+        self.usage, known = Usage(), self._endpoint.without
         self._purse = Purse(self._settings.cap, spent + self._paid)
         try:
             return asyncio.run(self._ask_all(asks, progress, most_unusable))
         finally:
             self._paid = self._purse.spent - spent
+            self.notes = self._noted(sorted(self._endpoint.without - known))
+
+    def _noted(self, refused: Sequence[str]) -> list[str]:
+        url, unmetered = self._settings.url, self.usage.unmetered_replies
+        notes = [f"{url} does not take {', '.join(refused)}: it is asked without"] if refused else []
+        if unmetered:
+            priced = self._settings.price_in or self._settings.price_out
+            price = "; each is priced as the most that it can have cost" if priced else ""
+            notes.append(f"{url} told no usage for {unmetered} replies: their tokens are not counted{price}")
+        return notes
 
     async def _ask_all(
         self, asks: Sequence[Ask[R]], progress: Callable[[int, int], None], most_unusable: float
@@ -129,28 +155,26 @@ class AuxiliaryLlm:
         for ask in asks:
             with suppress(_NotKept):
                 await self._answer(ask, self._kept)
-        async with AsyncOpenAI(
-            base_url=settings.url, api_key=self._key or "none", timeout=settings.timeout,
-            max_retries=settings.tries - 1,
-        ) as self._client:  # fmt: skip
+        async with self._endpoint.open():
             found = await asyncio.gather(*(self._seated(ask, progress) for ask in asks), return_exceptions=True)
         for error in found:
             if isinstance(error, BaseException) and not isinstance(error, _NoMoney | _GivenUp):
                 raise error
         if len(self._bad) > self._most_bad:
-            raise self._too_many(len(asks), most_unusable)
+            raise self._too_many(asks, most_unusable)
         missing = sum(isinstance(one, _NoMoney) for one in found)
         if missing:
             raise self._cap_reached(missing, len(asks), before)
         return found  # type: ignore[return-value]
 
-    def _too_many(self, asked: int, share: float) -> TooManyUnusable:
+    def _too_many(self, asks: Sequence[Ask[Any]], share: float) -> TooManyUnusable:
         reasons = Counter(one.reason for one in self._bad).most_common()
+        remedy = REMEDIES[reasons[0][0]].format(limit=asks[0].limit, url=self._settings.url)
+        first = next(one for one in self._bad if one.reason == reasons[0][0])
         return TooManyUnusable(
             f"{len(self._bad)} replies of {self._settings.model} cannot be used "
-            f"({', '.join(f'{count} × {reason}' for reason, count in reasons)}; the first: {self._bad[0].detail}); "
-            f"most_unusable allows {share:.0%} of {asked}, so nothing more was asked. Take a model that can play this "
-            f"role"
+            f"({', '.join(f'{count} × {reason}' for reason, count in reasons)}; the first: {first.detail}); "
+            f"most_unusable allows {share:.0%} of {len(asks)}, so nothing more was asked. {remedy}"
         )
 
     def _cap_reached(self, missing: int, asked: int, before: float) -> CapReached:
@@ -188,7 +212,7 @@ class AuxiliaryLlm:
         if isinstance(first, Unusable):
             return first
         found = read(ask, first)
-        if not isinstance(found, Unusable) or ask.reply is Solution:
+        if not isinstance(found, Unusable) or ask.reply is Solution or not _repairable(found, first):
             return found
         messages += [
             {"role": "assistant", "content": first.content},
@@ -199,13 +223,15 @@ class AuxiliaryLlm:
 
     async def _kept(self, request: Request) -> Paid:
         """Raises _NotKept."""
-        kept = self._replies.find(request.key)
+        kept = self._replies.find(request.key) or self._replies.find(request.key_if_cut)
         if kept is None:
             raise _NotKept
         if request.key not in self._counted:
             self._counted.add(request.key)
-            self._purse.spent += self._price(kept)
-            self.usage += Usage(reused_completions=1, money=self._price(kept))
+            self._purse.spent += self._price(kept, request)
+            self.usage += Usage(
+                reused_completions=1, money=self._price(kept, request), unmetered_replies=int(_is_unmetered(kept))
+            )
         return kept
 
     async def _reply(self, request: Request) -> Paid | Unusable:
@@ -216,19 +242,20 @@ class AuxiliaryLlm:
             return await self._new(request)
 
     async def _new(self, request: Request) -> Paid | Unusable:
-        most = self._most(request.body)
+        most = self._cost(self._longest_prompt(request), request.body["max_tokens"])
         await self._purse.set_aside(most)
         paid: Paid | Unusable = Unusable("unanswered", "")
         try:
             paid = await self._send(request.body)
         finally:
-            await self._purse.pay(most, self._price(paid) if isinstance(paid, Paid) else 0.0)
+            await self._purse.pay(most, self._price(paid, request) if isinstance(paid, Paid) else 0.0)
         if isinstance(paid, Paid):
             self._counted.add(request.key)
-            self._replies.keep(request.key, paid)
+            self._replies.keep(request.key_if_cut if paid.finish == "length" else request.key, paid)
             self.usage += Usage(
-                prompt_tokens=paid.prompt_tokens, generated_tokens=paid.generated_tokens, money=self._price(paid)
-            )
+                prompt_tokens=paid.prompt_tokens or 0, generated_tokens=paid.generated_tokens or 0,
+                unmetered_replies=int(_is_unmetered(paid)), money=self._price(paid, request),
+            )  # fmt: skip
         return paid
 
     def _request_of(self, ask: Ask[Any], messages: Sequence[dict[str, str]]) -> Request:
@@ -242,89 +269,39 @@ class AuxiliaryLlm:
         if ask.reply is not Solution:
             schema = {"name": ask.reply.__name__, "schema": ask.reply.model_json_schema()}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
-        return Request(identity(self._settings.url, body, ask.sample), body)
+        url, unlimited = self._settings.url, {name: value for name, value in body.items() if name != "max_tokens"}
+        return Request(identity(url, unlimited, ask.sample), identity(url, body, ask.sample), body)
 
     async def _send(self, body: dict[str, Any]) -> Paid | Unusable:
         """Raises LlmFailed where no other question would fare better."""
-        settings = self._settings
         try:
-            raw = await self._client.chat.completions.with_raw_response.create(**body)
-            return _Chat.model_validate_json(raw.content).paid(with_thinking="response_format" not in body)
-        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            raise LlmFailed(
-                f"{settings.url} refuses the key ({self._told(error)}); set {settings.key_variable}"
-            ) from None
-        except openai.NotFoundError as error:
-            raise LlmFailed(
-                f"{settings.url} knows no model {settings.model!r} ({self._told(error)}); correct llm.url or llm.model"
-            ) from None
-        except openai.APIConnectionError as error:  # time-outs among them
-            return Unusable("unanswered", f"{settings.tries} tries failed: {self._told(error)}")
-        except openai.APIStatusError as error:
-            may_pass = error.status_code >= 500 or error.status_code == 429
-            return Unusable("unanswered" if may_pass else "refused", self._told(error))
-        except (ValueError, openai.OpenAIError) as error:
-            return Unusable("no-chat", f"what came is no reply of a chat: {self._told(error)}")
+            return await self._endpoint.complete(body)
+        except EndpointError as error:
+            tries = f"{self._settings.tries} tries failed: " if error.kind is Kind.TRANSIENT else ""
+            return Unusable(UNUSABLE.get(error.kind, error.kind.value), f"{tries}{error.text}")
 
-    def _told(self, error: Exception) -> str:
-        """An error's words, without the key: some endpoints repeat it."""
-        text = str(error).replace(self._key, "***") if self._key else str(error)
-        return text[:SHOWN]
+    def _longest_prompt(self, request: Request) -> int:
+        """Tokens, at most: a token holds at least one byte, and a schema may be told in the prompt."""
+        prompt = sum(len(message["content"].encode()) + OVERHEAD for message in request.body["messages"])
+        form = request.body.get("response_format")
+        return prompt + (len(AS_JSON + json.dumps(form)) if form else 0)
 
-    def _most(self, body: dict[str, Any]) -> float:
-        """What a request may cost at most: a token holds at least one byte."""
-        prompt = sum(len(message["content"].encode()) + OVERHEAD for message in body["messages"])
-        return self._cost(prompt + len(str(body.get("response_format", ""))), body["max_tokens"])
-
-    def _price(self, reply: Paid) -> float:
-        return self._cost(reply.prompt_tokens, reply.generated_tokens)
+    def _price(self, reply: Paid, request: Request) -> float:
+        """The most that it can have cost, where the endpoint does not say how long it was."""
+        prompt, generated = reply.prompt_tokens, reply.generated_tokens
+        return self._cost(
+            self._longest_prompt(request) if prompt is None else prompt,
+            request.body["max_tokens"] if generated is None else generated,
+        )
 
     def _cost(self, prompt: int, generated: int) -> float:
         return (prompt * self._settings.price_in + generated * self._settings.price_out) / 1e6
 
 
-class _Message(BaseModel):
-    content: str | None = None
-    thinking: str | None = Field(None, validation_alias=AliasChoices("reasoning_content", "reasoning"))
-    """Where an endpoint tells it apart; the names are those of DeepSeek's and vLLM's."""
+def _is_unmetered(reply: Paid) -> bool:
+    return reply.prompt_tokens is None or reply.generated_tokens is None
 
 
-class _Choice(BaseModel):
-    message: _Message
-    finish_reason: str | None = None
-
-
-class _Tokens(BaseModel):
-    prompt_tokens: NonNegativeInt
-    completion_tokens: NonNegativeInt
-
-
-class _Chat(BaseModel):
-    """What is read of a chat's reply: the client itself checks nothing."""
-
-    choices: list[_Choice] = Field(min_length=1)
-    usage: _Tokens
-
-    def paid(self, with_thinking: bool) -> Paid:
-        message, finish = self.choices[0].message, (self.choices[0].finish_reason or "")[:32]
-        content = message.content or ""
-        if with_thinking and message.thinking:
-            content = f"{message.thinking}{CLOSE_THINK}{content}"
-        content = content.replace("\0", "")  # PostgreSQL keeps none
-        return Paid(content, finish, self.usage.prompt_tokens, self.usage.completion_tokens)
-
-
-def read(ask: Ask[R], reply: Paid) -> R | Unusable:
-    """The reply's values."""
-    if ask.reply is Solution:
-        if CLOSE_THINK not in reply.content:
-            return Unusable("without-thinking", f"its thinking does not end with {CLOSE_THINK}, or is not shown at all")
-        return Solution(text=reply.content, truncated=reply.finish == "length")  # type: ignore[return-value]
-    if reply.finish == "length":
-        return Unusable("cut-off", f"it is longer than {ask.max_tokens} tokens")
-    try:
-        return ask.reply.model_validate_json(reply.content)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        return Unusable("malformed", f"{where + ': ' if where else ''}{first['msg']}"[:SHOWN])
+def _repairable(found: Unusable, reply: Paid) -> bool:
+    """Nothing is to be had by sending back what was held back, or thinking that left no room for a word."""
+    return found.reason == "malformed" or (found.reason == "cut-off" and bool(reply.content))

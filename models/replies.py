@@ -27,18 +27,27 @@ REPLIES = Table(
 )  # fmt: skip
 
 
+UNTOLD = -1
+"""In a column of tokens: the endpoint does not say. Older databases hold columns that allow no NULL."""
+
+
 class Paid(NamedTuple):
     """A reply as it came, whatever it is worth."""
 
     content: str
     finish: str
     """Why it ended: `stop`, `length`, …"""
-    prompt_tokens: int
-    generated_tokens: int
+    prompt_tokens: int | None
+    """None where the endpoint does not say."""
+    generated_tokens: int | None
 
 
 def identity(url: str, body: dict[str, Any], sample: int) -> bytes:
     return hashlib.sha256(json.dumps([url, body, sample], sort_keys=True).encode()).digest()
+
+
+def _told(tokens: int) -> int | None:
+    return None if tokens == UNTOLD else tokens
 
 
 class ReplyStore:
@@ -51,13 +60,14 @@ class ReplyStore:
         columns = [REPLIES.c[name] for name in Paid._fields]
         with self._database.connect() as connection:
             row = connection.execute(select(*columns).where(REPLIES.c.identity == key)).first()
-        return Paid(*row) if row else None
+        return Paid(row.content, row.finish, _told(row.prompt_tokens), _told(row.generated_tokens)) if row else None
 
     def keep(self, key: bytes, reply: Paid) -> None:
         """The first reply to a question stays."""
         upsert = UPSERTS[self._database.dialect.name](REPLIES)
         with self._database.begin() as connection:
-            values = {"identity": key, "created": time.time(), **reply._asdict()}
+            told = {name: UNTOLD if value is None else value for name, value in reply._asdict().items()}
+            values = {"identity": key, "created": time.time(), **told}
             connection.execute(upsert.values(values).on_conflict_do_nothing())
 
     def close(self) -> None:

@@ -8,7 +8,8 @@ of its schema. Texts in a schema have a greatest length: an open one may be cut 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
@@ -47,6 +48,8 @@ class Ask(Generic[R]):
     top_p: float | None = None
     sample: int = 0
     """Tells questions apart that are the same, and are to be answered anew."""
+    limit: str = "max_tokens"
+    """The setting that gives max_tokens, to be named to a person."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,11 @@ class Unusable:
     """One of a few words, to be counted."""
     detail: str
     """For a person."""
+
+
+def limited(asks: Sequence[Ask[R]], max_tokens: int, limit: str) -> list[Ask[R]]:
+    """Questions whose replies may be so long, since thinking counts, too; longer where their form needs more."""
+    return [replace(ask, max_tokens=max(ask.max_tokens, max_tokens), limit=limit) for ask in asks]
 
 
 def quoted(**parts: str) -> str:

@@ -380,6 +380,8 @@ class Usage(Record):
     flops: float = 0.0
     money: float = 0.0
     """Paid to auxiliary endpoints, now or when a reused reply was drawn."""
+    unmetered_replies: int = 0
+    """Of auxiliary endpoints that do not say how long they were: their tokens are in no count."""
 
     def __add__(self, more: Usage) -> Usage:
         return Usage(**{name: getattr(self, name) + getattr(more, name) for name in Usage.model_fields})

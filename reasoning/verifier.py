@@ -37,7 +37,8 @@ class Verifier:
     """Checks answers, plain ones at once and the others in child processes, which start on first need.
 
     Never raises for any text and never hangs: a comparison that takes longer than `limit` seconds, or more memory than
-    a child has, is ended with its process and counts as `Verdict.TIMEOUT`. `workers`: as many as there are cores.
+    a child has, is ended with its process and counts as `Verdict.TIMEOUT`. `workers`: as many as there are cores. They
+    are spawned, so a script that uses this needs the usual `if __name__ == "__main__":`.
     """
 
     def __init__(self, workers: int | None = None, limit: float = 10.0):

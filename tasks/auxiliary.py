@@ -33,5 +33,7 @@ def asked_of(place: Workplace, llm: Llm, stage: str, asks: Sequence[Ask[R]], mos
     before = sum(count.money for count in counts if count and count.payee == payee)
     client = place.auxiliary(llm)
     replies = client.ask(asks, place.progress.stage(stage, len(asks), "questions"), most_unusable, before)
+    for note in client.notes:
+        place.warn(note)
     reasons = Counter(reply.reason for reply in replies if isinstance(reply, Unusable))
     return Asked(replies, reasons, client.usage, payee)

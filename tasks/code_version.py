@@ -3,8 +3,8 @@
 Knows: sources of this project's packages, what names in them refer to. Must not know: Prefect, runs, what a step does.
 
 From a step's function all definitions are followed that it names, in the pure modules and in the steps' own: functions,
-classes, prompts and other constants. What runs in another process (the answer check, the trainer) is found
-by the name that brings it into play. Comments, docstrings and layout are left out; so is the code that only moves data, and serves.
+classes, prompts and other constants. What runs in another process (the answer check, the trainer) is found by the name
+that brings it into play. Comments, docstrings and layout are left out; so is the code that only moves data, and serves.
 """
 
 from __future__ import annotations
@@ -145,11 +145,11 @@ def _defined(statement: ast.stmt) -> set[str]:
 def _tree(module: str) -> ast.Module:
     """A module's code without its docstrings."""
     spec = find_spec(module)
-    assert spec and spec.origin, module
-    return _WithoutDocstrings().visit(ast.parse(Path(spec.origin).read_text()))
+    assert spec is not None, module
+    return _WithoutDocstrings().visit(ast.parse(Path(spec.origin or "").read_text()))
 
 
 class _WithoutDocstrings(ast.NodeTransformer):
-    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:  # noqa: N802
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
         is_text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
         return None if is_text else node

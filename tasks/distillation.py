@@ -18,7 +18,7 @@ from conf.settings import Finalizing, Probing, Sampling, Segmentation
 from models.checkpoint import Checkpoint
 from models.store import Purpose
 from reasoning import compression, difficulty
-from reasoning.asking import Ask, Solution, Unusable
+from reasoning.asking import Ask, Solution, Unusable, limited
 from reasoning.dto import shortest_right
 from reasoning.pairs import distillation_pairs, fit_pairs
 from reasoning.records import Compressed, Rating, Trace, Usage, Valued, Verdict, by_trace
@@ -64,7 +64,7 @@ def write_traces(
     asks = [
         Ask(
             teacher.instruction, problem.text, Solution, sampling.max_tokens, sampling.temperature, sampling.top_p,
-            sample=seed * SAMPLES_APART + sample,
+            sample=seed * SAMPLES_APART + sample, limit="sampling.max_tokens",
         )
         for problem in known for sample in range(sampling.samples)
     ]  # fmt: skip
@@ -147,7 +147,8 @@ def rate_by_llm(place: Workplace, problems: ArtifactRef, traces: ArtifactRef, ra
     TooManyUnusable."""
     started = time.monotonic()
     known, names = by_id(place, problems), {row.problem_id: None for row in place.rows(traces, Trace)}
-    found = asked_of(place, llm, "rate", [difficulty.question(known[name]) for name in names], rater.most_unusable)
+    asks = limited([difficulty.question(known[name]) for name in names], rater.max_tokens, "rating.max_tokens")
+    found = asked_of(place, llm, "rate", asks, rater.most_unusable)
     ratings = [
         Rating(problem_id=name, level=reply.level)
         for name, reply in zip(names, found.replies, strict=True) if not isinstance(reply, Unusable)
@@ -214,6 +215,7 @@ def compress_by_llm(
         compression.question(known[trace.problem_id], thinking_of(trace.text), max(1, round(tokens)))
         for trace, _, tokens in due
     ]
+    asks = limited(asks, compressor.max_tokens, "compression.by.max_tokens")
     found = asked_of(place, llm, "compress", asks, compressor.most_unusable)
     dropped += found.unusable
     line_break = "" if finalizing.closing_text.startswith("\n") else "\n"

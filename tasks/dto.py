@@ -24,7 +24,7 @@ from conf.settings import (
 )
 from models.checkpoint import Checkpoint
 from models.store import Purpose
-from reasoning.asking import Unusable
+from reasoning.asking import Unusable, limited
 from reasoning.dto import (
     METHOD_VERSION,
     first_wrong,
@@ -181,6 +181,7 @@ def propose_removals(
         spans = pairwise((0, *scan_by_name[name].kept_ends))
         texts = [checkpoint.decode(trace_of[name].token_ids[start:end]) for start, end in spans]
         asks.append(question(known[name[0]].text, texts))
+    asks = limited(asks, pruning.max_tokens, "pruning.max_tokens")
     found = asked_of(place, llm, "propose removals", asks, pruning.most_unusable)
     proposed = [
         Proposed(problem_id=name[0], sample=name[1], segments=tuple(sorted(set(reply.remove))))

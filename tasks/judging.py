@@ -10,7 +10,7 @@ from conf.auxiliary import Llm
 from conf.cot_distillation import Judging
 from conf.settings import Sampling
 from models.store import Purpose
-from reasoning.asking import Unusable
+from reasoning.asking import Unusable, limited
 from reasoning.judging import METHOD_VERSION, question
 from reasoning.records import Judged, Usage
 from tasks.artifacts import ArtifactRef
@@ -42,6 +42,7 @@ def judge_completions(
         entries += [(index, trace) for trace in traces if trace.sample == 0]
     luck.shuffle(entries)
     asks = [question(known[trace.problem_id], trace.text) for _, trace in entries]
+    asks = limited(asks, judging.max_tokens, "judging.max_tokens")
     found = asked_of(place, llm, "judge", asks, judging.most_unusable)
     rows = [
         Judged(model=index, problem_id=trace.problem_id, **reply.model_dump())

@@ -14,7 +14,7 @@ from conf.long_short import Importance, LlmChunker, Protocol
 from conf.settings import Sampling, Segmentation
 from models.dialogues import Tongue
 from reasoning import chunking, cold_start, thoughts
-from reasoning.asking import Unusable
+from reasoning.asking import Unusable, limited
 from reasoning.dialogue import METHOD_VERSION as DIALOGUE_VERSION
 from reasoning.dialogue import Speaker, holds_tag, turns_of
 from reasoning.records import Chunked, Demonstration, Rehearsed, Trace, Valued, by_trace
@@ -71,6 +71,7 @@ def chunk_by_llm(
     rows, dropped = _thinking(place, traces)
     steps_of = [_steps(row.text) for row in rows]
     asks = [chunking.question(known[row.problem_id].text, s) for row, s in zip(rows, steps_of, strict=True)]
+    asks = limited(asks, chunker.max_tokens, "chunking.max_tokens")
     found = asked_of(place, llm, "chunk", asks, chunker.most_unusable)
     chunked = []
     for row, steps, reply in zip(rows, steps_of, found.replies, strict=True):

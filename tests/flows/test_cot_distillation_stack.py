@@ -276,13 +276,14 @@ def test_a_teacher_that_hides_its_thinking_ends_the_run_early(tmp_path: Path, ch
 
 
 def test_half_the_money_stops_cleanly_and_the_rest_goes_on_from_there(tmp_path: Path, chat: Callable[[Script], Chat]):
+    short = ("rating.max_tokens=32", "compression.by.max_tokens=32", "judging.max_tokens=32")  # or little fits half
     whole = chat(assist)
-    need = sum(line["money"] for line in Run(tmp_path / "whole", *by_llm(whole)).report["ledger"])
+    need = sum(line["money"] for line in Run(tmp_path / "whole", *by_llm(whole, *short)).report["ledger"])
     server = chat(assist)
     with pytest.raises(CapReached, match=r"raise llm\.cap"):
-        Run(tmp_path / "capped", *by_llm(server, f"llm.cap={need / 2}"))
+        Run(tmp_path / "capped", *by_llm(server, f"llm.cap={need / 2}", *short))
     assert 0 < len(server.asked) * 110e-6 <= need / 2
-    run = Run(tmp_path / "capped", *by_llm(server, "llm.cap=100.0"))
+    run = Run(tmp_path / "capped", *by_llm(server, "llm.cap=100.0", *short))
     assert len(server.asked) == len(whole.asked)
     assert sum(line["money"] for line in run.report["ledger"]) == pytest.approx(need)
 

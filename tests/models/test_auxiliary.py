@@ -44,7 +44,7 @@ def replies(tmp_path: Path) -> Iterator[ReplyStore]:
 
 
 def llm(server: Chat, replies: ReplyStore, **settings: Any) -> AuxiliaryLlm:
-    return AuxiliaryLlm(Llm(url=server.url, model="m", **settings), replies)
+    return AuxiliaryLlm(Llm(url=server.url, model="m", **settings), replies, sleep=lambda seconds: asyncio.sleep(0))
 
 
 def asked(one: AuxiliaryLlm, count: int = 1) -> list[Grade | Unusable]:

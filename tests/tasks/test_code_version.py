@@ -45,8 +45,10 @@ def clean(text):
 
 PROMPT = "Be brief."
 """
-SOURCES = {"tasks.steps": STEPS, "reasoning.cut": CUT, "reasoning.marks": MARKS, "reasoning.answer_worker": "import mpmath\nx = 1",
-           "models.train": "import trl\ny = 1"}  # fmt: skip
+SOURCES = {
+    "tasks.steps": STEPS, "reasoning.cut": CUT, "reasoning.marks": MARKS,
+    "reasoning.answer_worker": "import mpmath\nx = 1", "models.train": "import trl\ny = 1",
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
