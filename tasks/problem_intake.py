@@ -1,0 +1,125 @@
+"""Rows are sorted into problems and bad rows, and as many problems as are wanted are drawn.
+
+Knows: what a problem needs, ids, doubles, the draw. Must not know: files, the hub, where results are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+from conf.settings import Hub, ProblemFile
+from reasoning.answers import settle
+from reasoning.contamination import without_doubles
+from reasoning.draws import Candidate, Draw
+from reasoning.problem_rows import letters_of, problem_of
+from reasoning.records import BadRow, Problem
+from reasoning.verifier import Verifier
+from tasks.problem_files import ProblemsRefused, Row
+
+
+class Named(NamedTuple):
+    """A row with the name that it has where it has no id of its own, and its subset."""
+
+    name: str
+    subset: str
+    row: Row
+
+
+class Intake:
+    """Problems of a source, found by `take`, and what was wrong with the others."""
+
+    def __init__(self, source: ProblemFile | Hub, verifier: Verifier):
+        self._source = source
+        self._verifier = verifier
+        self._places: dict[str, str] = {}
+        self.read = 0
+        """Rows."""
+        self.checked = 0
+        """Right answers that somebody tried to read."""
+        self.good: list[Problem] = []
+        self.malformed: list[BadRow] = []
+        self.unreadable: list[BadRow] = []
+        self.doubles = 0
+
+    def take_all(self, rows: Iterable[Named]) -> None:
+        """Every problem, in the order of the rows."""
+        self._keep_readable([problem for problem, _ in self._well_formed(rows)])
+
+    def draw(self, rows: Iterator[Named], draw: Draw, count: int, buffer: int | None) -> None:
+        """`count` problems, each text once. They are drawn from the first `buffer` rows, and only where these do not
+        hold as many also from the next ones."""
+        while len(self.good) < count:
+            before = self.read
+            order = iter(draw.taken(self._candidates(islice(rows, buffer), draw)))
+            while chunk := list(islice(order, count - len(self.good))):
+                fresh = without_doubles([*self.good, *chunk])[len(self.good) :]
+                self.doubles += len(chunk) - len(fresh)
+                self._keep_readable(fresh)
+            if self.read == before:
+                break
+
+    def _candidates(self, rows: Iterable[Named], draw: Draw) -> list[Candidate]:
+        """Well-formed problems, each text once."""
+        found: dict[bytes, Candidate] = {}
+        for problem, subset in self._well_formed(rows):
+            key = draw.key(problem.text)
+            self.doubles += key in found
+            strata = (subset, problem.subject or "", str(problem.level))
+            found.setdefault(key, Candidate(key, strata, problem))
+        return list(found.values())
+
+    def _well_formed(self, rows: Iterable[Named]) -> Iterator[tuple[Problem, str]]:
+        """Problems of new ids, with their subsets."""
+        for name, subset, row in rows:
+            self.read += 1
+            made = row.content
+            if not isinstance(made, BadRow):
+                made = problem_of(made, row.place, name, self._source.columns)
+            if isinstance(made, Problem) and made.id in self._places:
+                detail = f"id {made.id!r} was already seen at {self._places[made.id]}; ids must differ, or set columns.id to ''"  # noqa: E501
+                made = BadRow(place=row.place, id=made.id, reason="duplicate-id", detail=detail)
+            if isinstance(made, BadRow):
+                self.malformed.append(made)
+            else:
+                self._places[made.id] = row.place
+                yield made, subset
+
+    def _keep_readable(self, problems: Sequence[Problem]) -> None:
+        unreadable = self._unreadable(problems)
+        self.checked += len(problems)
+        self.good += [problem for problem in problems if problem.id not in unreadable]
+        self.unreadable += [
+            BadRow(
+                place=self._places[problem.id], id=problem.id, reason="unreadable-answer", detail=_unread(problem)
+            )
+            for problem in problems if problem.id in unreadable
+        ]  # fmt: skip
+
+    def _unreadable(self, problems: Sequence[Problem]) -> set[str]:
+        """Ids of problems whose right answer is no mathematics and, where there are options, no letter."""
+        lettered = {
+            p.id for p in problems if p.choices and any(settle(p.answer, letter, True) for letter in letters_of(p))
+        }
+        formulas = [problem for problem in problems if not problem.choices]
+        readable = self._verifier.readable([problem.answer for problem in formulas])
+        fine = lettered | {problem.id for problem, yes in zip(formulas, readable, strict=True) if yes}
+        return {problem.id for problem in problems} - fine
+
+    def refuse(self, name: str) -> None:
+        """Raises ProblemsRefused where there is nothing to use, or more bad rows than the source may have."""
+        if not self.read:
+            raise ProblemsRefused(f"{name}: no rows; name a source that has some")
+        for bad, among in ((self.malformed, self.read), (self.unreadable, self.checked)):
+            if bad and (not self.good or len(bad) > self._source.most_bad * among):
+                first = bad[0]
+                raise ProblemsRefused(
+                    f"{first.place}: {first.detail} ({len(bad)} of {among} rows are bad; problems.most_bad allows "
+                    f"{self._source.most_bad:.0%})"
+                )
+
+
+def _unread(problem: Problem) -> str:
+    remedy = "; where it is the option itself, set columns.answer_is to 'choice'" if problem.choices else ""
+    return f"the right answer {problem.answer[:60]!r} reads neither as a number or formula nor as a letter{remedy}"
