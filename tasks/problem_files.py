@@ -56,10 +56,14 @@ def files_of(path: str) -> list[str]:
     """The file at `path`, or those that fit it as a pattern, by name. Raises ProblemsRefused."""
     with refusals(path):
         files, place = fsspec.url_to_fs(path)
-        found = [place] if files.exists(place) else sorted(files.glob(place)) if "*" in place else []
-        if any(files.isdir(one) for one in found):
+        if files.exists(place):
+            names = [path]
+        else:
+            found = sorted(map(str, files.glob(place))) if any(sign in place for sign in "*?[") else []
+            names = [files.unstrip_protocol(one).removeprefix("file://") for one in found]
+        # Over HTTP this question would read the whole file.
+        if names == [path] and not path.startswith("http") and files.isdir(place):
             raise ProblemsRefused(f"{path}: a folder; name its files in problems.path, such as {path}/*.jsonl")
-        names = [str(files.unstrip_protocol(one)).removeprefix("file://") for one in found]
     if not names:
         raise ProblemsRefused(f"{path}: no such file; correct problems.path")
     for name in names:
