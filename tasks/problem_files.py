@@ -201,7 +201,7 @@ def _rows_of_parquet(name: str, fields: Fields, order: Callable[[int], Sequence[
     # Without a cache of its own, which would read megabytes ahead of each column that is skipped.
     with fsspec.open(name, "rb", cache_type="none") as file:
         parquet = pq.ParquetFile(file, page_checksum_verification=True)
-        columns = _columns(parquet.schema_arrow.names, fields)
+        columns = _columns(parquet.schema_arrow.names, fields, name)
         sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
         for group in order(len(sizes)):
             number = sum(sizes[:group])
@@ -211,16 +211,14 @@ def _rows_of_parquet(name: str, fields: Fields, order: Callable[[int], Sequence[
                     number += 1
 
 
-def _columns(names: Sequence[str], fields: Fields) -> list[str] | None:
-    """Those that the fields are in; all, where a needed one is missing and a person is to see what there is."""
-
-    def column(field: str) -> str:
-        return field if field in names else field.partition(".")[0]
-
-    if not {column(field) for field in fields.needed} <= set(names):
-        return None
-    wanted = {column(field) for field in fields.needed | fields.optional}
-    return [name for name in names if name in wanted]
+def _columns(names: Sequence[str], fields: Fields, file: str) -> list[str]:
+    """Those that the fields are in. Raises ProblemsRefused where a needed one is missing."""
+    column = {field: field if field in names else field.partition(".")[0] for field in fields.needed | fields.optional}
+    for field in sorted(fields.needed):
+        if column[field] not in names:
+            known = ", ".join(map(repr, names[:12]))
+            raise ProblemsRefused(f"{file}: no field {field!r}; its fields: {known}. Correct problems.columns")
+    return [name for name in names if name in column.values()]
 
 
 def _objects(table: pa.Table, name: str) -> Iterator[Any]:

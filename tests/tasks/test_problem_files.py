@@ -129,9 +129,13 @@ def test_only_the_columns_of_a_problem_are_read(tmp_path: Path):
         list(rows_of(str(path), FIELDS._replace(optional=frozenset({"trace"}))))
 
 
-def test_all_columns_are_read_where_a_needed_one_is_missing(tmp_path: Path):
-    parquet(tmp_path / "rows.parquet", [{"question": "?", "answer": 1, "more": 2}])
-    assert next(rows_of(str(tmp_path / "rows.parquet"), FIELDS)).content == {"question": "?", "answer": 1, "more": 2}
+def test_a_parquet_file_without_a_needed_column_is_refused_before_it_is_read(tmp_path: Path):
+    parquet(tmp_path / "rows.parquet", [{"question": "?", "answer": {"x": 1}}])
+    path = str(tmp_path / "rows.parquet")
+    with pytest.raises(ProblemsRefused, match=r"no field 'problem'; its fields: 'question', 'answer'\. Correct"):
+        next(rows_of(path, FIELDS))
+    fields = Fields(frozenset({"question", "answer.x"}), frozenset({"level"}))
+    assert next(rows_of(path, fields)).content == {"question": "?", "answer": {"x": 1}}
 
 
 def test_row_groups_come_in_the_order_asked_for(tmp_path: Path):
