@@ -44,9 +44,10 @@ def problem_of(row: dict[str, Any], columns: Columns, folder: Path, verifier: Ve
     """From a file with this one row. Raises ProblemsRefused."""
     path = folder / "rows.jsonl"
     path.write_text(json.dumps(row) + "\n")
-    if row.get("answer") in IN_PARQUET:
+    column = IN_PARQUET.get(str(row.get("answer")))
+    if column is not None:
         path = folder / "rows.parquet"
-        pq.write_table(pa.table({"problem": [row["problem"]], "answer": IN_PARQUET[row["answer"]]}), path)
+        pq.write_table(pa.table({"problem": [row["problem"]], "answer": column}), path)
     intake = taken(path, columns, verifier)
     intake.refuse(str(path))
     (problem,) = intake.good
