@@ -66,13 +66,13 @@ def files_of_hub(source: Hub, commit: str) -> list[DataFile]:
 
 def rows_of_hub(files: Sequence[DataFile], fields: Fields, draw: Draw | None) -> Iterator[tuple[DataFile, Row]]:
     """All rows: in their own order, or in that of the draw. Raises ProblemsRefused."""
-    order = draw.order([file.url for file in files]) if draw else range(len(files))
+    order = draw.order([file.name for file in files]) if draw else range(len(files))
     return in_turn((_stream(files[index], fields, draw) for index in order), AT_ONCE if draw else 1)
 
 
 def _stream(file: DataFile, fields: Fields, draw: Draw | None) -> Iterator[tuple[DataFile, Row]]:
     def order(groups: int) -> Sequence[int]:
-        return draw.order([f"{file.url}:{group}" for group in range(groups)]) if draw else range(groups)
+        return draw.order([f"{file.name}:{group}" for group in range(groups)]) if draw else range(groups)
 
     for row in rows_of(file.url, fields, order):
         yield file, row

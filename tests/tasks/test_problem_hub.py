@@ -49,7 +49,7 @@ def test_the_seed_decides_which_row_groups_are_read_first(tmp_path: Path):
     source = big_set(tmp_path / "set")
     first = {seed: problems(islice(read(source, Draw(seed, False)), 320)) for seed in (0, 1)}
     assert first[0] == problems(islice(read(source, Draw(0, False)), 320))
-    assert not {*first[0][:160]} & {*first[1][:160]}
+    assert len({*first[0]} & {*first[1]}) < 160  # half
     # 16 files in turn, 20 rows of each: one row group that is not everywhere the first one.
     numbers = Counter(problem.partition("-")[0] for problem in first[0])
     assert set(numbers.values()) == {20}

@@ -113,6 +113,11 @@ def test_what_differs_in_nothing_but_its_spelling_is_drawn_once():
     assert taken.doubles == 2
 
 
+def test_problems_that_differ_in_a_sign_or_an_operator_are_different_ones():
+    rows = [{"problem": f"Solve x {sign} 1 = 0.", "answer": "1"} for sign in "+-"]
+    assert len(drawn(named(rows), 5).good) == 2
+
+
 def test_rows_come_from_the_first_buffer_alone_as_long_as_it_holds_enough():
     taken = drawn(named(PLAIN), 10, buffer=20)
     assert taken.read == 20
