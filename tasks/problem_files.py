@@ -13,7 +13,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import IO, Any, NamedTuple
 
 import fsspec
@@ -165,18 +165,26 @@ def _lines(file: IO[bytes]) -> Iterator[bytes | None]:
 
 def _parsed(line: bytes, where: str) -> Any:
     try:
-        return json.loads(line, parse_float=Decimal)
+        return json.loads(line, parse_float=_decimal)
     except UnicodeDecodeError:
         return BadRow(place=where, id=None, reason="not-utf-8", detail="the line is not UTF-8; save the file as UTF-8")
     except (ValueError, RecursionError) as error:
         return BadRow(place=where, id=None, reason="malformed-json", detail=f"not JSON ({error}); correct the line")
 
 
+def _decimal(text: str) -> Decimal:
+    """The number's own value, not that of the nearest float."""
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        raise ValueError(f"a number out of all bounds: {text[:20]}") from None
+
+
 def _rows_of_json(file: IO[bytes], name: str) -> Iterator[Row]:
     """A list of rows, or an object that holds one; or JSON Lines, which many files of this name are."""
     text = file.read()
     try:
-        value = json.loads(text, parse_float=Decimal)
+        value = json.loads(text, parse_float=_decimal)
     except json.JSONDecodeError as error:
         if error.msg != "Extra data":
             raise

@@ -13,7 +13,6 @@ import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from pathlib import PurePosixPath
 from typing import NamedTuple, TypeVar
 
 from conf.settings import Hub
@@ -26,14 +25,10 @@ T = TypeVar("T")
 
 
 class DataFile(NamedTuple):
+    name: str
+    """Names its rows, with their numbers, and orders the files: by subset and position, wherever the set lies."""
     subset: str
     url: str
-
-    @property
-    def name(self) -> str:
-        """Names its rows, with their numbers."""
-        stem = PurePosixPath(self.url).name.partition(".")[0]
-        return f"{self.subset}/{stem}" if self.subset else stem
 
 
 def commit_of(source: Hub) -> str:
@@ -60,7 +55,8 @@ def files_of_hub(source: Hub, commit: str) -> list[DataFile]:
             raise not_to_be_had(source, error) from None
         if source.split not in files:
             raise not_to_be_had(source, LookupError(f"its splits: {', '.join(map(str, files)) or 'none'}"))
-        found += [DataFile(subset, str(url)) for url in files[source.split]]
+        prefix = f"{subset}/" if subset else ""
+        found += [DataFile(f"{prefix}{index}", subset, str(url)) for index, url in enumerate(files[source.split])]
     return found
 
 
@@ -83,12 +79,13 @@ def in_turn(streams: Iterator[Iterator[T]], at_once: int) -> Iterator[T]:
     opened = deque(islice(streams, at_once))
     while opened:
         stream = opened.popleft()
-        for found in islice(stream, 1):
-            yield found
-            opened.append(stream)
-            break
-        else:
+        try:
+            found = next(stream)
+        except StopIteration:
             opened.extend(islice(streams, 1))
+        else:
+            opened.append(stream)
+            yield found
 
 
 def not_to_be_had(source: Hub, error: Exception) -> ProblemsRefused:

@@ -159,8 +159,9 @@ def test_bad_lines_are_bad_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert reasons == [None, "malformed-json", "not-utf-8", "malformed-json", "too-long", None, None, "too-long"]
 
 
-def test_hopeless_depth_is_a_bad_row(tmp_path: Path):
-    (tmp_path / "rows.jsonl").write_bytes(b'{"answer": ' + b"[" * 1_000_000 + b"\n" + lines(ROWS[:1]))
+@pytest.mark.parametrize("value", [b"[" * 1_000_000, b"1e99999999999999999999}", b"1" * 5000 + b"}"])
+def test_hopeless_values_are_bad_rows(tmp_path: Path, value: bytes):
+    (tmp_path / "rows.jsonl").write_bytes(b'{"answer": ' + value + b"\n" + lines(ROWS[:1]))
     first, second = rows_of(str(tmp_path / "rows.jsonl"), FIELDS)
     assert isinstance(first.content, BadRow)
     assert second.content["id"] == "p0"

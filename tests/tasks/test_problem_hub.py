@@ -103,7 +103,7 @@ configs:
     (tmp_path / "geometry" / "part.csv").write_text("problem,answer\ng?,007\n")
     source = Hub(name=str(tmp_path), subsets=("algebra", "geometry"))
     found = [(file.name, file.subset, row.number, row.content["problem"]) for file, row in read(source)]
-    assert found == [("algebra/train", "algebra", 0, "a?"), ("geometry/part", "geometry", 0, "g?")]
+    assert found == [("algebra/0", "algebra", 0, "a?"), ("geometry/0", "geometry", 0, "g?")]
     with pytest.raises(ProblemsRefused, match=r"split 'test': its splits: train\. Check the source's name, subset"):
         files_of_hub(source.model_copy(update={"split": "test"}), "a" * 40)
     with pytest.raises(ProblemsRefused, match=r"split 'train': BuilderConfig 'none' not found"):

@@ -159,12 +159,12 @@ def test_a_hub_data_set_is_read_at_the_commit_that_its_branch_names(
     source = Hub.model_validate({"name": str(tmp_path), "subsets": ["x", "y"], "columns": columns})
     problems = [place.rows(problems_from(place, source, Split.TRAIN, 0), Problem) for _ in range(3)]
     assert [(problem.id, problem.text, problem.answer) for problem in problems[0]] == [
-        ("x/train:0", "x+1?", "2"), ("y/train:0", "y+1?", "2"),
+        ("x/0:0", "x+1?", "2"), ("y/0:0", "y+1?", "2"),
     ]  # fmt: skip
     assert [entry.cached for entry in place.ledger] == [False, True, False]
     drawn = source.model_copy(update={"count": 1, "revision": "c" * 40})
     seeds = [place.rows(problems_from(place, drawn, Split.TRAIN, seed), Problem)[0].id for seed in range(6)]
-    assert set(seeds) == {"x/train:0", "y/train:0"}
+    assert set(seeds) == {"x/0:0", "y/0:0"}
 
 
 def test_a_hub_that_is_out_of_reach_is_told(place: Workplace, monkeypatch: pytest.MonkeyPatch):
