@@ -35,7 +35,9 @@ def load(kind: type[S], preset: str, assignments: tuple[str, ...] = ()) -> S:
     """
     path = _preset_path(kind, preset)
     try:
-        values = tomllib.loads(path.read_text())
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError:
+        raise SettingsError(f"{path}: not UTF-8; save the file as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{path}: not valid TOML: {error}") from None
     for assignment in assignments:

@@ -46,16 +46,18 @@ class Stories(Section):
 
 
 class ProblemFile(Section):
-    """Problems from a JSON Lines or Parquet file."""
+    """Problems from files."""
 
     LEFT_OUT: ClassVar[dict[str, str]] = {"path": "the file's content is in the key, not its place"}
 
     type: Literal["file"] = "file"
     path: str
-    """A local path or an fsspec URL, ending in .jsonl or .parquet."""
+    """A local path or an fsspec URL, also a pattern such as `data/*.jsonl`. Kinds: .parquet; .jsonl, .json and .csv,
+    also with .gz."""
     columns: Columns = Columns()
     count: Positive | None = None
-    """Only the first so many. Not given: all."""
+    """So many, drawn at random by the run's seed, in the shares that subjects and levels have in the whole. More keep
+    the ones already drawn. Not given: all, the same for every seed."""
     most_bad: Share = 0.05
     """Bad rows are set aside and counted; above this share of bad rows the file is refused."""
 
@@ -68,16 +70,28 @@ class Hub(Section):
     type: Literal["hub"] = "hub"
     name: str
     subsets: tuple[str, ...] = ()
-    """Configurations of the data set, one after another. Empty: its only one."""
+    """Configurations of the data set. Empty: its only one."""
     split: str = "train"
     revision: str = "main"
     """A branch, tag or commit. A branch is looked up when the run starts; the commit found is what counts."""
     columns: Columns = Field(default_factory=lambda known: DATASETS.get(known.get("name", ""), Columns()))
-    """Not given: those of `conf.datasets`, where the data set is known there."""
+    """What is not given is as in `conf.datasets`, where the data set is known there."""
     count: Positive | None = None
-    """Only the first so many. Not given: all."""
+    """So many, drawn at random by the run's seed, in the shares that subsets, subjects and levels have in the rows that
+    are drawn from. More keep the ones already drawn. Not given: all, the same for every seed."""
+    shuffle_buffer: Positive = 50_000
+    """A draw is from this many rows, and only where they do not hold `count` different problems from the next so many,
+    too. A set of no more rows is drawn from whole. Of a larger one as many rows are read, streamed: of Parquet files
+    row groups chosen at random, 16 files in turn; files of other kinds from their beginning. Not from the paper."""
     most_bad: Share = 0.05
     """Bad rows are set aside and counted; above this share of bad rows the data set is refused."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_known_columns(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("columns"), dict) and values.get("name") in DATASETS:
+            return values | {"columns": DATASETS[values["name"]].model_dump() | values["columns"]}
+        return values
 
 
 Problems = Annotated[

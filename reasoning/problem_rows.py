@@ -5,47 +5,148 @@ Knows: column names, what a problem needs. Must not know: files, hubs, where a r
 
 from __future__ import annotations
 
-import math
 import random
 import re
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from numbers import Integral, Real
 from typing import Any
 
 from conf.datasets import Columns
 from reasoning.answers import boxed
 from reasoning.records import BadRow, Problem, TextPart
 
+LONGEST_TEXT = 1_000_000
+"""Characters of a problem or a right answer's field; no model reads that much."""
+LONGEST_ANSWER = 10_000
+"""Characters of a right answer."""
+MOST_DIGITS = 1000
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_ABSENT = object()
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}\b)")
+_SPEAKERS = {"problem": ("user", "human"), "answer": ("assistant", "gpt", "model")}
+
+
+class _Unfit(Exception):
+    """Why a row is no problem."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(detail)
+        self.reason, self.detail = reason, detail
+
+
+def needed_fields(columns: Columns) -> frozenset[str]:
+    """Without these, as they are written in the settings, a row is no problem."""
+    single = (columns.choices,) if isinstance(columns.choices, str) and columns.choices else ()
+    return frozenset((columns.problem, columns.answer, *columns.options, *single))
+
+
+def optional_fields(columns: Columns) -> frozenset[str]:
+    return frozenset((columns.id, columns.level, columns.subject)) - {""}
 
 
 def problem_of(row: Any, place: str, name: str, columns: Columns) -> Problem | BadRow:
     """The problem in `row`. `place` tells a person where the row lies; `name` is its id where it has no own."""
     if not isinstance(row, Mapping):
         return BadRow(place=place, id=None, reason="not-an-object", detail="a row must be a JSON object with fields")
-    own_id = _text(row.get(columns.id)) if columns.id else None
-    missing = _missing(row, columns)
-    if missing:
-        return BadRow(place=place, id=own_id, reason="missing-field", detail=missing)
-    choices = _choices(row, columns)
-    answer = _answer(row[columns.answer], choices or (), columns.answer_is)
+    own_id = _text(value_at(row, columns.id)) if columns.id else None
+    try:
+        return _made(row, own_id or name, columns)
+    except _Unfit as unfit:
+        return BadRow(place=place, id=own_id, reason=unfit.reason, detail=unfit.detail)
+
+
+def _made(row: Mapping[str, Any], name: str, columns: Columns) -> Problem:
+    """Raises _Unfit."""
+    question, given = _needed(row, "problem", columns.problem), _needed(row, "answer", columns.answer)
+    choices = _choices(row, columns, question)
+    answer = _answer(given, choices or (), columns.answer_is)
     if not answer:
-        detail = f"field {columns.answer!r} holds no answer of the kind columns.answer_is = {columns.answer_is!r}"
-        return BadRow(place=place, id=own_id, reason="no-answer", detail=detail)
-    level = row.get(columns.level) if columns.level else None
+        kind = f"columns.answer_is = {columns.answer_is!r}"
+        raise _Unfit("no-answer", f"field {columns.answer!r} holds no answer of the kind {kind}")
+    if len(answer) > LONGEST_ANSWER:
+        raise _Unfit("too-long", f"the right answer in field {columns.answer!r} has {len(answer)} characters")
     return Problem(
-        id=own_id or name, prompt=(TextPart(text=_asked(_text(row[columns.problem]) or "", choices)),), answer=answer,
-        choices=choices, level=_level(level),
+        id=name, prompt=(TextPart(text=_asked(question, choices)),), answer=answer, choices=choices,
+        level=_level(value_at(row, columns.level)), subject=_text(value_at(row, columns.subject)),
     )  # fmt: skip
 
 
-def _text(value: Any) -> str | None:
-    """A field's text; None when it is absent, empty or no text or number."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+def value_at(row: Mapping[str, Any], path: str) -> Any:
+    """The field `path`, or where a dotted path leads in objects and lists; `_ABSENT` where there is none."""
+    if path in row:
+        return row[path]
+    value: Any = row
+    for step in path.split("."):
+        if isinstance(value, Mapping) and step in value:
+            value = value[step]
+        elif isinstance(value, list | tuple) and step.isdecimal() and int(step) < len(value):
+            value = value[int(step)]
+        else:
+            return _ABSENT
+    return value
+
+
+def _needed(row: Mapping[str, Any], what: str, column: str) -> str:
+    """The text of a field that must be there. Raises _Unfit with what a person has to hear."""
+    value = value_at(row, column)
+    if value is _ABSENT:
+        known = ", ".join(map(repr, list(row)[:12])) or "none"
+        detail = f"no field {column!r}; its fields: {known}. Name the right one in columns.{what}"
+        raise _Unfit("missing-field", detail)
+    text = _text(value, _SPEAKERS[what])
+    if text is None:
+        raise _Unfit("missing-field", f"field {column!r} is empty or neither text nor a number")
+    if len(text) > LONGEST_TEXT:
+        raise _Unfit(
+            "too-long", f"field {column!r} has {len(text)} characters; more than {LONGEST_TEXT} are no problem"
+        )
+    return text
+
+
+def _text(value: Any, speakers: Sequence[str] = ()) -> str | None:
+    """A field's text; None when it is absent, empty or no text or number. Of messages the last one by `speakers`; of a
+    list of one its entry."""
+    while isinstance(value, list | tuple) and not _are_messages(value):
+        if len(value) != 1:
+            return None
+        value = value[0]
+    if isinstance(value, list | tuple):
+        value = _said(value, speakers)
+    text = value if isinstance(value, str) else _number(value)
+    return text if text and text.strip() and _is_storable(text) else None
+
+
+def _are_messages(value: Sequence[Any]) -> bool:
+    return bool(value) and all(isinstance(entry, Mapping) and ("role" in entry or "from" in entry) for entry in value)
+
+
+def _said(messages: Sequence[Mapping[str, Any]], speakers: Sequence[str]) -> str | None:
+    """The text of the last message by one of `speakers`; None where there is none, or where it holds more than text."""
+    for message in reversed(messages):
+        if message.get("role", message.get("from")) in speakers:
+            content = message.get("content", message.get("value"))
+            parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+            texts = [_part(part) for part in parts] if isinstance(parts, list | tuple) else [None]
+            return None if None in texts else "".join(filter(None, texts))
+    return None
+
+
+def _part(part: Any) -> str | None:
+    text = part.get("text") if isinstance(part, Mapping) and part.get("type", "text") == "text" else None
+    return text if isinstance(text, str) else None
+
+
+def _number(value: Any) -> str | None:
+    """A number's value in plain decimals: `1e-05` would be read as a formula with e. None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, Integral | Real | Decimal):
         return None
-    if isinstance(value, float) and not math.isfinite(value):
+    number = Decimal(int(value)) if isinstance(value, Integral) else Decimal(str(value))
+    if not number.is_finite() or abs(number.adjusted()) > MOST_DIGITS:
         return None
-    text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-    return text if text.strip() and _is_storable(text) else None
+    text = f"{number:f}"
+    plain = text.rstrip("0").rstrip(".") if "." in text else text
+    return "0" if plain == "-0" else plain
 
 
 def _is_storable(text: str) -> bool:
@@ -57,53 +158,48 @@ def _is_storable(text: str) -> bool:
     return True
 
 
-def _missing(row: Mapping[str, Any], columns: Columns) -> str | None:
-    """What a person has to hear about the first needed field that is absent or empty."""
-    needed = [("problem", columns.problem), ("answer", columns.answer)]
-    for what, column in needed:
-        if column not in row:
-            known = ", ".join(map(repr, list(row)[:12])) or "none"
-            return f"no field {column!r}; its fields: {known}. Name the right one in columns.{what}"
-        value = row[column]
-        if _text(_only(value)) is None:
-            return f"field {column!r} is empty or neither text nor a number"
-    for column in columns.wrong_choices:
-        if _text(row.get(column)) is None:
-            return f"field {column!r} of columns.wrong_choices is absent or empty"
-    if columns.choices:
-        options = row.get(columns.choices)
-        if not isinstance(options, list | tuple) or not options or any(_text(option) is None for option in options):
-            return f"field {columns.choices!r} is no list of options; leave columns.choices empty if there are none"
-    return None
+def _choices(row: Mapping[str, Any], columns: Columns, question: str) -> tuple[str, ...] | None:
+    """The options, in the row's order; with the right one in a column of its own in an order that the question alone
+    decides. Raises _Unfit."""
+    if not columns.choices and not columns.wrong_choices:
+        return None
+    if isinstance(columns.choices, str) and columns.choices:
+        options = _options(value_at(row, columns.choices), columns.choices)
+    else:
+        options = [_option(row, column, columns) for column in columns.options]
+    if len(options) > len(LETTERS):
+        raise _Unfit("too-many-options", f"{len(options)} options; there are letters for {len(LETTERS)}")
+    if columns.answer in columns.options:
+        random.Random(question).shuffle(options)
+    return tuple(options)
 
 
-def _choices(row: Mapping[str, Any], columns: Columns) -> tuple[str, ...] | None:
-    """The options, in the row's order; those in columns of their own in one that the question alone decides."""
-    if columns.choices:
-        return tuple(_text(choice) or "" for choice in row[columns.choices])
-    if columns.wrong_choices:
-        options = [_text(row[column]) or "" for column in (columns.answer, *columns.wrong_choices)]
-        random.Random(_text(row[columns.problem])).shuffle(options)
-        return tuple(options)
-    return None
+def _options(value: Any, column: str) -> list[str]:
+    """From a list, or from an object with an option under each letter."""
+    values = [given for given in value.values() if given is not None] if isinstance(value, Mapping) else value
+    texts = [_text(given) for given in values] if isinstance(values, list | tuple) else []
+    options = [text for text in texts if text is not None]
+    if not options or len(options) < len(texts):
+        detail = f"field {column!r} is no list of options; leave columns.choices empty if there are none"
+        raise _Unfit("missing-field", detail)
+    return options
 
 
-def _only(value: Any) -> Any:
-    """The one entry of a list; anything else as it is."""
-    return value[0] if isinstance(value, list) and len(value) == 1 else value
+def _option(row: Mapping[str, Any], column: str, columns: Columns) -> str:
+    text = _text(value_at(row, column))
+    if text is None:
+        setting = "wrong_choices" if columns.wrong_choices else "choices"
+        raise _Unfit("missing-field", f"field {column!r} of columns.{setting} is absent or empty")
+    return text
 
 
-def _letter(index: int) -> str:
-    return chr(ord("A") + index)
-
-
-def _answer(value: Any, choices: Sequence[str], kind: str) -> str | None:
+def _answer(text: str, choices: Sequence[str], kind: str) -> str | None:
     """None or nothing where there is none of that kind."""
-    text = _text(_only(value)) or ""
     if kind == "choice":
-        return _letter(choices.index(text))
+        same = [index for index, choice in enumerate(choices) if choice.strip() == text.strip()]
+        return LETTERS[same[0]] if len(same) == 1 else None
     if kind == "index":
-        return _letter(int(text)) if text in map(str, range(len(choices))) else None
+        return LETTERS[int(text)] if text in map(str, range(len(choices))) else None
     if kind == "boxed":
         return boxed(text)
     if kind == "hashes":
@@ -117,10 +213,10 @@ def _asked(problem: str, choices: tuple[str, ...] | None) -> str:
     """The question, with lettered options where there are any."""
     if not choices:
         return problem
-    return problem + "\n" + "\n".join(f"({_letter(index)}) {choice}" for index, choice in enumerate(choices))
+    return problem + "\n" + "\n".join(f"({letter}) {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
 
 
 def _level(value: Any) -> int | None:
-    """A whole number below 1,000, or the last one in a text such as "Level 5"; None for anything else."""
-    digits = re.findall(r"\d+", _text(value) or "")
-    return int(digits[-1]) if digits and len(digits[-1]) < 4 else None
+    """The whole part of a number below 1,000, or the last one in a text such as "Level 5"; None for anything else."""
+    digits = re.findall(r"(?<![\d.,-])\d{1,3}(?!\d)", _text(value) or "")
+    return int(digits[-1]) if digits else None

@@ -33,6 +33,7 @@ class Problem(Record):
     choices: tuple[str, ...] | None = None
     """Options of a multiple-choice question; the answer is then a letter."""
     level: int | None = None
+    subject: str | None = None
 
     @property
     def text(self) -> str:

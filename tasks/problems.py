@@ -5,38 +5,28 @@ Knows: files, the hub, which rows to set aside, how long prompts are. Must not k
 
 from __future__ import annotations
 
-import json
-import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import fsspec
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from conf.errors import ReadableError
 from conf.settings import Decontamination, Hub, NoDecontamination, ProblemFile, Problems, Stories
 from models.dialogues import prompt_ids
 from reasoning.contamination import METHOD_VERSION as CONTAMINATION_VERSION
-from reasoning.contamination import Words, matches, without_doubles, words
-from reasoning.problem_rows import problem_of
-from reasoning.records import BadRow, Match, Problem, TextPart
+from reasoning.contamination import matches, without_doubles
+from reasoning.draws import Draw
+from reasoning.problem_rows import needed_fields, optional_fields
+from reasoning.records import Match, Problem, TextPart
 from reasoning.stories import METHOD_VERSION, Split, Story, draw_stories
 from reasoning.verifier import METHOD_VERSION as VERIFIER_VERSION
-from tasks.artifacts import ArtifactRef, content_digest
+from tasks.artifacts import ArtifactRef
 from tasks.caching import step
+from tasks.problem_files import Fields, ProblemsRefused, digest_of, files_of, rows_of
+from tasks.problem_hub import commit_of, files_of_hub, rows_of_hub
+from tasks.problem_intake import Intake, Named
 from tasks.workplace import Workplace
 
 VERSION = f"2.{VERIFIER_VERSION}"
-CHUNK = 4096
-"""Rows that are read and checked at one time: a data set on the hub may have millions, of which a run wants some."""
-
-
-class ProblemsRefused(ReadableError):
-    """A source that cannot be used, with what is wrong, where, and what to do."""
 
 
 class Sources(NamedTuple):
@@ -47,22 +37,18 @@ class Sources(NamedTuple):
     """By name; the first is the main one."""
 
 
-class Row(NamedTuple):
-    place: str
-    content: Any
-    """The row as it was read, or a BadRow where it could not be."""
-
-
 def problems_from(place: Workplace, source: Problems, split: Split, seed: int) -> ArtifactRef:
-    """Rows of Problem. `split` and `seed` choose among stories; other sources are what they are.
+    """Rows of Problem. `split` and `seed` choose among stories, and where a `count` is given among other problems.
 
     Raises ProblemsRefused.
     """
     if isinstance(source, Stories):
         return draw_problems(place, source=source, split=split, seed=seed)
     if isinstance(source, Hub):
-        return load_hub(place, source=source, commit=_commit(source))
-    return load_file(place, file=_file(source.path), source=source)
+        return load_hub(place, source=source, commit=commit_of(source), draw=_draw(source, split, seed))
+    names = files_of(source.path)
+    file = ArtifactRef(kind="file", uri=source.path, digest=digest_of(names), rows=0)
+    return load_file(place, file=file, source=source, draw=_draw(source, split, seed))
 
 
 def draw_sources(place: Workplace, problems: Problems, exams: Mapping[str, Problems], seed: int) -> Sources:
@@ -114,27 +100,19 @@ def draw_problems(place: Workplace, source: Stories, split: Split, seed: int) ->
 
 
 @step(version=VERSION)
-def load_file(place: Workplace, file: ArtifactRef, source: ProblemFile) -> ArtifactRef:
-    """Rows of Problem from `file`, whose content is what the cache key holds."""
-    return _publish(place, source, file.uri, _rows_of_file(file.uri))
+def load_file(place: Workplace, file: ArtifactRef, source: ProblemFile, draw: Draw | None) -> ArtifactRef:
+    """Rows of Problem from the files at `file.uri`, whose content is what the cache key holds."""
+    rows = (row for name in files_of(file.uri) for row in rows_of(name, _fields(source)))
+    named = (Named(f"row-{index}", "", row) for index, row in enumerate(rows))
+    return _publish(place, source, file.uri, named, draw)
 
 
 @step(version=VERSION)
-def load_hub(place: Workplace, source: Hub, commit: str) -> ArtifactRef:
+def load_hub(place: Workplace, source: Hub, commit: str, draw: Draw | None) -> ArtifactRef:
     """Rows of Problem from one commit of a data set on the hub."""
-    from datasets import load_dataset
-
-    try:
-        parts = {
-            subset: load_dataset(source.name, subset or None, split=source.split, revision=commit)
-            for subset in source.subsets or ("",)
-        }
-    except Exception as error:  # the hub's client raises many kinds; all mean that the data set is not to be had
-        raise _not_to_be_had(source, error) from None
-    named = (
-        Row(f"{source.name}/{part}[{index}]", row) for part, rows in parts.items() for index, row in enumerate(rows)
-    )
-    return _publish(place, source, source.name, named)
+    rows = rows_of_hub(files_of_hub(source, commit), _fields(source), draw)
+    named = (Named(f"{file.name}:{row.number}", file.subset, row) for file, row in rows)
+    return _publish(place, source, source.name, named, draw, source.shuffle_buffer)
 
 
 @step(version="1")
@@ -215,138 +193,33 @@ def drop_problems(place: Workplace, problems: ArtifactRef, matches: ArtifactRef)
     return place.publish("problems", kept, rows_in=len(rows), dropped=dict(+dropped), started=started)
 
 
-def _commit(source: Hub) -> str:
-    """The commit that the revision names now."""
-    from huggingface_hub import HfApi
-
-    if re.fullmatch("[0-9a-f]{40}", source.revision):
-        return source.revision
-    try:
-        return str(HfApi().dataset_info(source.name, revision=source.revision).sha)
-    except Exception as error:
-        raise _not_to_be_had(source, error) from None
+def _draw(source: ProblemFile | Hub, split: Split, seed: int) -> Draw | None:
+    """None where all problems are taken: then they are the same for every seed and split."""
+    return Draw(seed, split is Split.BENCHMARK) if source.count else None
 
 
-def _not_to_be_had(source: Hub, error: Exception) -> ProblemsRefused:
-    return ProblemsRefused(
-        f"{source.name} at {source.revision!r}, split {source.split!r}: {error}. Check the source's name, subset, "
-        f"split and revision, and whether this machine may reach the hub"
-    )
+def _fields(source: ProblemFile | Hub) -> Fields:
+    return Fields(needed_fields(source.columns), optional_fields(source.columns))
 
 
-def _file(path: str) -> ArtifactRef:
-    """The file as a reference by content."""
-    if not path.endswith((".jsonl", ".parquet")):
-        raise ProblemsRefused(
-            f"{path}: problems come from .jsonl or .parquet files; convert it and change problems.path"
-        )
-    try:
-        return ArtifactRef(kind="file", uri=path, digest=content_digest(path), rows=0)
-    except FileNotFoundError:
-        raise ProblemsRefused(f"{path}: no such file; correct problems.path") from None
-
-
-def _rows_of_file(path: str) -> Iterator[Row]:
-    if path.endswith(".parquet"):
-        yield from _rows_of_parquet(path)
-        return
-    with fsspec.open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield Row(f"{path}:{number}", _parsed(line, f"{path}:{number}"))
-
-
-def _rows_of_parquet(path: str) -> Iterator[Row]:
-    try:
-        with fsspec.open(path, "rb") as file:
-            rows = pq.read_table(file).to_pylist()
-    except pa.ArrowInvalid as error:
-        raise ProblemsRefused(f"{path}: not a Parquet file ({error}); write it again") from None
-    yield from (Row(f"{path}, row {index}", row) for index, row in enumerate(rows))
-
-
-def _parsed(line: bytes, where: str) -> Any:
-    try:
-        return json.loads(line)
-    except UnicodeDecodeError:
-        return BadRow(place=where, id=None, reason="not-utf-8", detail="the line is not UTF-8; save the file as UTF-8")
-    except (ValueError, RecursionError) as error:
-        return BadRow(place=where, id=None, reason="malformed-json", detail=f"not JSON ({error}); correct the line")
-
-
-def _publish(place: Workplace, source: ProblemFile | Hub, name: str, rows: Iterator[Row]) -> ArtifactRef:
+def _publish(
+    place: Workplace, source: ProblemFile | Hub, name: str, rows: Iterator[Named], draw: Draw | None,
+    buffer: int | None = None,
+) -> ArtifactRef:  # fmt: skip
+    """The problems in `rows`; bad rows are set aside. Raises ProblemsRefused."""
     started = time.monotonic()
-    good, bad = sort_rows(place, source, rows)
-    if not good and not bad:
-        raise ProblemsRefused(f"{name}: no rows; name a source that has some")
-    if not good or len(bad) > source.most_bad * (len(good) + len(bad)):
-        first = bad[0]
-        raise ProblemsRefused(
-            f"{first.place}: {first.detail} ({len(bad)} of {len(good) + len(bad)} rows are bad; "
-            f"problems.most_bad allows {source.most_bad:.0%})"
-        )
+    intake = Intake(source, place.verifier)
+    if draw and source.count:
+        intake.draw(rows, draw, source.count, buffer)
+    else:
+        intake.take_all(rows)
+    intake.refuse(name)
+    bad = [*intake.malformed, *intake.unreadable]
     if bad:
         path = place.local_root / "set-aside" / f"{place.step_key}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(row.model_dump_json() + "\n" for row in bad))
         place.progress.note(f"{name}: {len(bad)} bad rows set aside in {path}")
-    distinct = without_doubles(good) if source.count else good
-    kept = distinct[: source.count]
-    dropped = Counter(row.reason for row in bad)
-    dropped |= {"double": len(good) - len(distinct), "beyond-count": len(distinct) - len(kept)}
-    return place.publish("problems", kept, rows_in=len(good) + len(bad), dropped=dict(+dropped), started=started)
-
-
-def sort_rows(place: Workplace, source: ProblemFile | Hub, rows: Iterator[Row]) -> tuple[list[Problem], list[BadRow]]:
-    """Problems, and rows that are none: badly formed, of an id seen before, or with a right answer nobody can read.
-    Reads little further than to as many different problems as are wanted."""
-    good: list[Problem] = []
-    bad: list[BadRow] = []
-    places: dict[str, str] = {}
-    different: set[Words] = set()
-    numbered = enumerate(rows)
-    while chunk := list(islice(numbered, CHUNK)):
-        found, worse = _told_apart(source, chunk, places)
-        unreadable = _unreadable(place, found)
-        readable = [problem for problem in found if problem.id not in unreadable]
-        good += readable
-        bad += worse
-        bad += [
-            BadRow(
-                place=places[problem.id], id=problem.id, reason="unreadable-answer",
-                detail=f"the right answer {problem.answer[:60]!r} reads neither as a number or formula nor as a letter",
-            )
-            for problem in found if problem.id in unreadable
-        ]  # fmt: skip
-        if source.count:
-            different.update(words(problem.text) for problem in readable)
-            if len(different) >= source.count:
-                break
-    return good, bad
-
-
-def _told_apart(
-    source: ProblemFile | Hub, rows: Sequence[tuple[int, Row]], places: dict[str, str]
-) -> tuple[list[Problem], list[BadRow]]:
-    """Well-formed problems of new ids, and the others. `places` holds where each id was seen."""
-    found: list[Problem] = []
-    bad: list[BadRow] = []
-    for index, row in rows:
-        made = row.content
-        if not isinstance(made, BadRow):
-            made = problem_of(row.content, row.place, f"row-{index}", source.columns)
-        if isinstance(made, Problem) and made.id in places:
-            detail = f"id {made.id!r} was already seen at {places[made.id]}; ids must differ, or set columns.id to ''"
-            made = BadRow(place=row.place, id=made.id, reason="duplicate-id", detail=detail)
-        if isinstance(made, BadRow):
-            bad.append(made)
-        else:
-            places[made.id] = row.place
-            found.append(made)
-    return found, bad
-
-
-def _unreadable(place: Workplace, problems: Sequence[Problem]) -> set[str]:
-    """Ids of problems whose right answer cannot be told from others, or is none of their options."""
-    readable = place.verifier.readable(problems)
-    return {problem.id for problem, yes in zip(problems, readable, strict=True) if not yes}
+    dropped = Counter(row.reason for row in bad) + Counter({"double": intake.doubles})
+    dropped["beyond-count"] = intake.read - len(intake.good) - dropped.total()
+    return place.publish("problems", intake.good, rows_in=intake.read, dropped=dict(+dropped), started=started)

@@ -1,3 +1,4 @@
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -7,6 +8,7 @@ from pydantic import BaseModel
 
 from conf.claims import Claims
 from conf.cot_distillation import CotDistillation
+from conf.datasets import DATASETS
 from conf.load import PRESETS, SettingsError, load
 from conf.long_short import LongShort
 from conf.section import Section
@@ -201,6 +203,37 @@ def test_a_preset_file_with_bad_toml_names_the_line(tmp_path: Path):
     (tmp_path / "mine.toml").write_text("seed = 1\nseed = = 2\n")
     with pytest.raises(SettingsError, match=r"mine\.toml: not valid TOML: .*line 2"):
         load(Dto, str(tmp_path / "mine.toml"))
+
+
+def test_a_preset_is_utf_8_with_or_without_a_mark(tmp_path: Path):
+    text = 'model = "modèle"\n'
+    for encoding in ("utf-8", "utf-8-sig"):
+        (tmp_path / "mine.toml").write_text(text, encoding=encoding)
+        assert load(Dto, str(tmp_path / "mine.toml")).model == "modèle"
+    for encoding in ("utf-16", "latin-1", "utf-16-le"):
+        (tmp_path / "mine.toml").write_text(text, encoding=encoding)
+        with pytest.raises(SettingsError) as error:
+            load(Dto, str(tmp_path / "mine.toml"))
+        assert re.match(r".*mine\.toml: not (UTF-8; save the file as UTF-8|valid TOML)", str(error.value))
+        assert "\n" not in str(error.value)
+
+
+def test_one_column_of_a_known_data_set_can_be_overridden():
+    gsm8k = DATASETS["openai/gsm8k"]
+    given = ("problems.type=hub", "problems.name=openai/gsm8k")
+    assert load(Dto, "tiny", given).problems.columns == gsm8k  # type: ignore[union-attr]
+    changed = load(Dto, "tiny", (*given, "problems.columns.problem=q2"))
+    assert changed.problems.columns == gsm8k.model_copy(update={"problem": "q2"})  # type: ignore[union-attr]
+    assert Dto.model_validate_json(changed.model_dump_json()) == changed
+    preset = load(Dto, "paper-r1-1.5b", ("problems.columns.problem=q2",)).problems
+    assert preset.columns == DATASETS["EleutherAI/hendrycks_math"].model_copy(update={"problem": "q2"})  # type: ignore[union-attr]
+
+
+def test_a_preset_can_override_one_column_of_a_known_data_set(tmp_path: Path):
+    text = '[problems]\ntype = "hub"\nname = "openai/gsm8k"\n[problems.columns]\nlevel = "steps"\n'
+    (tmp_path / "mine.toml").write_text(text)
+    columns = load(Dto, str(tmp_path / "mine.toml"), ("problems.columns.problem=q2",)).problems.columns  # type: ignore[union-attr]
+    assert columns == DATASETS["openai/gsm8k"].model_copy(update={"problem": "q2", "level": "steps"})
 
 
 def sections(kind: type[BaseModel]) -> set[type[Section]]:

@@ -1,6 +1,10 @@
 import math
+import re
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,9 +47,159 @@ def test_where_the_right_answer_stands(kind: str, text: str, answer: str):
     assert problem.answer == answer
 
 
+def test_fields_inside_of_others():
+    row = {"a": {"b": "1+1?"}, "c": [{"value": 2}], "d.e": "7"}
+    problem = made(row, problem="a.b", answer="c.0.value", id="d.e")
+    assert isinstance(problem, Problem)
+    assert (problem.id, problem.text, problem.answer) == ("7", "1+1?", "2")
+    for path in ("a.x", "a.b.c", "c.1.value", "c.x", "x.y", "c.-1.value"):
+        bad = made(row, problem="a.b", answer=path, id="")
+        assert isinstance(bad, BadRow)
+        assert f"no field {path!r}; its fields: 'a', 'c', 'd.e'" in bad.detail
+
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+TEXT_PARTS = [{"type": "text", "text": "1+"}, {"type": "text", "text": "1?"}]
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": "user", "content": "1+1?"}],
+        [SYSTEM, {"role": "user", "content": "0?"}, {"role": "assistant", "content": "0"},
+         {"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}],
+        [{"from": "system", "value": "x"}, {"from": "human", "value": "1+1?"}, {"from": "gpt", "value": "2"}],
+        [SYSTEM, {"role": "user", "content": TEXT_PARTS}],
+        [[{"role": "user", "content": "1+1?"}]],
+    ],
+)  # fmt: skip
+def test_a_list_of_messages_asks_what_the_user_said_last(messages: Any):
+    problem = made({"prompt": messages, "answer": "2"}, problem="prompt")
+    assert isinstance(problem, Problem)
+    assert problem.text == "1+1?"
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [SYSTEM], [], [{"role": "user"}], [{"role": "user", "content": None}], [{"role": "user", "content": 5}],
+        [{"role": "user", "content": [*TEXT_PARTS, {"type": "image_url", "image_url": {"url": "x"}}]}],
+        [{"role": "user", "content": ["text"]}], [{"role": "user", "content": "  "}], ["1+1?", "2+2?"], [[]], {},
+    ],
+)  # fmt: skip
+def test_messages_that_ask_nothing_or_hold_more_than_text_are_bad_rows(messages: Any):
+    bad = made({"prompt": messages, "answer": "2"}, problem="prompt")
+    assert isinstance(bad, BadRow)
+    assert bad.reason == "missing-field"
+
+
+def test_the_answer_is_what_the_assistant_said_last():
+    row = {"problem": "1+1?", "messages": [{"role": "user", "content": "1+1?"},
+                                           {"role": "assistant", "content": r"It is \boxed{2}."}]}  # fmt: skip
+    problem = made(row, answer="messages", answer_is="boxed")
+    assert isinstance(problem, Problem)
+    assert problem.answer == "2"
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (1e-05, "0.00001"), (2.0, "2"), (-0.0, "0"), (1e22, "1" + 22 * "0"), (1.5e300, "15" + 299 * "0"), (0.1, "0.1"),
+        (10**400, "1" + 400 * "0"), (-7, "-7"), (Decimal("2.50"), "2.5"), (Decimal("1E+3"), "1000"), (100, "100"),
+        (Decimal("0.12345678901234567890123"), "0.12345678901234567890123"), (np.float32(0.1), "0.1"),
+        (np.float64(1e-7), "0.0000001"), (np.int64(12), "12"), (np.uint8(200), "200"), (1000.0, "1000"), (0, "0"),
+    ],
+)  # fmt: skip
+def test_numbers_are_written_out_by_value(number: Any, text: str):
+    problem = made(ROW | {"answer": number})
+    assert isinstance(problem, Problem)
+    assert problem.answer == text
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**30), max_value=10**30) | st.integers()
+       | st.floats(allow_nan=False, allow_infinity=False))  # fmt: skip
+def test_no_number_loses_its_value(number: Any):
+    problem = made(ROW | {"answer": number})
+    assert isinstance(problem, Problem)
+    assert re.fullmatch(r"-?\d+(\.\d*[1-9])?", problem.answer)
+    assert Fraction(problem.answer) == Fraction(str(number))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [True, False, math.inf, math.nan, Decimal("NaN"), Decimal("-Infinity"), Decimal("1e999999999999"), np.bool_(True),
+     np.float32("nan"), b"7", {"x": 1}, [1, 2], 10**2000],
+)  # fmt: skip
+def test_what_is_no_number_is_no_answer(value: Any):
+    assert isinstance(made(ROW | {"answer": value}), BadRow)
+
+
+def test_a_problem_of_any_length_or_depth_is_no_crash():
+    deep: Any = "7"
+    for _ in range(50_000):
+        deep = [deep]
+    problem = made(ROW | {"answer": deep})
+    assert isinstance(problem, Problem)
+    assert problem.answer == "7"
+    for row in (ROW | {"problem": "x" * 2_000_000}, ROW | {"answer": "1" * 20_000}):
+        bad = made(row)
+        assert isinstance(bad, BadRow)
+        assert bad.reason == "too-long"
+    many = made(ROW | {"choices": [str(n) for n in range(27)], "answer": "A"}, choices="choices")
+    assert isinstance(many, BadRow)
+    assert many.reason == "too-many-options"
+
+
+def test_options_in_columns_of_their_own():
+    row = {"q": "1+1?", "a": "1", "b": "2", "right": "B"}
+    problem = made(row, problem="q", answer="right", choices=["a", "b"])
+    assert isinstance(problem, Problem)
+    assert (problem.text, problem.answer) == ("1+1?\n(A) 1\n(B) 2", "B")
+
+
+@pytest.mark.parametrize("options", [["1", "2"], {"A": "1", "B": "2", "C": None}])
+def test_the_right_option_itself_among_a_list_or_an_object_of_options(options: Any):
+    row = {"q": "1+1?", "options": options, "right": [" 2 "]}
+    problem = made(row, problem="q", answer="right", answer_is="choice", choices="options")
+    assert isinstance(problem, Problem)
+    assert (problem.text, problem.answer) == ("1+1?\n(A) 1\n(B) 2", "B")
+    for right in ("3", "1+1"):
+        bad = made(row | {"right": right}, problem="q", answer="right", answer_is="choice", choices="options")
+        assert isinstance(bad, BadRow)
+        assert bad.reason == "no-answer"
+
+
+def test_an_option_given_twice_cannot_be_the_right_one():
+    row = {"q": "1+1?", "options": ["2", "2", "3"], "right": "2"}
+    assert isinstance(made(row, problem="q", answer="right", answer_is="choice", choices="options"), BadRow)
+
+
+def test_subjects_and_levels_are_found_by_themselves():
+    problem = made(ROW | {"subject": "Algebra", "level": "Level 3"})
+    assert isinstance(problem, Problem)
+    assert (problem.subject, problem.level) == ("Algebra", 3)
+    problem = made(ROW)
+    assert isinstance(problem, Problem)
+    assert (problem.subject, problem.level) == (None, None)
+
+
 @pytest.mark.parametrize(
     ("given", "level"),
-    [(2.0, 2), (3, 3), ("Level 5", 5), ("none", None), ("1" * 5000, None), (None, None), (True, None)],
+    [
+        (6.5, 6),
+        ("6.5", 6),
+        (Decimal("4.0"), 4),
+        (-1, None),
+        ("Level ?", None),
+        ("easy", None),
+        (2.0, 2),
+        (3, 3),
+        ("Level 5", 5),
+        ("none", None),
+        ("1" * 5000, None),
+        (None, None),
+        (True, None),
+    ],
 )
 def test_a_level_is_a_small_whole_number_or_none(given: Any, level: int | None):
     problem = made(ROW | {"level": given}, level="level")
@@ -110,6 +264,39 @@ OF_THE_HUB = {
     "HuggingFaceH4/MATH-500": (
         {"problem": "1+1?", "solution": "", "answer": "2", "subject": "Algebra", "level": 4, "unique_id": "test/1"},
         ("test/1", "1+1?", "2", 4),
+    ),
+    "DigitalLearningGmbH/MATH-lighteval": (
+        {"problem": "1+1?", "level": "Level 5", "type": "Geometry", "solution": r"It is $\boxed{2}$."},
+        ("row-7", "1+1?", "2", 5),
+    ),
+    "agentica-org/DeepScaleR-Preview-Dataset": (
+        {"problem": "1+1?", "answer": "2", "solution": ""}, ("row-7", "1+1?", "2", None),
+    ),
+    "zwhe99/DeepMath-103K": (
+        {"question": "1+1?", "final_answer": "2", "difficulty": 6.5, "topic": "Mathematics -> Algebra",
+         "r1_solution_1": ""},
+        ("row-7", "1+1?", "2", 6),
+    ),
+    "open-r1/OpenR1-Math-220k": (
+        {"problem": "1+1?", "solution": "", "answer": "2", "problem_type": "Algebra", "question_type": "other",
+         "source": "olympiads", "uuid": "u-1", "generations": ["<think>"],
+         "messages": [{"role": "user", "content": "1+1?"}]},
+        ("u-1", "1+1?", "2", None),
+    ),
+    "BytedTsinghua-SIA/DAPO-Math-17k": (
+        {"data_source": "math_dapo", "prompt": [{"content": "1+1?", "role": "user"}], "ability": "MATH",
+         "reward_model": {"ground_truth": "2", "style": "rule"}, "extra_info": {"index": "x"}},
+        ("row-7", "1+1?", "2", None),
+    ),
+    "PRIME-RL/Eurus-2-RL-Data": (
+        {"data_source": "numina_olympiads", "ability": "math", "extra_info": {"index": 0, "split": "train"},
+         "prompt": [{"content": "You have actions", "role": "system"}, {"content": "1+1?", "role": "user"}],
+         "reward_model": {"ground_truth": "2", "style": "rule"}},
+        ("row-7", "1+1?", "2", None),
+    ),
+    "SynthLabsAI/Big-Math-RL-Verified": (
+        {"problem": "1+1?", "answer": "2", "source": "gsm8k", "domain": ["Algebra"], "llama8b_solve_rate": 0.5},
+        ("row-7", "1+1?", "2", None),
     ),
     "openai/gsm8k": ({"question": "1+999?", "answer": "<<1+999=1000>>\n#### 1,000"}, ("row-7", "1+999?", "1000", None)),
     "HuggingFaceH4/aime_2024": (
@@ -181,6 +368,7 @@ def test_an_absent_wrong_option():
     ("columns", "words"),
     [
         ({"choices": "c", "wrong_choices": ("d",), "answer_is": "choice"}, "name one"),
+        ({"choices": ("answer", "d")}, "'answer' is the answer and an option, too"),
         ({"wrong_choices": ("d",)}, "go together"),
         ({"answer_is": "choice"}, "go together"),
         ({"answer_is": "index"}, "a place among choices"),

@@ -13,7 +13,8 @@ import pytest
 from conf.settings import Engine, Hub, ProblemFile, Storage
 from reasoning.records import BadRow, Problem
 from reasoning.stories import Split
-from tasks.problems import ProblemsRefused, fitting_problems, problems_from
+from tasks.problem_files import ProblemsRefused
+from tasks.problems import draw_sources, fitting_problems, problems_from
 from tasks.workplace import Workplace
 
 pytestmark = pytest.mark.usefixtures("prefect")
@@ -39,21 +40,48 @@ def jsonl(path: Path, rows: list[dict[str, Any] | str]) -> Path:
 def test_a_file_and_the_same_rows_as_parquet_give_the_same_problems(place: Workplace, tmp_path: Path):
     pq.write_table(pa.Table.from_pylist(GOOD), tmp_path / "rows.parquet")
     problems = load(place, jsonl(tmp_path / "rows.jsonl", [*GOOD]), count=7)
-    assert [problem.id for problem in problems] == [f"p{n}" for n in range(7)]
+    assert len({problem.id for problem in problems}) == 7
     assert load(place, tmp_path / "rows.parquet", count=7) == problems
+    assert load(place, tmp_path / "rows.jsonl") == load(place, tmp_path / "rows.parquet")
 
 
-def test_no_more_is_read_than_different_problems_are_wanted(
-    place: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr("tasks.problems.CHUNK", 10)
-    same = [{"id": f"same{n}", "problem": "2+2?", "answer": "4"} for n in range(25)]
-    rows: list[dict[str, Any] | str] = [*same, *GOOD, "never read"]
-    problems = load(place, jsonl(tmp_path / "rows.jsonl", rows), count=4)
-    assert [problem.id for problem in problems] == ["same0", "p0", "p1", "p2"]
-    count = place.ledger[-1].artifact.count
+def test_a_draw_is_the_seeds_own_and_grows(place: Workplace, tmp_path: Path):
+    path = jsonl(tmp_path / "rows.jsonl", [*GOOD])
+    small, large, other = (
+        place.rows(problems_from(place, ProblemFile(path=str(path), count=count), Split.TRAIN, seed), Problem)
+        for count, seed in ((7, 0), (8, 0), (7, 1))
+    )
+    assert large[:7] == small
+    assert {problem.id for problem in small} != {problem.id for problem in other}
+    load(place, path, count=7)
+    assert [entry.cached for entry in place.ledger] == [False, False, False, True]
+    count = place.ledger[0].artifact.count
     assert count
-    assert (count.rows_in, count.dropped) == (30, {"double": 24, "beyond-count": 2})
+    assert (count.rows_in, count.rows_out, count.dropped) == (30, 7, {"beyond-count": 23})
+
+
+def test_all_problems_of_a_file_are_the_same_for_every_seed_and_split(place: Workplace, tmp_path: Path):
+    source = ProblemFile(path=str(jsonl(tmp_path / "rows.jsonl", [*GOOD])))
+    for split, seed in ((Split.TRAIN, 0), (Split.BENCHMARK, 1)):
+        problems_from(place, source, split, seed)
+    assert [entry.cached for entry in place.ledger] == [False, True]
+
+
+def test_training_and_benchmark_from_one_file_share_nothing(place: Workplace, tmp_path: Path):
+    source = ProblemFile(path=str(jsonl(tmp_path / "rows.jsonl", [*GOOD])), count=15)
+    sources = draw_sources(place, source, {"held out": source}, 0)
+    drawn = [{problem.id for problem in place.rows(ref, Problem)} for ref in (sources.train, sources.exams["held out"])]
+    assert len(drawn[0] | drawn[1]) == 30
+
+
+def test_several_files_by_a_pattern(place: Workplace, tmp_path: Path):
+    nameless = [{"problem": row["problem"], "answer": row["answer"]} for row in GOOD]
+    jsonl(tmp_path / "a.jsonl", [*nameless[:20]])
+    jsonl(tmp_path / "b.jsonl", [*nameless[20:]])
+    problems = load(place, tmp_path / "*.jsonl")
+    assert [problem.id for problem in problems] == [f"row-{n}" for n in range(30)]
+    jsonl(tmp_path / "b.jsonl", [*nameless[20:25]])
+    assert len(load(place, tmp_path / "*.jsonl")) == 25
 
 
 def test_problems_that_leave_no_room_are_left_out_and_told(place: Workplace, tmp_path: Path):
@@ -95,7 +123,7 @@ def test_bad_rows_are_set_aside_with_id_and_reason(place: Workplace, tmp_path: P
     ("name", "content", "words"),
     [
         ("none.jsonl", None, ["none.jsonl: no such file", "problems.path"]),
-        ("rows.csv", "id,problem", ["rows.csv: problems come from .jsonl or .parquet"]),
+        ("rows.xlsx", "id,problem", ["rows.xlsx: problems come from .jsonl or .parquet"]),
         ("empty.jsonl", "\n", ["empty.jsonl: no rows"]),
         ("rows.parquet", "no parquet", ["rows.parquet: not a Parquet file"]),
         ("rows.jsonl", '{"problem": "1?", "answer": "1"}\n{"problem"\n', ["rows.jsonl:2: not JSON", "1 of 2 rows"]),
@@ -116,25 +144,27 @@ def test_a_source_that_cannot_be_used_is_refused_in_one_clear_line(
         assert word in str(refused.value)
 
 
-def test_a_hub_data_set_is_read_at_the_commit_that_its_branch_names(place: Workplace, monkeypatch: pytest.MonkeyPatch):
-    asked: list[tuple[str, str | None, str]] = []
-
-    def load_dataset(name: str, subset: str | None, *, split: str, revision: str) -> list[dict[str, Any]]:
-        asked.append((name, subset, revision))
-        return [{"problem": f"{subset}+{split}?", "solution": r"It is \boxed{2}."}]
-
+def test_a_hub_data_set_is_read_at_the_commit_that_its_branch_names(
+    place: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for subset in "xy":
+        (tmp_path / subset).mkdir()
+        row = {"problem": f"{subset}+1?", "solution": r"It is \boxed{2}."}
+        jsonl(tmp_path / subset / "train.jsonl", [row])
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}/train.jsonl\n" for name in "xy")
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
     commits = iter(["a" * 40, "a" * 40, "b" * 40])
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: SimpleNamespace(sha=next(commits)))
-    source = Hub.model_validate({
-        "name": "some/set", "subsets": ["x", "y"], "columns": {"id": "", "answer": "solution", "answer_is": "boxed"},
-    })  # fmt: skip
+    columns = {"id": "", "answer": "solution", "answer_is": "boxed"}
+    source = Hub.model_validate({"name": str(tmp_path), "subsets": ["x", "y"], "columns": columns})
     problems = [place.rows(problems_from(place, source, Split.TRAIN, 0), Problem) for _ in range(3)]
     assert [(problem.id, problem.text, problem.answer) for problem in problems[0]] == [
-        ("row-0", "x+train?", "2"), ("row-1", "y+train?", "2"),
+        ("x/0:0", "x+1?", "2"), ("y/0:0", "y+1?", "2"),
     ]  # fmt: skip
     assert [entry.cached for entry in place.ledger] == [False, True, False]
-    assert asked == [("some/set", part, commit * 40) for commit in "ab" for part in ("x", "y")]
+    drawn = source.model_copy(update={"count": 1, "revision": "c" * 40})
+    seeds = [place.rows(problems_from(place, drawn, Split.TRAIN, seed), Problem)[0].id for seed in range(6)]
+    assert set(seeds) == {"x/0:0", "y/0:0"}
 
 
 def test_a_hub_that_is_out_of_reach_is_told(place: Workplace, monkeypatch: pytest.MonkeyPatch):
