@@ -43,23 +43,38 @@ class TokenReader:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, decode: Callable[[tuple[int, ...]], str]):
         """`decode` gives a text of tokens, special ones left out."""
         self._tokenizer, self._decode = tokenizer, decode
-        self._pieces: dict[int, _Piece] = {}
+        self._alone: dict[int, str] = {}
+        """Each token's text, as far as it has one by itself."""
+        self._doubtful: dict[int, _Piece] = {}
+        """Of these tokens what may read otherwise beside others of them."""
 
     def texts(self, token_ids: tuple[int, ...]) -> list[str]:
         """The text of each token; joined they are `decode(token_ids)`. A character that is split over tokens belongs to
         the last of them. Raises Undecodable for what cannot be told apart so."""
-        for token in set(token_ids) - self._pieces.keys():
-            self._pieces[token] = self._piece(token)
-        pieces = [self._pieces[token] for token in token_ids]
-        read = iter(_read([piece for piece in pieces if piece.content]))
-        texts = [next(read) if piece.content else "" for piece in pieces]
-        joined, whole = "".join(texts), self._decode(token_ids)
+        for token in set(token_ids) - self._alone.keys():
+            self._meet(token)
+        whole, alone = self._decode(token_ids), [self._alone[token] for token in token_ids]
+        return alone if "".join(alone) == whole else self._told_apart(token_ids, whole)
+
+    def _told_apart(self, token_ids: tuple[int, ...], whole: str) -> list[str]:
+        """Where some tokens read otherwise together."""
+        texts: list[str] = []
+        for is_doubtful, run in groupby(token_ids, key=self._doubtful.__contains__):
+            ids = list(run)
+            texts += _read([self._doubtful[i] for i in ids]) if is_doubtful else [self._alone[i] for i in ids]
+        joined = "".join(texts)
         cut = len(joined) - len(whole)
         if cut > 0 and joined[:cut].isspace():  # some tokenizers strip the space that their first word begins with
             texts, joined = _without_first(texts, cut), joined[cut:]
         if joined != whole:
             raise Undecodable(f"{len(token_ids)} tokens whose texts do not join to the text that they are together")
         return texts
+
+    def _meet(self, token: int) -> None:
+        piece = self._piece(token)
+        self._alone[token] = text = piece.content.decode(errors="replace")
+        if not text or BROKEN in text or piece.is_fallback:
+            self._doubtful[token] = piece
 
     def _piece(self, token: int) -> _Piece:
         alone, name = self._decode((token,)), str(self._tokenizer.convert_ids_to_tokens(token))
@@ -71,8 +86,13 @@ class TokenReader:
         return _Piece(self._decode((token, token)).removeprefix(alone).encode())  # as it reads behind another
 
 
-def _read(pieces: Iterable[_Piece]) -> list[str]:
-    """What each adds; none may be empty."""
+def _read(pieces: Sequence[_Piece]) -> list[str]:
+    """What each adds; those that add nothing part none."""
+    told = iter(_read_together([piece for piece in pieces if piece.content]))
+    return [next(told) if piece.content else "" for piece in pieces]
+
+
+def _read_together(pieces: Iterable[_Piece]) -> list[str]:
     decoder, texts = codecs.getincrementaldecoder("utf-8")("replace"), list[str]()
     for is_fallback, run in groupby(pieces, lambda piece: piece.is_fallback):
         contents = [piece.content for piece in run]

@@ -1,7 +1,6 @@
 """Texts of tokens, with real vocabularies: any ids, and real text that is cut at any token."""
 
 import gzip
-import json
 import random
 import time
 from collections.abc import Callable
@@ -21,8 +20,9 @@ from models.token_texts import TokenReader, Undecodable
 
 REAL = ("qwen3", "llama3_1", "deepseek_v3", "gptoss")
 PIECES = (
-    "Wait, ", "12 apples", "\n\n", "😀", "👩‍👩‍👧‍👦", "🇩🇪", "等等，", "再试", "𠜎𠮷", "é", "e\u0301", "ñ\u0303\u0323", "한국어", "שלום", "ไทย", "x²≤π",
-    "\ufffd", "\ufffd\ufffd", "\u00a0", "\u200d", "\r\n", "\t", "</think>", "<think>", "\\boxed{", "\x00", "\U0010ffff", "  ", "ﬁ",
+    "Wait, ", "12 apples", "\n\n", "😀", "👩‍👩‍👧‍👦", "🇩🇪", "等等，", "再试", "𠜎𠮷", "é", "e\u0301",
+    "ñ\u0303\u0323", "한국어", "שלום", "ไทย", "x²≤π", "\ufffd", "\ufffd\ufffd", "\u00a0", "\u200d",
+    "\r\n", "\t", "</think>", "<think>", "\\boxed{", "\x00", "\U0010ffff", "  ", "ﬁ",
 )  # fmt: skip
 
 
@@ -120,7 +120,7 @@ def test_broken_bytes_take_linear_time_and_no_memory(read: Callable[[str], Read]
         texts = one.texts(ids)
         assert time.process_time() - began < 0.5
         assert sum(text != "" for text in texts) > 1_000
-    assert len(one.reader._pieces) <= one.size + 10
+    assert len(one.reader._alone) <= one.size + 10
 
 
 def test_vocabularies_of_characters_with_bytes_to_fall_back_on():
@@ -172,7 +172,7 @@ def test_what_does_not_read_alone_as_it_reads_together_is_told():
 
 def test_the_case_of_the_trace(cases: Callable[[str], list[dict[str, Any]]], read: Callable[[str], Read]):
     (case,) = (row for row in cases("checkpoints.jsonl") if "trace" in row)
-    assert "half an emoji" in case["trace"] and json.dumps(case["expect"])
+    assert "half an emoji" in case["trace"]
     one = read("deepseek_v3")
     end = one.tokenizer.convert_tokens_to_ids("<｜end▁of▁sentence｜>")
     assert isinstance(end, int)
