@@ -56,6 +56,8 @@ class Failure(StrEnum):
     ABORTED = "aborted"
     """It was broken off before its end."""
     MALFORMED = "malformed-reply"
+    UNDECODABLE = "undecodable"
+    """Its tokens cannot be told apart in its text."""
 
 
 @dataclass(frozen=True, slots=True)

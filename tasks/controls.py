@@ -10,16 +10,17 @@ from collections import Counter
 from collections.abc import Mapping
 
 from conf.settings import Finalizing, Probing, Sampling, Segmentation
+from models.engine import Refused
 from models.store import Purpose
 from reasoning.dto import shortest_longest_pairs
 from reasoning.records import Compressed, Demonstration, Optimised, Pair, PairKind, Problem, TextPart, Trace, Verdict
 from reasoning.rollouts import EarliestCrossing, agreeing_ones
 from tasks.artifacts import ArtifactRef
 from tasks.caching import step
-from tasks.dto import VERSION, cut, segment_ends
+from tasks.dto import VERSION, all_segment_ends, cut
 from tasks.problems import by_id, prompts_of
-from tasks.rollouts import Ender, Prober, TokenIds, closed, on_prefixes
-from tasks.sampling import draw_traces, score
+from tasks.rollouts import Ender, Prober, TokenIds, closed, on_prefixes, set_aside
+from tasks.sampling import draw_traces, failed_counts, score, scores_without
 from tasks.workplace import Workplace
 
 
@@ -93,29 +94,47 @@ def examine_early_stop(
     """
     started = time.monotonic()
     checkpoint, known = place.checkpoint(model), by_id(place, problems)
-    traces, usage = draw_traces(place, "benchmark", checkpoint, list(known.values()), sampling, Purpose.BENCHMARK, seed)
-    # The end of the last segment is where the model stops by itself; a truncated trace is left as it is.
-    whole = [trace for trace in traces if not trace.truncated]
-    ends_of = {trace.id: segment_ends(checkpoint, trace, segmentation)[:-1] for trace in whole}
+    drawn = draw_traces(place, "benchmark", checkpoint, list(known.values()), sampling, Purpose.BENCHMARK, seed)
+    # A truncated trace is left as it is, and so is one that cannot be cut.
+    ends_of, _ = all_segment_ends(place, checkpoint, [t for t in drawn.traces if not t.truncated], segmentation)
+    whole = [trace for trace in drawn.traces if trace.id in ends_of]
+    # The end of the last segment is where the model stops by itself.
+    inner = {name: ends[:-1] for name, ends in ends_of.items()}
     total, threshold = probing.sampling.samples, probing.threshold
     plans = {
-        trace.id: EarliestCrossing(len(ends_of[trace.id]), total, threshold, speaking=agreeing_ones) for trace in whole
+        trace.id: EarliestCrossing(len(inner[trace.id]), total, threshold, speaking=agreeing_ones) for trace in whole
     }
     prober = Prober(place, checkpoint, known, closed(probing), seed)
-    asked = [on_prefixes(trace, ends_of[trace.id], plans[trace.id]) for trace in whole]
+    asked = [on_prefixes(trace, inner[trace.id], plans[trace.id]) for trace in whole]
     prober.carry_out("early stop", Purpose.EARLY_STOP, asked, lambda _, answers: [_given(a) for a in answers])
-    ends = {n: ends_of[n][plan.crossing] for n, plan in plans.items() if plan.crossing is not None}
-    overhead = prober.probe_tokens
+    cuts = {name: inner[name][plan.crossing] for name, plan in plans.items() if plan.crossing is not None}
     ender = Ender(place, checkpoint, known, finalizing, seed)
-    stopped = [trace for trace in traces if trace.id in ends]
-    endings = ender.endings("early end", Purpose.EARLY_STOP, [cut(trace, ends[trace.id]) for trace in stopped], count=1)
-    ended = {trace.id: ending for trace, (ending,) in zip(stopped, endings, strict=True)}
+    stopped = [trace for trace in drawn.traces if trace.id in cuts]
+    endings = ender.endings("early end", Purpose.EARLY_STOP, [cut(trace, cuts[trace.id]) for trace in stopped], count=1)
+    ended, refused = dict[str, tuple[TokenIds, Verdict]](), dict(prober.refused)
+    for trace, group in zip(stopped, endings, strict=True):
+        if isinstance(group, Refused):
+            refused[trace.id] = group
+        else:
+            (ended[trace.id],) = group
+    stops = {
+        trace.id: _without(trace) if trace.id in refused else _stopped(trace, cuts, ended, checkpoint.end_id)
+        for trace in drawn.traces
+    }
     scores = [
-        score(checkpoint, known[trace.problem_id], _stopped(trace, ends, ended, checkpoint.end_id), overhead[trace.id])
-        for trace in traces
-    ]
-    usage = usage + prober.usage + ender.usage
-    return place.publish("scores", scores, rows_in=len(known), usage=usage, started=started)
+        score(checkpoint, known[trace.problem_id], trace, prober.probe_tokens[trace.id]) for trace in stops.values()
+    ] + scores_without(checkpoint, known, drawn.refused, sampling)
+    refused |= drawn.refused
+    place.list_set_aside(set_aside(refused))
+    return place.publish(
+        "scores", scores, rows_in=len(known), usage=drawn.usage + prober.usage + ender.usage, started=started,
+        counts=failed_counts(refused),
+    )  # fmt: skip
+
+
+def _without(trace: Trace) -> Trace:
+    """One that should have been stopped, and for which an engine failed."""
+    return trace.model_copy(update={"token_ids": (), "verdict": Verdict.NO_COMPLETION})
 
 
 def _given(answer: str | None) -> str | None:
