@@ -187,8 +187,7 @@ def propose_removals(
     names = [name for row in rows if len(scan_by_name[name := (row.problem_id, row.sample)].kept_ends) > 2]
     asks = []
     for name in names:
-        spans = pairwise((0, *scan_by_name[name].kept_ends))
-        texts = [checkpoint.decode(trace_of[name].token_ids[start:end]) for start, end in spans]
+        texts = parts_of(checkpoint, trace_of[name], (0, *scan_by_name[name].kept_ends))
         asks.append(question(known[name[0]].text, texts))
     found = asked_of(place, llm, "propose removals", asks, pruning.most_unusable)
     proposed = [
@@ -321,6 +320,13 @@ def all_segment_ends(
         return segment_text(thinking_of(trace.text), segmentation.markers, segmentation.min_chars)
 
     return all_ends(place, model, traces, segments)
+
+
+def parts_of(model: Checkpoint, trace: Trace, ends: Sequence[int]) -> list[str]:
+    """The texts between the tokens `ends` of a trace that was cut there. Not every tokenizer reads a part by itself as
+    it reads it within the whole."""
+    texts = model.token_texts(trace.token_ids)
+    return ["".join(texts[start:end]) for start, end in pairwise(ends)]
 
 
 def all_ends(

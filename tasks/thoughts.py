@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 
 from conf.auxiliary import Llm
 from conf.long_short import Importance, LlmChunker, Protocol
@@ -26,7 +25,7 @@ from reasoning.verifier import METHOD_VERSION as VERIFIER_VERSION
 from tasks.artifacts import ArtifactRef
 from tasks.auxiliary import asked_of
 from tasks.caching import step
-from tasks.dto import all_ends, all_segment_ends
+from tasks.dto import all_ends, all_segment_ends, parts_of
 from tasks.problems import by_id
 from tasks.rollouts import Prober, going_on, set_aside
 from tasks.workplace import Workplace
@@ -124,7 +123,7 @@ def rehearse(
     rows, rehearsed = place.rows(values, Valued), []
     for row in rows:
         trace = trace_of[row.problem_id, row.sample]
-        texts = [checkpoint.decode(trace.token_ids[start:end]) for start, end in pairwise(row.ends)]
+        texts = parts_of(checkpoint, trace, row.ends)
         texts[0] = thought_of(texts[0])  # where the prompt leaves the opening to the model
         important = thoughts.are_long(thoughts.importance(row.values, row.lengths, importance))
         reply = trace.text.split(CLOSE_THINK, 1)[1]

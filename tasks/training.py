@@ -93,8 +93,8 @@ def run_job(
 ) -> ArtifactRef:  # fmt: skip
     """Runs a job in a scratch folder named by the step's key: a repeated step resumes, another one never does.
 
-    `usage`: what it cost, from the trainer's figures, one line a logged step; `counts`: what else the ledger tells. Log and figures are kept in the run's
-    folder, named by the end of the key: a run may train several.
+    `usage`: what it cost, from the trainer's figures, one line a logged step; `counts`: what else the ledger tells of
+    it. Log and figures are kept in the run's folder, named by the end of the key: a run may train several.
     """
     started = time.monotonic()
     scratch = place.scratch(place.step_key)
