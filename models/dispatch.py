@@ -49,6 +49,8 @@ IDLE_CONNECTION = 2.0
 """Seconds that an idle connection is kept: less than any server does, else it may be closed under a request."""
 HEALTH = 5.0
 """Seconds within which a server that is well says so."""
+METRICS = 60.0
+"""Seconds within which a server tells its counts, busy as it may be."""
 CONNECT = 30.0
 """Seconds within which a server takes a connection."""
 KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
@@ -506,4 +508,4 @@ def computed_by(server: Endpoint) -> int:
 
 
 def _metrics(server: Endpoint) -> str:
-    return httpx.get(f"{server.url}/metrics", headers=server.headers).text
+    return httpx.get(f"{server.url}/metrics", headers=server.headers, timeout=METRICS).text
