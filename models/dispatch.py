@@ -355,15 +355,15 @@ class Dispatcher:
         except TimeoutError:
             raise _TryAgain(Failure.TIMED_OUT, f"no reply within {timeout:g} s") from None
         if status == 429 or status >= 500:
-            raise _TryAgain(Failure.SERVER_ERROR, f"status {status}: {text[:200]}")
+            raise _TryAgain(Failure.SERVER_ERROR, f"status {status}: {shown(text)}")
         if status == 404:  # it serves another model by now
             self._lose(lane, down, errand)
         if status != 200:
-            raise _Refusal(Failure.REFUSED, f"status {status}: {text[:200]}")
+            raise _Refusal(Failure.REFUSED, f"status {status}: {shown(text)}")
         try:
             reply = Reply.model_validate_json(text)
         except ValidationError:
-            raise _TryAgain(Failure.MALFORMED, f"no completion in its reply: {text[:200]!r}") from None
+            raise _TryAgain(Failure.MALFORMED, f"no completion in its reply: {shown(text)!r}") from None
         if reply.model != lane.endpoint.name:
             self._lose(lane, down, errand)
         return errand.read(reply)
@@ -424,6 +424,11 @@ async def _unless(lost: asyncio.Event, reply: Coroutine[Any, Any, T]) -> T:
     finally:
         asked.cancel()
         gone.cancel()
+
+
+def shown(text: str) -> str:
+    """The beginning of what a server said, in one line."""
+    return " ".join(text[:1000].split())[:200]
 
 
 def _watched_socket(address: aiohttp.AddrInfoType) -> socket.socket:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from conf.settings import Engine as EngineSettings
 from models.checkpoint import Checkpoint
-from models.dispatch import Dispatcher, ServerFailed, cache_of, computed_by, score_all
+from models.dispatch import Dispatcher, ServerFailed, cache_of, computed_by, score_all, shown
 from models.engine import Deliver, Refused, Session
 
 KEY = "BREVITY_ENDPOINT_KEY"
@@ -73,7 +73,7 @@ class RemoteServer:
         served = self._served(reply)
         if self.name not in served:
             raise WrongEndpoint(
-                f"{self.url} serves {', '.join(served) or 'nothing'}, not this run's base model; start it with "
+                f"{self.url} serves {shown(', '.join(served)) or 'nothing'}, not this run's base model; start it with "
                 f"--served-model-name {self.name}"
             )
         return True
@@ -88,7 +88,7 @@ class RemoteServer:
         try:
             return [entry.id for entry in _Models.model_validate_json(reply.content).data]
         except ValidationError:
-            told = " ".join(reply.text.split())[:80]
+            told = shown(reply.text)[:80]
             raise self._wrong(f"answers /v1/models with no list of models ({told!r})") from None
 
     def _wrong(self, what: str) -> WrongEndpoint:
