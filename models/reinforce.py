@@ -201,6 +201,7 @@ class Sampler:
         self.proof_text: list[int] = json.loads(self._proof_file.read_text()) if self._proof_file.exists() else first
         """What a server is asked about to show which weights it serves: the last dialogue. It is in a checkpoint's
         digest, so a resumed training must have the same."""
+        self._failures = Failures("dialogues", job.rl.steps * job.rl.problems, job.engine.max_failed_fraction)
         self._last = (0.0, 0.0)
         """When the last step began, and how long passes had taken by then."""
         self.figures: dict[str, float] = {}
@@ -251,9 +252,8 @@ class Sampler:
         desks = [Desk(engine, model) for engine, model in zip(self._engines, models, strict=True)]
         # Each step's samples are its own: the partner, which never changes, would say the same again to a problem that
         # comes again.
-        failures = Failures(f"step {step}", len(begun), self._job.engine.max_failed_fraction)
         seed = self._job.seed * STEPS_APART + step
-        rollouts = Rollouts(self._store, desks, Purpose.REINFORCE, seed, failures=failures)
+        rollouts = Rollouts(self._store, desks, Purpose.REINFORCE, seed, failures=self._failures)
         rollouts.carry_out(job for job, _ in begun)
         self.figures = rollouts.usage.model_dump(exclude=NOT_SAMPLED)
         refused = [job.refused for job, _ in begun if job.refused]

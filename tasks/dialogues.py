@@ -24,7 +24,7 @@ from tasks.caching import step
 from tasks.outcomes import COUPLE, Exam, models_of
 from tasks.problems import by_id
 from tasks.rollouts import set_aside
-from tasks.sampling import failed_counts
+from tasks.sampling import failed_counts, refuse_nothing
 from tasks.workplace import Workplace
 
 COUPLE_FILE = "couple.json"
@@ -82,6 +82,7 @@ def converse(
     jobs = [plan.job(sampling) for plan in plans]
     usage = place.run_couple("talk", models, jobs, Purpose.BENCHMARK, seed)
     refused = {problem.id: job.refused for problem, job in zip(known, jobs, strict=True) if job.refused}
+    refuse_nothing("talk", refused, known)
     answers = [[talk.dialogue.answer for talk in plan.talks] for plan in plans]
     verdicts, checks = place.verdicts(known, answers)
     rows = [

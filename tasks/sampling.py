@@ -71,8 +71,7 @@ def draw_traces(
     asked = list(zip(problems, drawn.completions, strict=True))
     refused = {problem.id: one for problem, one in asked if isinstance(one, Refused)}
     served = [(problem, group) for problem, group in asked if not isinstance(group, Refused)]
-    if refused and not served:
-        raise TooManyFailed(f"{stage}: there is no completion of any problem: {next(iter(refused.values())).reason}")
+    refuse_nothing(stage, refused, problems)
     texts = [[model.decode(c.token_ids) for c in group] for _, group in served]
     answers = [[final_answer(text) for text in group] for group in texts]
     verdicts, checks = place.verdicts([problem for problem, _ in served], answers)
@@ -85,6 +84,12 @@ def draw_traces(
         for sample, (completion, text, verdict) in enumerate(zip(group, group_texts, judged, strict=True))
     ]  # fmt: skip
     return DrawnTraces(traces, refused, drawn.usage + checks)
+
+
+def refuse_nothing(stage: str, refused: Mapping[str, Refused], problems: Sequence[Problem]) -> None:
+    """Raises TooManyFailed where not one problem was served, whatever the settings allow."""
+    if problems and len(refused) == len(problems):
+        raise TooManyFailed(f"{stage}: there is no completion of any problem: {next(iter(refused.values())).reason}")
 
 
 def score(model: Checkpoint, problem: Problem, trace: Trace, overhead: int = 0) -> Score:

@@ -244,7 +244,8 @@ def harmed(harm: str) -> Answer:
             reply["choices"].pop()
         whole = json.dumps(reply).encode()
         return {
-            "half": whole[:40] + b"\n\n", "empty": b"", "page": b"<html>\xff\xfe</html>", "null": b"null", "list": b"[]",
+            "half": whole[:40] + b"\n\n", "empty": b"", "page": b"<html>\xff\xfe</html>", "null": b"null",
+            "list": b"[]",
             "no choices": json.dumps({"model": "policy"}).encode(), "nested": b"[" * 100_000,
             "choices for one": json.dumps({"model": "policy", "choices": {"0": first}}).encode(),
         }.get(harm, reply)  # fmt: skip

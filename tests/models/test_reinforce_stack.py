@@ -459,7 +459,7 @@ def test_a_step_without_any_dialogue_ends_the_round(tmp_path: Path):
         served = (-1,)
 
     problems(tmp_path)
-    with pytest.raises(TooManyFailed, match="step 0: 2 of 2 failed"):
+    with pytest.raises(TooManyFailed, match="dialogues: 2 of 2 failed"):
         played(alone(tmp_path), f"sqlite:///{tmp_path / 'store'}", make=Closed)
 
 
