@@ -427,8 +427,8 @@ class Engine(Section):
     """Seconds until a request without reply counts as failed. Not given: 900, and a quarter for each token that it may
     draw, so that the longest completion has time on a full server. Not from the paper."""
     max_failed_fraction: Share = 0.05
-    """Requests of a step that may fail: refused, timed out, broken off. They are set aside and counted by reason; above
-    this share, and more than one, the run ends. Not from the paper."""
+    """Rows of a step that may fail, since one of their requests is refused, times out or is broken off. They are set
+    aside and counted by reason; above this share, and more than one, the run ends. Not from the paper."""
 
     def timeout_for(self, max_tokens: int) -> float:
         """Seconds within which a request for so many tokens must be answered."""

@@ -26,7 +26,7 @@ from tests.flows.world import ScriptedRun, converse, speak
 
 pytestmark = pytest.mark.usefixtures("prefect")
 SMALL = (
-    "problems.count=40", "problems.levels=[1,2,3,4]", "sampling.samples=2", "engine.max_failed_fraction=0.3",
+    "problems.count=40", "problems.levels=[1,2,3,4]", "sampling.samples=2", "engine.max_failed_fraction=0.9",
 )  # fmt: skip
 KINDS = tuple(Failure)
 
@@ -102,7 +102,7 @@ def test_dto(tmp_path: Path):
 def test_cot_distillation(tmp_path: Path):
     settings = load(CotDistillation, "tiny", (
         *SMALL, 'benchmarks={stories={type="stories",count=20,levels=[1,2,3,4]}}', "benchmark_sampling.samples=2",
-        "variants=[]", f"storage.root={tmp_path}",
+        "variants=[]", "choosing.most=2", f"storage.root={tmp_path}",
     ))  # fmt: skip
     run = ScriptedRun("cot-distillation", settings, run_cot_distillation, lambda: Moody(speak, every=7))
     check(run, 2)
@@ -115,7 +115,7 @@ def test_cot_distillation(tmp_path: Path):
 def test_long_short(tmp_path: Path):
     settings = load(LongShort, "tiny", (
         *SMALL, 'benchmarks={stories={type="stories",count=20,levels=[1,2,3,4]}}', "benchmark_sampling.samples=2",
-        "early_stop={}", f"storage.root={tmp_path}",
+        "early_stop={}", "rollouts.samples=3", f"storage.root={tmp_path}",
     ))  # fmt: skip
     run = ScriptedRun("long-short", settings, run_long_short, lambda: Moody(converse, every=17))
     check(run, 2)
@@ -124,7 +124,7 @@ def test_long_short(tmp_path: Path):
 
 
 def test_too_many_end_the_run_with_their_reasons(tmp_path: Path):
-    settings = load(Dto, "tiny", ("problems.count=40", "problems.levels=[1,2]", f"storage.root={tmp_path}"))
+    settings = load(Dto, "tiny", ("problems.count=40", "problems.levels=[1,2,3,4]", f"storage.root={tmp_path}"))
     with pytest.raises(TooManyFailed, match=r"^sample: 3 of 40 failed, more than engine.max_failed_fraction \(0.05\)"):
         ScriptedRun("dto", settings, run_dto, lambda: Moody(speak))
 
@@ -151,8 +151,8 @@ def broken(cut: Callable[[tuple[int, ...]], tuple[int, ...]]) -> Any:
 @pytest.mark.parametrize("repeat", [1, 300])
 def test_a_trace_may_end_in_half_an_emoji(tmp_path: Path, repeat: int):
     settings = load(Dto, "tiny", (
-        "problems.count=12", "problems.levels=[1,2]", "sampling.samples=2", "benchmark.problems.count=6",
-        "benchmark.problems.levels=[1,2]", "benchmark.sampling.samples=2", "controls.early_stop=true",
+        "problems.count=12", "problems.levels=[1,2,3,4]", "sampling.samples=2", "benchmark.problems.count=6",
+        "benchmark.problems.levels=[1,2,3,4]", "benchmark.sampling.samples=2", "controls.early_stop=true",
         f"storage.root={tmp_path}",
     ))  # fmt: skip
     run = ScriptedRun("dto", settings, run_dto, lambda: ScriptedEngine(broken(lambda ids: ids[:-1] * repeat)))
