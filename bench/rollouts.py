@@ -34,7 +34,7 @@ import httpx
 from conf.settings import Engine, Probing, Sampling, Segmentation
 from models.checkpoint import TINY_MODEL, Checkpoint
 from models.desk import Desk, Job
-from models.engine import Completion, Deliver, Request, Session
+from models.engine import Completion, Deliver, Refused, Request, Session
 from models.rollouts import Rollouts
 from models.store import Purpose, RolloutStore
 from models.vllm_server import VllmServer
@@ -133,6 +133,7 @@ def lengthened(server: VllmServer, model: Checkpoint, count: int) -> list[Case]:
     drawn = sampler.draw([Request(prompt, Sampling(samples=8), 8) for prompt in prompts])
     found = []
     for problem, prompt, completions in zip(problems, prompts, drawn, strict=True):
+        assert not isinstance(completions, Refused), completions
         texts = [model.decode(completion.token_ids) for completion in completions if completion.finished]
         segments = joined(texts, problem.answer)
         if len(segments) >= SEGMENTS:

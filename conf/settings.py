@@ -22,6 +22,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 SavedUrl = Annotated[str, AfterValidator(without_password)]
+PATIENCE, PATIENCE_PER_TOKEN = 900.0, 0.25
+"""Seconds that a request may take: for itself, and for each token that it may draw on a server whose seats are all
+taken."""
 ROOM_FOR_PROMPT = 256
 """Tokens that settings must leave for a prompt with its exit or closing text."""
 
@@ -419,7 +422,7 @@ class Engine(Section):
     """The vLLM server that one run owns, and others that it may use: speed and memory. Another `dtype` is another
     model, and sampled anew."""
 
-    endpoints: tuple[Annotated[str, Field(pattern=r"^https?://")], ...] = ()
+    endpoints: tuple[Annotated[str, Field(pattern=r"^https?://[^/\s]+")], ...] = ()
     """URLs of vLLM servers that run elsewhere and serve the base model under its fingerprint (docs/rollouts.md). What a
     run trains is served by its own server. Empty: so is the base."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -436,8 +439,16 @@ class Engine(Section):
     """Servers that the run needs at the same time: each gets its part of the memory on a GPU, of the cores on a CPU."""
     start_timeout: PositiveFloat = 600
     """Seconds until a server that is not ready counts as failed."""
-    request_timeout: PositiveFloat = 900
-    """Seconds until a request without reply counts as failed."""
+    request_timeout: PositiveFloat | None = None
+    """Seconds until a request without reply counts as failed. Not given: 900, and a quarter for each token that it may
+    draw, so that the longest completion has time on a full server. Not from the paper."""
+    max_failed_fraction: Share = 0.05
+    """Rows of a step that may fail, since one of their requests is refused, times out or is broken off. They are set
+    aside and counted by reason; above this share, and more than one, the run ends. Not from the paper."""
+
+    def timeout_for(self, max_tokens: int) -> float:
+        """Seconds within which a request for so many tokens must be answered."""
+        return self.request_timeout or PATIENCE + PATIENCE_PER_TOKEN * max_tokens
 
 
 def refuse_overflow(name: str, sampling: Sampling, engine: Engine, trace: int = 0) -> None:

@@ -23,7 +23,7 @@ from models.checkpoint import Checkpoint
 from models.dialogues import DESKS, Tongue
 from models.duet import Backend, BackendDown, Duet, Said, TooLong, Whole
 from models.duet_server import NAME, app_of
-from models.endpoints import KEY
+from models.endpoints import KEY, base_url
 from models.vllm_server import VllmServer, serve_all
 from reasoning.dialogue import Speaker
 from tasks.dialogues import kept_couple
@@ -78,9 +78,8 @@ def duet_of(stack: ExitStack, run: Path, urls: Sequence[str]) -> Callable[[], Du
     models = [Checkpoint.open(folders[speaker], settings.engine.dtype) for speaker in DESKS]
     backends = dict(zip(DESKS, backends_of(stack, run, models, settings.engine, urls), strict=True))
     tongue, key = Tongue(models[0], settings.protocol), os.environ.get(KEY, "") if urls else ""
-    return lambda: Duet(
-        tongue, backends, settings.benchmark_sampling, settings.engine.context, settings.engine.request_timeout, key
-    )
+    engine, sampling = settings.engine, settings.benchmark_sampling
+    return lambda: Duet(tongue, backends, sampling, engine.context, engine.timeout_for(0), key)
 
 
 def backends_of(
@@ -89,7 +88,7 @@ def backends_of(
     """Servers elsewhere, which serve each model under its fingerprint, where `urls` names them; else two of our own,
     started side by side. Raises ServerFailed."""
     if urls:
-        return [Backend(url.rstrip("/"), model.fingerprint) for url, model in zip(urls, models, strict=True)]
+        return [Backend(base_url(url), model.fingerprint) for url, model in zip(urls, models, strict=True)]
     servers = [VllmServer(engine, run / f"vllm-{speaker}.log") for speaker in DESKS]
     for server in servers:
         stack.callback(server.close)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conf.errors import ReadableError
+from models.token_texts import TokenReader
 from reasoning.cost import Shape
 from reasoning.records import Problem
 
@@ -127,32 +128,12 @@ class Checkpoint:
         return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def token_texts(self, token_ids: tuple[int, ...]) -> list[str]:
-        """The text of each token. A character split over tokens belongs to the last of them.
-
-        Raises CheckpointError for tokenizers whose tokens do not read alone as they read together.
-        """
-        texts: list[str] = []
-        pending: tuple[int, ...] = ()
-        for token in token_ids:
-            pending += (token,)
-            text = self._decode_cached(pending)
-            if text.endswith("\ufffd"):
-                texts.append("")
-            else:
-                texts.append(text)
-                pending = ()
-        if "".join(texts) != self.decode(token_ids):
-            raise CheckpointError(f"{self.folder}: its tokens' texts do not join to the text, so traces cannot be cut")
-        return texts
-
-    def _decode_cached(self, token_ids: tuple[int, ...]) -> str:
-        if token_ids not in self._texts:
-            self._texts[token_ids] = self.decode(token_ids)
-        return self._texts[token_ids]
+        """The text of each token: see `TokenReader.texts`. Raises Undecodable."""
+        return self._reader.texts(token_ids)
 
     @cached_property
-    def _texts(self) -> dict[tuple[int, ...], str]:
-        return {}
+    def _reader(self) -> TokenReader:
+        return TokenReader(self.tokenizer, self.decode)
 
 
 def refuse_changed_logits(model: Checkpoint) -> None:

@@ -19,7 +19,7 @@ from itertools import chain, count, repeat, takewhile
 
 from conf.settings import Sampling
 from models.checkpoint import Checkpoint
-from models.engine import Completion, Deliver, Engine, Request, Session
+from models.engine import Completion, Deliver, Engine, Refused, Request, Session
 from reasoning.records import Usage
 from reasoning.rollouts import Ask, Outcomes, Plan
 
@@ -40,8 +40,8 @@ class Job:
     """Which desk a prefix is drawn at, by the prefix's index."""
     stop: tuple[str, ...] = ()
     """As in `Request`."""
-    refused: str = ""
-    """Why no engine could serve one of its requests; its plan then stays open."""
+    refused: Refused | None = None
+    """One of its requests that no engine could serve; its plan then stays open."""
 
 
 @dataclass(eq=False)

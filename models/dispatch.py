@@ -4,7 +4,8 @@ Knows: HTTP, vLLM's completions, how endpoints fail. Must not know: stores, plan
 
 - Requests of one trace go to one endpoint, where its prefixes are cached; they move when it is gone, or when it is full
   while another has half of its seats free (it is slow, or the other is back).
-- What may pass (a dropped connection, 429, 5xx) is tried again, later each time and not for ever.
+- What may pass (a dropped connection, 429, 5xx, a reply that is broken) is tried again, later each time and not for
+  ever; then the request is set aside.
 - An endpoint that is lost is revived while the others go on. What was in flight on a server of our own is suspect: it
   comes back in halves, so that a request that kills the server each time ends up alone, and is refused.
 """
@@ -12,9 +13,9 @@ Knows: HTTP, vLLM's completions, how endpoints fail. Must not know: stores, plan
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import re
+import socket
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -23,16 +24,19 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
-from typing import Any, NoReturn, Protocol, Self, TypeVar
+from typing import Annotated, Any, NoReturn, Protocol, Self, TypeVar
 
 import aiohttp
 import httpx
+from pydantic import BaseModel, Field, ValidationError
 
 from conf.errors import ReadableError
-from models.engine import Completion, Finished, Refused, Request
+from models.engine import Completion, Failure, Finished, Refused, Request
 
 TRIES = 5
 """Replies that may fail, one after another, before a request is refused."""
+WAITS = 2
+"""How often a reply is waited for in vain: each time takes as long as the longest completion."""
 LOSSES = 3
 """Foreign endpoints that may be lost under a request before it is refused."""
 PINS = 10_000
@@ -45,7 +49,18 @@ IDLE_CONNECTION = 2.0
 """Seconds that an idle connection is kept: less than any server does, else it may be closed under a request."""
 HEALTH = 5.0
 """Seconds within which a server that is well says so."""
+METRICS = 60.0
+"""Seconds within which a server tells its counts, busy as it may be."""
+CONNECT = 30.0
+"""Seconds within which a server takes a connection."""
+KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
+"""A machine that is gone without a word is found out within two minutes, not when a request's time is over."""
+ABORTED = ("abort", "error")
+"""How vLLM ends a completion that it gave up for reasons of its own."""
 T = TypeVar("T")
+Timeouts = Callable[[int], float]
+"""From the tokens that a request may draw to the seconds within which it must be answered."""
+TokenId = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class ServerFailed(ReadableError):
@@ -101,8 +116,8 @@ class Errand:
     count: int
     """Seats that it takes."""
     body: dict[str, Any]
-    read: Callable[[dict[str, Any]], Finished | Scored]
-    """Makes something of a reply. Raises _Refusal where it is not as it must be."""
+    read: Callable[[Reply], Finished | Scored]
+    """Makes something of a reply. Raises _Refusal or _TryAgain where it is not as it must be."""
     losses: int = 0
     """Endpoints that were lost under it."""
     is_over: bool = False
@@ -117,6 +132,32 @@ class _Lost(Exception):
 
 class _Refusal(Exception):
     """No further try would help."""
+
+    def __init__(self, kind: Failure, reason: str):
+        super().__init__(reason)
+        self.kind = kind
+
+
+class _TryAgain(_Refusal):
+    """Another try may help."""
+
+
+class _LogProb(BaseModel):
+    logprob: float
+
+
+class _Choice(BaseModel):
+    index: int = 0
+    token_ids: tuple[TokenId, ...] | None = None
+    finish_reason: str | None = None
+    prompt_logprobs: list[dict[str, _LogProb] | None] | None = None
+
+
+class Reply(BaseModel):
+    """What is read of a completion's reply."""
+
+    model: str
+    choices: list[_Choice]
 
 
 class Lane:
@@ -173,9 +214,9 @@ class Dispatcher:
     """A `Session` over `endpoints`, which all serve one model. Use as a context manager: leaving it gives up what is
     under way."""
 
-    def __init__(self, endpoints: Sequence[Endpoint], request_timeout: float, deliver: Callable[[Any], None]):
+    def __init__(self, endpoints: Sequence[Endpoint], timeout_for: Timeouts, deliver: Callable[[Any], None]):
         """`deliver` hears what `Deliver` says, and Scored of what was given to `score`."""
-        self._endpoints, self._timeout, self._deliver = endpoints, request_timeout, deliver
+        self._endpoints, self._timeout_for, self._deliver = endpoints, timeout_for, deliver
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._pins: OrderedDict[int, Lane] = OrderedDict()
@@ -209,7 +250,7 @@ class Dispatcher:
     def score(self, ticket: int, text: tuple[int, ...]) -> None:
         """Delivers what the model thinks of `text` as Scored."""
         body = {"prompt": text, "max_tokens": 1, "prompt_logprobs": 0}
-        self._send(Errand(ticket, ticket, 1, body, lambda reply: Scored(ticket, read_log_probs(text, reply))))
+        self._send(Errand(ticket, ticket, 1, body, partial(read_scored, ticket, text)))
 
     def _send(self, errand: Errand) -> None:
         self._loop.call_soon_threadsafe(self._start, self._serve(errand))
@@ -225,9 +266,8 @@ class Dispatcher:
     async def _open(self, serving: Sequence[bool]) -> None:
         seats = sum(endpoint.seats for endpoint in self._endpoints)
         # httpx looks through all its connections for each request: with hundreds of them that is most of our time.
-        connector = aiohttp.TCPConnector(limit=seats, keepalive_timeout=IDLE_CONNECTION)
-        timeout = aiohttp.ClientTimeout(total=self._timeout)
-        self._client = aiohttp.ClientSession(connector=connector, timeout=timeout)
+        connector = aiohttp.TCPConnector(limit=seats, keepalive_timeout=IDLE_CONNECTION, socket_factory=_watched_socket)
+        self._client = aiohttp.ClientSession(connector=connector)
         self._lanes = [Lane(endpoint) for endpoint in self._endpoints]
         self._changed = asyncio.Condition()
         for lane, is_serving in zip(list(self._lanes), serving, strict=True):
@@ -249,7 +289,7 @@ class Dispatcher:
                     self._deliver(await self._attempt(errand))
                     return
         except _Refusal as refusal:
-            self._deliver(Refused(errand.ticket, str(refusal)))
+            self._deliver(Refused(errand.ticket, str(refusal), refusal.kind))
         except Exception as error:
             self._deliver(error)
 
@@ -272,7 +312,7 @@ class Dispatcher:
         async with self._changed:
             await self._changed.wait_for(lambda: errand.is_culprit or self._lane_for(errand))
             if errand.is_culprit:
-                raise _Refusal("the server ended each time it was served")
+                raise _Refusal(Failure.SERVER_CRASH, "the server ended each time it was served")
             lane = self._pins[errand.near]
             lane.seated.add(errand)
             return lane
@@ -293,37 +333,46 @@ class Dispatcher:
 
     async def _ask(self, lane: Lane, errand: Errand) -> Finished | Scored:
         """Asks until there is a good reply. Raises _Lost when the endpoint is gone, _Refusal when no try helped."""
-        down, reason = lane.down, ""
-        for attempt in range(TRIES):
-            if attempt:
-                await asyncio.sleep(LATER * 2**attempt * random.uniform(0.5, 1))
+        down, failures = lane.down, list[_TryAgain]()
+        while len(failures) < TRIES and [one.kind for one in failures].count(Failure.TIMED_OUT) < WAITS:
+            if failures:
+                await asyncio.sleep(LATER * 2 ** len(failures) * random.uniform(0.5, 1))
             try:
-                status, text = await _unless(down, self._post(lane.endpoint, errand.body))
-            except TimeoutError:
-                reason = f"no reply within {self._timeout:g} s"
-                continue
-            except aiohttp.ClientError as error:
-                reason = repr(error)
-                if not await self._is_healthy(lane.endpoint):
-                    self._lose(lane, down, errand)
-                continue
-            if status == 429 or status >= 500:
-                reason = f"status {status}: {text[:200]}"
-                continue
-            if status == 404:  # it serves another model by now
-                self._lose(lane, down, errand)
-            if status != 200:
-                raise _Refusal(f"status {status}: {text[:200]}")
-            told = json.loads(text)
-            if told["model"] != lane.endpoint.name:
-                self._lose(lane, down, errand)
-            return errand.read(told)
-        raise _Refusal(f"{TRIES} tries failed; the last: {reason}")
+                return await self._try(lane, down, errand)
+            except _TryAgain as failure:
+                failures.append(failure)
+        raise _Refusal(failures[-1].kind, f"{len(failures)} tries failed; the last: {failures[-1]}")
 
-    async def _post(self, endpoint: Endpoint, body: dict[str, Any]) -> tuple[int, str]:
+    async def _try(self, lane: Lane, down: asyncio.Event, errand: Errand) -> Finished | Scored:
+        """Asks once. Raises as `_ask` does, and _TryAgain."""
+        timeout = self._timeout_for(errand.body["max_tokens"])
+        try:
+            status, text = await _unless(down, self._post(lane.endpoint, errand.body, timeout))
+        except aiohttp.ClientError as error:
+            if not await self._is_healthy(lane.endpoint):
+                self._lose(lane, down, errand)
+            raise _TryAgain(Failure.SERVER_ERROR, repr(error)) from None
+        except TimeoutError:
+            raise _TryAgain(Failure.TIMED_OUT, f"no reply within {timeout:g} s") from None
+        if status == 429 or status >= 500:
+            raise _TryAgain(Failure.SERVER_ERROR, f"status {status}: {shown(text)}")
+        if status == 404:  # it serves another model by now
+            self._lose(lane, down, errand)
+        if status != 200:
+            raise _Refusal(Failure.REFUSED, f"status {status}: {shown(text)}")
+        try:
+            reply = Reply.model_validate_json(text)
+        except ValidationError:
+            raise _TryAgain(Failure.MALFORMED, f"no completion in its reply: {shown(text)!r}") from None
+        if reply.model != lane.endpoint.name:
+            self._lose(lane, down, errand)
+        return errand.read(reply)
+
+    async def _post(self, endpoint: Endpoint, body: dict[str, Any], timeout: float) -> tuple[int, str]:
         url, body = f"{endpoint.url}/v1/completions", {"model": endpoint.name, **body}
-        async with self._client.post(url, json=body, headers=endpoint.headers) as reply:
-            return reply.status, await reply.text()
+        limits = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT)
+        async with self._client.post(url, json=body, headers=endpoint.headers, timeout=limits) as reply:
+            return reply.status, await reply.text(errors="replace")
 
     async def _is_healthy(self, endpoint: Endpoint) -> bool:
         try:
@@ -344,7 +393,7 @@ class Dispatcher:
             self._take_down(lane)
         errand.losses += 1
         if errand.losses >= LOSSES and not lane.endpoint.is_ours:
-            raise _Refusal(f"{errand.losses} endpoints were lost while they served it")
+            raise _Refusal(Failure.SERVER_CRASH, f"{errand.losses} endpoints were lost while they served it")
         raise _Lost
 
     async def _revive(self, lane: Lane, seated: set[Errand]) -> None:
@@ -377,42 +426,67 @@ async def _unless(lost: asyncio.Event, reply: Coroutine[Any, Any, T]) -> T:
         gone.cancel()
 
 
-def read_finished(ticket: int, request: Request, reply: dict[str, Any]) -> Finished:
-    """A reply as it must be: as many whole completions as were asked for. Raises _Refusal."""
-    choices = sorted(reply["choices"], key=lambda choice: choice["index"])
-    if any(choice["finish_reason"] not in ("stop", "length") for choice in choices):
-        raise _Refusal(f"a completion was broken off: {[choice['finish_reason'] for choice in choices]}")
-    if len(choices) != request.count or any(choice["token_ids"] is None for choice in choices):
-        raise _Refusal(f"asked for {request.count} completions with token ids, got {len(choices)}")
-    if any(len(choice["token_ids"]) > request.sampling.max_tokens for choice in choices):
-        raise _Refusal(f"a completion is longer than the {request.sampling.max_tokens} tokens asked for")
-    return Finished(
-        ticket,
-        tuple(Completion(tuple(choice["token_ids"]), choice["finish_reason"] != "length") for choice in choices),
-    )
+def shown(text: str) -> str:
+    """The beginning of what a server said, in one line."""
+    return " ".join(text[:1000].split())[:200]
 
 
-def read_log_probs(text: Sequence[int], reply: dict[str, Any]) -> list[float]:
+def _watched_socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    """A socket that asks now and then whether the other side is still there."""
+    family, kind, protocol, *_ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEPALIVE.items():
+        if hasattr(socket, name):  # macOS has not all of them
+            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return made
+
+
+def read_finished(ticket: int, request: Request, reply: Reply) -> Finished:
+    """A reply as it must be: as many whole completions as were asked for. Raises _Refusal, _TryAgain."""
+    choices = sorted(reply.choices, key=lambda choice: choice.index)
+    if broken := [choice.finish_reason for choice in choices if choice.finish_reason not in ("stop", "length")]:
+        error = _TryAgain if all(reason in ABORTED for reason in broken) else _Refusal
+        raise error(Failure.ABORTED, f"a completion was broken off: {', '.join(map(str, broken))}")
+    drawn = [(choice.token_ids, choice.finish_reason) for choice in choices if choice.token_ids is not None]
+    if not len(choices) == len(drawn) == request.count:
+        told = f"asked for {request.count} completions with token ids, got {len(drawn)}"
+        raise _Refusal(Failure.MALFORMED, told)
+    if any(len(token_ids) > request.sampling.max_tokens for token_ids, _ in drawn):
+        told = f"a completion is longer than the {request.sampling.max_tokens} tokens asked for"
+        raise _Refusal(Failure.MALFORMED, told)
+    return Finished(ticket, tuple(Completion(token_ids, reason != "length") for token_ids, reason in drawn))
+
+
+def read_scored(ticket: int, text: Sequence[int], reply: Reply) -> Scored:
+    """Raises _Refusal for a reply without the log-probs of `text`."""
+    try:
+        return Scored(ticket, read_log_probs(text, reply))
+    except (LookupError, TypeError, ValueError):
+        raise _Refusal(Failure.MALFORMED, f"asked for {len(text) - 1} log-probs, got others") from None
+
+
+def read_log_probs(text: Sequence[int], reply: Reply) -> list[float]:
     """Log-prob of each token of `text` but the first, given those before it."""
-    entries = reply["choices"][0]["prompt_logprobs"][1:]
-    return [entry[str(token)]["logprob"] for token, entry in zip(text[1:], entries, strict=True)]
+    entries: Any = reply.choices[0].prompt_logprobs
+    return [entry[str(token)].logprob for token, entry in zip(text[1:], entries[1:], strict=True)]
 
 
 def score_all(
-    endpoints: Sequence[Endpoint], request_timeout: float, texts: Sequence[tuple[int, ...]]
-) -> Iterator[list[float]]:
+    endpoints: Sequence[Endpoint], timeout_for: Timeouts, texts: Sequence[tuple[int, ...]]
+) -> Iterator[list[float] | Refused]:
     """For each of `texts`, in order, its log-probs. Raises ServerFailed."""
-    events: SimpleQueue[Finished | Scored | Refused | BaseException] = SimpleQueue()
-    found: dict[int, list[float]] = {}
-    with Dispatcher(endpoints, request_timeout, events.put) as dispatcher:
+    events: SimpleQueue[Scored | Refused | BaseException] = SimpleQueue()
+    found: dict[int, list[float] | Refused] = {}
+    with Dispatcher(endpoints, timeout_for, events.put) as dispatcher:
         for ticket, text in enumerate(texts[:SCORED_AT_ONCE]):
             dispatcher.score(ticket, text)
         for wanted in range(len(texts)):
             while wanted not in found:
                 event = events.get()
-                if not isinstance(event, Scored):
-                    raise event if isinstance(event, BaseException) else ServerFailed(f"a text was refused: {event}")
-                found[event.ticket] = event.log_probs
+                if isinstance(event, BaseException):
+                    raise event
+                found[event.ticket] = event.log_probs if isinstance(event, Scored) else event
             if (ticket := wanted + SCORED_AT_ONCE) < len(texts):
                 dispatcher.score(ticket, texts[ticket])
             yield found.pop(wanted)
@@ -439,4 +513,4 @@ def computed_by(server: Endpoint) -> int:
 
 
 def _metrics(server: Endpoint) -> str:
-    return httpx.get(f"{server.url}/metrics", headers=server.headers).text
+    return httpx.get(f"{server.url}/metrics", headers=server.headers, timeout=METRICS).text

@@ -9,22 +9,43 @@ Its weights are never swapped: that interface must not face a network.
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import httpx
+from pydantic import BaseModel, ValidationError
 
 from conf.settings import Engine as EngineSettings
 from models.checkpoint import Checkpoint
-from models.dispatch import Dispatcher, ServerFailed, cache_of, computed_by, score_all
-from models.engine import Deliver, Session
+from models.dispatch import Dispatcher, ServerFailed, cache_of, computed_by, score_all, shown
+from models.engine import Deliver, Refused, Session
 
 KEY = "BREVITY_ENDPOINT_KEY"
 """Environment variable with the servers' API key, where they want one."""
 LOOK_AGAIN = 2.0
 """Seconds until a server that is gone is looked for again."""
+
+
+class WrongEndpoint(ServerFailed):
+    """What is found at a URL will not serve this run, however long it is waited for."""
+
+
+class _Served(BaseModel):
+    id: str
+
+
+class _Models(BaseModel):
+    """The reply to `/v1/models`."""
+
+    data: list[_Served]
+
+
+def base_url(url: str) -> str:
+    """Without the paths that other clients want."""
+    return re.sub(r"(?<!/)/v1(/models|/(chat/)?completions)?$", "", url.rstrip("/"))
 
 
 class RemoteServer:
@@ -33,30 +54,47 @@ class RemoteServer:
     is_ours = False
 
     def __init__(self, url: str, model: Checkpoint, settings: EngineSettings):
-        self.url, self.name = url.rstrip("/"), model.fingerprint
+        self.url, self.name = base_url(url), model.fingerprint
         self.seats = settings.concurrency
         self._patience = settings.start_timeout
         key = os.environ.get(KEY)
         self.headers = {"Authorization": f"Bearer {key}"} if key else {}
 
     def is_serving(self) -> bool:
-        """See `Endpoint.is_serving`."""
+        """See `Endpoint.is_serving`. Raises WrongEndpoint."""
         try:
             reply = httpx.get(f"{self.url}/v1/models", headers=self.headers, timeout=5)
-            reply.raise_for_status()
-        except httpx.HTTPStatusError as error:
-            if error.response.status_code in (401, 403):
-                raise ServerFailed(f"{self.url} wants another API key; set {KEY}") from None
-            return False
         except httpx.TransportError:
             return False
-        served = [str(entry["id"]) for entry in reply.json()["data"]]
+        except (httpx.RequestError, httpx.InvalidURL) as error:
+            raise self._wrong(f"cannot be asked ({error})") from None
+        if reply.status_code == 429 or reply.status_code >= 500:
+            return False
+        served = self._served(reply)
         if self.name not in served:
-            raise ServerFailed(
-                f"{self.url} serves {', '.join(served) or 'nothing'}, not this run's base model; start it with "
+            raise WrongEndpoint(
+                f"{self.url} serves {shown(', '.join(served)) or 'nothing'}, not this run's base model; start it with "
                 f"--served-model-name {self.name}"
             )
         return True
+
+    def _served(self, reply: httpx.Response) -> list[str]:
+        """Names of the models there. Raises WrongEndpoint."""
+        if reply.status_code in (401, 403):
+            raise WrongEndpoint(f"{self.url} wants another API key; set {KEY}")
+        if reply.status_code != 200:
+            place = f" to {reply.headers['location']}" if "location" in reply.headers else ""
+            raise self._wrong(f"answers /v1/models with status {reply.status_code}{place}")
+        try:
+            return [entry.id for entry in _Models.model_validate_json(reply.content).data]
+        except ValidationError:
+            told = shown(reply.text)[:80]
+            raise self._wrong(f"answers /v1/models with no list of models ({told!r})") from None
+
+    def _wrong(self, what: str) -> WrongEndpoint:
+        return WrongEndpoint(
+            f"{self.url} {what}, so no vLLM server is there; correct engine.endpoints, as in http://node1:8000"
+        )
 
     def revive(self, given_up: threading.Event) -> None:
         """See `Endpoint.revive`: it is waited for."""
@@ -97,13 +135,13 @@ class RemoteServers:
     def session(self, model: Checkpoint, deliver: Deliver) -> Iterator[Session]:
         """See `Engine.session`. Raises ServerFailed where a server serves another model."""
         self._serving = self._servers(model)
-        with Dispatcher(self._serving, self._settings.request_timeout, deliver) as session:
+        with Dispatcher(self._serving, self._settings.timeout_for, deliver) as session:
             yield session
 
-    def log_probs(self, model: Checkpoint, texts: Sequence[tuple[int, ...]]) -> Iterator[list[float]]:
+    def log_probs(self, model: Checkpoint, texts: Sequence[tuple[int, ...]]) -> Iterator[list[float] | Refused]:
         """See `Engine.log_probs`. Raises ServerFailed."""
         if texts:
-            yield from score_all(self._servers(model), self._settings.request_timeout, texts)
+            yield from score_all(self._servers(model), self._settings.timeout_for, texts)
 
     def close(self) -> None:
         """Nothing here is ours to end."""

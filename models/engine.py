@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 from conf.settings import Sampling
@@ -42,12 +43,31 @@ class Finished:
     completions: tuple[Completion, ...]
 
 
+class Failure(StrEnum):
+    """Why there is no completion, in the ledger's words."""
+
+    REFUSED = "refused"
+    """The server will not draw it."""
+    TIMED_OUT = "timed-out"
+    SERVER_ERROR = "server-error"
+    """At every try."""
+    SERVER_CRASH = "server-crash"
+    """The server ended each time."""
+    ABORTED = "aborted"
+    """It was broken off before its end."""
+    MALFORMED = "malformed-reply"
+    UNDECODABLE = "undecodable"
+    """Its tokens cannot be told apart in its text."""
+
+
 @dataclass(frozen=True, slots=True)
 class Refused:
     """A request that no engine can serve: it is set aside, the others go on."""
 
     ticket: int
     reason: str
+    """For a person."""
+    kind: Failure = Failure.REFUSED
 
 
 Deliver = Callable[[Finished | Refused | BaseException], None]
@@ -91,8 +111,9 @@ class Engine(Protocol):
         """Serves `model` until it is left; requests still in flight then are given up."""
         ...
 
-    def log_probs(self, model: Checkpoint, texts: Sequence[tuple[int, ...]]) -> Iterator[list[float]]:
-        """For each of `texts`, in order, the log-prob of each token but the first, given those before it."""
+    def log_probs(self, model: Checkpoint, texts: Sequence[tuple[int, ...]]) -> Iterator[list[float] | Refused]:
+        """For each of `texts`, in order, the log-prob of each token but the first, given those before it; Refused where
+        it cannot be had."""
         ...
 
     def close(self) -> None: ...

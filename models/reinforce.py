@@ -15,6 +15,7 @@ import random
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import ExitStack
 from pathlib import Path
@@ -39,10 +40,19 @@ from models.desk import Desk, Job
 from models.dialogues import DESKS, Talks, Tongue
 from models.engine import Completion, Engine
 from models.files import write_whole
-from models.rollouts import RequestRefused, Rollouts
+from models.rollouts import Failures, Rollouts, TooManyFailed
 from models.store import Purpose, RolloutStore
-from models.train import PROOF_TOKENS, Watch, adapters, last_whole_checkpoint, leaving_word, log_probs_of, save
-from models.trainer import STORE_VARIABLE, Outcome, RlJob
+from models.train import (
+    PROOF_TOKENS,
+    Watch,
+    adapters,
+    last_whole_checkpoint,
+    leaving_word,
+    log_probs_of,
+    recomputes,
+    save,
+)
+from models.trainer import FAILED, STORE_VARIABLE, Outcome, RlJob
 from models.vllm_server import PROOF_FILE, SwapNotProven, VllmServer, serve_all
 from reasoning.course import Figures, collapse, is_best
 from reasoning.dialogue import Speaker
@@ -87,6 +97,8 @@ class Told(NamedTuple):
     tokens: int
     is_well_formed: bool
     hit_cap: bool
+    was_held: bool = True
+    """False where an engine failed: it then stands for a dialogue of which nothing is learnt."""
 
 
 class Scene(Protocol):
@@ -189,6 +201,7 @@ class Sampler:
         self.proof_text: list[int] = json.loads(self._proof_file.read_text()) if self._proof_file.exists() else first
         """What a server is asked about to show which weights it serves: the last dialogue. It is in a checkpoint's
         digest, so a resumed training must have the same."""
+        self._failures = Failures("dialogues", job.rl.steps * job.rl.problems, job.engine.max_failed_fraction)
         self._last = (0.0, 0.0)
         """When the last step began, and how long passes had taken by then."""
         self.figures: dict[str, float] = {}
@@ -206,9 +219,12 @@ class Sampler:
         groups = self._draw(asked, models, step)
         drawn = time.monotonic()
         told, rewards = [one for group in groups for one in group], self._rewards(asked, groups)
-        self.proof_text = list((told[0].prompt_ids + told[0].completion_ids)[:RL_PROOF_TOKENS])
+        held = [(one, its) for one, its in zip(told, rewards, strict=True) if one.was_held]
+        first = held[0][0]
+        self.proof_text = list((first.prompt_ids + first.completion_ids)[:RL_PROOF_TOKENS])
         write_whole(self._proof_file, json.dumps(self.proof_text))
-        self._note(step, told, rewards, policy)
+        self._note(step, [one for one, _ in held], [its for _, its in held], policy)
+        self._note_training(told)
         ended = time.monotonic()
         trainer.seconds_in_passes -= ended - began
         self.figures |= {
@@ -227,7 +243,7 @@ class Sampler:
         }
 
     def _draw(self, problems: Sequence[Problem], models: Sequence[Checkpoint], step: int) -> list[list[Told]]:
-        """The dialogues of each problem. Raises RequestRefused."""
+        """The dialogues of each problem. Raises TooManyFailed."""
         rl = self._job.rl
         sampling = Sampling(
             samples=rl.group, temperature=rl.temperature, top_p=1.0, max_tokens=self._job.max_tokens
@@ -236,10 +252,24 @@ class Sampler:
         desks = [Desk(engine, model) for engine, model in zip(self._engines, models, strict=True)]
         # Each step's samples are its own: the partner, which never changes, would say the same again to a problem that
         # comes again.
-        rollouts = Rollouts(self._store, desks, Purpose.REINFORCE, self._job.seed * STEPS_APART + step)
+        seed = self._job.seed * STEPS_APART + step
+        rollouts = Rollouts(self._store, desks, Purpose.REINFORCE, seed, failures=self._failures)
         rollouts.carry_out(job for job, _ in begun)
         self.figures = rollouts.usage.model_dump(exclude=NOT_SAMPLED)
-        return [told() for _, told in begun]
+        refused = [job.refused for job, _ in begun if job.refused]
+        if len(refused) == len(begun):
+            raise TooManyFailed(f"step {step}: there is no dialogue at all: {refused[0].reason}")
+        self.figures |= {f"{FAILED}{kind}": count for kind, count in Counter(one.kind for one in refused).items()}
+        return [
+            self._not_held(problem) if job.refused else told()
+            for problem, (job, told) in zip(problems, begun, strict=True)
+        ]
+
+    def _not_held(self, problem: Problem) -> list[Told]:
+        """What stands for a problem's dialogues where an engine failed: alike, and no token anybody's own, so that
+        neither rewards nor loss come of them."""
+        prompt, end = self._start.prompt_ids(problem), (self._start.end_id,)
+        return [Told(prompt, end, [False], None, 0, False, False, was_held=False)] * self._job.rl.group
 
     def _rewards(self, problems: Sequence[Problem], groups: Sequence[Sequence[Told]]) -> list[Rewards]:
         """Of all dialogues, one after another."""
@@ -268,7 +298,6 @@ class Sampler:
             write_whole(self._job.work / "best", str(policy.folder))
         self._remove_old_weights(policy.folder)
         self.figures |= {
-            "trained_tokens": sum(len(one.prompt_ids) + len(one.completion_ids) for one in told),
             "dialogue_tokens": tokens, "cap_hit": sum(one.hit_cap for one in told) / count, **means,
         }  # fmt: skip
         if reason:
@@ -277,6 +306,13 @@ class Sampler:
                 f"weights are in {(self._job.work / 'best').read_text()}; lower rl.learning_rate, raise rl.beta, or "
                 f"widen rl.bounds"
             )
+
+    def _note_training(self, told: Sequence[Told]) -> None:
+        """What learning from a step's dialogues costs. The reference reads them, too."""
+        self.figures["training_flops"] = self._start.shape.training_flops(
+            [len(one.prompt_ids) + len(one.completion_ids) for one in told], are_weights_frozen=bool(self._job.lora),
+            is_recomputed=recomputes(), with_reference=self._job.rl.beta > 0,
+        )  # fmt: skip
 
     def _read_course(self) -> list[Figures]:
         path = self._job.work / "course.json"
@@ -359,7 +395,7 @@ def configured(job: RlJob, bf16: bool = True) -> GRPOConfig:
         beta=job.rl.beta, temperature=job.rl.temperature,
         reward_weights=[getattr(job.rl, kind) for kind in KINDS],
         learning_rate=job.learning_rate, warmup_steps=job.warmup, lr_scheduler_type="cosine",
-        bf16=bf16, use_cpu=cpu, gradient_checkpointing=not cpu, report_to="none", disable_tqdm=True,
+        bf16=bf16, use_cpu=cpu, gradient_checkpointing=recomputes(), report_to="none", disable_tqdm=True,
         logging_steps=job.log_every, logging_first_step=True, logging_nan_inf_filter=False,
         save_strategy="steps", save_steps=job.save_every, save_total_limit=1,
     )  # fmt: skip
@@ -435,7 +471,7 @@ def run(job: RlJob) -> None:
     """Does the job, and leaves word where it ends for a reason that has a remedy."""
     try:
         main(job)
-    except (Collapsed, StaleWeights, SwapNotProven, RequestRefused, TooFewProblems) as error:
+    except (Collapsed, StaleWeights, SwapNotProven, TooManyFailed, TooFewProblems) as error:
         job.outcome.write_text(f"{Outcome.GIVEN_UP}\n{error}")
         raise
 

@@ -10,7 +10,7 @@ at the other's in the same turn of the loop.
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -19,7 +19,7 @@ from queue import Empty, SimpleQueue
 
 from conf.errors import ReadableError
 from models.desk import Desk, Draw, Job
-from models.engine import Completion, Finished, Refused, Request
+from models.engine import Completion, Failure, Finished, Refused, Request
 from models.store import CLAIM_SECONDS, Purpose, RolloutStore, Stored, identity
 from reasoning.records import Usage
 from reasoning.rollouts import AllValues, Outcomes
@@ -43,8 +43,32 @@ class _Judged:
     outcomes: Outcomes
 
 
-class RequestRefused(ReadableError):
-    """A request that no engine can serve, where none may be left out."""
+class TooManyFailed(ReadableError):
+    """Without so many of its completions a step would come to another result."""
+
+
+class Failures:
+    """What of a step's work failed, by reason: some of it may, since one bad row must not end a run."""
+
+    def __init__(self, stage: str, total: int, share: float):
+        self._stage, self._total, self._share = stage, total, share
+        self._counts: Counter[Failure] = Counter()
+        self._first: dict[Failure, str] = {}
+
+    def add(self, kind: Failure, reason: str) -> None:
+        """Raises TooManyFailed above the share, but not for a single one."""
+        self._counts[kind] += 1
+        self._first.setdefault(kind, reason)
+        if self._counts.total() > max(1, self._share * self._total):
+            raise TooManyFailed(self._told())
+
+    def _told(self) -> str:
+        reasons = (f"{count} {kind} ({self._first[kind]})" for kind, count in self._counts.most_common())
+        return (
+            f"{self._stage}: {self._counts.total()} of {self._total} failed, more than engine.max_failed_fraction "
+            f"({self._share:g}) allows: {'; '.join(reasons)}; mend that, or raise the share, and run again: what is "
+            f"finished is kept"
+        )
 
 
 class Rollouts:
@@ -52,10 +76,11 @@ class Rollouts:
 
     def __init__(
         self, store: RolloutStore, desks: Sequence[Desk], purpose: Purpose, seed: int,
-        progress: Callable[[int, int], None] = lambda jobs, tokens: None,
+        progress: Callable[[int, int], None] = lambda jobs, tokens: None, failures: Failures | None = None,
     ):  # fmt: skip
+        """`failures` hears of each job that is refused, and may end the run; not given, all of them may be."""
         self._store, self._desks = store, desks
-        self._purpose, self._seed, self._progress = purpose, seed, progress
+        self._purpose, self._seed, self._progress, self._failures = purpose, seed, progress, failures
         self._events: SimpleQueue[Finished | Refused | BaseException | _Judged] = SimpleQueue()
         self._open: dict[int, Job] = {}
         self._changed: list[int] = []
@@ -75,9 +100,9 @@ class Rollouts:
     def usage(self) -> Usage:
         return sum((desk.usage for desk in self._desks), Usage())
 
-    def draw(self, requests: Sequence[Request]) -> list[tuple[Completion, ...]]:
-        """All completions of each request, in order, from the first desk. Raises RequestRefused where one cannot be
-        served."""
+    def draw(self, requests: Sequence[Request]) -> list[tuple[Completion, ...] | Refused]:
+        """All completions of each request, in order, from the first desk; Refused where it cannot be served. Raises
+        TooManyFailed."""
         plans = [AllValues(1, request.count) for request in requests]
         jobs = [
             Job(
@@ -91,16 +116,16 @@ class Rollouts:
             for plan, request in zip(plans, requests, strict=True)
         ]
         self.carry_out(jobs)
-        return [tuple(plan.outcomes[0]) for plan in plans]  # type: ignore[arg-type]
+        return [job.refused or tuple(plan.outcomes[0]) for job, plan in zip(jobs, plans, strict=True)]  # type: ignore[misc]
 
     def carry_out(self, jobs: Iterable[Job]) -> None:
-        """Closes the plans of all jobs. Raises RequestRefused where one cannot be served."""
-        for job in self.run(jobs):
-            if job.refused:
-                raise RequestRefused(job.refused)
+        """Closes the plans of all jobs but those that are refused. Raises TooManyFailed."""
+        for _ in self.run(jobs):
+            pass
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Job]:
-        """Each job when its plan is closed, or when it was refused. Holds only those that are open."""
+        """Each job when its plan is closed, or when it was refused. Holds only those that are open. Raises
+        TooManyFailed."""
         source = enumerate(jobs)
         with ThreadPoolExecutor(JUDGES) as self._judges, ExitStack() as self._stack:
             try:
@@ -142,6 +167,8 @@ class Rollouts:
                 for desk in self._desks:
                     desk.end(number)
                 self._progress(1, 0)
+                if job.refused and self._failures:
+                    self._failures.add(job.refused.kind, job.refused.reason)
                 yield job
 
     def _look_up(self) -> None:
@@ -205,7 +232,7 @@ class Rollouts:
         for event in events:
             if isinstance(event, Refused):
                 draw = self._land(event.ticket)
-                draw.job.refused = event.reason
+                draw.job.refused = event
                 self._changed.append(draw.number)
                 self._unpark([draw.key])
             elif isinstance(event, BaseException):

@@ -41,7 +41,7 @@ class ScriptedEngine:
         self.computed_prompt_tokens += request.count * len(request.prompt_ids)
         return Finished(ticket, tuple(drawn))
 
-    def log_probs(self, model: Checkpoint, texts: Sequence[tuple[int, ...]]) -> Iterator[list[float]]:
+    def log_probs(self, model: Checkpoint, texts: Sequence[tuple[int, ...]]) -> Iterator[list[float] | Refused]:
         """Every token is certain to it."""
         _ = model
         return ([0.0] * (len(text) - 1) for text in texts)

@@ -28,7 +28,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from models.simpo import IdsSimPOTrainer, UnknownHead, refuse_unknown_head
-from models.trainer import Job, Outcome, TrainJob
+from models.trainer import RECOMPUTES, Job, Outcome, TrainJob
 from models.vllm_server import PROOF_FILE
 
 PROOF_TOKENS = 64
@@ -49,7 +49,10 @@ class Watch(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:  # noqa: ARG002
         told = {**(logs or {}), **self._more()}
         figures = {name: value for name, value in told.items() if isinstance(value, int | float)}
-        line = {"step": state.global_step, "steps": state.max_steps, "time": time.time(), **figures}
+        line = {
+            "step": state.global_step, "steps": state.max_steps, "time": time.time(), RECOMPUTES: recomputes(),
+            **figures,
+        }  # fmt: skip
         with self._progress.open("a") as file:
             file.write(json.dumps(line) + "\n")
         if not all(math.isfinite(figures.get(name, 0.0)) for name in ("loss", "grad_norm")):
@@ -69,6 +72,11 @@ def main(job: TrainJob) -> None:
         row = rows[0]
         text = (row["prompt_ids"] + row["completion_ids" if job.method == "sft" else "chosen_ids"])[:PROOF_TOKENS]
         save(job, trainer.accelerator.unwrap_model(trainer.model), tokenizer, text)
+
+
+def recomputes() -> bool:
+    """Whether activations are computed again on the way back: a GPU's memory is too small for all of them."""
+    return torch.cuda.is_available()
 
 
 def last_whole_checkpoint(work: Path) -> str | None:
@@ -104,7 +112,7 @@ def _arguments(job: TrainJob) -> dict[str, Any]:
         "learning_rate": job.learning_rate, "warmup_steps": job.warmup, "lr_scheduler_type": "cosine",
         "bf16": True, "use_cpu": cpu, "report_to": "none", "disable_tqdm": True, "logging_steps": job.log_every,
         "logging_first_step": True, "save_strategy": "steps", "save_steps": job.save_every, "save_total_limit": 1,
-        "gradient_checkpointing": not cpu, "adam_beta2": job.adam_beta2, "weight_decay": job.weight_decay,
+        "gradient_checkpointing": recomputes(), "adam_beta2": job.adam_beta2, "weight_decay": job.weight_decay,
         "train_sampling_strategy": "random" if job.shuffle else "sequential", "max_length": job.max_length,
     }  # fmt: skip
 

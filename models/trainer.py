@@ -23,6 +23,10 @@ from models.processes import GuardedProcess
 
 LOG = "train.log"
 STORE_VARIABLE = "BREVITY_ROLLOUTS"
+RECOMPUTES = "recomputes"
+"""The figure that says whether training computed activations a second time."""
+FAILED = "failed: "
+"""Begins the names of a step's figures that say for how many problems there were no dialogues, and why."""
 
 
 class Outcome(StrEnum):

@@ -27,8 +27,8 @@ import httpx
 from conf.errors import ReadableError
 from conf.settings import Engine as EngineSettings
 from models.checkpoint import Checkpoint
-from models.dispatch import Dispatcher, ServerFailed, cache_of, computed_by, read_log_probs, score_all
-from models.engine import Deliver, Engine, Session
+from models.dispatch import Dispatcher, Reply, ServerFailed, cache_of, computed_by, read_log_probs, score_all
+from models.engine import Deliver, Engine, Refused, Session
 from models.processes import GuardedProcess
 
 logger = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class VllmServer:
         """See `Engine.session`. Raises ServerFailed, SwapNotProven."""
         with self._lease:
             self._serve(model)
-            with Dispatcher([self], self._settings.request_timeout, deliver) as session:
+            with Dispatcher([self], self._settings.timeout_for, deliver) as session:
                 yield session
 
     def is_serving(self) -> bool:
@@ -104,13 +104,13 @@ class VllmServer:
         self._start(model)
         self._served = model
 
-    def log_probs(self, model: Checkpoint, texts: Sequence[tuple[int, ...]]) -> Iterator[list[float]]:
+    def log_probs(self, model: Checkpoint, texts: Sequence[tuple[int, ...]]) -> Iterator[list[float] | Refused]:
         """See `Engine.log_probs`. Raises as `session` does."""
         if not texts:
             return
         with self._lease:
             self._serve(model)
-            yield from score_all([self], self._settings.request_timeout, texts)
+            yield from score_all([self], self._settings.timeout_for, texts)
 
     def close(self) -> None:
         if self._process:
@@ -219,10 +219,10 @@ class VllmServer:
     def _proof_log_probs(self, proof: dict[str, Any]) -> list[float]:
         text = proof["token_ids"]
         body = {"model": self.name, "prompt": text, "max_tokens": 1, "prompt_logprobs": 0}
-        return read_log_probs(text, self._post("/v1/completions", body).json())
+        return read_log_probs(text, Reply.model_validate_json(self._post("/v1/completions", body).content))
 
     def _post(self, path: str, body: dict[str, Any]) -> httpx.Response:
-        reply = httpx.post(f"{self.url}{path}", json=body, timeout=self._settings.request_timeout)
+        reply = httpx.post(f"{self.url}{path}", json=body, timeout=self._settings.timeout_for(0))
         return reply.raise_for_status()
 
 

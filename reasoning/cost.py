@@ -5,6 +5,8 @@ Knows: token counts, a model's shape, the papers' formulas. Must not know: price
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -30,9 +32,22 @@ class Shape(BaseModel):
         weights = 2.0 * self.parameters * (prompt - cached + generated)
         return weights + self.attention_flops(cached, prompt - cached + generated)
 
-    def training_flops(self, tokens: int) -> float:
-        """Forward and backward: six per weight and token."""
-        return 6.0 * self.parameters * tokens
+    def training_flops(
+        self, texts: Sequence[int], *, are_weights_frozen: bool = False, is_recomputed: bool = False,
+        with_reference: bool = False,
+    ) -> float:  # fmt: skip
+        """Of one step's, or epoch's, texts of so many tokens each (of a pair: both sides).
+
+        With N weights, F = 2·N·Σ t the forward pass through them and A = 4·L·d·Σ t·(t+1)/2 that through attention:
+        forward F + A; backward to the activations F + 2·A (attention's forward is two products of two variable
+        matrices, and each has two gradients); backward to the weights F, unless only adapters learn beside
+        `are_weights_frozen`; once more F + A each where activations are computed again on the way back, and where a
+        reference model reads the texts, too. Left out: adapters themselves, padding, the optimizer, and that the
+        memory-safe SimPO loss reads the output head twice.
+        """
+        forwards = 1 + is_recomputed + with_reference
+        weights = 2.0 * self.parameters * sum(texts) * (forwards + (1 if are_weights_frozen else 2))
+        return weights + sum(self.attention_flops(0, tokens) for tokens in texts) * (forwards + 2)
 
 
 def efficiency(accuracy: float, tokens: float, base_accuracy: float, base_tokens: float) -> float | None:

@@ -5,6 +5,7 @@ Knows: scores, intervals, cost formulas. Must not know: how completions were dra
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from reasoning.cost import Shape, aes, efficiency
-from reasoning.records import Call, Score, Verdict
+from reasoning.records import Call, Score, Verdict, had
 from reasoning.stats import Interval, mean_interval, paired_difference, paired_ratio, problem_means
 
 Role = Literal["base", "method", "control"]
@@ -28,12 +29,20 @@ def attention_flops(score: Score, shape: Shape) -> float:
     return sum(shape.attention_flops(call.prompt_tokens, call.tokens) for call in calls_of(score))
 
 
+def had_by_both(scores: Sequence[Score], base: Sequence[Score]) -> tuple[list[Score], list[Score]]:
+    """Those of completions that there are, of problems that have some on both sides."""
+    sides = had(scores), had(base)
+    common = {score.problem_id for score in sides[0]} & {score.problem_id for score in sides[1]}
+    first, second = ([score for score in side if score.problem_id in common] for side in sides)
+    return first, second
+
+
 def accuracy_by_problem(scores: Sequence[Score]) -> dict[str, float]:
     return problem_means((score.problem_id, float(score.verdict is Verdict.RIGHT)) for score in scores)
 
 
 def tokens_by_problem(scores: Sequence[Score]) -> dict[str, float]:
-    return problem_means((score.problem_id, float(score.tokens)) for score in scores)
+    return problem_means((score.problem_id, float(score.tokens)) for score in had(scores))
 
 
 def model_figures(name: str, role: Role, scores: Sequence[Score], shape: Shape) -> dict[str, Any]:
@@ -43,7 +52,7 @@ def model_figures(name: str, role: Role, scores: Sequence[Score], shape: Shape) 
         "name": name,
         "role": role,
         **_core(scores),
-        "attention_flops": float(np.mean([attention_flops(score, shape) for score in scores])),
+        "attention_flops": float(np.mean([attention_flops(score, shape) for score in had(scores)])),
         "by_level": {str(level): _core([s for s in scores if s.level == level]) for level in levels},
     }
 
@@ -57,19 +66,22 @@ def _core(scores: Sequence[Score]) -> dict[str, Any]:
         "mean_tokens": tokens,
         "mean_tokens_ci": list(tokens_ci),
         "truncated": sum(score.truncated for score in scores) / len(scores),
+        "failed": 1 - len(had(scores)) / len(scores),
         "problems": len({score.problem_id for score in scores}),
         "samples": len(scores),
     }
 
 
 def _mean(by_problem: dict[str, float]) -> tuple[float, Interval]:
+    if not by_problem:
+        return math.nan, (math.nan, math.nan)
     return mean_interval(np.array(list(by_problem.values())))
 
 
 def comparison(name: str, scores: Sequence[Score], against: str, base: Sequence[Score]) -> dict[str, Any]:
     """One entry of the report's `comparisons`: paired over the same problems."""
     accuracy, accuracy_0 = accuracy_by_problem(scores), accuracy_by_problem(base)
-    tokens, tokens_0 = tokens_by_problem(scores), tokens_by_problem(base)
+    tokens, tokens_0 = map(tokens_by_problem, had_by_both(scores, base))
     delta, delta_ci = paired_difference(accuracy, accuracy_0)
     ratio, ratio_ci = paired_ratio(tokens, tokens_0)
     means = [sum(values.values()) / len(values) for values in (accuracy, tokens, accuracy_0, tokens_0)]
@@ -95,6 +107,8 @@ def by_original(scores: Sequence[Score], base: Sequence[Score], shape: Shape) ->
     the same for another sample of the base, which is right there now and then by chance. None where a group is empty
     or no problem has several samples.
     """
+
+    scores, base = had_by_both(scores, base)
 
     def flops(score: Score) -> float:
         return attention_flops(score, shape)
@@ -144,6 +158,8 @@ def break_even(build_flops: float, scores: Sequence[Score], base: Sequence[Score
 
     The interval of `queries` follows from that of the saving, paired over the same problems.
     """
+
+    scores, base = had_by_both(scores, base)
 
     def flops(score: Score) -> float:
         return sum(shape.forward_flops(call.prompt_tokens, 0, call.tokens) for call in calls_of(score))

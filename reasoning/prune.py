@@ -110,6 +110,10 @@ class OpenPruning:
         """Puts back the nearest removed segment before the kept segment `index`."""
         self._kept = sorted([*self._kept, max(removed for removed in self.removed if removed < index)])
 
+    def restore_all(self) -> None:
+        """Leaves the trace as it was."""
+        self._kept = list(range(len(self._spans)))
+
     def _join(self, indices: Iterable[int]) -> tuple[int, ...]:
         return tuple(token for index in indices for token in self._spans[index])
 

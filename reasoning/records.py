@@ -51,6 +51,15 @@ class BadRow(Record):
     """What is wrong and what to do, for a person."""
 
 
+class SetAside(Record):
+    """A row without the completions that it needs, and why."""
+
+    id: str
+    reason: str
+    detail: str
+    """For a person."""
+
+
 class Match(Record):
     """A problem to train on that a benchmark holds, too."""
 
@@ -73,6 +82,23 @@ class Verdict(StrEnum):
     """No answer could be found in the text."""
     TIMEOUT = "timeout"
     """The check was ended after its time limit; counts as not verified."""
+    NO_COMPLETION = "no-completion"
+    """The engine refused the request or gave it up; counts as not right, and as no length."""
+
+
+class Verified(Protocol):
+    """A row with a verdict."""
+
+    @property
+    def verdict(self) -> Verdict: ...
+
+
+V = TypeVar("V", bound=Verified)
+
+
+def had(rows: Iterable[V]) -> list[V]:
+    """Those whose completions there are: lengths and costs are theirs alone. The others count as not right."""
+    return [row for row in rows if row.verdict is not Verdict.NO_COMPLETION]
 
 
 class Trace(Record):

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from reasoning.records import Conversation, Verdict
+from reasoning.records import Conversation, Verdict, had
 from reasoning.stats import Interval, paired_difference
 
 METHOD_VERSION = "1"
@@ -43,14 +43,15 @@ def gain(new: Sequence[Conversation], old: Sequence[Conversation]) -> tuple[floa
     """By how much the mean reward of `new` is above that of `old`, on the same problems, and its 95 % interval.
 
     A reward for length compares dialogues of one problem with one another: here all of both. The three count alike,
-    whatever weights the training gave them.
+    whatever weights the training gave them. Of dialogues that were not held nothing can be said.
     """
     groups: dict[str, tuple[list[Conversation], list[Conversation]]] = defaultdict(lambda: ([], []))
     for side, rows in enumerate((new, old)):
-        for row in rows:
+        for row in had(rows):
             groups[row.problem_id][side].append(row)
     means: tuple[dict[str, float], dict[str, float]] = ({}, {})
-    for name, group in groups.items():
+    both = {name: group for name, group in groups.items() if all(group)}
+    for name, group in both.items():
         rewards = [sum(one) for one in group_rewards([_outcome(row) for row in (*group[0], *group[1])])]
         parts = (rewards[: len(group[0])], rewards[len(group[0]) :])
         for mean, part in zip(means, parts, strict=True):

@@ -25,6 +25,7 @@ from prefect.context import TaskRunContext
 from prefect.serializers import JSONSerializer
 
 from conf.section import Section
+from models.endpoints import WrongEndpoint
 from models.trainer import TrainerCrashed
 from models.vllm_server import ServerFailed
 from tasks.artifacts import ArtifactRef
@@ -94,6 +95,8 @@ def is_transient(task: Any, run: TaskRun, state: State[Any]) -> bool:
         state.result()
     except httpx.HTTPStatusError as error:
         return error.response.status_code >= 500
+    except WrongEndpoint:
+        return False
     except (ServerFailed, TrainerCrashed, httpx.HTTPError, ConnectionError, TimeoutError):
         return True
     except Exception:

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 from conf.settings import Finalizing, Probing, Sampling, Segmentation
+from models.checkpoint import Checkpoint
+from models.engine import Refused
 from models.store import Purpose
 from reasoning.dto import shortest_longest_pairs
 from reasoning.records import Compressed, Demonstration, Optimised, Pair, PairKind, Problem, TextPart, Trace, Verdict
 from reasoning.rollouts import EarliestCrossing, agreeing_ones
 from tasks.artifacts import ArtifactRef
 from tasks.caching import step
-from tasks.dto import VERSION, cut, segment_ends
+from tasks.dto import VERSION, all_segment_ends, cut
 from tasks.problems import by_id, prompts_of
-from tasks.rollouts import Ender, Prober, TokenIds, closed, on_prefixes
-from tasks.sampling import draw_traces, score
+from tasks.rollouts import Ender, Endings, Prober, closed, on_prefixes, set_aside
+from tasks.sampling import draw_traces, failed_counts, score, scores_without
 from tasks.workplace import Workplace
 
 
@@ -93,41 +95,49 @@ def examine_early_stop(
     """
     started = time.monotonic()
     checkpoint, known = place.checkpoint(model), by_id(place, problems)
-    traces, usage = draw_traces(place, "benchmark", checkpoint, list(known.values()), sampling, Purpose.BENCHMARK, seed)
-    # The end of the last segment is where the model stops by itself; a truncated trace is left as it is.
-    whole = [trace for trace in traces if not trace.truncated]
-    ends_of = {trace.id: segment_ends(checkpoint, trace, segmentation)[:-1] for trace in whole}
-    total, threshold = probing.sampling.samples, probing.threshold
-    plans = {
-        trace.id: EarliestCrossing(len(ends_of[trace.id]), total, threshold, speaking=agreeing_ones) for trace in whole
-    }
+    drawn = draw_traces(place, "benchmark", checkpoint, list(known.values()), sampling, Purpose.BENCHMARK, seed)
     prober = Prober(place, checkpoint, known, closed(probing), seed)
-    asked = [on_prefixes(trace, ends_of[trace.id], plans[trace.id]) for trace in whole]
-    prober.carry_out("early stop", Purpose.EARLY_STOP, asked, lambda _, answers: [_given(a) for a in answers])
-    ends = {n: ends_of[n][plan.crossing] for n, plan in plans.items() if plan.crossing is not None}
-    overhead = prober.probe_tokens
+    cuts = _agreeing_cuts(place, prober, checkpoint, drawn.traces, segmentation, probing)
     ender = Ender(place, checkpoint, known, finalizing, seed)
-    stopped = [trace for trace in traces if trace.id in ends]
-    endings = ender.endings("early end", Purpose.EARLY_STOP, [cut(trace, ends[trace.id]) for trace in stopped], count=1)
-    ended = {trace.id: ending for trace, (ending,) in zip(stopped, endings, strict=True)}
-    scores = [
-        score(checkpoint, known[trace.problem_id], _stopped(trace, ends, ended, checkpoint.end_id), overhead[trace.id])
-        for trace in traces
-    ]
-    usage = usage + prober.usage + ender.usage
-    return place.publish("scores", scores, rows_in=len(known), usage=usage, started=started)
+    stopped = [trace for trace in drawn.traces if trace.id in cuts]
+    endings = ender.endings("early end", Purpose.EARLY_STOP, [cut(trace, cuts[trace.id]) for trace in stopped], count=1)
+    ended = {trace.id: found for trace, found in zip(stopped, endings, strict=True)} | prober.refused
+    stops = [_stopped(t, cuts.get(t.id, 0), ended.get(t.id), checkpoint.end_id) for t in drawn.traces]
+    scores = [score(checkpoint, known[t.problem_id], t, prober.probe_tokens[t.id]) for t in stops]
+    refused = drawn.refused | {name: found for name, found in ended.items() if isinstance(found, Refused)}
+    place.list_set_aside(set_aside(refused))
+    return place.publish(
+        "scores", scores + scores_without(checkpoint, known, drawn.refused, sampling), rows_in=len(known),
+        usage=drawn.usage + prober.usage + ender.usage, started=started, counts=failed_counts(refused),
+    )  # fmt: skip
+
+
+def _agreeing_cuts(
+    place: Workplace, prober: Prober, model: Checkpoint, traces: Sequence[Trace], segmentation: Segmentation,
+    probing: Probing,
+) -> dict[str, int]:  # fmt: skip
+    """Tokens up to the first prefix whose probes agree, by trace id. A truncated trace is left as it is, and so is one
+    that cannot be cut."""
+    ends_of, _ = all_segment_ends(place, model, [trace for trace in traces if not trace.truncated], segmentation)
+    # The end of the last segment is where the model stops by itself.
+    inner = {name: ends[:-1] for name, ends in ends_of.items()}
+    total, threshold = probing.sampling.samples, probing.threshold
+    plans = {n: EarliestCrossing(len(ends), total, threshold, speaking=agreeing_ones) for n, ends in inner.items()}
+    asked = [on_prefixes(trace, inner[trace.id], plans[trace.id]) for trace in traces if trace.id in plans]
+    prober.carry_out("early stop", Purpose.EARLY_STOP, asked, lambda _, answers: [_given(a) for a in answers])
+    return {name: inner[name][plan.crossing] for name, plan in plans.items() if plan.crossing is not None}
 
 
 def _given(answer: str | None) -> str | None:
     return answer.strip() or None if answer else None
 
 
-def _stopped(
-    trace: Trace, ends: Mapping[str, int], ended: Mapping[str, tuple[TokenIds, Verdict]], end_id: int
-) -> Trace:
-    """The trace as it reads when it is stopped; itself when its probes never agreed."""
-    if trace.id not in ended:
+def _stopped(trace: Trace, end: int, ended: Endings | Refused | None, end_id: int) -> Trace:
+    """The trace as it reads when it is stopped after `end` tokens; itself when its probes never agreed (None)."""
+    if ended is None:
         return trace
-    ending, verdict = ended[trace.id]
-    token_ids = trace.token_ids[: ends[trace.id]] + ending
+    if isinstance(ended, Refused):
+        return trace.model_copy(update={"token_ids": (), "verdict": Verdict.NO_COMPLETION})
+    ((ending, verdict),) = ended
+    token_ids = trace.token_ids[:end] + ending
     return trace.model_copy(update={"token_ids": token_ids, "verdict": verdict, "truncated": ending[-1] != end_id})

@@ -23,6 +23,8 @@ from tasks.artifacts import ArtifactRef
 from tasks.caching import step
 from tasks.outcomes import COUPLE, Exam, models_of
 from tasks.problems import by_id
+from tasks.rollouts import set_aside
+from tasks.sampling import failed_counts, refuse_nothing
 from tasks.workplace import Workplace
 
 COUPLE_FILE = "couple.json"
@@ -71,21 +73,28 @@ def converse(
     place: Workplace, long: ArtifactRef, short: ArtifactRef, problems: ArtifactRef, protocol: Protocol,
     sampling: Sampling, seed: int,
 ) -> ArtifactRef:  # fmt: skip
-    """Rows of Conversation on problems that nothing else has read."""
+    """Rows of Conversation on problems that nothing else has read. Those that are not to be had count as not right."""
     started = time.monotonic()
     known, models = list(by_id(place, problems).values()), (place.checkpoint(long), place.checkpoint(short))
     tongue = Tongue(models[0], protocol)
     prompts = [tongue.prompts(problem) for problem in known]
     plans = [Talks(tongue, shown, sampling.samples) for shown in prompts]
-    usage = place.run_couple("talk", models, [plan.job(sampling) for plan in plans], Purpose.BENCHMARK, seed)
+    jobs = [plan.job(sampling) for plan in plans]
+    usage = place.run_couple("talk", models, jobs, Purpose.BENCHMARK, seed)
+    refused = {problem.id: job.refused for problem, job in zip(known, jobs, strict=True) if job.refused}
+    refuse_nothing("talk", refused, known)
     answers = [[talk.dialogue.answer for talk in plan.talks] for plan in plans]
     verdicts, checks = place.verdicts(known, answers)
     rows = [
         conversation(problem, sample, talk, {speaker: len(ids) for speaker, ids in shown.items()}, verdict)
         for problem, plan, shown, judged in zip(known, plans, prompts, verdicts, strict=True)
+        if problem.id not in refused
         for sample, (talk, verdict) in enumerate(zip(plan.talks, judged, strict=True))
     ]
     counts = {"cap hit": sum(row.hit_cap for row in rows), "malformed": sum(not row.is_well_formed for row in rows)}
+    rows += [not_held(name, sample) for name in refused for sample in range(sampling.samples)]
+    counts |= failed_counts(refused)
+    place.list_set_aside(set_aside(refused))
     return place.publish(
         "conversations", rows, rows_in=len(known), usage=usage + checks, started=started, counts=counts
     )  # fmt: skip
@@ -100,6 +109,14 @@ def conversation(
         long_calls=talk.calls(Speaker.LONG, shown[Speaker.LONG]),
         short_calls=talk.calls(Speaker.SHORT, shown[Speaker.SHORT]),
         hit_cap=talk.dialogue.hit_cap, is_well_formed=talk.dialogue.is_well_formed, verdict=verdict,
+    )  # fmt: skip
+
+
+def not_held(problem_id: str, sample: int) -> Conversation:
+    """One for which an engine failed."""
+    return Conversation(
+        problem_id=problem_id, sample=sample, transcript="", long_calls=(), short_calls=(), hit_cap=False,
+        is_well_formed=False, verdict=Verdict.NO_COMPLETION,
     )  # fmt: skip
 
 

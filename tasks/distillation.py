@@ -16,6 +16,7 @@ from conf.auxiliary import Llm
 from conf.cot_distillation import Budget, Choosing, EndpointTeacher, LlmCompressor, LlmRater
 from conf.settings import Finalizing, Probing, Sampling, Segmentation
 from models.checkpoint import Checkpoint
+from models.engine import Refused
 from models.store import Purpose
 from reasoning import compression, difficulty
 from reasoning.asking import Ask, Solution, Unusable, limited
@@ -29,9 +30,9 @@ from reasoning.verifier import METHOD_VERSION as VERIFIER_VERSION
 from tasks.artifacts import ArtifactRef
 from tasks.auxiliary import asked_of
 from tasks.caching import step
-from tasks.dto import segment_ends
+from tasks.dto import all_segment_ends
 from tasks.problems import by_id, prompts_of
-from tasks.rollouts import Ender, Prefix, Prober, TokenIds, closed
+from tasks.rollouts import Ender, Prefix, Prober, TokenIds, closed, set_aside
 from tasks.workplace import Workplace
 
 SAMPLES_APART = 1_000_000
@@ -115,11 +116,14 @@ def value_prefixes(
     """Rows of Valued: the right ones among the rollouts of every prefix, and of no thinking at all."""
     started = time.monotonic()
     checkpoint, rows = place.checkpoint(model), place.rows(traces, Trace)
-    ends = {row.id: [0, *segment_ends(checkpoint, row, segmentation)] for row in rows}
+    ends_of, undecodable = all_segment_ends(place, checkpoint, rows, segmentation)
+    ends = {name: [0, *segments] for name, segments in ends_of.items()}
     prober = Prober(place, checkpoint, by_id(place, problems), closed(probing), seed)
-    valued = prober.values("value prefixes", rows, ends)
-    dropped = {"refused": len(prober.refused)} if prober.refused else {}
-    return place.publish("values", valued, rows_in=len(rows), dropped=dropped, usage=prober.usage, started=started)
+    valued = prober.values("value prefixes", [row for row in rows if row.id in ends], ends)
+    return place.publish(
+        "values", valued, rows_in=len(rows), usage=prober.usage, started=started,
+        aside=undecodable + set_aside(prober.refused),
+    )  # fmt: skip
 
 
 @step(version=RATE_VERSION)
@@ -273,9 +277,13 @@ def _finished(
     """The gate: what still answers right, and is shorter than it was."""
     ender = Ender(place, place.checkpoint(model), by_id(place, problems), finalizing, seed)
     prefixes = [Prefix(thought.trace.problem_id, thought.token_ids) for thought in thoughts]
-    rows = []
+    rows, refused = list[Compressed](), dict[str, Refused]()
     for thought, endings in zip(thoughts, ender.endings("compress", Purpose.COMPRESS, prefixes), strict=True):
-        ending, trace = shortest_right(endings), thought.trace
+        trace = thought.trace
+        if isinstance(endings, Refused):
+            refused[trace.id] = endings
+            continue
+        ending = shortest_right(endings)
         if ending is None:
             dropped["no-right-ending"] += 1
         elif len(thought.token_ids + ending) >= len(trace.token_ids):
@@ -285,10 +293,10 @@ def _finished(
                 problem_id=trace.problem_id, sample=trace.sample, level=thought.level, kept=thought.kept,
                 token_ids=thought.token_ids + ending, original_tokens=len(trace.token_ids),
             ))  # fmt: skip
-    rows_in = len(rows) + dropped.total()
+    rows_in = len(rows) + dropped.total() + len(refused)
     return place.publish(
         "compressed", rows, rows_in=rows_in, dropped=dict(+dropped), usage=usage + ender.usage, started=started,
-        payee=payee,
+        payee=payee, aside=set_aside(refused),
     )  # fmt: skip
 
 

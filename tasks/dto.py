@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from conf.auxiliary import Llm
@@ -23,7 +23,9 @@ from conf.settings import (
     Segmentation,
 )
 from models.checkpoint import Checkpoint
+from models.engine import Failure, Refused
 from models.store import Purpose
+from models.token_texts import Undecodable
 from reasoning.asking import Unusable, limited
 from reasoning.dto import (
     METHOD_VERSION,
@@ -37,7 +39,7 @@ from reasoning.proposals import METHOD_VERSION as PROPOSALS_VERSION
 from reasoning.proposals import question
 from reasoning.prune import METHOD_VERSION as PRUNE_VERSION
 from reasoning.prune import OpenPruning, pruned_trace
-from reasoning.records import Optimised, Proposed, Recheck, Scan, Trace, by_trace
+from reasoning.records import Optimised, Proposed, Recheck, Scan, SetAside, Trace, by_trace
 from reasoning.rollouts import METHOD_VERSION as ROLLOUTS_VERSION
 from reasoning.rollouts import AllValues, Bisection, EarliestCrossing, Search, enough, right_ones
 from reasoning.segment import METHOD_VERSION as SEGMENT_VERSION
@@ -48,7 +50,7 @@ from tasks.artifacts import ArtifactRef
 from tasks.auxiliary import asked_of
 from tasks.caching import step
 from tasks.problems import by_id, prompts_of
-from tasks.rollouts import Asked, Ender, Prefix, Prober, Scorer, TokenIds, closed, on_prefixes
+from tasks.rollouts import Asked, Ender, Prefix, Prober, Scorer, TokenIds, closed, on_prefixes, set_aside
 from tasks.workplace import Workplace
 
 VERSION = f"1.{METHOD_VERSION}.{SEGMENT_VERSION}.{VERIFIER_VERSION}.{ROLLOUTS_VERSION}"
@@ -63,8 +65,9 @@ def probe_prefixes(
     started = time.monotonic()
     checkpoint = place.checkpoint(model)
     rows = place.rows(traces, Trace)
-    whole = [trace for trace in rows if not trace.truncated]
-    ends = {trace.id: segment_ends(checkpoint, trace, segmentation) for trace in whole}
+    finished = [trace for trace in rows if not trace.truncated]
+    ends, undecodable = all_segment_ends(place, checkpoint, finished, segmentation)
+    whole = [trace for trace in finished if trace.id in ends]
     plans = {trace.id: search(len(ends[trace.id]), probing) for trace in whole}
     audits = {
         trace.id: EarliestCrossing(len(ends[trace.id]), probing.sampling.samples, probing.threshold)
@@ -75,13 +78,14 @@ def probe_prefixes(
     prober.carry_out("probe prefixes", Purpose.PROBE, asked)
     served = [trace for trace in whole if trace.id not in prober.refused]
     results = [scan_of(trace, ends[trace.id], plans[trace.id]) for trace in served]
-    dropped = Counter(truncated=len(rows) - len(whole), refused=len(prober.refused))
+    dropped = Counter(truncated=len(rows) - len(finished))
     kept_audits = [trace.id for trace in served if trace.id in audits]
     differ = sum(audits[name].crossing != plans[name].crossing for name in kept_audits)
     counts = {"audited": len(kept_audits), "audits with another crossing": differ} if audits else {}
     return place.publish(
         "scans", results, rows_in=len(rows), dropped=dict(+dropped), usage=prober.usage, started=started,
         bill=prober.bill([(trace, ends[trace.id], plans[trace.id]) for trace in served]), counts=counts,
+        aside=undecodable + set_aside(prober.refused),
     )  # fmt: skip
 
 
@@ -111,10 +115,10 @@ def recheck_crossings(
         "lucky crossings": sum(row.right < enough(total, probing.threshold) for row in rows),
         "fresh probes": sum(row.total for row in rows), "right of fresh probes": sum(row.right for row in rows),
     }  # fmt: skip
-    dropped = {"refused": len(prober.refused)} if prober.refused else {}
     return place.publish(
-        "rechecks", rows, rows_in=len(by_name), dropped=dropped, usage=prober.usage, started=started, counts=counts
-    )
+        "rechecks", rows, rows_in=len(by_name), usage=prober.usage, started=started, counts=counts,
+        aside=set_aside(prober.refused),
+    )  # fmt: skip
 
 
 @step(version=VERSION)
@@ -132,9 +136,12 @@ def finalize_traces(
     ender = Ender(place, place.checkpoint(model), by_id(place, problems), finalizing, seed)
     endings = ender.endings("finalize", Purpose.FINALIZE, prefixes)
     premature = _premature_stops(ender, sources, crossed) if finalizing.premature_stop else {}
-    rows: list[Optimised] = []
+    rows, refused = list[Optimised](), dict[str, Refused]()
     dropped = Counter({"never-crosses": len(all_scans) - len(crossed)} if len(all_scans) > len(crossed) else {})
     for source, prefix, group in zip(sources, prefixes, endings, strict=True):
+        if isinstance(group, Refused):
+            refused[source.id] = group
+            continue
         ending = shortest_right(group)
         if ending is None:
             dropped["no-right-ending"] += 1
@@ -144,12 +151,14 @@ def finalize_traces(
             premature_ids=premature.get((source.problem_id, source.sample)),
         ))  # fmt: skip
     return place.publish(
-        "optimised", rows, rows_in=len(all_scans), dropped=dict(dropped), usage=ender.usage, started=started
-    )
+        "optimised", rows, rows_in=len(all_scans), dropped=dict(dropped), usage=ender.usage, started=started,
+        aside=set_aside(refused),
+    )  # fmt: skip
 
 
 def _premature_stops(ender: Ender, traces: Sequence[Trace], scans: Sequence[Scan]) -> dict[tuple[str, int], TokenIds]:
-    """Completions that stop at the last refused prefix and answer wrong there, by (problem id, sample)."""
+    """Completions that stop at the last prefix that did not pass and answer wrong there, by (problem id, sample).
+    Where there is no completion there is no such pair."""
     refused = [
         (trace, scan.ends[probe.segment])
         for trace, scan in zip(traces, scans, strict=True) if (probe := last_refused(scan))
@@ -159,7 +168,7 @@ def _premature_stops(ender: Ender, traces: Sequence[Trace], scans: Sequence[Scan
     return {
         (trace.problem_id, trace.sample): prefix.token_ids + ending
         for (trace, _), prefix, group in zip(refused, prefixes, endings, strict=True)
-        if (ending := first_wrong(group))
+        if not isinstance(group, Refused) and (ending := first_wrong(group))
     }
 
 
@@ -178,8 +187,7 @@ def propose_removals(
     names = [name for row in rows if len(scan_by_name[name := (row.problem_id, row.sample)].kept_ends) > 2]
     asks = []
     for name in names:
-        spans = pairwise((0, *scan_by_name[name].kept_ends))
-        texts = [checkpoint.decode(trace_of[name].token_ids[start:end]) for start, end in spans]
+        texts = parts_of(checkpoint, trace_of[name], (0, *scan_by_name[name].kept_ends))
         asks.append(question(known[name[0]].text, texts))
     asks = limited(asks, pruning.max_tokens, "pruning.max_tokens")
     found = asked_of(place, llm, "propose removals", asks, pruning.most_unusable)
@@ -200,8 +208,8 @@ def prune_traces(
     optimised: ArtifactRef, proposals: ArtifactRef | None, most_surprise: float, probing: Probing,
     finalizing: Finalizing, seed: int,
 ) -> ArtifactRef:  # fmt: skip
-    """Rows of Optimised without their redundant segments, confirmed by fresh endings; the others as they were. Without
-    `proposals` every inner segment is tried."""
+    """Rows of Optimised without their redundant segments, confirmed by fresh endings; the others as they were, those
+    among them for which an engine failed. Without `proposals` every inner segment is tried."""
     started = time.monotonic()
     checkpoint, known = place.checkpoint(model), by_id(place, problems)
     trace_of = by_trace(place.rows(traces, Trace))
@@ -219,45 +227,60 @@ def prune_traces(
     prober = Prober(place, checkpoint, known, closed(probing), seed)
     asked = [Asked(item.trace, item, item.without, len(item.whole_prefix())) for item in prunings.values()]
     prober.carry_out("prune segments", Purpose.PRUNE, asked)
+    for item in prunings.values():
+        if item.trace.id in prober.refused:
+            item.restore_all()
     proposed = sum(len(item.removed) for item in prunings.values())
     scorer = Scorer(place, checkpoint, known)
-    restore_unnatural(scorer, list(prunings.values()), most_surprise)
+    unnatural = restore_unnatural(scorer, list(prunings.values()), most_surprise)
     shortened = [name for name, item in prunings.items() if item.removed]
     ender = Ender(place, checkpoint, known, finalizing, seed)
     prefixes = [Prefix(name[0], prunings[name].prefix()) for name in shortened]
     endings = ender.endings("prune check", Purpose.PRUNE_CHECK, prefixes)
     results = dict(rows)
-    for name, group in zip(shortened, endings, strict=True):
+    checked = {name: group for name, group in zip(shortened, endings, strict=True) if not isinstance(group, Refused)}
+    for name, group in checked.items():
         results[name] = pruned_trace(rows[name], prunings[name], group, probing.threshold)
     pruned = [row for row in results.values() if row.removed]
+    failed = len(prober.refused) + scorer.refused + len(shortened) - len(checked)
     counts = {
-        "traces pruned": len(pruned), "not confirmed": len(shortened) - len(pruned),
-        "segments not needed": proposed,
-        "unnatural without": proposed - sum(len(item.removed) for item in prunings.values()),
+        "traces pruned": len(pruned), "not confirmed": len(checked) - len(pruned),
+        "segments not needed": proposed, "unnatural without": unnatural,
         "segments removed": sum(len(row.removed) for row in pruned),
         "tokens before": sum(len(row.token_ids) for row in rows.values()),
         "tokens after": sum(len(row.token_ids) for row in results.values()),
-    }  # fmt: skip
+    } | ({"left as they were, the engine failed": failed} if failed else {})  # fmt: skip
     return place.publish(
         "optimised", list(results.values()), rows_in=len(rows), usage=prober.usage + scorer.usage + ender.usage,
         started=started, counts=counts,
     )  # fmt: skip
 
 
-def restore_unnatural(scorer: Scorer, prunings: Sequence[OpenPruning], most: float) -> None:
-    """Puts segments back until what is kept of each trace is natural to the model."""
+def restore_unnatural(scorer: Scorer, prunings: Sequence[OpenPruning], most: float) -> int:
+    """Puts segments back until what is kept of each trace is natural to the model; returns how many. All of them where
+    the engine cannot tell."""
     doubtful = [item for item in prunings if item.removed]
     whole = scorer.log_probs("whole traces", [Prefix(item.trace.problem_id, item.whole_prefix()) for item in doubtful])
-    pairs = list(zip(doubtful, whole, strict=True))
+    pairs, restored = list[tuple[OpenPruning, list[float]]](), 0
+    for item, before in zip(doubtful, whole, strict=True):
+        if isinstance(before, Refused):
+            item.restore_all()
+        else:
+            pairs.append((item, before))
     while pairs:
         kept = scorer.log_probs("pruned traces", [Prefix(item.trace.problem_id, item.prefix()) for item, _ in pairs])
         scored = [(item, before, after) for (item, before), after in zip(pairs, kept, strict=True)]
         pairs = []
         for item, before, after in scored:
+            if isinstance(after, Refused):
+                item.restore_all()
+                continue
             unnatural = item.first_unnatural(before, after, most)
             if unnatural is not None:
                 item.restore_before(unnatural)
+                restored += 1
                 pairs += [(item, before)] if item.removed else []
+    return restored
 
 
 @step(version=VERSION)
@@ -289,8 +312,34 @@ def cut(trace: Trace, end: int) -> Prefix:
     return Prefix(trace.problem_id, trace.token_ids[:end])
 
 
-def segment_ends(model: Checkpoint, trace: Trace, segmentation: Segmentation) -> list[int]:
-    """Token ends of the segments of the thinking part."""
-    thinking = thinking_of(trace.text)
-    segments = segment_text(thinking, segmentation.markers, segmentation.min_chars)
-    return token_ends(segments, model.token_texts(trace.token_ids))
+def all_segment_ends(
+    place: Workplace, model: Checkpoint, traces: Sequence[Trace], segmentation: Segmentation
+) -> tuple[dict[str, list[int]], list[SetAside]]:
+    """Token ends of the segments of each trace's thinking. Returns and raises as `all_ends`."""
+
+    def segments(trace: Trace) -> list[str]:
+        return segment_text(thinking_of(trace.text), segmentation.markers, segmentation.min_chars)
+
+    return all_ends(place, model, traces, segments)
+
+
+def parts_of(model: Checkpoint, trace: Trace, ends: Sequence[int]) -> list[str]:
+    """The texts between the tokens `ends` of a trace that was cut there. Not every tokenizer reads a part by itself as
+    it reads it within the whole."""
+    texts = model.token_texts(trace.token_ids)
+    return ["".join(texts[start:end]) for start, end in pairwise(ends)]
+
+
+def all_ends(
+    place: Workplace, model: Checkpoint, traces: Sequence[Trace], parts: Callable[[Trace], list[str]]
+) -> tuple[dict[str, list[int]], list[SetAside]]:
+    """Token ends of the `parts` that each trace begins with, by trace id, and the traces whose tokens cannot be told
+    apart. Raises TooManyFailed."""
+    ends, aside, failures = dict[str, list[int]](), list[SetAside](), place.failures("read tokens", len(traces))
+    for trace in traces:
+        try:
+            ends[trace.id] = token_ends(parts(trace), model.token_texts(trace.token_ids))
+        except Undecodable as error:
+            failures.add(Failure.UNDECODABLE, str(error))
+            aside.append(SetAside(id=trace.id, reason=Failure.UNDECODABLE, detail=str(error)))
+    return ends, aside

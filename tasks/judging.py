@@ -35,11 +35,11 @@ def judge_completions(
     entries, usage = [], Usage()
     for index, model in enumerate(models):
         asked = [known[name] for name in chosen]
-        traces, cost = draw_traces(
+        drawn = draw_traces(
             place, "judged", place.checkpoint(model), asked, sampling, Purpose.BENCHMARK, seed
         )  # from the store: the models were examined on them
-        usage += cost
-        entries += [(index, trace) for trace in traces if trace.sample == 0]
+        usage += drawn.usage
+        entries += [(index, trace) for trace in drawn.traces if trace.sample == 0]
     luck.shuffle(entries)
     asks = [question(known[trace.problem_id], trace.text) for _, trace in entries]
     asks = limited(asks, judging.max_tokens, "judging.max_tokens")

@@ -5,11 +5,12 @@ Knows: jobs and artifacts. Must not know: TRL, dialogues, rewards.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from conf.long_short import Protocol, Reinforcement, Who
-from models.trainer import RlJob
+from models.trainer import FAILED, RlJob
 from reasoning.dialogue import METHOD_VERSION as DIALOGUE_VERSION
 from reasoning.records import Usage
 from reasoning.rewards import METHOD_VERSION as REWARDS_VERSION
@@ -29,17 +30,20 @@ def reinforce(
 ) -> ArtifactRef:  # fmt: skip
     """A checkpoint of `model` after `rl.steps`: as one of two where it has a partner, alone where it has none.
     `max_tokens` is the limit of what it says alone."""
-    shape = place.checkpoint(model).shape
-    # The reference reads everything once more: two thirds of a backward pass's worth for a third of the three passes.
-    passes = 4 / 3 if rl.beta else 1
 
     def usage(figures: Sequence[dict[str, Any]]) -> Usage:
         sampled = {name: sum(line.get(name, 0) for line in figures) for name in Usage.model_fields}
-        trained_on = sum(line.get("trained_tokens", 0) for line in figures)
-        return Usage(**sampled) + Usage(flops=passes * shape.training_flops(trained_on))
+        return Usage(**sampled) + Usage(flops=sum(line.get("training_flops", 0) for line in figures))
+
+    def failed(figures: Sequence[dict[str, Any]]) -> dict[str, int]:
+        """Problems without dialogues, of which nothing was learnt."""
+        counts = Counter[str]()
+        for line in figures:
+            counts.update({name: value for name, value in line.items() if name.startswith(FAILED)})
+        return dict(counts)
 
     return run_job(
-        place, f"grpo-{trains or 'alone'}", rows_in=problems.rows, usage=usage,
+        place, f"grpo-{trains or 'alone'}", rows_in=problems.rows, usage=usage, counts=failed,
         job=lambda scratch: RlJob(
             model=place.checkpoint(model).folder, rows=place.artifacts.local_path(problems),
             output=scratch / "model", work=scratch / "checkpoints", progress=scratch / "progress.jsonl",

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from conf.section import Section
 from reasoning.exam import break_even, by_original, comparison, model_figures
-from reasoning.records import Bill, Conversation
+from reasoning.records import Bill, Conversation, had
 from reasoning.rewards import gain
 from reasoning.stats import Interval
 from tasks.outcomes import Outcome, Scored
@@ -68,7 +68,7 @@ def _all_of(told: Iterable[str]) -> str:
 
 def couples_note(seeds: Sequence[Mapping[str, Sequence[Conversation]]]) -> list[dict[str, Any]]:
     """How couples talked, all seeds together; nothing where there were none."""
-    talks = {name: [row for seed in seeds for row in seed[name]] for name in seeds[0]}
+    talks = {name: had(row for seed in seeds for row in seed[name]) for name in seeds[0]}
     if not talks:
         return []
     first = next(iter(talks))
@@ -144,6 +144,7 @@ def _finite(value: Any) -> Any:
 def summary_rows(report: dict[str, Any]) -> list[dict[str, str]]:
     """One line per model, as a person reads it."""
     against = {entry["model"]: entry for entry in report["comparisons"]}
+    any_failed = any(model["failed"] for model in report["models"])
     rows = []
     for model in report["models"]:
         pair = against.get(model["name"])
@@ -155,6 +156,7 @@ def summary_rows(report: dict[str, Any]) -> list[dict[str, str]]:
             "tokens / base": ratio(pair["tokens_ratio"], pair["tokens_ratio_ci"]) if pair else "",
             "efficiency": f"{pair['efficiency']:.2f}" if pair and pair["efficiency"] else "",
             "truncated %": f"{100 * model['truncated']:.1f}",
+            **({"failed %": f"{100 * model['failed']:.2f}"} if any_failed else {}),
             "built for, TFLOP": f"{pair['break_even']['build_flops'] / 1e12:.2f}" if pair else "",
             "paid back after, queries": queries(pair["break_even"]) if pair else "",
         })  # fmt: skip

@@ -13,10 +13,10 @@ from typing import NamedTuple
 from conf.settings import Finalizing, Probing, Sampling
 from models.checkpoint import Checkpoint
 from models.desk import Job
-from models.engine import Completion, Request
+from models.engine import Completion, Refused, Request
 from models.store import Purpose
 from reasoning.answers import until_closing_brace
-from reasoning.records import Bill, Problem, Trace, Usage, Valued, Verdict
+from reasoning.records import Bill, Problem, SetAside, Trace, Usage, Valued, Verdict
 from reasoning.rollouts import AllValues, Outcomes, Plan, Search, bill, right_ones
 from reasoning.thinking import CLOSE_THINK, final_answer
 from tasks.workplace import Workplace
@@ -50,6 +50,11 @@ class Asking(NamedTuple):
     answer: Callable[[str], str | None]
 
 
+def set_aside(refused: Mapping[str, Refused]) -> list[SetAside]:
+    """Rows that no engine could serve, by id."""
+    return [SetAside(id=name, reason=one.kind, detail=one.reason) for name, one in refused.items()]
+
+
 def closed(probing: Probing) -> Asking:
     """Prefixes are closed with the exit text, and the answer alone is sampled (papers, section B.2–B.3)."""
     return Asking(probing.exit_text, probing.sampling, until_closing_brace)
@@ -79,8 +84,8 @@ class Prober:
         self._unverified = 0
         self._lock = threading.Lock()
         self._usage = Usage()
-        self.refused: dict[str, str] = {}
-        """Traces that no engine could serve, by id, with the reason."""
+        self.refused: dict[str, Refused] = {}
+        """Traces that no engine could serve, by id."""
         self.probe_tokens: Counter[str] = Counter()
         """Generated tokens of all probes, by trace id."""
 
@@ -89,7 +94,8 @@ class Prober:
         return self._usage + Usage(unverified=self._unverified)
 
     def carry_out(self, stage: str, purpose: Purpose, asked: Sequence[Asked], judge: Judge | None = None) -> None:
-        """Closes all plans but those of `refused` traces. `judge` stands in for the answer check where it is given."""
+        """Closes all plans but those of `refused` traces. `judge` stands in for the answer check where it is given.
+        Raises TooManyFailed."""
         jobs = {self._job(one, judge or self._right): one.trace for one in asked}
         for job in self._place.run(stage, self._model, list(jobs), purpose, self._seed, self._account):
             if job.refused:
@@ -142,6 +148,10 @@ class Prober:
         return [verdict is Verdict.RIGHT for verdict in verdicts]
 
 
+Endings = list[tuple[TokenIds, Verdict]]
+"""How a prefix goes on, with what the answer check says of each."""
+
+
 class Ender:
     """Draws endings for cut traces: the closing text, then whatever the model goes on with (section B.5)."""
 
@@ -155,8 +165,8 @@ class Ender:
 
     def endings(
         self, stage: str, purpose: Purpose, prefixes: Sequence[Prefix], count: int | None = None
-    ) -> list[list[tuple[TokenIds, Verdict]]]:
-        """For each prefix `count` endings (as many as the settings say), each with its verdict.
+    ) -> list[Endings | Refused]:
+        """For each prefix `count` endings (as many as the settings say), or why there are none. Raises TooManyFailed.
 
         An ending that does not finish, or does not close the thinking exactly once, has no answer.
         """
@@ -169,12 +179,17 @@ class Ender:
             for problem, prefix in zip(asked, prefixes, strict=True)
         ]  # fmt: skip
         drawn = self._place.draw(stage, self._model, requests, purpose, self._seed)
-        answers = [[self._answer(completion) for completion in group] for group in drawn.completions]
+        groups = [() if isinstance(group, Refused) else group for group in drawn.completions]
+        answers = [[self._answer(completion) for completion in group] for group in groups]
         verdicts, checks = self._place.verdicts(asked, answers)
         self.usage += drawn.usage + checks
-        return [
+        ended = [
             [(self._closing + c.token_ids, v) for c, v in zip(group, judged, strict=True)]
-            for group, judged in zip(drawn.completions, verdicts, strict=True)
+            for group, judged in zip(groups, verdicts, strict=True)
+        ]
+        return [
+            found if isinstance(found, Refused) else group
+            for found, group in zip(drawn.completions, ended, strict=True)
         ]
 
     def _answer(self, completion: Completion) -> str | None:
@@ -188,11 +203,18 @@ class Scorer:
     def __init__(self, place: Workplace, model: Checkpoint, problems: dict[str, Problem]):
         self._place, self._model, self._problems = place, model, problems
         self.usage = Usage()
+        self.refused = 0
+        """Prefixes that no engine could read."""
 
-    def log_probs(self, stage: str, prefixes: Sequence[Prefix]) -> list[list[float]]:
-        """For each prefix the log-prob of each of its tokens, given its problem and what comes before."""
+    def log_probs(self, stage: str, prefixes: Sequence[Prefix]) -> list[list[float] | Refused]:
+        """For each prefix the log-prob of each of its tokens, given its problem and what comes before, or why there
+        are none. Raises TooManyFailed."""
         prompts = [self._model.prompt_ids(self._problems[prefix.problem_id]) for prefix in prefixes]
         texts = [prompt + prefix.token_ids for prompt, prefix in zip(prompts, prefixes, strict=True)]
         found, usage = self._place.log_probs(stage, self._model, texts)
         self.usage += usage
-        return [values[len(prompt) - 1 :] for values, prompt in zip(found, prompts, strict=True)]
+        self.refused += sum(isinstance(values, Refused) for values in found)
+        return [
+            values if isinstance(values, Refused) else values[len(prompt) - 1 :]
+            for values, prompt in zip(found, prompts, strict=True)
+        ]

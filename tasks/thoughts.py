@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 
 from conf.auxiliary import Llm
 from conf.long_short import Importance, LlmChunker, Protocol
@@ -20,15 +20,14 @@ from reasoning.dialogue import Speaker, holds_tag, turns_of
 from reasoning.records import Chunked, Demonstration, Rehearsed, Trace, Valued, by_trace
 from reasoning.rollouts import METHOD_VERSION as ROLLOUTS_VERSION
 from reasoning.segment import METHOD_VERSION as SEGMENT_VERSION
-from reasoning.segment import token_ends
 from reasoning.thinking import CLOSE_THINK, thinking_of, thought_of
 from reasoning.verifier import METHOD_VERSION as VERIFIER_VERSION
 from tasks.artifacts import ArtifactRef
 from tasks.auxiliary import asked_of
 from tasks.caching import step
-from tasks.dto import segment_ends
+from tasks.dto import all_ends, all_segment_ends, parts_of
 from tasks.problems import by_id
-from tasks.rollouts import Prober, going_on
+from tasks.rollouts import Prober, going_on, set_aside
 from tasks.workplace import Workplace
 
 REHEARSE_VERSION = f"2.{thoughts.METHOD_VERSION}.{cold_start.METHOD_VERSION}.{DIALOGUE_VERSION}"
@@ -40,14 +39,12 @@ def chunk_by_markers(
 ) -> ArtifactRef:
     """Rows of Chunked: thoughts begin where segments do."""
     started = time.monotonic()
-    checkpoint, (rows, dropped) = place.checkpoint(model), _thinking(place, traces)
-    chunked = [
-        Chunked(problem_id=r.problem_id, sample=r.sample, ends=tuple(segment_ends(checkpoint, r, segmentation)))
-        for r in rows
-    ]
+    rows, dropped = _thinking(place, traces)
+    ends, undecodable = all_segment_ends(place, place.checkpoint(model), rows, segmentation)
     return place.publish(
-        "thoughts", chunked, rows_in=len(rows) + dropped.total(), dropped=dict(+dropped), started=started
-    )
+        "thoughts", _chunked(rows, ends), rows_in=len(rows) + dropped.total(), dropped=dict(+dropped), started=started,
+        aside=undecodable,
+    )  # fmt: skip
 
 
 def _thinking(place: Workplace, traces: ArtifactRef) -> tuple[list[Trace], Counter[str]]:
@@ -73,15 +70,24 @@ def chunk_by_llm(
     asks = [chunking.question(known[row.problem_id].text, s) for row, s in zip(rows, steps_of, strict=True)]
     asks = limited(asks, chunker.max_tokens, "chunking.max_tokens")
     found = asked_of(place, llm, "chunk", asks, chunker.most_unusable)
-    chunked = []
-    for row, steps, reply in zip(rows, steps_of, found.replies, strict=True):
-        if not isinstance(reply, Unusable):
-            ends = token_ends(chunking.joined(steps, reply), checkpoint.token_texts(row.token_ids))
-            chunked.append(Chunked(problem_id=row.problem_id, sample=row.sample, ends=tuple(ends)))
+    told = zip(rows, steps_of, found.replies, strict=True)
+    joined = {row.id: chunking.joined(steps, one) for row, steps, one in told if not isinstance(one, Unusable)}
+    grouped = [row for row in rows if row.id in joined]
+    ends, undecodable = all_ends(place, checkpoint, grouped, lambda row: joined[row.id])
     return place.publish(
-        "thoughts", chunked, rows_in=len(rows) + dropped.total(), dropped=dict(+(found.unusable + dropped)),
-        usage=found.usage, started=started, payee=found.payee,
+        "thoughts", _chunked(grouped, ends), rows_in=len(rows) + dropped.total(),
+        dropped=dict(+(found.unusable + dropped)), usage=found.usage, started=started, payee=found.payee,
+        aside=undecodable,
     )  # fmt: skip
+
+
+def _chunked(rows: Sequence[Trace], ends: Mapping[str, Sequence[int]]) -> list[Chunked]:
+    """Of the rows that have `ends`."""
+    return [
+        Chunked(problem_id=row.problem_id, sample=row.sample, ends=tuple(ends[row.id]))
+        for row in rows
+        if row.id in ends
+    ]
 
 
 def _steps(text: str) -> list[str]:
@@ -102,8 +108,9 @@ def value_thoughts(
     ends = {row.id: (0, *thoughts_of[row.problem_id, row.sample].ends) for row in rows}
     prober = Prober(place, place.checkpoint(model), by_id(place, problems), going_on(rollouts), seed)
     valued = prober.values("value thoughts", rows, ends)
-    dropped = {"refused": len(prober.refused)} if prober.refused else {}
-    return place.publish("values", valued, rows_in=len(rows), dropped=dropped, usage=prober.usage, started=started)
+    return place.publish(
+        "values", valued, rows_in=len(rows), usage=prober.usage, started=started, aside=set_aside(prober.refused)
+    )
 
 
 @step(version=REHEARSE_VERSION)
@@ -117,7 +124,7 @@ def rehearse(
     rows, rehearsed = place.rows(values, Valued), []
     for row in rows:
         trace = trace_of[row.problem_id, row.sample]
-        texts = [checkpoint.decode(trace.token_ids[start:end]) for start, end in pairwise(row.ends)]
+        texts = parts_of(checkpoint, trace, row.ends)
         texts[0] = thought_of(texts[0])  # where the prompt leaves the opening to the model
         important = thoughts.are_long(thoughts.importance(row.values, row.lengths, importance))
         reply = trace.text.split(CLOSE_THINK, 1)[1]

@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 
 from conf.settings import Lesson, Pretraining, Teacher, TinyModel
 from models.tiny_model import CONTEXT, teacher_texts, train_tokenizer, training_rows, untrained_model
-from models.trainer import TrainJob
+from models.trainer import RECOMPUTES, TrainJob
 from models.vllm_server import PROOF_FILE
 from reasoning.card import card_figures, card_text
 from reasoning.records import Problem, Scan, Trace, Usage
@@ -48,10 +49,15 @@ def pretrain(place: Workplace, corpus: ArtifactRef, training: Pretraining, seed:
     """The trained checkpoint, in bfloat16."""
     folder = place.artifacts.local_path(corpus)
     rows = pq.read_table(folder / "rows.parquet")
-    tokens = sum(len(p) + len(c) for p, c in zip(*(column.to_pylist() for column in rows.columns), strict=True))
-    flops = place.checkpoint(corpus).shape.training_flops(tokens)
+    texts = [len(p) + len(c) for p, c in zip(*(column.to_pylist() for column in rows.columns), strict=True)]
+    shape = place.checkpoint(corpus).shape
+
+    def usage(figures: Sequence[dict[str, Any]]) -> Usage:
+        flops = shape.training_flops(texts, is_recomputed=any(line.get(RECOMPUTES) for line in figures))
+        return Usage(prompt_tokens=sum(texts), flops=flops)
+
     return run_job(
-        place, "pretrain", rows_in=rows.num_rows, usage=lambda _: Usage(prompt_tokens=tokens, flops=flops),
+        place, "pretrain", rows_in=rows.num_rows, usage=usage,
         job=lambda scratch: TrainJob(
             method="sft", model=folder, rows=folder / "rows.parquet", output=scratch / "model",
             work=scratch / "checkpoints", progress=scratch / "progress.jsonl",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from conf.settings import Dpo, Sft, SimPO, Training
-from models.trainer import LOG, Job, TrainingFailed, TrainJob
+from models.trainer import LOG, RECOMPUTES, Job, TrainingFailed, TrainJob
 from reasoning.records import Demonstration, Pair, Usage
 from tasks.artifacts import ArtifactRef
 from tasks.caching import step
@@ -21,9 +21,8 @@ from tasks.workplace import Workplace, led_to, stage_count
 @step(version="1")
 def train_simpo(place: Workplace, model: ArtifactRef, pairs: ArtifactRef, training: SimPO, seed: int) -> ArtifactRef:
     """A checkpoint trained from `model` on preference pairs."""
-    tokens = training.epochs * _tokens(place, pairs)
     return _fit(
-        place, "simpo", model, pairs, tokens, training, seed,
+        place, "simpo", model, pairs, _texts(place, pairs), training, seed,
         beta=training.beta, gamma=training.gamma, sft_weight=training.sft_weight,
     )  # fmt: skip
 
@@ -31,16 +30,15 @@ def train_simpo(place: Workplace, model: ArtifactRef, pairs: ArtifactRef, traini
 @step(version="1")
 def train_dpo(place: Workplace, model: ArtifactRef, pairs: ArtifactRef, training: Dpo, seed: int) -> ArtifactRef:
     """A checkpoint trained from `model` on preference pairs, with `model` itself as the reference."""
-    tokens = training.epochs * _tokens(place, pairs)
-    return _fit(place, "dpo", model, pairs, tokens, training, seed, beta=training.beta)
+    return _fit(place, "dpo", model, pairs, _texts(place, pairs), training, seed, beta=training.beta)
 
 
-def _tokens(place: Workplace, pairs: ArtifactRef) -> int:
-    """Both sides of all pairs, each with its prompt."""
+def _texts(place: Workplace, pairs: ArtifactRef) -> list[int]:
+    """Tokens of both sides of all pairs, each with its prompt."""
     rows = place.rows(pairs, Pair)
     if not rows:
         raise _nothing_left(place, pairs, "preference pair")
-    return sum(2 * len(row.prompt_ids) + len(row.chosen_ids) + len(row.rejected_ids) for row in rows)
+    return [len(row.prompt_ids) + len(side) for row in rows for side in (row.chosen_ids, row.rejected_ids)]
 
 
 def _nothing_left(place: Workplace, rows: ArtifactRef, name: str) -> TrainingFailed:
@@ -57,20 +55,27 @@ def train_sft(place: Workplace, model: ArtifactRef, rows: ArtifactRef, training:
     found = place.rows(rows, Demonstration)
     if not found:
         raise _nothing_left(place, rows, "demonstration")
-    tokens = training.epochs * sum(len(row.prompt_ids) + len(row.completion_ids) for row in found)
-    return _fit(place, "sft", model, rows, tokens, training, seed)
+    texts = [len(row.prompt_ids) + len(row.completion_ids) for row in found]
+    return _fit(place, "sft", model, rows, texts, training, seed)
 
 
 def _fit(
-    place: Workplace, method: Literal["simpo", "dpo", "sft"], model: ArtifactRef, rows: ArtifactRef, tokens: int,
-    training: Training, seed: int, **objective: Any,
+    place: Workplace, method: Literal["simpo", "dpo", "sft"], model: ArtifactRef, rows: ArtifactRef,
+    texts: Sequence[int], training: Training, seed: int, **objective: Any,
 ) -> ArtifactRef:  # fmt: skip
-    """Trains `model` on `rows`; `tokens` are all that are read, `objective` is what only `method` knows."""
-    # Training is three passes, forward once and backward twice; DPO's reference reads everything once more.
-    passes = 4 / 3 if method == "dpo" else 1
-    flops = passes * place.checkpoint(model).shape.training_flops(tokens)
+    """Trains `model` on `rows`; `texts` are the lengths of all that an epoch reads, `objective` is what only `method`
+    knows."""
+    shape = place.checkpoint(model).shape
+
+    def usage(figures: Sequence[dict[str, Any]]) -> Usage:
+        flops = training.epochs * shape.training_flops(
+            texts, are_weights_frozen=bool(training.lora), is_recomputed=any(line.get(RECOMPUTES) for line in figures),
+            with_reference=method == "dpo",
+        )  # fmt: skip
+        return Usage(prompt_tokens=training.epochs * sum(texts), flops=flops)
+
     return run_job(
-        place, method, rows_in=rows.rows, usage=lambda _: Usage(prompt_tokens=tokens, flops=flops),
+        place, method, rows_in=rows.rows, usage=usage,
         job=lambda scratch: TrainJob(
             method=method, model=place.checkpoint(model).folder, rows=place.artifacts.local_path(rows),
             output=scratch / "model", work=scratch / "checkpoints", progress=scratch / "progress.jsonl",
@@ -84,12 +89,12 @@ def _fit(
 
 def run_job(
     place: Workplace, name: str, *, rows_in: int, usage: Callable[[Sequence[dict[str, Any]]], Usage],
-    job: Callable[[Path], Job],
+    job: Callable[[Path], Job], counts: Callable[[Sequence[dict[str, Any]]], dict[str, int]] = lambda _: {},
 ) -> ArtifactRef:  # fmt: skip
     """Runs a job in a scratch folder named by the step's key: a repeated step resumes, another one never does.
 
-    `usage`: what it cost, from the trainer's figures, one line a logged step. Log and figures are kept in the run's
-    folder, named by the end of the key: a run may train several.
+    `usage`: what it cost, from the trainer's figures, one line a logged step; `counts`: what else the ledger tells of
+    it. Log and figures are kept in the run's folder, named by the end of the key: a run may train several.
     """
     started = time.monotonic()
     scratch = place.scratch(place.step_key)
@@ -103,8 +108,9 @@ def run_job(
     (place.folder / f"{kept_as}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in figures))
     if (scratch / LOG).exists():
         shutil.copy(scratch / LOG, place.folder / f"{kept_as}.log")
+    count = stage_count(rows_in, 1, None, usage(figures), started)
     published = place.artifacts.publish_folder(
-        "checkpoint", order.output, stage_count(rows_in, 1, None, usage(figures), started)
+        "checkpoint", order.output, count.model_copy(update={"counts": counts(figures)})
     )
     done = scratch.rename(scratch.with_name(f".done-{scratch.name}"))  # never again half a folder under its name
     shutil.rmtree(done)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
@@ -21,14 +22,14 @@ from models.auxiliary import AuxiliaryLlm
 from models.checkpoint import Checkpoint, found_checkpoint
 from models.desk import Desk, Job
 from models.endpoints import RemoteServers
-from models.engine import Completion, Engine, Request
+from models.engine import Completion, Engine, Refused, Request
 from models.files import write_whole
 from models.replies import ReplyStore
-from models.rollouts import Rollouts
+from models.rollouts import Failures, Rollouts
 from models.store import Purpose, RolloutStore
 from models.trainer import train
 from models.vllm_server import VllmServer, on_cpu
-from reasoning.records import Bill, Problem, Record, StageCount, Usage, Verdict
+from reasoning.records import Bill, Problem, Record, SetAside, StageCount, Usage, Verdict
 from reasoning.verifier import Verifier
 from tasks.artifacts import ArtifactRef, ArtifactStore
 from tasks.progress import Progress
@@ -40,9 +41,9 @@ Train = Callable[[Any, Path, Callable[[int, int], None]], list[dict[str, Any]]]
 
 
 class Drawn(NamedTuple):
-    """The completions of each request, in order, and what drawing the missing ones cost."""
+    """The completions of each request, in order, or why there are none, and what drawing the missing ones cost."""
 
-    completions: list[tuple[Completion, ...]]
+    completions: list[tuple[Completion, ...] | Refused]
     usage: Usage
 
 
@@ -169,7 +170,7 @@ class Workplace:
         return RemoteServers(self.engine_settings)
 
     def draw(self, stage: str, model: Checkpoint, requests: Sequence[Request], purpose: Purpose, seed: int) -> Drawn:
-        """All completions of each request, through the rollout store. Raises RequestRefused."""
+        """All completions of each request, through the rollout store. Raises TooManyFailed."""
         rollouts = self._rollouts(stage, len(requests), model, purpose, seed)
         return Drawn(rollouts.draw(requests), rollouts.usage)
 
@@ -177,7 +178,8 @@ class Workplace:
         self, stage: str, model: Checkpoint, jobs: Sequence[Job], purpose: Purpose, seed: int,
         account: Callable[[Usage], None],
     ) -> Iterator[Job]:  # fmt: skip
-        """Each job as its plan is closed, or refused; `account` hears at the end what they cost."""
+        """Each job as its plan is closed, or refused; `account` hears at the end what they cost. Raises
+        TooManyFailed."""
         rollouts = self._rollouts(stage, len(jobs), model, purpose, seed)
         yield from rollouts.run(jobs)
         account(rollouts.usage)
@@ -185,25 +187,34 @@ class Workplace:
     def run_couple(
         self, stage: str, models: tuple[Checkpoint, Checkpoint], jobs: Sequence[Job], purpose: Purpose, seed: int
     ) -> Usage:
-        """Closes the plans of all jobs, which need both models at the same time. Raises RequestRefused."""
+        """Closes the plans of all jobs, which need both models at the same time, but those that are refused. Raises
+        TooManyFailed."""
         advance = self.progress.stage(stage, len(jobs), "problems")
         desks = [Desk(self.engine_for(models[0]), models[0]), Desk(self.partner_for(models[1]), models[1])]
-        rollouts = Rollouts(self.store, desks, purpose, seed, advance)
+        rollouts = Rollouts(self.store, desks, purpose, seed, advance, self.failures(stage, len(jobs)))
         rollouts.carry_out(jobs)
         return rollouts.usage
 
     def _rollouts(self, stage: str, count: int, model: Checkpoint, purpose: Purpose, seed: int) -> Rollouts:
         advance = self.progress.stage(stage, count, "prompts")
-        return Rollouts(self.store, [Desk(self.engine_for(model), model)], purpose, seed, advance)
+        desks = [Desk(self.engine_for(model), model)]
+        return Rollouts(self.store, desks, purpose, seed, advance, self.failures(stage, count))
+
+    def failures(self, stage: str, total: int) -> Failures:
+        """Of `total` rows of a stage, as many may fail as the run's settings allow."""
+        return Failures(stage, total, self.engine_settings.max_failed_fraction)
 
     def log_probs(
         self, stage: str, model: Checkpoint, texts: Sequence[tuple[int, ...]]
-    ) -> tuple[list[list[float]], Usage]:
-        """The model's log-prob of each token but the first of `texts`. Not kept: one forward pass each."""
-        advance = self.progress.stage(stage, len(texts), "texts")
+    ) -> tuple[list[list[float] | Refused], Usage]:
+        """The model's log-prob of each token but the first of `texts`, or why there are none. Not kept: one forward
+        pass each. Raises TooManyFailed."""
+        advance, failures = self.progress.stage(stage, len(texts), "texts"), self.failures(stage, len(texts))
         found = []
         for text, log_probs in zip(texts, self.engine_for(model).log_probs(model, texts), strict=True):
             found.append(log_probs)
+            if isinstance(log_probs, Refused):
+                failures.add(log_probs.kind, log_probs.reason)
             advance(1, len(text))
         flops = sum(model.shape.forward_flops(len(text), 0, 0) for text in texts)
         return found, Usage(prompt_tokens=sum(map(len, texts)), flops=flops)
@@ -218,12 +229,23 @@ class Workplace:
     def publish(
         self, kind: str, rows: Sequence[Record], *, rows_in: int, dropped: dict[str, int] | None = None,
         usage: Usage | None = None, started: float, counts: dict[str, int] | None = None, bill: Bill | None = None,
-        payee: str = "",
+        payee: str = "", aside: Sequence[SetAside] = (),
     ) -> ArtifactRef:  # fmt: skip
-        """`rows` as an artifact with its ledger line. `started`: time.monotonic() at the stage's start."""
-        count = stage_count(rows_in, len(rows), dropped, usage, started)
+        """`rows` as an artifact with its ledger line. `started`: time.monotonic() at the stage's start; `aside`: rows
+        that are dropped beside the `dropped` ones, and listed."""
+        self.list_set_aside(aside)
+        all_dropped = Counter(dropped or {}) + Counter(row.reason for row in aside)
+        count = stage_count(rows_in, len(rows), dict(all_dropped), usage, started)
         count = count.model_copy(update={"counts": counts or {}, "bill": bill, "payee": payee})
         return self.artifacts.publish_rows(kind, rows, count)
+
+    def list_set_aside(self, rows: Sequence[SetAside]) -> None:
+        """Into `set-aside/<step>.jsonl`, where a person finds them."""
+        if rows:
+            path = self.local_root / "set-aside" / f"{self.step_key}.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(row.model_dump_json() + "\n" for row in rows))
+            self.progress.note(f"{len(rows)} rows set aside in {path}")
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -16,11 +17,11 @@ import pytest
 from conf.settings import Sampling
 from models import dispatch
 from models.dispatch import Dispatcher, Errand, Lane, Scored, ServerFailed, score_all
-from models.engine import Finished, Refused, Request
+from models.engine import Failure, Finished, Refused, Request
 
 SAMPLING = Sampling(max_tokens=5)
-Answer = Callable[[dict[str, Any], int], dict[str, Any] | int | None]
-"""From a request's body and its number: a reply, a status, or None: the server dies."""
+Answer = Callable[[dict[str, Any], int], dict[str, Any] | bytes | int | None]
+"""From a request's body and its number: a reply, its bytes, a status, or None: the server dies."""
 
 
 def well(body: dict[str, Any], number: int) -> dict[str, Any]:
@@ -71,6 +72,12 @@ class Server:
             wbufsize = -1
 
             def do_GET(self) -> None:
+                if self.path.endswith("/models"):
+                    outer.models(self)
+                else:
+                    self._send(200, {})
+
+            def list_models(self) -> None:
                 if outer.key and self.headers["Authorization"] != f"Bearer {outer.key}":
                     self._send(401, {})
                 else:
@@ -85,8 +92,8 @@ class Server:
                     return
                 self._send(*((reply, {}) if isinstance(reply, int) else (200, reply)))
 
-            def _send(self, status: int, reply: dict[str, Any]) -> None:
-                blob = json.dumps(reply).encode()
+            def _send(self, status: int, reply: dict[str, Any] | bytes) -> None:
+                blob = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(blob)))
                 self.end_headers()
@@ -111,12 +118,16 @@ class Server:
         self.started += 1
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
+    def models(self, handler: Any) -> None:
+        """What it serves."""
+        handler.list_models()
+
     def come_back(self) -> None:
         self._port = self._server.server_port
         self._server.server_close()
         self.revive(threading.Event())
 
-    def take(self, body: dict[str, Any]) -> dict[str, Any] | int | None:
+    def take(self, body: dict[str, Any]) -> dict[str, Any] | bytes | int | None:
         with self._lock:
             self.asked[tuple(body["prompt"])] += 1
             self.number += 1
@@ -169,10 +180,12 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "LATER", 0.005)
 
 
-def ask(servers: list[Server], count: int = 20, near: Callable[[int], int] = lambda n: n) -> dict[int, Any]:
+def ask(
+    servers: list[Server], count: int = 20, near: Callable[[int], int] = lambda n: n, timeout: float = 60
+) -> dict[int, Any]:
     """What became of requests for three completions each, by ticket."""
     events: SimpleQueue[Any] = SimpleQueue()
-    with Dispatcher(servers, 60, events.put) as session:
+    with Dispatcher(servers, lambda _: timeout, events.put) as session:
         for ticket in range(count):
             session.submit(ticket, Request((ticket,), SAMPLING, 3), near(ticket))
         found: dict[int, Any] = {}
@@ -215,26 +228,99 @@ def test_what_never_passes_is_refused_and_the_rest_comes_back(serve: Callable[..
     assert (server.asked[2,], server.asked[3,]) == (5, 1)
 
 
-@pytest.mark.parametrize("harm", ["abort", "fewer", "no ids", "too long"])
-def test_a_reply_that_is_not_what_was_asked_for_is_refused(serve: Callable[..., Server], harm: str):
-    def harmed(body: dict[str, Any], number: int) -> dict[str, Any]:
-        reply = well(body, number)
-        if harm == "abort":
-            reply["choices"][0]["finish_reason"] = "abort"
-        elif harm == "fewer":
-            reply["choices"].pop()
-        elif harm == "too long":
-            reply["choices"][0]["token_ids"] = [1] * 6
-        else:
-            reply["choices"][0]["token_ids"] = None
-        return reply
+def harmed(harm: str) -> Answer:
+    """A reply to a request for three completions of five tokens at most, with one fault."""
 
-    (event,) = ask([serve(harmed)], count=1).values()
-    assert event.reason.startswith(
-        {"abort": "a completion was broken off", "too long": "a completion is longer than the 5 tokens asked for"}.get(
-            harm, "asked for 3 completions with token ids, got "
-        )
-    )
+    def answer(body: dict[str, Any], number: int) -> dict[str, Any] | bytes:
+        reply = well(body, number)
+        first = reply["choices"][0]
+        first |= {
+            "aborted": {"finish_reason": "abort"}, "filtered": {"finish_reason": "content_filter"},
+            "endless": {"finish_reason": None}, "too long": {"token_ids": [1] * 6}, "no ids": {"token_ids": None},
+            "text for ids": {"token_ids": "none"}, "negative ids": {"token_ids": [-1]},
+            "huge ids": {"token_ids": [2**32]}, "numbers for reasons": {"finish_reason": 3},
+        }.get(harm, {})  # fmt: skip
+        if harm == "fewer":
+            reply["choices"].pop()
+        whole = json.dumps(reply).encode()
+        return {
+            "half": whole[:40] + b"\n\n", "empty": b"", "page": b"<html>\xff\xfe</html>", "null": b"null",
+            "list": b"[]",
+            "no choices": json.dumps({"model": "policy"}).encode(), "nested": b"[" * 100_000,
+            "choices for one": json.dumps({"model": "policy", "choices": {"0": first}}).encode(),
+        }.get(harm, reply)  # fmt: skip
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("harm", "tries", "kind", "reason"),
+    [
+        ("aborted", 5, "aborted", "5 tries failed; the last: a completion was broken off: abort"),
+        ("filtered", 1, "aborted", "a completion was broken off: content_filter"),
+        ("endless", 1, "aborted", "a completion was broken off: None"),
+        ("fewer", 1, "malformed-reply", "asked for 3 completions with token ids, got 2"),
+        ("no ids", 1, "malformed-reply", "asked for 3 completions with token ids, got 2"),
+        ("too long", 1, "malformed-reply", "a completion is longer than the 5 tokens asked for"),
+        *(
+            (harm, 5, "malformed-reply", "5 tries failed; the last: no completion in its reply: ")
+            for harm in (
+                "text for ids", "negative ids", "huge ids", "numbers for reasons", "half", "empty", "page", "null",
+                "list", "no choices", "nested", "choices for one",
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_a_reply_that_is_not_what_was_asked_for_sets_its_request_aside(
+    serve: Callable[..., Server], harm: str, tries: int, kind: str, reason: str
+):
+    bad = harmed(harm)
+    server = serve(lambda body, number: bad(body, number) if body["prompt"] == [2] else well(body, number))
+    found = ask([server], count=4)
+    assert {ticket for ticket, event in found.items() if isinstance(event, Refused)} == {2}
+    assert (found[2].kind, server.asked[2,]) == (kind, tries)
+    assert found[2].reason.startswith(reason)
+    assert "\n" not in found[2].reason
+
+
+@pytest.mark.parametrize("harm", ["aborted", "half", "page"])
+def test_a_fault_that_passes_costs_nothing(serve: Callable[..., Server], harm: str):
+    bad = harmed(harm)
+    server = serve(lambda body, number: bad(body, number) if number < 3 else well(body, number))
+    assert all(isinstance(event, Finished) for event in ask([server], count=4).values())
+
+
+def test_a_reply_is_waited_for_twice(serve: Callable[..., Server]):
+    over = threading.Event()
+
+    def never(body: dict[str, Any], number: int) -> dict[str, Any]:
+        if body["prompt"] == [1]:
+            over.wait(20)
+        return well(body, number)
+
+    server = serve(never)
+    found = ask([server], count=3, timeout=0.5)
+    over.set()
+    assert (found[1].kind, server.asked[1,]) == ("timed-out", 2)
+    assert found[1].reason == "2 tries failed; the last: no reply within 0.5 s"
+    assert isinstance(found[0], Finished)
+
+
+def test_a_request_has_time_for_the_tokens_that_it_may_draw(serve: Callable[..., Server]):
+    asked: list[int] = []
+    events: SimpleQueue[Any] = SimpleQueue()
+    with Dispatcher([serve()], lambda tokens: asked.append(tokens) or 60, events.put) as session:
+        session.submit(0, Request((0,), SAMPLING, 1), 0)
+        session.submit(1, Request((1,), Sampling(max_tokens=32_768), 1), 0)
+        assert {events.get(timeout=20).ticket for _ in range(2)} == {0, 1}
+    assert sorted(asked) == [5, 32_768]
+
+
+def test_connections_ask_whether_the_other_machine_is_still_there():
+    made = dispatch._watched_socket((socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 1)))
+    assert made.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+    assert made.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
+    made.close()
 
 
 def test_a_server_that_dies_is_started_again_and_the_run_goes_on(serve: Callable[..., Server]):
@@ -354,10 +440,15 @@ def test_an_endpoint_that_is_not_there_yet_is_waited_for(serve: Callable[..., Se
 
 def test_log_probs_come_in_order_whatever_happens_to_the_server(serve: Callable[..., Server]):
     def scored(body: dict[str, Any], number: int) -> dict[str, Any] | int | None:
+        if body["prompt"][0] == 20:
+            return {"model": body["model"], "choices": [{"prompt_logprobs": [None]}]}
         entries = [None, *({str(token): {"logprob": -token / 10}} for token in body["prompt"][1:])]
         reply = {"model": body["model"], "choices": [{"prompt_logprobs": entries}]}
         return {3: None, 7: 503}.get(number, reply)
 
     texts = [tuple(range(n, n + 3)) for n in range(40)]
-    found = list(score_all([serve(scored)], 60, texts))
-    assert found == [[-(n + 1) / 10, -(n + 2) / 10] for n in range(40)]
+    found = list(score_all([serve(scored)], lambda _: 60, texts))
+    assert found[20] == Refused(20, "asked for 2 log-probs, got others", Failure.MALFORMED)
+    assert [one for n, one in enumerate(found) if n != 20] == [
+        [-(n + 1) / 10, -(n + 2) / 10] for n in range(40) if n != 20
+    ]

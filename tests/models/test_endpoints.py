@@ -1,17 +1,18 @@
 """Servers elsewhere: whose model they serve, and what happens when one goes and comes back."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from conf.settings import Engine
 from models import dispatch, endpoints
 from models.checkpoint import Checkpoint
 from models.dispatch import ServerFailed
-from models.endpoints import RemoteServers
+from models.endpoints import RemoteServers, WrongEndpoint, base_url
 from models.engine import Finished, Refused, Request
 from tests.models.fakes import fake_checkpoint
 from tests.models.test_dispatch import SAMPLING, Server, well
@@ -113,3 +114,78 @@ def test_log_probs_are_asked_of_them_too(pair: list[Server], model: Checkpoint):
         server._answer = scored
     assert list(engine(pair).log_probs(model, [(1, 2), (3, 4, 5)])) == [[-2.0], [-4.0, -5.0]]
     assert list(engine(pair).log_probs(model, [])) == []
+
+
+class Stranger(Server):
+    """Something at a URL that is no server of models."""
+
+    def __init__(self, status: int, body: bytes, headers: dict[str, str]):
+        self._reply = (status, body, headers)
+        super().__init__()
+
+    def models(self, handler: Any) -> None:
+        status, body, headers = self._reply
+        handler.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        handler.wfile.write(body)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (200, b"<!DOCTYPE html>\n<html>\xff</html>", "with no list of models ('<!DOCTYPE html> <html>"),
+        (200, b"{}", "with no list of models ('{}')"),
+        (200, b'{"object": "list"}', "with no list of models"),
+        (200, b'{"data": null}', "with no list of models"),
+        (200, b'{"data": ["policy"]}', "with no list of models"),
+        (200, b'{"data": [{"name": "policy"}]}', "with no list of models"),
+        (200, b'[{"id": "policy"}]', "with no list of models"),
+        (200, b"", "with no list of models ('')"),
+        (200, b'{"data": [', "with no list of models"),
+        (204, b"", "with status 204"),
+        (301, b"", "with status 301 to https://elsewhere/v1/models"),
+        (400, b"bad request", "with status 400"),
+        (404, b"<h1>Not found</h1>", "with status 404"),
+    ],
+)
+def test_what_is_no_server_is_told_at_once_in_one_line(model: Checkpoint, status: int, body: bytes, words: str):
+    stranger = Stranger(status, body, {"Location": "https://elsewhere/v1/models"} if status == 301 else {})
+    with pytest.raises(WrongEndpoint) as failure:
+        ask(engine([stranger]), model, 1)
+    stranger.die(stranger._server)
+    told = str(failure.value)
+    assert told.startswith(f"{stranger.url} answers /v1/models {words}")
+    assert told.endswith("so no vLLM server is there; correct engine.endpoints, as in http://node1:8000")
+    assert "\n" not in told
+
+
+@pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/", "/v1/completions", "/v1/chat/completions/", "/v1/models"])
+def test_the_paths_that_other_clients_want_do_no_harm(pair: list[Server], model: Checkpoint, path: str):
+    servers = RemoteServers(Engine(endpoints=tuple(server.url + path for server in pair)))
+    assert all(isinstance(event, Finished) for event in ask(servers, model, 4))
+
+
+def test_a_path_before_v1_stays():
+    assert base_url("https://gate.example/models/v1x/v1/") == "https://gate.example/models/v1x"
+    assert base_url("http://v1") == "http://v1"
+
+
+def test_an_address_that_is_none_is_told(model: Checkpoint):
+    with pytest.raises(WrongEndpoint, match=r"http://node:80a0 cannot be asked \(Invalid port"):
+        ask(RemoteServers(Engine(endpoints=("http://node:80a0",))), model, 1)
+    with pytest.raises(ValidationError):
+        Engine(endpoints=("http://",))
+
+
+def test_the_cases_of_endpoints(cases: Callable[[str], list[dict[str, Any]]]):
+    """Each has a test here."""
+    (case,) = (row for row in cases("checkpoints.jsonl") if "engine.endpoints" in row)
+    assert case["engine.endpoints"] == "a URL ending in /v1; an HTML page; JSON without data"
+
+
+@pytest.mark.parametrize(("given", "tokens", "seconds"), [(None, 0, 900), (None, 32_768, 9092), (60.0, 32_768, 60)])
+def test_patience_follows_the_longest_completion(given: float | None, tokens: int, seconds: float):
+    # 900 + 32,768 / 4
+    assert Engine(request_timeout=given).timeout_for(tokens) == seconds

@@ -19,7 +19,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from conf.long_short import Bounds, Protocol, Reinforcement
 from conf.settings import Engine
 from models.checkpoint import TINY_MODEL, Checkpoint
-from models.engine import Completion, Request
+from models.engine import Completion, Failure, Finished, Refused, Request
 from models.reinforce import (
     Collapsed,
     LeanTrainer,
@@ -35,8 +35,10 @@ from models.reinforce import (
     run,
     write_weights,
 )
+from models.rollouts import TooManyFailed
 from models.scripted import ScriptedEngine
 from models.store import RolloutStore
+from models.train import recomputes
 from models.trainer import RlJob
 from reasoning.records import Problem, TextPart
 from reasoning.verifier import Verifier
@@ -336,9 +338,12 @@ def problems(folder: Path) -> None:
     pq.write_table(pa.Table.from_pylist([row.model_dump(mode="json") for row in rows]), folder / "rows.parquet")
 
 
-def played(order: RlJob, url: str, script: Callable[..., Completion] = speak) -> int:
+def played(
+    order: RlJob, url: str, script: Callable[..., Completion] = speak,
+    make: Callable[..., ScriptedEngine] = ScriptedEngine,
+) -> int:  # fmt: skip
     """Completions that the engines drew."""
-    engines = [ScriptedEngine(script) for _ in range(2 if order.partner else 1)]
+    engines = [make(script) for _ in range(2 if order.partner else 1)]
     store, verifier = RolloutStore(url), Verifier()
     try:
         reinforce(order, engines, store, verifier)
@@ -416,6 +421,46 @@ def test_a_model_can_be_reinforced_alone(tmp_path: Path):
     assert played(order, f"sqlite:///{tmp_path / 'store'}", think) == 4
     line = json.loads((tmp_path / "progress.jsonl").read_text().splitlines()[0])
     assert (line["correctness"], line["form"]) == (0.5, 1.0)
+
+
+class Picky(ScriptedEngine):
+    """Serves only the first of a step's problems."""
+
+    served: tuple[int, ...] = ()
+
+    def serve(self, model: Checkpoint, ticket: int, request: Request) -> Finished | Refused:
+        self.served = self.served or request.prompt_ids
+        if request.prompt_ids != self.served:
+            return Refused(ticket, "no reply", Failure.TIMED_OUT)
+        return super().serve(model, ticket, request)
+
+
+def alone(folder: Path, **rl: Any) -> RlJob:
+    return job(folder, steps=1, **rl).model_copy(update={"trains": None, "partner": None, "protocol": None})
+
+
+def test_of_a_problem_without_dialogues_nothing_is_learnt(tmp_path: Path):
+    problems(tmp_path)
+    said = MODEL.encode("It is 7.\n</think>\nThe answer is \\boxed{7}.<|endoftext|>")
+    url = f"sqlite:///{tmp_path / 'store'}"
+    assert played(alone(tmp_path, beta=0.0), url, lambda *_: Completion(said, True), Picky) == 2
+    (line, *_) = [json.loads(line) for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
+    assert line["failed: timed-out"] == 1
+    assert (line["correctness"], line["dialogue_tokens"]) == (1.0, len(said))  # of those that there are
+    prompt = len(MODEL.prompt_ids(Problem(id="p", prompt=(TextPart(text="Ann has 0."),), answer="7")))
+    lengths = [prompt + len(said)] * 2 + [prompt + 1] * 2
+    assert line["training_flops"] == pytest.approx(MODEL.shape.training_flops(lengths, is_recomputed=recomputes()))
+    found = weights_of(tmp_path / "out")  # its two dialogues are alike, so they have no advantage either
+    assert all(torch.equal(found[name], weight.float()) for name, weight in weights_of(TINY_MODEL).items())
+
+
+def test_a_step_without_any_dialogue_ends_the_round(tmp_path: Path):
+    class Closed(Picky):
+        served = (-1,)
+
+    problems(tmp_path)
+    with pytest.raises(TooManyFailed, match="dialogues: 2 of 2 failed"):
+        played(alone(tmp_path), f"sqlite:///{tmp_path / 'store'}", make=Closed)
 
 
 def test_a_collapse_ends_the_round_and_names_the_best_weights(tmp_path: Path):

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from conf.settings import Sampling
 from models.checkpoint import Checkpoint
 from models.desk import Clock, Desk, Job
-from models.engine import Completion, Deliver, Finished, Refused, Request, Session
-from models.rollouts import RequestRefused, Rollouts
+from models.engine import Completion, Deliver, Failure, Finished, Refused, Request, Session
+from models.rollouts import Failures, Rollouts, TooManyFailed
 from models.scripted import ScriptedEngine
 from models.store import Purpose, RolloutStore, Stored, identity
 from reasoning.records import Usage
@@ -266,10 +266,67 @@ def test_a_refused_request_sets_its_job_aside_and_the_others_go_on(model: Checkp
     good, bad = (Job(AllValues(1, 2), lambda _, p=p: (p,), SAMPLING, right, 1) for p in (12, 13))
     closed = list(rollouts("sqlite://", Lucky(), model).run([bad, good]))
     assert set(closed) == {good, bad}
-    assert (good.refused, bad.refused) == ("", "an unlucky number")
+    assert good.refused is None
+    assert bad.refused
+    assert bad.refused.reason == "an unlucky number"
     assert not good.plan.is_open
-    with pytest.raises(RequestRefused, match="an unlucky number"):
-        rollouts("sqlite://", Lucky(), model).draw([Request((13,), SAMPLING, 1)])
+    first, second, third = rollouts("sqlite://", Lucky(), model).draw(
+        [Request((n,), SAMPLING, 2) for n in (12, 13, 14)]
+    )
+    assert isinstance(second, Refused)
+    assert [len(drawn) for drawn in (first, third) if not isinstance(drawn, Refused)] == [2, 2]
+
+
+class Unlucky(Lucky):
+    """Refuses every prompt that begins with one of `numbers`."""
+
+    def __init__(self, numbers: Sequence[int]):
+        super().__init__()
+        self._numbers = numbers
+
+    def answer(self, ticket: int, request: Request) -> Finished | Refused | BaseException:
+        if request.prompt_ids[:1] and request.prompt_ids[0] in self._numbers:
+            kind = Failure.TIMED_OUT if request.prompt_ids[0] % 2 else Failure.REFUSED
+            return Refused(ticket, f"number {request.prompt_ids[0]}", kind)
+        return super().answer(ticket, request)
+
+
+def tolerant(model: Checkpoint, engine: Lucky, total: int, share: float) -> list[Job]:
+    failures = Failures("probe prefixes", total, share)
+    run = Rollouts(RolloutStore("sqlite://"), [Desk(engine, model)], Purpose.PROBE, 0, failures=failures)
+    return list(run.run([trace_job(trace, 3) for trace in range(total)]))
+
+
+@pytest.mark.parametrize("numbers", [[], [3], [3, 8], [3, 8, 15, 16]])
+def test_some_may_fail_and_the_others_decide_as_ever(model: Checkpoint, numbers: list[int]):
+    closed = tolerant(model, Unlucky(numbers), 20, 0.2)
+    assert len(closed) == 20
+    assert len([job for job in closed if job.refused]) == len(numbers)
+    crossings = Counter(job.plan.crossing for job in closed if not job.refused)  # type: ignore[attr-defined]
+    assert crossings == Counter(expected_crossing(trace, 3) for trace in range(20) if trace not in numbers)
+
+
+def test_above_their_share_the_run_ends_with_reasons_and_counts(model: Checkpoint):
+    with pytest.raises(TooManyFailed) as failure:
+        tolerant(model, Unlucky([1, 2, 3, 5, 7]), 20, 0.2)
+    told = str(failure.value)
+    assert "\n" not in told
+    assert told.startswith("probe prefixes: 5 of 20 failed, more than engine.max_failed_fraction (0.2) allows: ")
+    assert "4 timed-out (number " in told
+    assert "1 refused (number 2)" in told
+
+
+@settings(max_examples=50)
+@given(total=st.integers(1, 400), share=st.floats(0, 1))
+def test_the_share_is_kept_to_but_one_alone_never_ends_a_run(total: int, share: float):
+    failures = Failures("stage", total, share)
+    failures.add(Failure.REFUSED, "first")
+    for count in range(2, total + 1):
+        if count > share * total:
+            with pytest.raises(TooManyFailed):
+                failures.add(Failure.REFUSED, "another")
+            return
+        failures.add(Failure.REFUSED, "another")
 
 
 def test_alike_requests_share_their_completions(model: Checkpoint):

@@ -58,3 +58,12 @@ def test_two_couples_are_rewarded_side_by_side():
     assert more == pytest.approx((1.0 + 0.5) / 2)
     assert low < more < high
     assert gain(new, new)[0] == 0
+
+
+def test_a_dialogue_that_was_not_held_says_nothing():
+    new = [said("a", 10, True), said("b", 30, True)]
+    old = [said("a", 20, True), said("b", 10, False)]
+    lost = said("a", 0, False).model_copy(update={"verdict": Verdict.NO_COMPLETION})
+    assert gain([*new, lost], old) == gain(new, old)
+    gone = [said("c", 10, True)], [lost.model_copy(update={"problem_id": "c"})]
+    assert gain([*new, *gone[0]], [*old, *gone[1]]) == gain(new, old)

@@ -80,7 +80,31 @@ def test_forward_and_training_flops_by_hand():
     shape = Shape(parameters=100, layers=1, attention_width=1)
     # 2 per weight for 5−2 uncached and 4 generated tokens; attention at positions 3…9: 4 · 42
     assert shape.forward_flops(prompt=5, cached=2, generated=4) == 2 * 100 * 7 + 4 * 42
-    assert shape.training_flops(10) == 6000
+
+
+def test_training_flops_by_hand():
+    shape = Shape(parameters=100, layers=2, attention_width=3)
+    # two texts, of 4 and 1 tokens: weights 2 · 100 · 5; attention 4 · 2 · 3 · (1+2+3+4 + 1)
+    weights, attention = 1000, 264
+    assert shape.forward_flops(4, 0, 0) + shape.forward_flops(1, 0, 0) == weights + attention
+    # forward, gradients of activations, gradients of weights; attention has none of these, and two of those
+    assert shape.training_flops([4, 1]) == 3 * weights + 3 * attention
+    assert shape.training_flops([4, 1], is_recomputed=True) == 4 * weights + 4 * attention
+    assert shape.training_flops([4, 1], with_reference=True) == 4 * weights + 4 * attention
+    # frozen weights have no gradients, attention's operands have
+    assert shape.training_flops([4, 1], are_weights_frozen=True) == 2 * weights + 3 * attention
+    assert shape.training_flops([4, 1], are_weights_frozen=True, is_recomputed=True, with_reference=True) == (
+        4 * weights + 5 * attention
+    )
+    assert shape.training_flops([]) == 0
+
+
+def test_attentions_share_of_training_grows_with_length():
+    # Of the shape of Qwen2.5-1.5B: 12 · L·d·T²/2 beside 6 · N·T, so 28 · 1536 · T / N, N = 1,543,714,304
+    shape = Shape(parameters=1_543_714_304, layers=28, attention_width=12 * 128)
+    for tokens, share in ((4_500, 0.13), (9_200, 0.26)):
+        weights = 6 * shape.parameters * tokens
+        assert shape.training_flops([tokens]) / weights - 1 == pytest.approx(share, abs=0.01)
 
 
 def test_efficiency_and_aes():
@@ -89,6 +113,33 @@ def test_efficiency_and_aes():
     assert aes(0.3, 50, 0.6, 100) == pytest.approx(0.5 - 5 * 0.5)
     assert efficiency(0.5, 50, 0.0, 100) is None
     assert aes(0.5, 50, 0.0, 100) is None
+
+
+def without(problem: str, level: int = 1) -> Score:
+    """An examined completion that was not to be had."""
+    return Score(
+        problem_id=problem, level=level, sample=9, prompt_tokens=3, tokens=0, truncated=False,
+        verdict=Verdict.NO_COMPLETION,
+    )  # fmt: skip
+
+
+def test_a_completion_that_is_not_there_is_not_right_and_has_no_length():
+    shape = Shape(parameters=1, layers=1, attention_width=1)
+    scores = [score("a", 10, True), without("a"), score("b", 30, True), without("c", level=2)]
+    figures = model_figures("m", "base", scores, shape)
+    # accuracy: a ½, b 1, c 0; tokens: a 10, b 30
+    assert (figures["accuracy"], figures["mean_tokens"], figures["failed"]) == (0.5, 20, 0.5)
+    assert (figures["problems"], figures["samples"]) == (3, 4)
+    assert math.isnan(figures["by_level"]["2"]["mean_tokens"])
+    base = [score("a", 20, True), score("b", 30, False), score("c", 100, True)]
+    told = comparison("m", scores, "base", base)
+    # accuracy over a, b and c: ½ − ⅔; tokens over a and b, which both have: (10 + 30) / (20 + 30)
+    assert told["accuracy_delta"] == pytest.approx(0.5 - 2 / 3)
+    assert told["tokens_ratio"] == pytest.approx(0.8)
+    even = break_even(100.0, scores, base, shape)
+    # a: 2·13 + 4·13·14/2 against 2·23 + 4·23·24/2; b alike
+    assert even["saved_flops_per_query"] == pytest.approx(((46 + 1104) - (26 + 364)) / 2)
+    assert by_original(scores, base, shape)["wrong_to_right"] == 1
 
 
 def score(problem: str, tokens: int, right: bool, level: int = 1, truncated: bool = False) -> Score:

@@ -15,8 +15,11 @@ from conf.cot_distillation import CotDistillation, EndpointTeacher
 from conf.long_short import LongShort
 from conf.section import Section
 from conf.settings import Dto, Hub, Lesson, NoDecontamination, ProblemFile, Sampling, SimPO, Stories
+from models.dispatch import ServerFailed
+from models.endpoints import WrongEndpoint
+from models.rollouts import TooManyFailed
 from tasks.artifacts import ArtifactRef
-from tasks.caching import Step, canonical, key_of, recipe_of
+from tasks.caching import Step, canonical, is_transient, key_of, recipe_of
 from tests.conf.test_settings import ALL_SECTIONS
 
 REF = ArtifactRef(kind="traces", uri="/here", digest="abc", rows=1)
@@ -106,3 +109,23 @@ def test_memory_settings_change_no_key():
     assert key(a=SimPO(batch=16, micro_batch=4)) == key(a=SimPO(batch=16, micro_batch=8))
     assert key(a=Stories(count=3)) != key(a=Stories(count=4))
     assert key(a=Sampling()) != key(a=Sampling(top_p=0.9))
+
+
+class Ended:
+    """The state of a task that ended so."""
+
+    def __init__(self, error: Exception):
+        self._error = error
+
+    def result(self) -> Any:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "is_tried"),
+    [(ServerFailed("gone"), True), (WrongEndpoint("a page"), False), (TooManyFailed("3 of 4"), False)],
+)
+def test_only_what_may_pass_is_tried_again(error: Exception, is_tried: bool):
+    run: Any = None
+    state: Any = Ended(error)
+    assert is_transient(None, run, state) is is_tried

@@ -1,0 +1,162 @@
+"""One bad row never ends a run: whole pipelines over engines that refuse, and over traces that end in half an emoji."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conf.cot_distillation import CotDistillation
+from conf.load import load
+from conf.long_short import LongShort
+from conf.settings import Dto
+from flows.cot_distillation import run_cot_distillation
+from flows.dto import run_dto
+from flows.long_short import run_long_short
+from models.checkpoint import Checkpoint
+from models.engine import Completion, Failure, Finished, Refused, Request
+from models.rollouts import TooManyFailed
+from models.scripted import ScriptedEngine
+from models.tiny_model import END
+from reasoning.records import Scan, Score, Trace, Verdict
+from tests.flows.world import ScriptedRun, converse, speak
+
+pytestmark = pytest.mark.usefixtures("prefect")
+SMALL = (
+    "problems.count=40", "problems.levels=[1,2,3,4]", "sampling.samples=2", "engine.max_failed_fraction=0.9",
+)  # fmt: skip
+KINDS = tuple(Failure)
+
+
+class Moody(ScriptedEngine):
+    """Every `every`th request fails, each time for another reason."""
+
+    def __init__(self, script: Any, every: int = 11):
+        super().__init__(script)
+        self._number, self._every = count(1), every
+
+    def serve(self, model: Checkpoint, ticket: int, request: Request) -> Finished | Refused:
+        return self._failure(ticket) or super().serve(model, ticket, request)
+
+    def log_probs(self, model: Checkpoint, texts: Sequence[tuple[int, ...]]) -> Iterator[list[float] | Refused]:
+        for ticket, found in enumerate(super().log_probs(model, texts)):
+            yield self._failure(ticket) or found
+
+    def _failure(self, ticket: int) -> Refused | None:
+        number = next(self._number)
+        if number % self._every:
+            return None
+        return Refused(ticket, f"mood {number}", KINDS[number // self._every % len(KINDS)])
+
+
+def refusals_of(run: ScriptedRun) -> Counter[str]:
+    return Counter(
+        json.loads(line)["reason"]
+        for path in (run.place.local_root / "set-aside").glob("*.jsonl")
+        for line in path.read_text().splitlines()
+    )
+
+
+def check(run: ScriptedRun, samples: int) -> None:
+    """What is left out is in the ledger and in a file, and no examination has shrunk."""
+    told = Counter[str]()
+    for line in [line for line in run.report["ledger"] if not line["cached"]]:
+        told.update({name: number for name, number in line["dropped"].items() if name in KINDS})
+        told.update({
+            name.removeprefix("not right: "): number for name, number in line["counts"].items() if "not right" in name
+        })  # fmt: skip
+    assert told == refusals_of(run)
+    assert told.total() > 3
+    for model in run.report["models"]:
+        assert (model["problems"], model["samples"]) == (20, 20 * samples)
+    for kind in ("examine", "examine-early-stop", "score-conversations"):
+        for entry in run.place.ledger:
+            if entry.step == kind:
+                rows = run.place.rows(entry.artifact, Score)
+                assert len({(row.problem_id, row.sample) for row in rows}) == len(rows) == 20 * samples
+    assert any(model["failed"] for model in run.report["models"])
+
+
+def test_dto(tmp_path: Path):
+    settings = load(Dto, "tiny", (
+        *SMALL, "benchmark.problems.count=20", "benchmark.problems.levels=[1,2,3,4]", "benchmark.sampling.samples=2",
+        'controls.trained=["sft"]', "controls.early_stop=true", f"storage.root={tmp_path}",
+    ))  # fmt: skip
+    run = ScriptedRun("dto", settings, run_dto, lambda: Moody(speak))
+    check(run, 2)
+    lines = {line["stage"]: line for line in run.report["ledger"]}
+    for name in ("probe-prefixes", "recheck-crossings", "finalize-traces"):
+        assert lines[name]["rows_in"] == lines[name]["rows_out"] + sum(lines[name]["dropped"].values()), name
+    assert set(lines["finalize-traces"]["dropped"]) & set(KINDS)
+    assert lines["prune-traces"]["counts"]["left as they were, the engine failed"] > 0
+    assert lines["prune-traces"]["rows_in"] == lines["prune-traces"]["rows_out"]
+    assert lines["sample-traces"]["rows_out"] == 2 * (40 - sum(lines["sample-traces"]["dropped"].values()))
+    (stop,) = (entry for entry in run.place.ledger if entry.step == "examine-early-stop")
+    failed = [row for row in run.place.rows(stop.artifact, Score) if row.verdict is Verdict.NO_COMPLETION]
+    assert {row.sample for row in failed} == {0, 1}  # of whole problems, and of single traces whose probes failed
+
+
+def test_cot_distillation(tmp_path: Path):
+    settings = load(CotDistillation, "tiny", (
+        *SMALL, 'benchmarks={stories={type="stories",count=20,levels=[1,2,3,4]}}', "benchmark_sampling.samples=2",
+        "variants=[]", "choosing.most=2", f"storage.root={tmp_path}",
+    ))  # fmt: skip
+    run = ScriptedRun("cot-distillation", settings, run_cot_distillation, lambda: Moody(speak, every=7))
+    check(run, 2)
+    lines = {line["stage"]: line for line in run.report["ledger"]}
+    for name in ("value-prefixes", "compress-by-value"):
+        assert lines[name]["rows_in"] == lines[name]["rows_out"] + sum(lines[name]["dropped"].values()), name
+    assert set(lines["compress-by-value"]["dropped"]) & set(KINDS)
+
+
+def test_long_short(tmp_path: Path):
+    settings = load(LongShort, "tiny", (
+        *SMALL, 'benchmarks={stories={type="stories",count=20,levels=[1,2,3,4]}}', "benchmark_sampling.samples=2",
+        "early_stop={}", "rollouts.samples=3", f"storage.root={tmp_path}",
+    ))  # fmt: skip
+    run = ScriptedRun("long-short", settings, run_long_short, lambda: Moody(converse, every=17))
+    check(run, 2)
+    (note,) = (note for note in run.report["notes"] if note["title"].startswith("Dialogues"))
+    assert all(float(row["turns"]) >= 2 for row in note["rows"])  # of those that were held
+
+
+def test_too_many_end_the_run_with_their_reasons(tmp_path: Path):
+    settings = load(Dto, "tiny", ("problems.count=40", "problems.levels=[1,2,3,4]", f"storage.root={tmp_path}"))
+    with pytest.raises(TooManyFailed, match=r"^sample: 3 of 40 failed, more than engine.max_failed_fraction \(0.05\)"):
+        ScriptedRun("dto", settings, run_dto, lambda: Moody(speak))
+
+
+def test_an_engine_that_serves_nothing_ends_the_run(tmp_path: Path):
+    settings = load(Dto, "tiny", (*SMALL, "engine.max_failed_fraction=1", f"storage.root={tmp_path}"))
+    with pytest.raises(TooManyFailed, match=r"^sample: there is no completion of any problem: mood \d+$"):
+        ScriptedRun("dto", settings, run_dto, lambda: Moody(speak, every=1))
+
+
+def broken(cut: Callable[[tuple[int, ...]], tuple[int, ...]]) -> Any:
+    """As `speak`, but whole traces end in what `cut` leaves of an emoji, and the end token."""
+
+    def script(model: Checkpoint, request: Request, number: int) -> Completion:
+        said = speak(model, request, number)
+        if not model.decode(request.prompt_ids).endswith("<think>\n") or number % 3:
+            return said
+        end = model.encode(END)
+        return Completion(said.token_ids[: -len(end)] + cut(model.encode(" 😀")) + end, True)
+
+    return script
+
+
+@pytest.mark.parametrize("repeat", [1, 300])
+def test_a_trace_may_end_in_half_an_emoji(tmp_path: Path, repeat: int):
+    settings = load(Dto, "tiny", (
+        "problems.count=12", "problems.levels=[1,2,3,4]", "sampling.samples=2", "benchmark.problems.count=6",
+        "benchmark.problems.levels=[1,2,3,4]", "benchmark.sampling.samples=2", "controls.early_stop=true",
+        f"storage.root={tmp_path}",
+    ))  # fmt: skip
+    run = ScriptedRun("dto", settings, run_dto, lambda: ScriptedEngine(broken(lambda ids: ids[:-1] * repeat)))
+    traces = run.rows("sample-traces", Trace)
+    odd = {(row.problem_id, row.sample) for row in traces if "\ufffd" in row.text}
+    assert len(odd) == 8
+    assert odd <= {(row.problem_id, row.sample) for row in run.rows("probe-prefixes", Scan)}

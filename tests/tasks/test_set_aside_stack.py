@@ -1,0 +1,74 @@
+"""What is set aside: counted in the ledger, listed in a file, and too much of it ends the run."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conf.settings import Engine, Storage
+from models.engine import Failure, Refused
+from models.rollouts import TooManyFailed
+from models.scripted import ScriptedEngine
+from models.token_texts import Undecodable
+from reasoning.records import SetAside, Trace, Verdict
+from tasks.dto import all_ends
+from tasks.rollouts import set_aside
+from tasks.workplace import Workplace
+from tests.flows.world import speak
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Workplace]:
+    settings = Engine(max_failed_fraction=0.25)
+    with Workplace(
+        "test", Storage(root=str(tmp_path)), settings, make_engine=lambda *_: ScriptedEngine(speak)
+    ) as place:
+        place.step_key = "a-step-of-tests"
+        yield place
+
+
+class Odd:
+    """Cannot tell apart the tokens of traces that begin with 13."""
+
+    def token_texts(self, token_ids: tuple[int, ...]) -> list[str]:
+        if token_ids[0] == 13:
+            raise Undecodable(f"{len(token_ids)} tokens")
+        return ["ab"] * len(token_ids)
+
+
+def trace(number: int) -> Trace:
+    return Trace(
+        problem_id=f"p{number}", sample=0, token_ids=(number, 1, 2), text="ababab", truncated=False,
+        verdict=Verdict.RIGHT,
+    )  # fmt: skip
+
+
+def ends(place: Workplace, numbers: list[int]) -> tuple[dict[str, list[int]], list[SetAside]]:
+    model: Any = Odd()
+    return all_ends(place, model, [trace(number) for number in numbers], lambda row: [row.text[:2], row.text[2:]])
+
+
+def test_traces_whose_tokens_cannot_be_told_apart_are_set_aside(place: Workplace):
+    found, aside = ends(place, [1, 2, 13, 4])
+    assert found == {f"p{number}/0": [1, 3] for number in (1, 2, 4)}
+    with pytest.raises(TooManyFailed, match=r"^read tokens: 2 of 4 failed.*2 undecodable \(3 tokens\)"):
+        ends(place, [1, 13, 13, 4])
+    ref = place.publish(
+        "traces", [trace(1)], rows_in=4, dropped={"truncated": 1}, started=time.monotonic(),
+        aside=aside + set_aside({"p7/0": Refused(0, "no reply within 9 s", Failure.TIMED_OUT)}),
+    )  # fmt: skip
+    assert ref.count
+    assert ref.count.dropped == {"truncated": 1, "undecodable": 1, "timed-out": 1}
+    listed = (place.local_root / "set-aside" / "a-step-of-tests.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in listed] == [
+        {"id": "p13/0", "reason": "undecodable", "detail": "3 tokens"},
+        {"id": "p7/0", "reason": "timed-out", "detail": "no reply within 9 s"},
+    ]
+
+
+def test_nothing_set_aside_leaves_no_file(place: Workplace):
+    place.publish("traces", [trace(1)], rows_in=1, started=time.monotonic())
+    assert not (place.local_root / "set-aside").exists()
