@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +90,11 @@ def tensor_sizes(folder: Path) -> dict[str, int]:
 def first_line(error: object) -> str:
     """Of an error's text, printable: others' messages go over many lines."""
     text = str(error).strip()
-    return re.sub(r"[^\x20-\x7e\xa0-\U0010ffff]", "�", text.splitlines()[0][:300]) if text else type(error).__name__
+    return printable(text.splitlines()[0][:300]) if text else type(error).__name__
+
+
+def printable(text: str) -> str:
+    return "".join(char if char.isprintable() else "�" for char in text)
 
 
 def _pointer(path: Path) -> CheckpointError:
