@@ -87,7 +87,7 @@ def _doubts(model: Checkpoint, engine: Engine) -> Iterator[str]:
         yield "no generation_config.json: completions end with the tokenizer's end token alone"
     if is_loaded_wrongly(model.folder):
         yield (
-            "transformers' AutoTokenizer reads or writes other texts than tokenizer.json tells: a run loads it rightly, "
+            "transformers' AutoTokenizer reads or writes otherwise than tokenizer.json tells: a run loads it rightly, "
             "and so must servers elsewhere (--tokenizer)"
         )
     if not model.prompts.arguments.issuperset(model.prompt.template_arguments):

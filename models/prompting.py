@@ -91,13 +91,14 @@ class ChatPrompts:
     @cached_property
     def arguments(self) -> set[str]:
         """Those that the template knows beside the usual ones."""
-        from jinja2 import Environment, TemplateError, meta
+        from jinja2 import Environment, TemplateError, meta, nodes
 
-        template = self._tokenizer.chat_template
         try:
-            return meta.find_undeclared_variables(Environment().parse(str(template))) - STANDARD
+            tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(str(self._tokenizer.chat_template))
         except TemplateError:  # with tags of transformers' own
             return set()
+        own = {node.name for node in tree.find_all(nodes.Name) if node.ctx == "store"}
+        return meta.find_undeclared_variables(tree) - STANDARD - own
 
     def _rendered(self, content: str, system: str) -> str:
         return self._write(self._messages(content, system))
