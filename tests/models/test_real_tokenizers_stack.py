@@ -3,17 +3,22 @@
 import gzip
 import json
 import shutil
+import unicodedata
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from conf.prompts import ADVICE, Harmony, Prompt
+from conf.settings import Engine
 from models.checkpoint import Checkpoint, CheckpointError
 from models.tokenizer import SAMPLES, ids_of, is_loaded_wrongly
+from models.vllm_server import VllmServer
 from reasoning.records import Problem, TextPart
 from reasoning.thinking import final_answer, reply_of, thinking_of
 from tests.models.fakes import write_safetensors
@@ -27,24 +32,26 @@ HARMONY = (
 Make = Callable[..., Checkpoint]
 
 
+def unpacked(
+    place: Path, tokenizers: Path, name: str, kind: str, prompt: Prompt | None = None, generation: Any = None,
+    **changes: Any,
+) -> Checkpoint:  # fmt: skip
+    """A checkpoint with the tokenizer `name`, its settings but for `changes`, and weights of an architecture `kind`."""
+    folder = place / f"{name}-{kind}"
+    folder.mkdir()
+    with gzip.open(tokenizers / name / "tokenizer.json.gz") as packed, (folder / "tokenizer.json").open("wb") as file:
+        shutil.copyfileobj(packed, file)
+    told = json.loads((tokenizers / name / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(told | changes))
+    (folder / "config.json").write_text(json.dumps({"model_type": kind, **SIZES}))
+    (folder / "generation_config.json").write_text(json.dumps(generation or {}))
+    write_safetensors(folder / "model.safetensors", {"model.embed_tokens.weight": [202_000, 2]})
+    return Checkpoint.open(folder, prompt=prompt or Prompt.model_validate(ADVICE))
+
+
 @pytest.fixture
 def make(tmp_path: Path, real_tokenizers: Path) -> Make:
-    def made(name: str, kind: str, prompt: Prompt | None = None, generation: Any = None, **changes: Any) -> Checkpoint:
-        folder = tmp_path / f"{name}-{kind}"
-        folder.mkdir()
-        with (
-            gzip.open(real_tokenizers / name / "tokenizer.json.gz") as packed,
-            (folder / "tokenizer.json").open("wb") as f,
-        ):
-            shutil.copyfileobj(packed, f)
-        told = json.loads((real_tokenizers / name / "tokenizer_config.json").read_text())
-        (folder / "tokenizer_config.json").write_text(json.dumps(told | changes))
-        (folder / "config.json").write_text(json.dumps({"model_type": kind, **SIZES}))
-        (folder / "generation_config.json").write_text(json.dumps(generation or {}))
-        write_safetensors(folder / "model.safetensors", {"model.embed_tokens.weight": [202_000, 2]})
-        return Checkpoint.open(folder, prompt=prompt or Prompt.model_validate(ADVICE))
-
-    return made
+    return partial(unpacked, tmp_path, real_tokenizers)
 
 
 @pytest.mark.parametrize(
@@ -69,14 +76,24 @@ def test_text_comes_back_and_is_saved_so_that_others_read_it_rightly(
     prompt = model.prompt_ids(PROBLEM)
     assert PROBLEM.text + "\n\n" + ADVICE["instruction"] in model.decode(prompt)
     assert prompt.count(model.tokenizer.bos_token_id) == (name != "qwen3")
-    from transformers import AutoTokenizer
-
     model.tokenizer.save_pretrained(tmp_path / "alone")
     again = AutoTokenizer.from_pretrained(tmp_path / "alone")  # what vLLM is given
     assert [ids_of(again, text) for text in SAMPLES] == [list(model.encode(text)) for text in SAMPLES]
     if kind == "llama":
         shutil.copy(model.folder / "config.json", tmp_path / "alone")  # as a trained checkpoint lies there
         assert not is_loaded_wrongly(tmp_path / "alone")
+
+
+def test_a_server_is_given_the_right_tokenizer_and_a_seed_of_its_own(make: Make, tmp_path: Path):
+    server = VllmServer(Engine(seed=2**32 - 1), tmp_path / "vllm.log")
+    command = server._command(make("llama3_1", "llama", tokenizer_class="LlamaTokenizerFast"), 1)
+    assert command[command.index("--seed") + 1] == str(2**32 - 1)
+    told = AutoTokenizer.from_pretrained(command[command.index("--tokenizer") + 1])
+    assert told.decode(ids_of(told, SAMPLES[0])) == SAMPLES[0]
+    server._starts += 1
+    command = server._command(make("qwen3", "qwen3"), 1)
+    assert command[command.index("--seed") + 1] == "0"
+    assert "--tokenizer" not in command
 
 
 def test_qwen3_thinks_by_default_and_not_where_it_is_told_not_to(make: Make):
@@ -94,7 +111,7 @@ def test_harmonys_channels_are_read(make: Make):
     model = make("gptoss", "gpt_oss", Prompt(thinking=Harmony()), {"eos_token_id": [200002, 199999, 200012]},
                  chat_template=HARMONY)  # fmt: skip
     model.check()
-    prompt = model.tokenizer.decode(list(model.prompt_ids(PROBLEM)))
+    prompt = str(model.tokenizer.decode(list(model.prompt_ids(PROBLEM))))
     assert prompt.endswith("<|end|><|start|>assistant<|channel|>analysis<|message|>")
     written = "We need x.<|end|><|start|>assistant<|channel|>final<|message|>It is \\boxed{2}.<|return|>"
     text, thinking = model.decode(model.encode(written)), Harmony()
@@ -111,12 +128,10 @@ def test_without_its_template_gptoss_is_one_line(make: Make):
 
 @pytest.fixture(scope="module")
 def qwen(tmp_path_factory: pytest.TempPathFactory, real_tokenizers: Path) -> Checkpoint:
-    return make.__wrapped__(tmp_path_factory.mktemp("qwen"), real_tokenizers)("qwen3", "qwen3")  # type: ignore[attr-defined]
+    return unpacked(tmp_path_factory.mktemp("qwen"), real_tokenizers, "qwen3", "qwen3")
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None)
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cn", "Co", "Mn", "Mc", "Me"]), max_size=40))
 def test_any_text_without_combining_marks_comes_back(qwen: Checkpoint, text: str):
-    import unicodedata
-
     assert qwen.decode(qwen.encode(text)) == unicodedata.normalize("NFC", text)
