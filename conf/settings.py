@@ -463,8 +463,8 @@ class Dto(Prompted):
     LEFT_OUT: ClassVar[dict[str, str]] = {
         "pipeline": "there is one pipeline per settings class",
         "preset": "a name; what it stands for is in the other fields",
-        "engine": "speed and memory; its dtype is in a sampled checkpoint's fingerprint, its context an input where it "
-        "decides",
+        "engine": "speed, memory, and which of all possible samples are drawn; its dtype is in a sampled checkpoint's "
+        "fingerprint, its context an input where it decides",
         "storage": "where results live",
     }
 

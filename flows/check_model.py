@@ -90,6 +90,5 @@ def _doubts(model: Checkpoint, engine: Engine) -> Iterator[str]:
             "transformers' AutoTokenizer reads or writes otherwise than tokenizer.json tells: a run loads it rightly, "
             "and so must servers elsewhere (--tokenizer)"
         )
-    if not model.prompts.arguments.issuperset(model.prompt.template_arguments):
-        unknown = sorted(set(model.prompt.template_arguments) - model.prompts.arguments)
-        yield f"prompt.template_arguments: the template does not read {', '.join(unknown)}"
+    if unread := model.prompts.unread:
+        yield f"prompt.template_arguments: the template does not read {', '.join(unread)}"

@@ -7,6 +7,7 @@ Where a template lets the model open its thinking by itself, the opening is adde
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,8 @@ STANDARD = {
     "raise_exception", "strftime_now", "range", "namespace", "date_string", "builtin_tools", "custom_tools",
 }  # fmt: skip
 """Names in chat templates that choose no way of thinking."""
+GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
+"""A tag that only transformers knows: it marks what the model writes."""
 
 
 def content_of(problem: Problem, prompt: Prompt) -> str:
@@ -88,15 +91,18 @@ class ChatPrompts:
                     return f"{name} = {str(value).lower()}"
         return ""
 
+    @property
+    def unread(self) -> list[str]:
+        """Arguments of the settings that this template takes no notice of."""
+        return sorted(set(self._prompt.template_arguments) - self.arguments)
+
     @cached_property
     def arguments(self) -> set[str]:
         """Those that the template knows beside the usual ones."""
-        from jinja2 import Environment, TemplateError, meta, nodes
+        from jinja2 import Environment, meta, nodes
 
-        try:
-            tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(str(self._tokenizer.chat_template))
-        except TemplateError:  # with tags of transformers' own
-            return set()
+        template = GENERATION.sub("", self._tokenizer.get_chat_template())
+        tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(template)
         own = {node.name for node in tree.find_all(nodes.Name) if node.ctx == "store"}
         return meta.find_undeclared_variables(tree) - STANDARD - own
 

@@ -119,6 +119,16 @@ def test_with_thinking_turned_on_it_is_served(make: Make, template: str):
     make(template, Prompt(template_arguments={"enable_thinking": True})).check()
 
 
+def test_arguments_that_the_template_does_not_read_are_told(make: Make):
+    told = Prompt(template_arguments={"enable_thinking": True, "loud": True})
+    assert make(HYBRID, told).prompts.unread == ["loud"]
+    marked = ROLE + "{% for m in messages %}{%- generation %}{{ loud }}{% endgeneration -%}{% break %}{% endfor %}"
+    model = make(marked, told)
+    model.check()
+    assert model.prompts.unread == ["enable_thinking"]
+    assert make(ROLE, told).prompts.unread == ["enable_thinking", "loud"]
+
+
 def test_a_tag_in_the_system_text_or_the_problem_is_no_end_of_thinking(make: Make):
     model = make(OPENED, Prompt(system="Think between <think> and </think>.", instruction="Close with </think>."))
     model.check()
