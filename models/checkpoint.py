@@ -6,6 +6,7 @@ Knows: checkpoint folders, tokenizers, a run's prompts. Must not know: engines, 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conf.prompts import BUNDLED, Prompt
-from models.checkpoint_files import CheckpointError, first_line, read_json, tensor_sizes, weight_files
+from models.checkpoint_files import CheckpointError, all_shapes, first_line, read_json, weight_files
 from models.prompting import ChatPrompts, content_of
 from models.tokenizer import SAMPLES, ids_of, load_tokenizer
 from reasoning.cost import Shape
@@ -55,6 +56,7 @@ class Checkpoint:
             if path.suffix == ".json":
                 read_json(path)
         digest = hashlib.sha256(dtype.encode())
+        all_shapes(folder)
         for path in files + weight_files(folder):
             digest.update(f"{path.name}:{_file_digest(path)};".encode())
         return cls(folder, digest.hexdigest(), prompt or Prompt())
@@ -120,11 +122,12 @@ class Checkpoint:
             raise CheckpointError(f"{self.folder}: no end token; set eos_token in tokenizer_config.json")
         return frozenset(found)
 
-    @property
+    @cached_property
     def end_id(self) -> int:
-        """The one that ends what is written for training."""
+        """The one that ends what is written for training: that with which the chat template ends a reply."""
+        written = [token for token in self.encode(self.prompts.after_reply()) if token in self.end_ids]
         own = self.tokenizer.eos_token_id
-        return own if isinstance(own, int) else min(self.end_ids)
+        return written[0] if written else own if isinstance(own, int) else min(self.end_ids)
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
@@ -137,7 +140,7 @@ class Checkpoint:
     @cached_property
     def tensor_sizes(self) -> dict[str, int]:
         """Number of elements of every tensor, from the weights' headers."""
-        return tensor_sizes(self.folder)
+        return {name: math.prod(shape) for name, shape in all_shapes(self.folder).items()}
 
     @cached_property
     def shape(self) -> Shape:

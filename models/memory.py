@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from conf.settings import Engine, Lora, Training
 from models.checkpoint import NOT_LANGUAGE, Checkpoint
-from models.checkpoint_files import tensor_shapes
+from models.checkpoint_files import all_shapes
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -62,9 +62,8 @@ def training(model: Checkpoint, how: Training) -> list[Need]:
 
 def adapter_size(model: Checkpoint, lora: Lora) -> int:
     """Parameters of adapters on all matrices but embedding and output head."""
-    shapes = {name: s for path in model.folder.glob("*.safetensors") for name, s in tensor_shapes(path).items()}
     matrices = [
-        shape for name, shape in shapes.items()
+        shape for name, shape in all_shapes(model.folder).items()
         if len(shape) == 2 and not name.endswith(("embed_tokens.weight", "lm_head.weight"))
         and not NOT_LANGUAGE.search(name)
     ]  # fmt: skip

@@ -55,6 +55,16 @@ class ChatPrompts:
         before, opening, after = text.rpartition(self._prompt.thinking.open)
         return before if opening and not after.strip() else text
 
+    def after_reply(self) -> str:
+        """What the template writes after a reply; empty where it writes none."""
+        turns = [*self._turns(SAMPLE.text, ""), *self._turns(SYSTEM, "")]
+        turns[1]["role"] = "assistant"
+        try:
+            _, reply, after = self._write(turns, {"add_generation_prompt": False}).rpartition(SYSTEM)
+        except CheckpointError:
+            return ""
+        return after if reply else ""
+
     @cached_property
     def opens_thinking(self) -> bool:
         """Whether the template does it."""
@@ -154,11 +164,9 @@ class ChatPrompts:
                 f"{self._folder}/tokenizer_config.json: no chat_template, and no chat_template.jinja beside it; put "
                 f"the makers' template there, or take an instruction-tuned model"
             )
-        arguments = {**self._prompt.template_arguments, **(more or {})}
+        arguments = {"add_generation_prompt": True, **self._prompt.template_arguments, **(more or {})}
         try:
-            return str(
-                self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **arguments)
-            )
+            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, **arguments))
         except Exception as error:  # a template may raise anything
             raise CheckpointError(f"{self._source}: the chat template fails: {first_line(error)}") from None
 

@@ -85,6 +85,17 @@ def test_a_file_that_is_not_whole_is_one_line(tmp_path: Path, name: str, content
     assert "\n" not in str(error.value)
 
 
+def test_weights_in_another_makers_form_beside_them_are_not_counted_twice(tmp_path: Path):
+    alone = fake_checkpoint(tmp_path)
+    write_safetensors(tmp_path / "consolidated.safetensors", {"tok_embeddings.weight": [5, 8]})
+    assert Checkpoint.open(tmp_path).fingerprint == alone.fingerprint
+    assert Checkpoint.open(tmp_path).tensor_sizes == {"model.embed_tokens.weight": 40}
+    (tmp_path / "model.safetensors").rename(tmp_path / "model-1.safetensors")
+    index = {"weight_map": {"model.embed_tokens.weight": "model-1.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert Checkpoint.open(tmp_path).tensor_sizes == {"model.embed_tokens.weight": 40}
+
+
 def test_weights_that_were_cut_off_are_told(tmp_path: Path):
     fake_checkpoint(tmp_path)
     weights = (tmp_path / "model.safetensors").read_bytes()

@@ -143,6 +143,16 @@ def test_all_end_tokens_end(make: Make):
     assert several.decode((5, *several.encode("four"), 7)) == "four"
 
 
+def test_what_is_written_for_training_ends_as_the_template_ends_a_reply(make: Make):
+    turns = TURNS.replace("{% endfor %}", "{% if m.role == 'assistant' %}<|pad|>\n{% endif %}{% endfor %}")
+    ends = {"eos_token_id": [0, 463]}
+    assert make(turns, generation_config=ends).end_id == 463
+    assert make(turns).end_id == 0  # no end of this model's
+    assert make(ROLE, generation_config=ends).end_id == 0
+    strict = "{% if messages|length > 1 %}{{ raise_exception('one turn') }}{% endif %}"
+    assert make(strict + ROLE, generation_config=ends).end_id == 0
+
+
 def test_thinking_and_answer_are_found_where_the_tags_are_special(make: Make, tmp_path: Path):
     model = make()
     tokenizer = json.loads((model.folder / "tokenizer.json").read_text())

@@ -74,6 +74,7 @@ def test_text_comes_back_and_is_saved_so_that_others_read_it_rightly(
     assert is_loaded_wrongly(model.folder) is wrongly
     assert [model.decode(model.encode(text)) for text in SAMPLES] == list(SAMPLES)
     prompt = model.prompt_ids(PROBLEM)
+    assert model.end_id == model.tokenizer.eos_token_id
     assert PROBLEM.text + "\n\n" + ADVICE["instruction"] in model.decode(prompt)
     assert prompt.count(model.tokenizer.bos_token_id) == (name != "qwen3")
     model.tokenizer.save_pretrained(tmp_path / "alone")
