@@ -73,7 +73,7 @@ def write_traces(
     told = zip(product(known, range(sampling.samples)), found.replies, strict=True)
     used = [(*asked, reply) for asked, reply in told if not isinstance(reply, Unusable)]
     plain = [
-        (*asked, reply, written_as(reply.text, tags)) for *asked, reply in used
+        (problem, sample, reply, written_as(reply.text, tags)) for problem, sample, reply in used
         if not checkpoint.holds_control(thought_of(reply.text).replace(CLOSE_THINK, "", 1))
     ]  # fmt: skip
     verdicts, checks = place.verdicts(
