@@ -7,14 +7,24 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from conf.settings import Finalizing, Probing, Sampling, Segmentation
 from models.checkpoint import Checkpoint
 from models.engine import Refused
 from models.store import Purpose
 from reasoning.dto import shortest_longest_pairs
-from reasoning.records import Compressed, Demonstration, Optimised, Pair, PairKind, Problem, TextPart, Trace, Verdict
+from reasoning.records import (
+    Compressed,
+    Demonstration,
+    InstructionPart,
+    Optimised,
+    Pair,
+    PairKind,
+    Problem,
+    Trace,
+    Verdict,
+)
 from reasoning.rollouts import EarliestCrossing, agreeing_ones
 from tasks.artifacts import ArtifactRef
 from tasks.caching import step
@@ -78,7 +88,7 @@ def instruct(place: Workplace, problems: ArtifactRef, instruction: str) -> Artif
     """The same problems, by the same ids, with an instruction after each."""
     started = time.monotonic()
     rows = [
-        row.model_copy(update={"prompt": (*row.prompt, TextPart(text=f" {instruction}"))})
+        row.model_copy(update={"prompt": (*row.prompt, InstructionPart(text=f" {instruction}"))})
         for row in place.rows(problems, Problem)
     ]
     return place.publish("problems", rows, rows_in=len(rows), started=started)
@@ -102,7 +112,7 @@ def examine_early_stop(
     stopped = [trace for trace in drawn.traces if trace.id in cuts]
     endings = ender.endings("early end", Purpose.EARLY_STOP, [cut(trace, cuts[trace.id]) for trace in stopped], count=1)
     ended = {trace.id: found for trace, found in zip(stopped, endings, strict=True)} | prober.refused
-    stops = [_stopped(t, cuts.get(t.id, 0), ended.get(t.id), checkpoint.end_id) for t in drawn.traces]
+    stops = [_stopped(t, cuts.get(t.id, 0), ended.get(t.id), checkpoint.end_ids) for t in drawn.traces]
     scores = [score(checkpoint, known[t.problem_id], t, prober.probe_tokens[t.id]) for t in stops]
     refused = drawn.refused | {name: found for name, found in ended.items() if isinstance(found, Refused)}
     place.list_set_aside(set_aside(refused))
@@ -132,7 +142,7 @@ def _given(answer: str | None) -> str | None:
     return answer.strip() or None if answer else None
 
 
-def _stopped(trace: Trace, end: int, ended: Endings | Refused | None, end_id: int) -> Trace:
+def _stopped(trace: Trace, end: int, ended: Endings | Refused | None, end_ids: Set[int]) -> Trace:
     """The trace as it reads when it is stopped after `end` tokens; itself when its probes never agreed (None)."""
     if ended is None:
         return trace
@@ -140,4 +150,4 @@ def _stopped(trace: Trace, end: int, ended: Endings | Refused | None, end_id: in
         return trace.model_copy(update={"token_ids": (), "verdict": Verdict.NO_COMPLETION})
     ((ending, verdict),) = ended
     token_ids = trace.token_ids[:end] + ending
-    return trace.model_copy(update={"token_ids": token_ids, "verdict": verdict, "truncated": ending[-1] != end_id})
+    return trace.model_copy(update={"token_ids": token_ids, "verdict": verdict, "truncated": ending[-1] not in end_ids})

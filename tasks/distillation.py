@@ -25,7 +25,7 @@ from reasoning.pairs import distillation_pairs, fit_pairs
 from reasoning.records import Compressed, Rating, Trace, Usage, Valued, Verdict, by_trace
 from reasoning.rollouts import METHOD_VERSION as ROLLOUTS_VERSION
 from reasoning.segment import METHOD_VERSION as SEGMENT_VERSION
-from reasoning.thinking import CLOSE_THINK, final_answer, thinking_of, thought_of
+from reasoning.thinking import CLOSE_THINK, final_answer, thinking_of, thought_of, written_as
 from reasoning.verifier import METHOD_VERSION as VERIFIER_VERSION
 from tasks.artifacts import ArtifactRef
 from tasks.auxiliary import asked_of
@@ -62,6 +62,7 @@ def write_traces(
     """Rows of Trace in the token ids of `model`, written by an endpoint. Raises what its client does."""
     started = time.monotonic()
     checkpoint, known = place.checkpoint(model), list(by_id(place, problems).values())
+    tags = checkpoint.prompt.thinking
     asks = [
         Ask(
             teacher.instruction, problem.text, Solution, sampling.max_tokens, sampling.temperature, sampling.top_p,
@@ -71,9 +72,14 @@ def write_traces(
     ]  # fmt: skip
     found = asked_of(place, teacher.llm, "write traces", asks, teacher.most_unusable)
     told = zip(product(known, range(sampling.samples)), found.replies, strict=True)
-    written = [(*asked, reply, thought_of(reply.text)) for asked, reply in told if not isinstance(reply, Unusable)]
-    plain = [one for one in written if not checkpoint.holds_control(one[-1].replace(CLOSE_THINK, "", 1))]
-    verdicts, checks = place.verdicts([problem for problem, *_ in plain], [[final_answer(text)] for *_, text in plain])
+    used = [(*asked, reply) for asked, reply in told if not isinstance(reply, Unusable)]
+    plain = [
+        (problem, sample, reply, written_as(reply.text, tags)) for problem, sample, reply in used
+        if not checkpoint.holds_control(thought_of(reply.text).replace(CLOSE_THINK, "", 1))
+    ]  # fmt: skip
+    verdicts, checks = place.verdicts(
+        [problem for problem, *_ in plain], [[final_answer(text, tags)] for *_, text in plain]
+    )
     rows = [
         Trace(
             problem_id=problem.id, sample=sample, text=text, truncated=reply.truncated, verdict=verdict,
@@ -81,7 +87,7 @@ def write_traces(
         )
         for (problem, sample, reply, text), (verdict,) in zip(plain, verdicts, strict=True)
     ]  # fmt: skip
-    dropped = found.unusable + Counter({"control-token": len(written) - len(plain)})
+    dropped = found.unusable + Counter({"control-token": len(used) - len(plain)})
     return place.publish(
         "traces", rows, rows_in=len(asks), dropped=dict(+dropped), usage=found.usage + checks, started=started,
         payee=found.payee,
@@ -216,7 +222,9 @@ def compress_by_llm(
     checkpoint, known = place.checkpoint(model), by_id(place, problems)
     due, dropped = _due(place, model, traces, ratings, budget)
     asks = [
-        compression.question(known[trace.problem_id], thinking_of(trace.text), max(1, round(tokens)))
+        compression.question(
+            known[trace.problem_id], thinking_of(trace.text, checkpoint.prompt.thinking), max(1, round(tokens))
+        )
         for trace, _, tokens in due
     ]
     asks = limited(asks, compressor.max_tokens, "compression.by.max_tokens")
@@ -263,7 +271,7 @@ def _due(
     rated = [(row, level_of[row.problem_id]) for row in rows if row.problem_id in level_of]
     due = []
     for trace, level in rated:
-        thinking = len(checkpoint.encode(thinking_of(trace.text)))
+        thinking = len(checkpoint.encode(thinking_of(trace.text, checkpoint.prompt.thinking)))
         tokens = budget.tokens(level, thinking)
         if tokens < thinking:
             due.append(Due(trace, level, tokens))

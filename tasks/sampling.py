@@ -73,7 +73,7 @@ def draw_traces(
     served = [(problem, group) for problem, group in asked if not isinstance(group, Refused)]
     refuse_nothing(stage, refused, problems)
     texts = [[model.decode(c.token_ids) for c in group] for _, group in served]
-    answers = [[final_answer(text) for text in group] for group in texts]
+    answers = [[final_answer(text, place.prompt.thinking) for text in group] for group in texts]
     verdicts, checks = place.verdicts([problem for problem, _ in served], answers)
     traces = [
         Trace(

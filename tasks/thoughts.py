@@ -20,7 +20,7 @@ from reasoning.dialogue import Speaker, holds_tag, turns_of
 from reasoning.records import Chunked, Demonstration, Rehearsed, Trace, Valued, by_trace
 from reasoning.rollouts import METHOD_VERSION as ROLLOUTS_VERSION
 from reasoning.segment import METHOD_VERSION as SEGMENT_VERSION
-from reasoning.thinking import CLOSE_THINK, thinking_of, thought_of
+from reasoning.thinking import Thinking, reply_of, thinking_of, thought_of
 from reasoning.verifier import METHOD_VERSION as VERIFIER_VERSION
 from tasks.artifacts import ArtifactRef
 from tasks.auxiliary import asked_of
@@ -50,7 +50,8 @@ def chunk_by_markers(
 def _thinking(place: Workplace, traces: ArtifactRef) -> tuple[list[Trace], Counter[str]]:
     """Traces that can be taken apart, and what was left out by reason: no thinking, or a tag within it."""
     rows = place.rows(traces, Trace)
-    thoughts_of = [thinking_of(thought_of(row.text)) for row in rows]
+    tags = place.prompt.thinking
+    thoughts_of = [thinking_of(thought_of(row.text, tags), tags) for row in rows]
     told = list(zip(rows, thoughts_of, strict=True))
     some = [(row, text) for row, text in told if text.strip()]
     plain = [row for row, text in some if not holds_tag(text)]
@@ -66,7 +67,7 @@ def chunk_by_llm(
     started = time.monotonic()
     checkpoint, known = place.checkpoint(model), by_id(place, problems)
     rows, dropped = _thinking(place, traces)
-    steps_of = [_steps(row.text) for row in rows]
+    steps_of = [_steps(row.text, place.prompt.thinking) for row in rows]
     asks = [chunking.question(known[row.problem_id].text, s) for row, s in zip(rows, steps_of, strict=True)]
     asks = limited(asks, chunker.max_tokens, "chunking.max_tokens")
     found = asked_of(place, llm, "chunk", asks, chunker.most_unusable)
@@ -90,10 +91,10 @@ def _chunked(rows: Sequence[Trace], ends: Mapping[str, Sequence[int]]) -> list[C
     ]
 
 
-def _steps(text: str) -> list[str]:
+def _steps(text: str, thinking: Thinking) -> list[str]:
     """Of a trace's thinking; what opens it is part of the first."""
-    first, *rest = chunking.steps(thinking_of(text))
-    return [first, *rest] if thought_of(first).strip() or not rest else [first + rest[0], *rest[1:]]
+    first, *rest = chunking.steps(thinking_of(text, thinking))
+    return [first, *rest] if thought_of(first, thinking).strip() or not rest else [first + rest[0], *rest[1:]]
 
 
 @step(version=f"1.{VERIFIER_VERSION}.{ROLLOUTS_VERSION}")
@@ -106,7 +107,9 @@ def value_thoughts(
     thoughts_of = by_trace(place.rows(chunked, Chunked))
     rows = [row for row in place.rows(traces, Trace) if (row.problem_id, row.sample) in thoughts_of]
     ends = {row.id: (0, *thoughts_of[row.problem_id, row.sample].ends) for row in rows}
-    prober = Prober(place, place.checkpoint(model), by_id(place, problems), going_on(rollouts), seed)
+    prober = Prober(
+        place, place.checkpoint(model), by_id(place, problems), going_on(rollouts, place.prompt.thinking), seed
+    )
     valued = prober.values("value thoughts", rows, ends)
     return place.publish(
         "values", valued, rows_in=len(rows), usage=prober.usage, started=started, aside=set_aside(prober.refused)
@@ -125,9 +128,9 @@ def rehearse(
     for row in rows:
         trace = trace_of[row.problem_id, row.sample]
         texts = parts_of(checkpoint, trace, row.ends)
-        texts[0] = thought_of(texts[0])  # where the prompt leaves the opening to the model
+        texts[0] = thought_of(texts[0], place.prompt.thinking)  # where the prompt leaves the opening to the model
         important = thoughts.are_long(thoughts.importance(row.values, row.lengths, importance))
-        reply = trace.text.split(CLOSE_THINK, 1)[1]
+        reply = reply_of(trace.text, place.prompt.thinking) or ""
         dialogue = cold_start.as_dialogue(texts, important, reply, most_rounds)
         if dialogue is not None:
             rehearsed.append(Rehearsed(
