@@ -77,7 +77,7 @@ SHAPES = {
     ),
     "qwen3": Shape(
         "qwen3",
-        QWEN3 | {"tie_word_embeddings": True, "bos_token_id": 151643, "eos_token_id": 151645},
+        QWEN3 | {"bos_token_id": 151643, "eos_token_id": 151645},
         {
             "bos_token_id": 151643, "eos_token_id": [151645, 151643], "pad_token_id": 151643, "do_sample": True,
             "temperature": 0.6, "top_k": 20, "top_p": 0.95,
