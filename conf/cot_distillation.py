@@ -10,7 +10,8 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, Tag, model_validator
 
 from conf.auxiliary import Llm, refuse_idle_llm
-from conf.section import Section
+from conf.prompts import Prompted, refuse_open_exit
+from conf.section import Section, type_or
 from conf.settings import (
     Decontamination,
     Dpo,
@@ -29,7 +30,6 @@ from conf.settings import (
     Stories,
     refuse_overflow,
     refuse_short_training,
-    type_or,
 )
 
 LEVELS = 10
@@ -159,7 +159,7 @@ class Judging(Section):
 Variant = Literal["sft", "dpo", "sft-uncompressed", "shuffled-ratings"]
 
 
-class CotDistillation(Section):
+class CotDistillation(Prompted):
     """One run: sample, choose, value, rate, compress, SFT, DPO, examine (papers, section A)."""
 
     LEFT_OUT: ClassVar[dict[str, str]] = Dto.LEFT_OUT
@@ -253,6 +253,7 @@ class CotDistillation(Section):
         refuse_overflow("benchmark_sampling", self.benchmark_sampling, self.engine)
         if self.reads_values:
             refuse_overflow("probing.sampling", self.probing.sampling, self.engine, trace)
+            refuse_open_exit("probing.exit_text", self.probing.exit_text, self.prompt.thinking)
         refuse_overflow("finalizing.sampling", self.finalizing.sampling, self.engine, trace)
         refuse_short_training("sft", self.sft, self.sampling)
         refuse_short_training("dpo", self.dpo, self.sampling)

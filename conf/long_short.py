@@ -11,7 +11,8 @@ from pydantic import Field, Tag, model_validator
 
 from conf.auxiliary import Llm, refuse_idle_llm
 from conf.cot_distillation import Choosing, refuse_too_many
-from conf.section import Section
+from conf.prompts import Prompted, refuse_open_exit
+from conf.section import Section, type_or
 from conf.settings import (
     ROOM_FOR_PROMPT,
     Decontamination,
@@ -31,7 +32,6 @@ from conf.settings import (
     Storage,
     Stories,
     refuse_overflow,
-    type_or,
 )
 
 Who = Literal["long", "short"]
@@ -216,7 +216,7 @@ class EarlyStop(Section):
     finalizing: Finalizing = Finalizing()
 
 
-class LongShort(Section):
+class LongShort(Prompted):
     """One run: sample, chunk, value thoughts, cold start of two models, alternating RL, examine (papers, section C)."""
 
     LEFT_OUT: ClassVar[dict[str, str]] = Dto.LEFT_OUT
@@ -291,6 +291,8 @@ class LongShort(Section):
         refuse_overflow("rollouts", self.rollouts, self.engine, self.sampling.max_tokens)
         refuse_overflow("benchmark_sampling", self.benchmark_sampling, self.engine)
         if self.early_stop:
+            exit_text = self.early_stop.probing.exit_text
+            refuse_open_exit("early_stop.probing.exit_text", exit_text, self.prompt.thinking)
             for name in ("probing", "finalizing"):
                 sampling = getattr(self.early_stop, name).sampling
                 longest = self.benchmark_sampling.max_tokens

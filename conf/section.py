@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Discriminator
 
 
 class Section(BaseModel):
@@ -14,3 +14,12 @@ class Section(BaseModel):
 
     LEFT_OUT: ClassVar[dict[str, str]] = {}
     """Fields that change no result, each with the reason; all others are in the cache key."""
+
+
+def type_or(default: str) -> Discriminator:
+    """Chooses among sections by their `type`, which may be left out for the default one."""
+
+    def kind(value: Any) -> str | None:
+        return value.get("type", default) if isinstance(value, dict) else getattr(value, "type", None)
+
+    return Discriminator(kind)

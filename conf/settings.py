@@ -9,28 +9,20 @@ unless its class lists it in `LEFT_OUT` with the reason.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, Tag, model_validator
 
 from conf.auxiliary import Llm, refuse_idle_llm
 from conf.datasets import DATASETS, Columns
-from conf.section import Section
+from conf.prompts import Prompted, refuse_open_exit
+from conf.section import Section, type_or
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 ROOM_FOR_PROMPT = 256
 """Tokens that settings must leave for a prompt with its exit or closing text."""
-
-
-def type_or(default: str) -> Discriminator:
-    """Chooses among sections by their `type`, which may be left out for the default one."""
-
-    def kind(value: Any) -> str | None:
-        return value.get("type", default) if isinstance(value, dict) else getattr(value, "type", None)
-
-    return Discriminator(kind)
 
 
 class Stories(Section):
@@ -123,6 +115,16 @@ class Sampling(Section):
     """The paper's value."""
     max_tokens: Positive = 768
     """Completions are cut here. The paper's value is 8192; the tiny model's traces are shorter."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Only so many of the likeliest tokens; 0: all. Not from the paper."""
+    min_p: Share = 0.0
+    """Only tokens with at least this share of the likeliest one's probability. Not from the paper."""
+
+    @property
+    def request(self) -> dict[str, float]:
+        """In vLLM's words; what changes nothing is left out."""
+        neutral = {name: getattr(self, name) for name in ("top_k", "min_p") if getattr(self, name)}
+        return {"temperature": self.temperature, "top_p": self.top_p, "max_tokens": self.max_tokens, **neutral}
 
     @model_validator(mode="after")
     def _worth_repeating(self) -> Sampling:
@@ -453,7 +455,7 @@ class Storage(Section):
     """SQLAlchemy URL of the rollout store; empty: an SQLite file in `root`, or under `runs` when `root` is a URL."""
 
 
-class Dto(Section):
+class Dto(Prompted):
     """One run of DTO: sample, segment, probe, cut, finalize, pair, train, examine (papers, section B)."""
 
     LEFT_OUT: ClassVar[dict[str, str]] = {
@@ -526,11 +528,12 @@ class Dto(Section):
             longest = max(self.sampling.max_tokens, self.benchmark.sampling.max_tokens * self.controls.early_stop)
             trace = longest if name in ("probing.sampling", "finalizing.sampling") else 0
             refuse_overflow(name, section, self.engine, trace)
+        refuse_open_exit("probing.exit_text", self.probing.exit_text, self.prompt.thinking)
         refuse_short_training("training", self.training, self.sampling)
         return self
 
 
-class MarkerReport(Section):
+class MarkerReport(Prompted):
     """Traces of a model, and how their sentences begin: from this its segment markers are chosen."""
 
     LEFT_OUT: ClassVar[dict[str, str]] = Dto.LEFT_OUT

@@ -19,7 +19,7 @@ from tasks.workplace import Workplace
 @flow(name="claims", flow_run_name="claims-{settings.preset}", persist_result=False)
 def claims(settings: Claims) -> Path:
     """Returns the path of the report."""
-    with Workplace("claims", settings.of.storage, settings.of.engine) as place:
+    with Workplace("claims", settings.of.storage, settings.of.engine, prompt=settings.of.prompt) as place:
         return run_claims(place, settings)
 
 

@@ -52,7 +52,7 @@ class Rated(NamedTuple):
 )  # fmt: skip
 def cot_distillation(settings: CotDistillation) -> Path:
     """Returns the path of the report."""
-    with Workplace("cot-distillation", settings.storage, settings.engine) as place:
+    with Workplace("cot-distillation", settings.storage, settings.engine, prompt=settings.prompt) as place:
         return run_cot_distillation(place, settings)
 
 

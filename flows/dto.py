@@ -40,7 +40,7 @@ class Curated(NamedTuple):
 @flow(name="dto", flow_run_name="dto-{settings.preset}-seed-{settings.seed}", persist_result=False)
 def dto(settings: Dto) -> Path:
     """Returns the path of the report."""
-    with Workplace("dto", settings.storage, settings.engine) as place:
+    with Workplace("dto", settings.storage, settings.engine, prompt=settings.prompt) as place:
         return run_dto(place, settings)
 
 

@@ -75,7 +75,7 @@ def held(port: int) -> socket.socket:
 def duet_of(stack: ExitStack, run: Path, urls: Sequence[str]) -> Callable[[], Duet]:
     """Makes clients of the run's two models; servers that are started for them live as long as `stack`."""
     folders, settings = kept_couple(run)
-    models = [Checkpoint.open(folders[speaker], settings.engine.dtype) for speaker in DESKS]
+    models = [Checkpoint.open(folders[speaker], settings.engine.dtype, settings.prompt) for speaker in DESKS]
     backends = dict(zip(DESKS, backends_of(stack, run, models, settings.engine, urls), strict=True))
     tongue, key = Tongue(models[0], settings.protocol), os.environ.get(KEY, "") if urls else ""
     return lambda: Duet(

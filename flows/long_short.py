@@ -39,7 +39,7 @@ class Two(NamedTuple):
 @flow(name="long-short", flow_run_name="long-short-{settings.preset}-seed-{settings.seed}", persist_result=False)
 def long_short(settings: LongShort) -> Path:
     """Returns the path of the report."""
-    with Workplace("long-short", settings.storage, settings.engine) as place:
+    with Workplace("long-short", settings.storage, settings.engine, prompt=settings.prompt) as place:
         return run_long_short(place, settings)
 
 

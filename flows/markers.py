@@ -17,7 +17,7 @@ from tasks.workplace import Workplace
 @flow(name="markers", flow_run_name="markers-{settings.preset}-seed-{settings.seed}", persist_result=False)
 def markers(settings: MarkerReport) -> Path:
     """Returns the path of the report."""
-    with Workplace("markers", settings.storage, settings.engine) as place:
+    with Workplace("markers", settings.storage, settings.engine, prompt=settings.prompt) as place:
         return run_markers(place, settings)
 
 
@@ -29,5 +29,5 @@ def run_markers(place: Workplace, settings: MarkerReport) -> Path:
     room = settings.engine.context - settings.sampling.max_tokens
     problems = fitting_problems(place, "problems", drawn, [model], room)
     traces = sample_traces(place, model=model, problems=problems, sampling=settings.sampling, seed=settings.seed)
-    counted = count_openings(place, traces=traces, markers=settings.segmentation.markers)
+    counted = count_openings(place, model=model, traces=traces, markers=settings.segmentation.markers)
     return write_openings(place, settings, counted, traces.rows)

@@ -1,20 +1,25 @@
 """A model on disk: is it whole, what is it, how large is it, how does it write.
 
-Knows: checkpoint folders (safetensors, config, tokenizer). Must not know: engines, trainers, pipelines.
+Knows: checkpoint folders, tokenizers, a run's prompts. Must not know: engines, trainers, pipelines.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import dropwhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conf.errors import ReadableError
+from conf.prompts import BUNDLED, Prompt
+from models.checkpoint_files import CheckpointError, first_line, read_json, tensor_sizes, weight_files
+from models.prompting import ChatPrompts, content_of
+from models.tokenizer import SAMPLES, ids_of, load_tokenizer
 from reasoning.cost import Shape
+from reasoning.dialogue import TAGS
 from reasoning.records import Problem
 
 if TYPE_CHECKING:
@@ -23,14 +28,11 @@ if TYPE_CHECKING:
 TINY_MODEL = Path(__file__).parent / "tiny"
 """The bundled weights."""
 IDENTITY = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-
+NOT_LANGUAGE = re.compile(r"(^|\.)(visual|vision_tower|vision_model|multi_modal_projector|audio_tower)\.")
+"""Tensors that read pictures or sound: no token of text goes through them."""
 
 CHANGES_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 """Fields of a config by which a model changes its logits after the output head (Gemma 2, Granite, Cohere)."""
-
-
-class CheckpointError(ReadableError):
-    """A checkpoint that cannot be used, with what is missing."""
 
 
 @dataclass(frozen=True)
@@ -39,92 +41,152 @@ class Checkpoint:
 
     folder: Path
     fingerprint: str
+    prompt: Prompt = field(default=Prompt(), compare=False)
+    """How the run's prompts are written; no part of the fingerprint, since a server serves all prompts alike."""
 
     @classmethod
-    def open(cls, folder: Path, dtype: str = "float32") -> Checkpoint:
+    def open(cls, folder: Path, dtype: str = "float32", prompt: Prompt | None = None) -> Checkpoint:
         """`dtype`: the arithmetic it is sampled in. Raises CheckpointError naming what `folder` lacks."""
         for name in ("config.json", "tokenizer.json"):
             if not (folder / name).is_file():
                 raise CheckpointError(f"{folder}: no {name}; a model needs config.json, tokenizer.json, *.safetensors")
-        weights = sorted(folder.glob("*.safetensors"))
-        if not weights:
-            raise CheckpointError(f"{folder}: no *.safetensors weights (other formats are not loaded)")
-        index = folder / "model.safetensors.index.json"
-        shards = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else set()
-        if missing := sorted(shards - {path.name for path in weights}):
-            raise CheckpointError(f"{folder}: the index names weights that are not there: {', '.join(missing)}")
+        files = [folder / name for name in IDENTITY if (folder / name).is_file()]
+        for path in files:
+            if path.suffix == ".json":
+                read_json(path)
         digest = hashlib.sha256(dtype.encode())
-        for path in [folder / name for name in IDENTITY if (folder / name).is_file()] + weights:
+        for path in files + weight_files(folder):
             digest.update(f"{path.name}:{_file_digest(path)};".encode())
-        return cls(folder, digest.hexdigest())
+        return cls(folder, digest.hexdigest(), prompt or Prompt())
+
+    def check(self) -> None:
+        """Reads and writes through tokenizer and chat template. Raises CheckpointError for what would go wrong later,
+        when hours have been spent on it."""
+        for text in SAMPLES:
+            self.token_texts(self.encode(text))
+        self.prompts.check()
+        _ = self.end_id
+        for tag in self._tags:
+            if tag not in self.decode(self.encode(f"a{tag}b")):
+                raise CheckpointError(
+                    f"{self.folder}/tokenizer.json: {tag!r} does not come back; name other tags in prompt.thinking"
+                )
+
+    @property
+    def _tags(self) -> list[str]:
+        thinking = self.prompt.thinking
+        return [t for t in (thinking.open, thinking.close, thinking.answer_open, thinking.answer_close) if t]
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        return json.loads((self.folder / "config.json").read_text())
+        """Of the language model, also where it is a part of a model of pictures and text."""
+        whole = read_json(self.folder / "config.json")
+        return whole | whole["text_config"] if isinstance(whole.get("text_config"), dict) else whole
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        from transformers import AutoTokenizer
+        return load_tokenizer(self.folder)
 
-        return AutoTokenizer.from_pretrained(self.folder)
+    @cached_property
+    def prompts(self) -> ChatPrompts:
+        return ChatPrompts(self.tokenizer, self.folder, self.prompt)
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens with which a completion ends, as for vLLM: the tokenizer's, and those of generation_config.json. Raises
+        CheckpointError where there is none."""
+        path = self.folder / "generation_config.json"
+        told = (read_json(path) if path.is_file() else {}).get("eos_token_id")
+        listed = told if isinstance(told, list) else [told]
+        found = {token for token in (*listed, self.tokenizer.eos_token_id) if isinstance(token, int)}
+        if not found:
+            raise CheckpointError(f"{self.folder}: no end token; set eos_token in tokenizer_config.json")
+        return frozenset(found)
 
     @property
     def end_id(self) -> int:
-        end = self.tokenizer.eos_token_id
-        assert isinstance(end, int)
-        return end
+        """The one that ends what is written for training."""
+        own = self.tokenizer.eos_token_id
+        return own if isinstance(own, int) else min(self.end_ids)
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
-        """Tokens that are no text: ends, and what a chat template marks roles with."""
-        added = {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        return frozenset(added | set(self.tokenizer.all_special_ids))
+        """Tokens that are no text: ends, and what a chat template marks roles with. Thinking tags are text."""
+        shown, added = (*TAGS, *self._tags), self.tokenizer.added_tokens_decoder
+        special = {index for index, token in added.items() if token.special} | set(self.tokenizer.all_special_ids)
+        told = {index for index, token in added.items() if any(token.content in tag for tag in shown)}
+        return frozenset(special - told) | self.end_ids
 
     @cached_property
     def tensor_sizes(self) -> dict[str, int]:
         """Number of elements of every tensor, from the weights' headers."""
-        return {name: size for path in self.folder.glob("*.safetensors") for name, size in tensor_sizes(path).items()}
+        return tensor_sizes(self.folder)
 
     @cached_property
     def shape(self) -> Shape:
         """Read from the weights' headers, nothing is loaded. Tied or not, the output matrix multiplies once."""
-        sizes = self.tensor_sizes
-        untied = "lm_head.weight" in sizes
-        looked_up = sizes.get("model.embed_tokens.weight", 0) if untied else 0
-        heads = self.config["num_attention_heads"]
-        head_size = self.config.get("head_dim") or self.config["hidden_size"] // heads
+        sizes = {name: size for name, size in self.tensor_sizes.items() if not NOT_LANGUAGE.search(name)}
+        untied = any(name.endswith("lm_head.weight") for name in sizes)
+        looked_up = sum(size for name, size in sizes.items() if name.endswith("embed_tokens.weight")) if untied else 0
         return Shape(
             parameters=sum(sizes.values()) - looked_up,
-            layers=self.config["num_hidden_layers"], attention_width=heads * head_size,
-        )  # fmt: skip
+            layers=self._number("num_hidden_layers"),
+            attention_width=self._number("num_attention_heads") * self.head_size,
+        )
+
+    @property
+    def head_size(self) -> int:
+        if isinstance(self.config.get("head_dim"), int):
+            return self.config["head_dim"]
+        return self._number("hidden_size") // self._number("num_attention_heads")
+
+    def _number(self, name: str) -> int:
+        found = self.config.get(name)
+        if not isinstance(found, int) or found < 1:
+            raise CheckpointError(
+                f"{self.folder}/config.json: no {name}, nor in its text_config; only language models are known"
+            )
+        return found
 
     def prompt_ids(self, problem: Problem) -> tuple[int, ...]:
         """The problem as the model's chat template renders it, up to where the model begins to think."""
-        if problem.text not in self._prompts:
-            message = [{"role": "user", "content": problem.text}]
-            text = self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-            self._prompts[problem.text] = self.encode(str(text))
-        return self._prompts[problem.text]
+        content = content_of(problem, self.prompt)
+        if content not in self._prompts:
+            self._prompts[content] = self.prompt_encoded(self.prompts.thinking(content))
+        return self._prompts[content]
 
     @cached_property
     def _prompts(self) -> dict[str, tuple[int, ...]]:
         """Rendered once: every prefix of every trace asks for its problem's prompt."""
         return {}
 
+    def prompt_encoded(self, text: str) -> tuple[int, ...]:
+        """The ids of a rendered prompt, with the token that begins a text once where the model was taught to have one,
+        whether or not the template writes it."""
+        ids, begin = self.encode(text), self.tokenizer.bos_token_id
+        body = tuple(dropwhile(lambda token: token == begin, ids))
+        return (begin, *body) if isinstance(begin, int) and (self._adds_begin or len(body) < len(ids)) else ids
+
+    @cached_property
+    def _adds_begin(self) -> bool:
+        return self.tokenizer("a")["input_ids"][0] == self.tokenizer.bos_token_id
+
     def encode(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return tuple(ids_of(self.tokenizer, text))
 
     def holds_control(self, text: str) -> bool:
-        """Whether the tokenizer would read some of it as more than text: a tag, a role, an end."""
+        """Whether some of it would be read as more than text: a tag, a role, an end."""
         return any(token in text for token in self._controls)
 
     @cached_property
     def _controls(self) -> list[str]:
-        return [token.content for token in self.tokenizer.added_tokens_decoder.values()]
+        added = [token.content for token in self.tokenizer.added_tokens_decoder.values()]
+        return [*added, *self._tags]
 
     def decode(self, token_ids: tuple[int, ...]) -> str:
-        """Text without special tokens, spaces untouched."""
-        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        """Text without tokens that are none, spaces untouched."""
+        told = [token for token in token_ids if token not in self.special_ids]
+        return str(self.tokenizer.decode(told, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def token_texts(self, token_ids: tuple[int, ...]) -> list[str]:
         """The text of each token. A character split over tokens belongs to the last of them.
@@ -173,27 +235,18 @@ def found_checkpoint(name: str) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    if name == "tiny":
+    if name == BUNDLED:
         return TINY_MODEL
-    if Path(name).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if os.path.exists(name):  # unlike Path's, it takes any text for a name
         return Path(name).resolve()
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise CheckpointError(
+            f"{first_line(name)}: no such folder; name one, a model on the hub (owner/name), or {BUNDLED}"
+        )
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]))
     except Exception as error:  # the hub's client raises many kinds; all mean that the model is not to be had
-        raise CheckpointError(f"{name}: no such folder, and not to be had from the hub: {error}") from None
-
-
-def tensor_sizes(path: Path) -> dict[str, int]:
-    """Number of elements of every tensor in a safetensors file, from its header."""
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    sizes = {}
-    for name, entry in header.items():
-        if name != "__metadata__":
-            sizes[name] = 1
-            for extent in entry["shape"]:
-                sizes[name] *= extent
-    return sizes
+        raise CheckpointError(f"{name}: no such folder, and not to be had from the hub: {first_line(error)}") from None
 
 
 def _file_digest(path: Path) -> str:

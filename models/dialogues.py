@@ -21,6 +21,7 @@ from conf.settings import Sampling
 from models.checkpoint import Checkpoint
 from models.desk import Job
 from models.engine import Completion
+from models.prompting import content_of
 from reasoning.dialogue import OPENING, STOPS, Dialogue, Speaker, Turn, forced, heard
 from reasoning.records import Call, Problem
 from reasoning.rollouts import Ask, Outcomes
@@ -47,11 +48,7 @@ class Line:
 
 def prompt_ids(model: Checkpoint, problem: Problem, role: str) -> TokenIds:
     """What the speaker of a role is shown before the transcript."""
-    messages = [{"role": "system", "content": role}, {"role": "user", "content": problem.text}]
-    text = str(model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    # Templates of reasoning models open the thinking themselves; here that is a turn's opening.
-    before, opening, after = text.rpartition(OPENING[Speaker.LONG])
-    return model.encode(before if opening and not after.strip() else text)
+    return model.prompt_encoded(model.prompts.in_role(content_of(problem, model.prompt), role))
 
 
 class Tongue:
@@ -70,7 +67,7 @@ class Tongue:
     def listener(self) -> Callable[[TokenIds], str]:
         """Reads a turn's tokens as they come: each call returns what is new. A character waits until it is whole; what
         cannot be read piece by piece is not new before the turn is whole."""
-        stream, tokenizer = DecodeStream(skip_special_tokens=True), self._model.tokenizer.backend_tokenizer
+        stream, tokenizer = DecodeStream(skip_special_tokens=False), self._model.tokenizer.backend_tokenizer
         assert isinstance(tokenizer, Tokenizer)
         is_over = False
 
@@ -101,10 +98,11 @@ class Tongue:
 
     def line(self, dialogue: Dialogue, completion: Completion) -> Line:
         """The next turn, from what its model drew after the opening, as a rule up to the first tag."""
-        end = (self._model.end_id,)
         # A special token, which no text shows, ends what is heard: it may open another's turn in a model's template.
         said_ids = tuple(takewhile(lambda token: token not in self._model.special_ids, completion.token_ids))
-        has_ended = completion.token_ids[len(said_ids) :] == end
+        end = completion.token_ids[len(said_ids) :]
+        has_ended = len(end) == 1 and end[0] in self._model.end_ids
+        end = end if has_ended else (self._model.end_id,)
         said = self._model.decode(said_ids)
         turn = forced(self._lead, said) if dialogue.must_answer else heard(dialogue.next_speaker, said)
         opening = self.opening(dialogue)

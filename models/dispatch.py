@@ -197,13 +197,12 @@ class Dispatcher:
 
     def submit(self, ticket: int, request: Request, near: int) -> None:
         """See `Session.submit`."""
-        sampling = request.sampling
         body = {
-            "prompt": request.prompt_ids, "n": request.count, "return_token_ids": True,
-            "max_tokens": sampling.max_tokens, "temperature": sampling.temperature, "top_p": sampling.top_p,
+            "prompt": request.prompt_ids, "n": request.count, "return_token_ids": True, **request.sampling.request
         }  # fmt: skip
         if request.stop:
-            body |= {"stop": request.stop, "include_stop_str_in_output": True}
+            # A text to stop at may be a token that the tokenizer calls special, as </think> is to some.
+            body |= {"stop": request.stop, "include_stop_str_in_output": True, "skip_special_tokens": False}
         self._send(Errand(ticket, near, request.count, body, partial(read_finished, ticket, request)))
 
     def score(self, ticket: int, text: tuple[int, ...]) -> None:

@@ -123,8 +123,8 @@ class Duet:
         backend = self._backends[speaker]
         body = {
             "model": backend.name, "prompt": prompt, "stream": True, "return_token_ids": True,
-            "max_tokens": self._tongue.turn_tokens, "temperature": self._sampling.temperature,
-            "top_p": self._sampling.top_p, "stop": STOPS, "include_stop_str_in_output": True,
+            **self._sampling.request, "max_tokens": self._tongue.turn_tokens, "stop": STOPS,
+            "include_stop_str_in_output": True, "skip_special_tokens": False,
         }  # fmt: skip
         try:
             async with self._client.stream("POST", f"{backend.url}/v1/completions", json=body) as reply:

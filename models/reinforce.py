@@ -28,7 +28,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.nn.functional import pad
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
@@ -44,13 +44,13 @@ from models.store import Purpose, RolloutStore
 from models.train import PROOF_TOKENS, Watch, adapters, last_whole_checkpoint, leaving_word, log_probs_of, save
 from models.trainer import STORE_VARIABLE, Outcome, RlJob
 from models.vllm_server import PROOF_FILE, SwapNotProven, VllmServer, serve_all
-from reasoning.thinking import CLOSE_THINK, final_answer
 from reasoning.course import Figures, collapse, is_best
 from reasoning.dialogue import Speaker
 from reasoning.records import Problem, Verdict
 from reasoning.rewards import Outcome as Rewarded
 from reasoning.rewards import Rewards, group_rewards
 from reasoning.rollouts import AllValues
+from reasoning.thinking import final_answer, is_closed_once
 from reasoning.verifier import Verifier
 
 KINDS = Rewards._fields
@@ -132,8 +132,9 @@ class Alone:
     def _told(self, prompt: tuple[int, ...], completion: object) -> Told:
         assert isinstance(completion, Completion)
         text, ids = self._model.decode(completion.token_ids), completion.token_ids
-        answer = final_answer(text)
-        is_well_formed = completion.finished and text.count(CLOSE_THINK) == 1 and answer is not None
+        thinking = self._model.prompt.thinking
+        answer = final_answer(text, thinking)
+        is_well_formed = completion.finished and is_closed_once(text, thinking) and answer is not None
         return Told(prompt, ids, [True] * len(ids), answer, len(ids), is_well_formed, not completion.finished)
 
 
@@ -294,7 +295,7 @@ class Sampler:
         folder = self._weights / str(step)
         model = trainer.accelerator.unwrap_model(trainer.model)
         write_weights(model, trainer.processing_class, folder, self.proof_text)
-        return Checkpoint.open(folder, self._job.engine.dtype)
+        return Checkpoint.open(folder, self._job.engine.dtype, self._job.prompt)
 
     def _remove_old_weights(self, current: Path) -> None:
         best = Path((self._job.work / "best").read_text())
@@ -392,22 +393,21 @@ def reinforce(job: RlJob, engines: Sequence[Engine], store: RolloutStore, verifi
     """Trains `job.model` to `job.output`, or on from its last checkpoint."""
     torch.manual_seed(job.seed)
     rows = [Problem.model_validate(row) for row in pq.read_table(job.rows).to_pylist()]
-    tokenizer = AutoTokenizer.from_pretrained(job.model)
-    start = Checkpoint.open(job.model, job.engine.dtype)
-    partner = Checkpoint.open(job.partner, job.engine.dtype) if job.partner else None
+    start = Checkpoint.open(job.model, job.engine.dtype, job.prompt)
+    partner = Checkpoint.open(job.partner, job.engine.dtype, job.prompt) if job.partner else None
     problems = {row.id: row for row in rows}
     order = order_of(list(problems), job)
     sampler = Sampler(job, start, problems, engines, partner, store, verifier)
     trainer = LeanTrainer(
         model=AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32), args=configured(job),
         reward_funcs=reward_functions(),  # type: ignore[arg-type]
-        train_dataset=Dataset.from_dict({"prompt": order}), processing_class=tokenizer,
+        train_dataset=Dataset.from_dict({"prompt": order}), processing_class=start.tokenizer,
         rollout_func=sampler,  # type: ignore[arg-type]
         peft_config=adapters(job),
     )  # fmt: skip
     trainer.add_callback(Watch(job.progress, lambda: sampler.figures))
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(job.work))
-    save(job, trainer.accelerator.unwrap_model(trainer.model), tokenizer, sampler.proof_text)
+    save(job, trainer.accelerator.unwrap_model(trainer.model), start.tokenizer, sampler.proof_text)
 
 
 def order_of(names: Sequence[str], job: RlJob) -> list[str]:

@@ -243,8 +243,7 @@ def existing_store(url: str) -> RolloutStore:
 
 def identity(model: Checkpoint, request: Request, purpose: Purpose, seed: int) -> bytes:
     """SHA-256 over all that decides the distribution a completion is drawn from, and who it is drawn for."""
-    sampling = request.sampling.model_dump(exclude={"samples"})
-    told = [model.fingerprint, sampling, seed, purpose, *([request.stop] if request.stop else [])]
+    told = [model.fingerprint, request.sampling.request, seed, purpose, *([request.stop] if request.stop else [])]
     head = json.dumps(told, sort_keys=True, allow_nan=False)
     return hashlib.sha256(head.encode() + b"\0" + array("I", request.prompt_ids).tobytes()).digest()
 

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, TrainerCallback
 from trl.experimental.cpo import CPOConfig
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
@@ -28,6 +28,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from models.simpo import IdsSimPOTrainer, UnknownHead, refuse_unknown_head
+from models.tokenizer import load_tokenizer
 from models.trainer import Job, Outcome, TrainJob
 from models.vllm_server import PROOF_FILE
 
@@ -59,7 +60,7 @@ class Watch(TrainerCallback):
 def main(job: TrainJob) -> None:
     torch.manual_seed(job.seed)
     rows = Dataset.from_parquet(str(job.rows))
-    tokenizer = AutoTokenizer.from_pretrained(job.model)
+    tokenizer = load_tokenizer(job.model)
     model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
     build = {"simpo": _simpo, "sft": _sft, "dpo": _dpo}[job.method]
     trainer = build(job, model, tokenizer, rows)

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from conf.errors import ReadableError
 from conf.long_short import Protocol, Reinforcement, Who
+from conf.prompts import Prompt
 from conf.settings import Engine, Lora
 from models.processes import GuardedProcess
 
@@ -107,6 +108,7 @@ class RlJob(Job):
     max_tokens: int
     """Of a completion where the model works alone."""
     engine: Engine
+    prompt: Prompt = Prompt()
     store: str = Field("", exclude=True)
     """URL of the rollout store. It may hold a password, and so travels in the environment."""
 

@@ -13,28 +13,36 @@ from fractions import Fraction
 
 LONGEST_NUMBER = 1000
 """Characters; Python refuses to read far longer integers."""
+_BRACE = re.compile(r"\\\\(?!(?:boxed|fbox)\b)|\\[{}]|(?P<open>(?P<box>\\(?:boxed|fbox)\s*)?\{)|(?P<close>\})")
+"""Braces, those of boxes among them. What is none is consumed: `\\{`, and a line break `\\\\` before a brace."""
+_BOX_ALONE = re.compile(r"\\(?:boxed|fbox)\s*\Z")
 _NUMBER = re.compile(r"[+-]?(?:[1-9]\d{0,2}(?:,\d{3})+|\d+)(?:\.\d+)?")
 _LETTER = re.compile(r"\s*(?:\\text(?:bf)?\{)?\(?([A-Z])[).:]?\}?\s*")
 
 
 def boxed(text: str) -> str | None:
-    """The content of the last `\\boxed{…}` with balanced braces; None when there is none."""
-    found, opened = (-1, -1), []
-    for match in re.finditer(r"\\(?:boxed|fbox)\s*\{|[{}]", text):
-        if match[0] != "}":
-            opened.append(match.end() if match[0] != "{" else -1)
-        elif opened:
-            found = max(found, (opened.pop(), match.start()))
-    return text[found[0] : found[1]] if found[0] >= 0 else None
+    """The content of the last `\\boxed{…}` that is not empty if one is not; None where the last stays open."""
+    last, found = -1, None
+    opened: list[tuple[int, bool]] = []
+    for match in _BRACE.finditer(text):
+        if match["open"]:
+            opened.append((match.end(), match["box"] is not None))
+        elif match["close"] and opened:
+            start, is_box = opened.pop()
+            content = text[start : match.start()]
+            if is_box and start > last and (content.strip() or found is None):
+                last, found = start, content
+    stays_open = any(is_box and start > last for start, is_box in opened) or _BOX_ALONE.search(text)
+    return None if stays_open else found
 
 
 def until_closing_brace(text: str) -> str | None:
     """`text` up to the first closing brace that was not opened in it; None when it stays open."""
     depth = 0
-    for index, char in enumerate(text):
-        depth += (char == "{") - (char == "}")
+    for match in _BRACE.finditer(text):
+        depth += (match["open"] is not None) - (match["close"] is not None)
         if depth < 0:
-            return text[:index]
+            return text[: match.start()]
     return None
 
 

@@ -24,11 +24,18 @@ class TextPart(Record):
     text: str
 
 
+class InstructionPart(Record):
+    """What one set of problems is told beside the problem: no part of it, and after the run's own advice."""
+
+    type: Literal["instruction"] = "instruction"
+    text: str
+
+
 class Problem(Record):
     """A question with a known answer. A prompt is a list of parts, because pictures will join text one day."""
 
     id: str
-    prompt: tuple[TextPart, ...]
+    prompt: tuple[TextPart | InstructionPart, ...]
     answer: str
     choices: tuple[str, ...] | None = None
     """Options of a multiple-choice question; the answer is then a letter."""
@@ -36,7 +43,11 @@ class Problem(Record):
 
     @property
     def text(self) -> str:
-        return "".join(part.text for part in self.prompt)
+        return "".join(part.text for part in self.prompt if part.type == "text")
+
+    @property
+    def instruction(self) -> str:
+        return "".join(part.text for part in self.prompt if part.type == "instruction")
 
 
 class BadRow(Record):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -24,12 +24,14 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
 from prefect.serializers import JSONSerializer
 
+from conf.prompts import Prompt
 from conf.section import Section
 from models.trainer import TrainerCrashed
 from models.vllm_server import ServerFailed
 from tasks.artifacts import ArtifactRef
 from tasks.workplace import LedgerEntry, Workplace
 
+MODEL_KINDS = ("base-model", "checkpoint")
 VERSIONS: dict[str, str] = {}
 """Of each step, by name."""
 
@@ -52,8 +54,17 @@ def canonical(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be part of a cache key: pass settings, references or plain values")
 
 
-def recipe_of(step: str, version: str, inputs: dict[str, Any]) -> dict[str, Any]:
-    return {"step": step, "version": version, "inputs": canonical(inputs)}
+def recipe_of(step: str, version: str, inputs: dict[str, Any], prompt: Prompt | None = None) -> dict[str, Any]:
+    """`prompt`: how the run shows problems; it counts where a model is read, and where it says anything."""
+    told = {"prompt": canonical(prompt)} if prompt not in (None, Prompt()) and _reads_model(inputs.values()) else {}
+    return {"step": step, "version": version, "inputs": canonical(inputs), **told}
+
+
+def _reads_model(values: Iterable[Any]) -> bool:
+    return any(
+        value.kind in MODEL_KINDS if isinstance(value, ArtifactRef) else _reads_model(value)
+        for value in values if isinstance(value, ArtifactRef | list | tuple)
+    )  # fmt: skip
 
 
 def key_of(recipe: dict[str, Any]) -> str:
@@ -72,7 +83,8 @@ class ContentKey(CachePolicy):
         self, task_ctx: TaskRunContext | None, inputs: dict[str, Any], flow_parameters: dict[str, Any], **kwargs: Any
     ) -> str:
         _ = task_ctx, flow_parameters, kwargs
-        return key_of(recipe_of(self.step, self.version, {k: v for k, v in inputs.items() if k != "place"}))
+        told = {name: value for name, value in inputs.items() if name != "place"}
+        return key_of(recipe_of(self.step, self.version, told, inputs["place"].prompt))
 
 
 class VerifiedJSON(JSONSerializer):
@@ -117,7 +129,8 @@ class Step:
     def __call__(self, place: Workplace, **inputs: Any) -> ArtifactRef:
         """Raises TypeError, before anything runs, for an input without certain content."""
         bound = inspect.signature(self.body).bind(place, **inputs).arguments
-        recipe = recipe_of(self.name, self.version, {name: bound[name] for name in bound if name != "place"})
+        told = {name: bound[name] for name in bound if name != "place"}
+        recipe = recipe_of(self.name, self.version, told, place.prompt)
         place.step_key = key_of(recipe)
         state = self._at(place)(place, **inputs, return_state=True)
         ref = state.result()

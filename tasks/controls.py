@@ -7,12 +7,22 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 from conf.settings import Finalizing, Probing, Sampling, Segmentation
 from models.store import Purpose
 from reasoning.dto import shortest_longest_pairs
-from reasoning.records import Compressed, Demonstration, Optimised, Pair, PairKind, Problem, TextPart, Trace, Verdict
+from reasoning.records import (
+    Compressed,
+    Demonstration,
+    InstructionPart,
+    Optimised,
+    Pair,
+    PairKind,
+    Problem,
+    Trace,
+    Verdict,
+)
 from reasoning.rollouts import EarliestCrossing, agreeing_ones
 from tasks.artifacts import ArtifactRef
 from tasks.caching import step
@@ -76,7 +86,7 @@ def instruct(place: Workplace, problems: ArtifactRef, instruction: str) -> Artif
     """The same problems, by the same ids, with an instruction after each."""
     started = time.monotonic()
     rows = [
-        row.model_copy(update={"prompt": (*row.prompt, TextPart(text=f" {instruction}"))})
+        row.model_copy(update={"prompt": (*row.prompt, InstructionPart(text=f" {instruction}"))})
         for row in place.rows(problems, Problem)
     ]
     return place.publish("problems", rows, rows_in=len(rows), started=started)
@@ -111,7 +121,7 @@ def examine_early_stop(
     endings = ender.endings("early end", Purpose.EARLY_STOP, [cut(trace, ends[trace.id]) for trace in stopped], count=1)
     ended = {trace.id: ending for trace, (ending,) in zip(stopped, endings, strict=True)}
     scores = [
-        score(checkpoint, known[trace.problem_id], _stopped(trace, ends, ended, checkpoint.end_id), overhead[trace.id])
+        score(checkpoint, known[trace.problem_id], _stopped(trace, ends, ended, checkpoint.end_ids), overhead[trace.id])
         for trace in traces
     ]
     usage = usage + prober.usage + ender.usage
@@ -123,11 +133,11 @@ def _given(answer: str | None) -> str | None:
 
 
 def _stopped(
-    trace: Trace, ends: Mapping[str, int], ended: Mapping[str, tuple[TokenIds, Verdict]], end_id: int
+    trace: Trace, ends: Mapping[str, int], ended: Mapping[str, tuple[TokenIds, Verdict]], end_ids: Set[int]
 ) -> Trace:
     """The trace as it reads when it is stopped; itself when its probes never agreed."""
     if trace.id not in ended:
         return trace
     ending, verdict = ended[trace.id]
     token_ids = trace.token_ids[: ends[trace.id]] + ending
-    return trace.model_copy(update={"token_ids": token_ids, "verdict": verdict, "truncated": ending[-1] != end_id})
+    return trace.model_copy(update={"token_ids": token_ids, "verdict": verdict, "truncated": ending[-1] not in end_ids})

@@ -18,13 +18,13 @@ from conf.settings import Finalizing, Probing, Sampling, Segmentation
 from models.checkpoint import Checkpoint
 from models.store import Purpose
 from reasoning import compression, difficulty
-from reasoning.thinking import CLOSE_THINK, final_answer, thinking_of, thought_of
 from reasoning.asking import Ask, Solution, Unusable
 from reasoning.dto import shortest_right
 from reasoning.pairs import distillation_pairs, fit_pairs
 from reasoning.records import Compressed, Rating, Trace, Usage, Valued, Verdict, by_trace
 from reasoning.rollouts import METHOD_VERSION as ROLLOUTS_VERSION
 from reasoning.segment import METHOD_VERSION as SEGMENT_VERSION
+from reasoning.thinking import final_answer, thinking_of, written_as
 from reasoning.verifier import METHOD_VERSION as VERIFIER_VERSION
 from tasks.artifacts import ArtifactRef
 from tasks.auxiliary import asked_of
@@ -61,6 +61,7 @@ def write_traces(
     """Rows of Trace in the token ids of `model`, written by an endpoint. Raises what its client does."""
     started = time.monotonic()
     checkpoint, known = place.checkpoint(model), list(by_id(place, problems).values())
+    tags = checkpoint.prompt.thinking
     asks = [
         Ask(
             teacher.instruction, problem.text, Solution, sampling.max_tokens, sampling.temperature, sampling.top_p,
@@ -70,9 +71,13 @@ def write_traces(
     ]  # fmt: skip
     found = asked_of(place, teacher.llm, "write traces", asks, teacher.most_unusable)
     told = zip(product(known, range(sampling.samples)), found.replies, strict=True)
-    written = [(*asked, reply, thought_of(reply.text)) for asked, reply in told if not isinstance(reply, Unusable)]
-    plain = [one for one in written if not checkpoint.holds_control(one[-1].replace(CLOSE_THINK, "", 1))]
-    verdicts, checks = place.verdicts([problem for problem, *_ in plain], [[final_answer(text)] for *_, text in plain])
+    written = [
+        (*asked, reply, written_as(reply.text, tags)) for asked, reply in told if not isinstance(reply, Unusable)
+    ]
+    plain = [one for one in written if not checkpoint.holds_control(one[-1].replace(tags.close, "", 1))]
+    verdicts, checks = place.verdicts(
+        [problem for problem, *_ in plain], [[final_answer(text, tags)] for *_, text in plain]
+    )
     rows = [
         Trace(
             problem_id=problem.id, sample=sample, text=text, truncated=reply.truncated, verdict=verdict,
@@ -211,7 +216,9 @@ def compress_by_llm(
     checkpoint, known = place.checkpoint(model), by_id(place, problems)
     due, dropped = _due(place, model, traces, ratings, budget)
     asks = [
-        compression.question(known[trace.problem_id], thinking_of(trace.text), max(1, round(tokens)))
+        compression.question(
+            known[trace.problem_id], thinking_of(trace.text, checkpoint.prompt.thinking), max(1, round(tokens))
+        )
         for trace, _, tokens in due
     ]
     found = asked_of(place, llm, "compress", asks, compressor.most_unusable)
@@ -257,7 +264,7 @@ def _due(
     rated = [(row, level_of[row.problem_id]) for row in rows if row.problem_id in level_of]
     due = []
     for trace, level in rated:
-        thinking = len(checkpoint.encode(thinking_of(trace.text)))
+        thinking = len(checkpoint.encode(thinking_of(trace.text, checkpoint.prompt.thinking)))
         tokens = budget.tokens(level, thinking)
         if tokens < thinking:
             due.append(Due(trace, level, tokens))

@@ -24,7 +24,6 @@ from conf.settings import (
 )
 from models.checkpoint import Checkpoint
 from models.store import Purpose
-from reasoning.thinking import thinking_of
 from reasoning.asking import Unusable
 from reasoning.dto import (
     METHOD_VERSION,
@@ -43,6 +42,7 @@ from reasoning.rollouts import METHOD_VERSION as ROLLOUTS_VERSION
 from reasoning.rollouts import AllValues, Bisection, EarliestCrossing, Search, enough, right_ones
 from reasoning.segment import METHOD_VERSION as SEGMENT_VERSION
 from reasoning.segment import segment_text, token_ends
+from reasoning.thinking import thinking_of
 from reasoning.verifier import METHOD_VERSION as VERIFIER_VERSION
 from tasks.artifacts import ArtifactRef
 from tasks.auxiliary import asked_of
@@ -290,6 +290,6 @@ def cut(trace: Trace, end: int) -> Prefix:
 
 def segment_ends(model: Checkpoint, trace: Trace, segmentation: Segmentation) -> list[int]:
     """Token ends of the segments of the thinking part."""
-    thinking = thinking_of(trace.text)
+    thinking = thinking_of(trace.text, model.prompt.thinking)
     segments = segment_text(thinking, segmentation.markers, segmentation.min_chars)
     return token_ends(segments, model.token_texts(trace.token_ids))

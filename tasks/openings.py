@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from conf.settings import MarkerReport
-from reasoning.thinking import thinking_of
 from reasoning.openings import METHOD_VERSION, openings
 from reasoning.records import Opening, Trace
 from reasoning.segment import METHOD_VERSION as SEGMENT_VERSION
+from reasoning.thinking import thinking_of
 from tasks.artifacts import ArtifactRef
 from tasks.caching import step
 from tasks.outcomes import ledger_lines
@@ -22,11 +22,13 @@ SHOWN = 40
 
 
 @step(version=f"{METHOD_VERSION}.{SEGMENT_VERSION}")
-def count_openings(place: Workplace, traces: ArtifactRef, markers: Sequence[str]) -> ArtifactRef:
+def count_openings(
+    place: Workplace, model: ArtifactRef, traces: ArtifactRef, markers: Sequence[str]
+) -> ArtifactRef:  # fmt: skip
     """Rows of Opening, over the thinking parts: all markers, and what opens sentences in two traces or more."""
     started = time.monotonic()
-    rows = place.rows(traces, Trace)
-    found = openings([thinking_of(row.text) for row in rows], markers)
+    rows, thinking = place.rows(traces, Trace), place.checkpoint(model).prompt.thinking
+    found = openings([thinking_of(row.text, thinking) for row in rows], markers)
     kept = [row for row in found if row.is_marker or row.traces > 1]
     counts = {"openings": len(found), "in one trace only": len(found) - len(kept)}
     return place.publish("openings", kept, rows_in=len(rows), started=started, counts=counts)

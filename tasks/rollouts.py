@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from conf.settings import Finalizing, Probing, Sampling
@@ -16,9 +17,9 @@ from models.desk import Job
 from models.engine import Completion, Request
 from models.store import Purpose
 from reasoning.answers import until_closing_brace
-from reasoning.thinking import CLOSE_THINK, final_answer
 from reasoning.records import Bill, Problem, Trace, Usage, Valued, Verdict
 from reasoning.rollouts import AllValues, Outcomes, Plan, Search, bill, right_ones
+from reasoning.thinking import Thinking, final_answer, is_closed_once
 from tasks.workplace import Workplace
 
 TokenIds = tuple[int, ...]
@@ -55,9 +56,9 @@ def closed(probing: Probing) -> Asking:
     return Asking(probing.exit_text, probing.sampling, until_closing_brace)
 
 
-def going_on(sampling: Sampling) -> Asking:
+def going_on(sampling: Sampling, thinking: Thinking) -> Asking:
     """The model thinks on, to its own end (section C.2)."""
-    return Asking("", sampling, final_answer)
+    return Asking("", sampling, partial(final_answer, thinking=thinking))
 
 
 Judge = Callable[[Trace, Sequence[str | None]], Outcomes]
@@ -179,7 +180,8 @@ class Ender:
 
     def _answer(self, completion: Completion) -> str | None:
         text = self._model.decode(self._closing + completion.token_ids)
-        return final_answer(text) if completion.finished and text.count(CLOSE_THINK) == 1 else None
+        thinking = self._model.prompt.thinking
+        return final_answer(text, thinking) if completion.finished and is_closed_once(text, thinking) else None
 
 
 class Scorer:

@@ -12,8 +12,8 @@ from conf.settings import Sampling
 from models.checkpoint import Checkpoint
 from models.engine import Request
 from models.store import Purpose
-from reasoning.thinking import final_answer
 from reasoning.records import Problem, Score, Trace, Usage
+from reasoning.thinking import final_answer
 from reasoning.verifier import METHOD_VERSION
 from tasks.artifacts import ArtifactRef
 from tasks.caching import step
@@ -50,7 +50,9 @@ def draw_traces(
     requests = [Request(model.prompt_ids(problem), sampling, sampling.samples) for problem in problems]
     drawn = place.draw(stage, model, requests, purpose, seed)
     texts = [[model.decode(c.token_ids) for c in group] for group in drawn.completions]
-    verdicts, checks = place.verdicts(problems, [[final_answer(text) for text in group] for group in texts])
+    verdicts, checks = place.verdicts(
+        problems, [[final_answer(text, place.prompt.thinking) for text in group] for group in texts]
+    )
     traces = [
         Trace(
             problem_id=problem.id, sample=sample, token_ids=completion.token_ids, text=text,

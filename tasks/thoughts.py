@@ -14,7 +14,6 @@ from conf.long_short import Importance, LlmChunker, Protocol
 from conf.settings import Sampling, Segmentation
 from models.dialogues import Tongue
 from reasoning import chunking, cold_start, thoughts
-from reasoning.thinking import CLOSE_THINK, thinking_of, thought_of
 from reasoning.asking import Unusable
 from reasoning.dialogue import METHOD_VERSION as DIALOGUE_VERSION
 from reasoning.dialogue import Speaker, holds_tag, turns_of
@@ -22,6 +21,7 @@ from reasoning.records import Chunked, Demonstration, Rehearsed, Trace, Valued, 
 from reasoning.rollouts import METHOD_VERSION as ROLLOUTS_VERSION
 from reasoning.segment import METHOD_VERSION as SEGMENT_VERSION
 from reasoning.segment import token_ends
+from reasoning.thinking import Thinking, thinking_of, thought_of
 from reasoning.verifier import METHOD_VERSION as VERIFIER_VERSION
 from tasks.artifacts import ArtifactRef
 from tasks.auxiliary import asked_of
@@ -53,7 +53,8 @@ def chunk_by_markers(
 def _thinking(place: Workplace, traces: ArtifactRef) -> tuple[list[Trace], Counter[str]]:
     """Traces that can be taken apart, and what was left out by reason: no thinking, or a tag within it."""
     rows = place.rows(traces, Trace)
-    thoughts_of = [thinking_of(thought_of(row.text)) for row in rows]
+    tags = place.prompt.thinking
+    thoughts_of = [thinking_of(thought_of(row.text, tags), tags) for row in rows]
     told = list(zip(rows, thoughts_of, strict=True))
     some = [(row, text) for row, text in told if text.strip()]
     plain = [row for row, text in some if not holds_tag(text)]
@@ -69,7 +70,7 @@ def chunk_by_llm(
     started = time.monotonic()
     checkpoint, known = place.checkpoint(model), by_id(place, problems)
     rows, dropped = _thinking(place, traces)
-    steps_of = [_steps(row.text) for row in rows]
+    steps_of = [_steps(row.text, place.prompt.thinking) for row in rows]
     asks = [chunking.question(known[row.problem_id].text, s) for row, s in zip(rows, steps_of, strict=True)]
     found = asked_of(place, llm, "chunk", asks, chunker.most_unusable)
     chunked = []
@@ -83,10 +84,10 @@ def chunk_by_llm(
     )  # fmt: skip
 
 
-def _steps(text: str) -> list[str]:
+def _steps(text: str, thinking: Thinking) -> list[str]:
     """Of a trace's thinking; what opens it is part of the first."""
-    first, *rest = chunking.steps(thinking_of(text))
-    return [first, *rest] if thought_of(first).strip() or not rest else [first + rest[0], *rest[1:]]
+    first, *rest = chunking.steps(thinking_of(text, thinking))
+    return [first, *rest] if thought_of(first, thinking).strip() or not rest else [first + rest[0], *rest[1:]]
 
 
 @step(version=f"1.{VERIFIER_VERSION}.{ROLLOUTS_VERSION}")
@@ -99,7 +100,9 @@ def value_thoughts(
     thoughts_of = by_trace(place.rows(chunked, Chunked))
     rows = [row for row in place.rows(traces, Trace) if (row.problem_id, row.sample) in thoughts_of]
     ends = {row.id: (0, *thoughts_of[row.problem_id, row.sample].ends) for row in rows}
-    prober = Prober(place, place.checkpoint(model), by_id(place, problems), going_on(rollouts), seed)
+    prober = Prober(
+        place, place.checkpoint(model), by_id(place, problems), going_on(rollouts, place.prompt.thinking), seed
+    )
     valued = prober.values("value thoughts", rows, ends)
     dropped = {"refused": len(prober.refused)} if prober.refused else {}
     return place.publish("values", valued, rows_in=len(rows), dropped=dropped, usage=prober.usage, started=started)
@@ -117,9 +120,9 @@ def rehearse(
     for row in rows:
         trace = trace_of[row.problem_id, row.sample]
         texts = [checkpoint.decode(trace.token_ids[start:end]) for start, end in pairwise(row.ends)]
-        texts[0] = thought_of(texts[0])  # where the prompt leaves the opening to the model
+        texts[0] = thought_of(texts[0], place.prompt.thinking)  # where the prompt leaves the opening to the model
         important = thoughts.are_long(thoughts.importance(row.values, row.lengths, importance))
-        reply = trace.text.split(CLOSE_THINK, 1)[1]
+        reply = trace.text.split(place.prompt.thinking.close, 1)[1]
         dialogue = cold_start.as_dialogue(texts, important, reply, most_rounds)
         if dialogue is not None:
             rehearsed.append(Rehearsed(

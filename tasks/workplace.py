@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
 from conf.auxiliary import Llm
+from conf.prompts import Prompt
 from conf.section import Section
 from conf.settings import Engine as EngineSettings
 from conf.settings import Storage
@@ -74,6 +75,7 @@ class Workplace:
         storage: Storage,
         engine: EngineSettings,
         *,
+        prompt: Prompt | None = None,
         make_engine: Callable[[EngineSettings, Path], Engine] = VllmServer,
         trainer: Train = train,
         progress: Progress | None = None,
@@ -92,6 +94,8 @@ class Workplace:
         self.trainer = trainer
         self.rollouts_url = storage.rollouts or f"sqlite:///{self.local_root / 'rollouts.sqlite'}"
         self.engine_settings = engine
+        self.prompt = prompt or Prompt()
+        """How problems are shown to every model of the run; in the key of each step that reads a model."""
         self._make_engine = make_engine
         self._auxiliary: dict[str, AuxiliaryLlm] = {}
         self._checkpoints: dict[str, Checkpoint] = {}
@@ -135,15 +139,16 @@ class Workplace:
     def model(self, name: str) -> ArtifactRef:
         """The base model: a checkpoint folder, `owner/name` on the hub, or `tiny`.
 
-        Raises CheckpointError when it is not whole or not to be had.
+        Raises CheckpointError when it is not whole, cannot be used, or is not to be had.
         """
         checkpoint = self._open(found_checkpoint(name))
+        checkpoint.check()
         self._checkpoints[checkpoint.fingerprint] = checkpoint
         self._base.add(checkpoint.fingerprint)
         return ArtifactRef(kind="base-model", uri=str(checkpoint.folder), digest=checkpoint.fingerprint, rows=1)
 
     def _open(self, folder: Path) -> Checkpoint:
-        return Checkpoint.open(folder, self.engine_settings.dtype)
+        return Checkpoint.open(folder, self.engine_settings.dtype, self.prompt)
 
     def checkpoint(self, ref: ArtifactRef) -> Checkpoint:
         if ref.digest not in self._checkpoints:

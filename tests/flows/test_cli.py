@@ -15,7 +15,7 @@ from tests.models.fakes import fake_checkpoint
         (["run", "dto", "--set", "sampling.sample=2"], "error: tiny.toml: sampling.sample: unknown setting"),
         (["run", "dto", "--preset", "none"], "error: unknown preset 'none' for dto; known: "),
         (["store", "--url", "sqlite:///none.sqlite", "stats"], "error: sqlite:///none.sqlite: no such store"),
-        (["fingerprint", "nowhere"], "nowhere: no config.json"),
+        (["fingerprint", "nowhere"], "nowhere: no such folder; name one"),
         (["store", "gc"], "the following arguments are required: --days"),
         (["run", "nothing"], "invalid choice: 'nothing'"),
     ],

@@ -118,7 +118,7 @@ class ScriptedRun:
             return self.engines[-1]
 
         with Workplace(
-            name, settings.storage, settings.engine, make_engine=engine, trainer=self.train,
+            name, settings.storage, settings.engine, prompt=settings.prompt, make_engine=engine, trainer=self.train,
             progress=Progress(Console(file=StringIO())),
         ) as self.place:  # fmt: skip
 

@@ -1,0 +1,98 @@
+"""The files of a checkpoint folder: whether each is there and whole, and what its head says.
+
+Knows: JSON, safetensors, Git LFS. Must not know: tokenizers, templates, engines.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from conf.errors import ReadableError
+
+LFS_POINTER = b"version https://git-lfs"
+LONGEST_HEADER = 100_000_000
+"""Bytes; the safetensors format itself allows no longer one."""
+
+
+class CheckpointError(ReadableError):
+    """A checkpoint that cannot be used, with what is missing."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises CheckpointError for a file that holds no JSON object."""
+    data = path.read_bytes()
+    if data.startswith(LFS_POINTER):
+        raise _pointer(path)
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not JSON ({first_line(error)}); download the file again") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: not a JSON object; download the file again")
+    return found
+
+
+def tensor_shapes(path: Path) -> dict[str, list[int]]:
+    """The shape of every tensor in a safetensors file, from its header. Raises CheckpointError for a file that is none,
+    or not whole."""
+    with path.open("rb") as file:
+        start = file.read(len(LFS_POINTER))
+        if start == LFS_POINTER:
+            raise _pointer(path)
+        size = int.from_bytes(start[:8], "little")
+        file.seek(8)
+        header = file.read(size) if size <= LONGEST_HEADER else b""
+    try:
+        entries = json.loads(header)
+        entries.pop("__metadata__", None)
+        end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+        shapes = {name: list(map(int, entry["shape"])) for name, entry in entries.items()}
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        raise CheckpointError(f"{path}: not a safetensors file; download it again") from None
+    if path.stat().st_size != 8 + size + end:
+        raise CheckpointError(
+            f"{path}: {path.stat().st_size:,} bytes, and its header tells of {8 + size + end:,}; download it again"
+        )
+    return shapes
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """All weights, each looked into. Raises CheckpointError where there are none, or one that the index names is
+    missing or is not whole."""
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise CheckpointError(f"{folder}: no *.safetensors weights (other formats are not loaded)")
+    index = folder / "model.safetensors.index.json"
+    shards = _shards(index) if index.is_file() else set()
+    if missing := sorted(shards - {path.name for path in weights}):
+        raise CheckpointError(f"{folder}: the index names weights that are not there: {', '.join(missing)}")
+    for path in weights:
+        tensor_shapes(path)
+    return weights
+
+
+def _shards(index: Path) -> set[str]:
+    named = read_json(index).get("weight_map")
+    if not isinstance(named, dict):
+        raise CheckpointError(f"{index}: no weight_map; download the file again")
+    return set(map(str, named.values()))
+
+
+def tensor_sizes(folder: Path) -> dict[str, int]:
+    """Number of elements of every tensor in the folder's weights."""
+    shards = map(tensor_shapes, folder.glob("*.safetensors"))
+    return {name: math.prod(shape) for shapes in shards for name, shape in shapes.items()}
+
+
+def first_line(error: object) -> str:
+    """Of an error's text, printable: others' messages go over many lines."""
+    text = str(error).strip()
+    return re.sub(r"[^\x20-\x7e\xa0-\U0010ffff]", "�", text.splitlines()[0][:300]) if text else type(error).__name__
+
+
+def _pointer(path: Path) -> CheckpointError:
+    return CheckpointError(f"{path}: a Git LFS pointer instead of the file; run `git lfs pull` in {path.parent}")
