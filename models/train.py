@@ -103,7 +103,7 @@ def _arguments(job: TrainJob) -> dict[str, Any]:
         "per_device_train_batch_size": rows_each,
         "gradient_accumulation_steps": job.batch // (rows_each * processes),
         "learning_rate": job.learning_rate, "warmup_steps": job.warmup, "lr_scheduler_type": "cosine",
-        "bf16": True, "use_cpu": cpu, "report_to": "none", "disable_tqdm": True, "logging_steps": job.log_every,
+        "bf16": job.bf16, "use_cpu": cpu, "report_to": "none", "disable_tqdm": True, "logging_steps": job.log_every,
         "logging_first_step": True, "save_strategy": "steps", "save_steps": job.save_every, "save_total_limit": 1,
         "gradient_checkpointing": not cpu, "adam_beta2": job.adam_beta2, "weight_decay": job.weight_decay,
         "train_sampling_strategy": "random" if job.shuffle else "sequential", "max_length": job.max_length,
@@ -172,7 +172,7 @@ def save(job: Job, model: Any, tokenizer: Any, text: list[int]) -> None:
 
 
 def log_probs(folder: Path, token_ids: list[int]) -> list[float]:
-    """What the weights on disk give each token but the first, in float32: the trainer's own forward runs in bf16."""
+    """What the weights on disk give each token but the first, in float32: the trainer's own forward may run in bf16."""
     return log_probs_of(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), token_ids)
 
 

@@ -32,12 +32,11 @@ REPLY = "Therefore the number is two.\n</think>\n\n**Final Answer**\n\\boxed{{{}
 ANSWERS = (ANSWER, ANSWER, ANSWER, OTHER, OTHER)
 
 
-def traces(opening: str, ends: Sequence[str]) -> list[tuple[str, str]]:
-    """What a model says by itself, each after the end of its prompt; `opening`: of the thinking, where the template has
-    none; `ends`: tokens that end a reply."""
+def traces(opened: str, ends: Sequence[str]) -> list[tuple[str, str]]:
+    """What a model says by itself, each after what its prompts end with; `ends`: tokens that end a reply."""
     texts = [f"Okay, so we count.\n\n{thought}" for thought in THOUGHTS]
     return [
-        ("<think>\n", f"{opening}{texts[number % len(texts)]}{REPLY.format(answer)}{ends[number % len(ends)]}")
+        (opened, f"{texts[number % len(texts)]}{REPLY.format(answer)}{ends[number % len(ends)]}")
         for number, answer in enumerate(ANSWERS)
     ]
 
@@ -45,7 +44,9 @@ def traces(opening: str, ends: Sequence[str]) -> list[tuple[str, str]]:
 def turns() -> list[tuple[str, str]]:
     """What either of two models says in a dialogue, each after the opening of its turn. Where both openings end in one
     token each also says what the other should."""
-    long = [("<think>", f"Okay, so we count.\n\n{thought}Therefore the number is two.\n</think>") for thought in THOUGHTS]
+    long = [
+        ("<think>", f"Okay, so we count.\n\n{thought}Therefore the number is two.\n</think>") for thought in THOUGHTS
+    ]
     asking = [("<answer>", "Please do it again</rethink>")]
     answering = [("<answer>", f"The box holds\n**Final Answer**\n\\boxed{{{answer}}}</answer>") for answer in ANSWERS]
     return long + asking + answering

@@ -11,9 +11,9 @@ from tests.shapes import SHAPES
 TEXT = "Ann has 12 apples,  and $\\frac{1}{2}$ 个.\n\nHow many 🍎?"
 PROMPTS = {
     "r1-distill-qwen": "<｜begin▁of▁sentence｜><｜User｜>{}<｜Assistant｜><think>\n",
-    "qwen3": "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
+    "qwen3": "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n<think>",
     "llama3.1": "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>"
-    "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "<|start_header_id|>assistant<|end_header_id|>\n\n<think>",
     "r1-distill-llama": "<｜begin▁of▁sentence｜><｜User｜>{}<｜Assistant｜><think>\n",
 }
 

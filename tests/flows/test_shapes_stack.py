@@ -20,12 +20,12 @@ from tests.bigrams import ANSWER, teach, traces
 from tests.shapes import make_shape
 
 pytestmark = pytest.mark.usefixtures("prefect")
-ENDS = {
-    "r1-distill-qwen": ("<｜end▁of▁sentence｜>",),
-    "r1-distill-llama": ("<｜end▁of▁sentence｜>",),
-    "qwen3": ("<|im_end|>",),
+THINKERS = {
+    "r1-distill-qwen": ("<think>\n", ["<｜end▁of▁sentence｜>"]),
+    "r1-distill-llama": ("<think>\n", ["<｜end▁of▁sentence｜>"]),
+    "qwen3": ("<think>", ["<|im_end|>", "<|endoftext|>"]),
 }
-"""That a shape ends a reply with."""
+"""Shapes that solve problems by themselves: what their prompts end with, and their replies."""
 
 
 @pytest.fixture
@@ -33,8 +33,7 @@ def thinker(tmp_path: Path, real_tokenizers: Path) -> Callable[[str], Path]:
     """Makes a shape model that solves problems by itself."""
 
     def make(name: str) -> Path:
-        opening = "" if name.startswith("r1") else "<think>"
-        return teach(make_shape(tmp_path / "thinkers", name, real_tokenizers), traces(opening, ENDS[name]))
+        return teach(make_shape(tmp_path / "thinkers", name, real_tokenizers), traces(*THINKERS[name]))
 
     return make
 
@@ -71,7 +70,7 @@ def run(body: Callable[[Workplace, Any], Path], settings: Any) -> dict[str, Any]
 def test_dto(preset: str, shape: str, tmp_path: Path, thinker: Callable[[str], Path], real: Callable[..., str]):
     changes = (
         f"model={thinker(shape)}", f"storage.root={tmp_path / 'runs'}", f"problems={real('math_train_sample2000', 8)}",
-        f"benchmark.problems={real('math500', 4)}",
+        f"benchmark.problems={real('math500', 4)}", "training.bf16=false",
     )  # fmt: skip
     report = run(run_dto, load(Dto, preset, changes))
     lines = {line["stage"]: line for line in report["ledger"]}
