@@ -19,6 +19,8 @@ from tasks.workplace import Workplace
 from tests.bigrams import ANSWER, teach, traces
 from tests.shapes import make_shape
 
+SMALL = ("engine.dtype='float32'",)
+"""In half precision a processor without such arithmetic takes many times as long."""
 pytestmark = pytest.mark.usefixtures("prefect")
 THINKERS = {
     "r1-distill-qwen": ("<think>\n", ["<｜end▁of▁sentence｜>"]),
@@ -53,6 +55,12 @@ def real(tmp_path: Path, real_data: Path) -> Callable[..., str]:
     return source
 
 
+def learning(*sections: str) -> list[str]:
+    """Several steps from few rows, at a rate that a server sees."""
+    told = {"batch": 8, "learning_rate": 1e-4, "bf16": "false"}
+    return [f"{section}.{name}={value}" for section in sections for name, value in told.items()]
+
+
 def run(body: Callable[[Workplace, Any], Path], settings: Any) -> dict[str, Any]:
     """The report of a run."""
     with Workplace(settings.pipeline, settings.storage, settings.engine) as place:
@@ -70,7 +78,7 @@ def run(body: Callable[[Workplace, Any], Path], settings: Any) -> dict[str, Any]
 def test_dto(preset: str, shape: str, tmp_path: Path, thinker: Callable[[str], Path], real: Callable[..., str]):
     changes = (
         f"model={thinker(shape)}", f"storage.root={tmp_path / 'runs'}", f"problems={real('math_train_sample2000', 8)}",
-        f"benchmark.problems={real('math500', 4)}", "training.bf16=false",
+        f"benchmark.problems={real('math500', 4)}", *SMALL, *learning("training"),
     )  # fmt: skip
     report = run(run_dto, load(Dto, preset, changes))
     lines = {line["stage"]: line for line in report["ledger"]}
