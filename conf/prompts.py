@@ -84,10 +84,20 @@ class Prompted(Section):
     @classmethod
     def _advice(cls, values: Any) -> Any:
         """Written out, so that a run's saved settings show its prompts whole."""
-        if not isinstance(values, dict) or values.get("model", BUNDLED) == BUNDLED:
-            return values
-        given = values.get("prompt", {})
-        return {**values, "prompt": {**ADVICE, **given}} if isinstance(given, dict) else values
+        advice = {} if not isinstance(values, dict) or values.get("model", BUNDLED) == BUNDLED else ADVICE
+        return _with_defaults(values, "prompt", advice)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_seed(cls, values: Any) -> Any:
+        seed = values.get("seed") if isinstance(values, dict) else None
+        return _with_defaults(values, "engine", {"seed": seed % 2**32} if isinstance(seed, int) else {})
+
+
+def _with_defaults(values: Any, section: str, defaults: dict[str, Any]) -> Any:
+    """Raw settings in which a section's fields have these values where they are not given."""
+    given = values.get(section, {}) if defaults else None
+    return {**values, section: {**defaults, **given}} if isinstance(given, dict) else values
 
 
 def refuse_open_exit(name: str, exit_text: str, thinking: Tags | Harmony) -> None:

@@ -411,6 +411,8 @@ class Engine(Section):
     endpoints: tuple[Annotated[str, Field(pattern=r"^https?://")], ...] = ()
     """URLs of vLLM servers that run elsewhere and serve the base model under its fingerprint (docs/rollouts.md). What a
     run trains is served by its own server. Empty: so is the base."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """vLLM's, of a server of the run's own. Not given: the run's. Seeds of single requests would end vLLM on a CPU."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Weights and arithmetic. float32 on a CPU; bfloat16 for 7 B models on a GPU."""
     context: Positive = 2048
@@ -464,8 +466,8 @@ class Dto(Prompted):
     LEFT_OUT: ClassVar[dict[str, str]] = {
         "pipeline": "there is one pipeline per settings class",
         "preset": "a name; what it stands for is in the other fields",
-        "engine": "speed and memory; its dtype is in a sampled checkpoint's fingerprint, its context an input where it "
-        "decides",
+        "engine": "speed, memory, and which of all possible samples are drawn; its dtype is in a sampled checkpoint's "
+        "fingerprint, its context an input where it decides",
         "storage": "where results live",
     }
 

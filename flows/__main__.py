@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import logging
 import os
 import sys
@@ -23,6 +24,7 @@ from conf.cot_distillation import CotDistillation
 from conf.errors import ReadableError
 from conf.load import load
 from conf.long_short import LongShort
+from conf.prompts import Prompted
 from conf.section import Section
 from conf.settings import Dto, Engine, MarkerReport, TinyModel
 from flows import tools
@@ -33,6 +35,9 @@ PIPELINES: dict[str, type[Section]] = {
     "claims": Claims, "cot-distillation": CotDistillation, "dto": Dto, "long-short": LongShort, "markers": MarkerReport,
     "tiny-model": TinyModel,
 }  # fmt: skip
+
+
+PROMPTED = [name for name, settings in PIPELINES.items() if issubclass(settings, Prompted)]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,6 +65,14 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     fingerprint.add_argument("model", help="as in the settings: a folder, owner/name on the hub, or tiny")
     fingerprint.add_argument("--dtype", default=Engine().dtype, help="as in the settings (default: %(default)s)")
     fingerprint.set_defaults(act=_fingerprint)
+    check = commands.add_parser("check-model", help="what a run would make of a model; starts nothing")
+    check.add_argument("model", help="as in the settings: a folder, owner/name on the hub, or tiny")
+    check.add_argument(
+        "--pipeline", choices=sorted(PROMPTED), default="dto", help="whose settings (default: %(default)s)"
+    )
+    check.add_argument("--preset", default="tiny", help="a bundled preset or a path to a .toml (default: tiny)")
+    check.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="change one setting")
+    check.set_defaults(act=_check_model)
     talks = {"chat": "ask a run's two models on the terminal", "serve": "put them behind an OpenAI-compatible endpoint"}
     for name, about in talks.items():
         talk = commands.add_parser(name, help=about)
@@ -87,6 +100,14 @@ def _fingerprint(options: argparse.Namespace) -> None:
     from models.checkpoint import Checkpoint, found_checkpoint
 
     print(Checkpoint.open(found_checkpoint(options.model), options.dtype).fingerprint)
+
+
+def _check_model(options: argparse.Namespace) -> None:
+    model = f"model={json.dumps(options.model)}"
+    settings = load(PIPELINES[options.pipeline], options.preset, (*options.set, model))
+    from flows.check_model import check_model
+
+    check_model(settings)
 
 
 def _chat(options: argparse.Namespace) -> None:

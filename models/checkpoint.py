@@ -6,6 +6,7 @@ Knows: checkpoint folders, tokenizers, a run's prompts. Must not know: engines, 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conf.prompts import BUNDLED, Prompt
-from models.checkpoint_files import CheckpointError, first_line, read_json, tensor_sizes, weight_files
+from models.checkpoint_files import CheckpointError, all_shapes, first_line, read_json, weight_files
 from models.prompting import ChatPrompts, content_of
 from models.tokenizer import SAMPLES, ids_of, load_tokenizer
 from reasoning.cost import Shape
@@ -55,6 +56,7 @@ class Checkpoint:
             if path.suffix == ".json":
                 read_json(path)
         digest = hashlib.sha256(dtype.encode())
+        all_shapes(folder)
         for path in files + weight_files(folder):
             digest.update(f"{path.name}:{_file_digest(path)};".encode())
         return cls(folder, digest.hexdigest(), prompt or Prompt())
@@ -62,15 +64,32 @@ class Checkpoint:
     def check(self) -> None:
         """Reads and writes through tokenizer and chat template. Raises CheckpointError for what would go wrong later,
         when hours have been spent on it."""
+        self._check_architecture()
         for text in SAMPLES:
             self.token_texts(self.encode(text))
         self.prompts.check()
-        _ = self.end_id
+        _ = self.end_ids
         for tag in self._tags:
             if tag not in self.decode(self.encode(f"a{tag}b")):
                 raise CheckpointError(
                     f"{self.folder}/tokenizer.json: {tag!r} does not come back; name other tags in prompt.thinking"
                 )
+
+    def _check_architecture(self) -> None:
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+        kind = read_json(self.folder / "config.json").get("model_type")
+        if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            raise CheckpointError(
+                f"{self.folder}/config.json: model_type {kind!r} is none that transformers trains to write text; take "
+                f"a language model"
+            )
+        highest, rows = max(self.tokenizer.get_vocab().values()), self.vocabulary
+        if highest >= rows:
+            raise CheckpointError(
+                f"{self.folder}: tokenizer.json has a token {highest}, and the model's embedding {rows} rows; take the "
+                f"tokenizer that belongs to the weights"
+            )
 
     @property
     def _tags(self) -> list[str]:
@@ -93,7 +112,7 @@ class Checkpoint:
 
     @cached_property
     def end_ids(self) -> frozenset[int]:
-        """Tokens with which a completion ends, as for vLLM: the tokenizer's, and those of generation_config.json. Raises
+        """Tokens that end a completion, as for vLLM: the tokenizer's, and those of generation_config.json. Raises
         CheckpointError where there is none."""
         path = self.folder / "generation_config.json"
         told = (read_json(path) if path.is_file() else {}).get("eos_token_id")
@@ -103,11 +122,12 @@ class Checkpoint:
             raise CheckpointError(f"{self.folder}: no end token; set eos_token in tokenizer_config.json")
         return frozenset(found)
 
-    @property
+    @cached_property
     def end_id(self) -> int:
-        """The one that ends what is written for training."""
+        """The one that ends what is written for training: that with which the chat template ends a reply."""
+        written = [token for token in self.encode(self.prompts.after_reply()) if token in self.end_ids]
         own = self.tokenizer.eos_token_id
-        return own if isinstance(own, int) else min(self.end_ids)
+        return written[0] if written else own if isinstance(own, int) else min(self.end_ids)
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
@@ -120,7 +140,7 @@ class Checkpoint:
     @cached_property
     def tensor_sizes(self) -> dict[str, int]:
         """Number of elements of every tensor, from the weights' headers."""
-        return tensor_sizes(self.folder)
+        return {name: math.prod(shape) for name, shape in all_shapes(self.folder).items()}
 
     @cached_property
     def shape(self) -> Shape:
@@ -130,17 +150,24 @@ class Checkpoint:
         looked_up = sum(size for name, size in sizes.items() if name.endswith("embed_tokens.weight")) if untied else 0
         return Shape(
             parameters=sum(sizes.values()) - looked_up,
-            layers=self._number("num_hidden_layers"),
-            attention_width=self._number("num_attention_heads") * self.head_size,
+            layers=self.number("num_hidden_layers"),
+            attention_width=self.number("num_attention_heads") * self.head_size,
         )
 
     @property
     def head_size(self) -> int:
         if isinstance(self.config.get("head_dim"), int):
             return self.config["head_dim"]
-        return self._number("hidden_size") // self._number("num_attention_heads")
+        return self.number("hidden_size") // self.number("num_attention_heads")
 
-    def _number(self, name: str) -> int:
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the embedding; some may belong to no token."""
+        embeddings = [size for name, size in self.tensor_sizes.items() if name.endswith("embed_tokens.weight")]
+        return embeddings[0] // self.number("hidden_size") if embeddings else self.number("vocab_size")
+
+    def number(self, name: str) -> int:
+        """A size that the configuration tells. Raises CheckpointError where it does not."""
         found = self.config.get(name)
         if not isinstance(found, int) or found < 1:
             raise CheckpointError(

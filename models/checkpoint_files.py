@@ -6,8 +6,6 @@ Knows: JSON, safetensors, Git LFS. Must not know: tokenizers, templates, engines
 from __future__ import annotations
 
 import json
-import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -61,18 +59,16 @@ def tensor_shapes(path: Path) -> dict[str, list[int]]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """All weights, each looked into. Raises CheckpointError where there are none, or one that the index names is
-    missing or is not whole."""
-    weights = sorted(folder.glob("*.safetensors"))
+    """The weights that are loaded: those of the index, or the one file; makers put others beside them, too. Raises
+    CheckpointError where there are none, or one that the index names is missing."""
+    weights = {path.name: path for path in sorted(folder.glob("*.safetensors"))}
     if not weights:
         raise CheckpointError(f"{folder}: no *.safetensors weights (other formats are not loaded)")
     index = folder / "model.safetensors.index.json"
-    shards = _shards(index) if index.is_file() else set()
-    if missing := sorted(shards - {path.name for path in weights}):
+    loaded = _shards(index) if index.is_file() else weights.keys() & {"model.safetensors"} or weights.keys()
+    if missing := sorted(loaded - weights.keys()):
         raise CheckpointError(f"{folder}: the index names weights that are not there: {', '.join(missing)}")
-    for path in weights:
-        tensor_shapes(path)
-    return weights
+    return [path for name, path in weights.items() if name in loaded]
 
 
 def _shards(index: Path) -> set[str]:
@@ -82,16 +78,19 @@ def _shards(index: Path) -> set[str]:
     return set(map(str, named.values()))
 
 
-def tensor_sizes(folder: Path) -> dict[str, int]:
-    """Number of elements of every tensor in the folder's weights."""
-    shards = map(tensor_shapes, folder.glob("*.safetensors"))
-    return {name: math.prod(shape) for shapes in shards for name, shape in shapes.items()}
+def all_shapes(folder: Path) -> dict[str, list[int]]:
+    """The shape of every tensor of the folder's weights. Raises CheckpointError for weights that are not whole."""
+    return {name: shape for path in weight_files(folder) for name, shape in tensor_shapes(path).items()}
 
 
 def first_line(error: object) -> str:
     """Of an error's text, printable: others' messages go over many lines."""
     text = str(error).strip()
-    return re.sub(r"[^\x20-\x7e\xa0-\U0010ffff]", "�", text.splitlines()[0][:300]) if text else type(error).__name__
+    return printable(text.splitlines()[0][:300]) if text else type(error).__name__
+
+
+def printable(text: str) -> str:
+    return "".join(char if char.isprintable() else "�" for char in text)
 
 
 def _pointer(path: Path) -> CheckpointError:

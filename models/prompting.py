@@ -7,6 +7,7 @@ Where a template lets the model open its thinking by itself, the opening is adde
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,8 @@ STANDARD = {
     "raise_exception", "strftime_now", "range", "namespace", "date_string", "builtin_tools", "custom_tools",
 }  # fmt: skip
 """Names in chat templates that choose no way of thinking."""
+GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
+"""A tag that only transformers knows: it marks what the model writes."""
 
 
 def content_of(problem: Problem, prompt: Prompt) -> str:
@@ -51,6 +54,16 @@ class ChatPrompts:
         text = self._rendered(content, system)
         before, opening, after = text.rpartition(self._prompt.thinking.open)
         return before if opening and not after.strip() else text
+
+    def after_reply(self) -> str:
+        """What the template writes after a reply; empty where it writes none."""
+        turns = [*self._turns(SAMPLE.text, ""), *self._turns(SYSTEM, "")]
+        turns[1]["role"] = "assistant"
+        try:
+            _, reply, after = self._write(turns, {"add_generation_prompt": False}).rpartition(SYSTEM)
+        except CheckpointError:
+            return ""
+        return after if reply else ""
 
     @cached_property
     def opens_thinking(self) -> bool:
@@ -88,16 +101,20 @@ class ChatPrompts:
                     return f"{name} = {str(value).lower()}"
         return ""
 
+    @property
+    def unread(self) -> list[str]:
+        """Arguments of the settings that this template takes no notice of."""
+        return sorted(set(self._prompt.template_arguments) - self.arguments)
+
     @cached_property
     def arguments(self) -> set[str]:
         """Those that the template knows beside the usual ones."""
-        from jinja2 import Environment, TemplateError, meta
+        from jinja2 import Environment, meta, nodes
 
-        template = self._tokenizer.chat_template
-        try:
-            return meta.find_undeclared_variables(Environment().parse(str(template))) - STANDARD
-        except TemplateError:  # with tags of transformers' own
-            return set()
+        template = GENERATION.sub("", self._tokenizer.get_chat_template())
+        tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(template)
+        own = {node.name for node in tree.find_all(nodes.Name) if node.ctx == "store"}
+        return meta.find_undeclared_variables(tree) - STANDARD - own
 
     def _rendered(self, content: str, system: str) -> str:
         return self._write(self._messages(content, system))
@@ -147,11 +164,9 @@ class ChatPrompts:
                 f"{self._folder}/tokenizer_config.json: no chat_template, and no chat_template.jinja beside it; put "
                 f"the makers' template there, or take an instruction-tuned model"
             )
-        arguments = {**self._prompt.template_arguments, **(more or {})}
+        arguments = {"add_generation_prompt": True, **self._prompt.template_arguments, **(more or {})}
         try:
-            return str(
-                self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **arguments)
-            )
+            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, **arguments))
         except Exception as error:  # a template may raise anything
             raise CheckpointError(f"{self._source}: the chat template fails: {first_line(error)}") from None
 

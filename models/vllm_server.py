@@ -30,6 +30,7 @@ from models.checkpoint import Checkpoint
 from models.dispatch import Dispatcher, ServerFailed, cache_of, computed_by, read_log_probs, score_all
 from models.engine import Deliver, Engine, Session
 from models.processes import GuardedProcess
+from models.tokenizer import is_loaded_wrongly
 
 logger = logging.getLogger(__name__)
 PROOF_FILE = "proof.json"
@@ -55,6 +56,7 @@ class VllmServer:
         self._log = log
         self._lease = threading.Lock()
         self._process: GuardedProcess | None = None
+        self._starts = 0
         self._served: Checkpoint | None = None
         self.url = ""
         self.headers: dict[str, str] = {}
@@ -137,6 +139,7 @@ class VllmServer:
             port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         self._process = GuardedProcess(self._command(model, port), self._log, self._environment())
+        self._starts += 1
         deadline = time.monotonic() + self._settings.start_timeout
         while not self._is_ready():
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -160,6 +163,8 @@ class VllmServer:
             "--max-num-seqs", str(self._settings.concurrency), "--enable-prefix-caching",
             "--worker-extension-cls", "models.vllm_worker.WeightSwap",
             "--generation-config", "vllm", "--disable-uvicorn-access-log",
+            # One that is started anew does not say again what it said.
+            "--seed", str((self._settings.seed + self._starts) % 2**32), *self._tokenizer(model),
         ]  # fmt: skip
         if on_cpu():
             # In a process of its own the worker would spin beside the engine, and take the cores that it waits for.
@@ -172,6 +177,14 @@ class VllmServer:
                 "uni",
             ]
         return [*command, "--gpu-memory-utilization", str(self._settings.gpu_memory / self._settings.side_by_side)]
+
+    def _tokenizer(self, model: Checkpoint) -> list[str]:
+        """vLLM finds texts to stop at with the tokenizer that transformers loads, which may not be as its file says."""
+        if not is_loaded_wrongly(model.folder):
+            return []
+        folder = self._log.with_suffix(".tokenizer")
+        model.tokenizer.save_pretrained(folder)
+        return ["--tokenizer", str(folder)]
 
     def _environment(self) -> dict[str, str]:
         environment = {

@@ -26,21 +26,22 @@ def thinking_of(text: str, thinking: Thinking = THINK) -> str:
 
 
 def reply_of(text: str, thinking: Thinking = THINK) -> str | None:
-    """What follows the thinking; None when it never ended, or began again and did not end."""
+    """What follows the thinking, without tags of its own; None when thinking never ended, or began again and did not
+    end."""
     _, tag, reply = text.partition(thinking.close)
     if thinking.open in reply:
         _, tag, reply = reply.rpartition(thinking.open)[2].partition(thinking.close)
+    if thinking.answer_open:
+        reply = reply.rpartition(thinking.answer_open)[2]
+    if thinking.answer_close:
+        reply = reply.partition(thinking.answer_close)[0]
     return reply if tag else None
 
 
 def final_answer(completion: str, thinking: Thinking = THINK) -> str | None:
     """The boxed answer of the reply. Thinking that never ended has no answer, whatever it boxed on the way."""
     reply = reply_of(completion, thinking)
-    if reply is None:
-        return None
-    if thinking.answer_open:
-        reply = reply.rpartition(thinking.answer_open)[2]
-    return boxed(reply.partition(thinking.answer_close)[0] if thinking.answer_close else reply)
+    return None if reply is None else boxed(reply)
 
 
 def written_as(text: str, thinking: Thinking) -> str:

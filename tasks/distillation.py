@@ -24,7 +24,7 @@ from reasoning.pairs import distillation_pairs, fit_pairs
 from reasoning.records import Compressed, Rating, Trace, Usage, Valued, Verdict, by_trace
 from reasoning.rollouts import METHOD_VERSION as ROLLOUTS_VERSION
 from reasoning.segment import METHOD_VERSION as SEGMENT_VERSION
-from reasoning.thinking import final_answer, thinking_of, written_as
+from reasoning.thinking import CLOSE_THINK, final_answer, thinking_of, thought_of, written_as
 from reasoning.verifier import METHOD_VERSION as VERIFIER_VERSION
 from tasks.artifacts import ArtifactRef
 from tasks.auxiliary import asked_of
@@ -71,10 +71,11 @@ def write_traces(
     ]  # fmt: skip
     found = asked_of(place, teacher.llm, "write traces", asks, teacher.most_unusable)
     told = zip(product(known, range(sampling.samples)), found.replies, strict=True)
-    written = [
-        (*asked, reply, written_as(reply.text, tags)) for asked, reply in told if not isinstance(reply, Unusable)
-    ]
-    plain = [one for one in written if not checkpoint.holds_control(one[-1].replace(tags.close, "", 1))]
+    used = [(*asked, reply) for asked, reply in told if not isinstance(reply, Unusable)]
+    plain = [
+        (problem, sample, reply, written_as(reply.text, tags)) for problem, sample, reply in used
+        if not checkpoint.holds_control(thought_of(reply.text).replace(CLOSE_THINK, "", 1))
+    ]  # fmt: skip
     verdicts, checks = place.verdicts(
         [problem for problem, *_ in plain], [[final_answer(text, tags)] for *_, text in plain]
     )
@@ -85,7 +86,7 @@ def write_traces(
         )
         for (problem, sample, reply, text), (verdict,) in zip(plain, verdicts, strict=True)
     ]  # fmt: skip
-    dropped = found.unusable + Counter({"control-token": len(written) - len(plain)})
+    dropped = found.unusable + Counter({"control-token": len(used) - len(plain)})
     return place.publish(
         "traces", rows, rows_in=len(asks), dropped=dict(+dropped), usage=found.usage + checks, started=started,
         payee=found.payee,

@@ -21,7 +21,7 @@ from reasoning.records import Chunked, Demonstration, Rehearsed, Trace, Valued, 
 from reasoning.rollouts import METHOD_VERSION as ROLLOUTS_VERSION
 from reasoning.segment import METHOD_VERSION as SEGMENT_VERSION
 from reasoning.segment import token_ends
-from reasoning.thinking import Thinking, thinking_of, thought_of
+from reasoning.thinking import Thinking, reply_of, thinking_of, thought_of
 from reasoning.verifier import METHOD_VERSION as VERIFIER_VERSION
 from tasks.artifacts import ArtifactRef
 from tasks.auxiliary import asked_of
@@ -122,7 +122,7 @@ def rehearse(
         texts = [checkpoint.decode(trace.token_ids[start:end]) for start, end in pairwise(row.ends)]
         texts[0] = thought_of(texts[0], place.prompt.thinking)  # where the prompt leaves the opening to the model
         important = thoughts.are_long(thoughts.importance(row.values, row.lengths, importance))
-        reply = trace.text.split(place.prompt.thinking.close, 1)[1]
+        reply = reply_of(trace.text, place.prompt.thinking) or ""
         dialogue = cold_start.as_dialogue(texts, important, reply, most_rounds)
         if dialogue is not None:
             rehearsed.append(Rehearsed(

@@ -143,6 +143,8 @@ class Workplace:
         """
         checkpoint = self._open(found_checkpoint(name))
         checkpoint.check()
+        if unread := checkpoint.prompts.unread:
+            self.warn(f"the chat template of {name} does not read {', '.join(unread)} of prompt.template_arguments")
         self._checkpoints[checkpoint.fingerprint] = checkpoint
         self._base.add(checkpoint.fingerprint)
         return ArtifactRef(kind="base-model", uri=str(checkpoint.folder), digest=checkpoint.fingerprint, rows=1)

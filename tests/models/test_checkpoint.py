@@ -51,6 +51,80 @@ def test_a_model_that_changes_its_logits_is_refused(tmp_path: Path, field: str, 
     refuse_changed_logits(Checkpoint.open(tmp_path))
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 3554214752\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        (
+            "model.safetensors",
+            POINTER,
+            "model.safetensors: a Git LFS pointer instead of the file; run `git lfs pull` in",
+        ),
+        ("tokenizer.json", POINTER, "tokenizer.json: a Git LFS pointer"),
+        ("model.safetensors", "", "not a safetensors file"),
+        ("model.safetensors", "<!DOCTYPE html><html>Not found</html>", "not a safetensors file"),
+        ("model.safetensors", "\x02\0\0\0\0\0\0\0[]", "not a safetensors file"),
+        ("model.safetensors", "\x02\0\0\0\0\0\0\0{}more", "14 bytes, and its header tells of 10; download it again"),
+        ("config.json", '{"hidden_size": 8', "config.json: not JSON"),
+        ("config.json", "[1]", "config.json: not a JSON object"),
+        ("tokenizer.json", "not json", "tokenizer.json: not JSON"),
+        ("tokenizer_config.json", "{", "tokenizer_config.json: not JSON"),
+        ("generation_config.json", "[" * 100_000, "generation_config.json: not JSON"),
+        ("model.safetensors.index.json", "{]", "index.json: not JSON"),
+        ("model.safetensors.index.json", "{}", "index.json: no weight_map"),
+    ],
+)
+def test_a_file_that_is_not_whole_is_one_line(tmp_path: Path, name: str, content: str, words: str):
+    fake_checkpoint(tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(CheckpointError) as error:
+        Checkpoint.open(tmp_path)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_weights_in_another_makers_form_beside_them_are_not_counted_twice(tmp_path: Path):
+    alone = fake_checkpoint(tmp_path)
+    write_safetensors(tmp_path / "consolidated.safetensors", {"tok_embeddings.weight": [5, 8]})
+    assert Checkpoint.open(tmp_path).fingerprint == alone.fingerprint
+    assert Checkpoint.open(tmp_path).tensor_sizes == {"model.embed_tokens.weight": 40}
+    (tmp_path / "model.safetensors").rename(tmp_path / "model-1.safetensors")
+    index = {"weight_map": {"model.embed_tokens.weight": "model-1.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert Checkpoint.open(tmp_path).tensor_sizes == {"model.embed_tokens.weight": 40}
+
+
+def test_weights_that_were_cut_off_are_told(tmp_path: Path):
+    fake_checkpoint(tmp_path)
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[:-1])
+    with pytest.raises(CheckpointError, match=r"its header tells of [\d,]+; download it again"):
+        Checkpoint.open(tmp_path)
+
+
+def test_sizes_of_a_language_model_within_another(tmp_path: Path):
+    fake_checkpoint(tmp_path)
+    config = {"num_attention_heads": 2, "hidden_size": 8, "num_hidden_layers": 3, "head_dim": 16}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": config}))
+    tensors = {"language_model.model.embed_tokens.weight": [5, 8], "vision_tower.patch.weight": [100, 100]}
+    write_safetensors(tmp_path / "model.safetensors", tensors)
+    model = Checkpoint.open(tmp_path)
+    assert (model.shape.parameters, model.shape.layers, model.shape.attention_width) == (40, 3, 32)
+    assert (model.vocabulary, model.config["model_type"]) == (5, "gemma3")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5", "num_layers": 3}))
+    with pytest.raises(CheckpointError, match=r"config\.json: no num_hidden_layers, nor in its text_config"):
+        _ = Checkpoint.open(tmp_path).shape
+
+
+@pytest.mark.parametrize("name", ["a\0b/c", "a\nb", "/" + "a" * 5000, "../../nowhere", "owner/name/more", ""])
+def test_a_name_that_names_nothing_is_one_line(name: str):
+    with pytest.raises(CheckpointError) as error:
+        found_checkpoint(name)
+    assert str(error.value).isprintable()
+
+
 def test_a_model_that_is_neither_here_nor_on_the_hub_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     def snapshot_download(*_: Any, **__: Any) -> str:
         raise ConnectionError("no network")

@@ -1,6 +1,7 @@
 """Dialogues of two models, in the tokens of the bundled tokenizer."""
 
 import random
+import shutil
 from collections.abc import Callable
 from itertools import takewhile
 from pathlib import Path
@@ -48,6 +49,17 @@ def test_what_is_heard_as_it_comes_is_what_is_heard_in_the_end(token_ids: list[i
         heard += listen((token,))
         assert whole.startswith(heard)
     assert heard == whole.rstrip("\ufffd")
+
+
+def test_any_of_the_models_end_tokens_ends_a_turn(tmp_path: Path):
+    shutil.copytree(TINY_MODEL, tmp_path / "model")
+    (tmp_path / "model" / "generation_config.json").write_text('{"eos_token_id": [0, 463]}')
+    model = Checkpoint.open(tmp_path / "model")
+    said = model.encode("\nIt is 4.</think>")
+    for end in (0, 463):
+        line = Tongue(model, PROTOCOL).line(Dialogue(PROTOCOL.most_rounds), Completion((*said, end), True))
+        assert line.token_ids == (*model.encode("<think>"), *said, end)
+        assert line.own == (False, *[True] * len(said), True)
 
 
 def test_the_room_of_a_dialogue_holds_the_longest_of_any_tokenizer():

@@ -1,3 +1,4 @@
+import hashlib
 import random
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -82,6 +83,17 @@ def test_seed_purpose_sampling_prompt_and_model_keep_completions_apart(tmp_path:
     assert len(identities) == 7
     more = replace(base, sampling=Sampling(samples=9))
     assert identity(model, more, Purpose.TRAIN, 0) == identity(model, base, Purpose.TRAIN, 0)
+
+
+def test_settings_that_change_nothing_leave_stored_completions_found(model: Checkpoint):
+    """The key is that of stores from before there were such settings."""
+    head = f'["{model.fingerprint}", {{"max_tokens": 768, "temperature": 0.6, "top_p": 0.95}}, 0, "train"]'
+    expected = hashlib.sha256(head.encode() + b"\0" + (1).to_bytes(4, "little")).digest()
+    base = Request((1,), Sampling(), 4)
+    assert identity(model, base, Purpose.TRAIN, 0) == expected
+    assert identity(model, replace(base, sampling=Sampling(top_k=0, min_p=0)), Purpose.TRAIN, 0) == expected
+    for other in (Sampling(top_k=20), Sampling(min_p=0.1)):
+        assert identity(model, replace(base, sampling=other), Purpose.TRAIN, 0) != expected
 
 
 def test_a_store_of_the_first_version_is_brought_up_to_date(url: str, model: Checkpoint):

@@ -13,6 +13,7 @@ from conf.auxiliary import Llm
 from conf.claims import Claims
 from conf.cot_distillation import CotDistillation, EndpointTeacher
 from conf.long_short import LongShort
+from conf.prompts import Harmony, Prompt
 from conf.section import Section
 from conf.settings import Dto, Hub, Lesson, NoDecontamination, ProblemFile, Sampling, SimPO, Stories
 from tasks.artifacts import ArtifactRef
@@ -39,6 +40,17 @@ def test_the_order_of_inputs_does_not_matter_and_names_do():
 def test_step_and_version_are_in_the_key():
     keys = {key_of(recipe_of(name, version, {})) for name in ("x", "y") for version in ("1", "2")}
     assert len(keys) == 4
+
+
+def test_prompts_count_where_a_model_reads_them_and_where_they_say_anything():
+    model, told = REF.model_copy(update={"kind": "checkpoint"}), Prompt(instruction="Think.")
+    plain = recipe_of("step", "1", {"model": model})
+    assert recipe_of("step", "1", {"model": model}, Prompt()) == plain
+    assert recipe_of("step", "1", {"traces": REF}, told) == recipe_of("step", "1", {"traces": REF})
+    for inputs in ({"model": model}, {"models": [model]}, {"model": model.model_copy(update={"kind": "base-model"})}):
+        assert key_of(recipe_of("step", "1", inputs, told)) != key_of(recipe_of("step", "1", inputs))
+    other = Prompt(instruction="Think.", thinking=Harmony())
+    assert recipe_of("step", "1", {"model": model}, told) != recipe_of("step", "1", {"model": model}, other)
 
 
 @pytest.mark.parametrize("value", [Path("x"), {1, 2}, object(), b"bytes", float("nan")])

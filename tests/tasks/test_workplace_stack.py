@@ -15,6 +15,6 @@ def test_servers_elsewhere_serve_the_base_and_nothing_that_a_run_made(tmp_path: 
     storage = Storage(root=str(tmp_path / "runs"))
     for endpoints in ((), ("http://127.0.0.1:9",)):
         with Workplace("test", storage, Engine(endpoints=endpoints), make_engine=own) as place:
-            base = place.checkpoint(place.model(str(fake_checkpoint(tmp_path / "base").folder)))
+            base = place.checkpoint(place.model("tiny"))
             assert place.engine_for(made) is place.engine
             assert place.engine_for(base) is (place.servers_elsewhere if endpoints else place.engine)

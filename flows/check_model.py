@@ -1,0 +1,94 @@
+"""What a run would make of a model, told before anything is started: its prompt, tags, ends, sizes, memory.
+
+Knows: how to tell a person. Must not know: engines, trainers, pipelines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from conf.settings import Engine, Training
+from models.checkpoint import Checkpoint, found_checkpoint
+from models.checkpoint_files import printable
+from models.memory import Need, serving, training
+from models.prompting import SAMPLE
+from models.tokenizer import is_loaded_wrongly
+
+
+def check_model(settings: Any) -> None:
+    """Prints what was found. Raises CheckpointError for a model that cannot be used."""
+    model = Checkpoint.open(found_checkpoint(settings.model), settings.engine.dtype, settings.prompt)
+    model.check()
+    for title, lines in (
+        ("model", _sizes(model)), ("prompt", _prompt(model)), ("thinking", _thinking(model)), ("ends", _ends(model)),
+        ("memory (estimates)", _memory(model, settings)), ("to look at", _doubts(model, settings.engine)),
+    ):  # fmt: skip
+        print(f"\n{title}")
+        for line in list(lines) or ["nothing"]:
+            print(f"  {printable(line)}")
+
+
+def _sizes(model: Checkpoint) -> Iterator[str]:
+    yield f"folder       {model.folder}"
+    yield f"fingerprint  {model.fingerprint}"
+    yield f"architecture {model.config.get('model_type')}, {model.number('num_hidden_layers')} layers"
+    yield f"parameters   {sum(model.tensor_sizes.values()):,}"
+    yield f"vocabulary   {model.vocabulary:,} rows, {len(model.tokenizer):,} tokens"
+    yield f"context      {model.config.get('max_position_embeddings', 'not told')} tokens"
+
+
+def _prompt(model: Checkpoint) -> Iterator[str]:
+    ids = model.prompt_ids(SAMPLE)
+    for line in str(model.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)).splitlines(keepends=True):
+        yield repr(line)[1:-1]
+    yield f"({len(ids)} tokens; control characters are escaped)"
+    if model.prompts.arguments:
+        yield f"arguments of the template: {', '.join(sorted(model.prompts.arguments))}"
+
+
+def _thinking(model: Checkpoint) -> Iterator[str]:
+    thinking = model.prompt.thinking
+    for name in ("open", "close", "answer_open", "answer_close"):
+        if tag := getattr(thinking, name):
+            ids = model.encode(tag)
+            yield f"{name:12} {tag!r}: {len(ids)} token{'s' * (len(ids) > 1)} {list(ids)}"
+    yield f"opened by    {'the chat template' if model.prompts.opens_thinking else 'this suite, after the template'}"
+
+
+def _ends(model: Checkpoint) -> Iterator[str]:
+    for token in sorted(model.end_ids):
+        kind = "  (ends what is trained on)" if token == model.end_id else ""
+        yield f"{token:>6} {model.tokenizer.convert_ids_to_tokens(token)!r}{kind}"
+    if model.tokenizer.bos_token is not None:
+        count = model.prompt_ids(SAMPLE).count(model.tokenizer.bos_token_id)
+        yield f"{model.tokenizer.bos_token!r} begins a text: {count} in the prompt"
+
+
+def _memory(model: Checkpoint, settings: Any) -> Iterator[str]:
+    yield from map(_need, serving(model, settings.engine))
+    sections = {name: getattr(settings, name, None) for name in ("training", "sft", "dpo")}
+    for name, section in sections.items():
+        if isinstance(section, Training):
+            yield f"by [{name}]:"
+            yield from map(_need, training(model, section))
+
+
+def _need(need: Need) -> str:
+    unit, size = ("GB", need.bytes / 1e9) if need.bytes >= 1e8 else ("MB", need.bytes / 1e6)
+    return f"{size:>9,.3g} {unit}  {need.what}  = {need.formula}"
+
+
+def _doubts(model: Checkpoint, engine: Engine) -> Iterator[str]:
+    longest = model.config.get("max_position_embeddings")
+    if isinstance(longest, int) and engine.context > longest:
+        yield f"engine.context ({engine.context}) is more than the {longest} tokens that config.json tells of"
+    if not (model.folder / "generation_config.json").is_file():
+        yield "no generation_config.json: completions end with the tokenizer's end token alone"
+    if is_loaded_wrongly(model.folder):
+        yield (
+            "transformers' AutoTokenizer reads or writes otherwise than tokenizer.json tells: a run loads it rightly, "
+            "and so must servers elsewhere (--tokenizer)"
+        )
+    if unread := model.prompts.unread:
+        yield f"prompt.template_arguments: the template does not read {', '.join(unread)}"

@@ -1,0 +1,91 @@
+import pytest
+
+from conf.claims import Claims
+from conf.cot_distillation import CotDistillation
+from conf.load import SettingsError, load
+from conf.long_short import LongShort
+from conf.prompts import ADVICE, Harmony, Prompt, Tags
+from conf.section import Section
+from conf.settings import Dto, MarkerReport, Sampling
+
+PIPELINES = [Dto, CotDistillation, LongShort, MarkerReport]
+THINK = ("prompt.thinking.open=[THINK]", "prompt.thinking.close=[/THINK]")
+EXIT = r"probing.exit_text='Enough.[/THINK]\boxed{'"
+
+
+@pytest.mark.parametrize("kind", PIPELINES)
+def test_other_models_are_told_what_their_makers_advise_and_the_bundled_one_nothing(kind: type[Section]):
+    assert load(kind, "tiny").prompt == Prompt()  # type: ignore[attr-defined]
+    other = load(kind, "tiny", ("model=owner/name", "prompt.system=Be exact."))
+    assert other.prompt == Prompt(system="Be exact.", **ADVICE)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("kind", "preset"),
+    [
+        (Dto, "paper-r1-1.5b"),
+        (CotDistillation, "paper-7b"),
+        (LongShort, "paper-llama3.1-8b"),
+        (LongShort, "paper-qwen2.5-7b"),
+    ],
+)
+def test_the_papers_presets_ask_for_a_box(kind: type[Section], preset: str):
+    assert "\\boxed{}" in load(kind, preset).prompt.instruction  # type: ignore[attr-defined]
+
+
+def test_what_is_said_explicitly_wins_and_is_kept():
+    silent = load(Dto, "tiny", ("model=owner/name", "prompt.instruction=''"))
+    assert (silent.prompt.instruction, silent.prompt.instruction_choices) == ("", ADVICE["instruction_choices"])
+    told = load(Dto, "tiny", ("prompt.instruction=Think.",))
+    assert told.prompt.instruction == "Think."
+    for settings in (silent, told, load(Dto, "paper-r1-1.5b")):
+        assert Dto.model_validate_json(settings.model_dump_json()) == settings
+    claims = load(Claims, "dto", ("dto.model=owner/name",))
+    assert claims.of.prompt.instruction == ADVICE["instruction"]
+
+
+def test_formats_of_thinking_are_chosen_by_type():
+    assert load(Dto, "tiny", (*THINK, EXIT)).prompt.thinking == Tags(open="[THINK]", close="[/THINK]")
+    harmony = load(
+        MarkerReport, "tiny", ("prompt.thinking.type=harmony", "prompt.template_arguments.reasoning_effort=high")
+    )
+    assert harmony.prompt.thinking == Harmony()
+    assert harmony.prompt.template_arguments == {"reasoning_effort": "high"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "assignments", "words"),
+    [
+        (Dto, THINK, "probing.exit_text ('Now the answer is clear.\\n</think>"),
+        (Dto, THINK, "it must hold '[/THINK]', as in 'Now the answer is clear.\\n[/THINK]\\nThe answer is"),
+        (CotDistillation, THINK, "probing.exit_text"),
+        (LongShort, (*THINK, "early_stop={}"), "early_stop.probing.exit_text"),
+        (Dto, ("probing.exit_text=So",), "does not end the thinking: it must hold '</think>'"),
+        (Dto, ("prompt.thinking.close=<think>",), "open and close are both '<think>'"),
+        (Dto, ("prompt.thinking.type=xml",), "prompt.thinking.type: must be one of 'tags', 'harmony'"),
+        (Dto, ("prompt.thinking.type=harmony", "prompt.thinking.close=x"), "prompt.thinking.close: unknown setting"),
+        (Dto, ("prompt.thinking.close=''",), "prompt.thinking.close: String should have at least 1 character"),
+        (Dto, ("prompt.instructions=x",), "did you mean 'instruction'?"),
+        (Dto, ("prompt=no",), "prompt: "),
+        (Dto, ("sampling.top_k=-1",), "sampling.top_k"),
+        (Dto, ("sampling.min_p=1.5",), "sampling.min_p"),
+        (Dto, ("engine.seed=-1",), "engine.seed"),
+    ],
+)
+def test_a_mistake_is_one_line(kind: type[Section], assignments: tuple[str, ...], words: str):
+    with pytest.raises(SettingsError) as error:
+        load(kind, "tiny", assignments)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_server_is_seeded_as_the_run():
+    assert load(Dto, "tiny", ("seed=7",)).engine.seed == 7
+    assert load(Dto, "tiny", ("seed=7", "engine.seed=3")).engine.seed == 3
+    assert load(Dto, "tiny", (f"seed={2**32 + 5}",)).engine.seed == 5
+    assert load(LongShort, "tiny", ("seed=7",)).engine.side_by_side == 2
+
+
+def test_a_server_is_told_only_what_changes_something():
+    assert Sampling().request == {"temperature": 0.6, "top_p": 0.95, "max_tokens": 768}
+    assert Sampling(top_k=20, min_p=0.05).request == Sampling().request | {"top_k": 20, "min_p": 0.05}
