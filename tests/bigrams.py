@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import cycle, pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -18,30 +18,28 @@ from tokenizers import Tokenizer
 
 from tests.shapes import HIDDEN
 
+Said = tuple[str, str]
+"""What a text stands after, of which the last token counts, and the text."""
 CERTAIN = 24.0
 """By how much the logit of what may follow is above that of all other tokens."""
 ANSWER = "2"
-"""Of the problems that such a model is asked; some of its answers are `OTHER`."""
-OTHER = "3"
+"""Of the problems that such a model is asked; it is what it answers half of the time."""
+ANSWERS = (ANSWER, "3")
 THOUGHTS = (
     "Wait, maybe it differs.\n\nHmm, that looks fine.\n\nWait, maybe it differs.\n\n",
     "Alternatively, use a formula.\n\nHmm, that looks fine.\n\nWait, maybe it differs.\n\n",
     "Hmm, that looks fine.\n\nAlternatively, use a formula.\n\nAlternatively, use a formula.\n\n",
 )
 REPLY = "Therefore the number is two.\n</think>\n\n**Final Answer**\n\\boxed{{{}}}"
-ANSWERS = (ANSWER, ANSWER, ANSWER, OTHER, OTHER)
 
 
-def traces(opened: str, ends: Sequence[str]) -> list[tuple[str, str]]:
+def traces(opened: str, ends: Sequence[str]) -> list[Said]:
     """What a model says by itself, each after what its prompts end with; `ends`: tokens that end a reply."""
-    texts = [f"Okay, so we count.\n\n{thought}" for thought in THOUGHTS]
-    return [
-        (opened, f"{texts[number % len(texts)]}{REPLY.format(answer)}{ends[number % len(ends)]}")
-        for number, answer in enumerate(ANSWERS)
-    ]
+    texts = [f"Okay, so we count.\n\n{thought}{REPLY.format(answer)}" for thought, answer in product(THOUGHTS, ANSWERS)]
+    return [(opened, text + end) for text, end in zip(texts, cycle(ends), strict=False)]
 
 
-def turns() -> list[tuple[str, str]]:
+def turns() -> list[Said]:
     """What either of two models says in a dialogue, each after the opening of its turn. Where both openings end in one
     token each also says what the other should."""
     long = [
@@ -52,9 +50,8 @@ def turns() -> list[tuple[str, str]]:
     return long + asking + answering
 
 
-def teach(checkpoint: Path, said: Sequence[tuple[str, str]]) -> Path:
-    """Has the shape model at `checkpoint`, whose matrices are not tied, say such texts; each comes with what it stands
-    after, of which the last token counts."""
+def teach(checkpoint: Path, said: Sequence[Said]) -> Path:
+    """Has the shape model at `checkpoint`, whose matrices are not tied, say such texts."""
     tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
 
     def encode(text: str) -> list[int]:
