@@ -27,6 +27,7 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from conf.errors import ReadableError
 from models.simpo import IdsSimPOTrainer, UnknownHead, refuse_unknown_head
 from models.tokenizer import load_tokenizer
 from models.trainer import Job, Outcome, TrainJob
@@ -38,6 +39,10 @@ J = TypeVar("J", bound=Job)
 
 class NotFinite(RuntimeError):
     """Loss or gradient is not a number any more."""
+
+
+class NothingLearnt(ReadableError):
+    """The only step would be taken at the rate 0."""
 
 
 class Watch(TrainerCallback):
@@ -60,6 +65,7 @@ class Watch(TrainerCallback):
 def main(job: TrainJob) -> None:
     torch.manual_seed(job.seed)
     rows = Dataset.from_parquet(str(job.rows))
+    refuse_idle(job, len(rows))
     tokenizer = load_tokenizer(job.model)
     model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
     build = {"simpo": _simpo, "sft": _sft, "dpo": _dpo}[job.method]
@@ -70,6 +76,15 @@ def main(job: TrainJob) -> None:
         row = rows[0]
         text = (row["prompt_ids"] + row["completion_ids" if job.method == "sft" else "chosen_ids"])[:PROOF_TOKENS]
         save(job, trainer.accelerator.unwrap_model(trainer.model), tokenizer, text)
+
+
+def refuse_idle(job: TrainJob, rows: int) -> None:
+    """Raises NothingLearnt for a training of one step, since a warmup begins at the rate 0."""
+    if job.warmup and job.epochs * math.ceil(rows / job.batch) == 1:
+        raise NothingLearnt(
+            f"{rows} rows in batches of {job.batch} are one step, and with a warmup its rate is 0, so nothing would be "
+            f"learnt; lower batch, raise epochs, or set warmup = 0"
+        )
 
 
 def last_whole_checkpoint(work: Path) -> str | None:
@@ -200,6 +215,9 @@ def leaving_word(job: J, do: Callable[[J], None]) -> None:
         raise
     except UnknownHead:
         job.outcome.write_text(Outcome.UNKNOWN_HEAD)
+        raise
+    except NothingLearnt as error:
+        job.outcome.write_text(f"{Outcome.GIVEN_UP}\n{error}")
         raise
 
 
