@@ -155,6 +155,8 @@ class Reinforcement(Section):
     """Dialogues at one time, of which a forward pass takes eight at most; halved by itself when memory runs out."""
     save_every: Positive = 1
     """Steps between checkpoints."""
+    bf16: bool = True
+    """As in `sft`. Not from the paper."""
     lora: Lora | None = None
     """Not given: all weights are trained, as in the paper."""
     bounds: Bounds = Bounds()

@@ -338,6 +338,9 @@ class Training(Section):
     counted, never cut."""
     warmup: Share = 0.1
     """Share of the steps with a rising learning rate; a cosine follows. Not from the paper."""
+    bf16: bool = True
+    """Computes in bfloat16 where that is safe; weights stay in float32. Off on processors without such arithmetic, where
+    a large vocabulary trains far slower with it. Not from the paper."""
     lora: Lora | None = None
     """Not given: all weights are trained, as in the papers."""
 

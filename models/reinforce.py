@@ -386,7 +386,7 @@ def check_weights(weights: Mapping[str, torch.Tensor], tied: Set[str], folder: P
             raise StaleWeights(f"{folder}: {name} is missing; nothing was sampled with it")
 
 
-def configured(job: RlJob, bf16: bool = True) -> GRPOConfig:
+def configured(job: RlJob) -> GRPOConfig:
     """TRL's settings: one optimizer step for each set of dialogues, all drawn with the weights that it changes."""
     cpu, pieces = not torch.cuda.is_available(), job.batch // job.micro_batch
     return GRPOConfig(
@@ -396,7 +396,7 @@ def configured(job: RlJob, bf16: bool = True) -> GRPOConfig:
         beta=job.rl.beta, temperature=job.rl.temperature,
         reward_weights=[getattr(job.rl, kind) for kind in KINDS],
         learning_rate=job.learning_rate, warmup_steps=job.warmup, lr_scheduler_type="cosine",
-        bf16=bf16, use_cpu=cpu, gradient_checkpointing=recomputes(), report_to="none", disable_tqdm=True,
+        bf16=job.bf16, use_cpu=cpu, gradient_checkpointing=recomputes(), report_to="none", disable_tqdm=True,
         logging_steps=job.log_every, logging_first_step=True, logging_nan_inf_filter=False,
         save_strategy="steps", save_steps=job.save_every, save_total_limit=1,
     )  # fmt: skip

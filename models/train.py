@@ -27,6 +27,7 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from conf.errors import ReadableError
 from models.simpo import IdsSimPOTrainer, UnknownHead, refuse_unknown_head
 from models.tokenizer import load_tokenizer
 from models.trainer import RECOMPUTES, Job, Outcome, TrainJob
@@ -38,6 +39,10 @@ J = TypeVar("J", bound=Job)
 
 class NotFinite(RuntimeError):
     """Loss or gradient is not a number any more."""
+
+
+class NothingLearnt(ReadableError):
+    """The only step would be taken at the rate 0."""
 
 
 class Watch(TrainerCallback):
@@ -63,6 +68,7 @@ class Watch(TrainerCallback):
 def main(job: TrainJob) -> None:
     torch.manual_seed(job.seed)
     rows = Dataset.from_parquet(str(job.rows))
+    refuse_idle(job, len(rows))
     tokenizer = load_tokenizer(job.model)
     model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
     build = {"simpo": _simpo, "sft": _sft, "dpo": _dpo}[job.method]
@@ -78,6 +84,15 @@ def main(job: TrainJob) -> None:
 def recomputes() -> bool:
     """Whether activations are computed again on the way back: a GPU's memory is too small for all of them."""
     return torch.cuda.is_available()
+
+
+def refuse_idle(job: TrainJob, rows: int) -> None:
+    """Raises NothingLearnt for a training of one step, since a warmup begins at the rate 0."""
+    if job.warmup and job.epochs * math.ceil(rows / job.batch) == 1:
+        raise NothingLearnt(
+            f"{rows} rows in batches of {job.batch} are one step, and with a warmup its rate is 0, so nothing would be "
+            f"learnt; lower batch, raise epochs, or set warmup = 0"
+        )
 
 
 def last_whole_checkpoint(work: Path) -> str | None:
@@ -111,7 +126,7 @@ def _arguments(job: TrainJob) -> dict[str, Any]:
         "per_device_train_batch_size": rows_each,
         "gradient_accumulation_steps": job.batch // (rows_each * processes),
         "learning_rate": job.learning_rate, "warmup_steps": job.warmup, "lr_scheduler_type": "cosine",
-        "bf16": True, "use_cpu": cpu, "report_to": "none", "disable_tqdm": True, "logging_steps": job.log_every,
+        "bf16": job.bf16, "use_cpu": cpu, "report_to": "none", "disable_tqdm": True, "logging_steps": job.log_every,
         "logging_first_step": True, "save_strategy": "steps", "save_steps": job.save_every, "save_total_limit": 1,
         "gradient_checkpointing": recomputes(), "adam_beta2": job.adam_beta2, "weight_decay": job.weight_decay,
         "train_sampling_strategy": "random" if job.shuffle else "sequential", "max_length": job.max_length,
@@ -180,7 +195,7 @@ def save(job: Job, model: Any, tokenizer: Any, text: list[int]) -> None:
 
 
 def log_probs(folder: Path, token_ids: list[int]) -> list[float]:
-    """What the weights on disk give each token but the first, in float32: the trainer's own forward runs in bf16."""
+    """What the weights on disk give each token but the first, in float32: the trainer's own forward may run in bf16."""
     return log_probs_of(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), token_ids)
 
 
@@ -208,6 +223,9 @@ def leaving_word(job: J, do: Callable[[J], None]) -> None:
         raise
     except UnknownHead:
         job.outcome.write_text(Outcome.UNKNOWN_HEAD)
+        raise
+    except NothingLearnt as error:
+        job.outcome.write_text(f"{Outcome.GIVEN_UP}\n{error}")
         raise
 
 

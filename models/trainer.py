@@ -67,6 +67,7 @@ class Job(BaseModel):
     max_length: int | None
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights that are kept."""
+    bf16: bool = True
     lora: Lora | None = None
     log_every: int = 5
     save_every: int = 50

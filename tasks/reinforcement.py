@@ -51,6 +51,7 @@ def reinforce(
             micro_batch=rl.micro_batch, warmup=rl.warmup, max_length=None, log_every=1, save_every=rl.save_every,
             trains=trains, partner=place.checkpoint(partner).folder if partner else None, protocol=protocol, rl=rl,
             max_tokens=max_tokens, engine=place.engine_settings, prompt=place.prompt, store=place.rollouts_url,
+            bf16=rl.bf16,
             lora=rl.lora,
         ),
     )  # fmt: skip

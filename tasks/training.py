@@ -82,7 +82,7 @@ def _fit(
             outcome=scratch / "outcome", seed=seed,
             learning_rate=training.learning_rate, epochs=training.epochs, batch=training.batch,
             micro_batch=training.micro_batch, warmup=training.warmup, max_length=training.max_length,
-            lora=training.lora, **objective,
+            bf16=training.bf16, lora=training.lora, **objective,
         ),
     )  # fmt: skip
 

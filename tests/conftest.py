@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.models.chat import Chat, Script
+from tests.shapes import make_shapes
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -34,6 +35,12 @@ def real_data() -> Path:
 def real_tokenizers() -> Path:
     """Real vocabularies and chat templates, packed: `NAME/tokenizer.json.gz`, `NAME/tokenizer_config.json`."""
     return _named("BREVITY_TEST_TOKENIZERS", "real tokenizers")
+
+
+@pytest.fixture(scope="session")
+def shapes(real_tokenizers: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Checkpoints of real architectures, small and random, by the names of `tests.shapes.SHAPES`."""
+    return make_shapes(tmp_path_factory.mktemp("shapes"), real_tokenizers)
 
 
 @pytest.fixture(scope="session")

@@ -86,7 +86,7 @@ def trained(tmp_path: Path, model: Any) -> tuple[Any, dict[str, Any]]:
     """A trainer in float32, and what its loss reads."""
     trainer: Any = LeanTrainer(
         model=model,
-        args=configured(job(tmp_path), bf16=False),
+        args=configured(job(tmp_path).model_copy(update={"bf16": False})),
         reward_funcs=reward_functions(),  # type: ignore[arg-type]
         train_dataset=Dataset.from_dict({"prompt": ["a", "b"]}),
         processing_class=AutoTokenizer.from_pretrained(TINY_MODEL),

@@ -108,6 +108,11 @@ def test_a_model_that_scales_its_logits_is_refused(tmp_path: Path):
         train(job(tmp_path, pairs(8), model=tmp_path / "granite"), tmp_path, lambda *_: None)
 
 
+def test_a_training_whose_only_step_has_the_rate_0_is_refused(tmp_path: Path):
+    with pytest.raises(TrainingFailed, match=r"8 rows in batches of 8 are one step.*lower batch"):
+        train(job(tmp_path, pairs(8), warmup=0.1), tmp_path, lambda *_: None)
+
+
 def test_when_memory_runs_out_the_micro_batch_is_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     crowd(tmp_path, 4, monkeypatch)
     figures = train(job(tmp_path, pairs(16)), tmp_path, lambda *_: None)

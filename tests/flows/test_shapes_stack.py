@@ -1,0 +1,152 @@
+"""The paper's presets on shape models, through the real vLLM and TRL, with real problems.
+
+Everything is as a preset says but for sizes, paths, precision, and what lets few rows be learnt from. What the models
+say is scripted (`tests.bigrams`): no figure here is one of behaviour. `BREVITY_SHAPES=all` takes all presets; without
+it each pipeline runs once, and each shape at least once.
+"""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conf.cot_distillation import CotDistillation
+from conf.load import load
+from conf.long_short import LongShort
+from conf.settings import Dto
+from flows.cot_distillation import cot_distillation
+from flows.dto import dto
+from flows.long_short import long_short
+from tests.bigrams import ANSWER, Said, teach, traces, turns
+from tests.flows.world import assist
+from tests.models.chat import Chat
+from tests.shapes import make_shape
+
+Make = Callable[[str, list[Said]], Path]
+pytestmark = pytest.mark.usefixtures("prefect")
+FLOAT32 = "engine.dtype='float32'"
+"""In half precision a processor without such arithmetic takes many times as long."""
+THINKERS = {
+    "r1-distill-qwen": traces("<think>\n", ["<｜end▁of▁sentence｜>"]),
+    "r1-distill-llama": traces("<think>\n", ["<｜end▁of▁sentence｜>"]),
+    "qwen3": traces("<think>", ["<|im_end|>", "<|endoftext|>"]),
+}
+"""Shapes that solve problems by themselves: what their prompts end with, and their replies."""
+
+
+def chosen(*presets: tuple[str, ...]) -> Sequence[tuple[str, ...]]:
+    return presets if os.environ.get("BREVITY_SHAPES") == "all" else presets[:1]
+
+
+@pytest.fixture
+def made(tmp_path: Path, real_tokenizers: Path) -> Make:
+    """Makes a shape model that says such texts."""
+    return lambda name, said: teach(make_shape(tmp_path / "models", name, real_tokenizers), said)
+
+
+@pytest.fixture
+def real(tmp_path: Path, real_data: Path) -> Callable[..., str]:
+    """A source of real problems, as settings name it: the first of a file that have the scripted answer, or any."""
+
+    def source(name: str, count: int, answer: str | None = ANSWER, **columns: str) -> str:
+        rows = [json.loads(line) for line in (real_data / f"{name}.jsonl").read_text().splitlines()]
+        fitting = [row for row in rows if answer in (None, row["answer"])][:count]
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in fitting))
+        told = ", ".join(f'{field}="{column}"' for field, column in columns.items())
+        return f'{{type="file", path="{path}", columns={{{told}}}}}'
+
+    return source
+
+
+def learning(*sections: str) -> list[str]:
+    """Several steps from few rows, at a rate that a server sees."""
+    told = {"batch": 4, "learning_rate": 1e-4, "bf16": "false"}
+    return [f"{section}.{name}={value}" for section in sections for name, value in told.items()]
+
+
+def stages(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The ledger's lines by their stages, the last of each."""
+    return {line["stage"]: line for line in report["ledger"]}
+
+
+@pytest.mark.parametrize(
+    ("preset", "model"),
+    chosen(("paper-r1-1.5b", "r1-distill-qwen"), ("paper-deepscaler-1.5b", "r1-distill-llama")),
+)  # fmt: skip
+def test_dto(preset: str, model: str, made: Make, real: Callable[..., str], tmp_path: Path):
+    changes = (
+        f"model={made(model, THINKERS[model])}", f"problems={real('math_train_sample2000', 4)}",
+        f"benchmark.problems={real('math500', 2)}", *learning("training"), FLOAT32, f"storage.root={tmp_path}",
+    )  # fmt: skip
+    report = json.loads(dto(load(Dto, preset, changes)).read_text())
+    lines = stages(report)
+    assert lines["sample-traces"]["rows_out"] == 16
+    assert lines["train-simpo"]["rows_in"] > 0
+    assert [(model["name"], model["samples"]) for model in report["models"]] == [("base", 8), ("dto", 8)]
+
+
+@pytest.mark.parametrize(
+    ("preset", "model", "teacher"),
+    chosen(("paper-1.5b", "qwen3", "r1-distill-qwen"), ("paper-7b", "r1-distill-llama", "qwen3")),
+)  # fmt: skip
+def test_cot_distillation(
+    preset: str, model: str, teacher: str, made: Make, real: Callable[..., str], chat: Callable[..., Chat],
+    tmp_path: Path,
+):  # fmt: skip
+    server = chat(assist)
+    benchmarks = {
+        "AIME": real("aime24", 1, None), "AMC": real("amc23", 1, None), "MATH": real("math500", 1),
+        "GSM8K": real("gsm8k_test", 1), "HMMT": real("difficulty_aime_1983_2023", 1, None),
+    }  # fmt: skip
+    changes = (
+        f"model={made(model, THINKERS[model])}", f"teacher.model={made(teacher, THINKERS[teacher])}",
+        f"problems={real('math_train_sample2000', 6)}", *(f"benchmarks.{n}={b}" for n, b in benchmarks.items()),
+        "benchmark_sampling.samples=1", "judging.problems=1", f"llm.url={server.url}", *learning("sft", "dpo"),
+        "prompt.template_arguments={enable_thinking=true}", FLOAT32, f"storage.root={tmp_path}",
+    )  # fmt: skip
+    report = json.loads(cot_distillation(load(CotDistillation, preset, changes)).read_text())
+    lines = stages(report)
+    assert lines["sample-traces"]["rows_out"] == 12
+    assert lines["compress-by-llm"]["rows_out"] > 0
+    assert lines["judge-completions"]["rows_out"] == 6
+    names = [model["name"] for model in report["models"]]
+    assert names == ["base", "sft+dpo", "sft", "dpo", "sft-uncompressed", "shuffled-ratings"]
+    assert list(report["others"]) == list(benchmarks)[1:]
+
+
+@pytest.mark.parametrize(
+    ("preset", "model", "teacher"),
+    chosen(("paper-llama3.1-8b", "llama3.1", "r1-distill-llama"), ("paper-qwen2.5-7b", "qwen3", "r1-distill-qwen")),
+)  # fmt: skip
+def test_long_short(
+    preset: str, model: str, teacher: str, made: Make, real: Callable[..., str], chat: Callable[..., Chat],
+    tmp_path: Path,
+):  # fmt: skip
+    server = chat(assist)
+    benchmarks = {
+        "MATH500": real("math500", 1), "AIME24": real("aime24", 1, None),
+        "AIME25": real("difficulty_aime_1983_2023", 1, None), "AMC23": real("amc23", 1, None),
+        "GPQA-Diamond": real("mmlu_pro_sample", 1, None, choices="choices"),
+    }  # fmt: skip
+    # What is said changes from step to step at random, and no bounds of a training hold.
+    steps = ("steps=2", "problems=2", "group=4", "warmup=0.0", "learning_rate=1e-4", "bf16=false")
+    bounds = ("fewest_tokens=0.0", "most_tokens=1e6", "least_reward=0.0")
+    changes = (
+        f"model={made(model, turns())}", f"teacher={made(teacher, THINKERS[teacher])}",
+        f"problems={real('math_train_sample2000', 6)}", *(f"benchmarks.{n}={b}" for n, b in benchmarks.items()),
+        "benchmark_sampling.samples=1", f"llm.url={server.url}", *learning("sft"), *(f"rl.{one}" for one in steps),
+        *(f"rl.bounds.{one}" for one in bounds), FLOAT32, f"storage.root={tmp_path}",
+    )  # fmt: skip
+    report = json.loads(long_short(load(LongShort, preset, changes)).read_text())
+    lines = stages(report)
+    assert lines["sample-traces"]["rows_out"] == 12
+    assert lines["rehearse"]["rows_out"] > 0
+    assert lines["reinforce"]["generated_tokens"] > 0
+    assert [model["name"] for model in report["models"]] == [
+        "teacher", "cold start", "round 1, long", "round 2, short",
+    ]  # fmt: skip
+    assert list(report["others"]) == list(benchmarks)[1:]
