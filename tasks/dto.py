@@ -291,5 +291,5 @@ def cut(trace: Trace, end: int) -> Prefix:
 def segment_ends(model: Checkpoint, trace: Trace, segmentation: Segmentation) -> list[int]:
     """Token ends of the segments of the thinking part."""
     thinking = thinking_of(trace.text)
-    segments = segment_text(thinking, segmentation.markers, segmentation.min_chars)
+    segments = segment_text(thinking, segmentation.markers, segmentation.min_chars, segmentation.max_chars)
     return token_ends(segments, model.token_texts(trace.token_ids))
