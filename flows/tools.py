@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from conf.errors import ReadableError
+from conf.settings import MARKERS, Segmentation
+from reasoning.segment import segment_text
 
 Row = dict[str, Any]
 AT_ONCE = 64
@@ -26,8 +28,25 @@ class ToolError(ReadableError):
     """A file that cannot be read, or rows that cannot be used."""
 
 
-def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:  # noqa: ARG001
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the commands of this module to the command line."""
+    segment = commands.add_parser("segment-traces", help="cut texts into segments: text, language -> segments")
+    segment.add_argument("file", help="JSON Lines, or - for standard input")
+    segment.add_argument("--min-chars", type=int, default=0, help="join shorter segments to the next (default: 0)")
+    segment.set_defaults(act=lambda o: segment_traces(o.file, o.min_chars))
+
+
+def segment_traces(path: str, min_chars: int) -> None:
+    """Writes each row with `segments`: its `text` as the run's segmenter cuts it, in the row's `language`."""
+
+    def cut(row: Row) -> Row:
+        language = row.get("language", "english")
+        if language not in list(MARKERS):
+            return row | {"error": f"no markers for language {language!r}; it must be one of {', '.join(MARKERS)}"}
+        longest = Segmentation.model_fields["max_chars"].default
+        return row | {"segments": segment_text(row["text"], MARKERS[language], min_chars, longest)}
+
+    annotate(read_rows(path), ["text"], lambda rows: [cut(row) for row in rows])
 
 
 def read_rows(path: str) -> Iterator[Row]:
@@ -63,8 +82,9 @@ def annotate(rows: Iterable[Row], fields: Sequence[str], change: Callable[[Seque
         marked = [row if "error" in row else row | ({"error": e} if (e := lacks(row, fields)) else {}) for row in group]
         changed = iter(change([row for row in marked if "error" not in row]))
         for row in marked:
-            total, unusable = total + 1, unusable + ("error" in row)
-            _write(row if "error" in row else next(changed))
+            done = row if "error" in row else next(changed)
+            total, unusable = total + 1, unusable + ("error" in done)
+            _write(done)
         sys.stdout.flush()
     if unusable:
         raise ToolError(f"{unusable} of {total} rows could not be used; field error of their lines says why")

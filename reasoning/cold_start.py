@@ -48,5 +48,4 @@ def _thought(text: str) -> Turn:
 def conclusion(text: str) -> str:
     """Its last sentence."""
     said = text.strip()
-    starts = [start.cut for start in sentence_starts(said) if start.is_sure and start.word < len(said)]
-    return said[max(starts, default=0) :].strip()
+    return said[max(cut for cut, _ in sentence_starts(said)) :].strip()

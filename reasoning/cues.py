@@ -11,9 +11,9 @@ from __future__ import annotations
 
 UNSPACED = r"[\u3040-\u30ff\u3400-\u9fff]"
 """Scripts whose words follow one another without a space."""
-LEAD = (
-    r"(?:no|nope|oh|ah|and|but|so|ok|okay|well|now|yes|yeah|hm+|alright|um|uh|huh|hey|then|or"
-    r"|nein|aber|ach|und|also|doch|ja|gut|oder)"
+LEADS = frozenset(
+    "no nope oh ah and but so ok okay well now yes yeah hm hmm alright um uh huh hey then or nein aber ach und also doch ja"
+    " gut oder 不 哦 啊 哎 呃 那".split()
 )
 """Interjections and conjunctions that may come before a marker: "No, wait", "Aber warte"."""
 FILLER = r"(?:also|just|quickly|carefully|actually|now|really|first|possible|different|noch|nochmals?|einmal)"

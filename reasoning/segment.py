@@ -13,12 +13,11 @@ Time is linear in the text: quantifiers are possessive (`*+`), so that no text m
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from itertools import accumulate, pairwise
-from typing import NamedTuple
 
-from reasoning.cues import FILLER, FOLLOWED, LEAD, UNSPACED
+from reasoning.cues import FILLER, FOLLOWED, LEADS, UNSPACED
 
 METHOD_VERSION = "2"
 """Part of the cache key of everything that cuts: raise it when a cut may fall elsewhere."""
@@ -28,34 +27,23 @@ _CLOSED = r"""(?:\\[)\]]|["'”’»)\]}*_$`])*+"""
 """Formulas, quotes and Markdown that end behind a stop."""
 _OPENED = r"""[*_`"'“‘„«「『（(\[【]*+"""
 """Quotes and Markdown that begin before a word."""
-_LISTED = rf"(?:(?:[-+*•‣◦▪·–—>#]++|[(（]?(?:\d{{1,3}}|[A-Za-z])[.)）、．]){_BLANK}*+)*+"
+_LISTED = rf"(?:[-+*•‣◦▪·–—>#]++{_BLANK}*+|[(（]?(?:\d{{1,3}}|[A-Za-z])(?:[)）、]{_BLANK}*+|[.．]{_BLANK}++))*+"
 """Marks of lists, headings and quoted lines."""
 _START = re.compile(
-    rf"(?P<line>{_BREAK}){_BLANK}*+{_LISTED}{_OPENED}"
+    rf"(?P<line>\A|{_BREAK}){_BLANK}*+{_LISTED}{_OPENED}"
     rf"|(?P<unspaced>[。！？．][”’」』）】]*+){_BLANK}*+{_OPENED}"
     rf"|(?P<stop>[.!?…]{_CLOSED}){_BLANK}*+{_OPENED}"
     rf"|(?P<formula>\$|\\[)\]]|\}}){_BLANK}++{_OPENED}"
 )
+_WORD = re.compile(rf"{UNSPACED}|[^\W\d_]+")
+_AFTER_LEAD = re.compile(rf"(?:,?{_BLANK}++|[—–-]|，)")
+_ONE_BLANK = re.compile(_BLANK)
 _ABBREVIATED = re.compile(r"\b(?:e\.g|i\.e|etc|vs|cf|approx|resp|z\. ?B|d\. ?h|bzw|usw|ca)\.\Z")
 _BOUNDS = tuple(
     re.compile(bound)
     for bound in (rf"{_BREAK}{_BLANK}*+{_BREAK}++", _BREAK, rf"[.!?…]{_CLOSED}(?={_BLANK})|[。！？]", rf"(?={_BLANK})")
 )
 """Where a long segment is split: the ends of paragraphs, lines, sentences and words."""
-
-
-class Start(NamedTuple):
-    """Where a sentence or a line begins, or may begin."""
-
-    cut: int
-    """Where a segment would begin: behind line breaks, before blanks, quotes, Markdown, marks of lists."""
-    word: int
-    """Where its first word begins."""
-    is_sure: bool
-    """False behind a formula without a stop, an abbreviation, or a stop without a space."""
-    is_spaced: bool
-
-
 def segment_text(text: str, markers: Sequence[str], min_chars: int, max_chars: int) -> list[str]:
     """`text` as consecutive segments. Lossless: "".join gives `text`.
 
@@ -63,18 +51,11 @@ def segment_text(text: str, markers: Sequence[str], min_chars: int, max_chars: i
     A segment shorter than `min_chars` characters is joined to the next one.
     """
     kept = [0]
-    for cut in _marker_cuts(text, tuple(markers)):
+    for cut, _, _ in marker_starts(text, markers):
         if cut - kept[-1] >= min_chars:
             kept.append(cut)
     cuts = [cut for start, end in pairwise([*kept, len(text)]) for cut in (start, *_splits(text, start, end, max_chars))]
     return [text[start:end] for start, end in pairwise([*cuts, len(text)]) if end > start]
-
-
-def _marker_cuts(text: str, markers: tuple[str, ...]) -> Iterator[int]:
-    """Where segments may begin."""
-    for start in sentence_starts(text):
-        if marker_at(text, start, markers):
-            yield start.cut
 
 
 def _splits(text: str, start: int, end: int, longest: int) -> Iterator[int]:
@@ -99,47 +80,97 @@ def _split(text: str, first: int, last: int, end: int) -> int:
     return beyond.end() if beyond else end
 
 
-def sentence_starts(text: str) -> Iterator[Start]:
-    """Each place behind the text's beginning where a sentence or a line may begin."""
+def sentence_starts(text: str) -> Iterator[tuple[int, int]]:
+    """Where sentences and lines begin, and where the first word of each does: behind Markdown, quotes, marks of lists."""
     for match in _START.finditer(text):
-        kind = str(match.lastgroup)
-        cut = match.end(kind)
-        is_spaced = kind in ("line", "unspaced") or bool(re.match(_BLANK, text[cut : cut + 1]))
-        is_sure = kind != "formula" and is_spaced and not _ABBREVIATED.search(text, max(0, cut - 8), cut)
-        yield Start(cut, match.end(), is_sure, is_spaced)
+        if match.end() < len(text) and _is_sure(match):
+            yield _cut(match), match.end()
 
 
-def marker_at(text: str, start: Start, markers: tuple[str, ...]) -> str | None:
-    """Which of `markers`, the longest that fits, begins the sentence at `start`."""
-    found = _pattern(markers).match(text, start.word)
-    if not found or not _begins(start, found[0][0]):
-        return None
-    return _by_length(markers)[int(found.lastindex or 0) - 1]
+def marker_starts(text: str, markers: Sequence[str]) -> Iterator[tuple[int, int, str]]:
+    """Where sentences and lines begin that open with a marker, where their first word begins, and that marker."""
+    by_word = _by_first_word(tuple(markers))
+    for match in _START.finditer(text):
+        marker = _marker_at(text, match.end(), by_word)
+        if marker and _begins(match, text[match.end()]):
+            yield _cut(match), match.end(), marker
 
 
-def _begins(start: Start, first: str) -> bool:
-    """Whether a marker that begins with the character `first` begins a sentence at `start`."""
+def _marker_at(text: str, place: int, by_word: Mapping[str, list[str]]) -> str | None:
+    """The marker at `place`, perhaps behind interjections; the longest that fits."""
+    while True:
+        word = _first_word(text, place)
+        for marker in by_word.get(word, ()):
+            if _pattern(marker).match(text, place):
+                return marker
+        lead = _AFTER_LEAD.match(text, place + len(word)) if word in LEADS else None
+        if not lead:
+            return None
+        place = lead.end()
+
+
+def _begins(start: re.Match[str], first: str) -> bool:
+    """Whether a marker that begins with the character `first` begins a sentence at `start`.
+
+    In an unspaced script a space may follow a stop or not. Else it must, and where there is no sure stop, a capital.
+    """
     if re.match(UNSPACED, first):
-        return start.is_sure or not start.is_spaced
-    return start.is_spaced and (start.is_sure or not first.islower())
+        return start.lastgroup != "formula"
+    return _is_sure(start) or (_is_spaced(start) and not first.islower())
+
+
+def _is_sure(start: re.Match[str]) -> bool:
+    """False behind a formula without a stop, an abbreviation, or a stop without a space."""
+    cut = _cut(start)
+    abbreviated = _ABBREVIATED.search(start.string, max(0, cut - 8), cut)
+    return start.lastgroup != "formula" and _is_spaced(start) and not abbreviated
+
+
+def _is_spaced(start: re.Match[str]) -> bool:
+    return start.lastgroup != "stop" or bool(_ONE_BLANK.match(start.string, _cut(start)))
+
+
+def _cut(start: re.Match[str]) -> int:
+    """Before blanks, quotes, Markdown and marks of lists, but behind line breaks."""
+    return start.end(str(start.lastgroup))
+
+
+def _first_word(text: str, place: int = 0) -> str:
+    """In lower case. In an unspaced script the first character, and nothing where there is no letter."""
+    found = _WORD.match(text, place)
+    return found[0].lower() if found else ""
 
 
 @cache
-def _pattern(markers: tuple[str, ...]) -> re.Pattern[str]:
-    """Matches any of `markers`, whatever its case, perhaps behind an interjection."""
-    firsts = "".join(re.escape(letter) for letter in sorted({marker[0] for marker in markers}))
-    choices = "|".join(f"({_whole(marker)})" for marker in _by_length(markers))
-    return re.compile(rf"(?:{LEAD}\W?{_BLANK}++)?(?=[{firsts}])(?:{choices})", re.IGNORECASE)
+def _by_first_word(markers: tuple[str, ...]) -> Mapping[str, list[str]]:
+    """The markers that begin with a word, longer ones first."""
+    groups: dict[str, list[str]] = {}
+    for marker in sorted(markers, key=len, reverse=True):
+        groups.setdefault(_first_word(marker), []).append(marker)
+    return groups
 
 
 @cache
-def _by_length(markers: tuple[str, ...]) -> list[str]:
-    return sorted(markers, key=len, reverse=True)
-
-
-def _whole(marker: str) -> str:
-    """A marker as whole words. Between them may stand a comma or a word without weight; hyphens are as good as none."""
+def _pattern(marker: str) -> re.Pattern[str]:
+    """Matches `marker` as whole words, in any case. Between them may stand a comma or words without weight; a hyphen
+    may be a space or nothing."""
     words = [re.escape(word).replace(r"\-", f"(?:-|{_BLANK}?)").replace("'", "['’]") for word in marker.split()]
-    between = rf"(?:,?{_BLANK}++|-)(?:{FILLER}{_BLANK}++)?"
-    end = "" if re.match(UNSPACED, marker[-1]) else r"(?!\w|-\w)"
-    return between.join(words) + end + FOLLOWED.get(marker.lower(), "")
+    between = rf"(?:,?{_BLANK}++|-)(?:{FILLER}{_BLANK}++){{0,3}}"
+    end = "" if re.match(UNSPACED, marker[-1]) else r"(?![^\W_]|-\w)"
+    return re.compile(between.join(words) + end + FOLLOWED.get(marker.lower(), ""), re.IGNORECASE)
+
+
+def token_ends(segments: list[str], token_texts: list[str]) -> list[int]:
+    """For each segment the number of tokens from the start of the text to the segment's end.
+
+    `token_texts` are the tokens' own texts; joined they begin with the segments' text (what follows the thinking
+    is ignored). A token that straddles a cut belongs to the segment it starts in. Ends never decrease.
+    """
+    starts = [0, *accumulate(len(text) for text in token_texts)][:-1]
+    ends: list[int] = []
+    token = 0
+    for char_end in accumulate(len(segment) for segment in segments):
+        while token < len(starts) and starts[token] < char_end:
+            token += 1
+        ends.append(token)
+    return ends
