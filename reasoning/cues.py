@@ -27,7 +27,9 @@ _CLAUSE = (
     r"|既然|为了|仔细|注意|考虑|难道|好像|似乎|是不是|会不会|不对|等等|等一下))"
 )
 """A pause, or a word with which a Chinese clause goes on and no other word is made."""
-_SPAN = r"(?:a few|several|some|\d+|two|three|four|five|ten)\W+(?:\w+\W+)?(?:s|secs?|seconds?|min|minutes?|hours?|days?)"
+_SPAN = (
+    r"(?:a few|several|some|\d+|two|three|four|five|ten)\W+(?:\w+\W+)?(?:s|secs?|seconds?|min|minutes?|hours?|days?)"
+)
 _VERB = rf"times?|staff|lists?|periods?|costs?|rates?|rooms?|tables?|for|until|till|on|at|here|there|and see|{_SPAN}"
 FOLLOWED = {
     "wait": rf"(?!\s(?:{_VERB})\b)",

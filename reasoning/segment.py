@@ -44,6 +44,8 @@ _BOUNDS = tuple(
     for bound in (rf"{_BREAK}{_BLANK}*+{_BREAK}++", _BREAK, rf"[.!?…]{_CLOSED}(?={_BLANK})|[。！？]", rf"(?={_BLANK})")
 )
 """Where a long segment is split: the ends of paragraphs, lines, sentences and words."""
+
+
 def segment_text(text: str, markers: Sequence[str], min_chars: int, max_chars: int) -> list[str]:
     """`text` as consecutive segments. Lossless: "".join gives `text`.
 
@@ -54,7 +56,9 @@ def segment_text(text: str, markers: Sequence[str], min_chars: int, max_chars: i
     for cut, _, _ in marker_starts(text, markers):
         if cut - kept[-1] >= min_chars:
             kept.append(cut)
-    cuts = [cut for start, end in pairwise([*kept, len(text)]) for cut in (start, *_splits(text, start, end, max_chars))]
+    cuts = [
+        cut for start, end in pairwise([*kept, len(text)]) for cut in (start, *_splits(text, start, end, max_chars))
+    ]
     return [text[start:end] for start, end in pairwise([*cuts, len(text)]) if end > start]
 
 

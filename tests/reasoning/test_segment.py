@@ -153,7 +153,22 @@ def test_a_long_segment_is_split_where_it_reads_best():
 
 
 def test_hostile_texts_are_cut_in_linear_time():
-    for piece in ["a", "\n", "\r\n", "*", ". ", ".", "$ ", "Wait. ", "\nBut ", "\nLet me just ", "1. ", "。等等", "\n ", "- "]:
+    for piece in [
+        "a",
+        "\n",
+        "\r\n",
+        "*",
+        ". ",
+        ".",
+        "$ ",
+        "Wait. ",
+        "\nBut ",
+        "\nLet me just ",
+        "1. ",
+        "。等等",
+        "\n ",
+        "- ",
+    ]:
         text = "\n" + piece * (300_000 // len(piece))
         started = time.process_time()
         assert "".join(segment_text(text, ALL, 0, 2000)) == text
