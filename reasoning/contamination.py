@@ -13,8 +13,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from difflib import SequenceMatcher
+from functools import cached_property
 from itertools import chain, islice
 
 from reasoning.records import Match, Problem
@@ -25,6 +25,10 @@ COMMON = 100
 """Runs of words that so many problems share are a template's or an instruction's, and find nothing."""
 WORDS_PER_EDIT = 20
 """A copy may differ in one prose word of so many."""
+CLAUSE = 4
+"""So many more prose words in one of two texts are a clause that was added, not another problem."""
+LONGEST = 2000
+"""Words up to which two texts are laid side by side; longer ones match where they hold one another."""
 _CONTEXT = 3
 """Words that must stand together in both texts to be the same place."""
 _ALIKE = 0.8
@@ -54,6 +58,9 @@ _DECIDING = frozenset(
     " 大 小 奇 偶 正 负 和 差 积 商 不 非".split()
 )
 """Prose that decides a problem as a number or an operator does."""
+_SYNONYMS = {
+    "smallest": "least", "minimum": "least", "greatest": "largest", "maximum": "largest", "integers": "integer",
+}  # fmt: skip
 
 
 class _Text:
@@ -65,6 +72,7 @@ class _Text:
         self.sentences = sentences(problem.text)
         self.words: Words = tuple(word for sentence in self.sentences for word in sentence)
         self.asked = _asked(self.words)
+        self.decisive = _decisive(self.words)
 
     def parts(self) -> dict[Words, tuple[int, int]]:
         """What is asked by whole sentences that follow one another with fewer than `length` words, and by the whole
@@ -86,7 +94,22 @@ class _Text:
         """
         is_substantial = sum(map(_decides, asked)) >= _SUBSTANCE
         around = chain(islice(self.sentences, first), islice(self.sentences, last, None))
-        return all(_instructs(sentence, is_substantial) for sentence in around)
+        return all(
+            _instructs(sentence)
+            or not _ABOUT_ANSWERS.isdisjoint(sentence)
+            or (is_substantial and not any(map(_decides, sentence)))
+            for sentence in around
+        )
+
+    @cached_property
+    def drawn(self) -> Words:
+        """All words but instructions."""
+        return _problem_alone(self.sentences)
+
+    @cached_property
+    def told(self) -> Words:
+        """The same without the code of drawings: copies draw the same figure in other ways."""
+        return _problem_alone(sentences(_without_drawings(self.problem.text)))
 
 
 class _Known:
@@ -96,9 +119,11 @@ class _Known:
         self._texts = texts
         self._wholes: dict[Words, _Text] = {}
         self._parts: dict[Words, list[tuple[_Text, int, int]]] = {}
+        self._decisive: dict[Words, list[_Text]] = {}
         self._runs: dict[Words, list[int]] = {}
         for index, text in enumerate(texts):
             self._wholes.setdefault(text.asked, text)
+            self._decisive.setdefault(text.decisive, []).append(text)
             for asked, (first, last) in text.parts().items():
                 self._parts.setdefault(asked, []).append((text, first, last))
             for run in ngrams(text.words, text.length):
@@ -114,6 +139,11 @@ class _Known:
             if asked in self._wholes and text.says_alone(asked, first, last):
                 return self._wholes[asked]
         return None
+
+    def misspelled(self, text: _Text) -> _Text | None:
+        """A problem with the same numbers, operators and variables, and nearly the same prose."""
+        alike = self._decisive.get(text.decisive, ()) if len(text.decisive) >= _SUBSTANCE else ()
+        return next((other for other in alike[:COMMON] if _reads_same(text, set(text.words), other, set(other.words))), None)
 
     def closest(self, text: _Text, share: float) -> tuple[_Text, float] | None:
         """The problem that shares most of the runs of the shorter of both texts, more than `share`, and is the same."""
@@ -145,7 +175,7 @@ def matches(
     found = []
     for problem in problems:
         text = _Text(problem, length)
-        holder = known.holder(text)
+        holder = known.holder(text) or known.misspelled(text)
         closest = (holder, 1.0) if holder else known.closest(text, share)
         if closest:
             other, common = closest
@@ -164,66 +194,90 @@ def without_doubles(problems: Iterable[Problem]) -> list[Problem]:
     return list(first.values())
 
 
+def _without_drawings(text: str) -> str:
+    """Without `[asy]…[/asy]`: copies draw the same figure with other code."""
+    before, *drawn = text.split("[asy]")
+    return before + "".join(after if end else code for code, end, after in (part.partition("[/asy]") for part in drawn))
+
+
 def _asked(said: Words) -> Words:
     """Without words that ask for the same thing in other words."""
     return tuple(word for word in said if word not in _IDLE) or said
+
+
+def _decisive(said: Words) -> Words:
+    return tuple(_SYNONYMS.get(word, word) for word in said if _decides(word))
 
 
 def _decides(word: str) -> bool:
     return not is_prose(word) or word in _DECIDING
 
 
-def _instructs(sentence: Words, is_prose_enough: bool) -> bool:
-    """Whether a sentence says how to answer; `is_prose_enough`: or says anything without numbers and formulas."""
-    if len(sentence) == 1 or not _ABOUT_ANSWERS.isdisjoint(sentence):
+def _problem_alone(said: Sequence[Words]) -> Words:
+    return tuple(word for sentence in said if not _instructs(sentence) for word in sentence)
+
+
+def _instructs(sentence: Words) -> bool:
+    """Whether a sentence only says how to answer, or numbers the problem."""
+    if len(sentence) <= 2 and (len(sentence) == 1 or sentence[0] in _ADDRESSING):
         return True
-    return not any(map(_decides, sentence)) and (is_prose_enough or not _ADDRESSING.isdisjoint(sentence))
-
-
-@dataclass(frozen=True)
-class _Rest:
-    """What one text says and another does not."""
-
-    edits: set[str]
-    """In sentences that both have for the most part."""
-    others: set[str]
-    """In sentences that the other text does not have, instructions left out."""
-
-    @classmethod
-    def of(cls, text: _Text, other: _Text) -> _Rest:
-        shared = ngrams(other.words, _CONTEXT)
-        is_met = [False] * len(text.words)
-        for start in range(len(text.words) - _CONTEXT + 1):
-            if text.words[start : start + _CONTEXT] in shared:
-                is_met[start : start + _CONTEXT] = [True] * _CONTEXT
-        rest, start = cls(set(), set()), 0
-        for sentence in text.sentences:
-            met = is_met[start : start + len(sentence)]
-            start += len(sentence)
-            if 2 * sum(met) >= len(sentence):
-                rest.edits.update(word for word, known in zip(sentence, met, strict=True) if not known)
-            elif _ABOUT_ANSWERS.isdisjoint(sentence):
-                rest.others.update(sentence)
-        return rest
+    return not any(map(_decides, sentence)) and not (_ABOUT_ANSWERS | _ADDRESSING).isdisjoint(sentence)
 
 
 def _says_same(one: _Text, other: _Text) -> bool:
     """Whether two texts that share runs of words differ in nothing that decides a problem."""
-    rests = _Rest.of(one, other), _Rest.of(other, one)
-    if any(_decides(word) for rest in rests for word in rest.edits):
+    is_told = min(len(one.told), len(other.told)) >= WORDS_PER_EDIT
+    regions = _differences(one.told, other.told) if is_told else _differences(one.drawn, other.drawn)
+    if regions is None or not all(_decides_the_same(*region) for region in regions):
         return False
-    if all(any(map(_decides, rest.others)) for rest in rests):
-        return False
-    mine, theirs = (rest.edits - _IDLE for rest in rests)
+    edited = [region for region in regions if abs(_prose(region[0]) - _prose(region[1])) < CLAUSE]
+    mine, theirs = ({word for region in edited for word in region[side]} for side in (0, 1))
+    return _reads_same(one, mine, other, theirs)
+
+
+def _differences(one: Words, other: Words) -> list[tuple[Words, Words]] | None:
+    """Where two texts differ: the words of each. A few equal words between two places do not part them. None where
+    the texts are too long to tell."""
+    if max(len(one), len(other)) > LONGEST:
+        return None
+    regions: list[tuple[Words, Words]] = []
+    start_one = start_other = 0
+    for match in SequenceMatcher(None, one, other, autojunk=False).get_matching_blocks():
+        if 0 < match.size < _CONTEXT and match.a and match.b and match.a + match.size < len(one):
+            continue
+        region = one[start_one : match.a], other[start_other : match.b]
+        if region != ((), ()):
+            regions.append(region)
+        start_one, start_other = match.a + match.size, match.b + match.size
+    return regions
+
+
+def _decides_the_same(one: Words, other: Words) -> bool:
+    """Whether a place where two texts differ has the same numbers, operators and variables in both, or more of them in
+    one because a clause is added there: "Given that the sum is m/n, find m + n"."""
+    few, many = sorted((_decisive(one), _decisive(other)), key=len)
+    if few == many:
+        return True
+    added = Counter(many) - Counter(few)
+    is_added = added.total() == len(many) - len(few)
+    prose = abs(_prose(one) - _prose(other))
+    return is_added and (prose >= CLAUSE or (prose > 0 and all(word.isalpha() or word == "=" for word in added)))
+
+
+def _prose(said: Words) -> int:
+    return len(said) - len(_decisive(said))
+
+
+def _reads_same(one: _Text, mine: set[str], other: _Text, theirs: set[str]) -> bool:
+    """Whether the prose of two texts differs in few words, given words of each where they may differ."""
     names = set(_NAME.findall(f"{one.problem.text} {other.problem.text}"))
-    edits = max(len(_unlike(mine, theirs, names)), len(_unlike(theirs, mine, names)))
+    edits = max(_unlike(mine - theirs, theirs - mine, names), _unlike(theirs - mine, mine - theirs, names))
     return edits <= min(len(one.words), len(other.words)) // WORDS_PER_EDIT
 
 
-def _unlike(mine: set[str], theirs: set[str], names: set[str]) -> set[str]:
-    """Those of `mine` that are no misspelling of one of `theirs`: ELLIPSE is none of ECLIPSE."""
-    return {
-        word
-        for word in mine
-        if word.upper() in names or not any(SequenceMatcher(None, word, other).ratio() >= _ALIKE for other in theirs)
-    }
+def _unlike(mine: set[str], theirs: set[str], names: set[str]) -> int:
+    """How many of `mine` are no misspelling of one of `theirs`: ELLIPSE is none of ECLIPSE."""
+    return sum(
+        word.upper() in names or not any(SequenceMatcher(None, word, other).ratio() >= _ALIKE for other in theirs)
+        for word in mine - _IDLE
+    )

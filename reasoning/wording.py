@@ -49,12 +49,13 @@ _COMMANDS = {
     "": "left right middle big bigl bigr bigm bigg biggl biggr biggm displaystyle textstyle scriptstyle limits nolimits text "
     "textbf textit textrm textsf texttt textsl textnormal emph mathbf mathit mathrm mathbb mathcal mathsf mathop mathfrak "
     "boldsymbol bm mbox hbox operatorname quad qquad ldots dots cdots vdots dotsc dotsb boxed fbox hspace vspace smallskip "
-    "medskip bigskip noindent hfill item underline ensuremath displaylines nonumber hline par newline centering",
+    "medskip bigskip noindent hfill item underline ensuremath displaylines nonumber hline par newline centering rm bf it em tt sf sc cal",
+    "⦃": "lbrace", "⦄": "rbrace",
 }  # fmt: skip
 _MEANING = {name: sign for sign, names in _COMMANDS.items() for name in names.split()}
 """What a LaTeX command says; nothing, where it only sets a text. Others say their name."""
 _SYNONYMS = {
-    "degree": "°", "degrees": "°", "percent": "%", "sqrt": "√", "infinity": "∞", "zero": "0", "one": "1", "two": "2",
+    "degree": "°", "degrees": "°", "percent": "%", "sqrt": "√", "infinity": "∞", "zero": "0", "two": "2",
     "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10",
     "eleven": "11", "twelve": "12",
 }  # fmt: skip
@@ -67,6 +68,8 @@ FUNCTIONS = frozenset(
 _FUNCTION = rf"(?:{'|'.join(sorted(FUNCTIONS))})(?![a-z])"
 _SUPERSCRIPT = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ]+")
 _SUBSCRIPT = re.compile(r"[₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₐₙᵢⱼₖ]+")
+_FORMULA_END = re.compile(r"(\$\$|\\[\[\]]|(?:\$|\\\)|[}\]])(?=\s+[A-Z][a-z]))")
+"""Where a sentence ends without a stop, if it ends there."""
 _DEGREES = dict.fromkeys(map(ord, "º˚"), "°")
 """Which normalisation would take for letters."""
 _GREEK = re.compile(r"[\u0370-\u03ff]")
@@ -78,9 +81,13 @@ _SPELLINGS = [
     for pattern, spelled in (
         (r"\\[dtc]?frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
         (r"\\[dtc]?frac\s*(\d)(?!\d)", r"\\frac{\1}"),
-        (r"\^\s*\{?\s*\\(?:circ|degree)(?![a-z])\s*\}?", " ° "),
-        (r"\^\s*\{?\s*\\prime(?![a-z])\s*\}?", "′"),
+        (r"\^\s*(?:\{\s*\\(?:circ|degree)\s*\}|\\(?:circ|degree)(?![a-z]))", " ° "),
+        (r"\^\s*(?:\{\s*\\prime\s*\}|\\prime(?![a-z]))", "′"),
+        (r"(?<=[a-z\d)}\]])([_^])([a-z])(?=[a-z])", r"\1{\2} "),
         (r"\\(?:text[a-z]*|mathrm|mbox|operatorname\*?|boxed)\s*\{([^{}]*)\}", r" \1 "),
+        (r"[\^_]\s*\{\s*\}", ""),
+        (r"(?:\\cdot\s*){3}", " "),
+        (r"(?<=[=$,(:\s])\{([^{}]*,[^{}]*)\}", r"\\{\1\\}"),
         (r"\\not\s*=", "≠"),
         (r"\\[,;:!>~ ]|\\(?=\n)", " "),
         (r"\\begin\s*\{([a-z]*)matrix\*?\}", r" \1matrix "),
@@ -89,12 +96,11 @@ _SPELLINGS = [
         (r"(?<=[a-z])'(?=[a-z])", ""),
         (r"(?<=[\w)\]}])(\s*)\*\*\1(?=[\w(\\{-])", " ^ "),
         (r"(?<=[\w)\]}])(\s*)\*\1(?=[\w(\\{])", " × "),
-        (r"(?<=\d)\s*(?:·|\\cdot(?![a-z]))\s*(?=[\d(])", " × "),
         (r"<=", "≤"), (r">=", "≥"), (r"==", "="), (r"-{3,}", " "), (r"--", "-"), (r"->", "→"), (r"=>", "⇒"),
         (rf"-\s*(?=(?!{_FUNCTION})[a-z]{{3}})", " "),
         (r"(?<=[a-z]{3})-(?=\w)", " "),
         (r"(?m)^\s*[-+·]\s+", ""),
-        (r"(?<![\\a-z])[a-z](?:\s+[a-z])+(?![a-z])", lambda match: re.sub(r"\s", "", match[0])),
+        (r"(?<![\\a-z_^])[a-z](?:\s+[a-z])+(?![a-z])", lambda match: re.sub(r"\s", "", match[0])),
     )
 ]  # fmt: skip
 """What is spelled alike before words are told apart: fractions, degrees, hyphens, names of several letters, …"""
@@ -138,14 +144,21 @@ def is_prose(word: str) -> bool:
 def _marked(text: str) -> list[str]:
     """Words, with END where a sentence ends."""
     found = (_spelled(match) for match in _WORD.finditer(_plain(text)))
-    return list(_without_idle_brackets([word for word in found if word]))
+    said = list(_without_idle_brackets([word for word in found if word]))
+    return ["×" if word == "·" and _is_between_numbers(said, place) else word for place, word in enumerate(said)]
+
+
+def _is_between_numbers(said: Sequence[str], place: int) -> bool:
+    """Whether a product has a number for a factor: those of vectors differ by their sign."""
+    return any(word[0].isdigit() for word in said[max(0, place - 1) : place + 2])
 
 
 def _plain(text: str) -> str:
     """Lower case, one spelling where LaTeX, Unicode and plain text have several."""
     raised = _SUPERSCRIPT.sub(lambda match: f"^{{{match[0]}}}", _VULGAR.sub(" ", text.translate(_DEGREES)))
     lowered = _SUBSCRIPT.sub(lambda match: f"_{{{match[0]}}}", raised)
-    plain = _greek(unicodedata.normalize("NFKC", lowered)).translate(_PLAIN).lower()
+    told_apart = _FORMULA_END.sub(r"\1. ", lowered)
+    plain = _greek(unicodedata.normalize("NFKC", told_apart)).translate(_PLAIN).lower()
     plain = _GROUPED.sub("", plain)
     for pattern, spelled in _SPELLINGS:
         plain = pattern.sub(spelled, plain)
@@ -208,6 +221,7 @@ def _rewritten(found: Sequence[str], ends: Mapping[int, int]) -> dict[int, str]:
             said[end] - said[first] <= 1
             or prose[end] > prose[first]
             or (ends.get(first) == last and rewritten[first] == "(")
+            or (found[first] == "√" and said[end] - said[first] == 2)
             or (found[start - 1 : end] == ["^", found[start], "-", found[last]] and last == first + 1)
         )
         rewritten[start], rewritten[end] = ("", "") if is_idle else ("(", ")")
