@@ -18,7 +18,7 @@ from functools import cached_property
 from itertools import chain, islice
 
 from reasoning.records import Match, Problem
-from reasoning.wording import Words, is_prose, sentences, words
+from reasoning.wording import Words, is_prose, listed, sentences, words
 
 METHOD_VERSION = "1"
 COMMON = 100
@@ -36,26 +36,28 @@ _ALIKE = 0.8
 _NAME = re.compile(r"\b[A-Z]{2,}\b")
 _SUBSTANCE = 3
 """Words of formulas by which a short problem is known for itself."""
-_IDLE = frozenset(
-    "find determine compute calculate evaluate solve what which is are the a an of value please give given that then following"
-    " for question problem exercise answer".split()
+_IDLE = listed(
+    "find determine compute calculate evaluate solve what which is are the a an of value please give given "
+    "that then following for question problem exercise answer"
 )
 """Words that ask for the same thing in other words, or that hold a sentence together."""
-_ABOUT_ANSWERS = frozenset(
-    "answer answers step steps think thinking reason reasoning explain solution solutions final box format response respond"
-    " reply instruction instructions simplest 答 步 推".split()
+_ABOUT_ANSWERS = listed(
+    "answer answers step steps think thinking reason reasoning explain solution solutions final box format "
+    "response respond reply instruction instructions simplest 答 步 推"
 )
 """Words by which a sentence is told to be about answering, not about the problem."""
-_ADDRESSING = frozenset(
-    "you your please question problem exercise example task following assistant helpful hint carefully lets concise correct"
-    " correctly efficiently clearly show work express simplify solve 请 题 解 问".split()
+_ADDRESSING = listed(
+    "user system human input output you your please question problem exercise example task following "
+    "assistant helpful hint carefully lets concise correct correctly efficiently clearly show work express "
+    "simplify solve 请 题 解 问"
 )
 """Words that a problem may hold, too, but hardly one without numbers and formulas."""
-_DECIDING = frozenset(
-    "plus minus sum difference product quotient remainder ratio even odd prime composite positive negative increasing decreasing"
-    " largest smallest greatest least maximum minimum more less fewer not without half twice double triple third"
-    " integer integers real complex rational irrational natural first last left right inside outside"
-    " 大 小 奇 偶 正 负 和 差 积 商 不 非".split()
+_NUMBERED = listed("question problem exercise example task")
+_DECIDING = listed(
+    "plus minus sum difference product quotient remainder ratio even odd prime composite positive negative "
+    "increasing decreasing largest smallest greatest least maximum minimum more less fewer not without half "
+    "twice double triple third integer integers real complex rational irrational natural first last left "
+    "right inside outside 大 小 奇 偶 正 负 和 差 积 商 不 非"
 )
 """Prose that decides a problem as a number or an operator does."""
 _SYNONYMS = {
@@ -73,6 +75,9 @@ class _Text:
         self.words: Words = tuple(word for sentence in self.sentences for word in sentence)
         self.asked = _asked(self.words)
         self.decisive = _decisive(self.words)
+
+    def runs(self) -> set[Words]:
+        return ngrams(self.words, self.length)
 
     def parts(self) -> dict[Words, tuple[int, int]]:
         """What is asked by whole sentences that follow one another with fewer than `length` words, and by the whole
@@ -95,7 +100,8 @@ class _Text:
         is_substantial = sum(map(_decides, asked)) >= _SUBSTANCE
         around = chain(islice(self.sentences, first), islice(self.sentences, last, None))
         return all(
-            _instructs(sentence)
+            len(sentence) == 1
+            or _instructs(sentence)
             or not _ABOUT_ANSWERS.isdisjoint(sentence)
             or (is_substantial and not any(map(_decides, sentence)))
             for sentence in around
@@ -112,25 +118,44 @@ class _Text:
         return _problem_alone(sentences(_without_drawings(self.problem.text)))
 
 
-class _Known:
-    """Problems by what they say, in whole, in part and in runs of words."""
+class Overlap:
+    """Sets of problems by what they say, in whole, in part and in runs of words."""
 
-    def __init__(self, texts: Sequence[_Text]):
-        self._texts = texts
+    def __init__(self, others: Mapping[str, Sequence[Problem]], length: int, share: float):
+        """`others`: by name; `length`: words of a run; `share`: of the runs, how much two problems have in common at
+        least, where neither says all of the other."""
+        self._length, self._share = length, share
+        self._texts = [_Text(other, length, name) for name, group in others.items() for other in group]
         self._wholes: dict[Words, _Text] = {}
         self._parts: dict[Words, list[tuple[_Text, int, int]]] = {}
-        self._decisive: dict[Words, list[_Text]] = {}
+        self._alike: dict[Words, list[_Text]] = {}
         self._runs: dict[Words, list[int]] = {}
-        for index, text in enumerate(texts):
-            self._wholes.setdefault(text.asked, text)
-            self._decisive.setdefault(text.decisive, []).append(text)
-            for asked, (first, last) in text.parts().items():
-                self._parts.setdefault(asked, []).append((text, first, last))
-            for run in ngrams(text.words, text.length):
-                self._runs.setdefault(run, []).append(index)
-        self._rare = [sum(len(self._runs[run]) <= COMMON for run in ngrams(text.words, text.length)) for text in texts]
+        for index, text in enumerate(self._texts):
+            self._add(index, text)
+        self._rare = [sum(len(self._runs[run]) <= COMMON for run in text.runs()) for text in self._texts]
 
-    def holder(self, text: _Text) -> _Text | None:
+    def _add(self, index: int, text: _Text) -> None:
+        self._wholes.setdefault(text.asked, text)
+        self._alike.setdefault(text.decisive, []).append(text)
+        for asked, (first, last) in text.parts().items():
+            self._parts.setdefault(asked, []).append((text, first, last))
+        for run in text.runs():
+            self._runs.setdefault(run, []).append(index)
+
+    def match(self, problem: Problem) -> Match | None:
+        """The problem of the others that is the same, the closest one; None where there is none."""
+        text = _Text(problem, self._length)
+        whole = self._holder(text) or self._misspelled(text)
+        closest = (whole, 1.0) if whole else self._closest(text)
+        if closest is None:
+            return None
+        other, share = closest
+        return Match(
+            problem_id=problem.id, text=problem.text, benchmark=other.group, benchmark_id=other.problem.id,
+            benchmark_text=other.problem.text, share=share,
+        )  # fmt: skip
+
+    def _holder(self, text: _Text) -> _Text | None:
         """A problem that says all of `text`, or all of which `text` says, but for instructions."""
         for held, first, last in self._parts.get(text.asked, ()):
             if held.says_alone(text.asked, first, last):
@@ -140,18 +165,19 @@ class _Known:
                 return self._wholes[asked]
         return None
 
-    def misspelled(self, text: _Text) -> _Text | None:
+    def _misspelled(self, text: _Text) -> _Text | None:
         """A problem with the same numbers, operators and variables, and nearly the same prose."""
-        alike = self._decisive.get(text.decisive, ()) if len(text.decisive) >= _SUBSTANCE else ()
-        return next((other for other in alike[:COMMON] if _reads_same(text, set(text.words), other, set(other.words))), None)
+        alike = self._alike.get(text.decisive, ()) if len(text.decisive) >= _SUBSTANCE else ()
+        said = set(text.words)
+        return next((other for other in alike[:COMMON] if _reads_same(text, said, other, set(other.words))), None)
 
-    def closest(self, text: _Text, share: float) -> tuple[_Text, float] | None:
-        """The problem that shares most of the runs of the shorter of both texts, more than `share`, and is the same."""
-        rare = [indices for run in ngrams(text.words, text.length) if len(indices := self._runs.get(run, [])) <= COMMON]
+    def _closest(self, text: _Text) -> tuple[_Text, float] | None:
+        """The problem that shares most of the runs of the shorter of both texts, and is the same."""
+        rare = [indices for run in text.runs() if len(indices := self._runs.get(run, [])) <= COMMON]
         common = Counter(index for indices in rare for index in indices)
         shares = {index: count / min(len(rare), self._rare[index]) for index, count in common.items()}
         for index in sorted(shares, key=lambda index: -shares[index]):
-            if shares[index] <= share:
+            if shares[index] <= self._share:
                 return None
             if _says_same(text, self._texts[index]):
                 return self._texts[index], shares[index]
@@ -171,19 +197,8 @@ def matches(
     Two problems match when one says the other but for an instruction, or when more than `share` of the `length`-grams
     of the shorter one are in the other and they differ in nothing that decides a problem.
     """
-    known = _Known([_Text(other, length, name) for name, group in others.items() for other in group])
-    found = []
-    for problem in problems:
-        text = _Text(problem, length)
-        holder = known.holder(text) or known.misspelled(text)
-        closest = (holder, 1.0) if holder else known.closest(text, share)
-        if closest:
-            other, common = closest
-            found.append(Match(
-                problem_id=problem.id, text=problem.text, benchmark=other.group, benchmark_id=other.problem.id,
-                benchmark_text=other.problem.text, share=common,
-            ))  # fmt: skip
-    return found
+    overlap = Overlap(others, length, share)
+    return [match for problem in problems if (match := overlap.match(problem))]
 
 
 def without_doubles(problems: Iterable[Problem]) -> list[Problem]:
@@ -219,7 +234,7 @@ def _problem_alone(said: Sequence[Words]) -> Words:
 
 def _instructs(sentence: Words) -> bool:
     """Whether a sentence only says how to answer, or numbers the problem."""
-    if len(sentence) <= 2 and (len(sentence) == 1 or sentence[0] in _ADDRESSING):
+    if len(sentence) == 2 and sentence[0] in _NUMBERED:
         return True
     return not any(map(_decides, sentence)) and not (_ABOUT_ANSWERS | _ADDRESSING).isdisjoint(sentence)
 

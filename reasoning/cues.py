@@ -9,11 +9,13 @@ Where both readings are good Chinese, nothing is cut.
 
 from __future__ import annotations
 
+from reasoning.wording import listed
+
 UNSPACED = r"[\u3040-\u30ff\u3400-\u9fff]"
 """Scripts whose words follow one another without a space."""
-LEADS = frozenset(
-    "no nope oh ah and but so ok okay well now yes yeah hm hmm alright um uh huh hey then or nein aber ach und also doch ja"
-    " gut oder 不 哦 啊 哎 呃 那".split()
+LEADS = listed(
+    "no nope oh ah and but so ok okay well now yes yeah hm hmm alright um uh huh hey then or nein aber ach "
+    "und also doch ja gut oder 不 哦 啊 哎 呃 那"
 )
 """Interjections and conjunctions that may come before a marker: "No, wait", "Aber warte"."""
 FILLER = r"(?:also|just|quickly|carefully|actually|now|really|first|possible|different|noch|nochmals?|einmal)"
@@ -31,12 +33,13 @@ _SPAN = (
     r"(?:a few|several|some|\d+|two|three|four|five|ten)\W+(?:\w+\W+)?(?:s|secs?|seconds?|min|minutes?|hours?|days?)"
 )
 _VERB = rf"times?|staff|lists?|periods?|costs?|rates?|rooms?|tables?|for|until|till|on|at|here|there|and see|{_SPAN}"
+_RELATIVE = "in|an|auf|bei|zu|von|mit|wo|der|die|das|dem|den"
 FOLLOWED = {
     "wait": rf"(?!\s(?:{_VERB})\b)",
     "however": r"(?!\s(?:many|much|long|hard|often|far|small|large|big|great|few|little|high|low|old|fast)\b)",
     "hold on": r"(?!\sto\b)",
     "hang on": r"(?!\sto\b)",
-    "moment": rf"(?:(?=[,.!?…—–]|\s(?:mal|bitte)\b)|{_END})(?!,\s(?:in|an|auf|bei|zu|von|mit|wo|der|die|das|dem|den)\b)",
+    "moment": rf"(?:(?=[,.!?…—–]|\s(?:mal|bitte)\b)|{_END})(?!,\s(?:{_RELATIVE})\b)",
     "einen moment": rf"(?:{_PAUSE}|(?=\s(?:mal|bitte)\b))",
     "halt": rf"(?:{_PAUSE}|(?=\s(?:mal|stopp?)\b))",
     "warte": rf"(?:{_PAUSE}|(?=\s(?:mal|kurz|eben|nein|doch|ich|ist|das|da|es|wenn|vielleicht)\b))",

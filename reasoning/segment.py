@@ -85,7 +85,7 @@ def _split(text: str, first: int, last: int, end: int) -> int:
 
 
 def sentence_starts(text: str) -> Iterator[tuple[int, int]]:
-    """Where sentences and lines begin, and where the first word of each does: behind Markdown, quotes, marks of lists."""
+    """Where sentences and lines begin, and where the first word of each does: behind Markdown and marks of lists."""
     for match in _START.finditer(text):
         if match.end() < len(text) and _is_sure(match):
             yield _cut(match), match.end()

@@ -17,12 +17,17 @@ Words = tuple[str, ...]
 END = "\n"
 """Among words: the end of a sentence or a line."""
 
+
+def listed(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 _MINUS = dict.fromkeys(map(ord, "−–‐‑‒﹣⁻"), "-")
 _QUOTES = dict.fromkeys(map(ord, "‘’´"), "'")
 _SIGNS = {
-    "≤": "≤⩽≦⪕", "≥": "≥⩾≧⪖", "≠": "≠", "×": "×⨯✕✖", "·": "·⋅∙•", "/": "÷⁄∕", "±": "±", "∓": "∓", "√": "√", "∞": "∞",
-    "→": "→⟶↦", "⇒": "⇒⟹", "∪": "∪⋃", "∩": "∩⋂", "⊆": "⊆", "⊂": "⊂", "∈": "∈", "∉": "∉", "∅": "∅⌀", "⊥": "⊥⟂", "∥": "∥‖",
-    "≈": "≈", "≡": "≡", "≅": "≅", "∼": "∼", "∘": "∘", "°": "°º˚", "′": "′", "⌊": "⌊", "⌋": "⌋", "⌈": "⌈", "⌉": "⌉", "|": "|∣",
+    "≤": "≤⩽≦⪕", "≥": "≥⩾≧⪖", "×": "×⨯✕✖", "·": "·⋅∙•", "/": "÷⁄∕", "→": "→⟶↦", "⇒": "⇒⟹", "∪": "∪⋃", "∩": "∩⋂",
+    "∅": "∅⌀", "⊥": "⊥⟂", "∥": "∥‖", "|": "|∣",
+    **{sign: sign for sign in "≠±∓√∞⊆⊂∈∉≈≡≅∼∘°′⌊⌋⌈⌉"},
 }  # fmt: skip
 _NAMED = {
     "∠": "angle",
@@ -40,17 +45,18 @@ _PLAIN: dict[int, str] = {
     **_MINUS, **_QUOTES, ord("—"): " ", ord("~"): " ", ord("∶"): ":",
 }  # fmt: skip
 _COMMANDS = {
-    "≤": "le leq leqslant leqq", "≥": "ge geq geqslant geqq", "≠": "ne neq", "<": "lt", ">": "gt", "×": "times", "·": "cdot bullet",
-    "/": "div", "±": "pm", "∓": "mp", "√": "sqrt", "∞": "infty infinity", "→": "to rightarrow longrightarrow mapsto",
-    "⇒": "implies", "∪": "cup bigcup", "∩": "cap bigcap", "⊆": "subseteq", "⊂": "subset", "∈": "in", "∉": "notin",
-    "∅": "emptyset varnothing", "⊥": "perp bot", "∥": "parallel", "≈": "approx", "≡": "equiv", "≅": "cong", "∼": "sim",
-    "∘": "circ", "°": "degree", "′": "prime", "⌊": "lfloor", "⌋": "rfloor", "⌈": "lceil", "⌉": "rceil", "|": "vert lvert rvert mid",
-    "angle": "measuredangle", "epsilon": "varepsilon", "phi": "varphi", "theta": "vartheta", "rho": "varrho",
-    "": "left right middle big bigl bigr bigm bigg biggl biggr biggm displaystyle textstyle scriptstyle limits nolimits text "
-    "textbf textit textrm textsf texttt textsl textnormal emph mathbf mathit mathrm mathbb mathcal mathsf mathop mathfrak "
-    "boldsymbol bm mbox hbox operatorname quad qquad ldots dots cdots vdots dotsc dotsb boxed fbox hspace vspace smallskip "
-    "medskip bigskip noindent hfill item underline ensuremath displaylines nonumber hline par newline centering rm bf it em tt sf sc cal",
-    "⦃": "lbrace", "⦄": "rbrace",
+    "≤": "le leq leqslant leqq", "≥": "ge geq geqslant geqq", "≠": "ne neq", "<": "lt", ">": "gt", "×": "times",
+    "·": "cdot bullet", "/": "div", "±": "pm", "∓": "mp", "√": "sqrt", "∞": "infty infinity", "⇒": "implies",
+    "→": "to rightarrow longrightarrow mapsto", "∪": "cup bigcup", "∩": "cap bigcap", "⊆": "subseteq", "⊂": "subset",
+    "∈": "in", "∉": "notin", "∅": "emptyset varnothing", "⊥": "perp bot", "∥": "parallel", "≈": "approx", "≡": "equiv",
+    "≅": "cong", "∼": "sim", "∘": "circ", "°": "degree", "′": "prime", "⌊": "lfloor", "⌋": "rfloor", "⌈": "lceil",
+    "⌉": "rceil", "|": "vert lvert rvert mid", "⦃": "lbrace", "⦄": "rbrace", "angle": "measuredangle",
+    "epsilon": "varepsilon", "phi": "varphi", "theta": "vartheta", "rho": "varrho", "triangle": "bigtriangleup",
+    "": "left right middle big bigl bigr bigm bigg biggl biggr biggm displaystyle textstyle scriptstyle limits nolimits"
+    " text textbf textit textrm textsf texttt textsl textnormal emph mathbf mathit mathrm mathbb mathcal mathsf mathop"
+    " mathfrak boldsymbol bm mbox hbox operatorname quad qquad ldots dots cdots vdots dotsc dotsb boxed fbox hspace"
+    " vspace smallskip medskip bigskip noindent hfill item underline ensuremath displaylines nonumber hline par newline"
+    " centering rm bf it em tt sf sc cal",
 }  # fmt: skip
 _MEANING = {name: sign for sign, names in _COMMANDS.items() for name in names.split()}
 """What a LaTeX command says; nothing, where it only sets a text. Others say their name."""
@@ -59,16 +65,17 @@ _SYNONYMS = {
     "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10",
     "eleven": "11", "twelve": "12",
 }  # fmt: skip
-FUNCTIONS = frozenset(
-    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp lim max min sup inf gcd lcm mod bmod pmod det deg "
-    "dim ker arg int sum prod choose alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho "
-    "sigma tau upsilon phi chi psi omega partial nabla forall exists neg wedge vee overline overrightarrow vec hat bar".split()
+FUNCTIONS = listed(
+    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp lim max min sup inf gcd lcm mod "
+    "bmod pmod det deg dim ker arg int sum prod choose alpha beta gamma delta epsilon zeta eta theta iota "
+    "kappa lambda mu nu xi omicron pi rho sigma tau upsilon phi chi psi omega partial nabla forall exists neg "
+    "wedge vee overline overrightarrow vec hat bar"
 )
 """Names that are part of formulas."""
 _FUNCTION = rf"(?:{'|'.join(sorted(FUNCTIONS))})(?![a-z])"
 _SUPERSCRIPT = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ]+")
 _SUBSCRIPT = re.compile(r"[₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₐₙᵢⱼₖ]+")
-_FORMULA_END = re.compile(r"(\$\$|\\[\[\]]|(?:\$|\\\)|[}\]])(?=\s+[A-Z][a-z]))")
+_FORMULA_END = re.compile(r"((?<!\\)\$\$|\\[\[\]]|(?:\$|\\\)|[}\]])(?=\s+[A-Z][a-z]))")
 """Where a sentence ends without a stop, if it ends there."""
 _DEGREES = dict.fromkeys(map(ord, "º˚"), "°")
 """Which normalisation would take for letters."""
@@ -121,7 +128,7 @@ _INFIX = {
     r"\tbinom": "choose",
 }
 """LaTeX's commands of two arguments, and what plain text writes between the two."""
-_SHORT = frozenset("of is in to be it an at by if on or as we he so no do up my me us go am a i".split())
+_SHORT = listed("of is in to be it an at by if on or as we he so no do up my me us go am a i")
 
 
 def words(text: str) -> Words:
