@@ -146,7 +146,8 @@ def joined(texts: Sequence[str], answer: str) -> list[str]:
     """Segments of the thinking of wrong traces, until they are enough, and then of the shortest right one."""
 
     def segments(text: str) -> list[str]:
-        return segment_text(thinking_of(text), Segmentation().markers, Segmentation().min_chars)
+        how = Segmentation()
+        return segment_text(thinking_of(text), how.markers, how.min_chars, how.max_chars)
 
     ordered = sorted(texts, key=len)
     right = next((text for text in ordered if final_answer(text) == answer), None)

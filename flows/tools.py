@@ -16,10 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from conf.errors import ReadableError
+from conf.settings import MARKERS, NgramOverlap, Segmentation
 from reasoning.answers import boxed
+from reasoning.contamination import Overlap
+from reasoning.records import Problem, TextPart
+from reasoning.segment import segment_text
 from reasoning.verifier import Question, Verifier
 
 Row = dict[str, Any]
+PROBLEM_FIELDS = ("problem", "text", "question")
+_FIELDS = "problem, text or question"
 AT_ONCE = 64
 """Rows that are worked on together, before the first of them is written."""
 
@@ -33,6 +39,14 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     answers = commands.add_parser("check-answers", help="say of each answer of a file whether it is right")
     answers.add_argument("file", help="JSON Lines with gold, said and, where there are options, choices; - reads stdin")
     answers.set_defaults(act=lambda options: check_answers(options.file))
+    segment = commands.add_parser("segment-traces", help="cut texts into segments: text, language -> segments")
+    segment.add_argument("file", help="JSON Lines, or - for standard input")
+    segment.add_argument("--min-chars", type=int, default=0, help="join shorter segments to the next (default: 0)")
+    segment.set_defaults(act=lambda o: segment_traces(o.file, o.min_chars))
+    overlap = commands.add_parser("find-overlap", help="find which problems of A stand in B, too: problem -> overlap")
+    overlap.add_argument("a", metavar="A", help="JSON Lines with problem, text or question; or - for standard input")
+    overlap.add_argument("b", metavar="B", help="the same")
+    overlap.set_defaults(act=lambda o: find_overlap(o.a, o.b))
 
 
 def check_answers(path: str) -> None:
@@ -55,8 +69,58 @@ def _choices_of(row: Row) -> tuple[str, ...] | None:
     return tuple(map(str, choices)) if isinstance(choices, list) and choices else None
 
 
+def segment_traces(path: str, min_chars: int) -> None:
+    """Writes each row with `segments`: its `text` as the run's segmenter cuts it, in the row's `language`."""
+
+    def cut(row: Row) -> Row:
+        language = row.get("language", "english")
+        if language not in list(MARKERS):
+            return row | {"error": f"no markers for language {language!r}; it must be one of {', '.join(MARKERS)}"}
+        longest = Segmentation.model_fields["max_chars"].default
+        return row | {"segments": segment_text(row["text"], MARKERS[language], min_chars, longest)}
+
+    annotate(read_rows(path), ["text"], lambda rows: [cut(row) for row in rows])
+
+
+def find_overlap(path: str, other: str) -> None:
+    """Writes each row of `path` with `overlap`: the closest row of `other` that says the same, or null. Raises
+    ToolError at the end where rows of `other` could not be used."""
+    rows = dict(numbered_rows(other))
+    held = {str(line): text for line, row in rows.items() if (text := _problem_text(row)) is not None}
+    gate = NgramOverlap()
+    overlap = Overlap({other: [_problem(line, text) for line, text in held.items()]}, gate.words, gate.share)
+
+    def look_up(row: Row) -> Row:
+        text = _problem_text(row)
+        if text is None:
+            return row | {"error": f"no text in {_FIELDS}; its fields: {', '.join(row) or 'none'}"}
+        match = overlap.match(_problem("", text))
+        if match is None:
+            return row | {"overlap": None}
+        line = int(match.benchmark_id)
+        found = {"line": line, "id": rows[line].get("id"), "text": match.benchmark_text, "share": match.share}
+        return row | {"overlap": found}
+
+    annotate(read_rows(path), [], lambda rows: [look_up(row) for row in rows])
+    if unusable := [line for line in rows if str(line) not in held]:
+        raise ToolError(f"{other}:{unusable[0]}: {len(unusable)} of {len(rows)} rows have no text in {_FIELDS}")
+
+
+def _problem_text(row: Row) -> str | None:
+    return next((row[name] for name in PROBLEM_FIELDS if isinstance(row.get(name), str)), None)
+
+
+def _problem(name: str, text: str) -> Problem:
+    return Problem(id=name, prompt=(TextPart(text=text),), answer="")
+
+
 def read_rows(path: str) -> Iterator[Row]:
     """Each line's object; `{"error": …}` for a line that is none. `-` reads standard input. Raises ToolError."""
+    return (row for _, row in numbered_rows(path))
+
+
+def numbered_rows(path: str) -> Iterator[tuple[int, Row]]:
+    """The same with the number of each line; blank ones are left out."""
     try:
         file = sys.stdin if path == "-" else Path(path).open(encoding="utf-8-sig", errors="surrogateescape")  # noqa: SIM115
     except OSError as error:
@@ -64,7 +128,7 @@ def read_rows(path: str) -> Iterator[Row]:
     with file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                yield _object(line, f"{path}:{number}")
+                yield number, _object(line, f"{path}:{number}")
 
 
 def _object(line: str, place: str) -> Row:
@@ -88,8 +152,9 @@ def annotate(rows: Iterable[Row], fields: Sequence[str], change: Callable[[Seque
         marked = [row if "error" in row else row | ({"error": e} if (e := lacks(row, fields)) else {}) for row in group]
         changed = iter(change([row for row in marked if "error" not in row]))
         for row in marked:
-            total, unusable = total + 1, unusable + ("error" in row)
-            _write(row if "error" in row else next(changed))
+            done = row if "error" in row else next(changed)
+            total, unusable = total + 1, unusable + ("error" in done)
+            _write(done)
         sys.stdout.flush()
     if unusable:
         raise ToolError(f"{unusable} of {total} rows could not be used; field error of their lines says why")

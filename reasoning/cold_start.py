@@ -8,12 +8,11 @@ that says what came out. Long opens in any case, with the first thought, and Sho
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from itertools import groupby
 
 from reasoning.dialogue import Closing, Dialogue, Speaker, Turn, holds_tag
-from reasoning.segment import SENTENCE_END
+from reasoning.segment import sentence_starts
 
 METHOD_VERSION = "2"
 
@@ -48,4 +47,5 @@ def _thought(text: str) -> Turn:
 
 def conclusion(text: str) -> str:
     """Its last sentence."""
-    return re.split(SENTENCE_END, text.strip())[-1].strip()
+    said = text.strip()
+    return said[max(cut for cut, _ in sentence_starts(said)) :].strip()

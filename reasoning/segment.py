@@ -4,57 +4,164 @@ Knows: markers, sentence and line starts, token lengths. Must not know: what a s
 
 The law: the segments joined are the text, and the token spans joined are the tokens. A segment begins at a marker
 that starts a sentence or a line; spaces before the marker go with it, line breaks stay with the segment before,
-because tokenizers glue a space to the word after it and a line break to the stop before it.
+because tokenizers glue a space to the word after it and a line break to the stop before it. A segment that is too
+long is split where it reads best: at paragraphs, else lines, sentences, words.
+
+Time is linear in the text: quantifiers are possessive (`*+`), so that no text makes a pattern go back.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from itertools import accumulate, pairwise
+
+from reasoning.cues import FILLER, FOLLOWED, LEADS, UNSPACED
 
 METHOD_VERSION = "2"
 """Part of the cache key of everything that cuts: raise it when a cut may fall elsewhere."""
-SPACED_END = r"""(?:(?<=[.!?…])|(?<=[.!?…]["'”’)\]*]))[ \t]+"""
-UNSPACED_END = r"(?:(?<=[。！？…])|(?<=[。！？…][”’」』）]))[ \t]*"
-SENTENCE_END = rf"{SPACED_END}|{UNSPACED_END}|\n[ \t]*"
-"""Where a sentence or a line ends. Chinese puts no space after a full stop."""
-UNSPACED = r"[\u3040-\u30ff\u3400-\u9fff]"
-"""Scripts whose words follow one another without a space."""
+_BLANK = r"[ \t\u00a0\u1680\u2000-\u200b\u202f\u205f\u3000\ufeff]"
+_BREAK = r"[\n\r\v\f\x85\u2028\u2029]"
+_CLOSED = r"""(?:\\[)\]]|["'”’»)\]}*_$`])*+"""
+"""Formulas, quotes and Markdown that end behind a stop."""
+_OPENED = r"""[*_`"'“‘„«「『（(\[【]*+"""
+"""Quotes and Markdown that begin before a word."""
+_LISTED = rf"(?:[-+*•‣◦▪·–—>#]++{_BLANK}*+|[(（]?(?:\d{{1,3}}|[A-Za-z])(?:[)）、]{_BLANK}*+|[.．]{_BLANK}++))*+"
+"""Marks of lists, headings and quoted lines."""
+_START = re.compile(
+    rf"(?P<line>\A|{_BREAK}){_BLANK}*+{_LISTED}{_OPENED}"
+    rf"|(?P<unspaced>[。！？．][”’」』）】]*+){_BLANK}*+{_OPENED}"
+    rf"|(?P<stop>[.!?…]{_CLOSED}){_BLANK}*+{_OPENED}"
+    rf"|(?P<formula>\$|\\[)\]]|\}}){_BLANK}++{_OPENED}"
+)
+_WORD = re.compile(rf"{UNSPACED}|[^\W\d_]+")
+_AFTER_LEAD = re.compile(rf"(?:,?{_BLANK}++|[—–-]|，)")
+_ONE_BLANK = re.compile(_BLANK)
+_ABBREVIATED = re.compile(r"\b(?:e\.g|i\.e|etc|vs|cf|approx|resp|z\. ?B|d\. ?h|bzw|usw|ca)\.\Z")
+_BOUNDS = tuple(
+    re.compile(bound)
+    for bound in (rf"{_BREAK}{_BLANK}*+{_BREAK}++", _BREAK, rf"[.!?…]{_CLOSED}(?={_BLANK})|[。！？]", rf"(?={_BLANK})")
+)
+"""Where a long segment is split: the ends of paragraphs, lines, sentences and words."""
 
 
-def segment_text(text: str, markers: Sequence[str], min_chars: int) -> list[str]:
-    """`text` as consecutive segments, each (but the first) beginning with a marker. Lossless: "".join gives `text`.
+def segment_text(text: str, markers: Sequence[str], min_chars: int, max_chars: int) -> list[str]:
+    """`text` as consecutive segments. Lossless: "".join gives `text`.
 
+    Each but the first begins with a marker, or goes on where a segment of more than `max_chars` characters was split.
     A segment shorter than `min_chars` characters is joined to the next one.
     """
-    cuts = [0, *_marker_starts(text, markers), len(text)]
     kept = [0]
-    for cut in cuts[1:-1]:
+    for cut, _, _ in marker_starts(text, markers):
         if cut - kept[-1] >= min_chars:
             kept.append(cut)
-    return [text[start:end] for start, end in zip(kept, [*kept[1:], len(text)], strict=True) if end > start]
+    cuts = [
+        cut for start, end in pairwise([*kept, len(text)]) for cut in (start, *_splits(text, start, end, max_chars))
+    ]
+    return [text[start:end] for start, end in pairwise([*cuts, len(text)]) if end > start]
 
 
-def _marker_starts(text: str, markers: Sequence[str]) -> list[int]:
-    """Where segments may begin: at the blanks before a marker, but after any line break."""
-    pattern = rf"(?:{SENTENCE_END})(?={marker_pattern(markers)})"
-    return [_after_line_break(text, match) for match in re.finditer(pattern, text)]
+def _splits(text: str, start: int, end: int, longest: int) -> Iterator[int]:
+    """Where to split a segment so that no part is longer than `longest`, nor shorter than a quarter of it.
+
+    Only a word that is longer stays whole.
+    """
+    while end - start > longest:
+        last = min(start + longest, end - longest // 4)
+        start = _split(text, start + longest // 4, last, end)
+        if start < end:
+            yield start
 
 
-def marker_pattern(markers: Sequence[str]) -> str:
-    """Matches any of `markers` as whole words, the longest that fits."""
-    return rf"(?:{'|'.join(_whole(marker) for marker in sorted(markers, key=len, reverse=True))})"
+def _split(text: str, first: int, last: int, end: int) -> int:
+    """The last bound of the best kind between `first` and `last`; where there is none, the next one after."""
+    for bound in _BOUNDS:
+        found = [match.end() for match in bound.finditer(text, first, last)]
+        if found:
+            return found[-1]
+    beyond = re.compile(rf"(?={_BLANK})|{_BREAK}").search(text, last, end)
+    return beyond.end() if beyond else end
 
 
-def _whole(marker: str) -> str:
-    """In an unspaced script any character may follow a word."""
-    return re.escape(marker) if re.fullmatch(UNSPACED, marker[-1]) else rf"{re.escape(marker)}(?!\w)"
+def sentence_starts(text: str) -> Iterator[tuple[int, int]]:
+    """Where sentences and lines begin, and where the first word of each does: behind Markdown and marks of lists."""
+    for match in _START.finditer(text):
+        if match.end() < len(text) and _is_sure(match):
+            yield _cut(match), match.end()
 
 
-def _after_line_break(text: str, match: re.Match[str]) -> int:
-    newline = text.rfind("\n", match.start(), match.end())
-    return match.start() if newline < 0 else newline + 1
+def marker_starts(text: str, markers: Sequence[str]) -> Iterator[tuple[int, int, str]]:
+    """Where sentences and lines begin that open with a marker, where their first word begins, and that marker."""
+    by_word = _by_first_word(tuple(markers))
+    for match in _START.finditer(text):
+        marker = _marker_at(text, match.end(), by_word)
+        if marker and _begins(match, text[match.end()]):
+            yield _cut(match), match.end(), marker
+
+
+def _marker_at(text: str, place: int, by_word: Mapping[str, list[str]]) -> str | None:
+    """The marker at `place`, perhaps behind interjections; the longest that fits."""
+    while True:
+        word = _first_word(text, place)
+        for marker in by_word.get(word, ()):
+            if _pattern(marker).match(text, place):
+                return marker
+        lead = _AFTER_LEAD.match(text, place + len(word)) if word in LEADS else None
+        if not lead:
+            return None
+        place = lead.end()
+
+
+def _begins(start: re.Match[str], first: str) -> bool:
+    """Whether a marker that begins with the character `first` begins a sentence at `start`.
+
+    In an unspaced script a space may follow a stop or not. Else it must, and where there is no sure stop, a capital.
+    """
+    if re.match(UNSPACED, first):
+        return start.lastgroup != "formula"
+    return _is_sure(start) or (_is_spaced(start) and not first.islower())
+
+
+def _is_sure(start: re.Match[str]) -> bool:
+    """False behind a formula without a stop, an abbreviation, or a stop without a space."""
+    cut = _cut(start)
+    abbreviated = _ABBREVIATED.search(start.string, max(0, cut - 8), cut)
+    return start.lastgroup != "formula" and _is_spaced(start) and not abbreviated
+
+
+def _is_spaced(start: re.Match[str]) -> bool:
+    return start.lastgroup != "stop" or bool(_ONE_BLANK.match(start.string, _cut(start)))
+
+
+def _cut(start: re.Match[str]) -> int:
+    """Before blanks, quotes, Markdown and marks of lists, but behind line breaks."""
+    return start.end(str(start.lastgroup))
+
+
+def _first_word(text: str, place: int = 0) -> str:
+    """In lower case. In an unspaced script the first character, and nothing where there is no letter."""
+    found = _WORD.match(text, place)
+    return found[0].lower() if found else ""
+
+
+@cache
+def _by_first_word(markers: tuple[str, ...]) -> Mapping[str, list[str]]:
+    """The markers that begin with a word, longer ones first."""
+    groups: dict[str, list[str]] = {}
+    for marker in sorted(markers, key=len, reverse=True):
+        groups.setdefault(_first_word(marker), []).append(marker)
+    return groups
+
+
+@cache
+def _pattern(marker: str) -> re.Pattern[str]:
+    """Matches `marker` as whole words, in any case. Between them may stand a comma or words without weight; a hyphen
+    may be a space or nothing."""
+    words = [re.escape(word).replace(r"\-", f"(?:-|{_BLANK}?)").replace("'", "['’]") for word in marker.split()]
+    between = rf"(?:,?{_BLANK}++|-)(?:{FILLER}{_BLANK}++){{0,3}}"
+    end = "" if re.match(UNSPACED, marker[-1]) else r"(?![^\W_]|-\w)"
+    return re.compile(between.join(words) + end + FOLLOWED.get(marker.lower(), ""), re.IGNORECASE)
 
 
 def token_ends(segments: list[str], token_texts: list[str]) -> list[int]:

@@ -318,9 +318,8 @@ def all_segment_ends(
     """Token ends of the segments of each trace's thinking. Returns and raises as `all_ends`."""
 
     def segments(trace: Trace) -> list[str]:
-        return segment_text(
-            thinking_of(trace.text, model.prompt.thinking), segmentation.markers, segmentation.min_chars
-        )
+        thinking = thinking_of(trace.text, model.prompt.thinking)
+        return segment_text(thinking, segmentation.markers, segmentation.min_chars, segmentation.max_chars)
 
     return all_ends(place, model, traces, segments)
 
