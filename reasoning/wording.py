@@ -220,13 +220,15 @@ def _bracket_ends(found: Sequence[str]) -> dict[int, int]:
 def _rewritten(found: Sequence[str], ends: Mapping[int, int]) -> dict[int, str]:
     """What a bracket becomes, by its place."""
     said = [0, *accumulate(word not in "{}()" and word != END for word in found)]
-    prose = [0, *accumulate(map(is_prose, found))]
+    prose = [0, *accumulate(len(word) > 1 and is_prose(word) for word in found)]
+    chosen = [0, *accumulate(word == "choose" for word in found)]
     rewritten: dict[int, str] = {}
     for start, end in ends.items():
         first, last = start + 1, end - 1
         is_idle = (
             said[end] - said[first] <= 1
             or prose[end] > prose[first]
+            or (found[start] == "{" and chosen[end] > chosen[first])
             or (ends.get(first) == last and rewritten[first] == "(")
             or (found[first] == "√" and said[end] - said[first] == 2)
             or (found[start - 1 : end] == ["^", found[start], "-", found[last]] and last == first + 1)

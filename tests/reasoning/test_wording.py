@@ -114,4 +114,4 @@ def test_hostile_texts_take_linear_time():
         "(-",
         "{,",
     ]:
-        assert len(words(piece * (200_000 // len(piece)))) <= 200_000
+        assert len(words(piece * (20_000 // len(piece)))) <= 20_000
