@@ -39,11 +39,11 @@ from models.rollouts import Rollouts
 from models.store import Purpose, RolloutStore
 from models.vllm_server import VllmServer
 from reasoning.answers import plain_number, until_closing_brace
-from reasoning.thinking import final_answer, thinking_of
 from reasoning.records import Bill
 from reasoning.rollouts import AllValues, Ask, EarliestCrossing, Outcomes, Plan, bill, enough, right_ones
 from reasoning.segment import segment_text, token_ends
 from reasoning.stories import Split, draw_stories
+from reasoning.thinking import final_answer, thinking_of
 from tasks.problems import story_problem
 
 RESULT = Path(__file__).parent / "results" / "rollouts.json"
