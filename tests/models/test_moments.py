@@ -50,7 +50,7 @@ class Served(VllmServer):
     def _post(self, path: str, body: dict[str, Any]) -> httpx.Response:
         told = [{str(token): {"logprob": value}} for token, value in zip([2, 3], NOISE, strict=True)]
         replies = {
-            "/v1/completions": {"choices": [{"prompt_logprobs": [None, *told]}]},
+            "/v1/completions": {"model": "policy", "choices": [{"prompt_logprobs": [None, *told]}]},
             "/collective_rpc": {"results": [moments(self.held) if body.get("method") == "held_moments" else None]},
             "/reset_prefix_cache": {},
         }
