@@ -37,16 +37,10 @@ def test_what_is_said_makes_a_difference():
 
 
 def test_a_planted_problem_is_found_and_the_closest_named():
-    held = {"exam": [problem("a b c d e f", "near"), problem(TEXT, "same")]}
-    (match,) = matches([problem(f"Consider this. {TEXT} Explain.", "planted"), problem("g h i", "clean")], held, 5, 0.5)
+    held = {"exam": [problem("How many ways are there to seat six guests?", "near"), problem(TEXT, "same")]}
+    planted = problem(f"Consider this. {TEXT} Explain.", "planted")
+    (match,) = matches([planted, problem("What is the sum of all primes below ten?", "clean")], held, 5, 0.5)
     assert (match.problem_id, match.benchmark, match.benchmark_id, match.share) == ("planted", "exam", "same", 1.0)
-
-
-def test_the_share_is_of_the_shorter_text():
-    # 3-grams: a b c, b c d, c d e of the one; a b c, b c d, c d x, d x y of the other: two of three.
-    one, other = problem("a b c d e"), {"exam": [problem("a b c d x y")]}
-    assert [match.share for match in matches([one], other, 3, 0.6)] == [pytest.approx(2 / 3)]
-    assert matches([one], other, 3, 0.7) == []
 
 
 def test_a_text_shorter_than_an_ngram_matches_only_itself():
@@ -60,7 +54,7 @@ def test_the_first_of_equal_problems_stays():
     assert [row.id for row in kept] == ["1", "2"]
 
 
-@given(st.lists(st.sampled_from("abc"), max_size=12), st.integers(1, 5))
+@given(st.lists(st.sampled_from(["apple", "pear", "plum"]), max_size=12), st.integers(1, 5))
 def test_ngrams_are_runs_of_the_text(said: list[str], length: int):
     text = " ".join(said)
     grams = ngrams(words(text), length)
