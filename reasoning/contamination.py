@@ -251,8 +251,8 @@ def _says_same(one: _Text, other: _Text) -> bool:
 
 
 def _differences(one: Words, other: Words) -> list[tuple[Words, Words]] | None:
-    """Where two texts differ: the words of each. A few equal words between two places do not part them. None where
-    the texts are too long to tell."""
+    """Where two texts differ: the words of each. A few equal words between two places do not part them; prose around one
+    of the texts is no difference. None where the texts are too long to tell."""
     if max(len(one), len(other)) > LONGEST:
         return None
     regions: list[tuple[Words, Words]] = []
@@ -261,7 +261,9 @@ def _differences(one: Words, other: Words) -> list[tuple[Words, Words]] | None:
         if 0 < match.size < _CONTEXT and match.a and match.b and match.a + match.size < len(one):
             continue
         region = one[start_one : match.a], other[start_other : match.b]
-        if region != ((), ()):
+        is_edge = (start_one, start_other) == (0, 0) or (match.a, match.b) == (len(one), len(other))
+        is_around = is_edge and () in region and not any(map(_decides, region[0] + region[1]))
+        if not is_around:
             regions.append(region)
         start_one, start_other = match.a + match.size, match.b + match.size
     return regions
