@@ -1,5 +1,8 @@
 """What counts as the same problem, and what does not."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -61,3 +64,17 @@ def test_ngrams_are_runs_of_the_text(said: list[str], length: int):
     assert grams
     assert all(" ".join(gram) in text for gram in grams)
     assert len(matches([problem(text)], {"exam": [problem(text)]}, length, 0.99)) == 1
+
+
+def test_public_cases(cases: Callable[[str], list[dict[str, Any]]]):
+    for case in cases("contamination.jsonl"):
+        for one, other in ((case["a"], case["b"]), (case["b"], case["a"])):
+            found = matches([problem(one)], {"exam": [problem(other)]}, 10, 0.5)
+            assert bool(found) is case["same"], case
+
+
+@pytest.mark.parametrize(
+    "around", ["Consider this. {} Explain.", "{} Show your work.", "Solve: {}", "Now, once more: {}"]
+)
+def test_prose_around_a_problem_makes_no_other_problem(around: str):
+    assert matches([problem(around.format(TEXT))], {"exam": [problem(TEXT)]}, 10, 0.5)
