@@ -251,8 +251,8 @@ def _says_same(one: _Text, other: _Text) -> bool:
 
 
 def _differences(one: Words, other: Words) -> list[tuple[Words, Words]] | None:
-    """Where two texts differ: the words of each. A few equal words between two places do not part them; prose around one
-    of the texts is no difference. None where the texts are too long to tell."""
+    """Where two texts differ: the words of each. A few equal words between two places do not part them; prose around
+    one of the texts is no difference. None where the texts are too long to tell."""
     if max(len(one), len(other)) > LONGEST:
         return None
     regions: list[tuple[Words, Words]] = []
