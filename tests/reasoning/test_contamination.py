@@ -74,7 +74,7 @@ def test_public_cases(cases: Callable[[str], list[dict[str, Any]]]):
 
 
 @pytest.mark.parametrize(
-    "around", ["Consider this. {} Explain.", "{} Show your work.", "Solve: {}", "Now, once more: {}"]
+    "around", ["Consider this. {} Explain.", "{} Show your work.", "Solve: {}", "Now try it: {}"]
 )
 def test_prose_around_a_problem_makes_no_other_problem(around: str):
     assert matches([problem(around.format(TEXT))], {"exam": [problem(TEXT)]}, 10, 0.5)
