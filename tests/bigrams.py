@@ -26,8 +26,8 @@ ANSWER = "2"
 """Of the problems that such a model is asked; it is what it answers half of the time."""
 ANSWERS = (ANSWER, "3")
 DOUBTS = ("Wait, maybe it differs.\n\n", "Hmm, that looks fine.\n\n", "Alternatively, use a formula.\n\n")
-THOUGHTS = tuple(f"Okay, so we count.\n\n{2 * ''.join(order)}" for order in permutations(DOUBTS))
-"""So one sentence in seven is a thought's last."""
+THOUGHTS = tuple(f"Okay, so we count.\n\n{''.join(order)}" for order in permutations(DOUBTS))
+"""So one sentence in four is a thought's last."""
 REPLY = "Therefore the number is two.\n</think>\n\n**Final Answer**\n\\boxed{{{}}}"
 
 
