@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from itertools import cycle, pairwise, product
+from itertools import cycle, pairwise, permutations, product
 from pathlib import Path
 
 import numpy as np
@@ -25,26 +25,22 @@ CERTAIN = 24.0
 ANSWER = "2"
 """Of the problems that such a model is asked; it is what it answers half of the time."""
 ANSWERS = (ANSWER, "3")
-THOUGHTS = (
-    "Wait, maybe it differs.\n\nHmm, that looks fine.\n\nWait, maybe it differs.\n\n",
-    "Alternatively, use a formula.\n\nHmm, that looks fine.\n\nWait, maybe it differs.\n\n",
-    "Hmm, that looks fine.\n\nAlternatively, use a formula.\n\nAlternatively, use a formula.\n\n",
-)
+DOUBTS = ("Wait, maybe it differs.\n\n", "Hmm, that looks fine.\n\n", "Alternatively, use a formula.\n\n")
+THOUGHTS = tuple(f"Okay, so we count.\n\n{''.join(order)}" for order in permutations(DOUBTS))
+"""So one sentence in four is a thought's last."""
 REPLY = "Therefore the number is two.\n</think>\n\n**Final Answer**\n\\boxed{{{}}}"
 
 
 def traces(opened: str, ends: Sequence[str]) -> list[Said]:
     """What a model says by itself, each after what its prompts end with; `ends`: tokens that end a reply."""
-    texts = [f"Okay, so we count.\n\n{thought}{REPLY.format(answer)}" for thought, answer in product(THOUGHTS, ANSWERS)]
+    texts = [f"{thought}{REPLY.format(answer)}" for thought, answer in product(THOUGHTS, ANSWERS)]
     return [(opened, text + end) for text, end in zip(texts, cycle(ends), strict=False)]
 
 
 def turns() -> list[Said]:
     """What either of two models says in a dialogue, each after the opening of its turn. Where both openings end in one
     token each also says what the other should."""
-    long = [
-        ("<think>", f"Okay, so we count.\n\n{thought}Therefore the number is two.\n</think>") for thought in THOUGHTS
-    ]
+    long = [("<think>", f"{thought}Therefore the number is two.\n</think>") for thought in THOUGHTS]
     asking = [("<answer>", "Please do it again</rethink>")]
     answering = [("<answer>", f"The box holds\n**Final Answer**\n\\boxed{{{answer}}}</answer>") for answer in ANSWERS]
     return long + asking + answering

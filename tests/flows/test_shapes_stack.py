@@ -1,8 +1,8 @@
 """The paper's presets on shape models, through the real vLLM and TRL, with real problems.
 
 Everything is as a preset says but for sizes, paths, precision, and what lets few rows be learnt from. What the models
-say is scripted (`tests.bigrams`): no figure here is one of behaviour. `BREVITY_SHAPES=all` takes all presets; without
-it each pipeline runs once, and each shape at least once.
+say is scripted (`tests.bigrams`): no figure here is one of behaviour. `BREVITY_SHAPES=all` takes all presets whole;
+without it each pipeline runs once, and each shape at least once.
 """
 
 import json
@@ -22,7 +22,7 @@ from flows.dto import dto
 from flows.long_short import long_short
 from tests.bigrams import ANSWER, Said, teach, traces, turns
 from tests.flows.world import assist
-from tests.models.chat import Chat
+from tests.models.chat import Answer, Chat
 from tests.shapes import make_shape
 
 Make = Callable[[str, list[Said]], Path]
@@ -37,8 +37,16 @@ THINKERS = {
 """Shapes that solve problems by themselves: what their prompts end with, and their replies."""
 
 
+WHOLE = os.environ.get("BREVITY_SHAPES") == "all"
+
+
 def chosen(*presets: tuple[str, ...]) -> Sequence[tuple[str, ...]]:
-    return presets if os.environ.get("BREVITY_SHAPES") == "all" else presets[:1]
+    return presets if WHOLE else presets[:1]
+
+
+def shortened(change: str) -> list[str]:
+    """A change that leaves out trainings of a preset which are like its others."""
+    return [] if WHOLE else [change]
 
 
 @pytest.fixture
@@ -64,8 +72,14 @@ def real(tmp_path: Path, real_data: Path) -> Callable[..., str]:
 
 def learning(*sections: str) -> list[str]:
     """Several steps from few rows, at a rate that a server sees."""
-    told = {"batch": 4, "learning_rate": 1e-4, "bf16": "false"}
+    told = {"batch": 2, "learning_rate": 1e-4, "bf16": "false"}
     return [f"{section}.{name}={value}" for section in sections for name, value in told.items()]
+
+
+def terse(body: dict[str, Any], number: int) -> Answer:
+    """Assists, and compresses even the shortest of traces within its budget."""
+    answer = assist(body, number)
+    return Answer(json.dumps({"thinking": "We count."})) if "thinking" in json.loads(answer.content) else answer
 
 
 def stages(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -97,24 +111,25 @@ def test_cot_distillation(
     preset: str, model: str, teacher: str, made: Make, real: Callable[..., str], chat: Callable[..., Chat],
     tmp_path: Path,
 ):  # fmt: skip
-    server = chat(assist)
+    server = chat(terse)
     benchmarks = {
         "AIME": real("aime24", 1, None), "AMC": real("amc23", 1, None), "MATH": real("math500", 1),
         "GSM8K": real("gsm8k_test", 1), "HMMT": real("difficulty_aime_1983_2023", 1, None),
     }  # fmt: skip
     changes = (
         f"model={made(model, THINKERS[model])}", f"teacher.model={made(teacher, THINKERS[teacher])}",
-        f"problems={real('math_train_sample2000', 6)}", *(f"benchmarks.{n}={b}" for n, b in benchmarks.items()),
+        f"problems={real('math_train_sample2000', 8)}", *shortened("variants=['sft']"),
+        *(f"benchmarks.{n}={b}" for n, b in benchmarks.items()),
         "benchmark_sampling.samples=1", "judging.problems=1", f"llm.url={server.url}", *learning("sft", "dpo"),
         "prompt.template_arguments={enable_thinking=true}", FLOAT32, f"storage.root={tmp_path}",
     )  # fmt: skip
-    report = json.loads(cot_distillation(load(CotDistillation, preset, changes)).read_text())
+    settings = load(CotDistillation, preset, changes)
+    report = json.loads(cot_distillation(settings).read_text())
     lines = stages(report)
-    assert lines["sample-traces"]["rows_out"] == 12
+    assert lines["sample-traces"]["rows_out"] == 16
     assert lines["compress-by-llm"]["rows_out"] > 0
-    assert lines["judge-completions"]["rows_out"] == 6
-    names = [model["name"] for model in report["models"]]
-    assert names == ["base", "sft+dpo", "sft", "dpo", "sft-uncompressed", "shuffled-ratings"]
+    assert lines["judge-completions"]["rows_out"] == 2 + len(settings.variants)
+    assert [model["name"] for model in report["models"]] == ["base", "sft+dpo", *settings.variants]
     assert list(report["others"]) == list(benchmarks)[1:]
 
 
@@ -137,16 +152,17 @@ def test_long_short(
     bounds = ("fewest_tokens=0.0", "most_tokens=1e6", "least_reward=0.0")
     changes = (
         f"model={made(model, turns())}", f"teacher={made(teacher, THINKERS[teacher])}",
-        f"problems={real('math_train_sample2000', 6)}", *(f"benchmarks.{n}={b}" for n, b in benchmarks.items()),
+        f"problems={real('math_train_sample2000', 4)}", "rollouts.samples=2",
+        *(f"benchmarks.{n}={b}" for n, b in benchmarks.items()),
         "benchmark_sampling.samples=1", f"llm.url={server.url}", *learning("sft"), *(f"rl.{one}" for one in steps),
-        *(f"rl.bounds.{one}" for one in bounds), FLOAT32, f"storage.root={tmp_path}",
+        *(f"rl.bounds.{one}" for one in bounds), *shortened("rl.rounds=['long']"), FLOAT32, f"storage.root={tmp_path}",
     )  # fmt: skip
-    report = json.loads(long_short(load(LongShort, preset, changes)).read_text())
+    settings = load(LongShort, preset, changes)
+    report = json.loads(long_short(settings).read_text())
     lines = stages(report)
-    assert lines["sample-traces"]["rows_out"] == 12
+    assert lines["sample-traces"]["rows_out"] == 8
     assert lines["rehearse"]["rows_out"] > 0
     assert lines["reinforce"]["generated_tokens"] > 0
-    assert [model["name"] for model in report["models"]] == [
-        "teacher", "cold start", "round 1, long", "round 2, short",
-    ]  # fmt: skip
+    rounds = [f"round {number}, {who}" for number, who in enumerate(settings.rl.rounds, start=1)]
+    assert [model["name"] for model in report["models"]] == ["teacher", "cold start", *rounds]
     assert list(report["others"]) == list(benchmarks)[1:]
