@@ -57,7 +57,9 @@ UNLIKE = [
     ("|x|", "x"), ("3:5", "35"), ("x=1", "x≠1"), (r"\vec a \cdot \vec b", r"\vec a \times \vec b"), ("it is -5", "it is 5"),
     ("⌊x⌋", "⌈x⌉"), ("x^2", "x_2"), ("log_2 8", "log_3 8"), ("∈", "∉"), ("最大", "最小"),
 ]  # fmt: skip
-pieces = st.sampled_from([r"\frac", "{", "}", "(", ")", "^", "_", "1", "x", " ", "\n", ".", "'", "-", "*", "$", "²", "½", "α", "\\"])
+pieces = st.sampled_from(
+    [r"\frac", "{", "}", "(", ")", "^", "_", "1", "x", " ", "\n", ".", "'", "-", "*", "$", "²", "½", "α", "\\"]
+)
 
 
 @pytest.mark.parametrize("spelled", ALIKE, ids=lambda group: group[0])
@@ -79,8 +81,8 @@ def test_words_by_hand():
 
 
 def test_prose_is_told_from_formulas():
-    assert all(map(is_prose, ["triangle", "of", "不", "a"]))
-    assert not any(map(is_prose, ["sin", "x", "xy", "12", "+", "pi"]))
+    assert all(map(is_prose, ["triangle", "of", "不"]))
+    assert not any(map(is_prose, ["sin", "x", "xy", "12", "+", "pi", "a"]))
 
 
 @settings(deadline=None)
@@ -91,7 +93,25 @@ def test_any_text_has_words_and_sentences_hold_them_all(text: str):
 
 
 def test_hostile_texts_take_linear_time():
-    for piece in ["{", "(", "}", r"\frac", "{(", "a ", "- ", "^{", "1,", " ", "\n", "**", "[asy]", "x'", "1 000 ", "(-", "{,"]:
+    for piece in [
+        "{",
+        "(",
+        "}",
+        r"\frac",
+        "{(",
+        "a ",
+        "- ",
+        "^{",
+        "1,",
+        " ",
+        "\n",
+        "**",
+        "[asy]",
+        "x'",
+        "1 000 ",
+        "(-",
+        "{,",
+    ]:
         started = time.process_time()
-        words(piece * (200_000 // len(piece)))
+        words(piece * (100_000 // len(piece)))
         assert time.process_time() - started < 10, piece
