@@ -52,6 +52,8 @@ _ADDRESSING = listed(
     "simplify solve 请 题 解 问"
 )
 """Words that a problem may hold, too, but hardly one without numbers and formulas."""
+_ALSO_PROSE = listed("a i")
+"""Variables that are words, too: where one stands for another variable, that one tells."""
 _NUMBERED = listed("question problem exercise example task")
 _DECIDING = listed(
     "plus minus sum difference product quotient remainder ratio even odd prime composite positive negative "
@@ -225,7 +227,7 @@ def _decisive(said: Words) -> Words:
 
 
 def _decides(word: str) -> bool:
-    return not is_prose(word) or word in _DECIDING
+    return not (is_prose(word) or word in _ALSO_PROSE) or word in _DECIDING
 
 
 def _problem_alone(said: Sequence[Words]) -> Words:

@@ -106,7 +106,7 @@ _SPELLINGS = [
         (r"<=", "≤"), (r">=", "≥"), (r"==", "="), (r"-{3,}", " "), (r"--", "-"), (r"->", "→"), (r"=>", "⇒"),
         (rf"-\s*(?=(?!{_FUNCTION})[a-z]{{3}})", " "),
         (r"(?<=[a-z]{3})-(?=\w)", " "),
-        (r"(?m)^\s*[-+·]\s+", ""),
+        (r"(?m)^[ \t]*[-+·][ \t]+", ""),
         (r"(?<![\\a-z_^])[a-z](?:\s+[a-z])+(?![a-z])", lambda match: re.sub(r"\s", "", match[0])),
     )
 ]  # fmt: skip
@@ -128,7 +128,7 @@ _INFIX = {
     r"\tbinom": "choose",
 }
 """LaTeX's commands of two arguments, and what plain text writes between the two."""
-_SHORT = listed("of is in to be it an at by if on or as we he so no do up my me us go am a i")
+_SHORT = listed("of is in to be it an at by if on or as we he so no do up my me us go am")
 
 
 def words(text: str) -> Words:
@@ -230,6 +230,7 @@ def _rewritten(found: Sequence[str], ends: Mapping[int, int]) -> dict[int, str]:
             or prose[end] > prose[first]
             or (found[start] == "{" and chosen[end] > chosen[first])
             or (ends.get(first) == last and rewritten[first] == "(")
+            or (found[first + 1 : first + 2] == ["choose"] and said[end] - said[first] == 3)
             or (found[first] == "√" and said[end] - said[first] == 2)
             or (found[start - 1 : end] == ["^", found[start], "-", found[last]] and last == first + 1)
         )

@@ -1,80 +1,209 @@
 """What counts as the same problem, and what does not."""
 
+import json
+import re
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasoning.contamination import matches, ngrams, without_doubles, words
+from conf.settings import NgramOverlap
+from reasoning.contamination import COMMON, matches, ngrams, without_doubles
 from reasoning.records import Problem, TextPart
 
-TEXT = r"Let $x$ be a real number such that $\frac{1}{2}x + 1{,}000 = \sqrt{3}$. What is $x^2 - 4$, in simplest form?"
+GATE = NgramOverlap()
+LONG = (
+    r"Let $x$ be a real number such that $\frac{1}{2}x + 1{,}000 = \sqrt{3}$. Ann doubles $x$ and takes 7 from it, "
+    r"then she writes the result on a card. What is $x^2 - 4$, in simplest form?"
+)
+SHORT = [r"Compute $\dbinom{8}{4}$.", "What is 2+2?", r"Simplify $\sqrt{242}$.", "How many divisors does 196 have?"]
+FRONT = [
+    "",
+    "Question: ",
+    "You are a helpful assistant. Problem 12: ",
+    "User: ",
+    "Solve the following math problem. The last line of your response should be 'The answer is $ANSWER'.\n\n",
+    "### Instruction:\n",
+]
+BEHIND = [
+    "",
+    " Let's think step by step and output the final answer within \\boxed{}.",
+    "\nPlease reason step by step, and put your final answer within \\boxed{}.",
+    "\n\nAnswer:",
+    "\nAssistant:",
+    " Show your work.",
+]
 
 
 def problem(text: str, name: str = "p") -> Problem:
     return Problem(id=name, prompt=(TextPart(text=text),), answer="1")
 
 
-@pytest.mark.parametrize(
-    "spelled",
-    [
-        r"LET \( x \) be a real number such that \(\dfrac{1}{2} x + 1,000 = \sqrt{3} \). What is \(x^{2}-4\), "
-        r"in simplest form?",
-        r"let $x$ be a  real number such that $$\left.\tfrac{1}{2}x+1\,000=\sqrt{3}\right.$$ What is x^2-4 "
-        r"in simplest form",
-        r"Let \textit{x} be a real number such that \[\displaystyle \frac 1 2 \, x + 1000 = \sqrt 3 \] "
-        r"What is x² − 4, in simplest form?",
-    ],
-)
-def test_spelling_makes_no_difference(spelled: str):
-    assert words(spelled) == words(TEXT)
-
-
-def test_what_is_said_makes_a_difference():
-    assert words("Find $x+1$.") != words("Find $x+2$.")
-    assert words(r"$\sin x$") == words("sin x")
-    assert words(r"$\sin x$") != words(r"$\cos x$")
-    assert words("求最小值") == tuple("求最小值")
+def same(one: str, other: str) -> bool:
+    """Whichever of the two is the benchmark's."""
+    found = {
+        bool(matches([problem(a)], {"exam": [problem(b)]}, GATE.words, GATE.share))
+        for a, b in [(one, other), (other, one)]
+    }
+    assert len(found) == 1
+    return found.pop()
 
 
 def test_a_planted_problem_is_found_and_the_closest_named():
-    held = {"exam": [problem("How many ways are there to seat six guests?", "near"), problem(TEXT, "same")]}
-    planted = problem(f"Consider this. {TEXT} Explain.", "planted")
-    (match,) = matches([planted, problem("What is the sum of all primes below ten?", "clean")], held, 5, 0.5)
-    assert (match.problem_id, match.benchmark, match.benchmark_id, match.share) == ("planted", "exam", "same", 1.0)
+    near = LONG.replace("on a card", "on the large card")
+    held = {"exam": [problem(near, "near"), problem(LONG, "same")]}
+    found = matches([problem(f"Consider this. {LONG} Explain.", "planted"), problem("g h i", "clean")], held, 5, 0.5)
+    assert [(m.problem_id, m.benchmark, m.benchmark_id, m.share) for m in found] == [("planted", "exam", "same", 1.0)]
 
 
-def test_a_text_shorter_than_an_ngram_matches_only_itself():
-    held = {"exam": [problem("What is 2+2?"), problem("What is 2+2 in words, and why is it so?")]}
-    assert len(matches([problem("what is 2 + 2")], held, 8, 0.5)) == 1
-    assert matches([problem("what is 2 + 3")], held, 8, 0.5) == []
+def test_the_share_is_of_the_shorter_text():
+    # 3-grams: 20 of "w1 … w22"; of the other text's 25, the 17 before its last word of the first nineteen: 17 of 20.
+    words = [f"w{chr(97 + i)}w" for i in range(22)]
+    one = problem(" ".join(words))
+    other = {"exam": [problem(" ".join([*words[:19], *(f"v{word}" for word in words[:8])]))]}
+    assert [match.share for match in matches([one], other, 3, 0.8)] == [pytest.approx(17 / 20)]
+    assert matches([one], other, 3, 0.85) == []
 
 
-def test_the_first_of_equal_problems_stays():
-    kept = without_doubles([problem("A b.", "1"), problem("c", "2"), problem("a  B", "3")])
-    assert [row.id for row in kept] == ["1", "2"]
+@pytest.mark.parametrize("text", [*SHORT, LONG])
+def test_a_problem_is_found_inside_instructions(text: str):
+    for front in FRONT:
+        for behind in BEHIND:
+            assert same(text, front + text + behind), (front, behind)
 
 
-@given(st.lists(st.sampled_from(["apple", "pear", "plum"]), max_size=12), st.integers(1, 5))
-def test_ngrams_are_runs_of_the_text(said: list[str], length: int):
-    text = " ".join(said)
-    grams = ngrams(words(text), length)
-    assert grams
-    assert all(" ".join(gram) in text for gram in grams)
-    assert len(matches([problem(text)], {"exam": [problem(text)]}, length, 0.99)) == 1
+@pytest.mark.parametrize(
+    "edited",
+    [
+        LONG.replace("doubles", "duobles"),
+        LONG.replace("on a card", "on the card"),
+        LONG.replace("What is", "Find the value of"),
+        LONG.replace(
+            "What is $x^2 - 4$", "Given that $x^2 - 4 = p/q$ for coprime positive whole numbers, find $p + q$"
+        ),
+        LONG.replace("[asy]", "") + " [asy] draw((0,0)--(1,1)); [/asy]",
+        LONG.upper(),
+    ],
+)
+def test_small_edits_are_the_same_problem(edited: str):
+    assert edited != LONG
+    assert same(LONG, edited)
+
+
+@pytest.mark.parametrize(
+    ("this", "that"),
+    [
+        ("1{,}000", "1{,}001"), ("+ 1", "- 1"), ("takes 7", "takes 8"), ("x^2 - 4", "x^2 + 4"), (r"\sqrt{3}", "3"),
+        ("= ", r"\le "), ("real number", "integer"), ("x^2 - 4", "x^2 - 4x"), ("takes 7", "takes -7"),
+    ],
+)  # fmt: skip
+def test_other_numbers_signs_and_operators_are_another_problem_however_long(this: str, that: str):
+    assert this in LONG
+    assert not same(LONG, LONG.replace(this, that))
+    assert not same(LONG * 3, LONG * 2 + LONG.replace(this, that))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Determine the number of ways to arrange the letters of the word ELLIPSE.",
+        "Determine the number of ways to "
+         "arrange the letters of the word ECLIPSE."),
+        ("How many elements does the set A have if A and B are disjoint?",
+        "How many elements does the set C have if C and "
+         "B are disjoint?"),
+        ("Find the sum of the roots.", "Find the product of the roots."),
+        ("What is the greatest common factor of 32 and 48?",
+        "What is the greatest common factor of 32 and 48 and 64?"),
+        ("Compute $2^3$.", "Compute $2^3 + 5$."),
+        ("Find x.", "Let 2x + 3 = 7. Find x."),
+        ("How many apples are left?", "Ann has 12 apples and eats 3. How many apples are left?"),
+        ("What is 5?", "What is 5% of 20? Let's think step by step."),
+        ("求3+5的值。", "求3-5的值。"),
+        ("Ann has 3 apples and Ben has 5 pears. How many more has Ben?",
+        "Ann has 5 apples and Ben has 3 pears. How many more has Ben?"),
+    ],
+)  # fmt: skip
+def test_templates_and_fragments_are_other_problems(one: str, other: str):
+    assert not same(one, other)
 
 
 def test_public_cases(cases: Callable[[str], list[dict[str, Any]]]):
     for case in cases("contamination.jsonl"):
-        for one, other in ((case["a"], case["b"]), (case["b"], case["a"])):
-            found = matches([problem(one)], {"exam": [problem(other)]}, 10, 0.5)
-            assert bool(found) is case["same"], case
+        assert same(case["a"], case["b"]) == case["same"], case
 
 
-@pytest.mark.parametrize(
-    "around", ["Consider this. {} Explain.", "{} Show your work.", "Solve: {}", "Now try it: {}"]
-)
-def test_prose_around_a_problem_makes_no_other_problem(around: str):
-    assert matches([problem(around.format(TEXT))], {"exam": [problem(TEXT)]}, 10, 0.5)
+def test_the_first_of_equal_problems_stays_and_signs_tell_them_apart():
+    texts = ["A b.", "c", "a  B", "What is 5 + 3?", "What is 5 - 3?", "what is 5−3"]
+    kept = without_doubles([problem(text, str(index)) for index, text in enumerate(texts)])
+    assert [row.id for row in kept] == ["0", "1", "3", "4"]
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=12), st.integers(1, 5))
+def test_ngrams_are_runs_of_the_text(said: list[str], length: int):
+    grams = ngrams(tuple(said), length)
+    assert grams
+    assert all("".join(gram) in "".join(said) for gram in grams)
+
+
+@given(st.lists(st.sampled_from(["sum", "x", "3", "+", "-", "find", "word", ".", "\n", "of"]), min_size=1, max_size=30))
+def test_a_problem_is_always_the_same_as_itself(said: list[str]):
+    assert len(matches([problem(" ".join(said))], {"exam": [problem(" ".join(said))]}, 5, 0.99)) == 1
+
+
+def test_a_template_of_many_problems_costs_no_pairs():
+    def told(start: int) -> list[Problem]:
+        return [
+            problem(
+                f"A train that leaves the station at noon goes {n} miles at the same rate as the one before. How far?"
+            )
+            for n in range(start, start + 20 * COMMON)
+        ]
+
+    started = time.process_time()
+    assert matches(told(0), {"exam": told(10**6)}, GATE.words, GATE.share) == []
+    assert time.process_time() - started < 60  # seconds; all pairs would be four million
+
+
+def rows(folder: Path, name: str) -> list[Problem]:
+    lines = (folder / f"{name}.jsonl").read_text().splitlines()
+    return [problem(row["problem"], str(row["id"])) for row in map(json.loads, lines)]
+
+
+RESPELLED = [
+    (r"\\leq?(?![a-z])", "≤"), (r"\\geq?(?![a-z])", r"\\geqslant "), (r"\\pi(?![a-z])", "π"), (r"\^\\circ", "°"),
+    (r"\^2", "²"),
+    (r"\\times", "×"), (r"\\angle ", "∠"), (r"\\sqrt\{(\d+)\}", r"√\1"), (r"(?<=\d),(?=\d{3})", ""), (r"\\frac\{",
+    r"\\dfrac{"),
+    (r"\\theta", "θ"), (r"\\triangle", "△"), (r"(?<![\w{])-(?=\d)", "−"), (r"\\left|\\right", ""), (r"\\cup", "∪"),
+    (r"\s+", " "),
+    (r"\^(\w)", r"^{\1}"), (r"\\infty", "∞"), (r"\\neq?(?![a-z])", "≠"),
+]  # fmt: skip
+
+
+def test_real_problems_are_found_respelled_and_instructed(real_data: Path):
+    held = rows(real_data, "math500")
+
+    def respelled(text: str) -> str:
+        for pattern, spelled in RESPELLED:
+            text = re.sub(pattern, spelled, text)
+        return f"Question: {text}{BEHIND[1]}"
+
+    copies = [problem(respelled(row.text), row.id) for row in held]
+    found = matches(copies, {"math500": held}, GATE.words, GATE.share)
+    assert [(match.problem_id, match.benchmark_id) for match in found] == [(row.id, row.id) for row in held]
+
+
+def test_real_problems_with_another_number_are_other_problems(real_data: Path):
+    held = [row for row in rows(real_data, "math500") if re.search(r"\d", row.text) and "[asy]" not in row.text]
+    changed = [problem(re.sub(r"\d+", lambda m: str(int(m[0]) + 1), row.text, count=1), row.id) for row in held]
+    assert matches(changed, {"math500": held}, GATE.words, GATE.share) == []
+
+
+def test_sets_without_common_problems_are_left_alone(real_data: Path):
+    train = rows(real_data, "gsm8k_train_sample2000")
+    assert matches(train, {"test": rows(real_data, "gsm8k_test")}, GATE.words, GATE.share) == []
