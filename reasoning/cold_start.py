@@ -48,4 +48,4 @@ def _thought(text: str) -> Turn:
 def conclusion(text: str) -> str:
     """Its last sentence."""
     said = text.strip()
-    return said[max(cut for cut, _ in sentence_starts(said)) :].strip()
+    return said[max((cut for cut, _ in sentence_starts(said)), default=0) :].strip()

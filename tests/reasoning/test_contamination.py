@@ -17,8 +17,8 @@ from reasoning.records import Problem, TextPart
 
 GATE = NgramOverlap()
 LONG = (
-    r"Let $x$ be a real number such that $\frac{1}{2}x + 1{,}000 = \sqrt{3}$. Ann doubles $x$ and takes 7 from it, then "
-    r"she writes the result on a card. What is $x^2 - 4$, in simplest form?"
+    r"Let $x$ be a real number such that $\frac{1}{2}x + 1{,}000 = \sqrt{3}$. Ann doubles $x$ and takes 7 from it, "
+    r"then she writes the result on a card. What is $x^2 - 4$, in simplest form?"
 )
 SHORT = [r"Compute $\dbinom{8}{4}$.", "What is 2+2?", r"Simplify $\sqrt{242}$.", "How many divisors does 196 have?"]
 FRONT = [
@@ -110,18 +110,22 @@ def test_other_numbers_signs_and_operators_are_another_problem_however_long(this
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        ("Determine the number of ways to arrange the letters of the word ELLIPSE.", "Determine the number of ways to "
+        ("Determine the number of ways to arrange the letters of the word ELLIPSE.",
+        "Determine the number of ways to "
          "arrange the letters of the word ECLIPSE."),
-        ("How many elements does the set A have if A and B are disjoint?", "How many elements does the set C have if C and "
+        ("How many elements does the set A have if A and B are disjoint?",
+        "How many elements does the set C have if C and "
          "B are disjoint?"),
         ("Find the sum of the roots.", "Find the product of the roots."),
-        ("What is the greatest common factor of 32 and 48?", "What is the greatest common factor of 32 and 48 and 64?"),
+        ("What is the greatest common factor of 32 and 48?",
+        "What is the greatest common factor of 32 and 48 and 64?"),
         ("Compute $2^3$.", "Compute $2^3 + 5$."),
         ("Find x.", "Let 2x + 3 = 7. Find x."),
         ("How many apples are left?", "Ann has 12 apples and eats 3. How many apples are left?"),
         ("What is 5?", "What is 5% of 20? Let's think step by step."),
         ("求3+5的值。", "求3-5的值。"),
-        ("Ann has 3 apples and Ben has 5 pears. How many more has Ben?", "Ann has 5 apples and Ben has 3 pears. How many more has Ben?"),
+        ("Ann has 3 apples and Ben has 5 pears. How many more has Ben?",
+        "Ann has 5 apples and Ben has 3 pears. How many more has Ben?"),
     ],
 )  # fmt: skip
 def test_templates_and_fragments_are_other_problems(one: str, other: str):
@@ -171,9 +175,12 @@ def rows(folder: Path, name: str) -> list[Problem]:
 
 
 RESPELLED = [
-    (r"\\leq?(?![a-z])", "≤"), (r"\\geq?(?![a-z])", r"\\geqslant "), (r"\\pi(?![a-z])", "π"), (r"\^\\circ", "°"), (r"\^2", "²"),
-    (r"\\times", "×"), (r"\\angle ", "∠"), (r"\\sqrt\{(\d+)\}", r"√\1"), (r"(?<=\d),(?=\d{3})", ""), (r"\\frac\{", r"\\dfrac{"),
-    (r"\\theta", "θ"), (r"\\triangle", "△"), (r"(?<![\w{])-(?=\d)", "−"), (r"\\left|\\right", ""), (r"\\cup", "∪"), (r"\s+", " "),
+    (r"\\leq?(?![a-z])", "≤"), (r"\\geq?(?![a-z])", r"\\geqslant "), (r"\\pi(?![a-z])", "π"), (r"\^\\circ", "°"),
+    (r"\^2", "²"),
+    (r"\\times", "×"), (r"\\angle ", "∠"), (r"\\sqrt\{(\d+)\}", r"√\1"), (r"(?<=\d),(?=\d{3})", ""), (r"\\frac\{",
+    r"\\dfrac{"),
+    (r"\\theta", "θ"), (r"\\triangle", "△"), (r"(?<![\w{])-(?=\d)", "−"), (r"\\left|\\right", ""), (r"\\cup", "∪"),
+    (r"\s+", " "),
     (r"\^(\w)", r"^{\1}"), (r"\\infty", "∞"), (r"\\neq?(?![a-z])", "≠"),
 ]  # fmt: skip
 
