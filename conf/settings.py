@@ -101,11 +101,11 @@ class NgramOverlap(Section):
 
     type: Literal["ngrams"] = "ngrams"
     words: Positive = 10
-    """Words of a run that are compared; case, spacing, punctuation and LaTeX's spellings make no difference. Not from
-    the paper."""
+    """Words of a run that are compared; numbers, operators and variables count as words, case, spacing, punctuation
+    and spelling (LaTeX, Unicode, plain) do not. Shorter problems are found as whole sentences. Not from the paper."""
     share: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Two problems are the same when more than this share of the shorter one's runs are in the other. Not from the
-    paper."""
+    """Two problems are the same when more than this share of the shorter one's runs are in the other, and they differ
+    in no number, sign, operator or variable but those of an added clause. Not from the paper."""
     against: tuple[Problems, ...] = ()
     """Further benchmarks that are not examined in this run, but some day."""
 

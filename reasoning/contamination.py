@@ -244,12 +244,21 @@ def _instructs(sentence: Words) -> bool:
 def _says_same(one: _Text, other: _Text) -> bool:
     """Whether two texts that share runs of words differ in nothing that decides a problem."""
     is_told = min(len(one.told), len(other.told)) >= WORDS_PER_EDIT
-    regions = _differences(one.told, other.told) if is_told else _differences(one.drawn, other.drawn)
+    said = (one.told, other.told) if is_told else (one.drawn, other.drawn)
+    if _each_decides_more(*said):
+        return False
+    regions = _differences(*said)
     if regions is None or not all(_decides_the_same(*region) for region in regions):
         return False
     edited = [region for region in regions if abs(_prose(region[0]) - _prose(region[1])) < CLAUSE]
     mine, theirs = ({word for region in edited for word in region[side]} for side in (0, 1))
     return _reads_same(one, mine, other, theirs)
+
+
+def _each_decides_more(one: Words, other: Words) -> bool:
+    """Whether each of two texts has a number, operator or variable that the other has not."""
+    ones, others = Counter(_decisive(one)), Counter(_decisive(other))
+    return bool(ones - others and others - ones)
 
 
 def _differences(one: Words, other: Words) -> list[tuple[Words, Words]] | None:
