@@ -1,5 +1,6 @@
 """The paper's presets, dry: the whole pipeline with a scripted model, and stand-ins for the hub and the trainer."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import pytest
 from conf.cot_distillation import CotDistillation, LocalTeacher
 from conf.load import load
 from conf.long_short import LongShort
-from conf.settings import Dto
+from conf.settings import Dto, Hub
 from flows.cot_distillation import run_cot_distillation
 from flows.dto import run_dto
 from flows.long_short import run_long_short
@@ -19,6 +20,7 @@ from models.scripted import ScriptedEngine
 from models.trainer import Job, RlJob
 from models.vllm_server import VllmServer
 from reasoning.stories import Split, Story, draw_stories
+from tasks.problem_hub import DataFile
 from tasks.workplace import Workplace
 from tests.flows.world import LEVELS, ScriptedRun, assist, scripted, speaking
 from tests.models.chat import Chat
@@ -80,9 +82,19 @@ def hub_rows(name: str, subset: str | None, *, split: str, revision: str) -> lis
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """Stand-ins for the hub; the models that it was asked for."""
-    monkeypatch.setattr("datasets.load_dataset", hub_rows)
+
+    def files(source: Hub, commit: str) -> list[DataFile]:
+        found = []
+        for subset in source.subsets or (None,):
+            rows = hub_rows(source.name, subset, split=source.split, revision=commit)
+            path = tmp_path / f"{source.name.replace('/', '-')}-{subset}.jsonl"
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            found.append(DataFile(f"{subset}/0", subset or "", str(path)))
+        return found
+
+    monkeypatch.setattr("tasks.problems.files_of_hub", files)
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: SimpleNamespace(sha="c" * 40))
     asked: list[str] = []
 
