@@ -152,7 +152,7 @@ def test_long_short(
     bounds = ("fewest_tokens=0.0", "most_tokens=1e6", "least_reward=0.0")
     changes = (
         f"model={made(model, turns())}", f"teacher={made(teacher, THINKERS[teacher])}",
-        f"problems={real('math_train_sample2000', 4)}", "rollouts.samples=2",
+        f"problems={real('math_train_sample2000', 8)}", "rollouts.samples=2",
         *(f"benchmarks.{n}={b}" for n, b in benchmarks.items()),
         "benchmark_sampling.samples=1", f"llm.url={server.url}", *learning("sft"), *(f"rl.{one}" for one in steps),
         *(f"rl.bounds.{one}" for one in bounds), *shortened("rl.rounds=['long']"), FLOAT32, f"storage.root={tmp_path}",
@@ -160,7 +160,7 @@ def test_long_short(
     settings = load(LongShort, preset, changes)
     report = json.loads(long_short(settings).read_text())
     lines = stages(report)
-    assert lines["sample-traces"]["rows_out"] == 8
+    assert lines["sample-traces"]["rows_out"] == 16
     assert lines["rehearse"]["rows_out"] > 0
     assert lines["reinforce"]["generated_tokens"] > 0
     rounds = [f"round {number}, {who}" for number, who in enumerate(settings.rl.rounds, start=1)]
