@@ -9,6 +9,7 @@ vocabulary of bytes (DeepSeek-R1-Distill-Llama) spaces vanish. The file is what 
 from __future__ import annotations
 
 import logging
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,11 +31,15 @@ SAMPLES = (
 """Texts that must come back as they were."""
 
 
+_LOADING = threading.Lock()
+"""transformers looks its names up on first use, and two threads that do so at once may find them missing."""
+
+
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint folder. Raises CheckpointError where it does not give back the text it is given."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    with _LOADING, _quiet():
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    with _quiet():
         found = _loaded(AutoTokenizer, folder)
         if not _writes_as_its_file(found, folder):
             found = _loaded(PreTrainedTokenizerFast, folder)
@@ -54,9 +59,9 @@ def ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 def is_loaded_wrongly(folder: Path) -> bool:
     """Whether other programs, which load it by transformers' own choice, would read or write other texts."""
-    from transformers import AutoTokenizer
+    with _LOADING, _quiet():
+        from transformers import AutoTokenizer
 
-    with _quiet():
         return not _writes_as_its_file(_loaded(AutoTokenizer, folder), folder)
 
 
