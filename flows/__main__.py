@@ -16,6 +16,7 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 
 from rich.console import Console
 from rich.table import Table
@@ -28,7 +29,6 @@ from conf.long_short import LongShort
 from conf.prompts import Prompted
 from conf.section import Section
 from conf.settings import Dto, Engine, MarkerReport, TinyModel
-from flows import tools
 
 PLAIN_WIDTH = 160
 """Columns of a table, whatever the terminal: fingerprints are not to be cut."""
@@ -93,12 +93,31 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     gc.add_argument("--days", type=float, required=True, help="keep what was stored in so many days")
     gc.add_argument("--keep", action="append", default=[], metavar="FINGERPRINT", help="keep this model's, however old")
     gc.set_defaults(act=_store_gc)
-    tools.add_commands(commands)
+    _add_tools(commands)
     options, rest = parser.parse_known_args(arguments)
     if rest:  # told by their names: a value may be a key
         names = " ".join(re.match(r"-*[\w.]*", word)[0] for word in rest if word.startswith("-"))  # type: ignore[index]
         parser.error(f"unrecognized arguments: {names or len(rest)}; settings are changed by --set section.field=value")
     return options
+
+
+def _add_tools(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The commands of `flows.tools`, which is imported only for them: it loads the answer check."""
+    answers = commands.add_parser("check-answers", help="say of each answer of a file whether it is right")
+    answers.add_argument("file", help="JSON Lines with gold, said and, where there are options, choices; - reads stdin")
+    answers.set_defaults(act=lambda o: _tools().check_answers(o.file))
+    segment = commands.add_parser("segment-traces", help="cut texts into segments: text, language -> segments")
+    segment.add_argument("file", help="JSON Lines, or - for standard input")
+    segment.add_argument("--min-chars", type=int, default=0, help="join shorter segments to the next (default: 0)")
+    segment.set_defaults(act=lambda o: _tools().segment_traces(o.file, o.min_chars))
+    overlap = commands.add_parser("find-overlap", help="find which problems of A stand in B, too: problem -> overlap")
+    overlap.add_argument("a", metavar="A", help="JSON Lines with problem, text or question; or - for standard input")
+    overlap.add_argument("b", metavar="B", help="the same")
+    overlap.set_defaults(act=lambda o: _tools().find_overlap(o.a, o.b))
+
+
+def _tools() -> ModuleType:
+    return importlib.import_module("flows.tools")
 
 
 def _fingerprint(options: argparse.Namespace) -> None:

@@ -1,13 +1,12 @@
 """Commands over JSON Lines files: a row in, the same row with one more field out, in order, as they come.
 
-Knows: files, lines, what a person typed. Must not know: Prefect, runs, stores.
+Knows: files, lines. Must not know: the command line, Prefect, runs, stores.
 
 Every line of the input gives one line of the output: one that cannot be used comes out with an `error`.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,21 +31,6 @@ AT_ONCE = 64
 
 class ToolError(ReadableError):
     """A file that cannot be read, or rows that cannot be used."""
-
-
-def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds the commands of this module to the command line."""
-    answers = commands.add_parser("check-answers", help="say of each answer of a file whether it is right")
-    answers.add_argument("file", help="JSON Lines with gold, said and, where there are options, choices; - reads stdin")
-    answers.set_defaults(act=lambda options: check_answers(options.file))
-    segment = commands.add_parser("segment-traces", help="cut texts into segments: text, language -> segments")
-    segment.add_argument("file", help="JSON Lines, or - for standard input")
-    segment.add_argument("--min-chars", type=int, default=0, help="join shorter segments to the next (default: 0)")
-    segment.set_defaults(act=lambda o: segment_traces(o.file, o.min_chars))
-    overlap = commands.add_parser("find-overlap", help="find which problems of A stand in B, too: problem -> overlap")
-    overlap.add_argument("a", metavar="A", help="JSON Lines with problem, text or question; or - for standard input")
-    overlap.add_argument("b", metavar="B", help="the same")
-    overlap.set_defaults(act=lambda o: find_overlap(o.a, o.b))
 
 
 def check_answers(path: str) -> None:

@@ -29,8 +29,6 @@ SAMPLES = (
     "Ça coûte 5 €, ¿verdad? 🙂👩‍🔬",
 )
 """Texts that must come back as they were."""
-
-
 _LOADING = threading.Lock()
 """transformers looks its names up on first use, and two threads that do so at once may find them missing."""
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
@@ -148,10 +149,10 @@ def _same_quantity(said: Quantity, gold: Quantity) -> bool:
         return said.unit != "percent" or bool(gold.unit) or not _below_one(gold.value)
     if said.unit != gold.unit and "percent" in (said.unit, gold.unit):
         share, whole = (said, gold) if said.unit == "percent" else (gold, said)
-        return _same_expression(_hundredth(share.value), whole.value)
+        return _same_expression(_scaled(share.value, Fraction(1, 100)), whole.value)
     if said.unit != gold.unit and "deg" in (said.unit, gold.unit):
         degrees, other = (said, gold) if said.unit == "deg" else (gold, said)
-        return not other.unit and _same_expression(_radians(degrees.value), other.value)
+        return not other.unit and _same_expression(_scaled(degrees.value, formulas.mp.pi / 180), other.value)
     return False
 
 
@@ -160,12 +161,8 @@ def _below_one(found: Expression) -> bool:
     return value is not None and abs(formulas.inexact(value)) < 1
 
 
-def _hundredth(found: Expression) -> Expression:
-    return Expression(lambda p: formulas.divide(found.at(p), formulas.Fraction(100)), found.letters)
-
-
-def _radians(found: Expression) -> Expression:
-    return Expression(lambda p: formulas.multiply(found.at(p), formulas.mp.pi / 180), found.letters)
+def _scaled(found: Expression, factor: Any) -> Expression:
+    return Expression(lambda p: formulas.multiply(found.at(p), factor), found.letters)
 
 
 def _same_expression(said: Expression, gold: Expression) -> bool:

@@ -251,23 +251,19 @@ def _matrix(given: list[Token]) -> Form:
 def _quantity(given: Sequence[Token]) -> Quantity:
     """An expression, with words of a unit behind it or a currency before it."""
     given = list(given)
-    start = (
-        1
-        if given
-        and given[0].kind == "word"
-        and units.canonical([given[0].text]) in ("dollar", "euro", "pound", "yen", "rupee")
-        else 0
-    )
-    minus = given[:1] if given[:1] and given[0].text == "-" and len(given) > 1 and given[1].kind == "word" else []
-    if minus:
-        start = 2
+    sign = given[:1] if len(given) > 1 and given[0].text == "-" and given[1].kind == "word" else []
+    start = 2 if sign else int(bool(given) and _is_currency(given[0]))
     prefix = [token.text for token in given[:start] if token.kind == "word"]
     end = _unit_start(given, start)
     if end == start:
         raise Unreadable("no formula")
-    value = formulas.expression([*minus, *given[start:end]])
+    value = formulas.expression([*sign, *given[start:end]])
     said = [*prefix, *_unit_words(given[end:])]
     return _with_mark(Quantity(value, units.canonical(said)), given[start:end])
+
+
+def _is_currency(token: Token) -> bool:
+    return token.kind == "word" and units.canonical([token.text]) in units.CURRENCIES
 
 
 def _with_mark(found: Quantity, given: Sequence[Token]) -> Quantity:

@@ -14,7 +14,6 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import reduce
 from typing import Any, NamedTuple
 
 import mpmath
@@ -136,10 +135,6 @@ def factorial(value: Value) -> Value:
     if abs(inexact(value)) > 1000:
         raise TooLarge("a factorial of too many digits")
     return mp.gamma(inexact(value) + 1)
-
-
-def absolute(value: Value) -> Value:
-    return abs(value)
 
 
 def _real(function: Callable[[Any], Any]) -> Formula:
@@ -474,7 +469,7 @@ class Parser:
         opening = self._next().text
         inner = self._sum()
         self._expect(_OPENING[opening])
-        work = {"|": absolute, "lfloor": floor, "lceil": ceiling}.get(opening)
+        work = {"|": abs, "lfloor": floor, "lceil": ceiling}.get(opening)
         return (lambda p: work(inner(p))) if work else inner
 
     def _group(self) -> Formula:
@@ -601,7 +596,3 @@ def rounds_to(exact: Value, decimal: Value, decimals: int) -> bool:
     if decimals < 6 or not isinstance(decimal, Fraction) or not _is_real(exact) or abs(decimal) * 10**decimals < 10**5:
         return False
     return bool(abs(inexact(exact) - inexact(decimal)) <= mp.mpf(10) ** -decimals / 2 * (1 + NEAR))
-
-
-def product(parts: Iterable[Value]) -> Value:
-    return reduce(multiply, parts, Fraction(1))

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import NamedTuple
 
+from reasoning.answers import until_closing_brace
+
 LONGEST = 2000
 """Characters of an answer that are read; what is longer is only compared as text."""
 _words = str.split
@@ -69,6 +71,22 @@ TEXT = r"\\(?:text(?:bf|it|rm|sf|tt|normal|up)?|m?box|math(?:rm|bf|it|sf|tt|norm
 NUMBER_WORDS = {word: str(value) for value, word in enumerate(_words(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
 ))}  # fmt: skip
+
+
+def _pattern(separators: list[str]) -> re.Pattern[str]:
+    """What a token may be, where `separators` part the groups of three digits of a number."""
+    number = _NUMBER.format(separators="|".join(separators))
+    return re.compile(
+        rf"(?P<blank>(?:{SPACE.pattern})+)|(?P<text>{TEXT})(?=\{{)"
+        r"|(?P<env>\\(?:begin|end)\s*\{[a-zA-Z*]+\}(?:\{[clr|]*\})?)"
+        rf"|(?P<rep>{REPEATING})|(?P<num>{number})"
+        r"|(?P<bb>\\math(?:bb|cal|frak|scr)\s*\{?\s*[A-Za-z]\s*\}?)|(?P<row>\\\\(?:\[[^\]]*\])?)|(?P<brace>\\[{}])"
+        r"|(?P<money>\\\$|[$€£¥])"
+        r"|(?P<percent>\\?%)|(?P<cmd>\\[a-zA-Z]+)|(?P<run>[a-zA-Z]+)|(?P<op><=|>=|!=|\*\*|[-+*/^_=<>()\[\]{}|!,;:&'.])"
+    )
+
+
+_GROUPING, _PARTING = _pattern([*_ALWAYS, _COMMA]), _pattern(_ALWAYS)
 
 
 class Token(NamedTuple):
@@ -139,15 +157,7 @@ def tokens(text: str, commas_group: bool) -> list[Token]:
 
 
 def _scan(text: str, commas_group: bool) -> Iterator[Token]:
-    separators = "|".join([*_ALWAYS, *([_COMMA] if commas_group else [])])
-    pattern = re.compile(
-        rf"(?P<blank>(?:{SPACE.pattern})+)|(?P<text>{TEXT})(?=\{{)"
-        r"|(?P<env>\\(?:begin|end)\s*\{[a-zA-Z*]+\}(?:\{[clr|]*\})?)"
-        rf"|(?P<rep>{REPEATING})|(?P<num>{_NUMBER.format(separators=separators)})"
-        r"|(?P<bb>\\math(?:bb|cal|frak|scr)\s*\{?\s*[A-Za-z]\s*\}?)|(?P<row>\\\\(?:\[[^\]]*\])?)|(?P<brace>\\[{}])"
-        r"|(?P<money>\\\$|[$€£¥])"
-        r"|(?P<percent>\\?%)|(?P<cmd>\\[a-zA-Z]+)|(?P<run>[a-zA-Z]+)|(?P<op><=|>=|!=|\*\*|[-+*/^_=<>()\[\]{}|!,;:&'.])"
-    )
+    pattern = _GROUPING if commas_group else _PARTING
     place, spaced = 0, False
     while place < len(text):
         match = pattern.match(text, place)
@@ -167,12 +177,10 @@ def _scan(text: str, commas_group: bool) -> Iterator[Token]:
 
 def _braced(text: str, place: int) -> tuple[str, int]:
     """What stands between the brace at `place` and its closing one, and where that ends."""
-    depth = 0
-    for index in range(place, len(text)):
-        depth += (text[index] == "{") - (text[index] == "}")
-        if depth == 0:
-            return text[place + 1 : index], index + 1
-    raise Unreadable("an open brace")
+    content = until_closing_brace(text[place + 1 :])
+    if content is None:
+        raise Unreadable("an open brace")
+    return content, place + len(content) + 2
 
 
 def _token(kind: str, found: str, spaced: bool) -> Iterator[Token]:

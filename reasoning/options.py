@@ -33,11 +33,10 @@ def chosen(answer: str, choices: Sequence[str], same: Callable[[str, str], bool]
         return frozenset(named) if set(named) <= set(known) else frozenset()
     if (together := _TOGETHER.fullmatch(said)) and several and set(together[1]) <= set(known):
         return frozenset(together[1])
-    own = _own_text(answer, choices, same)
     one = _ONE.fullmatch(said)
     letter = one and (one[1] or one[2])
     if not one or not letter or letter not in known:
-        return own
+        return _own_text(answer, choices, same)
     rest = one[3]
     if not rest:
         return frozenset(letter)
@@ -45,10 +44,10 @@ def chosen(answer: str, choices: Sequence[str], same: Callable[[str, str], bool]
         return frozenset()
     if same(rest, choices[known.index(letter)]):
         return frozenset(letter)
-    another = _own_text(rest, choices, same)
-    if another or (one[2] and not re.match(rf"{_LEAD}{letter}\s*[).:,]", said)):
-        return own if not another else frozenset()
-    return frozenset(letter)
+    if _own_text(rest, choices, same):
+        return frozenset()
+    is_set_apart = one[1] or re.match(rf"{_LEAD}{letter}\s*[).:,]", said)
+    return frozenset(letter) if is_set_apart else _own_text(answer, choices, same)
 
 
 def _own_text(answer: str, choices: Sequence[str], same: Callable[[str, str], bool]) -> frozenset[str]:

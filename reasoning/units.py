@@ -22,6 +22,7 @@ _SAME = {
 }  # fmt: skip
 CANONICAL = {spelling: unit for unit, spellings in _SAME.items() for spelling in (unit, *spellings.split())}
 SPEEDS = {"mph": "mi per h", "kmph": "km per h", "kmh": "km per h", "kph": "km per h", "fps": "ft per s"}
+CURRENCIES = frozenset(["dollar", "euro", "pound", "yen", "rupee"])
 POWERS = {"square": "2", "squared": "2", "cubic": "3", "cubed": "3"}
 
 

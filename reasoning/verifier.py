@@ -60,11 +60,10 @@ class Verifier:
 
     def readable(self, problems: Sequence[Problem]) -> list[bool]:
         """For each problem whether its right answer can be told from others."""
-        hard = [(p.answer, p.choices) for p in problems if p.choices is not None or plain_number(p.answer) is None]
+        plain = [problem.choices is None and plain_number(problem.answer) is not None for problem in problems]
+        hard = [(p.answer, p.choices) for p, is_plain in zip(problems, plain, strict=True) if not is_plain]
         found = self._verdicts(is_readable, hard)
-        return [
-            (p.choices is None and plain_number(p.answer) is not None) or next(found) is Verdict.RIGHT for p in problems
-        ]
+        return [is_plain or next(found) is Verdict.RIGHT for is_plain in plain]
 
     def verdicts(
         self, problems: Sequence[Problem], answers: Sequence[Sequence[str | None]]
