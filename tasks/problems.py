@@ -215,11 +215,7 @@ def _publish(
         intake.take_all(rows)
     intake.refuse(name)
     bad = [*intake.malformed, *intake.unreadable]
-    if bad:
-        path = place.local_root / "set-aside" / f"{place.step_key}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(row.model_dump_json() + "\n" for row in bad))
-        place.progress.note(f"{name}: {len(bad)} bad rows set aside in {path}")
+    place.list_set_aside(bad, f"bad rows of {name}")
     dropped = Counter(row.reason for row in bad) + Counter({"double": intake.doubles})
     dropped["beyond-count"] = intake.read - len(intake.good) - dropped.total()
     return place.publish("problems", intake.good, rows_in=intake.read, dropped=dict(+dropped), started=started)

@@ -30,7 +30,7 @@ from models.rollouts import Failures, Rollouts
 from models.store import Purpose, RolloutStore
 from models.trainer import train
 from models.vllm_server import VllmServer, on_cpu
-from reasoning.records import Bill, Problem, Record, SetAside, StageCount, Usage, Verdict
+from reasoning.records import BadRow, Bill, Problem, Record, SetAside, StageCount, Usage, Verdict
 from reasoning.verifier import Verifier
 from tasks.artifacts import ArtifactRef, ArtifactStore
 from tasks.progress import Progress
@@ -246,13 +246,13 @@ class Workplace:
         count = count.model_copy(update={"counts": counts or {}, "bill": bill, "payee": payee})
         return self.artifacts.publish_rows(kind, rows, count)
 
-    def list_set_aside(self, rows: Sequence[SetAside]) -> None:
+    def list_set_aside(self, rows: Sequence[SetAside | BadRow], what: str = "rows") -> None:
         """Into `set-aside/<step>.jsonl`, where a person finds them."""
         if rows:
             path = self.local_root / "set-aside" / f"{self.step_key}.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(row.model_dump_json() + "\n" for row in rows))
-            self.progress.note(f"{len(rows)} rows set aside in {path}")
+            self.progress.note(f"{len(rows)} {what} set aside in {path}")
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)
