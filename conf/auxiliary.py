@@ -45,6 +45,8 @@ class Llm(Section):
         "concurrency": "speed", "key_variable": "who pays", "price_in": "accounting", "price_out": "accounting",
         "cap": "it ends a run, and changes no reply", "max_retry_after": "it ends a run, and changes no reply",
     }  # fmt: skip
+    STANDS_AT: ClassVar[str] = "llm"
+    """The section's name, for messages."""
 
     url: Annotated[
         str, StringConstraints(strip_whitespace=True, pattern=r"^https?://[!-~]+$"), AfterValidator(_endpoint)

@@ -45,11 +45,17 @@ class LocalTeacher(Section):
     """As the student's. Empty: the student itself."""
 
 
+class TeacherLlm(Llm):
+    """The teacher's own endpoint."""
+
+    STANDS_AT: ClassVar[str] = "teacher.llm"
+
+
 class EndpointTeacher(Section):
     """A model behind an OpenAI-compatible endpoint writes the traces; the student's tokenizer reads them."""
 
     type: Literal["endpoint"] = "endpoint"
-    llm: Llm
+    llm: TeacherLlm
     instruction: str = "Please reason step by step, and put your final answer within \\boxed{}."
     """The system message. Not from the paper."""
     most_unusable: Share = 0.1

@@ -47,7 +47,9 @@ class Harmony(Section):
 
     type: Literal["harmony"] = "harmony"
     open: ClassVar[str] = "<|channel|>analysis<|message|>"
-    close: ClassVar[str] = "<|end|><|start|>assistant<|channel|>final<|message|>"
+    opens_reply: ClassVar[str] = "<|channel|>final<|message|>"
+    """A completion that begins with it has no thinking."""
+    close: ClassVar[str] = f"<|end|><|start|>assistant{opens_reply}"
     answer_open: ClassVar[str] = ""
     answer_close: ClassVar[str] = ""
 

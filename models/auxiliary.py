@@ -37,8 +37,8 @@ REMEDIES = {
     "malformed": "Take a model that can play this role",
     "cut-off": "Raise {limit}: thinking counts, too",
     "too-long": "Lower {limit}, or take a model that reads more at a time",
-    "unanswered": "See whether {url} is up; raise llm.tries or llm.timeout, or lower llm.concurrency",
-    "no-chat": "Correct llm.url: it usually ends in /v1",
+    "unanswered": "See whether {url} is up; raise {llm}.tries or {llm}.timeout, or lower {llm}.concurrency",
+    "no-chat": "Correct {llm}.url: it usually ends in /v1",
     "refused": "Take an endpoint or a model that answers such requests",
     "filtered": "Take an endpoint or a model that answers such questions",
     "declined": "Take a model that answers such questions",
@@ -169,7 +169,9 @@ class AuxiliaryLlm:
 
     def _too_many(self, asks: Sequence[Ask[Any]], share: float) -> TooManyUnusable:
         reasons = Counter(one.reason for one in self._bad).most_common()
-        remedy = REMEDIES[reasons[0][0]].format(limit=asks[0].limit, url=self._settings.url)
+        remedy = REMEDIES[reasons[0][0]].format(
+            limit=asks[0].limit, url=self._settings.url, llm=self._settings.STANDS_AT
+        )
         first = next(one for one in self._bad if one.reason == reasons[0][0])
         return TooManyUnusable(
             f"{len(self._bad)} replies of {self._settings.model} cannot be used "
@@ -183,8 +185,8 @@ class AuxiliaryLlm:
         guess = f"about {mean * missing:.4g} more, as these did" if there else "an unknown sum: none is answered yet"
         return CapReached(
             f"the spending cap is reached: {spent:.4g} of {self._settings.cap:.4g} are spent, {there} of {asked} "
-            f"questions are answered, the others would cost {guess}; raise llm.cap and start the same run again: what "
-            f"is answered is kept"
+            f"questions are answered, the others would cost {guess}; raise {self._settings.STANDS_AT}.cap and start "
+            f"the same run again: what is answered is kept"
         )
 
     async def _seated(self, ask: Ask[R], progress: Callable[[int, int], None]) -> R | Unusable:

@@ -117,7 +117,7 @@ class Endpoint:
 
     def _final(self, error: EndpointError) -> EndpointError | LlmFailed:
         """What the error comes to. What would meet all requests is kept, and ends them; a pause is kept by all."""
-        settings, pause = self._settings, error.retry_after
+        settings, pause, here = self._settings, error.retry_after, self._settings.STANDS_AT
         again = "then start the same run again: what is answered is kept"
         match error.kind:
             case Kind.NO_MONEY:
@@ -125,12 +125,15 @@ class Endpoint:
             case Kind.KEY:
                 ends = f"{settings.url} refuses the key ({error.text}); set {settings.key_variable}"
             case Kind.MODEL:
-                ends = f"{settings.url} knows no model {settings.model!r} ({error.text}); correct llm.url or llm.model"
+                ends = (
+                    f"{settings.url} knows no model {settings.model!r} ({error.text}); correct {here}.url or "
+                    f"{here}.model"
+                )
             case Kind.TRANSIENT if pause and pause > settings.max_retry_after:
                 until = datetime.fromtimestamp(min(self._clock() + pause, LATEST), UTC)
                 ends = (
                     f"{settings.url} asks to be left alone for {pause:.0f} s, until {until:%Y-%m-%d %H:%M} UTC "
-                    f"({error.text}); llm.max_retry_after allows {settings.max_retry_after:g} s; raise it, or wait, "
+                    f"({error.text}); {here}.max_retry_after allows {settings.max_retry_after:g} s; raise it, or wait, "
                     f"{again}"
                 )
             case _:

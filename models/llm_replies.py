@@ -31,6 +31,12 @@ END_OF_THINKING = re.compile(
     r"<\|channel\|>final<\|message\|>"
 )
 OPEN_THINKING = re.compile(r"\s*(?:<(?:think|thinking|thought|reasoning|seed:think)>|\[THINK\]|◁think▷)")
+LATEX = re.compile(
+    r"""((?<!\\)(?:\\\\)*)\\(?=[bf][a-z]|
+    (?:ne|neq|neg|nabla|not|notin|right|rightarrow|rangle|rfloor|rceil|rho|text|textbf|theta|times|to|tan|tfrac|tau|
+    therefore|triangle|tilde)(?![a-z])|u(?![0-9a-fA-F]{4})|[^"\\/bfnrtu])""", re.VERBOSE,
+)  # fmt: skip
+"""The backslash of a formula's command that JSON would read as a control character, or not at all."""
 TEXTS = ("text", "output_text")
 DECLINED, FILTERED = "refusal", "content_filter"
 """Ends of a reply in which it was held back."""
@@ -133,7 +139,7 @@ def read(ask: Ask[R], reply: Paid) -> R | Unusable:
 
 def _valued(ask: Ask[R], text: str) -> R | Unusable:
     """Of the whole text; else of the one object in it that is not thinking."""
-    text = text.removeprefix("\ufeff").strip()
+    text = LATEX.sub(r"\1\\\\", text.removeprefix("\ufeff").strip())
     try:
         return ask.reply.model_validate_json(text)
     except ValidationError as whole:

@@ -19,7 +19,6 @@ from pydantic import Field, create_model, model_validator
 
 from reasoning.asking import Ask, Reply, quoted
 
-METHOD_VERSION = "1"
 TEMPERATURE = 0.1
 """The authors' value."""
 TASK = """You read the written reasoning of another model. Given are a problem and the numbered steps of the reasoning,

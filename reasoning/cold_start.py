@@ -14,8 +14,6 @@ from itertools import groupby
 from reasoning.dialogue import Closing, Dialogue, Speaker, Turn, holds_tag
 from reasoning.segment import sentence_starts
 
-METHOD_VERSION = "2"
-
 
 def as_dialogue(thoughts: Sequence[str], important: Sequence[bool], reply: str, most_rounds: int) -> Dialogue | None:
     """None where Short would have to ask as often as it may, so that its answer would be a forced one, or more often;

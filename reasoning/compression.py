@@ -17,7 +17,6 @@ from pydantic import Field, create_model
 from reasoning.asking import Ask, Reply, quoted
 from reasoning.records import Problem
 
-METHOD_VERSION = "1"
 CHARACTERS_PER_TOKEN = 4
 """Of ordinary text, to tell a model a length that it can follow, and to bound its reply."""
 STEP = 512

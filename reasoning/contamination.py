@@ -20,7 +20,6 @@ from itertools import chain, islice
 from reasoning.records import Match, Problem
 from reasoning.wording import Words, is_prose, listed, sentences, words
 
-METHOD_VERSION = "2"
 COMMON = 100
 """Runs of words that so many problems share are a template's or an instruction's, and find nothing."""
 WORDS_PER_EDIT = 20

@@ -15,7 +15,6 @@ from enum import StrEnum
 
 from reasoning.answers import boxed, until_closing_brace
 
-METHOD_VERSION = "3"
 TAGS = ("<think>", "</think>", "<answer>", "</answer>", "<rethink>", "</rethink>")
 _ANY = "|".join(TAGS)
 _LONGEST = max(map(len, TAGS))

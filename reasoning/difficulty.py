@@ -13,7 +13,6 @@ from conf.cot_distillation import LEVELS
 from reasoning.asking import Ask, Reply, quoted
 from reasoning.records import Problem
 
-METHOD_VERSION = "1"
 TASK = """You rate how difficult a mathematics problem is, on the ladder of the AoPS competition ratings:
 1: AMC 8 problems 1-20, AMC 10 problems 1-10, ordinary word problems of one or two steps
 2: AMC 8 problems 21-25, AMC 10 problems 11-20, AIME problems 1-3

@@ -16,7 +16,6 @@ from reasoning.pairs import fit_pairs
 from reasoning.records import Optimised, Pair, PairKind, Probe, Scan, Trace, Verdict, by_trace
 from reasoning.rollouts import Search, right_ones
 
-METHOD_VERSION = "3"
 """Part of every cache key of this method: raise it when a rule here changes."""
 
 

@@ -14,7 +14,6 @@ from reasoning.asking import Ask, Reply, quoted
 from reasoning.records import Judged, Problem
 from reasoning.stats import mean_interval, problem_means
 
-METHOD_VERSION = "1"
 CRITERIA = ("clarity", "completeness", "correctness", "redundancy")
 SHOWN = 40_000
 """Characters of a completion that the judge reads; a longer one is cut in the middle, and says so."""

@@ -16,7 +16,6 @@ from reasoning.cues import UNSPACED
 from reasoning.records import Opening
 from reasoning.segment import marker_starts, sentence_starts
 
-METHOD_VERSION = "2"
 """Part of the report's cache key."""
 WORDS, CHARACTERS = 3, 6
 """An opening ends at the first punctuation mark, or after so many words; in an unspaced script, so many characters."""

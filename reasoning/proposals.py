@@ -14,7 +14,6 @@ from pydantic import Field, create_model
 
 from reasoning.asking import Ask, Reply, quoted
 
-METHOD_VERSION = "1"
 TASK = """You edit the written reasoning of another model. Given are a problem and the numbered segments of the
 reasoning, one JSON string a line. Name the segments that can be left out because they repeat what is already settled,
 say nothing, or lead away from the answer, so that the remaining ones, read in order, still lead to it. Segment 0 and

@@ -24,7 +24,6 @@ from reasoning.dto import shortest_right
 from reasoning.records import Optimised, Trace, Verdict
 from reasoning.rollouts import Ask, Outcomes, Trial, enough
 
-METHOD_VERSION = "3"
 """Part of the cache key of pruning: raise it when a rule here changes."""
 
 

@@ -12,8 +12,6 @@ from typing import NamedTuple
 from reasoning.records import Conversation, Verdict, had
 from reasoning.stats import Interval, paired_difference
 
-METHOD_VERSION = "1"
-
 
 class Outcome(NamedTuple):
     """What is rewarded of a dialogue."""

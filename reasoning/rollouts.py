@@ -21,7 +21,6 @@ from typing import NamedTuple, Protocol
 
 from reasoning.records import Bill
 
-METHOD_VERSION = "1"
 """Part of the cache key of everything that asks: raise it when a decision here may change."""
 Z = 1.959964
 """Of a 95 % interval."""

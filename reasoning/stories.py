@@ -19,7 +19,6 @@ from enum import StrEnum
 
 from conf.settings import Teacher
 
-METHOD_VERSION = "1"
 """Part of the cache key of everything that draws: raise it when a seed gives other stories or thoughts."""
 MAX_LEVEL = 10
 SEEN_LEVELS = range(1, 9)

@@ -29,6 +29,8 @@ def reply_of(text: str, thinking: Thinking = THINK) -> str | None:
     """What follows the thinking, without tags of its own; None when thinking never ended, or began again and did not
     end."""
     _, tag, reply = text.partition(thinking.close)
+    if not tag and isinstance(thinking, Harmony) and text.lstrip().startswith(thinking.opens_reply):
+        tag, reply = thinking.opens_reply, text.partition(thinking.opens_reply)[2]
     if thinking.open in reply:
         _, tag, reply = reply.rpartition(thinking.open)[2].partition(thinking.close)
     if thinking.answer_open:

@@ -11,8 +11,6 @@ from statistics import median
 
 from conf.long_short import Importance
 
-METHOD_VERSION = "1"
-
 
 def importance(values: Sequence[float], lengths: Sequence[int], metric: Importance) -> list[float]:
     """M_i of each thought. `values` has one more than `lengths`: the first is that of the bare question."""

@@ -20,7 +20,6 @@ from reasoning.answer_worker import is_right, start
 from reasoning.answers import plain_number, settle
 from reasoning.records import Problem, Verdict
 
-METHOD_VERSION = "2"
 """Part of the cache key of everything that verifies: raise it when a verdict may change."""
 logger = logging.getLogger(__name__)
 

@@ -2,8 +2,9 @@
 
 Knows: Prefect's cache, canonical JSON, artifact references. Must not know: what any task computes.
 
-The key is the digest of the task's name, its method's version and its inputs: references by content digest, settings
-without the fields they list as left out. Anything else that has no stable content is refused before the task runs.
+The key is the digest of the task's name, of the code its result rests on and of its inputs: references by content
+digest, settings without the fields they list as left out. Anything else that has no stable content is refused before
+the task runs.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,11 +32,12 @@ from models.endpoints import WrongEndpoint
 from models.trainer import TrainerCrashed
 from models.vllm_server import ServerFailed
 from tasks.artifacts import ArtifactRef
+from tasks.code_version import code_version
 from tasks.workplace import LedgerEntry, Workplace
 
 MODEL_KINDS = ("base-model", "checkpoint")
-VERSIONS: dict[str, str] = {}
-"""Of each step, by name."""
+STEPS: dict[str, Step] = {}
+"""By name."""
 
 
 def canonical(value: Any) -> Any:
@@ -42,8 +45,7 @@ def canonical(value: Any) -> Any:
     if isinstance(value, ArtifactRef):
         return value.fingerprint()
     if isinstance(value, Section):
-        fields = type(value).model_fields.keys() - type(value).LEFT_OUT.keys()
-        return {name: canonical(getattr(value, name)) for name in sorted(fields)}
+        return {name: canonical(getattr(value, name)) for name in sorted(keyed_fields(value))}
     if isinstance(value, Enum):
         return value.value
     if value is None or isinstance(value, str | bool | int | float):
@@ -53,6 +55,11 @@ def canonical(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(name): canonical(item) for name, item in sorted(value.items())}
     raise TypeError(f"{type(value).__name__} cannot be part of a cache key: pass settings, references or plain values")
+
+
+def keyed_fields(section: Section) -> set[str]:
+    """Names of the settings that may change a result."""
+    return type(section).model_fields.keys() - type(section).LEFT_OUT.keys()
 
 
 def recipe_of(step: str, version: str, inputs: dict[str, Any], prompt: Prompt | None = None) -> dict[str, Any]:
@@ -77,15 +84,14 @@ def key_of(recipe: dict[str, Any]) -> str:
 class ContentKey(CachePolicy):
     """Prefect's view of the key; `place` is where the work happens, not what it is."""
 
-    step: str = ""
-    version: str = "1"
+    step: Step = field(kw_only=True)
 
     def compute_key(
         self, task_ctx: TaskRunContext | None, inputs: dict[str, Any], flow_parameters: dict[str, Any], **kwargs: Any
     ) -> str:
         _ = task_ctx, flow_parameters, kwargs
         told = {name: value for name, value in inputs.items() if name != "place"}
-        return key_of(recipe_of(self.step, self.version, told, inputs["place"].prompt))
+        return key_of(recipe_of(self.step.name, self.step.version, told, inputs["place"].prompt))
 
 
 class VerifiedJSON(JSONSerializer):
@@ -119,15 +125,20 @@ def is_transient(task: Any, run: TaskRun, state: State[Any]) -> bool:
 class Step:
     """A cached task. Called like its body, with keywords only; the first argument is the workplace."""
 
-    def __init__(self, body: Callable[..., ArtifactRef], version: str):
+    def __init__(self, body: Callable[..., ArtifactRef]):
         self.body = body
         self.name = body.__name__.replace("_", "-")
-        self.version = VERSIONS[self.name] = version
+        STEPS[self.name] = self
         self.task = task(
-            name=self.name, cache_policy=ContentKey(step=self.name, version=version), persist_result=True,
+            name=self.name, cache_policy=ContentKey(step=self), persist_result=True,
             result_serializer=VerifiedJSON(), retries=2, retry_delay_seconds=[5, 30],
             retry_condition_fn=is_transient, log_prints=False,
         )(body)  # fmt: skip
+
+    @cached_property
+    def version(self) -> str:
+        """Follows from the code that the result rests on (`code_version`); read when the step is first taken."""
+        return code_version(self.body)
 
     def __call__(self, place: Workplace, **inputs: Any) -> ArtifactRef:
         """Raises TypeError, before anything runs, for an input without certain content."""
@@ -143,7 +154,7 @@ class Step:
         place.artifacts.record(place.step_key, recipe, ref)
         refs = [value for value in inputs.values() if isinstance(value, ArtifactRef)]
         read = frozenset(read.entry for read in refs if read.entry is not None)
-        place.ledger.append(LedgerEntry(self.name, ref, cached, read))
+        place.ledger.append(LedgerEntry(self.name, self.version, ref, cached, read))
         return ref.model_copy(update={"entry": len(place.ledger) - 1})
 
     def _at(self, place: Workplace) -> Any:
@@ -151,6 +162,6 @@ class Step:
         return self.task.with_options(result_storage=Path(place.root) / "cache") if place.is_local else self.task
 
 
-def step(version: str) -> Callable[[Callable[..., ArtifactRef]], Step]:
-    """Makes a cached task of a function `(place, …) -> ArtifactRef`. Raise `version` when its results change."""
-    return lambda body: Step(body, version)
+def step(body: Callable[..., ArtifactRef]) -> Step:
+    """Makes a cached task of a function `(place, …) -> ArtifactRef`."""
+    return Step(body)

@@ -3,8 +3,9 @@
 Knows: sources of this project's packages, what names in them refer to. Must not know: Prefect, runs, what a step does.
 
 From a step's function all definitions are followed that it names, in the pure modules and in the steps' own: functions,
-classes, prompts and other constants. What runs in another process (the answer check, the trainer) is found by the name
-that brings it into play. Comments, docstrings and layout are left out; so is the code that only moves data, and serves.
+classes, prompts and other constants. What runs in another process or behind an object (the answer check, the trainer, a
+model's tokenizer and prompts) is found by the name that brings it into play. Comments, docstrings and layout are left
+out; so is the code that only moves data, and serves.
 """
 
 from __future__ import annotations
@@ -20,17 +21,20 @@ from pathlib import Path
 from typing import Any
 
 FOLLOWED = ("reasoning", "tasks", "tests")
-"""Packages; of the models only what trains."""
-TRAINERS = frozenset(["models.train", "models.simpo", "models.reinforce", "models.dialogues"])
+"""Packages; of the models what trains and what makes tokens of text and text of tokens."""
+MODELS = frozenset(
+    [f"models.{name}" for name in ("train", "simpo", "reinforce", "dialogues", "prompting", "tokenizer", "token_texts")]
+)
 NOT_FOLLOWED = frozenset(
     ["tasks.artifacts", "tasks.caching", "tasks.code_version", "tasks.progress", "tasks.workplace"]
 )
 """Stores, keys and processes: they bring a result about, and do not decide it."""
+ANSWERS, READING = ("reasoning.answer_worker",), ("models.prompting", "models.tokenizer", "models.token_texts")
 BEHIND = {
-    "verdicts": "reasoning.answer_worker", "verifier": "reasoning.answer_worker", "TrainJob": "models.train",
-    "RlJob": "models.reinforce",
+    "verdicts": ANSWERS, "verifier": ANSWERS, "TrainJob": ("models.train",), "RlJob": ("models.reinforce",),
+    "checkpoint": READING,
 }  # fmt: skip
-"""Modules that a name brings into play in another process."""
+"""Modules that a name brings into play, in another process or behind an object."""
 LIBRARIES = {
     "math_verify": "math-verify", "mpmath": "mpmath", "peft": "peft", "torch": "torch", "transformers": "transformers",
     "trl": "trl",
@@ -54,7 +58,7 @@ def code_version(function: Callable[..., Any]) -> str:
     found = _closure((function.__module__, function.__name__))
     digest = hashlib.sha256()
     for module, name in sorted(found):
-        digest.update(f"{module}:{name}:{''.join(map(ast.dump, _statements(module, name)))};".encode())
+        digest.update(f"{module}:{name}:{''.join(map(ast.unparse, _statements(module, name)))};".encode())
     for library in sorted({library for symbol in found for library in _libraries(symbol)}):
         digest.update(f"{library}=={version(LIBRARIES[library])};".encode())
     return digest.hexdigest()[:12]
@@ -72,7 +76,7 @@ def _closure(start: Symbol) -> set[Symbol]:
 
 
 def _is_followed(module: str) -> bool:
-    return (module.partition(".")[0] in FOLLOWED and module not in NOT_FOLLOWED) or module in TRAINERS
+    return (module.partition(".")[0] in FOLLOWED and module not in NOT_FOLLOWED) or module in MODELS
 
 
 @cache
@@ -83,7 +87,7 @@ def _named(symbol: Symbol) -> list[Symbol]:
     for node in (part for statement in _statements(*symbol) for part in ast.walk(statement)):
         if isinstance(node, ast.Attribute | ast.Name):
             met = node.attr if isinstance(node, ast.Attribute) else node.id
-            found += [(BEHIND[met], "")] if met in BEHIND else []
+            found += [(behind, "") for behind in BEHIND.get(met, ())]
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             target, name = source.imports.get(node.value.id, ("", ""))
             if target and not name:

@@ -28,14 +28,14 @@ from reasoning.records import (
 from reasoning.rollouts import EarliestCrossing, agreeing_ones
 from tasks.artifacts import ArtifactRef
 from tasks.caching import step
-from tasks.dto import VERSION, all_segment_ends, cut
+from tasks.dto import all_segment_ends, cut
 from tasks.problems import by_id, prompts_of
 from tasks.rollouts import Ender, Endings, Prober, closed, on_prefixes, set_aside
 from tasks.sampling import draw_traces, failed_counts, score, scores_without
 from tasks.workplace import Workplace
 
 
-@step(version=VERSION)
+@step
 def contrast_pairs(
     place: Workplace, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, max_length: int
 ) -> ArtifactRef:
@@ -46,7 +46,7 @@ def contrast_pairs(
     return place.publish("pairs", pairs, rows_in=len(pairs) + dropped.total(), dropped=dict(dropped), started=started)
 
 
-@step(version="1")
+@step
 def select_pairs(place: Workplace, pairs: ArtifactRef, kind: PairKind) -> ArtifactRef:
     """Rows of Pair of one kind."""
     started = time.monotonic()
@@ -63,7 +63,7 @@ KINDS: dict[str, type[Optimised | Compressed | Trace]] = {
 """Rows whose token ids are a whole completion."""
 
 
-@step(version="1")
+@step
 def demonstrations(
     place: Workplace, model: ArtifactRef, problems: ArtifactRef, completions: ArtifactRef, max_length: int
 ) -> ArtifactRef:
@@ -83,7 +83,7 @@ def demonstrations(
     return place.publish("demonstrations", kept, rows_in=len(rows), dropped=dict(+dropped), started=started)
 
 
-@step(version="1")
+@step
 def instruct(place: Workplace, problems: ArtifactRef, instruction: str) -> ArtifactRef:
     """The same problems, by the same ids, with an instruction after each."""
     started = time.monotonic()
@@ -94,7 +94,7 @@ def instruct(place: Workplace, problems: ArtifactRef, instruction: str) -> Artif
     return place.publish("problems", rows, rows_in=len(rows), started=started)
 
 
-@step(version=VERSION)
+@step
 def examine_early_stop(
     place: Workplace, model: ArtifactRef, problems: ArtifactRef, sampling: Sampling, segmentation: Segmentation,
     probing: Probing, finalizing: Finalizing, seed: int,

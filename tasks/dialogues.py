@@ -15,10 +15,8 @@ from conf.settings import Sampling
 from models.dialogues import Talk, Talks, Tongue
 from models.files import write_whole
 from models.store import Purpose
-from reasoning.dialogue import METHOD_VERSION as DIALOGUE_VERSION
 from reasoning.dialogue import Speaker
 from reasoning.records import Conversation, Couple, Problem, Score, Usage, Verdict
-from reasoning.verifier import METHOD_VERSION as VERIFIER_VERSION
 from tasks.artifacts import ArtifactRef
 from tasks.caching import step
 from tasks.outcomes import COUPLE, Exam, models_of
@@ -34,7 +32,7 @@ class NoCouple(ReadableError):
     """A folder that is no finished run of two models."""
 
 
-@step(version="1")
+@step
 def couple(place: Workplace, long: ArtifactRef, short: ArtifactRef) -> ArtifactRef:
     """One row of Couple."""
     started = time.monotonic()
@@ -68,7 +66,7 @@ def kept_couple(run: Path) -> tuple[dict[Speaker, Path], LongShort]:
         ) from None
 
 
-@step(version=f"1.{DIALOGUE_VERSION}.{VERIFIER_VERSION}")
+@step
 def converse(
     place: Workplace, long: ArtifactRef, short: ArtifactRef, problems: ArtifactRef, protocol: Protocol,
     sampling: Sampling, seed: int,
@@ -120,7 +118,7 @@ def not_held(problem_id: str, sample: int) -> Conversation:
     )  # fmt: skip
 
 
-@step(version="1")
+@step
 def score_conversations(place: Workplace, problems: ArtifactRef, conversations: ArtifactRef) -> ArtifactRef:
     """Rows of Score: tokens are those of both models together."""
     started = time.monotonic()

@@ -23,10 +23,7 @@ from reasoning.asking import Ask, Solution, Unusable, limited
 from reasoning.dto import shortest_right
 from reasoning.pairs import distillation_pairs, fit_pairs
 from reasoning.records import Compressed, Rating, Trace, Usage, Valued, Verdict, by_trace
-from reasoning.rollouts import METHOD_VERSION as ROLLOUTS_VERSION
-from reasoning.segment import METHOD_VERSION as SEGMENT_VERSION
 from reasoning.thinking import CLOSE_THINK, final_answer, thinking_of, thought_of, written_as
-from reasoning.verifier import METHOD_VERSION as VERIFIER_VERSION
 from tasks.artifacts import ArtifactRef
 from tasks.auxiliary import asked_of
 from tasks.caching import step
@@ -37,12 +34,9 @@ from tasks.workplace import Workplace
 
 SAMPLES_APART = 1_000_000
 """Between the numbers of two seeds' samples."""
-VALUE_VERSION = f"1.{SEGMENT_VERSION}.{VERIFIER_VERSION}.{ROLLOUTS_VERSION}"
-RATE_VERSION = f"1.{difficulty.METHOD_VERSION}"
-COMPRESS_VERSION = f"2.{compression.METHOD_VERSION}.{VERIFIER_VERSION}"
 
 
-@step(version="1")
+@step
 def adopt_traces(place: Workplace, model: ArtifactRef, traces: ArtifactRef) -> ArtifactRef:
     """Rows of Trace: another model's traces in the token ids of `model`."""
     started = time.monotonic()
@@ -54,7 +48,7 @@ def adopt_traces(place: Workplace, model: ArtifactRef, traces: ArtifactRef) -> A
     return place.publish("traces", adopted, rows_in=len(rows), started=started)
 
 
-@step(version=f"1.{VERIFIER_VERSION}")
+@step
 def write_traces(
     place: Workplace, model: ArtifactRef, problems: ArtifactRef, teacher: EndpointTeacher, sampling: Sampling,
     seed: int,
@@ -94,7 +88,7 @@ def write_traces(
     )  # fmt: skip
 
 
-@step(version="1")
+@step
 def choose_traces(place: Workplace, traces: ArtifactRef, choosing: Choosing) -> ArtifactRef:
     """Rows of Trace: of each problem's right ones, as many as are wanted."""
     started = time.monotonic()
@@ -114,7 +108,7 @@ def choose_traces(place: Workplace, traces: ArtifactRef, choosing: Choosing) -> 
     return place.publish("traces", chosen, rows_in=len(rows), dropped=dict(+dropped), started=started, counts=counts)
 
 
-@step(version=VALUE_VERSION)
+@step
 def value_prefixes(
     place: Workplace, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, segmentation: Segmentation,
     probing: Probing, seed: int,
@@ -132,7 +126,7 @@ def value_prefixes(
     )  # fmt: skip
 
 
-@step(version=RATE_VERSION)
+@step
 def rate_by_effort(place: Workplace, traces: ArtifactRef, values: ArtifactRef, threshold: float) -> ArtifactRef:
     """Rows of Rating: of each problem with a valued trace, from all its traces and what the valued ones need."""
     started = time.monotonic()
@@ -151,7 +145,7 @@ def rate_by_effort(place: Workplace, traces: ArtifactRef, values: ArtifactRef, t
     return place.publish("ratings", ratings, rows_in=len(needed), started=started)
 
 
-@step(version=RATE_VERSION)
+@step
 def rate_by_llm(place: Workplace, problems: ArtifactRef, traces: ArtifactRef, rater: LlmRater, llm: Llm) -> ArtifactRef:
     """Rows of Rating: of each problem with a trace, by an auxiliary model. Raises what the model's client does, and
     TooManyUnusable."""
@@ -169,7 +163,7 @@ def rate_by_llm(place: Workplace, problems: ArtifactRef, traces: ArtifactRef, ra
     )  # fmt: skip
 
 
-@step(version="1")
+@step
 def exchange_ratings(place: Workplace, ratings: ArtifactRef, seed: int) -> ArtifactRef:
     """Rows of Rating: the same levels, each at another problem. A control."""
     started = time.monotonic()
@@ -189,7 +183,7 @@ class Thought(NamedTuple):
     kept: tuple[int, ...] = ()
 
 
-@step(version=COMPRESS_VERSION)
+@step
 def compress_by_value(
     place: Workplace, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, values: ArtifactRef,
     ratings: ArtifactRef, budget: Budget, finalizing: Finalizing, seed: int,
@@ -212,7 +206,7 @@ def compress_by_value(
     return _finished(place, model, problems, fitting, finalizing, seed, started, dropped, Usage())
 
 
-@step(version=COMPRESS_VERSION)
+@step
 def compress_by_llm(
     place: Workplace, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, ratings: ArtifactRef,
     budget: Budget, finalizing: Finalizing, compressor: LlmCompressor, llm: Llm, seed: int,
@@ -308,7 +302,7 @@ def _finished(
     )  # fmt: skip
 
 
-@step(version="1")
+@step
 def uncompressed(place: Workplace, traces: ArtifactRef, compressed: ArtifactRef) -> ArtifactRef:
     """Rows of Trace: those that were compressed, as they were. A control."""
     started = time.monotonic()
@@ -319,7 +313,7 @@ def uncompressed(place: Workplace, traces: ArtifactRef, compressed: ArtifactRef)
     return place.publish("traces", kept, rows_in=len(rows), dropped=dropped, started=started)
 
 
-@step(version="1")
+@step
 def pair_compressed(
     place: Workplace, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, compressed: ArtifactRef,
     max_length: int,

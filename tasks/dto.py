@@ -28,24 +28,18 @@ from models.store import Purpose
 from models.token_texts import Undecodable
 from reasoning.asking import Unusable, limited
 from reasoning.dto import (
-    METHOD_VERSION,
     first_wrong,
     last_refused,
     preference_pairs,
     scan_of,
     shortest_right,
 )  # fmt: skip
-from reasoning.proposals import METHOD_VERSION as PROPOSALS_VERSION
 from reasoning.proposals import question
-from reasoning.prune import METHOD_VERSION as PRUNE_VERSION
 from reasoning.prune import OpenPruning, pruned_trace
 from reasoning.records import Optimised, Proposed, Recheck, Scan, SetAside, Trace, by_trace
-from reasoning.rollouts import METHOD_VERSION as ROLLOUTS_VERSION
 from reasoning.rollouts import AllValues, Bisection, EarliestCrossing, Search, enough, right_ones
-from reasoning.segment import METHOD_VERSION as SEGMENT_VERSION
 from reasoning.segment import segment_text, token_ends
 from reasoning.thinking import thinking_of
-from reasoning.verifier import METHOD_VERSION as VERIFIER_VERSION
 from tasks.artifacts import ArtifactRef
 from tasks.auxiliary import asked_of
 from tasks.caching import step
@@ -53,10 +47,8 @@ from tasks.problems import by_id, prompts_of
 from tasks.rollouts import Asked, Ender, Prefix, Prober, Scorer, TokenIds, closed, on_prefixes, set_aside
 from tasks.workplace import Workplace
 
-VERSION = f"1.{METHOD_VERSION}.{SEGMENT_VERSION}.{VERIFIER_VERSION}.{ROLLOUTS_VERSION}"
 
-
-@step(version=VERSION)
+@step
 def probe_prefixes(
     place: Workplace, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef,
     segmentation: Segmentation, probing: DtoProbing, seed: int,
@@ -89,7 +81,7 @@ def probe_prefixes(
     )  # fmt: skip
 
 
-@step(version=VERSION)
+@step
 def recheck_crossings(
     place: Workplace, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, scans: ArtifactRef,
     probing: Probing, seed: int,
@@ -121,7 +113,7 @@ def recheck_crossings(
     )  # fmt: skip
 
 
-@step(version=VERSION)
+@step
 def finalize_traces(
     place: Workplace, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, scans: ArtifactRef,
     finalizing: DtoFinalizing, seed: int,
@@ -172,7 +164,7 @@ def _premature_stops(ender: Ender, traces: Sequence[Trace], scans: Sequence[Scan
     }
 
 
-@step(version=f"{VERSION}.{PROPOSALS_VERSION}")
+@step
 def propose_removals(
     place: Workplace, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, scans: ArtifactRef,
     optimised: ArtifactRef, pruning: LlmPruning, llm: Llm,
@@ -202,7 +194,7 @@ def propose_removals(
     )  # fmt: skip
 
 
-@step(version=f"{VERSION}.{PRUNE_VERSION}")
+@step
 def prune_traces(
     place: Workplace, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, scans: ArtifactRef,
     optimised: ArtifactRef, proposals: ArtifactRef | None, most_surprise: float, probing: Probing,
@@ -283,7 +275,7 @@ def restore_unnatural(scorer: Scorer, prunings: Sequence[OpenPruning], most: flo
     return restored
 
 
-@step(version=VERSION)
+@step
 def build_pairs(
     place: Workplace, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, optimised: ArtifactRef,
     pairing: Pairing, max_length: int,

@@ -11,7 +11,7 @@ from conf.cot_distillation import Judging
 from conf.settings import Sampling
 from models.store import Purpose
 from reasoning.asking import Unusable, limited
-from reasoning.judging import METHOD_VERSION, question
+from reasoning.judging import question
 from reasoning.records import Judged, Usage
 from tasks.artifacts import ArtifactRef
 from tasks.auxiliary import asked_of
@@ -21,7 +21,7 @@ from tasks.sampling import draw_traces
 from tasks.workplace import Workplace
 
 
-@step(version=f"1.{METHOD_VERSION}")
+@step
 def judge_completions(
     place: Workplace, models: Sequence[ArtifactRef], problems: ArtifactRef, sampling: Sampling, judging: Judging,
     llm: Llm, seed: int,

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from conf.settings import MarkerReport
-from reasoning.openings import METHOD_VERSION, openings
+from reasoning.openings import openings
 from reasoning.records import Opening, Trace
-from reasoning.segment import METHOD_VERSION as SEGMENT_VERSION
 from reasoning.thinking import thinking_of
 from tasks.artifacts import ArtifactRef
 from tasks.caching import step
@@ -21,7 +20,7 @@ SHOWN = 40
 """Openings on the terminal; the report holds more."""
 
 
-@step(version=f"{METHOD_VERSION}.{SEGMENT_VERSION}")
+@step
 def count_openings(
     place: Workplace, model: ArtifactRef, traces: ArtifactRef, markers: Sequence[str]
 ) -> ArtifactRef:  # fmt: skip

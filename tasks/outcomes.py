@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from conf.cot_distillation import CotDistillation
 from conf.errors import ReadableError
 from conf.long_short import LongShort
+from conf.section import Section
 from conf.settings import Dto
 from models.files import write_whole
 from models.vllm_server import on_cpu
@@ -26,7 +27,7 @@ from reasoning.cost import Shape
 from reasoning.exam import Role
 from reasoning.records import Conversation, Couple, Record, Score, StageCount
 from tasks.artifacts import ArtifactRef
-from tasks.caching import VERSIONS, canonical
+from tasks.caching import STEPS, canonical, keyed_fields
 from tasks.workplace import LedgerEntry, Workplace, led_to
 
 COUPLE = "couple"
@@ -145,9 +146,13 @@ def outcome_of(place: Workplace, settings: Pipeline, exam: Exam, since: tuple[in
 
 def _decisive(settings: Pipeline) -> dict[str, Any]:
     """What of the settings stands in any step's key, and what says which steps there are."""
-    shared = {name: value for name, value in canonical(settings).items() if name != "seed"}
+    return {name: value for name, value in canonical(settings).items() if name != "seed"} | _around(settings)
+
+
+def _around(settings: Pipeline) -> dict[str, Any]:
+    """What decides, and is in the settings left out or reckoned from several."""
     rounds = settings.rl.rounds if isinstance(settings, LongShort) else ()
-    return shared | {"rounds": list(rounds), "engine.context": settings.room_for_prompt}
+    return {"rounds": list(rounds), "engine.context": settings.room_for_prompt}
 
 
 def keep_outcome(outcome: Outcome, folders: Sequence[Path]) -> None:
@@ -161,8 +166,9 @@ def keep_outcome(outcome: Outcome, folders: Sequence[Path]) -> None:
 
 
 def kept_outcome(folder: Path, settings: Pipeline, seed: int, base: str) -> Outcome | None:
-    """That of `seed`, where `folder` has it. Raises OutcomeError where it is of other settings, of another model or of
-    another version of a step. Files and data sets that the settings name are taken to be the same."""
+    """That of `seed`, where `folder` has it; steps that other code took are among its warnings. Raises OutcomeError
+    where it is of other settings or of another model. Files and data sets that the settings name are taken to be the
+    same."""
     path = folder / FILE.format(settings.pipeline, seed)
     if not path.is_file():
         return None
@@ -170,16 +176,48 @@ def kept_outcome(folder: Path, settings: Pipeline, seed: int, base: str) -> Outc
         outcome = Outcome.model_validate_json(lzma.decompress(path.read_bytes()))
     except (lzma.LZMAError, ValidationError) as error:
         raise OutcomeError(f"{path}: holds no outcome ({str(error).splitlines()[0]}); run seed {seed} again") from error
-    wanted = _decisive(settings)
     if outcome.base != base:
         raise OutcomeError(f"{path}: of model {outcome.base[:12]}, and here it is {base[:12]}; run seed {seed} again")
-    stages = {line.stage for line in outcome.ledger if VERSIONS.get(line.stage) != line.version}
-    if stages:
-        raise OutcomeError(f"{path}: made by other versions of {', '.join(sorted(stages))}; run seed {seed} again")
-    other = sorted(name for name in wanted.keys() | outcome.settings if wanted.get(name) != outcome.settings.get(name))
+    other = _differences(settings, outcome.settings | {"seed": settings.seed})
     if other:
         raise OutcomeError(f"{path}: made with other settings ({', '.join(other)}); run seed {seed} again")
-    return outcome
+    stale = sorted({line.stage for line in outcome.ledger if not _is_current(line)})
+    told = (f"seed {seed} was examined with other code of {', '.join(stale)}: {path}",) if stale else ()
+    return outcome.model_copy(update={"warnings": (*outcome.warnings, *told)})
+
+
+def _is_current(line: LedgerLine) -> bool:
+    return line.stage in STEPS and STEPS[line.stage].version == line.version
+
+
+def _differences(settings: Pipeline, stored: Mapping[str, Any]) -> list[str]:
+    """Names of the settings in which `stored` was made otherwise."""
+    ours = _around(settings)
+    other = [name for name in ours if ours[name] != stored.get(name)]
+    return sorted(other + _changed(settings, {name: value for name, value in stored.items() if name not in ours}))
+
+
+def _changed(section: Section, stored: Any, within: str = "") -> list[str]:
+    """A setting that `stored` does not know is younger than it; at its default it stands for what was done before."""
+    if not isinstance(stored, Mapping):
+        return [within.removesuffix(".")]
+    fields, found = keyed_fields(section), list[str]()
+    for name in fields & stored.keys():
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            found += _changed(value, stored[name], f"{within}{name}.")
+        elif canonical(value) != stored[name]:
+            found.append(within + name)
+    gone, new = stored.keys() - fields, fields - stored.keys()
+    return [
+        *found,
+        *(within + name for name in gone),
+        *(within + name for name in new if not _is_default(section, name)),
+    ]
+
+
+def _is_default(section: Section, name: str) -> bool:
+    return getattr(section, name) == type(section).model_fields[name].get_default(call_default_factory=True)
 
 
 def _scored(place: Workplace, entry: Examined) -> Scored:
@@ -215,7 +253,7 @@ def ledger_lines(place: Workplace) -> list[LedgerLine]:
 def _ledger_line(entry: LedgerEntry) -> LedgerLine:
     assert entry.artifact.count
     return LedgerLine(
-        **dict(entry.artifact.count), stage=entry.step, version=VERSIONS[entry.step], cached=entry.cached,
+        **dict(entry.artifact.count), stage=entry.step, version=entry.version, cached=entry.cached,
         artifact=entry.artifact.uri, digest=entry.artifact.digest,
     )  # fmt: skip
 

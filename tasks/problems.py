@@ -12,21 +12,17 @@ from typing import NamedTuple
 
 from conf.settings import Decontamination, Hub, NoDecontamination, ProblemFile, Problems, Stories
 from models.dialogues import prompt_ids
-from reasoning.contamination import METHOD_VERSION as CONTAMINATION_VERSION
 from reasoning.contamination import matches, without_doubles
 from reasoning.draws import Draw
 from reasoning.problem_rows import needed_fields, optional_fields
 from reasoning.records import Match, Problem, TextPart
-from reasoning.stories import METHOD_VERSION, Split, Story, draw_stories
-from reasoning.verifier import METHOD_VERSION as VERIFIER_VERSION
+from reasoning.stories import Split, Story, draw_stories
 from tasks.artifacts import ArtifactRef
 from tasks.caching import step
 from tasks.problem_files import Fields, ProblemsRefused, digest_of, files_of, rows_of
 from tasks.problem_hub import commit_of, files_of_hub, rows_of_hub
 from tasks.problem_intake import Intake, Named
 from tasks.workplace import Workplace
-
-VERSION = f"2.{VERIFIER_VERSION}"
 
 
 class Sources(NamedTuple):
@@ -90,7 +86,7 @@ def story_problem(story: Story, split: Split, seed: int, index: int) -> Problem:
     )  # fmt: skip
 
 
-@step(version=f"1.{METHOD_VERSION}")
+@step
 def draw_problems(place: Workplace, source: Stories, split: Split, seed: int) -> ArtifactRef:
     """Rows of Problem. No two splits can share one, whatever the seeds."""
     started = time.monotonic()
@@ -99,7 +95,7 @@ def draw_problems(place: Workplace, source: Stories, split: Split, seed: int) ->
     return place.publish("problems", rows, rows_in=len(rows), started=started)
 
 
-@step(version=VERSION)
+@step
 def load_file(place: Workplace, file: ArtifactRef, source: ProblemFile, draw: Draw | None) -> ArtifactRef:
     """Rows of Problem from the files at `file.uri`, whose content is what the cache key holds."""
     rows = (row for name in files_of(file.uri) for row in rows_of(name, _fields(source)))
@@ -107,7 +103,7 @@ def load_file(place: Workplace, file: ArtifactRef, source: ProblemFile, draw: Dr
     return _publish(place, source, file.uri, named, draw)
 
 
-@step(version=VERSION)
+@step
 def load_hub(place: Workplace, source: Hub, commit: str, draw: Draw | None) -> ArtifactRef:
     """Rows of Problem from one commit of a data set on the hub."""
     rows = rows_of_hub(files_of_hub(source, commit), _fields(source), draw)
@@ -115,7 +111,7 @@ def load_hub(place: Workplace, source: Hub, commit: str, draw: Draw | None) -> A
     return _publish(place, source, source.name, named, draw, source.shuffle_buffer)
 
 
-@step(version="1")
+@step
 def fit_problems(
     place: Workplace, model: ArtifactRef, problems: ArtifactRef, room: int, roles: tuple[str, ...]
 ) -> ArtifactRef:  # fmt: skip
@@ -164,7 +160,7 @@ def clean_problems(place: Workplace, how: Decontamination, sources: Sources, see
     return drop_problems(place, problems=sources.train, matches=found)
 
 
-@step(version=CONTAMINATION_VERSION)
+@step
 def find_overlap(
     place: Workplace, problems: ArtifactRef, benchmarks: Sequence[ArtifactRef], names: Sequence[str], words: int,
     share: float,
@@ -178,7 +174,7 @@ def find_overlap(
     return place.publish("matches", found, rows_in=len(rows), started=started, counts=counts)
 
 
-@step(version=CONTAMINATION_VERSION)
+@step
 def drop_problems(place: Workplace, problems: ArtifactRef, matches: ArtifactRef) -> ArtifactRef:
     """Rows of Problem: those without a match, each once. Raises ProblemsRefused when none is left."""
     started = time.monotonic()

@@ -11,19 +11,14 @@ from typing import Any
 
 from conf.long_short import Protocol, Reinforcement, Who
 from models.trainer import FAILED, RlJob
-from reasoning.dialogue import METHOD_VERSION as DIALOGUE_VERSION
 from reasoning.records import Usage
-from reasoning.rewards import METHOD_VERSION as REWARDS_VERSION
-from reasoning.verifier import METHOD_VERSION as VERIFIER_VERSION
 from tasks.artifacts import ArtifactRef
 from tasks.caching import step
 from tasks.training import run_job
 from tasks.workplace import Workplace
 
-VERSION = f"1.{DIALOGUE_VERSION}.{REWARDS_VERSION}.{VERIFIER_VERSION}"
 
-
-@step(version=VERSION)
+@step
 def reinforce(
     place: Workplace, model: ArtifactRef, partner: ArtifactRef | None, problems: ArtifactRef, trains: Who | None,
     protocol: Protocol | None, rl: Reinforcement, max_tokens: int, seed: int,

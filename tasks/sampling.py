@@ -17,7 +17,6 @@ from models.rollouts import TooManyFailed
 from models.store import Purpose
 from reasoning.records import Problem, Score, Trace, Usage, Verdict
 from reasoning.thinking import final_answer
-from reasoning.verifier import METHOD_VERSION
 from tasks.artifacts import ArtifactRef
 from tasks.caching import step
 from tasks.problems import by_id
@@ -25,7 +24,7 @@ from tasks.rollouts import set_aside
 from tasks.workplace import Workplace
 
 
-@step(version=f"1.{METHOD_VERSION}")
+@step
 def sample_traces(
     place: Workplace, model: ArtifactRef, problems: ArtifactRef, sampling: Sampling, seed: int
 ) -> ArtifactRef:
@@ -38,7 +37,7 @@ def sample_traces(
     )
 
 
-@step(version=f"1.{METHOD_VERSION}")
+@step
 def examine(place: Workplace, model: ArtifactRef, problems: ArtifactRef, sampling: Sampling, seed: int) -> ArtifactRef:
     """Rows of Score on problems that nothing else has read, from samples that nothing else uses. Completions that are
     not to be had count as not right."""

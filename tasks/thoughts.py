@@ -15,13 +15,9 @@ from conf.settings import Sampling, Segmentation
 from models.dialogues import Tongue
 from reasoning import chunking, cold_start, thoughts
 from reasoning.asking import Unusable, limited
-from reasoning.dialogue import METHOD_VERSION as DIALOGUE_VERSION
 from reasoning.dialogue import Speaker, holds_tag, turns_of
 from reasoning.records import Chunked, Demonstration, Rehearsed, Trace, Valued, by_trace
-from reasoning.rollouts import METHOD_VERSION as ROLLOUTS_VERSION
-from reasoning.segment import METHOD_VERSION as SEGMENT_VERSION
 from reasoning.thinking import Thinking, reply_of, thinking_of, thought_of
-from reasoning.verifier import METHOD_VERSION as VERIFIER_VERSION
 from tasks.artifacts import ArtifactRef
 from tasks.auxiliary import asked_of
 from tasks.caching import step
@@ -30,10 +26,8 @@ from tasks.problems import by_id
 from tasks.rollouts import Prober, going_on, set_aside
 from tasks.workplace import Workplace
 
-REHEARSE_VERSION = f"2.{thoughts.METHOD_VERSION}.{cold_start.METHOD_VERSION}.{DIALOGUE_VERSION}"
 
-
-@step(version=f"2.{SEGMENT_VERSION}")
+@step
 def chunk_by_markers(
     place: Workplace, model: ArtifactRef, traces: ArtifactRef, segmentation: Segmentation
 ) -> ArtifactRef:
@@ -58,7 +52,7 @@ def _thinking(place: Workplace, traces: ArtifactRef) -> tuple[list[Trace], Count
     return plain, Counter({"no-thinking": len(told) - len(some), "tag-in-thinking": len(some) - len(plain)})
 
 
-@step(version=f"2.{chunking.METHOD_VERSION}")
+@step
 def chunk_by_llm(
     place: Workplace, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, chunker: LlmChunker, llm: Llm
 ) -> ArtifactRef:
@@ -97,7 +91,7 @@ def _steps(text: str, thinking: Thinking) -> list[str]:
     return [first, *rest] if thought_of(first, thinking).strip() or not rest else [first + rest[0], *rest[1:]]
 
 
-@step(version=f"1.{VERIFIER_VERSION}.{ROLLOUTS_VERSION}")
+@step
 def value_thoughts(
     place: Workplace, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, chunked: ArtifactRef,
     rollouts: Sampling, seed: int,
@@ -116,7 +110,7 @@ def value_thoughts(
     )
 
 
-@step(version=REHEARSE_VERSION)
+@step
 def rehearse(
     place: Workplace, model: ArtifactRef, traces: ArtifactRef, values: ArtifactRef, importance: Importance,
     most_rounds: int,
@@ -147,7 +141,7 @@ def rehearse(
     )  # fmt: skip
 
 
-@step(version=f"1.{DIALOGUE_VERSION}")
+@step
 def turns_to_learn(
     place: Workplace, model: ArtifactRef, problems: ArtifactRef, rehearsals: ArtifactRef, protocol: Protocol,
     speaker: Speaker, max_length: int,

@@ -19,7 +19,6 @@ from models.trainer import RECOMPUTES, TrainJob
 from models.vllm_server import PROOF_FILE
 from reasoning.card import card_figures, card_text
 from reasoning.records import Problem, Scan, Trace, Usage
-from reasoning.stories import METHOD_VERSION
 from tasks.artifacts import ArtifactRef
 from tasks.caching import step
 from tasks.training import run_job
@@ -28,7 +27,7 @@ from tasks.workplace import Workplace, stage_count
 TOKENIZER_TEXTS = 8_000
 
 
-@step(version=f"1.{METHOD_VERSION}")
+@step
 def write_corpus(place: Workplace, lessons: tuple[Lesson, ...], teacher: Teacher, batch: int, seed: int) -> ArtifactRef:
     """A folder with the untrained model, its tokenizer, and `rows.parquet` in the order of training."""
     started = time.monotonic()
@@ -44,7 +43,7 @@ def write_corpus(place: Workplace, lessons: tuple[Lesson, ...], teacher: Teacher
         return place.artifacts.publish_folder("corpus", Path(scratch), count)
 
 
-@step(version="1")
+@step
 def pretrain(place: Workplace, corpus: ArtifactRef, training: Pretraining, seed: int) -> ArtifactRef:
     """The trained checkpoint, in bfloat16."""
     folder = place.artifacts.local_path(corpus)
@@ -69,7 +68,7 @@ def pretrain(place: Workplace, corpus: ArtifactRef, training: Pretraining, seed:
     )  # fmt: skip
 
 
-@step(version="1")
+@step
 def first_samples(place: Workplace, traces: ArtifactRef, count: int) -> ArtifactRef:
     """Only each problem's first `count` traces: the others need no probing."""
     started = time.monotonic()

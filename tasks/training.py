@@ -18,7 +18,7 @@ from tasks.progress import Stage
 from tasks.workplace import Workplace, led_to, stage_count
 
 
-@step(version="1")
+@step
 def train_simpo(place: Workplace, model: ArtifactRef, pairs: ArtifactRef, training: SimPO, seed: int) -> ArtifactRef:
     """A checkpoint trained from `model` on preference pairs."""
     return _fit(
@@ -27,7 +27,7 @@ def train_simpo(place: Workplace, model: ArtifactRef, pairs: ArtifactRef, traini
     )  # fmt: skip
 
 
-@step(version="1")
+@step
 def train_dpo(place: Workplace, model: ArtifactRef, pairs: ArtifactRef, training: Dpo, seed: int) -> ArtifactRef:
     """A checkpoint trained from `model` on preference pairs, with `model` itself as the reference."""
     return _fit(place, "dpo", model, pairs, _texts(place, pairs), training, seed, beta=training.beta)
@@ -49,7 +49,7 @@ def _nothing_left(place: Workplace, rows: ArtifactRef, name: str) -> TrainingFai
     return TrainingFailed(f"no {name} is left to train on; dropped on the way: {'; '.join(reasons) or 'nothing'}")
 
 
-@step(version="1")
+@step
 def train_sft(place: Workplace, model: ArtifactRef, rows: ArtifactRef, training: Sft, seed: int) -> ArtifactRef:
     """A checkpoint trained from `model` on demonstrations."""
     found = place.rows(rows, Demonstration)

@@ -52,6 +52,8 @@ class LedgerEntry(NamedTuple):
     """A step that was taken, or found in the cache; `artifact.count` says what it took and cost when it was made."""
 
     step: str
+    version: str
+    """Of the code that made it."""
     artifact: ArtifactRef
     cached: bool
     inputs: frozenset[int]

@@ -14,7 +14,7 @@ from conf.settings import Dto
 from flows.dto import run_dto
 from models.checkpoint import TINY_MODEL
 from reasoning.records import Optimised, Proposed
-from tasks.caching import step
+from tasks.caching import Step
 from tasks.dto import build_pairs
 from tasks.reporting import engine_rows
 from tests.flows.world import ScriptedRun
@@ -137,7 +137,8 @@ def test_another_model_redoes_everything_but_drawing_problems(first: Run, root: 
 
 
 def test_another_version_of_a_method_redoes_what_depends_on_it(first: Run, root: Path, monkeypatch: pytest.MonkeyPatch):
-    newer = step("another")(build_pairs.body)
+    newer = Step(build_pairs.body)
+    newer.version = "another"
     monkeypatch.setattr("flows.dto.build_pairs", newer)
     run = Run(root)
     # The new version makes the same pairs, so nothing after it is redone.

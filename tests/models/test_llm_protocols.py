@@ -261,6 +261,19 @@ def test_hostile_or_ambiguous_json_is_malformed(client: Callable[..., Client], c
     assert len(found.detail) <= 400
 
 
+@pytest.mark.parametrize("text", [
+    r"\frac{1}{2}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"3 \times 4 \neq \sqrt{2}", r"\(x\) and \theta",
+    r"\underline{a}", "a\nb", "a\n\ntotal\tb", "\nnot \\nu", r"\\frac",
+])  # fmt: skip
+@pytest.mark.parametrize("escaped", [True, False])
+def test_formulas_are_read_whether_or_not_their_backslashes_are_escaped(
+    client: Callable[..., Client], text: str, escaped: bool
+):
+    said = json.dumps(text) if escaped else f'"{text}"'
+    if escaped or ("\\\\" not in text and text.isprintable()):
+        assert client(Answer(f'{{"level": 3, "note": {said}}}')).ask() == [Grade(level=3, note=text)]
+
+
 @given(st.lists(st.one_of(st.text(alphabet=st.characters(exclude_characters="{}"), max_size=20), st.booleans())))
 def test_all_objects_of_a_text_are_found_in_order(parts: list[str | bool]):
     objects = [json.dumps({"number": index, "text": '}{"'}) for index in range(sum(map(bool, parts)))]

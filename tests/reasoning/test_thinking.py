@@ -22,6 +22,14 @@ def test_every_case_is_read_as_it_says(cases: Callable[[str], list[dict[str, Any
         assert final_answer(row["text"]) == row["answer"], row["why"]
 
 
+def test_harmony_without_an_analysis_has_an_answer():
+    said = "<|channel|>final<|message|>It is \\boxed{4}"
+    assert final_answer(said, Harmony()) == "4"
+    assert final_answer("<|channel|>analysis<|message|>It is \\boxed{4}", Harmony()) is None
+    assert final_answer(said) is None
+    assert not is_closed_once(said, Harmony())
+
+
 @given(words, words, st.sampled_from(FORMATS), st.booleans())
 def test_thinking_and_reply_are_told_apart_in_every_format(thought: str, reply: str, how: Thinking, opened: bool):
     text = f"{'' if opened else how.open}{thought}{how.close}{how.answer_open}{reply}{how.answer_close}"

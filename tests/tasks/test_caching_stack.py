@@ -11,7 +11,7 @@ import pytest
 import tasks
 from conf.auxiliary import Llm
 from conf.claims import Claims
-from conf.cot_distillation import CotDistillation, EndpointTeacher
+from conf.cot_distillation import CotDistillation, EndpointTeacher, TeacherLlm
 from conf.long_short import LongShort
 from conf.prompts import Harmony, Prompt
 from conf.section import Section
@@ -83,7 +83,8 @@ def another(value: Any) -> Any:
 
 NEEDED: dict[type[Section], dict[str, Any]] = {
     Lesson: {"stories": 1, "levels": (1,)}, Claims: {"dto": Dto()}, Llm: {"url": "http://x", "model": "m"},
-    EndpointTeacher: {"llm": Llm(url="http://x", model="m")}, Hub: {"name": "owner/name"}, ProblemFile: {"path": "x"},
+    EndpointTeacher: {"llm": TeacherLlm(url="http://x", model="m")}, 
+    TeacherLlm: {"url": "http://x", "model": "m"}, Hub: {"name": "owner/name"}, ProblemFile: {"path": "x"},
     NoDecontamination: {"reason": "only stories are read"},
 }  # fmt: skip
 """What has no default."""

@@ -23,6 +23,9 @@ def _kept(text):
 def check(place, answers):
     return place.verdicts(answers)
 
+def ask(place, model):
+    return place.checkpoint(model).prompt_ids("1 + 1")
+
 def train(place, rows):
     return place.run(TrainJob(rows))
 '''
@@ -48,6 +51,7 @@ PROMPT = "Be brief."
 SOURCES = {
     "tasks.steps": STEPS, "reasoning.cut": CUT, "reasoning.marks": MARKS,
     "reasoning.answer_worker": "import mpmath\nx = 1", "models.train": "import trl\ny = 1",
+    "models.prompting": "a = 1", "models.tokenizer": "import transformers", "models.token_texts": "",
 }  # fmt: skip
 
 
@@ -88,6 +92,12 @@ def test_a_helper_a_constant_and_a_prompt_change_it(monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_words_and_code_that_it_does_not_use_do_not(monkeypatch: pytest.MonkeyPatch, changed: dict[str, str]):
+    assert version_of(monkeypatch, "shorten", **changed) == version_of(monkeypatch, "shorten")
+
+
+def test_how_a_model_reads_and_is_read_counts_where_one_is_asked(monkeypatch: pytest.MonkeyPatch):
+    changed = {"models.prompting": "a = 2"}
+    assert version_of(monkeypatch, "ask", **changed) != version_of(monkeypatch, "ask")
     assert version_of(monkeypatch, "shorten", **changed) == version_of(monkeypatch, "shorten")
 
 
