@@ -128,7 +128,6 @@ class Step:
     def __init__(self, body: Callable[..., ArtifactRef]):
         self.body = body
         self.name = body.__name__.replace("_", "-")
-        STEPS[self.name] = self
         self.task = task(
             name=self.name, cache_policy=ContentKey(step=self), persist_result=True,
             result_serializer=VerifiedJSON(), retries=2, retry_delay_seconds=[5, 30],
@@ -164,4 +163,6 @@ class Step:
 
 def step(body: Callable[..., ArtifactRef]) -> Step:
     """Makes a cached task of a function `(place, …) -> ArtifactRef`."""
-    return Step(body)
+    made = Step(body)
+    STEPS[made.name] = made
+    return made
