@@ -20,18 +20,18 @@ from statistics import median
 
 from conf.load import load
 from conf.long_short import LongShort
-from conf.settings import Sampling
-from models.checkpoint import Checkpoint
-from models.desk import Desk, Job
-from models.dialogues import DESKS, Talks, Tongue
-from models.rollouts import Rollouts
-from models.store import Purpose, RolloutStore
-from models.vllm_server import VllmServer
+from conf.sampling import Sampling
+from models.checkpoints.checkpoint import Checkpoint
+from models.inference.dialogue_sampler import DESKS, Talks, Tongue
+from models.inference.rollout_engine import Rollouts
+from models.inference.rollout_store import Purpose, RolloutStore
+from models.inference.scheduler import Desk, Job
+from models.inference.vllm_server import VllmServer
 from reasoning.dialogue import STOPS
 from reasoning.records import Problem
-from reasoning.rollouts import AllValues
+from reasoning.sampling_plans import AllValues
 from reasoning.stories import Split, draw_stories
-from tasks.problems import story_problem
+from tasks.steps.problems import story_problem
 
 ROUNDS = 15
 SAMPLING = Sampling(samples=1, temperature=1.0, top_p=1.0)

@@ -26,16 +26,16 @@ from pathlib import Path
 import httpx
 
 from bench.rollouts import Case, Question, Recording, play, questions, start
-from conf.settings import Engine
-from models.checkpoint import TINY_MODEL, Checkpoint
-from models.desk import Desk, Draw
-from models.endpoints import RemoteServers
-from models.engine import Completion, Request
+from conf.engine import Engine
+from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
+from models.inference.engine import Completion, Request
+from models.inference.remote_servers import RemoteServers
+from models.inference.rollout_engine import Rollouts
+from models.inference.rollout_store import Purpose, RolloutStore, identity
+from models.inference.scheduler import Desk, Draw
+from models.inference.vllm_server import on_cpu
 from models.processes import GuardedProcess
-from models.rollouts import Rollouts
-from models.store import Purpose, RolloutStore, identity
-from models.vllm_server import on_cpu
-from reasoning.rollouts import Ask, Outcomes
+from reasoning.sampling_plans import Ask, Outcomes
 
 TRACES = 200
 KILLS = 20

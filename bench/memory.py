@@ -16,14 +16,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench.rollouts import machine
-from conf.settings import Sampling
-from models.checkpoint import TINY_MODEL, Checkpoint
-from models.desk import Desk, Job
-from models.engine import Completion, Request
-from models.rollouts import Rollouts
-from models.scripted import ScriptedEngine
-from models.store import Purpose, RolloutStore
-from reasoning.rollouts import EarliestCrossing
+from conf.sampling import Sampling
+from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
+from models.inference.engine import Completion, Request
+from models.inference.rollout_engine import Rollouts
+from models.inference.rollout_store import Purpose, RolloutStore
+from models.inference.scheduler import Desk, Job
+from models.inference.scripted_engine import ScriptedEngine
+from reasoning.sampling_plans import EarliestCrossing
 
 RESULT = Path(__file__).parent / "results" / "memory.json"
 PREFIXES, TOKENS, K = 16, 60, 8

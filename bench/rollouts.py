@@ -31,20 +31,23 @@ from typing import Any, NamedTuple
 import aiohttp
 import httpx
 
-from conf.settings import Engine, Probing, Sampling, Segmentation
-from models.checkpoint import TINY_MODEL, Checkpoint
-from models.desk import Desk, Job
-from models.engine import Completion, Deliver, Refused, Request, Session
-from models.rollouts import Rollouts
-from models.store import Purpose, RolloutStore
-from models.vllm_server import VllmServer
-from reasoning.answers import plain_number, until_closing_brace
+from conf.engine import Engine
+from conf.probing import Probing
+from conf.sampling import Sampling
+from conf.segmentation import Segmentation
+from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
+from models.inference.engine import Completion, Deliver, Refused, Request, Session
+from models.inference.rollout_engine import Rollouts
+from models.inference.rollout_store import Purpose, RolloutStore
+from models.inference.scheduler import Desk, Job
+from models.inference.vllm_server import VllmServer
+from reasoning.answers.boxed import plain_number, until_closing_brace
 from reasoning.records import Bill
-from reasoning.rollouts import AllValues, Ask, EarliestCrossing, Outcomes, Plan, bill, enough, right_ones
+from reasoning.sampling_plans import AllValues, Ask, EarliestCrossing, Outcomes, Plan, bill, enough, right_ones
 from reasoning.segment import segment_text, token_ends
 from reasoning.stories import Split, draw_stories
 from reasoning.thinking import final_answer, thinking_of
-from tasks.problems import story_problem
+from tasks.steps.problems import story_problem
 
 RESULT = Path(__file__).parent / "results" / "rollouts.json"
 STORE = "sqlite:///runs/bench.sqlite"

@@ -31,8 +31,8 @@ def step(which: str, vocabulary: int) -> dict[str, float]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl.experimental.cpo import CPOConfig, CPOTrainer
 
-    from models.checkpoint import TINY_MODEL
-    from models.simpo import IdsSimPOTrainer
+    from models.checkpoints.checkpoint import TINY_MODEL
+    from models.training.simpo import IdsSimPOTrainer
 
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(TINY_MODEL, dtype=torch.float32)

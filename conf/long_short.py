@@ -9,30 +9,17 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, Tag, model_validator
 
-from conf.auxiliary import Llm, LlmRole, refuse_idle_llm
+from conf.base import Positive, PositiveFloat, Section, Share, type_or
 from conf.cot_distillation import Choosing, refuse_too_many
+from conf.dto import Dto
+from conf.engine import ROOM_FOR_PROMPT, Engine, Storage, refuse_overflow
+from conf.llm import Llm, LlmRole, refuse_idle_llm
+from conf.probing import Finalizing, Probing
+from conf.problems import Decontamination, NgramOverlap, Problems, Stories
 from conf.prompts import Prompted, refuse_open_exit
-from conf.section import Section, type_or
-from conf.settings import (
-    ROOM_FOR_PROMPT,
-    Decontamination,
-    Dto,
-    Engine,
-    Finalizing,
-    Lora,
-    NgramOverlap,
-    Positive,
-    PositiveFloat,
-    Probing,
-    Problems,
-    Sampling,
-    Segmentation,
-    Sft,
-    Share,
-    Storage,
-    Stories,
-    refuse_overflow,
-)
+from conf.sampling import Sampling
+from conf.segmentation import Segmentation
+from conf.training import Lora, Sft
 
 Who = Literal["long", "short"]
 LEAST_ROOM = 64

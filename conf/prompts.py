@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, JsonValue, Tag, model_validator
 
-from conf.section import Section, type_or
+from conf.base import Section, type_or
 
 Text = Annotated[str, Field(min_length=1)]
 BUNDLED = "tiny"

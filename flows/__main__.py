@@ -21,14 +21,17 @@ from types import ModuleType
 from rich.console import Console
 from rich.table import Table
 
-from conf.claims import Claims
+from conf.base import Section
 from conf.cot_distillation import CotDistillation
+from conf.dto import Dto
+from conf.engine import Engine
 from conf.errors import ReadableError
 from conf.load import load
 from conf.long_short import LongShort
+from conf.markers import MarkerReport
+from conf.multi_seed import Claims
 from conf.prompts import Prompted
-from conf.section import Section
-from conf.settings import Dto, Engine, MarkerReport, TinyModel
+from conf.tiny_model import TinyModel
 
 PLAIN_WIDTH = 160
 """Columns of a table, whatever the terminal: fingerprints are not to be cut."""
@@ -121,7 +124,7 @@ def _tools() -> ModuleType:
 
 
 def _fingerprint(options: argparse.Namespace) -> None:
-    from models.checkpoint import Checkpoint, found_checkpoint
+    from models.checkpoints.checkpoint import Checkpoint, found_checkpoint
 
     print(Checkpoint.open(found_checkpoint(options.model), options.dtype).fingerprint)
 
@@ -135,19 +138,19 @@ def _check_model(options: argparse.Namespace) -> None:
 
 
 def _chat(options: argparse.Namespace) -> None:
-    from flows.duet import chat
+    from flows.two_model_chat import chat
 
     chat(Path(options.model), options.servers)
 
 
 def _serve(options: argparse.Namespace) -> None:
-    from flows.duet import serve
+    from flows.two_model_chat import serve
 
     serve(Path(options.model), options.servers, options.port)
 
 
 def _store_stats(options: argparse.Namespace) -> None:
-    from models.store import existing_store
+    from models.inference.rollout_store import existing_store
 
     table = Table("model", "purpose", "completions", "MB of tokens", "last stored (UTC)")
     for held in existing_store(options.url).holdings():
@@ -157,7 +160,7 @@ def _store_stats(options: argparse.Namespace) -> None:
 
 
 def _store_verify(options: argparse.Namespace) -> None:
-    from models.store import StoreError, existing_store
+    from models.inference.rollout_store import StoreError, existing_store
 
     faults = existing_store(options.url).faults()
     if faults:
@@ -166,7 +169,7 @@ def _store_verify(options: argparse.Namespace) -> None:
 
 
 def _store_gc(options: argparse.Namespace) -> None:
-    from models.store import existing_store
+    from models.inference.rollout_store import existing_store
 
     gone = existing_store(options.url).collect(options.keep, time.time() - options.days * 86_400)
     print(f"{gone:,} completions removed")

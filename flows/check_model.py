@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from conf.settings import Engine, Training
-from models.checkpoint import Checkpoint, found_checkpoint
-from models.checkpoint_files import printable
-from models.memory import Need, serving, training
-from models.prompting import SAMPLE
-from models.tokenizer import is_loaded_wrongly
+from conf.engine import Engine
+from conf.training import Training
+from models.checkpoints.checkpoint import Checkpoint, found_checkpoint
+from models.checkpoints.files import printable
+from models.checkpoints.memory_estimates import Need, serving, training
+from models.checkpoints.prompting import SAMPLE
+from models.checkpoints.tokenizer import is_loaded_wrongly
 
 
 def check_model(settings: Any) -> None:

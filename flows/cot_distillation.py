@@ -9,9 +9,13 @@ from typing import NamedTuple
 from prefect import flow
 
 from conf.cot_distillation import CotDistillation, EndpointTeacher, LlmCompressor, LlmRater
-from tasks.artifacts import ArtifactRef
-from tasks.controls import demonstrations
-from tasks.distillation import (
+from tasks.reports.report import write_report
+from tasks.reports.seed_results import Exam, Examined, Policy, outcome_of
+from tasks.reports.tables import compression_table, judge_table, rating_table
+from tasks.runtime.artifacts import ArtifactRef
+from tasks.runtime.context import Workplace
+from tasks.steps.controls import demonstrations
+from tasks.steps.distillation import (
     adopt_traces,
     choose_traces,
     compress_by_llm,
@@ -24,14 +28,10 @@ from tasks.distillation import (
     value_prefixes,
     write_traces,
 )
-from tasks.judging import judge_completions
-from tasks.outcomes import Exam, Examined, Policy, outcome_of
-from tasks.problems import clean_problems, draw_sources, fitting_sources
-from tasks.reporting import write_report
-from tasks.sampling import examine, sample_traces
-from tasks.tables import compression_table, judge_table, rating_table
-from tasks.training import train_dpo, train_sft
-from tasks.workplace import Workplace
+from tasks.steps.judging import judge_completions
+from tasks.steps.problems import clean_problems, draw_sources, fitting_sources
+from tasks.steps.sampling import examine, sample_traces
+from tasks.steps.training import train_dpo, train_sft
 
 
 class Rated(NamedTuple):

@@ -7,18 +7,25 @@ from typing import NamedTuple
 
 from prefect import flow
 
-from conf.settings import Dto, LlmPruning
-from models.checkpoint import refuse_changed_logits
+from conf.dto import Dto, LlmPruning
+from models.checkpoints.checkpoint import refuse_changed_logits
 from reasoning.records import PairKind
-from tasks.artifacts import ArtifactRef
-from tasks.controls import contrast_pairs, demonstrations, examine_early_stop, instruct, select_pairs
-from tasks.dto import build_pairs, finalize_traces, probe_prefixes, propose_removals, prune_traces, recheck_crossings
-from tasks.outcomes import Exam, Examined, Policy, outcome_of
-from tasks.problems import clean_problems, draw_sources, fitting_sources
-from tasks.reporting import write_report
-from tasks.sampling import examine, sample_traces
-from tasks.training import train_sft, train_simpo
-from tasks.workplace import Workplace
+from tasks.reports.report import write_report
+from tasks.reports.seed_results import Exam, Examined, Policy, outcome_of
+from tasks.runtime.artifacts import ArtifactRef
+from tasks.runtime.context import Workplace
+from tasks.steps.controls import contrast_pairs, demonstrations, examine_early_stop, instruct, select_pairs
+from tasks.steps.dto import (
+    build_pairs,
+    finalize_traces,
+    probe_prefixes,
+    propose_removals,
+    prune_traces,
+    recheck_crossings,
+)
+from tasks.steps.problems import clean_problems, draw_sources, fitting_sources
+from tasks.steps.sampling import examine, sample_traces
+from tasks.steps.training import train_sft, train_simpo
 
 MAIN, UNSEEN = "the benchmark", "levels that no training has seen"
 UNBOUNDED = 1e9
@@ -115,7 +122,7 @@ def _pairs(place: Workplace, settings: Dto, made: Curated, optimised: ArtifactRe
 
 
 def train_control(place: Workplace, settings: Dto, made: Curated, pairs: ArtifactRef, name: str) -> ArtifactRef:
-    """Another training of the same base; see `conf.settings.Controls`. `pairs` are the method's."""
+    """Another training of the same base; see `conf.dto.Controls`. `pairs` are the method's."""
     if name == "sft":
         sft = settings.controls.sft(settings.training)
         rows = demonstrations(

@@ -10,19 +10,20 @@ from prefect import flow
 
 from conf.long_short import LlmChunker, LongShort, Who
 from reasoning.dialogue import Speaker
-from tasks.artifacts import ArtifactRef
-from tasks.controls import examine_early_stop
-from tasks.dialogues import converse, couple, keep_couple, score_conversations
-from tasks.distillation import choose_traces
-from tasks.outcomes import Exam, Examined, Note, Policy, outcome_of
-from tasks.problems import clean_problems, draw_sources, fitting_sources
-from tasks.reinforcement import reinforce
-from tasks.reporting import write_report
-from tasks.sampling import examine, sample_traces
-from tasks.tables import thought_table
-from tasks.thoughts import chunk_by_llm, chunk_by_markers, rehearse, turns_to_learn, value_thoughts
-from tasks.training import train_sft
-from tasks.workplace import Workplace
+from tasks.reports.model_pair import keep_couple
+from tasks.reports.report import write_report
+from tasks.reports.seed_results import Exam, Examined, Note, Policy, outcome_of
+from tasks.reports.tables import thought_table
+from tasks.runtime.artifacts import ArtifactRef
+from tasks.runtime.context import Workplace
+from tasks.steps.controls import examine_early_stop
+from tasks.steps.dialogues import converse, couple, score_conversations
+from tasks.steps.distillation import choose_traces
+from tasks.steps.problems import clean_problems, draw_sources, fitting_sources
+from tasks.steps.reinforcement import reinforce
+from tasks.steps.sampling import examine, sample_traces
+from tasks.steps.thoughts import chunk_by_llm, chunk_by_markers, rehearse, turns_to_learn, value_thoughts
+from tasks.steps.training import train_sft
 
 ROUNDS_APART = 1_000_000
 """Between the seeds of two rounds."""

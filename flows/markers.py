@@ -6,12 +6,13 @@ from pathlib import Path
 
 from prefect import flow
 
-from conf.settings import MarkerReport
+from conf.markers import MarkerReport
 from reasoning.stories import Split
-from tasks.openings import count_openings, write_openings
-from tasks.problems import fitting_problems, problems_from
-from tasks.sampling import sample_traces
-from tasks.workplace import Workplace
+from tasks.reports.sentence_openers import write_openings
+from tasks.runtime.context import Workplace
+from tasks.steps.problems import fitting_problems, problems_from
+from tasks.steps.sampling import sample_traces
+from tasks.steps.sentence_openers import count_openings
 
 
 @flow(name="markers", flow_run_name="markers-{settings.preset}-seed-{settings.seed}", persist_result=False)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from prefect import flow
 
-from conf.settings import TinyModel
+from conf.tiny_model import TinyModel
 from reasoning.stories import Split
-from tasks.dto import probe_prefixes
-from tasks.problems import draw_problems
-from tasks.sampling import sample_traces
-from tasks.tiny_model import first_samples, pretrain, write_card, write_corpus
-from tasks.workplace import Workplace
+from tasks.runtime.context import Workplace
+from tasks.steps.dto import probe_prefixes
+from tasks.steps.problems import draw_problems
+from tasks.steps.sampling import sample_traces
+from tasks.steps.tiny_model import first_samples, pretrain, write_card, write_corpus
 
 
 @flow(name="tiny-model", flow_run_name="tiny-model-seed-{settings.seed}", persist_result=False)

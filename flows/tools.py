@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from conf.errors import ReadableError
-from conf.settings import MARKERS, NgramOverlap, Segmentation
-from reasoning.answers import boxed
+from conf.problems import NgramOverlap
+from conf.segmentation import MARKERS, Segmentation
+from reasoning.answers.boxed import boxed
+from reasoning.answers.verifier import Question, Verifier
 from reasoning.contamination import Overlap
 from reasoning.records import Problem, TextPart
 from reasoning.segment import segment_text
-from reasoning.verifier import Question, Verifier
 
 Row = dict[str, Any]
 PROBLEM_FIELDS = ("problem", "text", "question")

@@ -17,7 +17,7 @@ import torch
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
-from conf.settings import Lesson, Teacher
+from conf.tiny_model import Lesson, Teacher
 from reasoning.stories import OverThinker, Split, draw_stories
 
 END = "<|endoftext|>"

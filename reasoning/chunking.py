@@ -17,7 +17,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, create_model, model_validator
 
-from reasoning.asking import Ask, Reply, quoted
+from reasoning.llm_queries import Ask, Reply, quoted
 
 TEMPERATURE = 0.1
 """The authors' value."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import Field, create_model
 
-from reasoning.asking import Ask, Reply, quoted
+from reasoning.llm_queries import Ask, Reply, quoted
 from reasoning.records import Problem
 
 CHARACTERS_PER_TOKEN = 4

@@ -18,7 +18,7 @@ from functools import cached_property
 from itertools import chain, islice
 
 from reasoning.records import Match, Problem
-from reasoning.wording import Words, is_prose, listed, sentences, words
+from reasoning.text_normalization import Words, is_prose, listed, sentences, words
 
 COMMON = 100
 """Runs of words that so many problems share are a template's or an instruction's, and find nothing."""

@@ -9,7 +9,7 @@ Where both readings are good Chinese, nothing is cut.
 
 from __future__ import annotations
 
-from reasoning.wording import listed
+from reasoning.text_normalization import listed
 
 UNSPACED = r"[\u3040-\u30ff\u3400-\u9fff]"
 """Scripts whose words follow one another without a space."""

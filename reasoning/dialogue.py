@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from reasoning.answers import boxed, until_closing_brace
+from reasoning.answers.boxed import boxed, until_closing_brace
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>", "<rethink>", "</rethink>")
 _ANY = "|".join(TAGS)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pydantic import Field
 
 from conf.cot_distillation import LEVELS
-from reasoning.asking import Ask, Reply, quoted
+from reasoning.llm_queries import Ask, Reply, quoted
 from reasoning.records import Problem
 
 TASK = """You rate how difficult a mathematics problem is, on the ladder of the AoPS competition ratings:

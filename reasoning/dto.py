@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 
 from reasoning.pairs import fit_pairs
 from reasoning.records import Optimised, Pair, PairKind, Probe, Scan, Trace, Verdict, by_trace
-from reasoning.rollouts import Search, right_ones
+from reasoning.sampling_plans import Search, right_ones
 
 """Part of every cache key of this method: raise it when a rule here changes."""
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from pydantic import Field
 
-from reasoning.asking import Ask, Reply, quoted
+from reasoning.llm_queries import Ask, Reply, quoted
 from reasoning.records import Judged, Problem
 from reasoning.stats import mean_interval, problem_means
 

@@ -13,7 +13,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from conf.datasets import Columns
-from reasoning.answers import boxed
+from reasoning.answers.boxed import boxed
 from reasoning.records import BadRow, Problem, TextPart
 
 LONGEST_TEXT = 1_000_000

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from conf.settings import Teacher
+from conf.tiny_model import Teacher
 
 """Part of the cache key of everything that draws: raise it when a seed gives other stories or thoughts."""
 MAX_LEVEL = 10
@@ -184,7 +184,7 @@ class Thinking:
 class OverThinker:
     """The teacher: works a story through, doubts, and works it through again, often for nothing.
 
-    Its chances of mistakes, doubts and re-checks are `conf.settings.Teacher`.
+    Its chances of mistakes, doubts and re-checks are `conf.tiny_model.Teacher`.
     """
 
     def __init__(self, chances: Teacher, rng: random.Random):

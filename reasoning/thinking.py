@@ -8,7 +8,7 @@ Harmony's channels are tags, too: what ends the one message and opens the other 
 from __future__ import annotations
 
 from conf.prompts import Harmony, Tags
-from reasoning.answers import boxed
+from reasoning.answers.boxed import boxed
 
 Thinking = Tags | Harmony
 THINK = Tags()

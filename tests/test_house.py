@@ -15,7 +15,7 @@ def test_each_package_is_this_repositorys_own(name: str):
     assert Path(importlib.import_module(name).__file__ or "").parent == ROOT / name
 
 
-@pytest.mark.parametrize("name", ["reasoning.exam", "reasoning.dto", "reasoning.verifier", "conf.load"])
+@pytest.mark.parametrize("name", ["reasoning.evaluation", "reasoning.dto", "reasoning.answers.verifier", "conf.load"])
 def test_algorithms_and_settings_load_no_framework(name: str):
     probe = f"import sys, {name}; print([m for m in ('torch', 'prefect', 'transformers', 'vllm') if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", probe], text=True, cwd=ROOT).strip() == "[]"

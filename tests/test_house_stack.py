@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from conf.load import PRESETS
-from tasks.claims import refuse_placeless
+from tasks.reports.multi_seed import refuse_placeless
 from tests.test_house import ROOT
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from models.checkpoint import Checkpoint
+from models.checkpoints.checkpoint import Checkpoint
 from reasoning.records import Problem, TextPart
 from tests.shapes import SHAPES
 

@@ -1,12 +1,14 @@
 import pytest
 
-from conf.claims import Claims
+from conf.base import Section
 from conf.cot_distillation import CotDistillation
+from conf.dto import Dto
 from conf.load import SettingsError, load
 from conf.long_short import LongShort
+from conf.markers import MarkerReport
+from conf.multi_seed import Claims
 from conf.prompts import ADVICE, Harmony, Prompt, Tags
-from conf.section import Section
-from conf.settings import Dto, MarkerReport, Sampling
+from conf.sampling import Sampling
 
 PIPELINES = [Dto, CotDistillation, LongShort, MarkerReport]
 THINK = ("prompt.thinking.open=[THINK]", "prompt.thinking.close=[/THINK]")

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from conf.auxiliary import Llm
 from conf.cot_distillation import CotDistillation
+from conf.llm import Llm
 from conf.load import SettingsError, load
 from conf.redaction import names_secret, redacted
 from flows.__main__ import main

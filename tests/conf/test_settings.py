@@ -6,13 +6,16 @@ from typing import Any, get_args, get_origin
 import pytest
 from pydantic import BaseModel
 
-from conf.claims import Claims
+from conf.base import Section
 from conf.cot_distillation import CotDistillation
 from conf.datasets import DATASETS
+from conf.dto import Dto
 from conf.load import PRESETS, SettingsError, load
 from conf.long_short import LongShort
-from conf.section import Section
-from conf.settings import MARKERS, Dto, MarkerReport, TinyModel
+from conf.markers import MarkerReport
+from conf.multi_seed import Claims
+from conf.segmentation import MARKERS
+from conf.tiny_model import TinyModel
 
 KINDS = {
     "claims": Claims, "cot-distillation": CotDistillation, "dto": Dto, "long-short": LongShort, "markers": MarkerReport,

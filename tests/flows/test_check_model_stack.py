@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flows.__main__ import main
-from models.checkpoint import TINY_MODEL, Checkpoint
+from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
 
 
 def test_it_tells_what_a_run_would_make_of_the_bundled_model(capsys: pytest.CaptureFixture[str]):

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from models.engine import Completion
-from models.store import Purpose, RolloutStore, Stored
+from models.inference.engine import Completion
+from models.inference.rollout_store import Purpose, RolloutStore, Stored
 from tests.models.fakes import fake_checkpoint
 
 

@@ -11,16 +11,16 @@ import pytest
 
 from conf.cot_distillation import CotDistillation
 from conf.load import load
-from conf.settings import Teacher
+from conf.tiny_model import Teacher
 from flows.cot_distillation import run_cot_distillation
-from models.auxiliary import CapReached, TooManyUnusable
-from models.checkpoint import TINY_MODEL, Checkpoint
-from models.engine import Finished, Refused, Request
-from models.scripted import ScriptedEngine
+from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
+from models.inference.engine import Finished, Refused, Request
+from models.inference.scripted_engine import ScriptedEngine
+from models.llm.client import CapReached, TooManyUnusable
 from reasoning.records import Compressed, Demonstration, Match, Pair, PairKind, Problem, Trace, Verdict
 from reasoning.stories import OverThinker, Split, draw_stories
 from reasoning.thinking import final_answer
-from tasks.problems import ProblemsRefused
+from tasks.steps.problems import ProblemsRefused
 from tests.flows.world import LEVELS, STORIES, ScriptedRun, assist, scripted, speak
 from tests.models.chat import Answer, Chat, Script
 

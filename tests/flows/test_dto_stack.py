@@ -9,14 +9,14 @@ from typing import Any
 import fsspec
 import pytest
 
+from conf.dto import Dto
 from conf.load import load
-from conf.settings import Dto
 from flows.dto import run_dto
-from models.checkpoint import TINY_MODEL
+from models.checkpoints.checkpoint import TINY_MODEL
 from reasoning.records import Optimised, Proposed
-from tasks.caching import Step
-from tasks.dto import build_pairs
-from tasks.reporting import engine_rows
+from tasks.reports.report import engine_rows
+from tasks.runtime.caching import Step
+from tasks.steps.dto import build_pairs
 from tests.flows.world import ScriptedRun
 from tests.models.chat import Answer, Chat
 

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 
 from conf.cot_distillation import CotDistillation
+from conf.dto import Dto
 from conf.load import load
 from conf.long_short import LongShort
-from conf.settings import Dto
 from flows.cot_distillation import run_cot_distillation
 from flows.dto import run_dto
 from flows.long_short import run_long_short
-from models.checkpoint import Checkpoint
-from models.engine import Completion, Failure, Finished, Refused, Request
-from models.rollouts import TooManyFailed
-from models.scripted import ScriptedEngine
+from models.checkpoints.checkpoint import Checkpoint
+from models.inference.engine import Completion, Failure, Finished, Refused, Request
+from models.inference.rollout_engine import TooManyFailed
+from models.inference.scripted_engine import ScriptedEngine
 from models.tiny_model import END
 from reasoning.records import Scan, Score, Trace, Verdict
 from tests.flows.world import ScriptedRun, converse, speak

@@ -11,13 +11,13 @@ import pytest
 from conf.load import load
 from conf.long_short import LongShort
 from flows.long_short import run_long_short
-from models.checkpoint import TINY_MODEL, Checkpoint
-from models.engine import Completion, Request
-from models.scripted import ScriptedEngine
-from models.trainer import Job, RlJob, TrainingFailed
+from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
+from models.inference.engine import Completion, Request
+from models.inference.scripted_engine import ScriptedEngine
+from models.training.launcher import Job, RlJob, TrainingFailed
 from reasoning.dialogue import Speaker, turns_of
 from reasoning.records import Chunked, Conversation, Demonstration, Problem, Rehearsed, Score, Trace, Valued, Verdict
-from tasks.dialogues import NoCouple, kept_couple
+from tasks.reports.model_pair import NoCouple, kept_couple
 from tests.flows.world import ScriptedRun, assist, converse, speaking
 from tests.models.chat import Chat
 

@@ -10,10 +10,10 @@ from prefect import flow
 from rich.console import Console
 
 from conf.load import load
-from conf.settings import MarkerReport
+from conf.markers import MarkerReport
 from flows.markers import run_markers
-from tasks.progress import Progress
-from tasks.workplace import Workplace
+from tasks.runtime.context import Workplace
+from tasks.runtime.progress import Progress
 from tests.flows.world import scripted
 
 pytestmark = pytest.mark.usefixtures("prefect")

@@ -9,19 +9,20 @@ from typing import Any
 import pytest
 
 from conf.cot_distillation import CotDistillation, LocalTeacher
+from conf.dto import Dto
 from conf.load import load
 from conf.long_short import LongShort
-from conf.settings import Dto, Hub
+from conf.problems import Hub
 from flows.cot_distillation import run_cot_distillation
 from flows.dto import run_dto
 from flows.long_short import run_long_short
-from models.checkpoint import TINY_MODEL, Checkpoint
-from models.scripted import ScriptedEngine
-from models.trainer import Job, RlJob
-from models.vllm_server import VllmServer
+from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
+from models.inference.scripted_engine import ScriptedEngine
+from models.inference.vllm_server import VllmServer
+from models.training.launcher import Job, RlJob
 from reasoning.stories import Split, Story, draw_stories
-from tasks.problem_hub import DataFile
-from tasks.workplace import Workplace
+from tasks.runtime.context import Workplace
+from tasks.steps.problem_hub import DataFile
 from tests.flows.world import LEVELS, ScriptedRun, assist, scripted, speaking
 from tests.models.chat import Chat
 
@@ -94,7 +95,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
             found.append(DataFile(f"{subset}/0", subset or "", str(path)))
         return found
 
-    monkeypatch.setattr("tasks.problems.files_of_hub", files)
+    monkeypatch.setattr("tasks.steps.problems.files_of_hub", files)
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: SimpleNamespace(sha="c" * 40))
     asked: list[str] = []
 
@@ -102,7 +103,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         asked.append(name)
         return TINY_MODEL
 
-    monkeypatch.setattr("tasks.workplace.found_checkpoint", hub_model)
+    monkeypatch.setattr("tasks.runtime.context.found_checkpoint", hub_model)
     return asked
 
 
@@ -130,7 +131,7 @@ def test_a_paper_preset_of_dto_runs_dry(preset: str, tmp_path: Path, asked: list
     assert lines["train-simpo"]["rows_in"] > 28
     assert (run.report["models"][0]["problems"], run.report["models"][0]["samples"]) == (8, 32)
     (job,) = run.jobs
-    # The paper's one epoch; what it leaves open is as conf/settings.py says.
+    # The paper's one epoch; what it leaves open is as conf/training.py says.
     assert (job.epochs, job.learning_rate, job.beta, job.gamma, job.max_length) == (1, 5e-7, 2.0, 0.3, 9216)
     assert job.batch % job.micro_batch == 0
 
@@ -176,7 +177,7 @@ def test_a_paper_preset_of_long_short_runs_dry(
 
 @pytest.mark.parametrize("preset", ["paper-r1-1.5b", "paper-deepscaler-1.5b"])
 def test_its_server_is_started_for_a_gpu(preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("models.vllm_server.on_cpu", lambda: False)
+    monkeypatch.setattr("models.inference.vllm_server.on_cpu", lambda: False)
     settings = load(Dto, preset).engine
     command = " ".join(VllmServer(settings, tmp_path / "log")._command(Checkpoint.open(TINY_MODEL), 8000))
     for words in ("--dtype bfloat16", "--max-model-len 16384", "--gpu-memory-utilization 0.85", "--host 127.0.0.1"):

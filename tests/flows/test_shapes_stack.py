@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from conf.cot_distillation import CotDistillation
+from conf.dto import Dto
 from conf.load import load
 from conf.long_short import LongShort
-from conf.settings import Dto
 from flows.cot_distillation import cot_distillation
 from flows.dto import dto
 from flows.long_short import long_short

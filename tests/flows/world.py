@@ -12,16 +12,16 @@ from typing import Any
 from prefect import flow
 from rich.console import Console
 
-from conf.settings import Teacher
-from models.checkpoint import Checkpoint
-from models.engine import Completion, Request
-from models.scripted import ScriptedEngine
+from conf.tiny_model import Teacher
+from models.checkpoints.checkpoint import Checkpoint
+from models.inference.engine import Completion, Request
+from models.inference.scripted_engine import ScriptedEngine
 from models.tiny_model import END
-from models.trainer import Job
+from models.training.launcher import Job
 from reasoning.stories import OverThinker, Split, Story, draw_stories
-from tasks.artifacts import ArtifactRef
-from tasks.progress import Progress
-from tasks.workplace import Workplace
+from tasks.runtime.artifacts import ArtifactRef
+from tasks.runtime.context import Workplace
+from tasks.runtime.progress import Progress
 from tests.models.chat import Answer
 
 LEVELS = (1, 2, 3, 4)

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from models.checkpoint import Checkpoint
+from models.checkpoints.checkpoint import Checkpoint
 
 CONFIG = {"num_attention_heads": 2, "hidden_size": 8, "num_hidden_layers": 1}
 

@@ -16,19 +16,19 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from conf.settings import Sampling
-from models import desk, rollouts, store
-from models.checkpoint import Checkpoint
-from models.desk import Desk, Job
-from models.engine import Completion
-from models.rollouts import Rollouts
-from models.scripted import ScriptedEngine
-from models.store import Purpose, RolloutStore
-from reasoning.rollouts import EarliestCrossing
+from conf.sampling import Sampling
+from models.checkpoints.checkpoint import Checkpoint
+from models.inference import rollout_engine, rollout_store, scheduler
+from models.inference.engine import Completion
+from models.inference.rollout_engine import Rollouts
+from models.inference.rollout_store import Purpose, RolloutStore
+from models.inference.scheduler import Desk, Job
+from models.inference.scripted_engine import ScriptedEngine
+from reasoning.sampling_plans import EarliestCrossing
 
 TRACES, PREFIXES, K = 60, 10, 8
 SAMPLING = Sampling(samples=K)
-WATCHED = {desk.__file__, rollouts.__file__, store.__file__}
+WATCHED = {scheduler.__file__, rollout_engine.__file__, rollout_store.__file__}
 
 
 def job(trace: int) -> Job:

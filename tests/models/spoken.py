@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from conf.long_short import Protocol
-from models.checkpoint import TINY_MODEL, Checkpoint
+from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
 
 MODEL = Checkpoint.open(TINY_MODEL)
 PROTOCOL = Protocol(long_role="<|long|>", short_role="<|short|>", turn_tokens=64, most_rounds=2)

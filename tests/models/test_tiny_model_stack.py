@@ -3,8 +3,8 @@
 import pytest
 from transformers import AutoConfig, AutoTokenizer
 
-from conf.settings import Lesson, Teacher
-from models.checkpoint import TINY_MODEL, Checkpoint
+from conf.tiny_model import Lesson, Teacher
+from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
 from models.tiny_model import CONTEXT, PAD, RESERVED, teacher_texts, train_tokenizer
 from reasoning.records import Problem, TextPart
 from reasoning.stories import Split, draw_stories

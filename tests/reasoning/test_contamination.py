@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conf.settings import NgramOverlap
+from conf.problems import NgramOverlap
 from reasoning.contamination import COMMON, matches, ngrams, without_doubles
 from reasoning.records import Problem, TextPart
 

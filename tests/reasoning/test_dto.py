@@ -11,7 +11,7 @@ from reasoning.dto import (
     shortest_right,
 )
 from reasoning.records import Optimised, PairKind, Probe, Scan, Trace, Verdict
-from reasoning.rollouts import EarliestCrossing
+from reasoning.sampling_plans import EarliestCrossing
 
 
 def trace(problem: str = "p", sample: int = 0, length: int = 10, verdict: Verdict = Verdict.RIGHT) -> Trace:

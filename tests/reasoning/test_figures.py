@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reasoning.cost import Shape, aes, efficiency
-from reasoning.exam import break_even, by_original, comparison, model_figures
+from reasoning.evaluation import break_even, by_original, comparison, model_figures
 from reasoning.records import Score, Usage, Verdict
 from reasoning.stats import (
     mean_interval,

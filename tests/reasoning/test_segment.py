@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conf.settings import MARKERS as MARKERS_OF
-from conf.settings import Segmentation, Teacher
+from conf.segmentation import MARKERS as MARKERS_OF
+from conf.segmentation import Segmentation
+from conf.tiny_model import Teacher
 from reasoning.segment import segment_text, sentence_starts, token_ends
 from reasoning.stories import OverThinker, Split, draw_stories
 from reasoning.thinking import thinking_of, thought_of

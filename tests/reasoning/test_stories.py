@@ -3,7 +3,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conf.settings import Teacher
+from conf.tiny_model import Teacher
 from reasoning.stories import MAX_LEVEL, SEEN_LEVELS, OverThinker, Split, Step, Story, draw_stories, split_of
 
 LEVELS = tuple(range(1, MAX_LEVEL + 1))

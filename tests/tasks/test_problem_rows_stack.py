@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from conf.datasets import Columns
-from conf.settings import ProblemFile
+from conf.problems import ProblemFile
+from reasoning.answers.verifier import Verifier
 from reasoning.problem_rows import needed_fields, optional_fields
 from reasoning.records import Problem, Verdict
-from reasoning.verifier import Verifier
-from tasks.problem_files import Fields, ProblemsRefused, files_of, rows_of
-from tasks.problem_intake import Intake, Named
+from tasks.steps.problem_files import Fields, ProblemsRefused, files_of, rows_of
+from tasks.steps.problem_intake import Intake, Named
 
 IN_PARQUET = {
     "float32 0.1 in Parquet": pa.array([0.1], pa.float32()),

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from conf.settings import Engine, Storage
-from models.checkpoint import TINY_MODEL, Checkpoint
-from models.scripted import ScriptedEngine
-from reasoning.prune import OpenPruning
+from conf.engine import Engine, Storage
+from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
+from models.inference.scripted_engine import ScriptedEngine
+from reasoning.pruning import OpenPruning
 from reasoning.records import Problem, TextPart, Trace, Verdict
-from tasks.dto import restore_unnatural
-from tasks.rollouts import Prefix, Scorer
-from tasks.workplace import Workplace
+from tasks.runtime.context import Workplace
+from tasks.steps.dto import restore_unnatural
+from tasks.steps.prefix_sampling import Prefix, Scorer
 from tests.flows.world import speak
 
 PROBLEM = Problem(id="p", prompt=(TextPart(text="How many?"),), answer="1")

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from conf.settings import Engine, Storage
-from models.engine import Failure, Refused
-from models.rollouts import TooManyFailed
-from models.scripted import ScriptedEngine
-from models.token_texts import Undecodable
+from conf.engine import Engine, Storage
+from models.checkpoints.token_texts import Undecodable
+from models.inference.engine import Failure, Refused
+from models.inference.rollout_engine import TooManyFailed
+from models.inference.scripted_engine import ScriptedEngine
 from reasoning.records import SetAside, Trace, Verdict
-from tasks.dto import all_ends
-from tasks.rollouts import set_aside
-from tasks.workplace import Workplace
+from tasks.runtime.context import Workplace
+from tasks.steps.dto import all_ends
+from tasks.steps.prefix_sampling import set_aside
 from tests.flows.world import speak
 
 

@@ -1,0 +1,65 @@
+"""Settings of claims: one method and what it is compared with, over several seeds.
+
+Knows: the settings of the pipelines. Must not know: what they do.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from conf.base import Section
+from conf.cot_distillation import CotDistillation
+from conf.dto import Dto
+from conf.long_short import LongShort
+
+
+class Claims(Section):
+    """A pipeline with its controls over several seeds, pooled: what the method is worth, and what it costs."""
+
+    LEFT_OUT: ClassVar[dict[str, str]] = {
+        "pipeline": "there is one pipeline per settings class",
+        "preset": "a name; what it stands for is in the other fields",
+        "publish": "where the results are copied to",
+        "earlier": "where results are read that were made before",
+    }
+
+    pipeline: Literal["claims"] = "claims"
+    preset: str = "dto"
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2)
+    """Each draws problems, samples and the order of training anew. Not from the paper."""
+    dto: Dto | None = None
+    """One seed's run; the model stays."""
+    cot_distillation: CotDistillation | None = None
+    """The same of another pipeline."""
+    long_short: LongShort | None = None
+    """And of a third. One of the three is given."""
+    publish: str = ""
+    """A folder whose README.md gets the table, whose docs/ gets the plot, and whose docs/outcomes/ gets each seed's
+    scores. Empty: they stay in the run's folder."""
+    earlier: str = ""
+    """A folder of outcomes (docs/outcomes): seeds that it has, from another day or another machine, are not run again.
+    Their settings and their model must be these. Empty: all seeds are run."""
+
+    @property
+    def of(self) -> Dto | CotDistillation | LongShort:
+        """The pipeline that the claims are about."""
+        found = self.dto or self.cot_distillation or self.long_short
+        assert found
+        return found
+
+    @model_validator(mode="after")
+    def _one_pipeline(self) -> Self:
+        given = [one for one in (self.dto, self.cot_distillation, self.long_short) if one]
+        if len(given) != 1:
+            raise ValueError("claims are about one pipeline: give dto, cot_distillation or long_short")
+        return self
+
+    @model_validator(mode="after")
+    def _seeds_are_here(self) -> Self:
+        if self.of.seed:
+            raise ValueError(f"{self.of.pipeline.replace('-', '_')}.seed has no effect here; name it in seeds")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds names one twice; two runs of one seed are no two runs")
+        return self

@@ -1,0 +1,82 @@
+"""Training: the shared settings, SFT, DPO, SimPO, LoRA."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from conf.base import Positive, PositiveFloat, Section, Share
+
+
+class Lora(Section):
+    """Training of low-rank adapters on all linear layers; they are merged into the saved checkpoint."""
+
+    rank: Positive = 32
+    """Not from the paper, which trains all weights."""
+    alpha: Positive = 64
+    """Not from the paper."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Not from the paper."""
+
+
+class Training(Section):
+    """What all trainings through TRL share."""
+
+    LEFT_OUT: ClassVar[dict[str, str]] = {
+        "micro_batch": "splits the same step into smaller pieces; the gradient is the same"
+    }
+
+    learning_rate: PositiveFloat
+    epochs: Positive = 1
+    batch: Positive = 16
+    """Rows per optimizer step. Not from the paper."""
+    micro_batch: Positive = 16
+    """Rows per forward pass; halved by itself when memory runs out."""
+    max_length: Positive = 2048
+    """Longest prompt + completion in tokens; must hold whole traces. Longer rows are set aside and
+    counted, never cut."""
+    warmup: Share = 0.1
+    """Share of the steps with a rising learning rate; a cosine follows. Not from the paper."""
+    bf16: bool = True
+    """Computes in bfloat16 where that is safe; weights stay in float32. Off on processors without such arithmetic,
+    where a large vocabulary trains far slower with it. Not from the paper."""
+    lora: Lora | None = None
+    """Not given: all weights are trained, as in the papers."""
+
+    @model_validator(mode="after")
+    def _whole_batches(self) -> Self:
+        if self.batch % self.micro_batch:
+            raise ValueError(f"batch ({self.batch}) must be a multiple of micro_batch ({self.micro_batch})")
+        return self
+
+
+class SimPO(Training):
+    """SimPO (section B.8) on preference pairs."""
+
+    learning_rate: PositiveFloat = 5e-7
+    """Not from the paper; 3e-7 … 1e-6 on real models, far larger on the tiny one."""
+    beta: PositiveFloat = 2.0
+    """Not from the paper, but from its closest published relative."""
+    gamma: Annotated[float, Field(ge=0)] = 0.3
+    """The target margin γ itself, not γ/β. Not from the paper, but from its closest published relative."""
+    sft_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of an added cross-entropy term on the chosen side (TRL's `cpo_alpha`). Not from the paper."""
+
+
+class Sft(Training):
+    """Supervised fine-tuning on whole completions (section A.4)."""
+
+    learning_rate: PositiveFloat = 1e-5
+    """Not from the paper; far larger on the tiny model."""
+    epochs: Positive = 2
+    """Not from the paper."""
+
+
+class Dpo(Training):
+    """DPO on preference pairs, against the model that it starts from (section A.4)."""
+
+    learning_rate: PositiveFloat = 5e-7
+    """Not from the paper; far larger on the tiny model."""
+    beta: PositiveFloat = 0.1
+    """Not from the paper."""

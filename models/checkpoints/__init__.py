@@ -1,0 +1,1 @@
+"""Model folders on disk: tokenizers, chat templates, sizes."""

@@ -1,0 +1,262 @@
+"""A model on disk: is it whole, what is it, how large is it, how does it write.
+
+Knows: checkpoint folders, tokenizers, a run's prompts. Must not know: engines, trainers, pipelines.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import dropwhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from conf.prompts import BUNDLED, Prompt
+from models.checkpoints.files import CheckpointError, all_shapes, first_line, read_json, weight_files
+from models.checkpoints.prompting import ChatPrompts, content_of
+from models.checkpoints.token_texts import TokenReader
+from models.checkpoints.tokenizer import SAMPLES, ids_of, load_tokenizer
+from reasoning.cost import Shape
+from reasoning.dialogue import TAGS
+from reasoning.records import Problem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TINY_MODEL = Path(__file__).parent.parent / "tiny"
+"""The bundled weights."""
+IDENTITY = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+NOT_LANGUAGE = re.compile(r"(^|\.)(visual|vision_tower|vision_model|multi_modal_projector|audio_tower)\.")
+"""Tensors that read pictures or sound: no token of text goes through them."""
+
+CHANGES_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+"""Fields of a config by which a model changes its logits after the output head (Gemma 2, Granite, Cohere)."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint folder and the digest of all that decides what it samples."""
+
+    folder: Path
+    fingerprint: str
+    prompt: Prompt = field(default=Prompt(), compare=False)
+    """How the run's prompts are written; no part of the fingerprint, since a server serves all prompts alike."""
+
+    @classmethod
+    def open(cls, folder: Path, dtype: str = "float32", prompt: Prompt | None = None) -> Checkpoint:
+        """`dtype`: the arithmetic it is sampled in. Raises CheckpointError naming what `folder` lacks."""
+        for name in ("config.json", "tokenizer.json"):
+            if not (folder / name).is_file():
+                raise CheckpointError(f"{folder}: no {name}; a model needs config.json, tokenizer.json, *.safetensors")
+        files = [folder / name for name in IDENTITY if (folder / name).is_file()]
+        for path in files:
+            if path.suffix == ".json":
+                read_json(path)
+        digest = hashlib.sha256(dtype.encode())
+        all_shapes(folder)
+        for path in files + weight_files(folder):
+            digest.update(f"{path.name}:{_file_digest(path)};".encode())
+        return cls(folder, digest.hexdigest(), prompt or Prompt())
+
+    def check(self) -> None:
+        """Reads and writes through tokenizer and chat template. Raises CheckpointError for what would go wrong later,
+        when hours have been spent on it."""
+        self._check_architecture()
+        for text in SAMPLES:
+            self.token_texts(self.encode(text))
+        self.prompts.check()
+        _ = self.end_ids
+        for tag in self._tags:
+            if tag not in self.decode(self.encode(f"a{tag}b")):
+                raise CheckpointError(
+                    f"{self.folder}/tokenizer.json: {tag!r} does not come back; name other tags in prompt.thinking"
+                )
+
+    def _check_architecture(self) -> None:
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+        kind = read_json(self.folder / "config.json").get("model_type")
+        if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            raise CheckpointError(
+                f"{self.folder}/config.json: model_type {kind!r} is none that transformers trains to write text; take "
+                f"a language model"
+            )
+        highest, rows = max(self.tokenizer.get_vocab().values()), self.vocabulary
+        if highest >= rows:
+            raise CheckpointError(
+                f"{self.folder}: tokenizer.json has a token {highest}, and the model's embedding {rows} rows; take the "
+                f"tokenizer that belongs to the weights"
+            )
+
+    @property
+    def _tags(self) -> list[str]:
+        thinking = self.prompt.thinking
+        return [t for t in (thinking.open, thinking.close, thinking.answer_open, thinking.answer_close) if t]
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Of the language model, also where it is a part of a model of pictures and text."""
+        whole = read_json(self.folder / "config.json")
+        return whole | whole["text_config"] if isinstance(whole.get("text_config"), dict) else whole
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self.folder)
+
+    @cached_property
+    def prompts(self) -> ChatPrompts:
+        return ChatPrompts(self.tokenizer, self.folder, self.prompt)
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end a completion, as for vLLM: the tokenizer's, and those of generation_config.json. Raises
+        CheckpointError where there is none."""
+        path = self.folder / "generation_config.json"
+        told = (read_json(path) if path.is_file() else {}).get("eos_token_id")
+        listed = told if isinstance(told, list) else [told]
+        found = {token for token in (*listed, self.tokenizer.eos_token_id) if isinstance(token, int)}
+        if not found:
+            raise CheckpointError(f"{self.folder}: no end token; set eos_token in tokenizer_config.json")
+        return frozenset(found)
+
+    @cached_property
+    def end_id(self) -> int:
+        """The one that ends what is written for training: that with which the chat template ends a reply."""
+        written = [token for token in self.encode(self.prompts.after_reply()) if token in self.end_ids]
+        own = self.tokenizer.eos_token_id
+        return written[0] if written else own if isinstance(own, int) else min(self.end_ids)
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Tokens that are no text: ends, and what a chat template marks roles with. Thinking tags are text."""
+        shown, added = (*TAGS, *self._tags), self.tokenizer.added_tokens_decoder
+        special = {index for index, token in added.items() if token.special} | set(self.tokenizer.all_special_ids)
+        told = {index for index, token in added.items() if any(token.content in tag for tag in shown)}
+        return frozenset(special - told) | self.end_ids
+
+    @cached_property
+    def tensor_sizes(self) -> dict[str, int]:
+        """Number of elements of every tensor, from the weights' headers."""
+        return {name: math.prod(shape) for name, shape in all_shapes(self.folder).items()}
+
+    @cached_property
+    def shape(self) -> Shape:
+        """Read from the weights' headers, nothing is loaded. Tied or not, the output matrix multiplies once."""
+        sizes = {name: size for name, size in self.tensor_sizes.items() if not NOT_LANGUAGE.search(name)}
+        untied = any(name.endswith("lm_head.weight") for name in sizes)
+        looked_up = sum(size for name, size in sizes.items() if name.endswith("embed_tokens.weight")) if untied else 0
+        return Shape(
+            parameters=sum(sizes.values()) - looked_up,
+            layers=self.number("num_hidden_layers"),
+            attention_width=self.number("num_attention_heads") * self.head_size,
+        )
+
+    @property
+    def head_size(self) -> int:
+        if isinstance(self.config.get("head_dim"), int):
+            return self.config["head_dim"]
+        return self.number("hidden_size") // self.number("num_attention_heads")
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the embedding; some may belong to no token."""
+        embeddings = [size for name, size in self.tensor_sizes.items() if name.endswith("embed_tokens.weight")]
+        return embeddings[0] // self.number("hidden_size") if embeddings else self.number("vocab_size")
+
+    def number(self, name: str) -> int:
+        """A size that the configuration tells. Raises CheckpointError where it does not."""
+        found = self.config.get(name)
+        if not isinstance(found, int) or found < 1:
+            raise CheckpointError(
+                f"{self.folder}/config.json: no {name}, nor in its text_config; only language models are known"
+            )
+        return found
+
+    def prompt_ids(self, problem: Problem) -> tuple[int, ...]:
+        """The problem as the model's chat template renders it, up to where the model begins to think."""
+        content = content_of(problem, self.prompt)
+        if content not in self._prompts:
+            self._prompts[content] = self.prompt_encoded(self.prompts.thinking(content))
+        return self._prompts[content]
+
+    @cached_property
+    def _prompts(self) -> dict[str, tuple[int, ...]]:
+        """Rendered once: every prefix of every trace asks for its problem's prompt."""
+        return {}
+
+    def prompt_encoded(self, text: str) -> tuple[int, ...]:
+        """The ids of a rendered prompt, with the token that begins a text once where the model was taught to have one,
+        whether or not the template writes it."""
+        ids, begin = self.encode(text), self.tokenizer.bos_token_id
+        body = tuple(dropwhile(lambda token: token == begin, ids))
+        return (begin, *body) if isinstance(begin, int) and (self._adds_begin or len(body) < len(ids)) else ids
+
+    @cached_property
+    def _adds_begin(self) -> bool:
+        return self.tokenizer("a")["input_ids"][0] == self.tokenizer.bos_token_id
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        return tuple(ids_of(self.tokenizer, text))
+
+    def holds_control(self, text: str) -> bool:
+        """Whether some of it would be read as more than text: a tag, a role, an end."""
+        return any(token in text for token in self._controls)
+
+    @cached_property
+    def _controls(self) -> list[str]:
+        added = [token.content for token in self.tokenizer.added_tokens_decoder.values()]
+        return [*added, *self._tags]
+
+    def decode(self, token_ids: tuple[int, ...]) -> str:
+        """Text without tokens that are none, spaces untouched."""
+        told = [token for token in token_ids if token not in self.special_ids]
+        return str(self.tokenizer.decode(told, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def token_texts(self, token_ids: tuple[int, ...]) -> list[str]:
+        """The text of each token: see `TokenReader.texts`. Raises Undecodable."""
+        return self._reader.texts(token_ids)
+
+    @cached_property
+    def _reader(self) -> TokenReader:
+        return TokenReader(self.tokenizer, self.decode)
+
+
+def refuse_changed_logits(model: Checkpoint) -> None:
+    """Raises CheckpointError for a model that SimPO's memory-safe loss cannot train, before anything is sampled."""
+    found = {name: model.config[name] for name in CHANGES_LOGITS if model.config.get(name) not in (None, 1)}
+    if found:
+        raise CheckpointError(
+            f"{model.folder}/config.json: {', '.join(f'{name} = {value}' for name, value in found.items())}: this "
+            f"model changes its logits after the output head, which the memory-safe SimPO loss does not know; take "
+            f"another model"
+        )
+
+
+def found_checkpoint(name: str) -> Path:
+    """The bundled model where `name` is `tiny`, the local folder `name`, or a local copy of the hub's model.
+
+    Raises CheckpointError when it is neither.
+    """
+    from huggingface_hub import snapshot_download
+
+    if name == BUNDLED:
+        return TINY_MODEL
+    if os.path.exists(name):  # unlike Path's, it takes any text for a name
+        return Path(name).resolve()
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise CheckpointError(
+            f"{first_line(name)}: no such folder; name one, a model on the hub (owner/name), or {BUNDLED}"
+        )
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]))
+    except Exception as error:  # the hub's client raises many kinds; all mean that the model is not to be had
+        raise CheckpointError(f"{name}: no such folder, and not to be had from the hub: {first_line(error)}") from None
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

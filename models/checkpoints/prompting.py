@@ -1,0 +1,176 @@
+"""Problems as a model's chat template writes them, up to where the model begins to think.
+
+Knows: chat templates, what they refuse. Must not know: tokens, engines, what is done with a prompt.
+
+Where a template lets the model open its thinking by itself, the opening is added: every prompt ends inside it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from conf.prompts import Prompt
+from models.checkpoints.files import CheckpointError, first_line
+from reasoning.records import Problem, TextPart
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SAMPLE = Problem(id="", prompt=(TextPart(text="Ann has 12 apples.\nHow many apples now?"),), answer="")
+SYSTEM = "You solve problems."
+STANDARD = {
+    "messages", "add_generation_prompt", "tools", "documents", "bos_token", "eos_token", "pad_token", "unk_token",
+    "raise_exception", "strftime_now", "range", "namespace", "date_string", "builtin_tools", "custom_tools",
+}  # fmt: skip
+"""Names in chat templates that choose no way of thinking."""
+GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
+"""A tag that only transformers knows: it marks what the model writes."""
+
+
+def content_of(problem: Problem, prompt: Prompt) -> str:
+    """The user's message: the problem, the run's advice, and what one set of problems is told beside it."""
+    advice = prompt.advice(problem.choices is not None)
+    return problem.text + (f"\n\n{advice}" if advice else "") + problem.instruction
+
+
+class ChatPrompts:
+    """Renders the prompts of one model. Raises CheckpointError, from any method, where its template cannot be used."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, folder: Path, prompt: Prompt):
+        self._tokenizer, self._folder, self._prompt = tokenizer, folder, prompt
+
+    def thinking(self, content: str) -> str:
+        """The prompt for a user's message, its thinking opened."""
+        text = self._rendered(content, self._prompt.system)
+        return text if self.opens_thinking else text + self._prompt.thinking.open
+
+    def in_role(self, content: str, role: str) -> str:
+        """The prompt for a user's message to a model in a role; its thinking is not opened."""
+        system = f"{self._prompt.system}\n\n{role}" if self._prompt.system else role
+        text = self._rendered(content, system)
+        before, opening, after = text.rpartition(self._prompt.thinking.open)
+        return before if opening and not after.strip() else text
+
+    def after_reply(self) -> str:
+        """What the template writes after a reply; empty where it writes none."""
+        turns = [*self._turns(SAMPLE.text, ""), *self._turns(SYSTEM, "")]
+        turns[1]["role"] = "assistant"
+        try:
+            _, reply, after = self._write(turns, {"add_generation_prompt": False}).rpartition(SYSTEM)
+        except CheckpointError:
+            return ""
+        return after if reply else ""
+
+    @cached_property
+    def opens_thinking(self) -> bool:
+        """Whether the template does it."""
+        return self._prompt.thinking.open in self.after_problem
+
+    @cached_property
+    def after_problem(self) -> str:
+        """What the template writes after the user's message."""
+        content = content_of(SAMPLE, self._prompt)
+        return self._rendered(content, self._prompt.system).rpartition(content.strip())[2]
+
+    def check(self) -> None:
+        """Raises CheckpointError for a template by which the model would not think."""
+        close = self._prompt.thinking.close
+        if close not in self.after_problem:
+            return
+        remedy = self._argument_that_opens()
+        advice = f"set prompt.template_arguments.{remedy}" if remedy else "no argument of it turns thinking on"
+        raise CheckpointError(
+            f"{self._source}: the chat template ends the thinking itself ({self.after_problem!r} follows the problem), "
+            f"so the model would not think; {advice}"
+        )
+
+    def _argument_that_opens(self) -> str:
+        """An argument of the template with which it leaves the thinking open; empty where none is found."""
+        content, close = content_of(SAMPLE, self._prompt), self._prompt.thinking.close
+        for name in sorted(self.arguments):
+            for value in (True, False):
+                try:
+                    text = self._write(self._messages(content, self._prompt.system), {name: value})
+                except CheckpointError:
+                    continue
+                if close not in text.rpartition(content.strip())[2]:
+                    return f"{name} = {str(value).lower()}"
+        return ""
+
+    @property
+    def unread(self) -> list[str]:
+        """Arguments of the settings that this template takes no notice of."""
+        return sorted(set(self._prompt.template_arguments) - self.arguments)
+
+    @cached_property
+    def arguments(self) -> set[str]:
+        """Those that the template knows beside the usual ones."""
+        from jinja2 import Environment, meta, nodes
+
+        template = GENERATION.sub("", self._tokenizer.get_chat_template())
+        tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(template)
+        own = {node.name for node in tree.find_all(nodes.Name) if node.ctx == "store"}
+        return meta.find_undeclared_variables(tree) - STANDARD - own
+
+    def _rendered(self, content: str, system: str) -> str:
+        return self._write(self._messages(content, system))
+
+    def _messages(self, content: str, system: str) -> list[dict[str, Any]]:
+        if system and not self._takes_system:
+            return self._turns(f"{system}\n\n{content}", "")
+        return self._turns(content, system)
+
+    def _turns(self, content: str, system: str) -> list[dict[str, Any]]:
+        told = [("system", system)] * bool(system) + [("user", content)]
+        return [
+            {"role": role, "content": [{"type": "text", "text": text}] if self._takes_parts else text}
+            for role, text in told
+        ]
+
+    @cached_property
+    def _takes_system(self) -> bool:
+        """False for a template that refuses the role, or leaves its text out."""
+        try:
+            return SYSTEM in self._write(self._turns(SAMPLE.text, SYSTEM))
+        except CheckpointError:
+            return False
+
+    @cached_property
+    def _takes_parts(self) -> bool:
+        """Whether the template wants messages as lists of parts. Raises CheckpointError where the problem is lost both
+        ways."""
+        errors = []
+        for content in (SAMPLE.text, [{"type": "text", "text": SAMPLE.text}]):
+            try:
+                text = self._write([{"role": "user", "content": content}])
+            except CheckpointError as error:
+                errors.append(error)
+                continue
+            if text.count(SAMPLE.text) == 1:
+                return isinstance(content, list)
+        if errors:
+            raise errors[0]
+        raise CheckpointError(
+            f"{self._source}: the chat template does not write the problem's text; take the makers' own"
+        )
+
+    def _write(self, messages: list[dict[str, Any]], more: Mapping[str, Any] | None = None) -> str:
+        if not self._tokenizer.chat_template:
+            raise CheckpointError(
+                f"{self._folder}/tokenizer_config.json: no chat_template, and no chat_template.jinja beside it; put "
+                f"the makers' template there, or take an instruction-tuned model"
+            )
+        arguments = {"add_generation_prompt": True, **self._prompt.template_arguments, **(more or {})}
+        try:
+            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, **arguments))
+        except Exception as error:  # a template may raise anything
+            raise CheckpointError(f"{self._source}: the chat template fails: {first_line(error)}") from None
+
+    @property
+    def _source(self) -> Path:
+        own = self._folder / "chat_template.jinja"
+        return own if own.is_file() else self._folder / "tokenizer_config.json"

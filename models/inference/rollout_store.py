@@ -1,0 +1,265 @@
+"""The rollout store: no finished completion is ever generated twice.
+
+Knows: completions, what identifies one, two SQL tables. Must not know: pipelines, verdicts, how completions are drawn.
+
+A completion is identified by model fingerprint, prompt token ids, sampling settings, run seed, purpose and sample
+index. *Finished* means its row is committed. The purpose keeps stages apart: a benchmark never reads what curation
+drew, and the seed keeps runs apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import time
+import uuid
+from array import array
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Double,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    bindparam,
+    delete,
+    func,
+    insert,
+    inspect,
+    make_url,
+    or_,
+    select,
+    text,
+)  # fmt: skip
+from sqlalchemy import (
+    Engine as Database,
+)
+
+from conf.errors import ReadableError
+from models.checkpoints.checkpoint import Checkpoint
+from models.database import UPSERTS, changing_tables, connect
+from models.inference.engine import Completion, Request
+
+METADATA = MetaData()
+COMPLETIONS = Table(
+    "completions", METADATA,
+    Column("identity", LargeBinary(32), primary_key=True),
+    Column("sample", Integer, primary_key=True),
+    Column("model", String(64), nullable=False),
+    Column("purpose", String(32), nullable=False),
+    Column("token_ids", LargeBinary, nullable=False),
+    Column("finished", Boolean, nullable=False),
+    Column("created", Double),
+)  # fmt: skip
+"""`created`: seconds since 1970; null in rows that were stored before version 2."""
+CLAIMS = Table(
+    "claims", METADATA,
+    Column("identity", LargeBinary(32), primary_key=True),
+    Column("owner", String(300), nullable=False),
+    Column("expires", Double, nullable=False),
+)  # fmt: skip
+SCHEMA = Table("schema", METADATA, Column("version", Integer, nullable=False))
+VERSION = 2
+"""1: completions. 2: claims, and when a completion was stored."""
+CLAIM_SECONDS = 60.0
+"""A claim that is not renewed for so long belongs to a run that died."""
+LOOKUP = 500
+"""Identities asked for in one query."""
+
+
+class Purpose(StrEnum):
+    """What a completion is drawn for."""
+
+    TRAIN = "train"
+    PROBE = "probe"
+    VALUE = "value"
+    COMPRESS = "compress"
+    RECHECK = "recheck"
+    FINALIZE = "finalize"
+    PREMATURE = "premature"
+    PRUNE = "prune"
+    PRUNE_CHECK = "prune-check"
+    EARLY_STOP = "early-stop"
+    REINFORCE = "reinforce"
+    BENCHMARK = "benchmark"
+
+
+class Stored(NamedTuple):
+    """A completion on its way into the store."""
+
+    key: bytes
+    sample: int
+    model: Checkpoint
+    purpose: Purpose
+    completion: Completion
+
+    def columns(self) -> dict[str, bytes | int | float | str | bool]:
+        return {
+            "identity": self.key, "sample": self.sample, "model": self.model.fingerprint, "purpose": self.purpose,
+            "token_ids": array("I", self.completion.token_ids).tobytes(), "finished": self.completion.finished,
+            "created": time.time(),
+        }  # fmt: skip
+
+
+class StoreError(ReadableError):
+    """A store that cannot be used, and what to do."""
+
+
+class Holding(NamedTuple):
+    """What a store holds of one model, for one purpose."""
+
+    model: str
+    purpose: str
+    completions: int
+    bytes: int
+    """Of their tokens."""
+    last: float | None
+    """When the latest of them was stored, seconds since 1970."""
+
+
+class RolloutStore:
+    """Completions by identity, committed in groups; claims keep two runs from drawing the same."""
+
+    def __init__(self, url: str):
+        self._database = connect(url)
+        _migrate(self._database, url)
+        upsert = UPSERTS[self._database.dialect.name]
+        self._insert = upsert(COMPLETIONS).on_conflict_do_nothing().returning(COMPLETIONS.c.sample)
+        claim = upsert(CLAIMS)
+        self._claim = claim.on_conflict_do_update(
+            index_elements=["identity"],
+            set_={"owner": claim.excluded.owner, "expires": claim.excluded.expires},
+            where=or_(CLAIMS.c.expires < bindparam("now"), CLAIMS.c.owner == claim.excluded.owner),
+        )
+        self._owner = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex}"
+        self._bury()
+
+    def _bury(self) -> None:
+        """Gives back the claims of runs on this machine that were killed, so that the next one need not wait."""
+        with self._database.begin() as connection:
+            owners = connection.execute(select(CLAIMS.c.owner).distinct()).scalars()
+            dead = [owner for owner in owners if _is_dead(owner)]
+            connection.execute(delete(CLAIMS).where(CLAIMS.c.owner.in_(dead)))
+
+    def held(self, keys: Sequence[bytes]) -> dict[bytes, list[Completion]]:
+        """What is stored under each key, by sample index."""
+        held: dict[bytes, list[Completion]] = {key: [] for key in keys}
+        columns = COMPLETIONS.c
+        with self._database.connect() as connection:
+            for start in range(0, len(keys), LOOKUP):
+                query = (
+                    select(columns.identity, columns.token_ids, columns.finished)
+                    .where(columns.identity.in_(keys[start : start + LOOKUP]))
+                    .order_by(columns.sample)
+                )
+                for key, token_ids, finished in connection.execute(query):
+                    held[key].append(Completion(tuple(array("I", token_ids)), finished))
+        return held
+
+    def commit(self, rows: Sequence[Stored]) -> bool:
+        """Makes completions durable, and gives back the claims on their keys. What is stored already stays: False when
+        some of `rows` came too late."""
+        keys = list({row.key for row in rows})
+        ordered = sorted(rows, key=lambda row: (row.key, row.sample))  # two runs wait for one another in one order
+        with self._database.begin() as connection:
+            new = len(connection.execute(self._insert, [row.columns() for row in ordered]).all())
+            connection.execute(delete(CLAIMS).where(CLAIMS.c.identity.in_(keys), CLAIMS.c.owner == self._owner))
+        return new == len(rows)
+
+    def claim(self, keys: Sequence[bytes]) -> set[bytes]:
+        """Which of `keys` this store may draw now: those that nobody else has claimed, for CLAIM_SECONDS. Claiming
+        again what is one's own renews it."""
+        now = time.time()
+        rows = [{"identity": key, "owner": self._owner, "expires": now + CLAIM_SECONDS} for key in sorted(keys)]
+        mine = select(CLAIMS.c.identity).where(CLAIMS.c.identity.in_(keys), CLAIMS.c.owner == self._owner)
+        with self._database.begin() as connection:
+            connection.execute(self._claim, [{**row, "now": now} for row in rows])
+            return set(connection.execute(mine).scalars())
+
+    def release(self) -> None:
+        """Gives back all claims."""
+        with self._database.begin() as connection:
+            connection.execute(delete(CLAIMS).where(CLAIMS.c.owner == self._owner))
+
+    def holdings(self) -> list[Holding]:
+        """What is there, by model and purpose."""
+        columns = COMPLETIONS.c
+        query = select(
+            columns.model, columns.purpose, func.count(), func.sum(func.length(columns.token_ids)),
+            func.max(columns.created),
+        ).group_by(columns.model, columns.purpose).order_by(columns.model, columns.purpose)  # fmt: skip
+        with self._database.connect() as connection:
+            return [Holding(*row) for row in connection.execute(query)]
+
+    def faults(self) -> list[str]:
+        """What is wrong with what is there: samples that are missing before others, rows that hold no tokens."""
+        columns = COMPLETIONS.c
+        gaps = (
+            select(columns.identity, func.count(), func.max(columns.sample))
+            .group_by(columns.identity)
+            .having(func.count() <= func.max(columns.sample))
+        )
+        torn = select(columns.identity, columns.sample).where(func.length(columns.token_ids) % 4 != 0)
+        with self._database.connect() as connection:
+            found = [
+                f"{key.hex()}: {count} samples, the last is number {last}"
+                for key, count, last in connection.execute(gaps)
+            ]
+            found += [f"{key.hex()}, sample {n}: not whole tokens" for key, n in connection.execute(torn)]
+        return found
+
+    def collect(self, keep: Sequence[str], before: float) -> int:
+        """Removes completions stored before `before` (seconds since 1970), but those of the models `keep`; how many."""
+        old = or_(COMPLETIONS.c.created < before, COMPLETIONS.c.created.is_(None))
+        with self._database.begin() as connection:
+            return connection.execute(delete(COMPLETIONS).where(old, COMPLETIONS.c.model.not_in(keep))).rowcount
+
+    def close(self) -> None:
+        self._database.dispose()
+
+
+def _is_dead(owner: str) -> bool:
+    host, process, _ = owner.split("/")
+    return host == socket.gethostname() and not psutil.pid_exists(int(process))
+
+
+def existing_store(url: str) -> RolloutStore:
+    """Raises StoreError where there is none: looking after a store must not make one."""
+    database = make_url(url)
+    if database.get_backend_name() == "sqlite" and not Path(database.database or "").is_file():
+        raise StoreError(f"{url}: no such store; name it with --url")
+    return RolloutStore(url)
+
+
+def identity(model: Checkpoint, request: Request, purpose: Purpose, seed: int) -> bytes:
+    """SHA-256 over all that decides the distribution a completion is drawn from, and who it is drawn for."""
+    told = [model.fingerprint, request.sampling.request, seed, purpose, *([request.stop] if request.stop else [])]
+    head = json.dumps(told, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(head.encode() + b"\0" + array("I", request.prompt_ids).tobytes()).digest()
+
+
+def _migrate(database: Database, url: str) -> None:
+    """Brings an older store up to VERSION. Raises StoreError for a newer one."""
+    with changing_tables(database) as connection:
+        known = inspect(connection)
+        if not known.has_table("schema"):
+            version = 1 if known.has_table("completions") else VERSION
+        else:
+            version = connection.execute(select(SCHEMA.c.version)).scalar_one()
+        if version > VERSION:
+            raise StoreError(f"{url}: made by a newer version of this software ({version} > {VERSION}); update it")
+        METADATA.create_all(connection)
+        if version < 2:
+            connection.execute(text("ALTER TABLE completions ADD COLUMN created DOUBLE PRECISION"))
+        connection.execute(delete(SCHEMA))
+        connection.execute(insert(SCHEMA).values(version=VERSION))

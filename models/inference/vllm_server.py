@@ -1,0 +1,298 @@
+"""A vLLM server that this process owns: started when first needed, one model at a time, proven swaps.
+
+Knows: vLLM's command line, how weights are swapped. Must not know: rollout stores, pipelines, how requests travel.
+
+Loopback only: the developer endpoints that swap weights (VLLM_SERVER_DEV_MODE) must never face a network.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from conf.engine import Engine as EngineSettings
+from conf.errors import ReadableError
+from models.checkpoints.checkpoint import Checkpoint
+from models.checkpoints.tokenizer import is_loaded_wrongly
+from models.inference.dispatcher import (
+    Dispatcher,
+    Reply,
+    ServerFailed,
+    cache_of,
+    computed_by,
+    read_log_probs,
+    score_all,
+)
+from models.inference.engine import Deliver, Engine, Refused, Session
+from models.processes import GuardedProcess
+
+logger = logging.getLogger(__name__)
+PROOF_FILE = "proof.json"
+"""Left by the trainer in a checkpoint: token ids and the log-probs the trained model gives them."""
+PROOF_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.15, "float16": 0.05}
+"""Largest difference of a teacher-forced log-prob, trainer against server. The half-precision bounds are not
+measured on any machine here."""
+
+
+class SwapNotProven(ReadableError):
+    """The served weights are not those of the checkpoint."""
+
+
+class VllmServer:
+    """An `Engine`, and the one `Endpoint` that serves it. One lease at a time: weights are swapped only while no
+    request is in flight."""
+
+    is_ours = True
+    name = "policy"
+
+    def __init__(self, settings: EngineSettings, log: Path):
+        self._settings = settings
+        self._log = log
+        self._lease = threading.Lock()
+        self._process: GuardedProcess | None = None
+        self._starts = 0
+        self._served: Checkpoint | None = None
+        self.url = ""
+        self.headers: dict[str, str] = {}
+
+    @property
+    def pid(self) -> int | None:
+        """The guard's process id; None while no server runs."""
+        return self._process.pid if self._process else None
+
+    @property
+    def seats(self) -> int:
+        return self._settings.concurrency
+
+    @property
+    def block(self) -> int:
+        """vLLM's smallest on a CPU, and its default on a GPU."""
+        return 32 if on_cpu() else 16
+
+    @property
+    def cache_tokens(self) -> int | None:
+        """From what the server says of its cache; None where it says nothing."""
+        return cache_of(self)
+
+    @property
+    def computed_prompt_tokens(self) -> int:
+        """See `Engine.computed_prompt_tokens`."""
+        return computed_by(self)
+
+    @contextmanager
+    def session(self, model: Checkpoint, deliver: Deliver) -> Iterator[Session]:
+        """See `Engine.session`. Raises ServerFailed, SwapNotProven."""
+        with self._lease:
+            self._serve(model)
+            with Dispatcher([self], self._settings.timeout_for, deliver) as session:
+                yield session
+
+    def is_serving(self) -> bool:
+        """See `Endpoint.is_serving`: a session begins with its start."""
+        return True
+
+    def revive(self, given_up: threading.Event) -> None:
+        """Starts the server anew with the model that it served. Raises ServerFailed."""
+        _ = given_up
+        model, self._served = self._served, None
+        assert model
+        self.close()
+        self._start(model)
+        self._served = model
+
+    def log_probs(self, model: Checkpoint, texts: Sequence[tuple[int, ...]]) -> Iterator[list[float] | Refused]:
+        """See `Engine.log_probs`. Raises as `session` does."""
+        if not texts:
+            return
+        with self._lease:
+            self._serve(model)
+            yield from score_all([self], self._settings.timeout_for, texts)
+
+    def close(self) -> None:
+        if self._process:
+            self._process.end()
+            self._process = None
+
+    def _serve(self, model: Checkpoint) -> None:
+        """Makes `model` the served one: by a swap where that can be proven, else by a fresh start."""
+        if self._served and self._served.fingerprint == model.fingerprint and self._is_running():
+            return
+        # Until the new weights are proven, what the server holds is nobody's.
+        served, self._served = self._served, None
+        if not (served and self._is_running() and self._swap(served, model)):
+            self.close()
+            self._start(model)
+        self._served = model
+
+    def _is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def _start(self, model: Checkpoint) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self._process = GuardedProcess(self._command(model, port), self._log, self._environment())
+        self._starts += 1
+        deadline = time.monotonic() + self._settings.start_timeout
+        while not self._is_ready():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                tail = self._process.log_tail()
+                self.close()
+                raise ServerFailed(f"the vLLM server did not get ready; end of {self._log}:\n{tail}")
+            time.sleep(0.2)
+        self._prove(model, None)
+
+    def _is_ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/health", timeout=2).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def _command(self, model: Checkpoint, port: int) -> list[str]:
+        command = [
+            sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model.folder),
+            "--served-model-name", self.name, "--host", "127.0.0.1", "--port", str(port),
+            "--dtype", self._settings.dtype, "--max-model-len", str(self._settings.context),
+            "--max-num-seqs", str(self._settings.concurrency), "--enable-prefix-caching",
+            "--worker-extension-cls", "models.inference.vllm_worker.WeightSwap",
+            "--generation-config", "vllm", "--disable-uvicorn-access-log",
+            # One that is started anew does not say again what it said.
+            "--seed", str((self._settings.seed + self._starts) % 2**32), *self._tokenizer(model),
+        ]  # fmt: skip
+        if on_cpu():
+            # In a process of its own the worker would spin beside the engine, and take the cores that it waits for.
+            return [
+                *command,
+                "--block-size",
+                str(self.block),
+                "--enforce-eager",
+                "--distributed-executor-backend",
+                "uni",
+            ]
+        return [*command, "--gpu-memory-utilization", str(self._settings.gpu_memory / self._settings.side_by_side)]
+
+    def _tokenizer(self, model: Checkpoint) -> list[str]:
+        """vLLM finds texts to stop at with the tokenizer that transformers loads, which may not be as its file says."""
+        if not is_loaded_wrongly(model.folder):
+            return []
+        folder = self._log.with_suffix(".tokenizer")
+        model.tokenizer.save_pretrained(folder)
+        return ["--tokenizer", str(folder)]
+
+    def _environment(self) -> dict[str, str]:
+        environment = {
+            "VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1",
+            "VLLM_CPU_KVCACHE_SPACE": str(self._settings.kv_cache_gib),
+            "VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false",
+        }  # fmt: skip
+        if on_cpu():
+            # Servers with more threads than cores between them wait for one another in every layer: a quarter of the
+            # speed was seen.
+            threads = max(1, len(os.sched_getaffinity(0)) // self._settings.side_by_side)
+            environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": str(threads)}
+        return environment
+
+    def _swap(self, served: Checkpoint, model: Checkpoint) -> bool:
+        """Loads `model`'s weights in place. False where it is not certain that they are served now."""
+        proof = _proof(model)
+        if proof is None or served.tensor_sizes != model.tensor_sizes:
+            return False
+        try:
+            before = self._proof_log_probs(proof)
+            self._post("/collective_rpc", {"method": "swap_weights", "args": [str(model.folder)]})
+            self._post("/reset_prefix_cache", {})
+            self._prove(model, before)
+        except (httpx.HTTPError, SwapNotProven) as error:
+            logger.warning("weights were not swapped in place, the server starts anew: %s", error)
+            return False
+        return True
+
+    def _holds(self, model: Checkpoint) -> bool:
+        """Whether the server's weights are the checkpoint's to the last bit; False where that cannot be told."""
+        if on_cpu():
+            return False
+        from models.checkpoints.weight_checksum import alike, moments_of
+
+        (held,) = self._post("/collective_rpc", {"method": "held_moments"}).json()["results"]
+        return alike(held, moments_of(model.folder, self._settings.dtype))
+
+    def _prove(self, model: Checkpoint, before: Sequence[float] | None) -> None:
+        proof = _proof(model)
+        if proof:
+            after, tolerance = self._proof_log_probs(proof), PROOF_TOLERANCE[self._settings.dtype]
+            prove(proof["log_probs"], before, after, tolerance, model, is_held=self._holds(model))
+
+    def _proof_log_probs(self, proof: dict[str, Any]) -> list[float]:
+        text = proof["token_ids"]
+        body = {"model": self.name, "prompt": text, "max_tokens": 1, "prompt_logprobs": 0}
+        return read_log_probs(text, Reply.model_validate_json(self._post("/v1/completions", body).content))
+
+    def _post(self, path: str, body: dict[str, Any]) -> httpx.Response:
+        reply = httpx.post(f"{self.url}{path}", json=body, timeout=self._settings.timeout_for(0))
+        return reply.raise_for_status()
+
+
+def serve_all(servers: Sequence[Engine], models: Sequence[Checkpoint]) -> None:
+    """Has each serve its model, proven; those that do not run yet are started. Raises as `VllmServer.session`."""
+
+    def serve(server: Engine, model: Checkpoint) -> None:
+        with server.session(model, lambda _: None):
+            pass
+
+    # On a GPU each measures how much memory is free when it starts.
+    with ThreadPoolExecutor(len(models) if on_cpu() else 1) as pool:
+        list(pool.map(serve, servers, models))
+
+
+@cache
+def on_cpu() -> bool:
+    """Whether the CPU build of vLLM is the installed one."""
+    try:
+        return bool(version("vllm-cpu"))
+    except PackageNotFoundError:
+        return False
+
+
+def _proof(model: Checkpoint) -> dict[str, Any] | None:
+    path = model.folder / PROOF_FILE
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def prove(
+    expected: Sequence[float],
+    before: Sequence[float] | None,
+    after: Sequence[float],
+    tolerance: float,
+    model: Checkpoint,
+    is_held: bool = False,
+) -> None:
+    """Raises SwapNotProven unless the served log-probs are the trainer's within `tolerance`.
+
+    They must also be nearer to them than those `before`, where these are given: a small update may lie within the
+    tolerance. Where the sums of the served weights say that they are the right ones (`is_held`), the mean difference
+    is what counts: half precision may be far off at an unlikely token, and hides a small step everywhere.
+    """
+    differences = [abs(a - b) for a, b in zip(expected, after, strict=True)]
+    off = sum(differences) / len(differences) if is_held else max(differences)
+    if off > tolerance:
+        raise SwapNotProven(f"{model.folder}: log-probs differ from the trainer's by {off:.2g} > {tolerance:g}")
+    if before is None or is_held:
+        return
+    far, near = (sum(abs(a - b) for a, b in zip(expected, served, strict=True)) for served in (before, after))
+    if near >= far / 2:
+        raise SwapNotProven(f"{model.folder}: log-probs are no nearer to the trainer's than before the swap")

@@ -1,0 +1,1 @@
+"""The client for auxiliary language models behind OpenAI-compatible endpoints."""

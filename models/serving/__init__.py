@@ -1,0 +1,1 @@
+"""A pair of models served as one."""

@@ -1,0 +1,237 @@
+"""The trainer's own process: a job file in, a checkpoint folder out. Started by `accelerate launch`.
+
+Knows: TRL, token ids, one job. Must not know: pipelines, caches, where rows come from.
+
+Rows hold token ids, so what is trained on is exactly what was sampled, and nothing is encoded a second time.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from transformers import AutoModelForCausalLM, TrainerCallback
+from trl.experimental.cpo import CPOConfig
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from conf.errors import ReadableError
+from models.checkpoints.tokenizer import load_tokenizer
+from models.inference.vllm_server import PROOF_FILE
+from models.training.launcher import RECOMPUTES, Job, Outcome, TrainJob
+from models.training.simpo import IdsSimPOTrainer, UnknownHead, refuse_unknown_head
+
+PROOF_TOKENS = 64
+J = TypeVar("J", bound=Job)
+
+
+class NotFinite(RuntimeError):
+    """Loss or gradient is not a number any more."""
+
+
+class NothingLearnt(ReadableError):
+    """The only step would be taken at the rate 0."""
+
+
+class Watch(TrainerCallback):
+    """Writes progress lines for the owner, and stops at the first non-finite loss."""
+
+    def __init__(self, progress: Path, more: Callable[[], dict[str, float]] = dict):
+        """`more`: figures that the trainer does not log."""
+        self._progress, self._more = progress, more
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:  # noqa: ARG002
+        told = {**(logs or {}), **self._more()}
+        figures = {name: value for name, value in told.items() if isinstance(value, int | float)}
+        line = {
+            "step": state.global_step, "steps": state.max_steps, "time": time.time(), RECOMPUTES: recomputes(),
+            **figures,
+        }  # fmt: skip
+        with self._progress.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        if not all(math.isfinite(figures.get(name, 0.0)) for name in ("loss", "grad_norm")):
+            raise NotFinite(f"step {state.global_step}: {figures}")
+
+
+def main(job: TrainJob) -> None:
+    torch.manual_seed(job.seed)
+    rows = Dataset.from_parquet(str(job.rows))
+    refuse_idle(job, len(rows))
+    tokenizer = load_tokenizer(job.model)
+    model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
+    build = {"simpo": _simpo, "sft": _sft, "dpo": _dpo}[job.method]
+    trainer = build(job, model, tokenizer, rows)
+    trainer.add_callback(Watch(job.progress))
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(job.work))
+    if trainer.accelerator.is_main_process:
+        row = rows[0]
+        text = (row["prompt_ids"] + row["completion_ids" if job.method == "sft" else "chosen_ids"])[:PROOF_TOKENS]
+        save(job, trainer.accelerator.unwrap_model(trainer.model), tokenizer, text)
+
+
+def recomputes() -> bool:
+    """Whether activations are computed again on the way back: a GPU's memory is too small for all of them."""
+    return torch.cuda.is_available()
+
+
+def refuse_idle(job: TrainJob, rows: int) -> None:
+    """Raises NothingLearnt for a training of one step, since a warmup begins at the rate 0."""
+    if job.warmup and job.epochs * math.ceil(rows / job.batch) == 1:
+        raise NothingLearnt(
+            f"{rows} rows in batches of {job.batch} are one step, and with a warmup its rate is 0, so nothing would be "
+            f"learnt; lower batch, raise epochs, or set warmup = 0"
+        )
+
+
+def last_whole_checkpoint(work: Path) -> str | None:
+    """The newest checkpoint that was written to its end; those that were not are removed."""
+    checkpoints = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    for path in checkpoints:
+        if not _is_whole(path):
+            shutil.rmtree(path)
+    whole = [path for path in checkpoints if path.exists()]
+    return str(whole[-1]) if whole else None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """trainer_state.json is written last; a checkpoint that is being removed may have lost the others first."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return False
+    return (checkpoint / "optimizer.pt").exists() and any(checkpoint.glob("*.safetensors"))
+
+
+def _arguments(job: TrainJob) -> dict[str, Any]:
+    cpu = not torch.cuda.is_available()
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if job.batch % processes:
+        raise ValueError(f"training.batch ({job.batch}) must be a multiple of the number of processes ({processes})")
+    rows_each = min(job.micro_batch, job.batch // processes)
+    return {
+        "logging_nan_inf_filter": False,
+        "output_dir": str(job.work), "seed": job.seed, "data_seed": job.seed, "num_train_epochs": job.epochs,
+        "per_device_train_batch_size": rows_each,
+        "gradient_accumulation_steps": job.batch // (rows_each * processes),
+        "learning_rate": job.learning_rate, "warmup_steps": job.warmup, "lr_scheduler_type": "cosine",
+        "bf16": job.bf16, "use_cpu": cpu, "report_to": "none", "disable_tqdm": True, "logging_steps": job.log_every,
+        "logging_first_step": True, "save_strategy": "steps", "save_steps": job.save_every, "save_total_limit": 1,
+        "gradient_checkpointing": recomputes(), "adam_beta2": job.adam_beta2, "weight_decay": job.weight_decay,
+        "train_sampling_strategy": "random" if job.shuffle else "sequential", "max_length": job.max_length,
+    }  # fmt: skip
+
+
+def _simpo(job: TrainJob, model: Any, tokenizer: Any, rows: Dataset) -> IdsSimPOTrainer:
+    refuse_unknown_head(model)
+    config = CPOConfig(
+        **_arguments(job), loss_type="simpo", beta=job.beta, simpo_gamma=job.gamma, cpo_alpha=job.sft_weight,
+        remove_unused_columns=False,
+    )  # fmt: skip
+    return IdsSimPOTrainer(
+        model=model, args=config, train_dataset=rows, processing_class=tokenizer, peft_config=adapters(job)
+    )
+
+
+def _sft(job: TrainJob, model: Any, tokenizer: Any, rows: Dataset) -> SFTTrainer:
+    def joined(row: dict[str, Any]) -> dict[str, Any]:
+        prompt, completion = row["prompt_ids"], row["completion_ids"]
+        return {"input_ids": prompt + completion, "completion_mask": [0] * len(prompt) + [1] * len(completion)}
+
+    data = rows.map(joined, remove_columns=rows.column_names)
+    config = SFTConfig(**_arguments(job), completion_only_loss=True)
+    return SFTTrainer(
+        model=model, args=config, train_dataset=data, processing_class=tokenizer, peft_config=adapters(job)
+    )
+
+
+class IdsDPOTrainer(DPOTrainer):
+    """TRL's DPO on rows that already hold token ids."""
+
+    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        return dataset
+
+
+def _dpo(job: TrainJob, model: Any, tokenizer: Any, rows: Dataset) -> IdsDPOTrainer:
+    config = DPOConfig(**_arguments(job), beta=job.beta)
+    # A new adapter's reference is the model without it.
+    reference = None if job.lora else AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
+    return IdsDPOTrainer(
+        model=model, ref_model=reference, args=config, train_dataset=rows, processing_class=tokenizer,
+        peft_config=adapters(job),
+    )  # fmt: skip
+
+
+def adapters(job: Job) -> LoraConfig | None:
+    if job.lora is None:
+        return None
+    return LoraConfig(
+        r=job.lora.rank, lora_alpha=job.lora.alpha, lora_dropout=job.lora.dropout, target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )  # fmt: skip
+
+
+def save(job: Job, model: Any, tokenizer: Any, text: list[int]) -> None:
+    """The checkpoint, and the proof by which a server shows that it serves these weights: the log-probs of `text`."""
+    if isinstance(model, PeftModel):
+        model = model.merge_and_unload()
+    if job.dtype == "bfloat16":
+        model.to(torch.bfloat16)
+    model.save_pretrained(job.output)
+    tokenizer.save_pretrained(job.output)
+    proof = {"token_ids": text, "log_probs": log_probs(job.output, text)}
+    (Path(job.output) / PROOF_FILE).write_text(json.dumps(proof))
+
+
+def log_probs(folder: Path, token_ids: list[int]) -> list[float]:
+    """What the weights on disk give each token but the first, in float32: the trainer's own forward may run in bf16."""
+    return log_probs_of(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), token_ids)
+
+
+@torch.no_grad()
+def log_probs_of(model: Any, text: list[int]) -> list[float]:
+    """What a model in memory gives each token but the first, in its own precision: the trainer's wrapper, under which
+    it computes in bfloat16, is passed by."""
+    was_training = model.training
+    model.eval()
+    batch = torch.tensor([text], device=model.device)
+    logits = type(model).forward(model, input_ids=batch).logits.float()
+    model.train(was_training)
+    return logits.log_softmax(-1)[0, :-1].gather(1, batch[0, 1:, None])[:, 0].tolist()
+
+
+def leaving_word(job: J, do: Callable[[J], None]) -> None:
+    """Does the job, and leaves word where it ends for a reason that has a remedy."""
+    try:
+        do(job)
+    except torch.OutOfMemoryError:
+        job.outcome.write_text(Outcome.OUT_OF_MEMORY)
+        raise
+    except NotFinite:
+        job.outcome.write_text(Outcome.NOT_FINITE)
+        raise
+    except UnknownHead:
+        job.outcome.write_text(Outcome.UNKNOWN_HEAD)
+        raise
+    except NothingLearnt as error:
+        job.outcome.write_text(f"{Outcome.GIVEN_UP}\n{error}")
+        raise
+
+
+def run(job_file: Path) -> None:
+    leaving_word(TrainJob.model_validate_json(job_file.read_text()), main)
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]))

@@ -1,0 +1,1 @@
+"""Reads answers and decides whether two answers are equal."""

@@ -1,0 +1,253 @@
+r"""When an answer is the right one: two forms compared.
+
+The conventions, each a test: lists without brackets have no order, tuples have one; a unit may be left out, another is
+wrong; `x = 3` answers for `3`, and `y = 3` does not answer for `x = 3`; `x > 3` is `(3, \infty)`; `\pm 2` is the list
+2, -2.
+
+Knows: forms and what is equal. Must not know: how forms are written.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from fractions import Fraction
+from itertools import pairwise
+from typing import Any
+
+from reasoning.answers import formulas, regions
+from reasoning.answers.forms import (
+    TURNED,
+    Assignment,
+    Form,
+    Items,
+    Quantity,
+    Region,
+    Relation,
+    Symbol,
+    region_of,
+    value_of,
+)
+from reasoning.answers.formulas import Expression, Undefined
+from reasoning.answers.latex import Unreadable
+
+
+def equal(said: Form, gold: Form) -> bool:
+    """Whether the answer `said` is the right one. Raises TooLarge where that would take long."""
+    try:
+        return _same(_expanded(said), _expanded(gold))
+    except (Undefined, Unreadable):
+        return False
+
+
+def _expanded(form: Form) -> Form:
+    """± as the list of both values, wherever it stands."""
+    if isinstance(form, Quantity) and form.value.has_sign:
+        return Items("list", tuple(replace(form, value=formulas.with_sign(form.value, sign)) for sign in (1, -1)))
+    if isinstance(form, Assignment):
+        return replace(form, values=tuple(map(_expanded, form.values)))
+    if isinstance(form, Items):
+        items: list[Form] = []
+        for item in map(_expanded, form.items):
+            flat = isinstance(item, Items) and item.kind == "list" and form.kind in ("list", "{}")
+            items += item.items if flat and isinstance(item, Items) else [item]
+        return replace(form, items=tuple(items))
+    return form
+
+
+def _same(said: Form, gold: Form) -> bool:
+    if isinstance(said, Assignment) or isinstance(gold, Assignment):
+        return _same_assigned(said, gold)
+    if isinstance(said, Quantity) and isinstance(gold, Quantity):
+        return _same_quantity(said, gold)
+    if isinstance(said, Region) or isinstance(gold, Region):
+        return _same_region(said, gold)
+    if isinstance(said, Relation) and isinstance(gold, Relation):
+        return _same_relation(said, gold)
+    if isinstance(said, Items) and isinstance(gold, Items):
+        return _same_items(said, gold)
+    if isinstance(said, Symbol) and isinstance(gold, Symbol):
+        return said == gold
+    return _same_single(said, gold)
+
+
+def _same_single(said: Form, gold: Form) -> bool:
+    """One that stands in braces, and a ratio of two as their quotient."""
+    for one, other in ((said, gold), (gold, said)):
+        if isinstance(one, Items) and one.kind == "{}" and len(one.items) == 1:
+            return _same(one.items[0], other)
+        if (
+            isinstance(one, Items)
+            and one.kind in ("ratio", "time")
+            and len(one.items) == 2
+            and isinstance(other, Quantity)
+        ):
+            return bool(not other.unit and formulas.same_value(_quotient(one), value_of(other.value)))
+    return False
+
+
+def _quotient(ratio: Items) -> Any:
+    above, below = (value_of(item.value) for item in ratio.items if isinstance(item, Quantity))
+    return formulas.divide(above, below)
+
+
+def _same_assigned(said: Form, gold: Form) -> bool:
+    if not (_agrees_with_itself(said) and _agrees_with_itself(gold)):
+        return False
+    if isinstance(said, Assignment) and isinstance(gold, Assignment):
+        named = said.name and gold.name and said.name != gold.name
+        if named and not (_is_function(said) and _is_function(gold)):
+            return False
+        return any(_same(one, other) for one in _answers(said) for other in _answers(gold))
+    if isinstance(said, Assignment):
+        return _answers_for(said, gold)
+    return isinstance(gold, Assignment) and _answers_for(gold, said)
+
+
+def _agrees_with_itself(form: Form) -> bool:
+    """x = 1/2 = 0.5 does, 3 = 4 does not."""
+    if not isinstance(form, Assignment):
+        return True
+    return all(_same(one, other) for one, other in pairwise(form.values)) and all(
+        _is_near(about, form.values[-1]) for about in form.near
+    )
+
+
+def _is_near(about: Form, value: Form) -> bool:
+    """Within one part in twenty: more than any rounding takes away."""
+    if not (isinstance(about, Quantity) and isinstance(value, Quantity)):
+        return about == value
+    a, b = (formulas.inexact(value_of(form.value)) for form in (about, value))
+    return bool(abs(a - b) <= max(abs(a), abs(b)) / 20)
+
+
+def _answers_for(assignment: Assignment, other: Form) -> bool:
+    """Whether an assignment says the same as an equation, or as a value without a name."""
+    if isinstance(other, Relation):
+        return assignment.equation is not None and _same_relation(assignment.equation, other)
+    return any(_same(one, other) for one in _answers(assignment))
+
+
+def _answers(form: Assignment) -> tuple[Form, ...]:
+    """The value and its roundings."""
+    return (form.values[-1], *form.near)
+
+
+def _is_function(form: Assignment) -> bool:
+    """Whether it gives a function by its values: f(x) and y are names for the same."""
+    value = form.values[-1]
+    if not isinstance(value, Quantity) or not value.value.letters:
+        return False
+    of_letter = re.fullmatch(r"\w+ \( (\w) \)", form.name)
+    return form.name == "y" or (of_letter is not None and of_letter[1] in value.value.letters)
+
+
+def _same_quantity(said: Quantity, gold: Quantity) -> bool:
+    if said.unit and gold.unit and said.unit != gold.unit:
+        return False
+    if _same_expression(said.value, gold.value):
+        return said.unit != "percent" or bool(gold.unit) or not _below_one(gold.value)
+    if said.unit != gold.unit and "percent" in (said.unit, gold.unit):
+        share, whole = (said, gold) if said.unit == "percent" else (gold, said)
+        return _same_expression(_scaled(share.value, Fraction(1, 100)), whole.value)
+    if said.unit != gold.unit and "deg" in (said.unit, gold.unit):
+        degrees, other = (said, gold) if said.unit == "deg" else (gold, said)
+        return not other.unit and _same_expression(_scaled(degrees.value, formulas.mp.pi / 180), other.value)
+    return False
+
+
+def _below_one(found: Expression) -> bool:
+    value = None if found.letters else value_of(found)
+    return value is not None and abs(formulas.inexact(value)) < 1
+
+
+def _scaled(found: Expression, factor: Any) -> Expression:
+    return Expression(lambda p: formulas.multiply(found.at(p), factor), found.letters)
+
+
+def _same_expression(said: Expression, gold: Expression) -> bool:
+    if formulas.equal(said, gold):
+        return True
+    if said.letters or gold.letters or (said.decimals is None) == (gold.decimals is None):
+        return False
+    exact, decimal = (gold, said) if said.decimals else (said, gold)
+    return formulas.rounds_to(value_of(exact), value_of(decimal), decimal.decimals or 0)
+
+
+def _same_region(said: Form, gold: Form) -> bool:
+    for one, other in ((said, gold), (gold, said)):
+        if isinstance(one, Relation) and isinstance(other, Region):
+            return other.relation is not None and _same_relation(one, other.relation)
+    try:
+        a, b = region_of(said), region_of(gold)
+    except Unreadable:
+        return False
+    if a.letter and b.letter and a.letter != b.letter:
+        return False
+    return regions.same(a.intervals, b.intervals)
+
+
+def _same_relation(said: Relation, gold: Relation) -> bool:
+    if len(said.signs) != len(gold.signs):
+        return False
+    turned = Relation(gold.sides[::-1], tuple(TURNED.get(sign, sign) for sign in gold.signs[::-1]))
+    return _same_in_order(said, gold) or _same_in_order(said, turned)
+
+
+def _same_in_order(said: Relation, gold: Relation) -> bool:
+    links = zip(said.signs, gold.signs, pairwise(said.sides), pairwise(gold.sides), strict=True)
+    return all(_same_link(*link) for link in links)
+
+
+def _same_link(sign: str, other: str, a: tuple[Expression, Expression], b: tuple[Expression, Expression]) -> bool:
+    """Whether a₁ `sign` a₂ and b₁ `other` b₂ say the same: their differences are proportional."""
+    ratio = formulas.proportion(formulas.difference(*a), formulas.difference(*b))
+    if sign in ("=", "ne", "approx"):
+        return sign == other and ratio != 0
+    return ratio != 0 and other == (sign if ratio > 0 else TURNED[sign])
+
+
+def _same_items(said: Items, gold: Items) -> bool:
+    if {said.kind, gold.kind} <= {"ratio", "time"} and "ratio" in (said.kind, gold.kind):
+        return len(said.items) == len(gold.items) and _proportional(said, gold)
+    if {said.kind, gold.kind} == {"matrix", "()"}:
+        said, gold = _as_vector(said), _as_vector(gold)
+    unordered = {said.kind, gold.kind} <= {"list", "{}"}
+    if len(said.items) != len(gold.items):
+        return said.kind == gold.kind == "{}" and _same_region(said, gold)
+    if unordered and not _names_decide(said, gold):
+        return _matched(list(said.items), list(gold.items))
+    alike = said.kind == gold.kind or ("list" in (said.kind, gold.kind) and "{}" not in (said.kind, gold.kind))
+    return alike and all(_same(a, b) for a, b in zip(said.items, gold.items, strict=True))
+
+
+def _proportional(said: Items, gold: Items) -> bool:
+    pairs = [(value_of(a.value), value_of(b.value)) for a, b in zip(said.items, gold.items, strict=True)
+             if isinstance(a, Quantity) and isinstance(b, Quantity)]  # fmt: skip
+    return all(value != 0 for pair in pairs for value in pair) and all(
+        formulas.same_value(formulas.multiply(a, d), formulas.multiply(c, b)) for (a, b), (c, d) in pairwise(pairs)
+    )
+
+
+def _as_vector(form: Items) -> Items:
+    """A matrix of one column as a tuple."""
+    if form.kind == "matrix" and all(isinstance(row, Items) and len(row.items) == 1 for row in form.items):
+        return Items("()", tuple(row.items[0] for row in form.items if isinstance(row, Items)))
+    return form
+
+
+def _names_decide(said: Items, gold: Items) -> bool:
+    """Whether one side names its items and the other does not: then their order tells which is which."""
+    counts = [len({item.name for item in form.items if isinstance(item, Assignment)}) for form in (said, gold)]
+    return max(counts) > 1 and min(counts) == 0
+
+
+def _matched(said: list[Form], gold: list[Form]) -> bool:
+    """Whether each of `said` has a partner of its own in `gold`."""
+    left = list(gold)
+    for one in said:
+        partner = next((other for other in left if _same(one, other)), None)
+        if partner is None:
+            return False
+        left.remove(partner)
+    return True

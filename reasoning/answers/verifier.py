@@ -1,0 +1,106 @@
+"""The answer check: plain numbers and letters at once, all else in child processes that can be ended.
+
+Knows: verdicts, child processes, the time limit. Must not know: models, traces, what a verdict is used for.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import TimeoutError as Late
+from functools import cached_property
+from typing import Any, NamedTuple, Self
+
+from pebble import ProcessExpired, ProcessPool
+
+from reasoning.answers.boxed import plain_number, settle
+from reasoning.answers.check import is_readable
+from reasoning.answers.worker import is_right, start
+from reasoning.records import Problem, Verdict
+
+"""Part of the cache key of everything that verifies: raise it when a verdict may change."""
+logger = logging.getLogger(__name__)
+
+
+class Question(NamedTuple):
+    answer: str | None
+    """None: the completion holds no answer."""
+    gold: str
+    choices: tuple[str, ...] | None = None
+    """Options of a multiple-choice question."""
+
+
+class Verifier:
+    """Checks answers, plain ones at once and the others in child processes, which start on first need.
+
+    Never raises for any text and never hangs: a comparison that takes longer than `limit` seconds, or more memory than
+    a child has, is ended with its process and counts as `Verdict.TIMEOUT`. `workers`: as many as there are cores. They
+    are spawned, so a script that uses this needs the usual `if __name__ == "__main__":`.
+    """
+
+    def __init__(self, workers: int | None = None, limit: float = 10.0):
+        self._workers = workers or len(os.sched_getaffinity(0))
+        self._limit = limit
+
+    @cached_property
+    def _pool(self) -> ProcessPool:
+        # Spawned: a fork of a process with threads may take a lock with it that nobody gives back.
+        context = multiprocessing.get_context("spawn")
+        return ProcessPool(max_workers=self._workers, initializer=start, context=context)
+
+    def check(self, questions: Sequence[Question]) -> list[Verdict]:
+        """A verdict for each question, in order."""
+        settled = [_quick_verdict(question) for question in questions]
+        hard = [question for question, verdict in zip(questions, settled, strict=True) if verdict is None]
+        found = self._verdicts(is_right, [(q.answer, q.gold, q.choices) for q in hard])
+        return [next(found) if verdict is None else verdict for verdict in settled]
+
+    def readable(self, problems: Sequence[Problem]) -> list[bool]:
+        """For each problem whether its right answer can be told from others."""
+        plain = [problem.choices is None and plain_number(problem.answer) is not None for problem in problems]
+        hard = [(p.answer, p.choices) for p, is_plain in zip(problems, plain, strict=True) if not is_plain]
+        found = self._verdicts(is_readable, hard)
+        return [is_plain or next(found) is Verdict.RIGHT for is_plain in plain]
+
+    def verdicts(
+        self, problems: Sequence[Problem], answers: Sequence[Sequence[str | None]]
+    ) -> list[list[Verdict]]:  # fmt: skip
+        """Of each problem's answers; checked in one call, so hard ones are checked side by side."""
+        questions = [
+            Question(answer, problem.answer, problem.choices)
+            for problem, group in zip(problems, answers, strict=True)
+            for answer in group
+        ]
+        checked = iter(self.check(questions))
+        return [[next(checked) for _ in group] for group in answers]
+
+    def _verdicts(self, function: Callable[..., bool], calls: Sequence[tuple[Any, ...]]) -> Iterator[Verdict]:
+        futures = [self._pool.schedule(function, args=call, timeout=self._limit) for call in calls]
+        for future, call in zip(futures, calls, strict=True):
+            try:
+                yield Verdict.RIGHT if future.result() else Verdict.WRONG
+            except (Late, ProcessExpired, MemoryError):
+                logger.warning("answer check given up, counted as not verified: %.80r", call[0])
+                yield Verdict.TIMEOUT
+
+    def close(self) -> None:
+        if "_pool" in self.__dict__:
+            self._pool.stop()
+            self._pool.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _quick_verdict(question: Question) -> Verdict | None:
+    if question.answer is None or not question.answer.strip():
+        return Verdict.NO_ANSWER
+    if question.choices is not None:
+        return None
+    equal = settle(question.answer, question.gold)
+    return None if equal is None else Verdict.RIGHT if equal else Verdict.WRONG

@@ -1,0 +1,1 @@
+"""What a run reports, and results that several machines share."""

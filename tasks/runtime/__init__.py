@@ -1,0 +1,1 @@
+"""What every step runs in: artifacts, cache, context, progress."""

@@ -1,0 +1,168 @@
+"""Prefect tasks keyed by content: the same recipe is never cooked twice, in any process, on any day.
+
+Knows: Prefect's cache, canonical JSON, artifact references. Must not know: what any task computes.
+
+The key is the digest of the task's name, of the code its result rests on and of its inputs: references by content
+digest, settings without the fields they list as left out. Anything else that has no stable content is refused before
+the task runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+from prefect import task
+from prefect.cache_policies import CachePolicy
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import TaskRunContext
+from prefect.serializers import JSONSerializer
+
+from conf.base import Section
+from conf.prompts import Prompt
+from models.inference.remote_servers import WrongEndpoint
+from models.inference.vllm_server import ServerFailed
+from models.training.launcher import TrainerCrashed
+from tasks.runtime.artifacts import ArtifactRef
+from tasks.runtime.code_version import code_version
+from tasks.runtime.context import LedgerEntry, Workplace
+
+MODEL_KINDS = ("base-model", "checkpoint")
+STEPS: dict[str, Step] = {}
+"""By name."""
+
+
+def canonical(value: Any) -> Any:
+    """`value` as JSON that depends on content alone. Raises TypeError for anything whose content is not certain."""
+    if isinstance(value, ArtifactRef):
+        return value.fingerprint()
+    if isinstance(value, Section):
+        return {name: canonical(getattr(value, name)) for name in sorted(keyed_fields(value))}
+    if isinstance(value, Enum):
+        return value.value
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, list | tuple):
+        return [canonical(item) for item in value]
+    if isinstance(value, dict):
+        return {str(name): canonical(item) for name, item in sorted(value.items())}
+    raise TypeError(f"{type(value).__name__} cannot be part of a cache key: pass settings, references or plain values")
+
+
+def keyed_fields(section: Section) -> set[str]:
+    """Names of the settings that may change a result."""
+    return type(section).model_fields.keys() - type(section).LEFT_OUT.keys()
+
+
+def recipe_of(step: str, version: str, inputs: dict[str, Any], prompt: Prompt | None = None) -> dict[str, Any]:
+    """`prompt`: how the run shows problems; it counts where a model is read, and where it says anything."""
+    told = {"prompt": canonical(prompt)} if prompt not in (None, Prompt()) and _reads_model(inputs.values()) else {}
+    return {"step": step, "version": version, "inputs": canonical(inputs), **told}
+
+
+def _reads_model(values: Iterable[Any]) -> bool:
+    return any(
+        value.kind in MODEL_KINDS if isinstance(value, ArtifactRef) else _reads_model(value)
+        for value in values if isinstance(value, ArtifactRef | list | tuple)
+    )  # fmt: skip
+
+
+def key_of(recipe: dict[str, Any]) -> str:
+    body = json.dumps(recipe, sort_keys=True, allow_nan=False)
+    return f"{recipe['step']}-{hashlib.sha256(body.encode()).hexdigest()[:40]}"
+
+
+@dataclass
+class ContentKey(CachePolicy):
+    """Prefect's view of the key; `place` is where the work happens, not what it is."""
+
+    step: Step = field(kw_only=True)
+
+    def compute_key(
+        self, task_ctx: TaskRunContext | None, inputs: dict[str, Any], flow_parameters: dict[str, Any], **kwargs: Any
+    ) -> str:
+        _ = task_ctx, flow_parameters, kwargs
+        told = {name: value for name, value in inputs.items() if name != "place"}
+        return key_of(recipe_of(self.step.name, self.step.version, told, inputs["place"].prompt))
+
+
+class VerifiedJSON(JSONSerializer):
+    """Reading back a reference checks its artifact; Prefect takes an error here for a cache miss."""
+
+    type: Literal["verified-json"] = "verified-json"  # type: ignore[assignment]
+
+    def loads(self, blob: bytes) -> Any:
+        ref = super().loads(blob)
+        if isinstance(ref, ArtifactRef):
+            ref.verify()
+        return ref
+
+
+def is_transient(task: Any, run: TaskRun, state: State[Any]) -> bool:
+    """Whether trying again may help: a server or a connection died. Mistakes are not tried twice."""
+    _ = task, run
+    try:
+        state.result()
+    except httpx.HTTPStatusError as error:
+        return error.response.status_code >= 500
+    except WrongEndpoint:
+        return False
+    except (ServerFailed, TrainerCrashed, httpx.HTTPError, ConnectionError, TimeoutError):
+        return True
+    except Exception:
+        return False
+    return False
+
+
+class Step:
+    """A cached task. Called like its body, with keywords only; the first argument is the workplace."""
+
+    def __init__(self, body: Callable[..., ArtifactRef]):
+        self.body = body
+        self.name = body.__name__.replace("_", "-")
+        self.task = task(
+            name=self.name, cache_policy=ContentKey(step=self), persist_result=True,
+            result_serializer=VerifiedJSON(), retries=2, retry_delay_seconds=[5, 30],
+            retry_condition_fn=is_transient, log_prints=False,
+        )(body)  # fmt: skip
+
+    @cached_property
+    def version(self) -> str:
+        """Follows from the code that the result rests on (`code_version`); read when the step is first taken."""
+        return code_version(self.body)
+
+    def __call__(self, place: Workplace, **inputs: Any) -> ArtifactRef:
+        """Raises TypeError, before anything runs, for an input without certain content."""
+        bound = inspect.signature(self.body).bind(place, **inputs).arguments
+        told = {name: bound[name] for name in bound if name != "place"}
+        recipe = recipe_of(self.name, self.version, told, place.prompt)
+        place.step_key = key_of(recipe)
+        state = self._at(place)(place, **inputs, return_state=True)
+        ref = state.result()
+        cached = state.name == "Cached"
+        if cached:
+            place.progress.note(f"{self.name}: cached, {ref.rows} rows")
+        place.artifacts.record(place.step_key, recipe, ref)
+        refs = [value for value in inputs.values() if isinstance(value, ArtifactRef)]
+        read = frozenset(read.entry for read in refs if read.entry is not None)
+        place.ledger.append(LedgerEntry(self.name, self.version, ref, cached, read))
+        return ref.model_copy(update={"entry": len(place.ledger) - 1})
+
+    def _at(self, place: Workplace) -> Any:
+        """Cache records lie beside the artifacts; for a remote root, where Prefect is set to keep results."""
+        return self.task.with_options(result_storage=Path(place.root) / "cache") if place.is_local else self.task
+
+
+def step(body: Callable[..., ArtifactRef]) -> Step:
+    """Makes a cached task of a function `(place, …) -> ArtifactRef`."""
+    made = Step(body)
+    STEPS[made.name] = made
+    return made

@@ -1,0 +1,328 @@
+"""CoT distillation's own steps: choose, value, rate, compress, pair (papers, section A).
+
+Knows: which records each of `reasoning`'s rules wants. Must not know: the rules, or how an engine is asked.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from itertools import chain, product
+from typing import NamedTuple
+
+from conf.cot_distillation import Budget, Choosing, EndpointTeacher, LlmCompressor, LlmRater
+from conf.llm import Llm
+from conf.probing import Finalizing, Probing
+from conf.sampling import Sampling
+from conf.segmentation import Segmentation
+from models.checkpoints.checkpoint import Checkpoint
+from models.inference.engine import Refused
+from models.inference.rollout_store import Purpose
+from reasoning import compression, difficulty
+from reasoning.dto import shortest_right
+from reasoning.llm_queries import Ask, Solution, Unusable, limited
+from reasoning.pairs import distillation_pairs, fit_pairs
+from reasoning.records import Compressed, Rating, Trace, Usage, Valued, Verdict, by_trace
+from reasoning.thinking import CLOSE_THINK, final_answer, thinking_of, thought_of, written_as
+from tasks.runtime.artifacts import ArtifactRef
+from tasks.runtime.caching import step
+from tasks.runtime.context import Workplace
+from tasks.steps.dto import all_segment_ends
+from tasks.steps.llm import asked_of
+from tasks.steps.prefix_sampling import Ender, Prefix, Prober, TokenIds, closed, set_aside
+from tasks.steps.problems import by_id, prompts_of
+
+SAMPLES_APART = 1_000_000
+"""Between the numbers of two seeds' samples."""
+
+
+@step
+def adopt_traces(place: Workplace, model: ArtifactRef, traces: ArtifactRef) -> ArtifactRef:
+    """Rows of Trace: another model's traces in the token ids of `model`."""
+    started = time.monotonic()
+    checkpoint, rows = place.checkpoint(model), place.rows(traces, Trace)
+    end = (checkpoint.end_id,)
+    adopted = [
+        row.model_copy(update={"token_ids": checkpoint.encode(row.text) + end * (not row.truncated)}) for row in rows
+    ]
+    return place.publish("traces", adopted, rows_in=len(rows), started=started)
+
+
+@step
+def write_traces(
+    place: Workplace, model: ArtifactRef, problems: ArtifactRef, teacher: EndpointTeacher, sampling: Sampling,
+    seed: int,
+) -> ArtifactRef:  # fmt: skip
+    """Rows of Trace in the token ids of `model`, written by an endpoint. Raises what its client does."""
+    started = time.monotonic()
+    checkpoint, known = place.checkpoint(model), list(by_id(place, problems).values())
+    tags = checkpoint.prompt.thinking
+    asks = [
+        Ask(
+            teacher.instruction, problem.text, Solution, sampling.max_tokens, sampling.temperature, sampling.top_p,
+            sample=seed * SAMPLES_APART + sample, limit="sampling.max_tokens",
+        )
+        for problem in known for sample in range(sampling.samples)
+    ]  # fmt: skip
+    found = asked_of(place, teacher.llm, "write traces", asks, teacher.most_unusable)
+    told = zip(product(known, range(sampling.samples)), found.replies, strict=True)
+    used = [(*asked, reply) for asked, reply in told if not isinstance(reply, Unusable)]
+    plain = [
+        (problem, sample, reply, written_as(reply.text, tags)) for problem, sample, reply in used
+        if not checkpoint.holds_control(thought_of(reply.text).replace(CLOSE_THINK, "", 1))
+    ]  # fmt: skip
+    verdicts, checks = place.verdicts(
+        [problem for problem, *_ in plain], [[final_answer(text, tags)] for *_, text in plain]
+    )
+    rows = [
+        Trace(
+            problem_id=problem.id, sample=sample, text=text, truncated=reply.truncated, verdict=verdict,
+            token_ids=checkpoint.encode(text) + (checkpoint.end_id,) * (not reply.truncated),
+        )
+        for (problem, sample, reply, text), (verdict,) in zip(plain, verdicts, strict=True)
+    ]  # fmt: skip
+    dropped = found.unusable + Counter({"control-token": len(used) - len(plain)})
+    return place.publish(
+        "traces", rows, rows_in=len(asks), dropped=dict(+dropped), usage=found.usage + checks, started=started,
+        payee=found.payee,
+    )  # fmt: skip
+
+
+@step
+def choose_traces(place: Workplace, traces: ArtifactRef, choosing: Choosing) -> ArtifactRef:
+    """Rows of Trace: of each problem's right ones, as many as are wanted."""
+    started = time.monotonic()
+    rows = place.rows(traces, Trace)
+    right: dict[str, list[Trace]] = defaultdict(list)
+    for row in rows:
+        if row.verdict is Verdict.RIGHT and not row.truncated:
+            right[row.problem_id].append(row)
+    sign = {"as-drawn": 0, "shortest": 1, "longest": -1}[choosing.order]
+    chosen = [
+        row for group in right.values()
+        for row in sorted(group, key=lambda row: sign * len(row.token_ids))[: choosing.most]
+    ]  # fmt: skip
+    of_right = sum(map(len, right.values()))
+    dropped = Counter({"not-right": len(rows) - of_right, "not-chosen": of_right - len(chosen)})
+    counts = {"problems": len({row.problem_id for row in rows}), "problems with a right trace": len(right)}
+    return place.publish("traces", chosen, rows_in=len(rows), dropped=dict(+dropped), started=started, counts=counts)
+
+
+@step
+def value_prefixes(
+    place: Workplace, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, segmentation: Segmentation,
+    probing: Probing, seed: int,
+) -> ArtifactRef:  # fmt: skip
+    """Rows of Valued: the right ones among the rollouts of every prefix, and of no thinking at all."""
+    started = time.monotonic()
+    checkpoint, rows = place.checkpoint(model), place.rows(traces, Trace)
+    ends_of, undecodable = all_segment_ends(place, checkpoint, rows, segmentation)
+    ends = {name: [0, *segments] for name, segments in ends_of.items()}
+    prober = Prober(place, checkpoint, by_id(place, problems), closed(probing), seed)
+    valued = prober.values("value prefixes", [row for row in rows if row.id in ends], ends)
+    return place.publish(
+        "values", valued, rows_in=len(rows), usage=prober.usage, started=started,
+        aside=undecodable + set_aside(prober.refused),
+    )  # fmt: skip
+
+
+@step
+def rate_by_effort(place: Workplace, traces: ArtifactRef, values: ArtifactRef, threshold: float) -> ArtifactRef:
+    """Rows of Rating: of each problem with a valued trace, from all its traces and what the valued ones need."""
+    started = time.monotonic()
+    drawn, right = Counter[str](), Counter[str]()
+    for row in place.rows(traces, Trace):
+        drawn[row.problem_id] += 1
+        right[row.problem_id] += row.verdict is Verdict.RIGHT
+    needed: dict[str, list[int]] = defaultdict(list)
+    for row in place.rows(values, Valued):
+        needed[row.problem_id].append(row.needed(threshold))
+    efforts = {
+        name: difficulty.effort(right[name], drawn[name], sum(lengths) / len(lengths))
+        for name, lengths in needed.items()
+    }
+    ratings = [Rating(problem_id=name, level=level) for name, level in difficulty.levels(efforts).items()]
+    return place.publish("ratings", ratings, rows_in=len(needed), started=started)
+
+
+@step
+def rate_by_llm(place: Workplace, problems: ArtifactRef, traces: ArtifactRef, rater: LlmRater, llm: Llm) -> ArtifactRef:
+    """Rows of Rating: of each problem with a trace, by an auxiliary model. Raises what the model's client does, and
+    TooManyUnusable."""
+    started = time.monotonic()
+    known, names = by_id(place, problems), {row.problem_id: None for row in place.rows(traces, Trace)}
+    asks = limited([difficulty.question(known[name]) for name in names], rater.max_tokens, "rating.max_tokens")
+    found = asked_of(place, llm, "rate", asks, rater.most_unusable)
+    ratings = [
+        Rating(problem_id=name, level=reply.level)
+        for name, reply in zip(names, found.replies, strict=True) if not isinstance(reply, Unusable)
+    ]  # fmt: skip
+    return place.publish(
+        "ratings", ratings, rows_in=len(names), dropped=found.unusable, usage=found.usage, started=started,
+        payee=found.payee,
+    )  # fmt: skip
+
+
+@step
+def exchange_ratings(place: Workplace, ratings: ArtifactRef, seed: int) -> ArtifactRef:
+    """Rows of Rating: the same levels, each at another problem. A control."""
+    started = time.monotonic()
+    rows = place.rows(ratings, Rating)
+    levels = [row.level for row in rows]
+    random.Random(f"exchange/{seed}").shuffle(levels)
+    exchanged = [Rating(problem_id=row.problem_id, level=level) for row, level in zip(rows, levels, strict=True)]
+    return place.publish("ratings", exchanged, rows_in=len(rows), started=started)
+
+
+class Thought(NamedTuple):
+    """Compressed thinking that is still to be brought to its end."""
+
+    trace: Trace
+    level: int
+    token_ids: TokenIds
+    kept: tuple[int, ...] = ()
+
+
+@step
+def compress_by_value(
+    place: Workplace, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, values: ArtifactRef,
+    ratings: ArtifactRef, budget: Budget, finalizing: Finalizing, seed: int,
+) -> ArtifactRef:  # fmt: skip
+    """Rows of Compressed: the segments that contribute most, as many as the problem's level allows."""
+    started = time.monotonic()
+    due, dropped = _due(place, model, traces, ratings, budget)
+    valued = by_trace(place.rows(values, Valued))
+    thoughts = []
+    for trace, level, tokens in due:
+        row = valued.get((trace.problem_id, trace.sample))
+        if row is None:
+            dropped["unvalued"] += 1
+            continue
+        kept = compression.kept_segments(row.values, row.lengths, tokens)
+        parts = (trace.token_ids[row.ends[index] : row.ends[index + 1]] for index in kept)
+        thoughts.append(Thought(trace, level, tuple(chain.from_iterable(parts)), kept))
+    fitting = [thought for thought in thoughts if thought.kept]
+    dropped["over-budget"] += len(thoughts) - len(fitting)
+    return _finished(place, model, problems, fitting, finalizing, seed, started, dropped, Usage())
+
+
+@step
+def compress_by_llm(
+    place: Workplace, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, ratings: ArtifactRef,
+    budget: Budget, finalizing: Finalizing, compressor: LlmCompressor, llm: Llm, seed: int,
+) -> ArtifactRef:  # fmt: skip
+    """Rows of Compressed: thinking as an auxiliary model writes it anew. Raises what its client does."""
+    started = time.monotonic()
+    checkpoint, known = place.checkpoint(model), by_id(place, problems)
+    due, dropped = _due(place, model, traces, ratings, budget)
+    asks = [
+        compression.question(
+            known[trace.problem_id], thinking_of(trace.text, checkpoint.prompt.thinking), max(1, round(tokens))
+        )
+        for trace, _, tokens in due
+    ]
+    asks = limited(asks, compressor.max_tokens, "compression.by.max_tokens")
+    found = asked_of(place, llm, "compress", asks, compressor.most_unusable)
+    dropped += found.unusable
+    line_break = "" if finalizing.closing_text.startswith("\n") else "\n"
+    thoughts = []
+    for (trace, level, tokens), reply in zip(due, found.replies, strict=True):
+        if isinstance(reply, Unusable):
+            continue
+        thought = Thought(trace, level, checkpoint.encode(reply.thinking.strip() + line_break))
+        refusal = _refusal(checkpoint, reply.thinking, len(thought.token_ids), compressor.slack * tokens)
+        if refusal:
+            dropped[refusal] += 1
+        else:
+            thoughts.append(thought)
+    return _finished(place, model, problems, thoughts, finalizing, seed, started, dropped, found.usage, found.payee)
+
+
+def _refusal(checkpoint: Checkpoint, text: str, tokens: int, most: float) -> str:
+    """Why rewritten thinking is no thinking within its budget; empty when it is."""
+    if not text.strip():
+        return "empty"
+    if checkpoint.holds_control(text):
+        return "control-token"
+    return "over-budget" if tokens > most else ""
+
+
+class Due(NamedTuple):
+    """A trace that is to get shorter."""
+
+    trace: Trace
+    level: int
+    tokens: float
+    """That its thinking may keep."""
+
+
+def _due(
+    place: Workplace, model: ArtifactRef, traces: ArtifactRef, ratings: ArtifactRef, budget: Budget
+) -> tuple[list[Due], Counter[str]]:
+    """Traces longer than their level allows, and what was left out by reason."""
+    checkpoint, rows = place.checkpoint(model), place.rows(traces, Trace)
+    level_of = {row.problem_id: row.level for row in place.rows(ratings, Rating)}
+    rated = [(row, level_of[row.problem_id]) for row in rows if row.problem_id in level_of]
+    due = []
+    for trace, level in rated:
+        thinking = len(checkpoint.encode(thinking_of(trace.text, checkpoint.prompt.thinking)))
+        tokens = budget.tokens(level, thinking)
+        if tokens < thinking:
+            due.append(Due(trace, level, tokens))
+    return due, Counter({"unrated": len(rows) - len(rated), "within-budget": len(rated) - len(due)})
+
+
+def _finished(
+    place: Workplace, model: ArtifactRef, problems: ArtifactRef, thoughts: Sequence[Thought], finalizing: Finalizing,
+    seed: int, started: float, dropped: Counter[str], usage: Usage, payee: str = "",
+) -> ArtifactRef:  # fmt: skip
+    """The gate: what still answers right, and is shorter than it was."""
+    ender = Ender(place, place.checkpoint(model), by_id(place, problems), finalizing, seed)
+    prefixes = [Prefix(thought.trace.problem_id, thought.token_ids) for thought in thoughts]
+    rows, refused = list[Compressed](), dict[str, Refused]()
+    for thought, endings in zip(thoughts, ender.endings("compress", Purpose.COMPRESS, prefixes), strict=True):
+        trace = thought.trace
+        if isinstance(endings, Refused):
+            refused[trace.id] = endings
+            continue
+        ending = shortest_right(endings)
+        if ending is None:
+            dropped["no-right-ending"] += 1
+        elif len(thought.token_ids + ending) >= len(trace.token_ids):
+            dropped["not-shorter"] += 1
+        else:
+            rows.append(Compressed(
+                problem_id=trace.problem_id, sample=trace.sample, level=thought.level, kept=thought.kept,
+                token_ids=thought.token_ids + ending, original_tokens=len(trace.token_ids),
+            ))  # fmt: skip
+    rows_in = len(rows) + dropped.total() + len(refused)
+    return place.publish(
+        "compressed", rows, rows_in=rows_in, dropped=dict(+dropped), usage=usage + ender.usage, started=started,
+        payee=payee, aside=set_aside(refused),
+    )  # fmt: skip
+
+
+@step
+def uncompressed(place: Workplace, traces: ArtifactRef, compressed: ArtifactRef) -> ArtifactRef:
+    """Rows of Trace: those that were compressed, as they were. A control."""
+    started = time.monotonic()
+    names = {(row.problem_id, row.sample) for row in place.rows(compressed, Compressed)}
+    rows = place.rows(traces, Trace)
+    kept = [row for row in rows if (row.problem_id, row.sample) in names]
+    dropped = {"not-compressed": len(rows) - len(kept)} if len(kept) < len(rows) else {}
+    return place.publish("traces", kept, rows_in=len(rows), dropped=dropped, started=started)
+
+
+@step
+def pair_compressed(
+    place: Workplace, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, compressed: ArtifactRef,
+    max_length: int,
+) -> ArtifactRef:  # fmt: skip
+    """Rows of Pair: the compressed trace against itself as it was."""
+    started = time.monotonic()
+    prompts, rows = prompts_of(place, model, problems), place.rows(compressed, Compressed)
+    made = distillation_pairs(prompts, place.rows(traces, Trace), rows)
+    pairs, dropped = fit_pairs(made, max_length)
+    return place.publish("pairs", pairs, rows_in=len(made), dropped=dict(dropped), started=started)

@@ -1,0 +1,259 @@
+"""Rows of somebody's data set from its files, of any kind and in any place, a few at a time.
+
+Knows: fsspec, file formats, what is wrong with a file. Must not know: what a row means, settings.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from decimal import Decimal, InvalidOperation
+from typing import IO, Any, NamedTuple
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.registry import known_implementations
+
+from conf.errors import ReadableError
+from reasoning.records import BadRow
+from tasks.runtime.artifacts import content_digest
+
+ENDINGS = (".jsonl", ".parquet", ".json", ".csv", ".jsonl.gz", ".json.gz", ".csv.gz")
+LONGEST_LINE = 64 << 20
+"""Bytes of a row in a text file."""
+BATCH = 1024
+"""Rows of a Parquet file that become Python objects at one time."""
+
+
+class ProblemsRefused(ReadableError):
+    """A source that cannot be used, with what is wrong, where, and what to do."""
+
+
+class Row(NamedTuple):
+    place: str
+    """Tells a person where the row lies."""
+    number: int
+    """Its position in its file, from 0."""
+    content: Any
+    """The row as it was read, or a BadRow where it could not be."""
+
+
+class Fields(NamedTuple):
+    """Which fields of a row are read; those of others need not be."""
+
+    needed: frozenset[str]
+    optional: frozenset[str]
+
+
+def files_of(path: str) -> list[str]:
+    """The file at `path`, or those that fit it as a pattern, by name. Raises ProblemsRefused."""
+    with refusals(path):
+        files, place = fsspec.url_to_fs(path)
+        if files.exists(place):
+            names = [path]
+        else:
+            found = sorted(map(str, files.glob(place))) if any(sign in place for sign in "*?[") else []
+            names = [files.unstrip_protocol(one).removeprefix("file://") for one in found]
+        # Over HTTP this question would read the whole file.
+        if names == [path] and not path.startswith("http") and files.isdir(place):
+            raise ProblemsRefused(f"{path}: a folder; name its files in problems.path, such as {path}/*.jsonl")
+    if not names:
+        raise ProblemsRefused(f"{path}: no such file; correct problems.path")
+    for name in names:
+        refuse_unknown(name)
+    return names
+
+
+def refuse_unknown(name: str) -> None:
+    """Raises ProblemsRefused for a file of a kind that is not read."""
+    if not name.endswith(ENDINGS):
+        raise ProblemsRefused(
+            f"{name}: problems come from .jsonl or .parquet files, also from {', '.join(ENDINGS[2:])}; convert it and "
+            f"change problems.path"
+        )
+
+
+def digest_of(names: Sequence[str]) -> str:
+    """Of the files' contents, in order. Raises ProblemsRefused."""
+    digests = []
+    for name in names:
+        with refusals(name):
+            digests.append(content_digest(name))
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def rows_of(name: str, fields: Fields, order: Callable[[int], Sequence[int]] = range) -> Iterator[Row]:
+    """The rows of one file. Of a Parquet file only `fields` are read, its row groups in `order` of their count. Raises
+    ProblemsRefused for one that is damaged."""
+    refuse_unknown(name)
+    with refusals(name):
+        if name.endswith(".parquet"):
+            yield from _rows_of_parquet(name, fields, order)
+            return
+        read = {"jsonl": _rows_of_lines, "json": _rows_of_json, "csv": _rows_of_csv}
+        opened: Any = fsspec.open(name, "rb", compression="infer")
+        with opened as file:
+            yield from read[name.removesuffix(".gz").rpartition(".")[2]](file, name)
+
+
+@contextmanager
+def refusals(path: str) -> Iterator[None]:
+    """Makes one line of whatever a file system or a reader raises. Clients of remote ones raise many kinds."""
+    try:
+        yield
+    except ReadableError:
+        raise
+    except Exception as error:
+        raise ProblemsRefused(f"{path}: {_what_is_wrong(path, error)}") from None
+
+
+def _what_is_wrong(path: str, error: Exception) -> str:
+    protocol = path.partition("://")[0]
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    match error:
+        case ImportError():
+            package = known_implementations.get(protocol, {}).get("err", said)
+            return f"{protocol}:// needs a package that is not installed ({package}); install it, or copy the file here"
+        case ValueError() if said.startswith("Protocol not known"):
+            return (
+                f"unknown protocol {protocol}://; name a local path, or a URL such as s3://, gs://, https:// or hf://"
+            )
+        case FileNotFoundError():
+            return "no such file; correct problems.path"
+        case PermissionError():
+            return "not allowed to read it; change its permissions, or give this user the credentials for it"
+        case UnicodeDecodeError():
+            return "not UTF-8; save the file as UTF-8"
+        case pa.ArrowException() | OSError() if path.endswith(".parquet"):
+            return f"not a Parquet file, or damaged ({said}); write it again"
+        case gzip.BadGzipFile() | EOFError() | zlib.error():
+            return f"not a gzip file, or damaged ({said}); write it again"
+        case json.JSONDecodeError() | RecursionError():
+            return f"not JSON ({said}); correct it"
+        case _:
+            return f"cannot be read ({said}); correct problems.path, or copy the file here"
+
+
+def _rows_of_lines(file: IO[bytes], name: str) -> Iterator[Row]:
+    """JSON Lines. A line that is no JSON is a bad row."""
+    for number, line in enumerate(_lines(file)):
+        place = f"{name}:{number + 1}"
+        if line is None:
+            detail = f"the line is longer than {LONGEST_LINE >> 20} MiB; shorten or remove it"
+            yield Row(place, number, BadRow(place=place, id=None, reason="too-long", detail=detail))
+        elif line.strip():
+            yield Row(place, number, _parsed(line, place))
+
+
+def _lines(file: IO[bytes]) -> Iterator[bytes | None]:
+    """None for a line that is too long, of which no more is kept than that."""
+    buffered = io.BufferedReader(file)  # type: ignore[arg-type]
+    while line := buffered.readline(LONGEST_LINE):
+        whole = line.endswith(b"\n") or len(line) < LONGEST_LINE
+        yield line if whole else None
+        while not whole:
+            rest = buffered.readline(LONGEST_LINE)
+            whole = rest.endswith(b"\n") or len(rest) < LONGEST_LINE
+
+
+def _parsed(line: bytes, where: str) -> Any:
+    try:
+        return json.loads(line, parse_float=_decimal)
+    except UnicodeDecodeError:
+        return BadRow(place=where, id=None, reason="not-utf-8", detail="the line is not UTF-8; save the file as UTF-8")
+    except (ValueError, RecursionError) as error:
+        return BadRow(place=where, id=None, reason="malformed-json", detail=f"not JSON ({error}); correct the line")
+
+
+def _decimal(text: str) -> Decimal:
+    """The number's own value, not that of the nearest float."""
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        raise ValueError(f"a number out of all bounds: {text[:20]}") from None
+
+
+def _rows_of_json(file: IO[bytes], name: str) -> Iterator[Row]:
+    """A list of rows, or an object that holds one; or JSON Lines, which many files of this name are."""
+    text = file.read()
+    try:
+        value = json.loads(text, parse_float=_decimal)
+    except json.JSONDecodeError as error:
+        if error.msg != "Extra data":
+            raise
+        yield from _rows_of_lines(io.BytesIO(text), name)
+        return
+    lists = [held for held in value.values() if isinstance(held, list)] if isinstance(value, dict) else [value]
+    if len(lists) != 1 or not isinstance(lists[0], list):
+        raise ProblemsRefused(f"{name}: neither a list of rows nor an object that holds one list; write it as .jsonl")
+    for number, row in enumerate(lists[0]):
+        yield Row(f"{name}, row {number}", number, row)
+
+
+def _rows_of_csv(file: IO[bytes], name: str) -> Iterator[Row]:
+    """Comma-separated, with a line of names. Every field is text: `007` stays what it is."""
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")  # type: ignore[type-var]
+    reader = csv.DictReader(text)
+    for number, row in enumerate(reader):
+        yield Row(f"{name}:{reader.line_num}", number, row)
+
+
+def _rows_of_parquet(name: str, fields: Fields, order: Callable[[int], Sequence[int]]) -> Iterator[Row]:
+    # Without a cache of its own, which would read megabytes ahead of each column that is skipped.
+    with fsspec.open(name, "rb", cache_type="none") as file:
+        parquet = pq.ParquetFile(file, page_checksum_verification=True)
+        columns = _columns(parquet.schema_arrow.names, fields, name)
+        sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
+        for group in order(len(sizes)):
+            number = sum(sizes[:group])
+            for batch in parquet.iter_batches(BATCH, [group], columns):
+                for content in _objects(pa.Table.from_batches([batch]), name):
+                    yield Row(f"{name}, row {number}", number, content)
+                    number += 1
+
+
+def _columns(names: Sequence[str], fields: Fields, file: str) -> list[str]:
+    """Those that the fields are in. Raises ProblemsRefused where a needed one is missing."""
+    column = {field: field if field in names else field.partition(".")[0] for field in fields.needed | fields.optional}
+    for field in sorted(fields.needed):
+        if column[field] not in names:
+            known = ", ".join(map(repr, names[:12]))
+            raise ProblemsRefused(f"{file}: no field {field!r}; its fields: {known}. Correct problems.columns")
+    return [name for name in names if name in column.values()]
+
+
+def _objects(table: pa.Table, name: str) -> Iterator[Any]:
+    """The rows as Python objects."""
+    table = _shortest(table)
+    try:
+        yield from table.to_pylist()
+    except UnicodeDecodeError:
+        for index in range(table.num_rows):
+            try:
+                yield from table.slice(index, 1).to_pylist()
+            except UnicodeDecodeError:
+                detail = "a text that is not UTF-8; write the file again"
+                yield BadRow(place=name, id=None, reason="not-utf-8", detail=detail)
+
+
+def _shortest(table: pa.Table) -> pa.Table:
+    """Floats of 32 bits as the shortest decimals that name them: 0.1, not 0.10000000149011612."""
+    schemas = [pa.schema([field.with_type(_float_as(field.type, new)) for field in table.schema])
+               for new in (pa.string(), pa.float64())]  # fmt: skip
+    return table if schemas[0].equals(table.schema) else table.cast(schemas[0]).cast(schemas[1])
+
+
+def _float_as(kind: pa.DataType, new: pa.DataType) -> pa.DataType:
+    """`kind` with `new` for floats of 32 bits, at any depth."""
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_float_as(field.type, new)) for field in kind.fields])
+    if pa.types.is_list(kind):
+        return pa.list_(_float_as(kind.value_type, new))
+    return new if pa.types.is_float32(kind) else kind

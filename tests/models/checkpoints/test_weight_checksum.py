@@ -1,0 +1,79 @@
+"""What tells served weights from others, where log-probs cannot."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from conf.engine import Engine
+from models.checkpoints.checkpoint import Checkpoint
+from models.checkpoints.weight_checksum import alike, moments, moments_of
+from models.inference.vllm_server import PROOF_FILE, VllmServer
+
+NOISE = [-1.05, -2.05]
+"""What is served in bfloat16, before and after a small update, where the trainer has −1 and −2 in float32."""
+
+
+def checkpoint(folder: Path, shift: float) -> Checkpoint:
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        name: torch.randn(shape, generator=generator)
+        for name, shape in {"model.embed_tokens.weight": (5, 8), "q": (8, 8), "k": (4, 8), "norm": (8,)}.items()
+    }
+    weights["q"][3, 3] += shift
+    save_file(weights | {"lm_head.weight": weights["model.embed_tokens.weight"].clone()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_type": "qwen2", "tie_word_embeddings": True}))
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / PROOF_FILE).write_text(json.dumps({"token_ids": [1, 2, 3], "log_probs": [-1.0, -2.0]}))
+    return Checkpoint.open(folder, "bfloat16")
+
+
+def as_served(model: Checkpoint) -> list[torch.Tensor]:
+    """In half precision; two matrices joined, the embedding padded, the output matrix tied to it."""
+    held = {name: weight.bfloat16() for name, weight in load_file(model.folder / "model.safetensors").items()}
+    embedding = torch.cat([held["model.embed_tokens.weight"], torch.zeros(3, 8, dtype=torch.bfloat16)])
+    return [embedding, torch.cat([held["q"], held["k"]]), held["norm"]]
+
+
+class Served(VllmServer):
+    """A server on a GPU, as far as a swap asks it."""
+
+    def __init__(self, held: list[torch.Tensor]):
+        super().__init__(Engine(dtype="bfloat16"), Path("unused"))
+        self.held = held
+
+    def _post(self, path: str, body: dict[str, Any]) -> httpx.Response:
+        told = [{str(token): {"logprob": value}} for token, value in zip([2, 3], NOISE, strict=True)]
+        replies = {
+            "/v1/completions": {"model": "policy", "choices": [{"prompt_logprobs": [None, *told]}]},
+            "/collective_rpc": {"results": [moments(self.held) if body.get("method") == "held_moments" else None]},
+            "/reset_prefix_cache": {},
+        }
+        return httpx.Response(200, json=replies[path])
+
+
+def test_moments_are_the_same_however_weights_are_laid_out(tmp_path: Path):
+    model = checkpoint(tmp_path / "model", 0)
+    assert alike(moments(as_served(model)), moments_of(model.folder, "bfloat16"))
+    assert not alike(moments(as_served(model)), moments_of(model.folder, "float32"))
+
+
+def test_a_single_weight_that_moved_by_its_least_is_seen():
+    weights = torch.randn(1000, 1000, generator=torch.Generator().manual_seed(0)).bfloat16()
+    before = moments([weights])
+    weights[500, 500] = torch.nextafter(weights[500, 500], torch.tensor(9.0, dtype=torch.bfloat16))
+    assert not alike(before, moments([weights]))
+
+
+def test_a_small_update_in_half_precision_is_proven_by_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    old, new = checkpoint(tmp_path / "old", 0), checkpoint(tmp_path / "new", 0.02)
+    monkeypatch.setattr("models.inference.vllm_server.on_cpu", lambda: False)
+    assert Served(as_served(new))._swap(old, new)
+    assert not Served(as_served(old))._swap(old, new)
+    monkeypatch.setattr("models.inference.vllm_server.on_cpu", lambda: True)
+    assert not Served(as_served(new))._swap(old, new)  # nobody can look: the log-probs tell nothing

@@ -1,0 +1,61 @@
+"""SIGKILL at twenty moments of one run: nothing finished is drawn again, and the decisions are those of its samples."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from models.checkpoints.checkpoint import Checkpoint
+from models.inference.engine import Completion, Request
+from models.inference.rollout_store import Purpose, RolloutStore, identity
+from tests.models.fakes import fake_checkpoint
+from tests.models.killed import PREFIXES, SAMPLING, TRACES, job
+
+KILLS = 20
+
+
+def stored(url: str, model: Checkpoint) -> dict[tuple[int, ...], list[Completion]]:
+    prompts = [(trace, prefix) for trace in range(TRACES) for prefix in range(PREFIXES)]
+    keys = {prompt: identity(model, Request(prompt, SAMPLING, 1), Purpose.PROBE, 0) for prompt in prompts}
+    held = RolloutStore(url).held(list(keys.values()))
+    return {prompt: held[key] for prompt, key in keys.items()}
+
+
+def replayed(trace: int, samples: dict[tuple[int, ...], list[Completion]]) -> int | None:
+    """The crossing that the stored samples of a trace give."""
+    again = job(trace)
+    while asks := again.plan.asks():
+        for ask in asks:
+            group = samples[trace, ask.prefix][ask.first : ask.first + ask.count]
+            assert len(group) == ask.count
+            again.plan.add(ask, again.judge(group))
+    return again.plan.crossing  # type: ignore[attr-defined]
+
+
+def run(url: str, model: Checkpoint, log: Path, lines: int) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.models.killed", url, str(model.folder), str(log), str(lines)]
+    return subprocess.run(command, capture_output=True, text=True, start_new_session=True)
+
+
+def test_nothing_finished_is_drawn_again(tmp_path: Path):
+    url, log = f"sqlite:///{tmp_path / 'store'}", tmp_path / "log"
+    model, moments = fake_checkpoint(tmp_path / "model"), random.Random(20)
+    log.touch()
+    before, read = stored(url, model), 0
+    for _ in range(KILLS):
+        killed = run(url, model, log, moments.randrange(1, 10_000))
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        sent = [json.loads(line) for line in log.read_text().splitlines()]
+        assert all(first >= len(before[tuple(prompt)]) for prompt, first, _ in sent[read:])
+        after = stored(url, model)
+        assert all(after[prompt][: len(group)] == group for prompt, group in before.items())
+        before, read = after, len(sent)
+    ended = run(url, model, log, 0)
+    assert ended.returncode == 0, ended.stderr
+    last = [json.loads(line) for line in log.read_text().splitlines()][read:]
+    after = stored(url, model)
+    drawn = {prompt: len(group) - len(before[prompt]) for prompt, group in after.items()}
+    assert sum(count for _, _, count in last) == sum(drawn.values())  # an uninterrupted run loses nothing
+    assert json.loads(ended.stdout) == [replayed(trace, after) for trace in range(TRACES)]

@@ -1,0 +1,34 @@
+"""What proves a swap of weights, and what starts no server."""
+
+from pathlib import Path
+
+import pytest
+
+from conf.engine import Engine
+from models.checkpoints.checkpoint import Checkpoint
+from models.inference.vllm_server import SwapNotProven, VllmServer, prove
+from tests.models.fakes import fake_checkpoint
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return fake_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+def test_nothing_asked_starts_nothing(model: Checkpoint):
+    server = VllmServer(Engine(), Path("unused"))
+    assert list(server.log_probs(model, [])) == []
+    assert server.pid is None
+
+
+def test_a_swap_is_proven_only_by_the_trainers_log_probs(model: Checkpoint):
+    prove([-1.0, -2.0], [-1.5, -2.0], [-1.0005, -2.0], 1e-3, model)
+    prove([-1.0, -9.0], [-1.0, -9.0], [-1.0, -9.2], 0.15, model, is_held=True)
+    with pytest.raises(SwapNotProven, match="differ"):
+        prove([-1.0, -9.0], None, [-1.0, -9.4], 0.15, model, is_held=True)
+    with pytest.raises(SwapNotProven, match="no nearer"):  # a small update: the old weights are within the tolerance
+        prove([-1.0, -2.0], [-1.0005, -2.0], [-1.0004, -2.0], 1e-3, model)
+    with pytest.raises(SwapNotProven, match=r"differ from the trainer's by 0\.5"):
+        prove([-1.0, -2.0], [-1.0, -2.0], [-1.5, -2.0], 1e-3, model)
+    with pytest.raises(SwapNotProven, match="no nearer"):
+        prove([-1.0, -2.0], [-1.0, -2.0], [-1.0, -2.0], 1e-3, model)

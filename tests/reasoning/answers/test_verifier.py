@@ -1,0 +1,51 @@
+import os
+import threading
+
+import pytest
+
+from reasoning.answers.verifier import Question, Verifier
+from reasoning.records import Verdict
+
+TOWER = "9^{9^{9^{9^{9}}}}"
+
+
+@pytest.fixture(scope="module")
+def verifier():
+    with Verifier(workers=2, limit=5) as verifier:
+        yield verifier
+
+
+def test_verdicts_come_in_order_from_both_paths(verifier: Verifier):
+    questions = [
+        Question("38", "38"), Question(r"\frac{1}{2}", "0.5"), Question("37", "38"), Question(None, "38"),
+        Question("1+x", "x+1"), Question(" ", "38"), Question("(B)", "B", ("7", "8")),
+    ]  # fmt: skip
+    assert verifier.check(questions) == [
+        Verdict.RIGHT, Verdict.RIGHT, Verdict.WRONG, Verdict.NO_ANSWER, Verdict.RIGHT, Verdict.NO_ANSWER, Verdict.RIGHT,
+    ]  # fmt: skip
+
+
+def test_a_comparison_that_does_not_end_is_ended_and_the_next_one_is_answered():
+    with Verifier(workers=1, limit=1.0) as verifier:
+        # Both texts are made of the same parts and neither is read here, so that math-verify has to try.
+        questions = [Question("1/2", "0.5"), Question(rf"\sum {TOWER}", rf"{TOWER} \sum"), Question("2/4", "1/2")]
+        assert verifier.check(questions)[::2] == [Verdict.RIGHT, Verdict.RIGHT]
+
+
+def test_a_child_that_is_killed_counts_as_not_verified():
+    with Verifier(workers=1, limit=1.0) as verifier:
+        assert list(verifier._verdicts(os._exit, [(3,)])) == [Verdict.TIMEOUT]
+        assert list(verifier._verdicts(wait_for_ever, [(1,)])) == [Verdict.TIMEOUT]
+        assert verifier.check([Question("1/3", "2/6")]) == [Verdict.RIGHT]
+
+
+def wait_for_ever(_: int) -> bool:
+    threading.Event().wait()
+    return True
+
+
+@pytest.mark.parametrize(
+    "text", ["\\" * 500, "{" * 100, "\0", "import os; os._exit(3)", "\ud800", "\n", "$$$$", "9" * 5000]
+)
+def test_hostile_text_neither_raises_nor_hangs(verifier: Verifier, text: str):
+    assert verifier.check([Question(text, "x+1"), Question("2/4", "1/2")])[1] is Verdict.RIGHT

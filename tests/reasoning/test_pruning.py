@@ -1,0 +1,96 @@
+from collections.abc import Iterable, Sequence
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reasoning.pruning import OpenPruning, pruned_trace
+from reasoning.records import Optimised, Trace, Verdict
+
+RIGHT, WRONG = [True] * 8, [True] * 4 + [False] * 4  # 4 of 8 is not more than half
+
+
+def opened(ends: Sequence[int], proposed: Sequence[int] | None = None) -> OpenPruning:
+    trace = Trace(
+        problem_id="p", sample=0, token_ids=tuple(range(ends[-1] + 5)), text="", truncated=False, verdict=Verdict.RIGHT
+    )
+    return OpenPruning(trace, ends, 8, 0.5, proposed)
+
+
+def play(pruning: OpenPruning, outcomes: Iterable[Sequence[bool]]) -> list[tuple[int, ...]]:
+    """Answers the asks for each proposed segment from the next of `outcomes`; the prefixes that were asked about."""
+    prefixes, sample = [], iter(outcomes)
+    judged: Sequence[bool] = ()
+    while asks := pruning.asks():
+        (ask,) = asks
+        assert pruning.asks() == []  # one at a time: the next depends on it
+        if ask.first == 0:
+            judged = next(sample)
+            prefixes.append(pruning.without(ask.prefix))
+        pruning.add(ask, judged[ask.first : ask.first + ask.count])
+    return prefixes
+
+
+def test_a_removal_stands_when_the_rest_passes_and_is_rolled_back_when_not():
+    pruning = opened([2, 4, 6, 8])
+    without_1, without_2 = play(pruning, [WRONG, RIGHT])
+    assert without_1 == (0, 1, 4, 5, 6, 7)
+    assert without_2 == (0, 1, 2, 3, 6, 7)  # segment 1 is back
+    assert not pruning.is_open
+    assert pruning.removed == (2,)
+    assert pruning.prefix() == (0, 1, 2, 3, 6, 7)
+
+
+def test_each_removal_is_judged_with_the_earlier_ones_gone():
+    assert play(opened([1, 2, 3, 4]), [RIGHT, RIGHT])[1] == (0, 3)
+
+
+def test_only_what_was_proposed_may_go():
+    assert play(opened([1, 2, 3, 4], proposed=[0, 2, 3, 9]), [RIGHT]) == [(0, 1, 3)]
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=8), st.data())
+def test_first_and_last_stay_and_order_is_kept(lengths: list[int], data: st.DataObject):
+    ends = [sum(lengths[: index + 1]) for index in range(len(lengths))]
+    pruning = opened(ends)
+    play(pruning, (data.draw(st.sampled_from([RIGHT, WRONG])) for _ in lengths))
+    kept = pruning.prefix()
+    assert list(kept) == sorted(set(kept))
+    assert kept[: lengths[0]] == tuple(range(lengths[0]))
+    assert kept[-lengths[-1] :] == tuple(range(ends[-1] - lengths[-1], ends[-1]))
+    assert len(pruning.removed) <= max(0, len(lengths) - 2)
+
+
+def test_a_segment_comes_back_where_the_kept_text_would_surprise_the_model():
+    pruning = opened([1, 2, 4, 5, 7])  # segments (0), (1), (2 3), (4), (5 6)
+    play(pruning, [RIGHT, RIGHT, WRONG])
+    assert pruning.removed == (1, 2)
+    assert pruning.prefix() == (0, 4, 5, 6)
+    whole = [-1.0, -1.0, -1.0, -1.0, -1.0, -1.0, -1.0]
+    assert pruning.first_unnatural(whole, [-1.0, -3.0, -4.0, -1.0], 3.0) is None  # exactly 3 nats is still natural
+    assert pruning.first_unnatural(whole, [-1.0, -1.0, -1.0, -4.1], 3.0) == 4
+    pruning.restore_before(4)
+    assert pruning.removed == (1,)
+    assert pruning.prefix() == (0, 2, 3, 4, 5, 6)
+    # A token that was unlikely in the whole trace may stay so.
+    assert pruning.first_unnatural([-1, -1, -1, -9, -1, -1, -1], [-1, -1, -9, -1, -1, -1], 3.0) is None
+    assert pruning.first_unnatural(whole, [-1, -9, -1, -1, -1, -1], 3.0) == 2
+    pruning.restore_before(2)
+    assert pruning.prefix() == pruning.whole_prefix() == (0, 1, 2, 3, 4, 5, 6)
+
+
+def test_a_pruned_trace_needs_fresh_endings_that_confirm_it():
+    pruning = opened([2, 4, 6])
+    play(pruning, [RIGHT])
+    row = Optimised(problem_id="p", sample=0, token_ids=(0, 1, 2, 3, 4, 5, 90, 91))
+    right, wrong = ((90, 91), Verdict.RIGHT), ((92,), Verdict.WRONG)
+    assert pruned_trace(row, pruning, [right, wrong], 0.5) == row  # one of two is not more than half
+    assert pruned_trace(row, pruning, [wrong, wrong], 0.0) == row
+    pruned = pruned_trace(row, pruning, [right, right, wrong], 0.5)
+    assert (pruned.token_ids, pruned.removed) == ((0, 1, 4, 5, 90, 91), (1,))
+
+
+def test_a_pruned_trace_that_is_not_shorter_is_no_gain():
+    pruning = opened([2, 4, 6])
+    play(pruning, [RIGHT])
+    row = Optimised(problem_id="p", sample=0, token_ids=(0, 1, 2, 3, 4, 5, 90))
+    assert pruned_trace(row, pruning, [((90, 91, 92), Verdict.RIGHT)], 0.5) == row

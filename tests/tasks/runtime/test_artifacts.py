@@ -1,0 +1,128 @@
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from reasoning.records import Score as Row
+from reasoning.records import StageCount, Usage, Verdict
+from tasks.runtime.artifacts import ArtifactDamaged, ArtifactRef, ArtifactStore
+
+COUNT = StageCount(rows_in=2, rows_out=2, dropped={"why": 1}, **Usage().model_dump())
+ROWS = [
+    Row(problem_id=name, level=None, sample=0, prompt_tokens=1, tokens=2, truncated=False, verdict=Verdict.RIGHT)
+    for name in ("a", "b")
+]
+
+
+@pytest.fixture(params=["local", "memory"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    yield str(tmp_path) if request.param == "local" else "memory://artifacts"
+    fsspec.filesystem("memory").store.clear()
+
+
+def objects(root: str) -> list[str]:
+    files, path = fsspec.url_to_fs(root)
+    return [name for name in files.find(path) if "objects" in name]
+
+
+def test_rows_come_back_as_they_were(root: str):
+    store = ArtifactStore(root)
+    ref = store.publish_rows("scores", ROWS, COUNT)
+    ref.verify()
+    assert store.rows(ref, Row) == ROWS
+    assert (ref.rows, ref.count) == (2, COUNT)
+
+
+def test_alike_content_is_one_object(root: str):
+    store = ArtifactStore(root)
+    assert store.publish_rows("scores", ROWS, COUNT) == store.publish_rows("scores", ROWS, COUNT)
+    assert len(objects(root)) == 1
+
+
+def test_a_folder_comes_back_and_its_names_count(root: str, tmp_path: Path):
+    for name in ("first", "second"):
+        (tmp_path / name / "deep").mkdir(parents=True)
+        (tmp_path / name / "deep" / f"{name}.txt").write_text("same")
+    store = ArtifactStore(root)
+    refs = [store.publish_folder("checkpoint", tmp_path / name, COUNT) for name in ("first", "second")]
+    assert refs[0].digest != refs[1].digest
+    for ref in refs:
+        ref.verify()
+
+
+@pytest.mark.parametrize("harm", ["change", "delete"])
+def test_damage_is_seen_and_mended(root: str, harm: str):
+    ref = ArtifactStore(root).publish_rows("scores", ROWS, COUNT)
+    files, path = fsspec.url_to_fs(ref.uri)
+    if harm == "change":
+        files.pipe_file(path, files.cat_file(path)[:-1] + b"x")
+    else:
+        files.rm(path)
+    with pytest.raises(ArtifactDamaged):
+        ref.verify()
+    assert ArtifactStore(root).publish_rows("scores", ROWS, COUNT) == ref  # published again, it is whole again
+    ref.verify()
+
+
+def test_a_publication_cut_short_leaves_nothing_that_looks_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    store = ArtifactStore(str(tmp_path))
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        store.publish_rows("scores", ROWS, COUNT)
+    assert all(Path(name).name.startswith(".") for name in objects(str(tmp_path)))
+
+
+PUBLISHER = """
+import sys
+from pathlib import Path
+from tasks.runtime.artifacts import ArtifactStore
+from tests.tasks.test_artifacts import COUNT
+folder = Path(sys.argv[1]) / "model"
+folder.mkdir(exist_ok=True)
+store = ArtifactStore(sys.argv[1])
+for number in range(10_000):
+    for part in ("config", "weights"):
+        (folder / part).write_bytes(bytes([number % 256]) * 300_000)
+    store.record(str(number % 7), {}, store.publish_folder("checkpoint", folder, COUNT))
+    print(number, flush=True)
+"""
+
+
+@pytest.mark.parametrize("after", [1, 12])
+def test_killed_at_any_moment_no_half_object_bears_a_final_name(tmp_path: Path, after: int):
+    publisher = subprocess.Popen([sys.executable, "-c", PUBLISHER, str(tmp_path)], stdout=subprocess.PIPE)
+    assert publisher.stdout
+    for _ in range(after):
+        assert publisher.stdout.readline()
+    publisher.kill()
+    publisher.communicate()
+    whole = [path for path in (tmp_path / "objects" / "checkpoint").iterdir() if not path.name.startswith(".")]
+    assert len(whole) >= after
+    for path in whole:
+        ArtifactRef(kind="checkpoint", uri=str(path), digest=path.name, rows=1).verify()
+    for manifest in (tmp_path / "manifests").glob("[!.]*.json"):
+        ArtifactRef.model_validate(json.loads(manifest.read_text())["artifact"]).verify()
+
+
+def test_when_another_run_was_faster_its_object_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_text("same")
+    store = ArtifactStore(str(tmp_path / "root"))
+    ref = store.publish_folder("checkpoint", tmp_path / "model", COUNT)
+    monkeypatch.setattr(store._files, "exists", lambda path: False)  # it appears between the look and the move
+    assert store.publish_folder("checkpoint", tmp_path / "model", COUNT) == ref
+    ref.verify()
+
+
+def test_a_reference_survives_json(tmp_path: Path):
+    ref = ArtifactStore(str(tmp_path)).publish_rows("scores", ROWS, COUNT)
+    assert ArtifactRef.model_validate_json(ref.model_dump_json()) == ref

@@ -1,0 +1,148 @@
+"""Cache keys: content alone, strict, and complete."""
+
+from enum import Enum
+from importlib import import_module
+from pathlib import Path
+from pkgutil import walk_packages
+from typing import Any
+
+import pytest
+
+import tasks
+from conf.base import Section
+from conf.cot_distillation import CotDistillation, EndpointTeacher, TeacherLlm
+from conf.dto import Dto
+from conf.llm import Llm
+from conf.long_short import LongShort
+from conf.multi_seed import Claims
+from conf.problems import Hub, NoDecontamination, ProblemFile, Stories
+from conf.prompts import Harmony, Prompt
+from conf.sampling import Sampling
+from conf.tiny_model import Lesson
+from conf.training import SimPO
+from models.inference.dispatcher import ServerFailed
+from models.inference.remote_servers import WrongEndpoint
+from models.inference.rollout_engine import TooManyFailed
+from tasks.runtime.artifacts import ArtifactRef
+from tasks.runtime.caching import Step, canonical, is_transient, key_of, recipe_of
+from tests.conf.test_settings import ALL_SECTIONS
+
+REF = ArtifactRef(kind="traces", uri="/here", digest="abc", rows=1)
+
+
+def key(**inputs: Any) -> str:
+    return key_of(recipe_of("step", "1", inputs))
+
+
+def test_a_reference_counts_by_content_not_by_place():
+    assert key(a=REF) == key(a=REF.model_copy(update={"uri": "/elsewhere"}))
+    assert key(a=REF) != key(a=REF.model_copy(update={"digest": "abd"}))
+
+
+def test_the_order_of_inputs_does_not_matter_and_names_do():
+    assert key(a=1, b=2) == key(b=2, a=1)
+    assert key(a=1, b=2) != key(a=2, b=1)
+
+
+def test_step_and_version_are_in_the_key():
+    keys = {key_of(recipe_of(name, version, {})) for name in ("x", "y") for version in ("1", "2")}
+    assert len(keys) == 4
+
+
+def test_prompts_count_where_a_model_reads_them_and_where_they_say_anything():
+    model, told = REF.model_copy(update={"kind": "checkpoint"}), Prompt(instruction="Think.")
+    plain = recipe_of("step", "1", {"model": model})
+    assert recipe_of("step", "1", {"model": model}, Prompt()) == plain
+    assert recipe_of("step", "1", {"traces": REF}, told) == recipe_of("step", "1", {"traces": REF})
+    for inputs in ({"model": model}, {"models": [model]}, {"model": model.model_copy(update={"kind": "base-model"})}):
+        assert key_of(recipe_of("step", "1", inputs, told)) != key_of(recipe_of("step", "1", inputs))
+    other = Prompt(instruction="Think.", thinking=Harmony())
+    assert recipe_of("step", "1", {"model": model}, told) != recipe_of("step", "1", {"model": model}, other)
+
+
+@pytest.mark.parametrize("value", [Path("x"), {1, 2}, object(), b"bytes", float("nan")])
+def test_what_has_no_certain_content_is_refused(value: Any):
+    with pytest.raises((TypeError, ValueError)):
+        key(a=value)
+
+
+def another(value: Any) -> Any:
+    """A different value of the same kind; `model_construct` below does not judge it."""
+    match value:
+        case None:
+            return "x"
+        case bool():
+            return not value
+        case int() | float():
+            return value + 1
+        case str() | Enum():
+            return f"{value}x"
+        case tuple():
+            return (*value, "x")
+        case dict():
+            return value | {"x": "x"}
+        case _:
+            return type(value).model_construct(**{**dict(value), "added": 1})
+
+
+NEEDED: dict[type[Section], dict[str, Any]] = {
+    Lesson: {"stories": 1, "levels": (1,)}, Claims: {"dto": Dto()}, Llm: {"url": "http://x", "model": "m"},
+    EndpointTeacher: {"llm": TeacherLlm(url="http://x", model="m")}, 
+    TeacherLlm: {"url": "http://x", "model": "m"}, Hub: {"name": "owner/name"}, ProblemFile: {"path": "x"},
+    NoDecontamination: {"reason": "only stories are read"},
+}  # fmt: skip
+"""What has no default."""
+
+
+@pytest.mark.parametrize("kind", ALL_SECTIONS, ids=lambda kind: kind.__name__)
+def test_every_field_is_in_the_key_or_left_out_with_a_reason(kind: type[Section]):
+    base = kind(**NEEDED.get(kind, {}))
+    for name in kind.model_fields:
+        value = getattr(base, name)
+        if isinstance(value, Section):
+            continue  # a section of its own, with a case of its own
+        changed = base.model_copy(update={name: another(value)})
+        assert (canonical(changed) == canonical(base)) == (name in kind.LEFT_OUT), name
+
+
+def steps() -> list[Step]:
+    modules = [import_module(found.name) for found in walk_packages(tasks.__path__, "tasks.")]
+    return [value for module in modules for value in vars(module).values() if isinstance(value, Step)]
+
+
+@pytest.mark.parametrize("pipeline", [Dto, CotDistillation, LongShort])
+def test_every_section_of_a_pipeline_reaches_a_step_or_is_left_out(pipeline: type[Section]):
+    inputs = [item for step in steps() for item in step.body.__annotations__.items()]
+    names, kinds = {name for name, _ in inputs}, {str(kind) for _, kind in inputs}
+    for name, field in pipeline.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, Section) and name not in pipeline.LEFT_OUT:
+            parts = section.model_fields
+            inner = {part.annotation.__name__ for part in parts.values() if isinstance(part.annotation, type)}
+            assert section.__name__ in kinds or inner & kinds or parts.keys() & names, name
+
+
+def test_memory_settings_change_no_key():
+    assert key(a=SimPO(batch=16, micro_batch=4)) == key(a=SimPO(batch=16, micro_batch=8))
+    assert key(a=Stories(count=3)) != key(a=Stories(count=4))
+    assert key(a=Sampling()) != key(a=Sampling(top_p=0.9))
+
+
+class Ended:
+    """The state of a task that ended so."""
+
+    def __init__(self, error: Exception):
+        self._error = error
+
+    def result(self) -> Any:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "is_tried"),
+    [(ServerFailed("gone"), True), (WrongEndpoint("a page"), False), (TooManyFailed("3 of 4"), False)],
+)
+def test_only_what_may_pass_is_tried_again(error: Exception, is_tried: bool):
+    run: Any = None
+    state: Any = Ended(error)
+    assert is_transient(None, run, state) is is_tried

@@ -1,0 +1,111 @@
+"""The version of a step follows from the code that its result rests on, and from nothing else."""
+
+import ast
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+
+from tasks.runtime import code_version as versions
+
+STEPS = '''
+from reasoning.cut import cut
+from tasks.runtime.context import Workplace
+import torch
+
+def shorten(place, text):
+    """Cuts a text."""
+    return _kept(cut(text))
+
+def _kept(text):
+    return text.strip()
+
+def check(place, answers):
+    return place.verdicts(answers)
+
+def ask(place, model):
+    return place.checkpoint(model).prompt_ids("1 + 1")
+
+def train(place, rows):
+    return place.run(TrainJob(rows))
+'''
+CUT = '''
+"""Cuts texts."""
+from reasoning import marks
+
+LONGEST = 10
+
+def cut(text):
+    # at most so many
+    return marks.clean(text)[:LONGEST]
+
+def unrelated(text):
+    return text
+'''
+MARKS = """
+def clean(text):
+    return text.replace(PROMPT, "")
+
+PROMPT = "Be brief."
+"""
+SOURCES = {
+    "tasks.shortening": STEPS, "reasoning.cut": CUT, "reasoning.marks": MARKS,
+    "reasoning.answers.worker": "import mpmath\nx = 1", "models.training.train": "import trl\ny = 1",
+    "models.checkpoints.prompting": "a = 1", "models.checkpoints.tokenizer": "import transformers",
+    "models.checkpoints.token_texts": "",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    yield
+    for kept in (versions._module, versions._named, versions._libraries):
+        kept.cache_clear()
+
+
+def version_of(monkeypatch: pytest.MonkeyPatch, step: str, **changed: str) -> str:
+    sources = SOURCES | {name.replace("__", "."): text for name, text in changed.items()}
+    for kept in (versions._module, versions._named, versions._libraries):
+        kept.cache_clear()
+    monkeypatch.setattr(versions, "_tree", lambda name: versions._WithoutDocstrings().visit(ast.parse(sources[name])))
+    return versions.code_version(SimpleNamespace(__module__="tasks.shortening", __name__=step))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"tasks__shortening": STEPS.replace("text.strip()", "text.rstrip()")},
+        {"reasoning__cut": CUT.replace("LONGEST = 10", "LONGEST = 11")},
+        {"reasoning__marks": MARKS.replace("Be brief.", "Be short.")},
+    ],
+)
+def test_a_helper_a_constant_and_a_prompt_change_it(monkeypatch: pytest.MonkeyPatch, changed: dict[str, str]):
+    assert version_of(monkeypatch, "shorten", **changed) != version_of(monkeypatch, "shorten")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"reasoning__cut": CUT.replace("Cuts texts.", "Cuts any text.").replace("# at most so many", "# no more")},
+        {"reasoning__cut": CUT.replace("def unrelated(text):\n    return text", "def unrelated(text):\n    return 1")},
+        {"tasks__shortening": STEPS.replace('"""Cuts a text."""', '"""Cuts."""')},
+        {"reasoning__answers__worker": "x = 2"},
+    ],
+)
+def test_words_and_code_that_it_does_not_use_do_not(monkeypatch: pytest.MonkeyPatch, changed: dict[str, str]):
+    assert version_of(monkeypatch, "shorten", **changed) == version_of(monkeypatch, "shorten")
+
+
+def test_how_a_model_reads_and_is_read_counts_where_one_is_asked(monkeypatch: pytest.MonkeyPatch):
+    changed = {"models.checkpoints.prompting": "a = 2"}
+    assert version_of(monkeypatch, "ask", **changed) != version_of(monkeypatch, "ask")
+    assert version_of(monkeypatch, "shorten", **changed) == version_of(monkeypatch, "shorten")
+
+
+def test_what_runs_in_another_process_counts_with_its_libraries(monkeypatch: pytest.MonkeyPatch):
+    before = version_of(monkeypatch, "check"), version_of(monkeypatch, "train")
+    changed = {"reasoning__answers__worker": "import mpmath\nx = 2"}
+    assert version_of(monkeypatch, "check", **changed) != before[0]
+    assert version_of(monkeypatch, "train", **changed) == before[1]
+    monkeypatch.setattr(versions, "version", lambda name: "99" if name == "trl" else "1")
+    assert version_of(monkeypatch, "train") != before[1]

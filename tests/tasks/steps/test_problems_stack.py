@@ -1,0 +1,185 @@
+"""Sources of problems: what is refused before any model is loaded, and what is set aside."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from conf.engine import Engine, Storage
+from conf.problems import Hub, ProblemFile
+from reasoning.records import BadRow, Problem
+from reasoning.stories import Split
+from tasks.runtime.context import Workplace
+from tasks.steps.problem_files import ProblemsRefused
+from tasks.steps.problems import draw_sources, fitting_problems, problems_from
+
+pytestmark = pytest.mark.usefixtures("prefect")
+GOOD: list[dict[str, Any]] = [{"id": f"p{n}", "problem": f"{n}+1?", "answer": str(n + 1)} for n in range(30)]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Workplace]:
+    with Workplace("test", Storage(root=str(tmp_path / "root")), Engine()) as place:
+        yield place
+
+
+def load(place: Workplace, path: Path, **settings: Any) -> list[Problem]:
+    source = ProblemFile(path=str(path), **settings)
+    return place.rows(problems_from(place, source, Split.TRAIN, 0), Problem)
+
+
+def jsonl(path: Path, rows: list[dict[str, Any] | str]) -> Path:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def test_a_file_and_the_same_rows_as_parquet_give_the_same_problems(place: Workplace, tmp_path: Path):
+    pq.write_table(pa.Table.from_pylist(GOOD), tmp_path / "rows.parquet")
+    problems = load(place, jsonl(tmp_path / "rows.jsonl", [*GOOD]), count=7)
+    assert len({problem.id for problem in problems}) == 7
+    assert load(place, tmp_path / "rows.parquet", count=7) == problems
+    assert load(place, tmp_path / "rows.jsonl") == load(place, tmp_path / "rows.parquet")
+
+
+def test_a_draw_is_the_seeds_own_and_grows(place: Workplace, tmp_path: Path):
+    path = jsonl(tmp_path / "rows.jsonl", [*GOOD])
+    small, large, other = (
+        place.rows(problems_from(place, ProblemFile(path=str(path), count=count), Split.TRAIN, seed), Problem)
+        for count, seed in ((7, 0), (8, 0), (7, 1))
+    )
+    assert large[:7] == small
+    assert {problem.id for problem in small} != {problem.id for problem in other}
+    load(place, path, count=7)
+    assert [entry.cached for entry in place.ledger] == [False, False, False, True]
+    count = place.ledger[0].artifact.count
+    assert count
+    assert (count.rows_in, count.rows_out, count.dropped) == (30, 7, {"beyond-count": 23})
+
+
+def test_all_problems_of_a_file_are_the_same_for_every_seed_and_split(place: Workplace, tmp_path: Path):
+    source = ProblemFile(path=str(jsonl(tmp_path / "rows.jsonl", [*GOOD])))
+    for split, seed in ((Split.TRAIN, 0), (Split.BENCHMARK, 1)):
+        problems_from(place, source, split, seed)
+    assert [entry.cached for entry in place.ledger] == [False, True]
+
+
+def test_training_and_benchmark_from_one_file_share_nothing(place: Workplace, tmp_path: Path):
+    source = ProblemFile(path=str(jsonl(tmp_path / "rows.jsonl", [*GOOD])), count=15)
+    sources = draw_sources(place, source, {"held out": source}, 0)
+    drawn = [{problem.id for problem in place.rows(ref, Problem)} for ref in (sources.train, sources.exams["held out"])]
+    assert len(drawn[0] | drawn[1]) == 30
+
+
+def test_several_files_by_a_pattern(place: Workplace, tmp_path: Path):
+    nameless = [{"problem": row["problem"], "answer": row["answer"]} for row in GOOD]
+    jsonl(tmp_path / "a.jsonl", [*nameless[:20]])
+    jsonl(tmp_path / "b.jsonl", [*nameless[20:]])
+    problems = load(place, tmp_path / "*.jsonl")
+    assert [problem.id for problem in problems] == [f"row-{n}" for n in range(30)]
+    jsonl(tmp_path / "b.jsonl", [*nameless[20:25]])
+    assert len(load(place, tmp_path / "*.jsonl")) == 25
+
+
+def test_problems_that_leave_no_room_are_left_out_and_told(place: Workplace, tmp_path: Path):
+    rows: list[dict[str, Any] | str] = [*GOOD, {"id": "long", "problem": "1+" * 60 + "1?", "answer": "61"}]
+    source = ProblemFile(path=str(jsonl(tmp_path / "rows.jsonl", rows)))
+    tiny, drawn = place.model("tiny"), problems_from(place, source, Split.TRAIN, 0)
+    fitting = fitting_problems(place, "amc", drawn, [tiny], 9)  # user 2 9 + 1 ? assistant think newline
+    assert place.rows(fitting, Problem)[-1].id == "p29"
+    assert fitting.count
+    assert fitting.count.dropped == {"prompt-too-long": 1}
+    assert place.warnings == [
+        "amc: 1 of 31 are left out: with more than 9 tokens they leave no room in engine.context for what is to "
+        "follow them"
+    ]
+    with pytest.raises(ProblemsRefused, match=r"all 31 problems are longer than 9 tokens; raise engine\.context"):
+        fitting_problems(place, "amc", drawn, [tiny], 9, ("1", "1+1+1=3"))
+
+
+def test_bad_rows_are_set_aside_with_id_and_reason(place: Workplace, tmp_path: Path):
+    rows: list[dict[str, Any] | str] = [
+        *GOOD, '{"id": "broken"', {"id": "p3", "problem": "again?", "answer": "4"}, {"id": "x", "problem": "1?"},
+        {"id": "y", "problem": "?", "answer": "\\frac{"},
+    ]  # fmt: skip
+    problems = load(place, jsonl(tmp_path / "rows.jsonl", rows), most_bad=0.2)
+    assert [problem.id for problem in problems] == [row["id"] for row in GOOD]
+    count = place.ledger[-1].artifact.count
+    assert count
+    assert count.rows_in == 34
+    assert count.dropped == {"malformed-json": 1, "duplicate-id": 1, "missing-field": 1, "unreadable-answer": 1}
+    (aside,) = (place.local_root / "set-aside").iterdir()
+    told = [BadRow.model_validate_json(line) for line in aside.read_text().splitlines()]
+    assert [(row.place.rpartition(":")[2], row.id, row.reason) for row in told] == [
+        ("31", None, "malformed-json"), ("32", "p3", "duplicate-id"), ("33", "x", "missing-field"),
+        ("34", "y", "unreadable-answer"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("none.jsonl", None, ["none.jsonl: no such file", "problems.path"]),
+        ("rows.xlsx", "id,problem", ["rows.xlsx: problems come from .jsonl or .parquet"]),
+        ("empty.jsonl", "\n", ["empty.jsonl: no rows"]),
+        ("rows.parquet", "no parquet", ["rows.parquet: not a Parquet file"]),
+        ("rows.jsonl", '{"problem": "1?", "answer": "1"}\n{"problem"\n', ["rows.jsonl:2: not JSON", "1 of 2 rows"]),
+        ("rows.jsonl", '{"question": "1?", "answer": "1"}\n', ["rows.jsonl:1: no field 'problem'", "columns.problem"]),
+        ("rows.jsonl", '{"problem": "", "answer": "1"}\n', ["rows.jsonl:1: field 'problem' is empty"]),
+        ("rows.jsonl", '{"problem": "1?", "answer": "\\\\sqrt{"}\n', ["rows.jsonl:1: the right answer '\\\\sqrt{'"]),
+        ("rows.jsonl", '{"id":"a","problem":"1?","answer":"1"}\n' * 2, ["rows.jsonl:2: id 'a' was already seen at"]),
+    ],
+)  # fmt: skip
+def test_a_source_that_cannot_be_used_is_refused_in_one_clear_line(
+    place: Workplace, tmp_path: Path, name: str, content: str | None, words: list[str]
+):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ProblemsRefused) as refused:
+        load(place, tmp_path / name)
+    for word in words:
+        assert word in str(refused.value)
+
+
+def test_a_hub_data_set_is_read_at_the_commit_that_its_branch_names(
+    place: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for subset in "xy":
+        (tmp_path / subset).mkdir()
+        row = {"problem": f"{subset}+1?", "solution": r"It is \boxed{2}."}
+        jsonl(tmp_path / subset / "train.jsonl", [row])
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}/train.jsonl\n" for name in "xy")
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    commits = iter(["a" * 40, "a" * 40, "b" * 40])
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: SimpleNamespace(sha=next(commits)))
+    columns = {"id": "", "answer": "solution", "answer_is": "boxed"}
+    source = Hub.model_validate({"name": str(tmp_path), "subsets": ["x", "y"], "columns": columns})
+    problems = [place.rows(problems_from(place, source, Split.TRAIN, 0), Problem) for _ in range(3)]
+    assert [(problem.id, problem.text, problem.answer) for problem in problems[0]] == [
+        ("x/0:0", "x+1?", "2"), ("y/0:0", "y+1?", "2"),
+    ]  # fmt: skip
+    assert [entry.cached for entry in place.ledger] == [False, True, False]
+    drawn = source.model_copy(update={"count": 1, "revision": "c" * 40})
+    seeds = [place.rows(problems_from(place, drawn, Split.TRAIN, seed), Problem)[0].id for seed in range(6)]
+    assert set(seeds) == {"x/0:0", "y/0:0"}
+
+
+def test_a_hub_that_is_out_of_reach_is_told(place: Workplace, monkeypatch: pytest.MonkeyPatch):
+    def dataset_info(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", dataset_info)
+    with pytest.raises(ProblemsRefused, match="some/set at 'main', split 'train': no network"):
+        problems_from(place, Hub(name="some/set"), Split.TRAIN, 0)
+
+
+def test_a_changed_file_is_read_again_and_a_moved_one_is_not(place: Workplace, tmp_path: Path):
+    path = jsonl(tmp_path / "rows.jsonl", [*GOOD])
+    load(place, path)
+    load(place, path.rename(tmp_path / "moved.jsonl"))
+    load(place, jsonl(tmp_path / "moved.jsonl", [*GOOD, {"id": "new", "problem": "?", "answer": "1"}]))
+    assert [entry.cached for entry in place.ledger] == [False, True, False]
