@@ -25,7 +25,7 @@ from models.checkpoints.checkpoint import Checkpoint
 from models.inference.dialogue_sampler import DESKS, Talks, Tongue
 from models.inference.rollout_engine import Rollouts
 from models.inference.rollout_store import Purpose, RolloutStore
-from models.inference.scheduler import Desk, Job
+from models.inference.scheduler import EngineScheduler, Job
 from models.inference.vllm_server import VllmServer
 from reasoning.dialogue import STOPS
 from reasoning.records import Problem
@@ -83,7 +83,7 @@ def timed(
     purpose: Purpose,
 ) -> float:  # fmt: skip
     """Tokens a second."""
-    desks = [Desk(server, model) for server, model in zip(servers, models, strict=True)]
+    desks = [EngineScheduler(server, model) for server, model in zip(servers, models, strict=True)]
     rollouts = Rollouts(store, desks, purpose, 0)
     started = time.monotonic()
     rollouts.carry_out(jobs)

@@ -32,7 +32,7 @@ from models.inference.engine import Completion, Request
 from models.inference.remote_servers import RemoteServers
 from models.inference.rollout_engine import Rollouts
 from models.inference.rollout_store import Purpose, RolloutStore, identity
-from models.inference.scheduler import Desk, Draw
+from models.inference.scheduler import EngineScheduler, Draw
 from models.inference.vllm_server import on_cpu
 from models.processes import GuardedProcess
 from reasoning.sampling_plans import Ask, Outcomes
@@ -47,7 +47,7 @@ SEATS = 64
 """Few, so that the run is long enough to be killed so often while it draws."""
 
 
-class Logged(Desk):
+class Logged(EngineScheduler):
     """Writes down which samples it asks for, before it does."""
 
     log: Path
@@ -224,7 +224,7 @@ def servers() -> None:
             note("the first server is back")
 
         helper = threading.Thread(target=bring_back)
-        for job in Rollouts(RolloutStore(url), [Desk(engine, model)], Purpose.PROBE, 0).run(jobs):
+        for job in Rollouts(RolloutStore(url), [EngineScheduler(engine, model)], Purpose.PROBE, 0).run(jobs):
             assert not job.refused, job.refused
             closed += 1
             if closed == len(jobs) // 4:

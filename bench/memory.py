@@ -21,7 +21,7 @@ from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
 from models.inference.engine import Completion, Request
 from models.inference.rollout_engine import Rollouts
 from models.inference.rollout_store import Purpose, RolloutStore
-from models.inference.scheduler import Desk, Job
+from models.inference.scheduler import EngineScheduler, Job
 from models.inference.scripted_engine import ScriptedEngine
 from reasoning.sampling_plans import EarliestCrossing
 
@@ -47,7 +47,7 @@ def run(traces: int) -> int:
     """The process's largest resident set, KiB."""
     with tempfile.TemporaryDirectory() as folder:
         store = RolloutStore(f"sqlite:///{folder}/store.sqlite")
-        rollouts = Rollouts(store, [Desk(ScriptedEngine(right_late), Checkpoint.open(TINY_MODEL))], Purpose.PROBE, 0)
+        rollouts = Rollouts(store, [EngineScheduler(ScriptedEngine(right_late), Checkpoint.open(TINY_MODEL))], Purpose.PROBE, 0)
         for _ in rollouts.run(jobs(traces)):
             pass
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

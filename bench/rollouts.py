@@ -39,7 +39,7 @@ from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
 from models.inference.engine import Completion, Deliver, Refused, Request, Session
 from models.inference.rollout_engine import Rollouts
 from models.inference.rollout_store import Purpose, RolloutStore
-from models.inference.scheduler import Desk, Job
+from models.inference.scheduler import EngineScheduler, Job
 from models.inference.vllm_server import VllmServer
 from reasoning.answers.boxed import plain_number, until_closing_brace
 from reasoning.records import Bill
@@ -132,7 +132,7 @@ def lengthened(server: VllmServer, model: Checkpoint, count: int) -> list[Case]:
     stories = draw_stories(Split.HELDOUT, 0, 5 * count, (6, 7, 8))
     problems = [story_problem(story, Split.HELDOUT, 0, index) for index, story in enumerate(stories)]
     prompts = [model.prompt_ids(problem) for problem in problems]
-    sampler = Rollouts(RolloutStore(STORE), [Desk(server, model)], Purpose.TRAIN, 0)
+    sampler = Rollouts(RolloutStore(STORE), [EngineScheduler(server, model)], Purpose.TRAIN, 0)
     drawn = sampler.draw([Request(prompt, Sampling(samples=8), 8) for prompt in prompts])
     found = []
     for problem, prompt, completions in zip(problems, prompts, drawn, strict=True):
@@ -167,7 +167,7 @@ def ours(server: Recording, question: Question, seed: int) -> dict[str, Any]:
     server.asked = []
     plans = [question.plan(len(case.ends)) for case in question.cases]
     jobs = [question.job(case, plan) for case, plan in zip(question.cases, plans, strict=True)]
-    rollouts = Rollouts(RolloutStore("sqlite://"), [Desk(server, question.model)], Purpose.PROBE, seed)
+    rollouts = Rollouts(RolloutStore("sqlite://"), [EngineScheduler(server, question.model)], Purpose.PROBE, seed)
     started = time.monotonic()
     for _ in rollouts.run(jobs):
         pass
@@ -394,7 +394,7 @@ def print_speed(server: Recording, question: Question, rounds: int) -> None:
 def start(server: VllmServer, model: Checkpoint) -> None:
     """Has the server started before anything is measured, even where all traces are stored already."""
     request = Request(model.encode("Ann"), Sampling(samples=1, max_tokens=1), 1)
-    Rollouts(RolloutStore("sqlite://"), [Desk(server, model)], Purpose.TRAIN, 0).draw([request])
+    Rollouts(RolloutStore("sqlite://"), [EngineScheduler(server, model)], Purpose.TRAIN, 0).draw([request])
 
 
 def machine() -> dict[str, Any]:

@@ -13,7 +13,7 @@ from tasks.reports.report import write_report
 from tasks.reports.seed_results import Exam, Examined, Policy, outcome_of
 from tasks.reports.tables import compression_table, judge_table, rating_table
 from tasks.runtime.artifacts import ArtifactRef
-from tasks.runtime.context import Workplace
+from tasks.runtime.context import RunContext
 from tasks.steps.controls import demonstrations
 from tasks.steps.distillation import (
     adopt_traces,
@@ -52,18 +52,18 @@ class Rated(NamedTuple):
 )  # fmt: skip
 def cot_distillation(settings: CotDistillation) -> Path:
     """Returns the path of the report."""
-    with Workplace("cot-distillation", settings.storage, settings.engine, prompt=settings.prompt) as place:
+    with RunContext("cot-distillation", settings.storage, settings.engine, prompt=settings.prompt) as place:
         return run_cot_distillation(place, settings)
 
 
-def run_cot_distillation(place: Workplace, settings: CotDistillation) -> Path:
+def run_cot_distillation(place: RunContext, settings: CotDistillation) -> Path:
     """The pipeline in a given workplace."""
     place.save_settings(settings)
     write_report(place, settings, [outcome_of(place, settings, sit_exam(place, settings))])
     return place.report
 
 
-def sit_exam(place: Workplace, settings: CotDistillation) -> Exam:
+def sit_exam(place: RunContext, settings: CotDistillation) -> Exam:
     """Base, method, its parts and controls, trained and examined."""
     seed = settings.seed
     drawn = draw_sources(place, settings.problems, settings.benchmarks, seed)
@@ -89,7 +89,7 @@ def sit_exam(place: Workplace, settings: CotDistillation) -> Exam:
     return Exam(seed, base.digest, sets, tables)
 
 
-def rate(place: Workplace, settings: CotDistillation, base: ArtifactRef, problems: ArtifactRef) -> Rated:
+def rate(place: RunContext, settings: CotDistillation, base: ArtifactRef, problems: ArtifactRef) -> Rated:
     """From problems to rated traces."""
     seed, probing = settings.seed, settings.probing
     drawn = teach(place, settings, base, problems)
@@ -107,7 +107,7 @@ def rate(place: Workplace, settings: CotDistillation, base: ArtifactRef, problem
     return Rated(base, problems, traces, values, ratings)
 
 
-def teach(place: Workplace, settings: CotDistillation, base: ArtifactRef, problems: ArtifactRef) -> ArtifactRef:
+def teach(place: RunContext, settings: CotDistillation, base: ArtifactRef, problems: ArtifactRef) -> ArtifactRef:
     """The teacher's traces in the student's token ids."""
     teacher, sampling, seed = settings.teacher, settings.sampling, settings.seed
     if isinstance(teacher, EndpointTeacher):
@@ -118,7 +118,7 @@ def teach(place: Workplace, settings: CotDistillation, base: ArtifactRef, proble
     return adopt_traces(place, model=base, traces=drawn)
 
 
-def compress(place: Workplace, settings: CotDistillation, rated: Rated) -> ArtifactRef:
+def compress(place: RunContext, settings: CotDistillation, rated: Rated) -> ArtifactRef:
     """Rows of Compressed."""
     by, seed = settings.compression.by, settings.seed
     if isinstance(by, LlmCompressor):
@@ -133,7 +133,7 @@ def compress(place: Workplace, settings: CotDistillation, rated: Rated) -> Artif
     )  # fmt: skip
 
 
-def train_all(place: Workplace, settings: CotDistillation, rated: Rated, compressed: ArtifactRef) -> list[Policy]:
+def train_all(place: RunContext, settings: CotDistillation, rated: Rated, compressed: ArtifactRef) -> list[Policy]:
     """The base, the method, and what is examined beside it."""
     sft = sft_on(place, settings, rated, compressed)
     pairs = pairs_of(place, settings, rated, compressed)
@@ -155,7 +155,7 @@ def train_all(place: Workplace, settings: CotDistillation, rated: Rated, compres
     return policies
 
 
-def exchanged(place: Workplace, settings: CotDistillation, rated: Rated) -> ArtifactRef:
+def exchanged(place: RunContext, settings: CotDistillation, rated: Rated) -> ArtifactRef:
     """The method with the problems' ratings exchanged at random."""
     other = rated._replace(ratings=exchange_ratings(place, ratings=rated.ratings, seed=settings.seed))
     compressed = compress(place, settings, other)
@@ -163,19 +163,19 @@ def exchanged(place: Workplace, settings: CotDistillation, rated: Rated) -> Arti
     return dpo_on(place, settings, sft, pairs_of(place, settings, other, compressed))
 
 
-def sft_on(place: Workplace, settings: CotDistillation, rated: Rated, completions: ArtifactRef) -> ArtifactRef:
+def sft_on(place: RunContext, settings: CotDistillation, rated: Rated, completions: ArtifactRef) -> ArtifactRef:
     rows = demonstrations(
         place, model=rated.base, problems=rated.problems, completions=completions, max_length=settings.sft.max_length
     )
     return train_sft(place, model=rated.base, rows=rows, training=settings.sft, seed=settings.seed)
 
 
-def pairs_of(place: Workplace, settings: CotDistillation, rated: Rated, compressed: ArtifactRef) -> ArtifactRef:
+def pairs_of(place: RunContext, settings: CotDistillation, rated: Rated, compressed: ArtifactRef) -> ArtifactRef:
     return pair_compressed(
         place, model=rated.base, problems=rated.problems, traces=rated.traces, compressed=compressed,
         max_length=settings.dpo.max_length,
     )  # fmt: skip
 
 
-def dpo_on(place: Workplace, settings: CotDistillation, start: ArtifactRef, pairs: ArtifactRef) -> ArtifactRef:
+def dpo_on(place: RunContext, settings: CotDistillation, start: ArtifactRef, pairs: ArtifactRef) -> ArtifactRef:
     return train_dpo(place, model=start, pairs=pairs, training=settings.dpo, seed=settings.seed)

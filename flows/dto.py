@@ -13,7 +13,7 @@ from reasoning.records import PairKind
 from tasks.reports.report import write_report
 from tasks.reports.seed_results import Exam, Examined, Policy, outcome_of
 from tasks.runtime.artifacts import ArtifactRef
-from tasks.runtime.context import Workplace
+from tasks.runtime.context import RunContext
 from tasks.steps.controls import contrast_pairs, demonstrations, examine_early_stop, instruct, select_pairs
 from tasks.steps.dto import (
     build_pairs,
@@ -47,18 +47,18 @@ class Curated(NamedTuple):
 @flow(name="dto", flow_run_name="dto-{settings.preset}-seed-{settings.seed}", persist_result=False)
 def dto(settings: Dto) -> Path:
     """Returns the path of the report."""
-    with Workplace("dto", settings.storage, settings.engine, prompt=settings.prompt) as place:
+    with RunContext("dto", settings.storage, settings.engine, prompt=settings.prompt) as place:
         return run_dto(place, settings)
 
 
-def run_dto(place: Workplace, settings: Dto) -> Path:
+def run_dto(place: RunContext, settings: Dto) -> Path:
     """The pipeline in a given workplace."""
     place.save_settings(settings)
     write_report(place, settings, [outcome_of(place, settings, sit_exam(place, settings))])
     return place.report
 
 
-def sit_exam(place: Workplace, settings: Dto) -> Exam:
+def sit_exam(place: RunContext, settings: Dto) -> Exam:
     """Base, method and controls, trained and examined."""
     seed, controls, benchmark = settings.seed, settings.controls.trained, settings.benchmark
     benchmarks = {MAIN: benchmark.problems} | ({UNSEEN: benchmark.unseen} if benchmark.unseen else {})
@@ -80,7 +80,7 @@ def sit_exam(place: Workplace, settings: Dto) -> Exam:
     return Exam(seed, base.digest, sets)
 
 
-def curate(place: Workplace, settings: Dto, base: ArtifactRef, problems: ArtifactRef) -> Curated:
+def curate(place: RunContext, settings: Dto, base: ArtifactRef, problems: ArtifactRef) -> Curated:
     """From problems to optimised traces."""
     seed = settings.seed
     traces = sample_traces(place, model=base, problems=problems, sampling=settings.sampling, seed=seed)
@@ -100,7 +100,7 @@ def curate(place: Workplace, settings: Dto, base: ArtifactRef, problems: Artifac
     return made._replace(optimised=_pruned(place, settings, made, settings.pruning.most_surprise))
 
 
-def _pruned(place: Workplace, settings: Dto, made: Curated, most_surprise: float) -> ArtifactRef:
+def _pruned(place: RunContext, settings: Dto, made: Curated, most_surprise: float) -> ArtifactRef:
     rows = {
         "model": made.base, "problems": made.problems, "traces": made.traces, "scans": made.scans,
         "optimised": made.finalized,
@@ -114,14 +114,14 @@ def _pruned(place: Workplace, settings: Dto, made: Curated, most_surprise: float
     )  # fmt: skip
 
 
-def _pairs(place: Workplace, settings: Dto, made: Curated, optimised: ArtifactRef) -> ArtifactRef:
+def _pairs(place: RunContext, settings: Dto, made: Curated, optimised: ArtifactRef) -> ArtifactRef:
     return build_pairs(
         place, model=made.base, problems=made.problems, traces=made.traces, optimised=optimised,
         pairing=settings.pairing, max_length=settings.training.max_length,
     )  # fmt: skip
 
 
-def train_control(place: Workplace, settings: Dto, made: Curated, pairs: ArtifactRef, name: str) -> ArtifactRef:
+def train_control(place: RunContext, settings: Dto, made: Curated, pairs: ArtifactRef, name: str) -> ArtifactRef:
     """Another training of the same base; see `conf.dto.Controls`. `pairs` are the method's."""
     if name == "sft":
         sft = settings.controls.sft(settings.training)
@@ -142,7 +142,7 @@ def train_control(place: Workplace, settings: Dto, made: Curated, pairs: Artifac
     return train_simpo(place, model=made.base, pairs=pairs, training=settings.training, seed=settings.seed)
 
 
-def examine_all(place: Workplace, settings: Dto, policies: list[Policy], problems: ArtifactRef) -> list[Examined]:
+def examine_all(place: RunContext, settings: Dto, policies: list[Policy], problems: ArtifactRef) -> list[Examined]:
     sampling, seed = settings.benchmark.sampling, settings.seed
     return [
         Examined(*policy, examine(place, model=policy.model, problems=problems, sampling=sampling, seed=seed))
@@ -150,7 +150,7 @@ def examine_all(place: Workplace, settings: Dto, policies: list[Policy], problem
     ]
 
 
-def examine_untrained(place: Workplace, settings: Dto, base: ArtifactRef, problems: ArtifactRef) -> list[Examined]:
+def examine_untrained(place: RunContext, settings: Dto, base: ArtifactRef, problems: ArtifactRef) -> list[Examined]:
     """The controls that need no training."""
     seed, sampling = settings.seed, settings.benchmark.sampling
     examined = []

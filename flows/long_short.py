@@ -15,7 +15,7 @@ from tasks.reports.report import write_report
 from tasks.reports.seed_results import Exam, Examined, Note, Policy, outcome_of
 from tasks.reports.tables import thought_table
 from tasks.runtime.artifacts import ArtifactRef
-from tasks.runtime.context import Workplace
+from tasks.runtime.context import RunContext
 from tasks.steps.controls import examine_early_stop
 from tasks.steps.dialogues import converse, couple, score_conversations
 from tasks.steps.distillation import choose_traces
@@ -40,11 +40,11 @@ class Two(NamedTuple):
 @flow(name="long-short", flow_run_name="long-short-{settings.preset}-seed-{settings.seed}", persist_result=False)
 def long_short(settings: LongShort) -> Path:
     """Returns the path of the report."""
-    with Workplace("long-short", settings.storage, settings.engine, prompt=settings.prompt) as place:
+    with RunContext("long-short", settings.storage, settings.engine, prompt=settings.prompt) as place:
         return run_long_short(place, settings)
 
 
-def run_long_short(place: Workplace, settings: LongShort) -> Path:
+def run_long_short(place: RunContext, settings: LongShort) -> Path:
     """The pipeline in a given workplace."""
     place.save_settings(settings)
     exam = sit_exam(place, settings)
@@ -53,7 +53,7 @@ def run_long_short(place: Workplace, settings: LongShort) -> Path:
     return place.report
 
 
-def sit_exam(place: Workplace, settings: LongShort) -> Exam:
+def sit_exam(place: RunContext, settings: LongShort) -> Exam:
     """Base, cold start, the two models after each round, and the controls, examined."""
     seed, sampling = settings.seed, settings.benchmark_sampling
     drawn = draw_sources(place, settings.problems, settings.benchmarks, seed)
@@ -90,7 +90,7 @@ def sit_exam(place: Workplace, settings: LongShort) -> Exam:
 
 
 def cold_start(
-    place: Workplace, settings: LongShort, base: ArtifactRef, thinker: ArtifactRef, problems: ArtifactRef
+    place: RunContext, settings: LongShort, base: ArtifactRef, thinker: ArtifactRef, problems: ArtifactRef
 ) -> tuple[Two, Note]:
     """Two models from one base: one has learnt the important turns of the thinker's traces, one the others; and a table
     of those."""
@@ -119,7 +119,7 @@ def cold_start(
 
 
 def chunk(
-    place: Workplace, settings: LongShort, thinker: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef
+    place: RunContext, settings: LongShort, thinker: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef
 ) -> ArtifactRef:
     """The traces' thoughts."""
     how = settings.chunking
@@ -128,7 +128,7 @@ def chunk(
     return chunk_by_markers(place, model=thinker, traces=traces, segmentation=how.segmentation)
 
 
-def play_round(place: Workplace, settings: LongShort, problems: ArtifactRef, two: Two, number: int, who: Who) -> Two:
+def play_round(place: RunContext, settings: LongShort, problems: ArtifactRef, two: Two, number: int, who: Who) -> Two:
     """One of the two is reinforced, the other answers as it is."""
     model, partner = (two.long, two.short) if who == "long" else (two.short, two.long)
     better = reinforce(
@@ -139,7 +139,7 @@ def play_round(place: Workplace, settings: LongShort, problems: ArtifactRef, two
     return Two(name, better, two.short) if who == "long" else Two(name, two.long, better)
 
 
-def reinforce_alone(place: Workplace, settings: LongShort, base: ArtifactRef, problems: ArtifactRef) -> ArtifactRef:
+def reinforce_alone(place: RunContext, settings: LongShort, base: ArtifactRef, problems: ArtifactRef) -> ArtifactRef:
     """The base by itself: the same rewards, and as many steps as all rounds have together."""
     rl = settings.rl.model_copy(update={"steps": settings.rl.steps * max(1, len(settings.rl.rounds))})
     return reinforce(
@@ -148,7 +148,7 @@ def reinforce_alone(place: Workplace, settings: LongShort, base: ArtifactRef, pr
     )  # fmt: skip
 
 
-def stopped_early(place: Workplace, settings: LongShort, base: ArtifactRef, exam: ArtifactRef) -> list[Examined]:
+def stopped_early(place: RunContext, settings: LongShort, base: ArtifactRef, exam: ArtifactRef) -> list[Examined]:
     """The control that needs no training, where it is wanted."""
     how = settings.early_stop
     if how is None:

@@ -9,7 +9,7 @@ from prefect import flow
 from conf.markers import MarkerReport
 from reasoning.stories import Split
 from tasks.reports.sentence_openers import write_openings
-from tasks.runtime.context import Workplace
+from tasks.runtime.context import RunContext
 from tasks.steps.problems import fitting_problems, problems_from
 from tasks.steps.sampling import sample_traces
 from tasks.steps.sentence_openers import count_openings
@@ -18,11 +18,11 @@ from tasks.steps.sentence_openers import count_openings
 @flow(name="markers", flow_run_name="markers-{settings.preset}-seed-{settings.seed}", persist_result=False)
 def markers(settings: MarkerReport) -> Path:
     """Returns the path of the report."""
-    with Workplace("markers", settings.storage, settings.engine, prompt=settings.prompt) as place:
+    with RunContext("markers", settings.storage, settings.engine, prompt=settings.prompt) as place:
         return run_markers(place, settings)
 
 
-def run_markers(place: Workplace, settings: MarkerReport) -> Path:
+def run_markers(place: RunContext, settings: MarkerReport) -> Path:
     """The pipeline in a given workplace. Its traces are those that `dto` would sample with the same settings."""
     place.save_settings(settings)
     drawn = problems_from(place, settings.problems, Split.TRAIN, settings.seed)

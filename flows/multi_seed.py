@@ -13,17 +13,17 @@ from flows import cot_distillation, dto, long_short
 from tasks.reports.multi_seed import earlier_outcomes, publish_claims, publish_outcome, refuse_placeless
 from tasks.reports.report import write_report
 from tasks.reports.seed_results import Exam, Outcome, Pipeline, outcome_of
-from tasks.runtime.context import Workplace
+from tasks.runtime.context import RunContext
 
 
 @flow(name="claims", flow_run_name="claims-{settings.preset}", persist_result=False)
 def claims(settings: Claims) -> Path:
     """Returns the path of the report."""
-    with Workplace("claims", settings.of.storage, settings.of.engine, prompt=settings.of.prompt) as place:
+    with RunContext("claims", settings.of.storage, settings.of.engine, prompt=settings.of.prompt) as place:
         return run_claims(place, settings)
 
 
-def run_claims(place: Workplace, settings: Claims) -> Path:
+def run_claims(place: RunContext, settings: Claims) -> Path:
     """The pipeline in a given workplace."""
     refuse_placeless(settings.publish, settings.of.pipeline)
     earlier = earlier_outcomes(place, settings)
@@ -37,13 +37,13 @@ def run_claims(place: Workplace, settings: Claims) -> Path:
     return place.report
 
 
-def examine_seed(place: Workplace, settings: Claims, seed: int) -> Outcome:
+def examine_seed(place: RunContext, settings: Claims, seed: int) -> Outcome:
     """Runs the pipeline."""
     one, since = settings.of.model_copy(update={"seed": seed}), (len(place.ledger), len(place.warnings))
     return outcome_of(place, one, _exam(place, one), since)
 
 
-def _exam(place: Workplace, one: Pipeline) -> Exam:
+def _exam(place: RunContext, one: Pipeline) -> Exam:
     if isinstance(one, Dto):
         return dto.sit_exam(place, one)
     if isinstance(one, LongShort):

@@ -8,7 +8,7 @@ from prefect import flow
 
 from conf.tiny_model import TinyModel
 from reasoning.stories import Split
-from tasks.runtime.context import Workplace
+from tasks.runtime.context import RunContext
 from tasks.steps.dto import probe_prefixes
 from tasks.steps.problems import draw_problems
 from tasks.steps.sampling import sample_traces
@@ -18,7 +18,7 @@ from tasks.steps.tiny_model import first_samples, pretrain, write_card, write_co
 @flow(name="tiny-model", flow_run_name="tiny-model-seed-{settings.seed}", persist_result=False)
 def tiny_model(settings: TinyModel) -> Path:
     """Returns the path of the card."""
-    with Workplace("tiny-model", settings.storage, settings.engine) as place:
+    with RunContext("tiny-model", settings.storage, settings.engine) as place:
         place.save_settings(settings)
         seed = settings.seed
         corpus = write_corpus(

@@ -20,7 +20,7 @@ from queue import Empty, SimpleQueue
 from conf.errors import ReadableError
 from models.inference.engine import Completion, Failure, Finished, Refused, Request
 from models.inference.rollout_store import CLAIM_SECONDS, Purpose, RolloutStore, Stored, identity
-from models.inference.scheduler import Desk, Draw, Job
+from models.inference.scheduler import EngineScheduler, Draw, Job
 from reasoning.records import Usage
 from reasoning.sampling_plans import AllValues, Outcomes
 
@@ -75,7 +75,7 @@ class Rollouts:
     """Carries out jobs at one desk or several; once all are done, `usage` accounts for them."""
 
     def __init__(
-        self, store: RolloutStore, desks: Sequence[Desk], purpose: Purpose, seed: int,
+        self, store: RolloutStore, desks: Sequence[EngineScheduler], purpose: Purpose, seed: int,
         progress: Callable[[int, int], None] = lambda jobs, tokens: None, failures: Failures | None = None,
     ):  # fmt: skip
         """`failures` hears of each job that is refused, and may end the run; not given, all of them may be."""

@@ -52,7 +52,7 @@ class Draw:
     """Of its job, in the order in which jobs were given."""
     job: Job
     ask: Ask
-    desk: Desk
+    desk: EngineScheduler
     request: Request
     key: bytes
     held: list[Completion] = field(default_factory=list)
@@ -97,7 +97,7 @@ def cost(model: Checkpoint, prompt: int, lengths: Sequence[int], cached: int) ->
     )  # fmt: skip
 
 
-class Desk:
+class EngineScheduler:
     """An engine that serves one model; `usage` accounts for what was drawn, and is whole once the desk is left."""
 
     def __init__(self, engine: Engine, model: Checkpoint):

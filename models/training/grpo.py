@@ -41,7 +41,7 @@ from models.inference.dialogue_sampler import DESKS, Talks, Tongue
 from models.inference.engine import Completion, Engine
 from models.inference.rollout_engine import Failures, Rollouts, TooManyFailed
 from models.inference.rollout_store import Purpose, RolloutStore
-from models.inference.scheduler import Desk, Job
+from models.inference.scheduler import EngineScheduler, Job
 from models.inference.vllm_server import PROOF_FILE, SwapNotProven, VllmServer, serve_all
 from models.training.launcher import FAILED, STORE_VARIABLE, Outcome, RlJob
 from models.training.train import (
@@ -250,7 +250,7 @@ class Sampler:
             samples=rl.group, temperature=rl.temperature, top_p=1.0, max_tokens=self._job.max_tokens
         )  # fmt: skip
         begun = [self._scene.begin(problem, sampling) for problem in problems]
-        desks = [Desk(engine, model) for engine, model in zip(self._engines, models, strict=True)]
+        desks = [EngineScheduler(engine, model) for engine, model in zip(self._engines, models, strict=True)]
         # Each step's samples are its own: the partner, which never changes, would say the same again to a problem that
         # comes again.
         seed = self._job.seed * STEPS_APART + step

@@ -11,7 +11,7 @@ from models.files import write_whole
 from reasoning.dialogue import Speaker
 from reasoning.records import Couple
 from tasks.reports.seed_results import Exam
-from tasks.runtime.context import Workplace
+from tasks.runtime.context import RunContext
 from tasks.steps.dialogues import models_of
 
 COUPLE_FILE = "couple.json"
@@ -21,7 +21,7 @@ class NoCouple(ReadableError):
     """A folder that is no finished run of two models."""
 
 
-def keep_couple(place: Workplace, exam: Exam) -> None:
+def keep_couple(place: RunContext, exam: Exam) -> None:
     """Writes where the method's two models are into the run's folder: whoever talks with them starts from there."""
     method = next(entry for entries in exam.sets.values() for entry in entries if entry.role == "method")
     (row,) = place.rows(method.model, Couple)

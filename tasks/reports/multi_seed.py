@@ -17,7 +17,7 @@ from conf.multi_seed import Claims
 from models.files import write_whole
 from tasks.reports.report import percent, queries, ratio
 from tasks.reports.seed_results import Outcome, OutcomeError, keep_outcome, kept_outcome
-from tasks.runtime.context import Workplace
+from tasks.runtime.context import RunContext
 
 START, END = "<!-- claims of {}: written by `make claims` -->", "<!-- end of claims of {} -->"
 PLOT, OUTCOMES = "docs/claims-{}.svg", "docs/outcomes"
@@ -36,7 +36,7 @@ def refuse_placeless(target: str, pipeline: str) -> None:
         raise NoPlace(f"{readme}: no lines {start!r} and {end!r}; write them where the results belong")
 
 
-def earlier_outcomes(place: Workplace, settings: Claims) -> dict[int, Outcome]:
+def earlier_outcomes(place: RunContext, settings: Claims) -> dict[int, Outcome]:
     """Of the seeds that were examined before, by seed. Raises OutcomeError for those of other claims."""
     folder = Path(settings.earlier)
     if not settings.earlier:
@@ -50,12 +50,12 @@ def earlier_outcomes(place: Workplace, settings: Claims) -> dict[int, Outcome]:
     return {seed: outcome for seed, outcome in found.items() if outcome}
 
 
-def publish_outcome(place: Workplace, outcome: Outcome, target: str) -> None:
+def publish_outcome(place: RunContext, outcome: Outcome, target: str) -> None:
     """Into the run's folder, and into `target` where it is named."""
     keep_outcome(outcome, [place.folder, Path(target) / OUTCOMES] if target else [place.folder])
 
 
-def publish_claims(place: Workplace, report: dict[str, Any], target: str, pipeline: str) -> None:
+def publish_claims(place: RunContext, report: dict[str, Any], target: str, pipeline: str) -> None:
     """Writes `claims.md` and `claims.svg` into the run's folder, and into `target` where it is named.
 
     Raises NoPlace.

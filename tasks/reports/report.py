@@ -24,13 +24,13 @@ from reasoning.records import Bill, Conversation, had
 from reasoning.rewards import gain
 from reasoning.stats import Interval
 from tasks.reports.seed_results import Outcome, Scored
-from tasks.runtime.context import Workplace
+from tasks.runtime.context import RunContext
 
 PLAIN_WIDTH = 160
 """Columns of a table where no terminal says how wide it is: in a log file."""
 
 
-def write_report(place: Workplace, settings: Section, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def write_report(place: RunContext, settings: Section, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """Writes `report.json`, prints the tables, publishes Prefect artifacts; several seeds are pooled."""
     main, *others = outcomes[0].sets
     seen = {name: [outcome.sets[name] for outcome in outcomes] for name in outcomes[0].sets}

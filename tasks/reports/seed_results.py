@@ -28,7 +28,7 @@ from reasoning.evaluation import Role
 from reasoning.records import Conversation, Couple, Record, Score, StageCount
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import STEPS, canonical, keyed_fields
-from tasks.runtime.context import LedgerEntry, Workplace, led_to
+from tasks.runtime.context import LedgerEntry, RunContext, upstream_steps
 from tasks.steps.dialogues import COUPLE, models_of
 
 PACKAGES = ("torch", "transformers", "trl", "prefect", "math-verify")
@@ -126,7 +126,7 @@ class Outcome(Record):
     """The one that wrote this; what came from the cache may be another's work."""
 
 
-def outcome_of(place: Workplace, settings: Pipeline, exam: Exam, since: tuple[int, int] = (0, 0)) -> Outcome:
+def outcome_of(place: RunContext, settings: Pipeline, exam: Exam, since: tuple[int, int] = (0, 0)) -> Outcome:
     """`since`: how many ledger lines and warnings there were before its first step."""
     lines, warnings = since
     return Outcome(
@@ -219,8 +219,8 @@ def _is_default(section: Section, name: str) -> bool:
     return getattr(section, name) == type(section).model_fields[name].get_default(call_default_factory=True)
 
 
-def _scored(place: Workplace, entry: Examined) -> Scored:
-    counts = [step.artifact.count for step in led_to(entry.model, place.ledger) if step.artifact.count]
+def _scored(place: RunContext, entry: Examined) -> Scored:
+    counts = [step.artifact.count for step in upstream_steps(entry.model, place.ledger) if step.artifact.count]
     return Scored(
         name=entry.name, role=entry.role, independent=entry.independent, shape=_shape(place, entry.model),
         # What came from the rollout store was paid for by an earlier run, and building the model took it all the same.
@@ -229,7 +229,7 @@ def _scored(place: Workplace, entry: Examined) -> Scored:
     )  # fmt: skip
 
 
-def _shape(place: Workplace, model: ArtifactRef) -> Shape:
+def _shape(place: RunContext, model: ArtifactRef) -> Shape:
     """Of a model, or of the models of a couple, which are alike."""
     if model.kind != COUPLE:
         return place.checkpoint(model).shape
@@ -237,7 +237,7 @@ def _shape(place: Workplace, model: ArtifactRef) -> Shape:
     return place.checkpoint(models_of(pair)[0]).shape
 
 
-def ledger_lines(place: Workplace) -> list[LedgerLine]:
+def ledger_lines(place: RunContext) -> list[LedgerLine]:
     return [_ledger_line(entry) for entry in place.ledger]
 
 

@@ -9,13 +9,13 @@ from reasoning.records import Opening
 from tasks.reports.report import print_table
 from tasks.reports.seed_results import ledger_lines
 from tasks.runtime.artifacts import ArtifactRef
-from tasks.runtime.context import Workplace
+from tasks.runtime.context import RunContext
 
 SHOWN = 40
 """Openings on the terminal; the report holds more."""
 
 
-def write_openings(place: Workplace, settings: MarkerReport, counted: ArtifactRef, traces: int) -> Path:
+def write_openings(place: RunContext, settings: MarkerReport, counted: ArtifactRef, traces: int) -> Path:
     """Prints the most frequent openings, and every marker; writes all that were kept to `report.json`."""
     rows = place.rows(counted, Opening)
     shown = [row for index, row in enumerate(rows) if index < SHOWN or row.is_marker]

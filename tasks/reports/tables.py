@@ -16,10 +16,10 @@ from reasoning.records import Compressed, Judged, Problem, Rating, Rehearsed, Va
 from reasoning.stats import partial_correlation, proportion_difference, rank_correlation
 from tasks.reports.seed_results import Note
 from tasks.runtime.artifacts import ArtifactRef
-from tasks.runtime.context import Workplace
+from tasks.runtime.context import RunContext
 
 
-def rating_table(place: Workplace, problems: ArtifactRef, ratings: ArtifactRef) -> Note:
+def rating_table(place: RunContext, problems: ArtifactRef, ratings: ArtifactRef) -> Note:
     """Ratings against the level that the data set gives, where it does, with what the text's length alone tells."""
     known = {problem.id: problem for problem in place.rows(problems, Problem)}
     rated = [(row.level, known[row.problem_id]) for row in place.rows(ratings, Rating)]
@@ -38,7 +38,7 @@ def rating_table(place: Workplace, problems: ArtifactRef, ratings: ArtifactRef) 
     return Note(title, rows)
 
 
-def compression_table(place: Workplace, compressed: ArtifactRef) -> Note:
+def compression_table(place: RunContext, compressed: ArtifactRef) -> Note:
     """By level: how many traces, how long they were and are, by how much shorter, and by how much the paper's are."""
     by_level: dict[int, list[Compressed]] = defaultdict(list)
     for row in place.rows(compressed, Compressed):
@@ -57,7 +57,7 @@ def compression_table(place: Workplace, compressed: ArtifactRef) -> Note:
     return Note("Compression by level", rows)
 
 
-def thought_table(place: Workplace, values: ArtifactRef, rehearsals: ArtifactRef) -> Note:
+def thought_table(place: RunContext, values: ArtifactRef, rehearsals: ArtifactRef) -> Note:
     """Important thoughts and the others: how many, how long, what they gain, and of how many that is certain."""
     valued = by_trace(place.rows(values, Valued))
     groups: dict[bool, list[tuple[int, float, bool]]] = {True: [], False: []}
@@ -78,7 +78,7 @@ def thought_table(place: Workplace, values: ArtifactRef, rehearsals: ArtifactRef
     return Note("Thoughts that the cold start learnt from; 95 % intervals of each thought's rollouts", rows)
 
 
-def judge_table(place: Workplace, judged: ArtifactRef, names: Sequence[str]) -> Note:
+def judge_table(place: RunContext, judged: ArtifactRef, names: Sequence[str]) -> Note:
     """Each model's mean grades with their intervals."""
     rows = place.rows(judged, Judged)
     table = []

@@ -33,7 +33,7 @@ from models.inference.vllm_server import ServerFailed
 from models.training.launcher import TrainerCrashed
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.code_version import code_version
-from tasks.runtime.context import LedgerEntry, Workplace
+from tasks.runtime.context import LedgerEntry, RunContext
 
 MODEL_KINDS = ("base-model", "checkpoint")
 STEPS: dict[str, Step] = {}
@@ -139,7 +139,7 @@ class Step:
         """Follows from the code that the result rests on (`code_version`); read when the step is first taken."""
         return code_version(self.body)
 
-    def __call__(self, place: Workplace, **inputs: Any) -> ArtifactRef:
+    def __call__(self, place: RunContext, **inputs: Any) -> ArtifactRef:
         """Raises TypeError, before anything runs, for an input without certain content."""
         bound = inspect.signature(self.body).bind(place, **inputs).arguments
         told = {name: bound[name] for name in bound if name != "place"}
@@ -156,7 +156,7 @@ class Step:
         place.ledger.append(LedgerEntry(self.name, self.version, ref, cached, read))
         return ref.model_copy(update={"entry": len(place.ledger) - 1})
 
-    def _at(self, place: Workplace) -> Any:
+    def _at(self, place: RunContext) -> Any:
         """Cache records lie beside the artifacts; for a remote root, where Prefect is set to keep results."""
         return self.task.with_options(result_storage=Path(place.root) / "cache") if place.is_local else self.task
 

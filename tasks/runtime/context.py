@@ -25,7 +25,7 @@ from models.inference.engine import Completion, Engine, Refused, Request
 from models.inference.remote_servers import RemoteServers
 from models.inference.rollout_engine import Failures, Rollouts
 from models.inference.rollout_store import Purpose, RolloutStore
-from models.inference.scheduler import Desk, Job
+from models.inference.scheduler import EngineScheduler, Job
 from models.inference.vllm_server import VllmServer, on_cpu
 from models.llm.client import AuxiliaryLlm
 from models.llm.reply_store import ReplyStore
@@ -60,7 +60,7 @@ class LedgerEntry(NamedTuple):
     """Positions in the ledger of the steps whose results it read."""
 
 
-def led_to(artifact: ArtifactRef, ledger: Sequence[LedgerEntry]) -> list[LedgerEntry]:
+def upstream_steps(artifact: ArtifactRef, ledger: Sequence[LedgerEntry]) -> list[LedgerEntry]:
     """The steps whose results went into `artifact`, each once, the last one first."""
     wanted = {artifact.entry}
     for position in reversed(range(len(ledger))):
@@ -69,7 +69,7 @@ def led_to(artifact: ArtifactRef, ledger: Sequence[LedgerEntry]) -> list[LedgerE
     return [ledger[position] for position in reversed(range(len(ledger))) if position in wanted]
 
 
-class Workplace:
+class RunContext:
     """Use as a context manager: leaving it ends every process it started."""
 
     def __init__(
@@ -199,14 +199,14 @@ class Workplace:
         """Closes the plans of all jobs, which need both models at the same time, but those that are refused. Raises
         TooManyFailed."""
         advance = self.progress.stage(stage, len(jobs), "problems")
-        desks = [Desk(self.engine_for(models[0]), models[0]), Desk(self.partner_for(models[1]), models[1])]
+        desks = [EngineScheduler(self.engine_for(models[0]), models[0]), EngineScheduler(self.partner_for(models[1]), models[1])]
         rollouts = Rollouts(self.store, desks, purpose, seed, advance, self.failures(stage, len(jobs)))
         rollouts.carry_out(jobs)
         return rollouts.usage
 
     def _rollouts(self, stage: str, count: int, model: Checkpoint, purpose: Purpose, seed: int) -> Rollouts:
         advance = self.progress.stage(stage, count, "prompts")
-        desks = [Desk(self.engine_for(model), model)]
+        desks = [EngineScheduler(self.engine_for(model), model)]
         return Rollouts(self.store, desks, purpose, seed, advance, self.failures(stage, count))
 
     def failures(self, stage: str, total: int) -> Failures:

@@ -30,7 +30,7 @@ from reasoning.records import (
 from reasoning.sampling_plans import EarliestCrossing, agreeing_ones
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import step
-from tasks.runtime.context import Workplace
+from tasks.runtime.context import RunContext
 from tasks.steps.dto import all_segment_ends, cut
 from tasks.steps.prefix_sampling import Ender, Endings, Prober, closed, on_prefixes, set_aside
 from tasks.steps.problems import by_id, prompts_of
@@ -39,7 +39,7 @@ from tasks.steps.sampling import draw_traces, failed_counts, score, scores_witho
 
 @step
 def contrast_pairs(
-    place: Workplace, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, max_length: int
+    place: RunContext, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, max_length: int
 ) -> ArtifactRef:
     """Rows of Pair: each problem's shortest right trace against its longest."""
     started = time.monotonic()
@@ -49,7 +49,7 @@ def contrast_pairs(
 
 
 @step
-def select_pairs(place: Workplace, pairs: ArtifactRef, kind: PairKind) -> ArtifactRef:
+def select_pairs(place: RunContext, pairs: ArtifactRef, kind: PairKind) -> ArtifactRef:
     """Rows of Pair of one kind."""
     started = time.monotonic()
     rows = place.rows(pairs, Pair)
@@ -67,7 +67,7 @@ KINDS: dict[str, type[Optimised | Compressed | Trace]] = {
 
 @step
 def demonstrations(
-    place: Workplace, model: ArtifactRef, problems: ArtifactRef, completions: ArtifactRef, max_length: int
+    place: RunContext, model: ArtifactRef, problems: ArtifactRef, completions: ArtifactRef, max_length: int
 ) -> ArtifactRef:
     """Rows of Demonstration: completions to be imitated, whole. Longer ones and empty ones are refused."""
     started = time.monotonic()
@@ -86,7 +86,7 @@ def demonstrations(
 
 
 @step
-def instruct(place: Workplace, problems: ArtifactRef, instruction: str) -> ArtifactRef:
+def instruct(place: RunContext, problems: ArtifactRef, instruction: str) -> ArtifactRef:
     """The same problems, by the same ids, with an instruction after each."""
     started = time.monotonic()
     rows = [
@@ -98,7 +98,7 @@ def instruct(place: Workplace, problems: ArtifactRef, instruction: str) -> Artif
 
 @step
 def examine_early_stop(
-    place: Workplace, model: ArtifactRef, problems: ArtifactRef, sampling: Sampling, segmentation: Segmentation,
+    place: RunContext, model: ArtifactRef, problems: ArtifactRef, sampling: Sampling, segmentation: Segmentation,
     probing: Probing, finalizing: Finalizing, seed: int,
 ) -> ArtifactRef:  # fmt: skip
     """Rows of Score: the model's own benchmark completions, each stopped where its probes agree with one another.
@@ -125,7 +125,7 @@ def examine_early_stop(
 
 
 def _agreeing_cuts(
-    place: Workplace, prober: Prober, model: Checkpoint, traces: Sequence[Trace], segmentation: Segmentation,
+    place: RunContext, prober: Prober, model: Checkpoint, traces: Sequence[Trace], segmentation: Segmentation,
     probing: Probing,
 ) -> dict[str, int]:  # fmt: skip
     """Tokens up to the first prefix whose probes agree, by trace id. A truncated trace is left as it is, and so is one

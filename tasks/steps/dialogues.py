@@ -15,7 +15,7 @@ from reasoning.dialogue import Speaker
 from reasoning.records import Conversation, Couple, Problem, Score, Usage, Verdict
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import step
-from tasks.runtime.context import Workplace
+from tasks.runtime.context import RunContext
 from tasks.steps.prefix_sampling import set_aside
 from tasks.steps.problems import by_id
 from tasks.steps.sampling import failed_counts, refuse_nothing
@@ -25,7 +25,7 @@ COUPLE = "couple"
 
 
 @step
-def couple(place: Workplace, long: ArtifactRef, short: ArtifactRef) -> ArtifactRef:
+def couple(place: RunContext, long: ArtifactRef, short: ArtifactRef) -> ArtifactRef:
     """One row of Couple."""
     started = time.monotonic()
     row = Couple(long_uri=long.uri, long_digest=long.digest, short_uri=short.uri, short_digest=short.digest)
@@ -35,7 +35,7 @@ def couple(place: Workplace, long: ArtifactRef, short: ArtifactRef) -> ArtifactR
 
 @step
 def converse(
-    place: Workplace, long: ArtifactRef, short: ArtifactRef, problems: ArtifactRef, protocol: Protocol,
+    place: RunContext, long: ArtifactRef, short: ArtifactRef, problems: ArtifactRef, protocol: Protocol,
     sampling: Sampling, seed: int,
 ) -> ArtifactRef:  # fmt: skip
     """Rows of Conversation on problems that nothing else has read. Those that are not to be had count as not right."""
@@ -86,7 +86,7 @@ def not_held(problem_id: str, sample: int) -> Conversation:
 
 
 @step
-def score_conversations(place: Workplace, problems: ArtifactRef, conversations: ArtifactRef) -> ArtifactRef:
+def score_conversations(place: RunContext, problems: ArtifactRef, conversations: ArtifactRef) -> ArtifactRef:
     """Rows of Score: tokens are those of both models together."""
     started = time.monotonic()
     level_of = {name: problem.level for name, problem in by_id(place, problems).items()}

@@ -28,7 +28,7 @@ from reasoning.records import Compressed, Rating, Trace, Usage, Valued, Verdict,
 from reasoning.thinking import CLOSE_THINK, final_answer, thinking_of, thought_of, written_as
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import step
-from tasks.runtime.context import Workplace
+from tasks.runtime.context import RunContext
 from tasks.steps.dto import all_segment_ends
 from tasks.steps.llm import asked_of
 from tasks.steps.prefix_sampling import Ender, Prefix, Prober, TokenIds, closed, set_aside
@@ -39,7 +39,7 @@ SAMPLES_APART = 1_000_000
 
 
 @step
-def adopt_traces(place: Workplace, model: ArtifactRef, traces: ArtifactRef) -> ArtifactRef:
+def adopt_traces(place: RunContext, model: ArtifactRef, traces: ArtifactRef) -> ArtifactRef:
     """Rows of Trace: another model's traces in the token ids of `model`."""
     started = time.monotonic()
     checkpoint, rows = place.checkpoint(model), place.rows(traces, Trace)
@@ -52,7 +52,7 @@ def adopt_traces(place: Workplace, model: ArtifactRef, traces: ArtifactRef) -> A
 
 @step
 def write_traces(
-    place: Workplace, model: ArtifactRef, problems: ArtifactRef, teacher: EndpointTeacher, sampling: Sampling,
+    place: RunContext, model: ArtifactRef, problems: ArtifactRef, teacher: EndpointTeacher, sampling: Sampling,
     seed: int,
 ) -> ArtifactRef:  # fmt: skip
     """Rows of Trace in the token ids of `model`, written by an endpoint. Raises what its client does."""
@@ -91,7 +91,7 @@ def write_traces(
 
 
 @step
-def choose_traces(place: Workplace, traces: ArtifactRef, choosing: Choosing) -> ArtifactRef:
+def choose_traces(place: RunContext, traces: ArtifactRef, choosing: Choosing) -> ArtifactRef:
     """Rows of Trace: of each problem's right ones, as many as are wanted."""
     started = time.monotonic()
     rows = place.rows(traces, Trace)
@@ -112,7 +112,7 @@ def choose_traces(place: Workplace, traces: ArtifactRef, choosing: Choosing) -> 
 
 @step
 def value_prefixes(
-    place: Workplace, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, segmentation: Segmentation,
+    place: RunContext, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, segmentation: Segmentation,
     probing: Probing, seed: int,
 ) -> ArtifactRef:  # fmt: skip
     """Rows of Valued: the right ones among the rollouts of every prefix, and of no thinking at all."""
@@ -129,7 +129,7 @@ def value_prefixes(
 
 
 @step
-def rate_by_effort(place: Workplace, traces: ArtifactRef, values: ArtifactRef, threshold: float) -> ArtifactRef:
+def rate_by_effort(place: RunContext, traces: ArtifactRef, values: ArtifactRef, threshold: float) -> ArtifactRef:
     """Rows of Rating: of each problem with a valued trace, from all its traces and what the valued ones need."""
     started = time.monotonic()
     drawn, right = Counter[str](), Counter[str]()
@@ -148,7 +148,7 @@ def rate_by_effort(place: Workplace, traces: ArtifactRef, values: ArtifactRef, t
 
 
 @step
-def rate_by_llm(place: Workplace, problems: ArtifactRef, traces: ArtifactRef, rater: LlmRater, llm: Llm) -> ArtifactRef:
+def rate_by_llm(place: RunContext, problems: ArtifactRef, traces: ArtifactRef, rater: LlmRater, llm: Llm) -> ArtifactRef:
     """Rows of Rating: of each problem with a trace, by an auxiliary model. Raises what the model's client does, and
     TooManyUnusable."""
     started = time.monotonic()
@@ -166,7 +166,7 @@ def rate_by_llm(place: Workplace, problems: ArtifactRef, traces: ArtifactRef, ra
 
 
 @step
-def exchange_ratings(place: Workplace, ratings: ArtifactRef, seed: int) -> ArtifactRef:
+def exchange_ratings(place: RunContext, ratings: ArtifactRef, seed: int) -> ArtifactRef:
     """Rows of Rating: the same levels, each at another problem. A control."""
     started = time.monotonic()
     rows = place.rows(ratings, Rating)
@@ -187,7 +187,7 @@ class Thought(NamedTuple):
 
 @step
 def compress_by_value(
-    place: Workplace, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, values: ArtifactRef,
+    place: RunContext, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, values: ArtifactRef,
     ratings: ArtifactRef, budget: Budget, finalizing: Finalizing, seed: int,
 ) -> ArtifactRef:  # fmt: skip
     """Rows of Compressed: the segments that contribute most, as many as the problem's level allows."""
@@ -210,7 +210,7 @@ def compress_by_value(
 
 @step
 def compress_by_llm(
-    place: Workplace, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, ratings: ArtifactRef,
+    place: RunContext, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, ratings: ArtifactRef,
     budget: Budget, finalizing: Finalizing, compressor: LlmCompressor, llm: Llm, seed: int,
 ) -> ArtifactRef:  # fmt: skip
     """Rows of Compressed: thinking as an auxiliary model writes it anew. Raises what its client does."""
@@ -259,7 +259,7 @@ class Due(NamedTuple):
 
 
 def _due(
-    place: Workplace, model: ArtifactRef, traces: ArtifactRef, ratings: ArtifactRef, budget: Budget
+    place: RunContext, model: ArtifactRef, traces: ArtifactRef, ratings: ArtifactRef, budget: Budget
 ) -> tuple[list[Due], Counter[str]]:
     """Traces longer than their level allows, and what was left out by reason."""
     checkpoint, rows = place.checkpoint(model), place.rows(traces, Trace)
@@ -275,7 +275,7 @@ def _due(
 
 
 def _finished(
-    place: Workplace, model: ArtifactRef, problems: ArtifactRef, thoughts: Sequence[Thought], finalizing: Finalizing,
+    place: RunContext, model: ArtifactRef, problems: ArtifactRef, thoughts: Sequence[Thought], finalizing: Finalizing,
     seed: int, started: float, dropped: Counter[str], usage: Usage, payee: str = "",
 ) -> ArtifactRef:  # fmt: skip
     """The gate: what still answers right, and is shorter than it was."""
@@ -305,7 +305,7 @@ def _finished(
 
 
 @step
-def uncompressed(place: Workplace, traces: ArtifactRef, compressed: ArtifactRef) -> ArtifactRef:
+def uncompressed(place: RunContext, traces: ArtifactRef, compressed: ArtifactRef) -> ArtifactRef:
     """Rows of Trace: those that were compressed, as they were. A control."""
     started = time.monotonic()
     names = {(row.problem_id, row.sample) for row in place.rows(compressed, Compressed)}
@@ -317,7 +317,7 @@ def uncompressed(place: Workplace, traces: ArtifactRef, compressed: ArtifactRef)
 
 @step
 def pair_compressed(
-    place: Workplace, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, compressed: ArtifactRef,
+    place: RunContext, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, compressed: ArtifactRef,
     max_length: int,
 ) -> ArtifactRef:  # fmt: skip
     """Rows of Pair: the compressed trace against itself as it was."""

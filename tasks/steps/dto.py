@@ -35,7 +35,7 @@ from reasoning.segment import segment_text, token_ends
 from reasoning.thinking import thinking_of
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import step
-from tasks.runtime.context import Workplace
+from tasks.runtime.context import RunContext
 from tasks.steps.llm import asked_of
 from tasks.steps.prefix_sampling import Asked, Ender, Prefix, Prober, Scorer, TokenIds, closed, on_prefixes, set_aside
 from tasks.steps.problems import by_id, prompts_of
@@ -43,7 +43,7 @@ from tasks.steps.problems import by_id, prompts_of
 
 @step
 def probe_prefixes(
-    place: Workplace, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef,
+    place: RunContext, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef,
     segmentation: Segmentation, probing: DtoProbing, seed: int,
 ) -> ArtifactRef:  # fmt: skip
     """Rows of Scan: each trace's prefixes from the front until one passes. Traces cut by max_tokens are set aside."""
@@ -76,7 +76,7 @@ def probe_prefixes(
 
 @step
 def recheck_crossings(
-    place: Workplace, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, scans: ArtifactRef,
+    place: RunContext, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, scans: ArtifactRef,
     probing: Probing, seed: int,
 ) -> ArtifactRef:  # fmt: skip
     """Rows of Recheck: p at the crossing, estimated again on fresh samples.
@@ -108,7 +108,7 @@ def recheck_crossings(
 
 @step
 def finalize_traces(
-    place: Workplace, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, scans: ArtifactRef,
+    place: RunContext, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, scans: ArtifactRef,
     finalizing: DtoFinalizing, seed: int,
 ) -> ArtifactRef:  # fmt: skip
     """Rows of Optimised: traces cut at their crossing with the shortest correct ending."""
@@ -159,7 +159,7 @@ def _premature_stops(ender: Ender, traces: Sequence[Trace], scans: Sequence[Scan
 
 @step
 def propose_removals(
-    place: Workplace, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, scans: ArtifactRef,
+    place: RunContext, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, scans: ArtifactRef,
     optimised: ArtifactRef, pruning: LlmPruning, llm: Llm,
 ) -> ArtifactRef:  # fmt: skip
     """Rows of Proposed: what an auxiliary model would leave out of each row of Optimised with an inner segment. Raises
@@ -189,7 +189,7 @@ def propose_removals(
 
 @step
 def prune_traces(
-    place: Workplace, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, scans: ArtifactRef,
+    place: RunContext, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, scans: ArtifactRef,
     optimised: ArtifactRef, proposals: ArtifactRef | None, most_surprise: float, probing: Probing,
     finalizing: Finalizing, seed: int,
 ) -> ArtifactRef:  # fmt: skip
@@ -270,7 +270,7 @@ def restore_unnatural(scorer: Scorer, prunings: Sequence[OpenPruning], most: flo
 
 @step
 def build_pairs(
-    place: Workplace, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, optimised: ArtifactRef,
+    place: RunContext, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, optimised: ArtifactRef,
     pairing: Pairing, max_length: int,
 ) -> ArtifactRef:  # fmt: skip
     """Rows of Pair, in token ids."""
@@ -298,7 +298,7 @@ def cut(trace: Trace, end: int) -> Prefix:
 
 
 def all_segment_ends(
-    place: Workplace, model: Checkpoint, traces: Sequence[Trace], segmentation: Segmentation
+    place: RunContext, model: Checkpoint, traces: Sequence[Trace], segmentation: Segmentation
 ) -> tuple[dict[str, list[int]], list[SetAside]]:
     """Token ends of the segments of each trace's thinking. Returns and raises as `all_ends`."""
 
@@ -317,7 +317,7 @@ def parts_of(model: Checkpoint, trace: Trace, ends: Sequence[int]) -> list[str]:
 
 
 def all_ends(
-    place: Workplace, model: Checkpoint, traces: Sequence[Trace], parts: Callable[[Trace], list[str]]
+    place: RunContext, model: Checkpoint, traces: Sequence[Trace], parts: Callable[[Trace], list[str]]
 ) -> tuple[dict[str, list[int]], list[SetAside]]:
     """Token ends of the `parts` that each trace begins with, by trace id, and the traces whose tokens cannot be told
     apart. Raises TooManyFailed."""

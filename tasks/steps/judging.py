@@ -15,7 +15,7 @@ from reasoning.llm_queries import Unusable, limited
 from reasoning.records import Judged, Usage
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import step
-from tasks.runtime.context import Workplace
+from tasks.runtime.context import RunContext
 from tasks.steps.llm import asked_of
 from tasks.steps.problems import by_id
 from tasks.steps.sampling import draw_traces
@@ -23,7 +23,7 @@ from tasks.steps.sampling import draw_traces
 
 @step
 def judge_completions(
-    place: Workplace, models: Sequence[ArtifactRef], problems: ArtifactRef, sampling: Sampling, judging: Judging,
+    place: RunContext, models: Sequence[ArtifactRef], problems: ArtifactRef, sampling: Sampling, judging: Judging,
     llm: Llm, seed: int,
 ) -> ArtifactRef:  # fmt: skip
     """Rows of Judged: of each model the first completion that it was examined on, of the same problems, in an order

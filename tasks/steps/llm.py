@@ -12,7 +12,7 @@ from typing import Generic, NamedTuple
 from conf.llm import Llm
 from reasoning.llm_queries import Ask, R, Unusable
 from reasoning.records import Usage
-from tasks.runtime.context import Workplace
+from tasks.runtime.context import RunContext
 
 
 class Asked(NamedTuple, Generic[R]):
@@ -26,7 +26,7 @@ class Asked(NamedTuple, Generic[R]):
     """Whom the usage's money went to."""
 
 
-def asked_of(place: Workplace, llm: Llm, stage: str, asks: Sequence[Ask[R]], most_unusable: float) -> Asked[R]:
+def asked_of(place: RunContext, llm: Llm, stage: str, asks: Sequence[Ask[R]], most_unusable: float) -> Asked[R]:
     """Raises TooManyUnusable, LlmFailed, CapReached."""
     payee = f"{llm.model} at {llm.url}"
     counts = [entry.artifact.count for entry in place.ledger if entry.cached]

@@ -21,7 +21,7 @@ from reasoning.answers.boxed import until_closing_brace
 from reasoning.records import Bill, Problem, SetAside, Trace, Usage, Valued, Verdict
 from reasoning.sampling_plans import AllValues, Outcomes, Plan, Search, bill, right_ones
 from reasoning.thinking import Thinking, final_answer, is_closed_once
-from tasks.runtime.context import Workplace
+from tasks.runtime.context import RunContext
 
 TokenIds = tuple[int, ...]
 
@@ -79,7 +79,7 @@ def on_prefixes(trace: Trace, ends: Sequence[int], plan: Plan) -> Asked:
 class Prober:
     """Samples what prefixes lead to."""
 
-    def __init__(self, place: Workplace, model: Checkpoint, problems: dict[str, Problem], asking: Asking, seed: int):
+    def __init__(self, place: RunContext, model: Checkpoint, problems: dict[str, Problem], asking: Asking, seed: int):
         self._place, self._model, self._problems, self._seed = place, model, problems, seed
         self._exit, self._answer = model.encode(asking.exit_text), asking.answer
         self._sampling = asking.sampling
@@ -158,7 +158,7 @@ class Ender:
     """Draws endings for cut traces: the closing text, then whatever the model goes on with (section B.5)."""
 
     def __init__(
-        self, place: Workplace, model: Checkpoint, problems: dict[str, Problem], finalizing: Finalizing, seed: int
+        self, place: RunContext, model: Checkpoint, problems: dict[str, Problem], finalizing: Finalizing, seed: int
     ):
         self._place, self._model, self._problems, self._seed = place, model, problems, seed
         self._closing = model.encode(finalizing.closing_text)
@@ -203,7 +203,7 @@ class Ender:
 class Scorer:
     """Reads prefixes as their model would have written them."""
 
-    def __init__(self, place: Workplace, model: Checkpoint, problems: dict[str, Problem]):
+    def __init__(self, place: RunContext, model: Checkpoint, problems: dict[str, Problem]):
         self._place, self._model, self._problems = place, model, problems
         self.usage = Usage()
         self.refused = 0

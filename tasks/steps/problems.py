@@ -19,7 +19,7 @@ from reasoning.records import Match, Problem, TextPart
 from reasoning.stories import Split, Story, draw_stories
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import step
-from tasks.runtime.context import Workplace
+from tasks.runtime.context import RunContext
 from tasks.steps.problem_files import Fields, ProblemsRefused, digest_of, files_of, rows_of
 from tasks.steps.problem_hub import commit_of, files_of_hub, rows_of_hub
 from tasks.steps.problem_intake import Intake, Named
@@ -33,7 +33,7 @@ class Sources(NamedTuple):
     """By name; the first is the main one."""
 
 
-def problems_from(place: Workplace, source: Problems, split: Split, seed: int) -> ArtifactRef:
+def problems_from(place: RunContext, source: Problems, split: Split, seed: int) -> ArtifactRef:
     """Rows of Problem. `split` and `seed` choose among stories, and where a `count` is given among other problems.
 
     Raises ProblemsRefused.
@@ -47,14 +47,14 @@ def problems_from(place: Workplace, source: Problems, split: Split, seed: int) -
     return load_file(place, file=file, source=source, draw=_draw(source, split, seed))
 
 
-def draw_sources(place: Workplace, problems: Problems, exams: Mapping[str, Problems], seed: int) -> Sources:
+def draw_sources(place: RunContext, problems: Problems, exams: Mapping[str, Problems], seed: int) -> Sources:
     """All of them, before any model is looked for. Raises ProblemsRefused."""
     drawn = {name: problems_from(place, source, Split.BENCHMARK, seed) for name, source in exams.items()}
     return Sources(problems_from(place, problems, Split.TRAIN, seed), drawn)
 
 
 def fitting_sources(
-    place: Workplace, sources: Sources, models: Sequence[ArtifactRef], room: int, roles: tuple[str, ...] = ()
+    place: RunContext, sources: Sources, models: Sequence[ArtifactRef], room: int, roles: tuple[str, ...] = ()
 ) -> Sources:
     """`sources` without what is too long for one of the models that are to read it. Raises ProblemsRefused."""
 
@@ -66,7 +66,7 @@ def fitting_sources(
 
 
 def fitting_problems(
-    place: Workplace, name: str, drawn: ArtifactRef, models: Sequence[ArtifactRef], room: int,
+    place: RunContext, name: str, drawn: ArtifactRef, models: Sequence[ArtifactRef], room: int,
     roles: tuple[str, ...] = (),
 ) -> ArtifactRef:  # fmt: skip
     """`drawn` without what is too long; `name` is the source's, for a person. Raises ProblemsRefused."""
@@ -87,7 +87,7 @@ def story_problem(story: Story, split: Split, seed: int, index: int) -> Problem:
 
 
 @step
-def draw_problems(place: Workplace, source: Stories, split: Split, seed: int) -> ArtifactRef:
+def draw_problems(place: RunContext, source: Stories, split: Split, seed: int) -> ArtifactRef:
     """Rows of Problem. No two splits can share one, whatever the seeds."""
     started = time.monotonic()
     stories = draw_stories(split, seed, source.count, source.levels)
@@ -96,7 +96,7 @@ def draw_problems(place: Workplace, source: Stories, split: Split, seed: int) ->
 
 
 @step
-def load_file(place: Workplace, file: ArtifactRef, source: ProblemFile, draw: Draw | None) -> ArtifactRef:
+def load_file(place: RunContext, file: ArtifactRef, source: ProblemFile, draw: Draw | None) -> ArtifactRef:
     """Rows of Problem from the files at `file.uri`, whose content is what the cache key holds."""
     rows = (row for name in files_of(file.uri) for row in rows_of(name, _fields(source)))
     named = (Named(f"row-{index}", "", row) for index, row in enumerate(rows))
@@ -104,7 +104,7 @@ def load_file(place: Workplace, file: ArtifactRef, source: ProblemFile, draw: Dr
 
 
 @step
-def load_hub(place: Workplace, source: Hub, commit: str, draw: Draw | None) -> ArtifactRef:
+def load_hub(place: RunContext, source: Hub, commit: str, draw: Draw | None) -> ArtifactRef:
     """Rows of Problem from one commit of a data set on the hub."""
     rows = rows_of_hub(files_of_hub(source, commit), _fields(source), draw)
     named = (Named(f"{file.name}:{row.number}", file.subset, row) for file, row in rows)
@@ -113,7 +113,7 @@ def load_hub(place: Workplace, source: Hub, commit: str, draw: Draw | None) -> A
 
 @step
 def fit_problems(
-    place: Workplace, model: ArtifactRef, problems: ArtifactRef, room: int, roles: tuple[str, ...]
+    place: RunContext, model: ArtifactRef, problems: ArtifactRef, room: int, roles: tuple[str, ...]
 ) -> ArtifactRef:  # fmt: skip
     """Rows of Problem: those whose prompt, by itself and to each of the `roles`, takes at most `room` tokens. One that
     no engine can serve would end a run wherever it comes up. Raises ProblemsRefused when none is left."""
@@ -127,17 +127,17 @@ def fit_problems(
     return place.publish("problems", kept, rows_in=len(rows), dropped=dict(+dropped), started=started)
 
 
-def by_id(place: Workplace, problems: ArtifactRef) -> dict[str, Problem]:
+def by_id(place: RunContext, problems: ArtifactRef) -> dict[str, Problem]:
     return {problem.id: problem for problem in place.rows(problems, Problem)}
 
 
-def prompts_of(place: Workplace, model: ArtifactRef, problems: ArtifactRef) -> dict[str, tuple[int, ...]]:
+def prompts_of(place: RunContext, model: ArtifactRef, problems: ArtifactRef) -> dict[str, tuple[int, ...]]:
     """Each problem's prompt in the model's token ids, by problem id."""
     checkpoint = place.checkpoint(model)
     return {name: checkpoint.prompt_ids(problem) for name, problem in by_id(place, problems).items()}
 
 
-def clean_problems(place: Workplace, how: Decontamination, sources: Sources, seed: int) -> ArtifactRef:
+def clean_problems(place: RunContext, how: Decontamination, sources: Sources, seed: int) -> ArtifactRef:
     """Those to train on, without doubles and without what benchmarks hold, too: those examined, and those of `how`.
 
     Raises ProblemsRefused when nothing is left.
@@ -162,7 +162,7 @@ def clean_problems(place: Workplace, how: Decontamination, sources: Sources, see
 
 @step
 def find_overlap(
-    place: Workplace, problems: ArtifactRef, benchmarks: Sequence[ArtifactRef], names: Sequence[str], words: int,
+    place: RunContext, problems: ArtifactRef, benchmarks: Sequence[ArtifactRef], names: Sequence[str], words: int,
     share: float,
 ) -> ArtifactRef:  # fmt: skip
     """Rows of Match: problems that one of the benchmarks holds, too."""
@@ -175,7 +175,7 @@ def find_overlap(
 
 
 @step
-def drop_problems(place: Workplace, problems: ArtifactRef, matches: ArtifactRef) -> ArtifactRef:
+def drop_problems(place: RunContext, problems: ArtifactRef, matches: ArtifactRef) -> ArtifactRef:
     """Rows of Problem: those without a match, each once. Raises ProblemsRefused when none is left."""
     started = time.monotonic()
     rows, held = place.rows(problems, Problem), {row.problem_id for row in place.rows(matches, Match)}
@@ -199,7 +199,7 @@ def _fields(source: ProblemFile | Hub) -> Fields:
 
 
 def _publish(
-    place: Workplace, source: ProblemFile | Hub, name: str, rows: Iterator[Named], draw: Draw | None,
+    place: RunContext, source: ProblemFile | Hub, name: str, rows: Iterator[Named], draw: Draw | None,
     buffer: int | None = None,
 ) -> ArtifactRef:  # fmt: skip
     """The problems in `rows`; bad rows are set aside. Raises ProblemsRefused."""

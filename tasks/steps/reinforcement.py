@@ -14,13 +14,13 @@ from models.training.launcher import FAILED, RlJob
 from reasoning.records import Usage
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import step
-from tasks.runtime.context import Workplace
+from tasks.runtime.context import RunContext
 from tasks.steps.training import run_job
 
 
 @step
 def reinforce(
-    place: Workplace, model: ArtifactRef, partner: ArtifactRef | None, problems: ArtifactRef, trains: Who | None,
+    place: RunContext, model: ArtifactRef, partner: ArtifactRef | None, problems: ArtifactRef, trains: Who | None,
     protocol: Protocol | None, rl: Reinforcement, max_tokens: int, seed: int,
 ) -> ArtifactRef:  # fmt: skip
     """A checkpoint of `model` after `rl.steps`: as one of two where it has a partner, alone where it has none.

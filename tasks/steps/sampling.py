@@ -19,14 +19,14 @@ from reasoning.records import Problem, Score, Trace, Usage, Verdict
 from reasoning.thinking import final_answer
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import step
-from tasks.runtime.context import Workplace
+from tasks.runtime.context import RunContext
 from tasks.steps.prefix_sampling import set_aside
 from tasks.steps.problems import by_id
 
 
 @step
 def sample_traces(
-    place: Workplace, model: ArtifactRef, problems: ArtifactRef, sampling: Sampling, seed: int
+    place: RunContext, model: ArtifactRef, problems: ArtifactRef, sampling: Sampling, seed: int
 ) -> ArtifactRef:
     """Rows of Trace, right and wrong ones alike. Problems without completions are set aside."""
     started = time.monotonic()
@@ -38,7 +38,7 @@ def sample_traces(
 
 
 @step
-def examine(place: Workplace, model: ArtifactRef, problems: ArtifactRef, sampling: Sampling, seed: int) -> ArtifactRef:
+def examine(place: RunContext, model: ArtifactRef, problems: ArtifactRef, sampling: Sampling, seed: int) -> ArtifactRef:
     """Rows of Score on problems that nothing else has read, from samples that nothing else uses. Completions that are
     not to be had count as not right."""
     started = time.monotonic()
@@ -60,7 +60,7 @@ class DrawnTraces(NamedTuple):
 
 
 def draw_traces(
-    place: Workplace, stage: str, model: Checkpoint, problems: Sequence[Problem], sampling: Sampling,
+    place: RunContext, stage: str, model: Checkpoint, problems: Sequence[Problem], sampling: Sampling,
     purpose: Purpose, seed: int,
 ) -> DrawnTraces:  # fmt: skip
     """Completions of `problems`, verified, and what they cost. Raises TooManyFailed, and where there are none at

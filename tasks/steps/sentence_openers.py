@@ -10,12 +10,12 @@ from reasoning.sentence_openers import openings
 from reasoning.thinking import thinking_of
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import step
-from tasks.runtime.context import Workplace
+from tasks.runtime.context import RunContext
 
 
 @step
 def count_openings(
-    place: Workplace, model: ArtifactRef, traces: ArtifactRef, markers: Sequence[str]
+    place: RunContext, model: ArtifactRef, traces: ArtifactRef, markers: Sequence[str]
 ) -> ArtifactRef:  # fmt: skip
     """Rows of Opening, over the thinking parts: all markers, and what opens sentences in two traces or more."""
     started = time.monotonic()

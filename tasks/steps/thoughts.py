@@ -21,7 +21,7 @@ from reasoning.records import Chunked, Demonstration, Rehearsed, Trace, Valued, 
 from reasoning.thinking import Thinking, reply_of, thinking_of, thought_of
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import step
-from tasks.runtime.context import Workplace
+from tasks.runtime.context import RunContext
 from tasks.steps.dto import all_ends, all_segment_ends, parts_of
 from tasks.steps.llm import asked_of
 from tasks.steps.prefix_sampling import Prober, going_on, set_aside
@@ -30,7 +30,7 @@ from tasks.steps.problems import by_id
 
 @step
 def chunk_by_markers(
-    place: Workplace, model: ArtifactRef, traces: ArtifactRef, segmentation: Segmentation
+    place: RunContext, model: ArtifactRef, traces: ArtifactRef, segmentation: Segmentation
 ) -> ArtifactRef:
     """Rows of Chunked: thoughts begin where segments do."""
     started = time.monotonic()
@@ -42,7 +42,7 @@ def chunk_by_markers(
     )  # fmt: skip
 
 
-def _thinking(place: Workplace, traces: ArtifactRef) -> tuple[list[Trace], Counter[str]]:
+def _thinking(place: RunContext, traces: ArtifactRef) -> tuple[list[Trace], Counter[str]]:
     """Traces that can be taken apart, and what was left out by reason: no thinking, or a tag within it."""
     rows = place.rows(traces, Trace)
     tags = place.prompt.thinking
@@ -55,7 +55,7 @@ def _thinking(place: Workplace, traces: ArtifactRef) -> tuple[list[Trace], Count
 
 @step
 def chunk_by_llm(
-    place: Workplace, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, chunker: LlmChunker, llm: Llm
+    place: RunContext, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, chunker: LlmChunker, llm: Llm
 ) -> ArtifactRef:
     """Rows of Chunked: steps of the thinking, grouped by an auxiliary model. Raises what its client does, and
     TooManyUnusable."""
@@ -94,7 +94,7 @@ def _steps(text: str, thinking: Thinking) -> list[str]:
 
 @step
 def value_thoughts(
-    place: Workplace, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, chunked: ArtifactRef,
+    place: RunContext, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, chunked: ArtifactRef,
     rollouts: Sampling, seed: int,
 ) -> ArtifactRef:  # fmt: skip
     """Rows of Valued: the right ones among the rollouts that go on after each thought, and after none."""
@@ -113,7 +113,7 @@ def value_thoughts(
 
 @step
 def rehearse(
-    place: Workplace, model: ArtifactRef, traces: ArtifactRef, values: ArtifactRef, importance: Importance,
+    place: RunContext, model: ArtifactRef, traces: ArtifactRef, values: ArtifactRef, importance: Importance,
     most_rounds: int,
 ) -> ArtifactRef:  # fmt: skip
     """Rows of Rehearsed: important thoughts as the turns of one model, condensed others as those of the other."""
@@ -144,7 +144,7 @@ def rehearse(
 
 @step
 def turns_to_learn(
-    place: Workplace, model: ArtifactRef, problems: ArtifactRef, rehearsals: ArtifactRef, protocol: Protocol,
+    place: RunContext, model: ArtifactRef, problems: ArtifactRef, rehearsals: ArtifactRef, protocol: Protocol,
     speaker: Speaker, max_length: int,
 ) -> ArtifactRef:  # fmt: skip
     """Rows of Demonstration: each turn of one speaker, after what it was shown. Turns longer than the protocol allows

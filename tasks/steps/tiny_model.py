@@ -21,14 +21,14 @@ from reasoning.model_card import card_figures, card_text
 from reasoning.records import Problem, Scan, Trace, Usage
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import step
-from tasks.runtime.context import Workplace, stage_count
+from tasks.runtime.context import RunContext, stage_count
 from tasks.steps.training import run_job
 
 TOKENIZER_TEXTS = 8_000
 
 
 @step
-def write_corpus(place: Workplace, lessons: tuple[Lesson, ...], teacher: Teacher, batch: int, seed: int) -> ArtifactRef:
+def write_corpus(place: RunContext, lessons: tuple[Lesson, ...], teacher: Teacher, batch: int, seed: int) -> ArtifactRef:
     """A folder with the untrained model, its tokenizer, and `rows.parquet` in the order of training."""
     started = time.monotonic()
     texts = teacher_texts(lessons, teacher, seed)
@@ -44,7 +44,7 @@ def write_corpus(place: Workplace, lessons: tuple[Lesson, ...], teacher: Teacher
 
 
 @step
-def pretrain(place: Workplace, corpus: ArtifactRef, training: Pretraining, seed: int) -> ArtifactRef:
+def pretrain(place: RunContext, corpus: ArtifactRef, training: Pretraining, seed: int) -> ArtifactRef:
     """The trained checkpoint, in bfloat16."""
     folder = place.artifacts.local_path(corpus)
     rows = pq.read_table(folder / "rows.parquet")
@@ -69,7 +69,7 @@ def pretrain(place: Workplace, corpus: ArtifactRef, training: Pretraining, seed:
 
 
 @step
-def first_samples(place: Workplace, traces: ArtifactRef, count: int) -> ArtifactRef:
+def first_samples(place: RunContext, traces: ArtifactRef, count: int) -> ArtifactRef:
     """Only each problem's first `count` traces: the others need no probing."""
     started = time.monotonic()
     rows = place.rows(traces, Trace)
@@ -80,7 +80,7 @@ def first_samples(place: Workplace, traces: ArtifactRef, count: int) -> Artifact
 
 
 def write_card(
-    place: Workplace, settings: TinyModel, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef,
+    place: RunContext, settings: TinyModel, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef,
     scans: ArtifactRef,
 ) -> Path:  # fmt: skip
     """Moves weights and card (README.md, figures.json) into the folder `settings.output` once all of it is written."""

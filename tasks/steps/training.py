@@ -14,12 +14,12 @@ from models.training.launcher import LOG, RECOMPUTES, Job, TrainingFailed, Train
 from reasoning.records import Demonstration, Pair, Usage
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import step
-from tasks.runtime.context import Workplace, led_to, stage_count
+from tasks.runtime.context import RunContext, upstream_steps, stage_count
 from tasks.runtime.progress import Stage
 
 
 @step
-def train_simpo(place: Workplace, model: ArtifactRef, pairs: ArtifactRef, training: SimPO, seed: int) -> ArtifactRef:
+def train_simpo(place: RunContext, model: ArtifactRef, pairs: ArtifactRef, training: SimPO, seed: int) -> ArtifactRef:
     """A checkpoint trained from `model` on preference pairs."""
     return _fit(
         place, "simpo", model, pairs, _texts(place, pairs), training, seed,
@@ -28,12 +28,12 @@ def train_simpo(place: Workplace, model: ArtifactRef, pairs: ArtifactRef, traini
 
 
 @step
-def train_dpo(place: Workplace, model: ArtifactRef, pairs: ArtifactRef, training: Dpo, seed: int) -> ArtifactRef:
+def train_dpo(place: RunContext, model: ArtifactRef, pairs: ArtifactRef, training: Dpo, seed: int) -> ArtifactRef:
     """A checkpoint trained from `model` on preference pairs, with `model` itself as the reference."""
     return _fit(place, "dpo", model, pairs, _texts(place, pairs), training, seed, beta=training.beta)
 
 
-def _texts(place: Workplace, pairs: ArtifactRef) -> list[int]:
+def _texts(place: RunContext, pairs: ArtifactRef) -> list[int]:
     """Tokens of both sides of all pairs, each with its prompt."""
     rows = place.rows(pairs, Pair)
     if not rows:
@@ -41,16 +41,16 @@ def _texts(place: Workplace, pairs: ArtifactRef) -> list[int]:
     return [len(row.prompt_ids) + len(side) for row in rows for side in (row.chosen_ids, row.rejected_ids)]
 
 
-def _nothing_left(place: Workplace, rows: ArtifactRef, name: str) -> TrainingFailed:
+def _nothing_left(place: RunContext, rows: ArtifactRef, name: str) -> TrainingFailed:
     reasons = [
         f"{entry.step}: {', '.join(f'{number:,} {why}' for why, number in entry.artifact.count.dropped.items())}"
-        for entry in reversed(led_to(rows, place.ledger)) if entry.artifact.count and entry.artifact.count.dropped
+        for entry in reversed(upstream_steps(rows, place.ledger)) if entry.artifact.count and entry.artifact.count.dropped
     ]  # fmt: skip
     return TrainingFailed(f"no {name} is left to train on; dropped on the way: {'; '.join(reasons) or 'nothing'}")
 
 
 @step
-def train_sft(place: Workplace, model: ArtifactRef, rows: ArtifactRef, training: Sft, seed: int) -> ArtifactRef:
+def train_sft(place: RunContext, model: ArtifactRef, rows: ArtifactRef, training: Sft, seed: int) -> ArtifactRef:
     """A checkpoint trained from `model` on demonstrations."""
     found = place.rows(rows, Demonstration)
     if not found:
@@ -60,7 +60,7 @@ def train_sft(place: Workplace, model: ArtifactRef, rows: ArtifactRef, training:
 
 
 def _fit(
-    place: Workplace, method: Literal["simpo", "dpo", "sft"], model: ArtifactRef, rows: ArtifactRef,
+    place: RunContext, method: Literal["simpo", "dpo", "sft"], model: ArtifactRef, rows: ArtifactRef,
     texts: Sequence[int], training: Training, seed: int, **objective: Any,
 ) -> ArtifactRef:  # fmt: skip
     """Trains `model` on `rows`; `texts` are the lengths of all that an epoch reads, `objective` is what only `method`
@@ -88,7 +88,7 @@ def _fit(
 
 
 def run_job(
-    place: Workplace, name: str, *, rows_in: int, usage: Callable[[Sequence[dict[str, Any]]], Usage],
+    place: RunContext, name: str, *, rows_in: int, usage: Callable[[Sequence[dict[str, Any]]], Usage],
     job: Callable[[Path], Job], counts: Callable[[Sequence[dict[str, Any]]], dict[str, int]] = lambda _: {},
 ) -> ArtifactRef:  # fmt: skip
     """Runs a job in a scratch folder named by the step's key: a repeated step resumes, another one never does.
@@ -117,7 +117,7 @@ def run_job(
     return published
 
 
-def _tell_start(place: Workplace, name: str, first: dict[str, Any]) -> None:
+def _tell_start(place: RunContext, name: str, first: dict[str, Any]) -> None:
     """How likely both sides of the pairs were before training: a chosen side far less likely than the rejected one
     means closing texts that are unnatural for this model."""
     if "logps/chosen" in first:
@@ -126,7 +126,7 @@ def _tell_start(place: Workplace, name: str, first: dict[str, Any]) -> None:
         place.progress.note(f"{name}: log-prob {unit} before training: chosen {chosen:.3f}, rejected {rejected:.3f}")
 
 
-def _steps(place: Workplace, name: str) -> Callable[[int, int], None]:
+def _steps(place: RunContext, name: str) -> Callable[[int, int], None]:
     """Turns the trainer's (step, steps) into progress."""
     advance: Stage | None = None
     at = 0

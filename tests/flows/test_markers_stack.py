@@ -12,7 +12,7 @@ from rich.console import Console
 from conf.load import load
 from conf.markers import MarkerReport
 from flows.markers import run_markers
-from tasks.runtime.context import Workplace
+from tasks.runtime.context import RunContext
 from tasks.runtime.progress import Progress
 from tests.flows.world import scripted
 
@@ -22,7 +22,7 @@ SMALL = ("problems.count=8", "problems.levels=[1,2,3,4]", "sampling.samples=2", 
 
 def report(root: Path) -> dict[str, Any]:
     settings = load(MarkerReport, "tiny", (*SMALL, f"storage.root={root}"))
-    with Workplace(
+    with RunContext(
         "markers", settings.storage, settings.engine, make_engine=lambda *_: scripted(),
         progress=Progress(Console(file=StringIO())),
     ) as place:  # fmt: skip

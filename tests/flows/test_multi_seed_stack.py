@@ -20,7 +20,7 @@ from tasks.reports.multi_seed import START as START_OF
 from tasks.reports.multi_seed import NoPlace
 from tasks.reports.seed_results import OutcomeError
 from tasks.runtime.caching import STEPS
-from tasks.runtime.context import Workplace
+from tasks.runtime.context import RunContext
 from tasks.runtime.progress import Progress
 from tests.flows.world import pretend_training, scripted, speaking
 
@@ -46,7 +46,7 @@ def claim(root: Path, *changes: str) -> dict[str, Any]:
 
 
 def claimed(settings: Claims, make: Callable[[], ScriptedEngine]) -> dict[str, Any]:
-    with Workplace(
+    with RunContext(
         "claims", settings.of.storage, settings.of.engine, make_engine=lambda *_: make(),
         trainer=pretend_training, progress=Progress(Console(file=StringIO())),
     ) as place:  # fmt: skip

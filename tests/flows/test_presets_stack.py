@@ -21,7 +21,7 @@ from models.inference.scripted_engine import ScriptedEngine
 from models.inference.vllm_server import VllmServer
 from models.training.launcher import Job, RlJob
 from reasoning.stories import Split, Story, draw_stories
-from tasks.runtime.context import Workplace
+from tasks.runtime.context import RunContext
 from tasks.steps.problem_hub import DataFile
 from tests.flows.world import LEVELS, ScriptedRun, assist, scripted, speaking
 from tests.models.chat import Chat
@@ -111,7 +111,7 @@ class DryRun(ScriptedRun):
     """Keeps the training jobs."""
 
     def __init__(
-        self, settings: Any, body: Callable[[Workplace, Any], Path], make: Callable[[], ScriptedEngine] = scripted
+        self, settings: Any, body: Callable[[RunContext, Any], Path], make: Callable[[], ScriptedEngine] = scripted
     ):  # fmt: skip
         self.jobs: list[Any] = []
         super().__init__(settings.pipeline, settings, body, make)

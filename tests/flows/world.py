@@ -20,7 +20,7 @@ from models.tiny_model import END
 from models.training.launcher import Job
 from reasoning.stories import OverThinker, Split, Story, draw_stories
 from tasks.runtime.artifacts import ArtifactRef
-from tasks.runtime.context import Workplace
+from tasks.runtime.context import RunContext
 from tasks.runtime.progress import Progress
 from tests.models.chat import Answer
 
@@ -108,7 +108,7 @@ class ScriptedRun:
     """One run of a pipeline with the scripted model, its report, and what it asked of the model."""
 
     def __init__(
-        self, name: str, settings: Any, body: Callable[[Workplace, Any], Path],
+        self, name: str, settings: Any, body: Callable[[RunContext, Any], Path],
         make: Callable[[], ScriptedEngine] = scripted,
     ):  # fmt: skip
         self.engines: list[ScriptedEngine] = []
@@ -117,7 +117,7 @@ class ScriptedRun:
             self.engines.append(make())
             return self.engines[-1]
 
-        with Workplace(
+        with RunContext(
             name, settings.storage, settings.engine, prompt=settings.prompt, make_engine=engine, trainer=self.train,
             progress=Progress(Console(file=StringIO())),
         ) as self.place:  # fmt: skip

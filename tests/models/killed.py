@@ -22,7 +22,7 @@ from models.inference import rollout_engine, rollout_store, scheduler
 from models.inference.engine import Completion
 from models.inference.rollout_engine import Rollouts
 from models.inference.rollout_store import Purpose, RolloutStore
-from models.inference.scheduler import Desk, Job
+from models.inference.scheduler import EngineScheduler, Job
 from models.inference.scripted_engine import ScriptedEngine
 from reasoning.sampling_plans import EarliestCrossing
 
@@ -54,7 +54,7 @@ def main(url: str, model: str, log: Path, lines: int) -> None:
     luck = random.SystemRandom()
     engine = ScriptedEngine(lambda *_: Completion((int(luck.random() < 0.35), luck.getrandbits(31)), True))
 
-    class Logged(Desk):
+    class Logged(EngineScheduler):
         def send(self, ticket: int, draw: Any) -> None:
             first = draw.ask.first + len(draw.held)
             with log.open("a") as file:

@@ -11,7 +11,7 @@ from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
 from models.inference.scripted_engine import ScriptedEngine
 from reasoning.pruning import OpenPruning
 from reasoning.records import Problem, TextPart, Trace, Verdict
-from tasks.runtime.context import Workplace
+from tasks.runtime.context import RunContext
 from tasks.steps.dto import restore_unnatural
 from tasks.steps.prefix_sampling import Prefix, Scorer
 from tests.flows.world import speak
@@ -45,7 +45,7 @@ def reader() -> Reader:
 
 @pytest.fixture
 def scorer(tmp_path: Path, reader: Reader) -> Iterator[Scorer]:
-    with Workplace("test", Storage(root=str(tmp_path)), Engine(), make_engine=lambda *_: reader) as place:
+    with RunContext("test", Storage(root=str(tmp_path)), Engine(), make_engine=lambda *_: reader) as place:
         yield Scorer(place, Checkpoint.open(TINY_MODEL), {"p": PROBLEM})
 
 

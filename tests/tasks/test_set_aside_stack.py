@@ -14,16 +14,16 @@ from models.inference.engine import Failure, Refused
 from models.inference.rollout_engine import TooManyFailed
 from models.inference.scripted_engine import ScriptedEngine
 from reasoning.records import SetAside, Trace, Verdict
-from tasks.runtime.context import Workplace
+from tasks.runtime.context import RunContext
 from tasks.steps.dto import all_ends
 from tasks.steps.prefix_sampling import set_aside
 from tests.flows.world import speak
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Workplace]:
+def place(tmp_path: Path) -> Iterator[RunContext]:
     settings = Engine(max_failed_fraction=0.25)
-    with Workplace(
+    with RunContext(
         "test", Storage(root=str(tmp_path)), settings, make_engine=lambda *_: ScriptedEngine(speak)
     ) as place:
         place.step_key = "a-step-of-tests"
@@ -46,12 +46,12 @@ def trace(number: int) -> Trace:
     )  # fmt: skip
 
 
-def ends(place: Workplace, numbers: list[int]) -> tuple[dict[str, list[int]], list[SetAside]]:
+def ends(place: RunContext, numbers: list[int]) -> tuple[dict[str, list[int]], list[SetAside]]:
     model: Any = Odd()
     return all_ends(place, model, [trace(number) for number in numbers], lambda row: [row.text[:2], row.text[2:]])
 
 
-def test_traces_whose_tokens_cannot_be_told_apart_are_set_aside(place: Workplace):
+def test_traces_whose_tokens_cannot_be_told_apart_are_set_aside(place: RunContext):
     found, aside = ends(place, [1, 2, 13, 4])
     assert found == {f"p{number}/0": [1, 3] for number in (1, 2, 4)}
     with pytest.raises(TooManyFailed, match=r"^read tokens: 2 of 4 failed.*2 undecodable \(3 tokens\)"):
@@ -69,6 +69,6 @@ def test_traces_whose_tokens_cannot_be_told_apart_are_set_aside(place: Workplace
     ]
 
 
-def test_nothing_set_aside_leaves_no_file(place: Workplace):
+def test_nothing_set_aside_leaves_no_file(place: RunContext):
     place.publish("traces", [trace(1)], rows_in=1, started=time.monotonic())
     assert not (place.local_root / "set-aside").exists()

@@ -18,7 +18,7 @@ from models.inference.dialogue_sampler import Talk, Talks, Tongue
 from models.inference.engine import Completion, Request
 from models.inference.rollout_engine import Rollouts
 from models.inference.rollout_store import Purpose, RolloutStore
-from models.inference.scheduler import Desk
+from models.inference.scheduler import EngineScheduler
 from models.inference.scripted_engine import ScriptedEngine
 from reasoning.dialogue import CLOSINGS, OPENING, TAGS, Dialogue, Fault, Speaker
 from reasoning.records import Problem, TextPart
@@ -208,7 +208,7 @@ def test_many_dialogues_advance_together(tmp_path_factory: pytest.TempPathFactor
         engines = [ScriptedEngine(speak(luck)) for _ in Speaker]
         plans = [Talks(TONGUE, {s: (*ids, number) for s, ids in PROMPTS.items()}, count) for number in range(5)]
         jobs = [plan.job(Sampling()) for plan in plans]
-        pair = Rollouts(RolloutStore(f"sqlite:///{root / 'db'}"), [Desk(e, MODEL) for e in engines], Purpose.VALUE, 0)
+        pair = Rollouts(RolloutStore(f"sqlite:///{root / 'db'}"), [EngineScheduler(e, MODEL) for e in engines], Purpose.VALUE, 0)
         assert len(list(pair.run(jobs))) == 5
         return plans, sum(engine.completions for engine in engines)
 
@@ -245,7 +245,7 @@ def test_dialogues_that_were_cut_off_do_not_wait_for_one_another(tmp_path: Path)
 
     def play(count: int, short: Callable[[Checkpoint, Request, int], Completion]) -> list[str]:
         plans = [Talks(TONGUE, {s: (*ids, number) for s, ids in PROMPTS.items()}, 1) for number in range(count)]
-        desks = [Desk(SmallCache(script), MODEL) for script in (think, short)]
+        desks = [EngineScheduler(SmallCache(script), MODEL) for script in (think, short)]
         store = RolloutStore(f"sqlite:///{tmp_path / 'db'}")
         Rollouts(store, desks, Purpose.VALUE, 0).carry_out(plan.job(Sampling()) for plan in plans)
         return [str(plan.talks[0].dialogue) for plan in plans]

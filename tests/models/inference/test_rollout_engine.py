@@ -18,7 +18,7 @@ from models.checkpoints.checkpoint import Checkpoint
 from models.inference.engine import Completion, Deliver, Failure, Finished, Refused, Request, Session
 from models.inference.rollout_engine import Failures, Rollouts, TooManyFailed
 from models.inference.rollout_store import Purpose, RolloutStore, Stored, identity
-from models.inference.scheduler import Clock, Desk, Job
+from models.inference.scheduler import Clock, EngineScheduler, Job
 from models.inference.scripted_engine import ScriptedEngine
 from reasoning.records import Usage
 from reasoning.sampling_plans import AllValues, Ask, EarliestCrossing
@@ -114,7 +114,7 @@ def expected_crossing(trace: int, prefixes: int) -> int | None:
 
 
 def rollouts(url: str, engine: Any, model: Checkpoint) -> Rollouts:
-    return Rollouts(RolloutStore(url), [Desk(engine, model)], Purpose.PROBE, 0)
+    return Rollouts(RolloutStore(url), [EngineScheduler(engine, model)], Purpose.PROBE, 0)
 
 
 @settings(max_examples=25, deadline=None)
@@ -232,7 +232,7 @@ def test_two_models_may_take_turns(model: Checkpoint, tmp_path: Path):
 
     def run() -> tuple[list[Any], Usage]:
         jobs = [job(number) for number in range(100, 140)]
-        pair = Rollouts(RolloutStore(url), [Desk(engines[0], model), Desk(engines[1], other)], Purpose.PROBE, 0)
+        pair = Rollouts(RolloutStore(url), [EngineScheduler(engines[0], model), EngineScheduler(engines[1], other)], Purpose.PROBE, 0)
         assert len(list(pair.run(jobs))) == 40
         return [one.plan.said for one in jobs], pair.usage  # type: ignore[attr-defined]
 
@@ -293,7 +293,7 @@ class Unlucky(Lucky):
 
 def tolerant(model: Checkpoint, engine: Lucky, total: int, share: float) -> list[Job]:
     failures = Failures("probe prefixes", total, share)
-    run = Rollouts(RolloutStore("sqlite://"), [Desk(engine, model)], Purpose.PROBE, 0, failures=failures)
+    run = Rollouts(RolloutStore("sqlite://"), [EngineScheduler(engine, model)], Purpose.PROBE, 0, failures=failures)
     return list(run.run([trace_job(trace, 3) for trace in range(total)]))
 
 
@@ -418,7 +418,7 @@ def test_a_stored_completion_costs_what_drawing_it_would(model: Checkpoint):
             for ids in map(tuple, traces):
                 yield Job(AllValues(3, 2), lambda prefix, ids=ids: ids[: 40 + 32 * prefix], SAMPLING, right, 104)
 
-        rollouts = Rollouts(store, [Desk(ScriptedEngine(lambda *_: Completion((1, 2), True)), model)], Purpose.PROBE, 0)
+        rollouts = Rollouts(store, [EngineScheduler(ScriptedEngine(lambda *_: Completion((1, 2), True)), model)], Purpose.PROBE, 0)
         list(rollouts.run(jobs()))
         return rollouts.usage
 
@@ -438,7 +438,7 @@ def test_what_another_run_stored_first_is_accounted_for(model: Checkpoint):
             super().commit(rows)
             return False
 
-    rollouts = Rollouts(Overtaken("sqlite://"), [Desk(Lucky(), model)], Purpose.PROBE, 0)
+    rollouts = Rollouts(Overtaken("sqlite://"), [EngineScheduler(Lucky(), model)], Purpose.PROBE, 0)
     rollouts.draw([Request((n,) * 40, SAMPLING, 2) for n in range(3)])
     assert (rollouts.usage.generated_tokens, rollouts.usage.reused_completions) == (0, 6)
     assert rollouts.usage.reused_flops > 0

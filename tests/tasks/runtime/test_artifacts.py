@@ -85,7 +85,7 @@ PUBLISHER = """
 import sys
 from pathlib import Path
 from tasks.runtime.artifacts import ArtifactStore
-from tests.tasks.test_artifacts import COUNT
+from tests.tasks.runtime.test_artifacts import COUNT
 folder = Path(sys.argv[1]) / "model"
 folder.mkdir(exist_ok=True)
 store = ArtifactStore(sys.argv[1])

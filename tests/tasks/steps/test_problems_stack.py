@@ -14,7 +14,7 @@ from conf.engine import Engine, Storage
 from conf.problems import Hub, ProblemFile
 from reasoning.records import BadRow, Problem
 from reasoning.stories import Split
-from tasks.runtime.context import Workplace
+from tasks.runtime.context import RunContext
 from tasks.steps.problem_files import ProblemsRefused
 from tasks.steps.problems import draw_sources, fitting_problems, problems_from
 
@@ -23,12 +23,12 @@ GOOD: list[dict[str, Any]] = [{"id": f"p{n}", "problem": f"{n}+1?", "answer": st
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Workplace]:
-    with Workplace("test", Storage(root=str(tmp_path / "root")), Engine()) as place:
+def place(tmp_path: Path) -> Iterator[RunContext]:
+    with RunContext("test", Storage(root=str(tmp_path / "root")), Engine()) as place:
         yield place
 
 
-def load(place: Workplace, path: Path, **settings: Any) -> list[Problem]:
+def load(place: RunContext, path: Path, **settings: Any) -> list[Problem]:
     source = ProblemFile(path=str(path), **settings)
     return place.rows(problems_from(place, source, Split.TRAIN, 0), Problem)
 
@@ -38,7 +38,7 @@ def jsonl(path: Path, rows: list[dict[str, Any] | str]) -> Path:
     return path
 
 
-def test_a_file_and_the_same_rows_as_parquet_give_the_same_problems(place: Workplace, tmp_path: Path):
+def test_a_file_and_the_same_rows_as_parquet_give_the_same_problems(place: RunContext, tmp_path: Path):
     pq.write_table(pa.Table.from_pylist(GOOD), tmp_path / "rows.parquet")
     problems = load(place, jsonl(tmp_path / "rows.jsonl", [*GOOD]), count=7)
     assert len({problem.id for problem in problems}) == 7
@@ -46,7 +46,7 @@ def test_a_file_and_the_same_rows_as_parquet_give_the_same_problems(place: Workp
     assert load(place, tmp_path / "rows.jsonl") == load(place, tmp_path / "rows.parquet")
 
 
-def test_a_draw_is_the_seeds_own_and_grows(place: Workplace, tmp_path: Path):
+def test_a_draw_is_the_seeds_own_and_grows(place: RunContext, tmp_path: Path):
     path = jsonl(tmp_path / "rows.jsonl", [*GOOD])
     small, large, other = (
         place.rows(problems_from(place, ProblemFile(path=str(path), count=count), Split.TRAIN, seed), Problem)
@@ -61,21 +61,21 @@ def test_a_draw_is_the_seeds_own_and_grows(place: Workplace, tmp_path: Path):
     assert (count.rows_in, count.rows_out, count.dropped) == (30, 7, {"beyond-count": 23})
 
 
-def test_all_problems_of_a_file_are_the_same_for_every_seed_and_split(place: Workplace, tmp_path: Path):
+def test_all_problems_of_a_file_are_the_same_for_every_seed_and_split(place: RunContext, tmp_path: Path):
     source = ProblemFile(path=str(jsonl(tmp_path / "rows.jsonl", [*GOOD])))
     for split, seed in ((Split.TRAIN, 0), (Split.BENCHMARK, 1)):
         problems_from(place, source, split, seed)
     assert [entry.cached for entry in place.ledger] == [False, True]
 
 
-def test_training_and_benchmark_from_one_file_share_nothing(place: Workplace, tmp_path: Path):
+def test_training_and_benchmark_from_one_file_share_nothing(place: RunContext, tmp_path: Path):
     source = ProblemFile(path=str(jsonl(tmp_path / "rows.jsonl", [*GOOD])), count=15)
     sources = draw_sources(place, source, {"held out": source}, 0)
     drawn = [{problem.id for problem in place.rows(ref, Problem)} for ref in (sources.train, sources.exams["held out"])]
     assert len(drawn[0] | drawn[1]) == 30
 
 
-def test_several_files_by_a_pattern(place: Workplace, tmp_path: Path):
+def test_several_files_by_a_pattern(place: RunContext, tmp_path: Path):
     nameless = [{"problem": row["problem"], "answer": row["answer"]} for row in GOOD]
     jsonl(tmp_path / "a.jsonl", [*nameless[:20]])
     jsonl(tmp_path / "b.jsonl", [*nameless[20:]])
@@ -85,7 +85,7 @@ def test_several_files_by_a_pattern(place: Workplace, tmp_path: Path):
     assert len(load(place, tmp_path / "*.jsonl")) == 25
 
 
-def test_problems_that_leave_no_room_are_left_out_and_told(place: Workplace, tmp_path: Path):
+def test_problems_that_leave_no_room_are_left_out_and_told(place: RunContext, tmp_path: Path):
     rows: list[dict[str, Any] | str] = [*GOOD, {"id": "long", "problem": "1+" * 60 + "1?", "answer": "61"}]
     source = ProblemFile(path=str(jsonl(tmp_path / "rows.jsonl", rows)))
     tiny, drawn = place.model("tiny"), problems_from(place, source, Split.TRAIN, 0)
@@ -101,7 +101,7 @@ def test_problems_that_leave_no_room_are_left_out_and_told(place: Workplace, tmp
         fitting_problems(place, "amc", drawn, [tiny], 9, ("1", "1+1+1=3"))
 
 
-def test_bad_rows_are_set_aside_with_id_and_reason(place: Workplace, tmp_path: Path):
+def test_bad_rows_are_set_aside_with_id_and_reason(place: RunContext, tmp_path: Path):
     rows: list[dict[str, Any] | str] = [
         *GOOD, '{"id": "broken"', {"id": "p3", "problem": "again?", "answer": "4"}, {"id": "x", "problem": "1?"},
         {"id": "y", "problem": "?", "answer": "\\frac{"},
@@ -135,7 +135,7 @@ def test_bad_rows_are_set_aside_with_id_and_reason(place: Workplace, tmp_path: P
     ],
 )  # fmt: skip
 def test_a_source_that_cannot_be_used_is_refused_in_one_clear_line(
-    place: Workplace, tmp_path: Path, name: str, content: str | None, words: list[str]
+    place: RunContext, tmp_path: Path, name: str, content: str | None, words: list[str]
 ):
     if content is not None:
         (tmp_path / name).write_text(content)
@@ -146,7 +146,7 @@ def test_a_source_that_cannot_be_used_is_refused_in_one_clear_line(
 
 
 def test_a_hub_data_set_is_read_at_the_commit_that_its_branch_names(
-    place: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     for subset in "xy":
         (tmp_path / subset).mkdir()
@@ -168,7 +168,7 @@ def test_a_hub_data_set_is_read_at_the_commit_that_its_branch_names(
     assert set(seeds) == {"x/0:0", "y/0:0"}
 
 
-def test_a_hub_that_is_out_of_reach_is_told(place: Workplace, monkeypatch: pytest.MonkeyPatch):
+def test_a_hub_that_is_out_of_reach_is_told(place: RunContext, monkeypatch: pytest.MonkeyPatch):
     def dataset_info(*_: Any, **__: Any) -> None:
         raise ConnectionError("no network")
 
@@ -177,7 +177,7 @@ def test_a_hub_that_is_out_of_reach_is_told(place: Workplace, monkeypatch: pytes
         problems_from(place, Hub(name="some/set"), Split.TRAIN, 0)
 
 
-def test_a_changed_file_is_read_again_and_a_moved_one_is_not(place: Workplace, tmp_path: Path):
+def test_a_changed_file_is_read_again_and_a_moved_one_is_not(place: RunContext, tmp_path: Path):
     path = jsonl(tmp_path / "rows.jsonl", [*GOOD])
     load(place, path)
     load(place, path.rename(tmp_path / "moved.jsonl"))
