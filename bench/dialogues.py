@@ -22,14 +22,14 @@ from conf.load import load
 from conf.long_short import LongShort
 from conf.sampling import Sampling
 from models.checkpoints.checkpoint import Checkpoint
-from models.inference.dialogue_sampler import DESKS, Talks, Tongue
-from models.inference.rollout_engine import Rollouts
+from models.inference.dialogue_sampler import SPEAKERS, DialogueSampler, TurnCodec
+from models.inference.rollout_engine import RolloutExecutor
 from models.inference.rollout_store import Purpose, RolloutStore
 from models.inference.scheduler import EngineScheduler, Job
 from models.inference.vllm_server import VllmServer
 from reasoning.dialogue import STOPS
 from reasoning.records import Problem
-from reasoning.sampling_plans import AllValues
+from reasoning.sampling_plans import FullEstimate
 from reasoning.stories import Split, draw_stories
 from tasks.steps.problems import story_problem
 
@@ -43,7 +43,7 @@ class Limited(VllmServer):
     limit = 1
 
     @property
-    def seats(self) -> int:
+    def max_concurrency(self) -> int:
         return self.limit
 
 
@@ -51,22 +51,22 @@ def main(folders: Sequence[str]) -> None:
     settings = load(LongShort, "tiny")
     rl = settings.rl
     models = [Checkpoint.open(Path(folder)) for folder in folders]
-    tongue = Tongue(models[0], settings.protocol)
+    codec = TurnCodec(models[0], settings.protocol)
     stories = draw_stories(Split.TRAIN, 99, rl.problems * (ROUNDS + 1), (1, 2, 3, 4, 5, 6, 7, 8))
     problems = [story_problem(story, Split.TRAIN, 99, index) for index, story in enumerate(stories)]
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        servers = [Limited(settings.engine, Path(folder) / f"{speaker}.log") for speaker in DESKS]
+        servers = [Limited(settings.engine, Path(folder) / f"{speaker}.log") for speaker in SPEAKERS]
         for server in servers:
             stack.callback(server.close)
         speeds: tuple[list[float], list[float]] = ([], [])
         for number in range(ROUNDS + 1):
             part = problems[number * rl.problems : (number + 1) * rl.problems]
             store = RolloutStore(f"sqlite:///{folder}/{number}")
-            plans = [Talks(tongue, tongue.prompts(problem), rl.group) for problem in part]
+            plans = [DialogueSampler(codec, codec.prompts(problem), rl.group) for problem in part]
             for server in servers:
                 server.limit = rl.batch
             talked = timed(servers, models, [plan.job(SAMPLING) for plan in plans], store, Purpose.REINFORCE)
-            asked = [job for plan, problem in zip(plans, part, strict=True) for job in requests(tongue, plan, problem)]
+            asked = [job for plan, problem in zip(plans, part, strict=True) for job in requests(codec, plan, problem)]
             for server in servers:  # as many in flight as there are dialogues, on both together
                 server.limit = rl.batch // len(servers)
             drawn = timed(servers, models, asked, store, Purpose.VALUE)
@@ -79,34 +79,42 @@ def main(folders: Sequence[str]) -> None:
 
 
 def timed(
-    servers: Sequence[Limited], models: Sequence[Checkpoint], jobs: Sequence[Job], store: RolloutStore,
+    servers: Sequence[Limited],
+    models: Sequence[Checkpoint],
+    jobs: Sequence[Job],
+    store: RolloutStore,
     purpose: Purpose,
-) -> float:  # fmt: skip
+) -> float:
     """Tokens a second."""
-    desks = [EngineScheduler(server, model) for server, model in zip(servers, models, strict=True)]
-    rollouts = Rollouts(store, desks, purpose, 0)
+    schedulers = [EngineScheduler(server, model) for server, model in zip(servers, models, strict=True)]
+    rollouts = RolloutExecutor(store, schedulers, purpose, 0)
     started = time.monotonic()
-    rollouts.carry_out(jobs)
+    rollouts.run_jobs(jobs)
     return rollouts.usage.generated_tokens / (time.monotonic() - started)
 
 
-def requests(tongue: Tongue, plan: Talks, problem: Problem) -> list[Job]:
+def requests(codec: TurnCodec, plan: DialogueSampler, problem: Problem) -> list[Job]:
     """All turns that were drawn, none waiting for another: as many samples of each prompt, drawn anew."""
-    prompts, wanted = tongue.prompts(problem), Counter[tuple[int, tuple[int, ...]]]()
-    for talk in plan.talks:
+    prompts, wanted = codec.prompts(problem), Counter[tuple[int, tuple[int, ...]]]()
+    for state in plan.dialogues:
         before: tuple[int, ...] = ()
-        for line in talk.lines:
+        for line in state.lines:
             shown = prompts[line.turn.speaker] + before + line.token_ids[: line.opening]
-            wanted[DESKS.index(line.turn.speaker), shown] += 1
+            wanted[SPEAKERS.index(line.turn.speaker), shown] += 1
             before += line.token_ids
-    sampling = SAMPLING.model_copy(update={"max_tokens": tongue.turn_tokens})
+    sampling = SAMPLING.model_copy(update={"max_tokens": codec.turn_tokens})
     return [
         Job(
-            AllValues(1, count), lambda _, shown=shown: shown, sampling, tuple, len(shown),
-            lambda _, desk=desk: desk, STOPS,
+            FullEstimate(1, count),
+            lambda _, shown=shown: shown,
+            sampling,
+            tuple,
+            len(shown),
+            lambda _, scheduler=scheduler: scheduler,
+            STOPS,
         )
-        for (desk, shown), count in wanted.items()
-    ]  # fmt: skip
+        for (scheduler, shown), count in wanted.items()
+    ]
 
 
 if __name__ == "__main__":

@@ -30,12 +30,12 @@ from conf.engine import Engine
 from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
 from models.inference.engine import Completion, Request
 from models.inference.remote_servers import RemoteServers
-from models.inference.rollout_engine import Rollouts
-from models.inference.rollout_store import Purpose, RolloutStore, identity
-from models.inference.scheduler import EngineScheduler, Draw
+from models.inference.rollout_engine import RolloutExecutor
+from models.inference.rollout_store import Purpose, RolloutStore, completion_key
+from models.inference.scheduler import EngineScheduler, PendingRequest
 from models.inference.vllm_server import on_cpu
 from models.processes import GuardedProcess
-from reasoning.sampling_plans import Ask, Outcomes
+from reasoning.sampling_plans import Outcomes, SampleRange
 
 TRACES = 200
 KILLS = 20
@@ -52,11 +52,11 @@ class Logged(EngineScheduler):
 
     log: Path
 
-    def send(self, ticket: int, draw: Draw) -> None:
-        first = draw.ask.first + len(draw.held)
+    def send(self, ticket: int, draw: PendingRequest) -> None:
+        first = draw.ask.first + len(draw.completions)
         with self.log.open("a") as file:
             file.write(json.dumps([draw.key.hex(), first, draw.missing]) + "\n")
-        super().send(ticket, draw)
+        super().submit(ticket, draw)
 
 
 def run(url: str, log: Path) -> None:
@@ -74,9 +74,9 @@ def run(url: str, log: Path) -> None:
             start(server, model)
             question = crossing(server, model)
             plans = [question.plan(len(case.ends)) for case in question.cases]
-            desk = Logged(server, model)
-            desk.log = log
-            rollouts = Rollouts(RolloutStore(url), [desk], Purpose.PROBE, 0, progress)
+            scheduler = Logged(server, model)
+            scheduler.log = log
+            rollouts = RolloutExecutor(RolloutStore(url), [scheduler], Purpose.PROBE, 0, progress)
             list(rollouts.run(question.job(case, plan) for case, plan in zip(question.cases, plans, strict=True)))
         finally:
             server.close()
@@ -90,17 +90,17 @@ def crossing(server: Recording, model: Checkpoint) -> Question:
 def stored(url: str, question: Question) -> dict[str, list[Completion]]:
     """All samples of all prefixes, by their key."""
     keys = [key_of(question, prompt) for prompt in question.prompts()]
-    return {key.hex(): held for key, held in RolloutStore(url).held(keys).items()}
+    return {key.hex(): held for key, held in RolloutStore(url).find(keys).items()}
 
 
 def key_of(question: Question, prompt: tuple[int, ...]) -> bytes:
-    return identity(question.model, Request(prompt, question.sampling, 1), Purpose.PROBE, 0)
+    return completion_key(question.model, Request(prompt, question.sampling, 1), Purpose.PROBE, 0)
 
 
 def replayed(question: Question, samples: dict[str, list[Completion]]) -> list[int | None]:
     """The crossings that stored samples give."""
 
-    def outcomes(case: Case, ask: Ask) -> Outcomes:
+    def outcomes(case: Case, ask: SampleRange) -> Outcomes:
         group = samples[key_of(question, question.prompt(case, ask.prefix)).hex()][ask.first : ask.first + ask.count]
         assert len(group) == ask.count, "a sample that decided is not stored"
         return question.judge(case, [completion.token_ids for completion in group])
@@ -158,10 +158,25 @@ def killed(url: str, log: Path, delay: float | None, while_starting: bool) -> st
 def served(model: Checkpoint, port: int, log: Path) -> GuardedProcess:
     """A server as its owner would start it, under the model's fingerprint."""
     command = [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model.folder),
-        "--served-model-name", model.fingerprint, "--port", str(port), "--enable-prefix-caching",
-        "--max-num-seqs", str(SEATS), "--dtype", "float32", "--max-model-len", "2048", "--generation-config", "vllm",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        str(model.folder),
+        "--served-model-name",
+        model.fingerprint,
+        "--port",
+        str(port),
+        "--enable-prefix-caching",
+        "--max-num-seqs",
+        str(SEATS),
+        "--dtype",
+        "float32",
+        "--max-model-len",
+        "2048",
+        "--generation-config",
+        "vllm",
+    ]
     environment = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
     if on_cpu():
         command += ["--block-size", "32", "--enforce-eager", "--distributed-executor-backend", "uni"]
@@ -224,7 +239,7 @@ def servers() -> None:
             note("the first server is back")
 
         helper = threading.Thread(target=bring_back)
-        for job in Rollouts(RolloutStore(url), [EngineScheduler(engine, model)], Purpose.PROBE, 0).run(jobs):
+        for job in RolloutExecutor(RolloutStore(url), [EngineScheduler(engine, model)], Purpose.PROBE, 0).run(jobs):
             assert not job.refused, job.refused
             closed += 1
             if closed == len(jobs) // 4:

@@ -19,7 +19,7 @@ from bench.rollouts import machine
 from conf.sampling import Sampling
 from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
 from models.inference.engine import Completion, Request
-from models.inference.rollout_engine import Rollouts
+from models.inference.rollout_engine import RolloutExecutor
 from models.inference.rollout_store import Purpose, RolloutStore
 from models.inference.scheduler import EngineScheduler, Job
 from models.inference.scripted_engine import ScriptedEngine
@@ -33,9 +33,12 @@ def jobs(traces: int) -> Iterator[Job]:
     for trace in range(traces):
         ids = tuple((trace * 7919 + n) % 640 for n in range(PREFIXES * TOKENS))
         yield Job(
-            EarliestCrossing(PREFIXES, K, 0.5), lambda index, ids=ids: ids[: (index + 1) * TOKENS], Sampling(samples=K),
-            lambda completions: [completion.token_ids[0] == 1 for completion in completions], len(ids),
-        )  # fmt: skip
+            EarliestCrossing(PREFIXES, K, 0.5),
+            lambda index, ids=ids: ids[: (index + 1) * TOKENS],
+            Sampling(samples=K),
+            lambda completions: [completion.token_ids[0] == 1 for completion in completions],
+            len(ids),
+        )
 
 
 def right_late(_: Checkpoint, request: Request, number: int) -> Completion:
@@ -47,7 +50,9 @@ def run(traces: int) -> int:
     """The process's largest resident set, KiB."""
     with tempfile.TemporaryDirectory() as folder:
         store = RolloutStore(f"sqlite:///{folder}/store.sqlite")
-        rollouts = Rollouts(store, [EngineScheduler(ScriptedEngine(right_late), Checkpoint.open(TINY_MODEL))], Purpose.PROBE, 0)
+        rollouts = RolloutExecutor(
+            store, [EngineScheduler(ScriptedEngine(right_late), Checkpoint.open(TINY_MODEL))], Purpose.PROBE, 0
+        )
         for _ in rollouts.run(jobs(traces)):
             pass
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -24,9 +24,13 @@ from pathlib import Path
 from typing import Any
 
 PHASES = {
-    "sample: ": "", "value thoughts: ": "", "sft: ": " steps", "grpo-long: ": "2 steps", "grpo-short: ": "2 steps",
+    "sample: ": "",
+    "value thoughts: ": "",
+    "sft: ": " steps",
+    "grpo-long: ": "2 steps",
+    "grpo-short: ": "2 steps",
     "talk: ": "",
-}  # fmt: skip
+}
 """How the progress of each begins, and what shows that it is under way: the first step is done. Where nothing is named,
 it is a completion that was not stored before."""
 DEADLINE = 600
@@ -119,7 +123,7 @@ def compare(killed: Path, whole: Path) -> None:
 
 def outcome(line: dict[str, Any]) -> tuple[Any, ...]:
     """Of a couple, which names its models by where they are, all but the digest."""
-    digest = line["digest"] if line["stage"] != "couple" else ""
+    digest = line["digest"] if line["stage"] != "pair-models" else ""
     return line["stage"], line["rows_in"], line["rows_out"], digest
 
 

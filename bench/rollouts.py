@@ -37,13 +37,22 @@ from conf.sampling import Sampling
 from conf.segmentation import Segmentation
 from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
 from models.inference.engine import Completion, Deliver, Refused, Request, Session
-from models.inference.rollout_engine import Rollouts
+from models.inference.rollout_engine import RolloutExecutor
 from models.inference.rollout_store import Purpose, RolloutStore
 from models.inference.scheduler import EngineScheduler, Job
 from models.inference.vllm_server import VllmServer
 from reasoning.answers.boxed import plain_number, until_closing_brace
-from reasoning.records import Bill
-from reasoning.sampling_plans import AllValues, Ask, EarliestCrossing, Outcomes, Plan, bill, enough, right_ones
+from reasoning.records import CostBounds
+from reasoning.sampling_plans import (
+    EarliestCrossing,
+    FullEstimate,
+    Outcomes,
+    SampleRange,
+    SamplingPlan,
+    cost_bounds,
+    count_right,
+    min_successes,
+)
 from reasoning.segment import segment_text, token_ends
 from reasoning.stories import Split, draw_stories
 from reasoning.thinking import final_answer, thinking_of
@@ -94,7 +103,7 @@ class Question(NamedTuple):
         answers = [self.answer(self.model.decode(tuple(ids))) for ids in tokens]
         return [answer is not None and plain_number(answer) == gold for answer in answers]
 
-    def job(self, case: Case, plan: Plan) -> Job:
+    def job(self, case: Case, plan: SamplingPlan) -> Job:
         def outcomes(completions: Sequence[Completion]) -> Outcomes:
             return self.judge(case, [completion.token_ids for completion in completions])
 
@@ -122,9 +131,9 @@ class _Recorder:
     def __exit__(self, *error: Any) -> Any:
         return self._manager.__exit__(*error)
 
-    def submit(self, ticket: int, request: Request, near: int) -> None:
+    def submit(self, ticket: int, request: Request, affinity_key: int) -> None:
         self._asked.append(request)
-        self._session.submit(ticket, request, near)
+        self._session.submit(ticket, request, affinity_key)
 
 
 def lengthened(server: VllmServer, model: Checkpoint, count: int) -> list[Case]:
@@ -132,8 +141,8 @@ def lengthened(server: VllmServer, model: Checkpoint, count: int) -> list[Case]:
     stories = draw_stories(Split.HELDOUT, 0, 5 * count, (6, 7, 8))
     problems = [story_problem(story, Split.HELDOUT, 0, index) for index, story in enumerate(stories)]
     prompts = [model.prompt_ids(problem) for problem in problems]
-    sampler = Rollouts(RolloutStore(STORE), [EngineScheduler(server, model)], Purpose.TRAIN, 0)
-    drawn = sampler.draw([Request(prompt, Sampling(samples=8), 8) for prompt in prompts])
+    sampler = RolloutExecutor(RolloutStore(STORE), [EngineScheduler(server, model)], Purpose.TRAIN, 0)
+    drawn = sampler.sample([Request(prompt, Sampling(samples=8), 8) for prompt in prompts])
     found = []
     for problem, prompt, completions in zip(problems, prompts, drawn, strict=True):
         assert not isinstance(completions, Refused), completions
@@ -167,32 +176,35 @@ def ours(server: Recording, question: Question, seed: int) -> dict[str, Any]:
     server.asked = []
     plans = [question.plan(len(case.ends)) for case in question.cases]
     jobs = [question.job(case, plan) for case, plan in zip(question.cases, plans, strict=True)]
-    rollouts = Rollouts(RolloutStore("sqlite://"), [EngineScheduler(server, question.model)], Purpose.PROBE, seed)
+    rollouts = RolloutExecutor(
+        RolloutStore("sqlite://"), [EngineScheduler(server, question.model)], Purpose.PROBE, seed
+    )
     started = time.monotonic()
     for _ in rollouts.run(jobs):
         pass
     seconds, used = time.monotonic() - started, rollouts.usage
     return {
-        "seconds": seconds, "generated_tokens": used.generated_tokens,
+        "seconds": seconds,
+        "generated_tokens": used.generated_tokens,
         "idle_share": used.engine_idle / (used.engine_busy + used.engine_idle),
         "tail_share": used.engine_tail / (used.engine_busy + used.engine_idle),
         "prefill_by_ledger": used.prompt_tokens - used.cached_prompt_tokens,
         "floor": floor(server, question, plans, used.generated_tokens),
-    }  # fmt: skip
+    }
 
 
 def floor(server: Recording, question: Question, plans: Sequence[Any], generated: int) -> dict[str, float]:
     """The least for the answers that were found: tokens of the samples that decided; each trace computed once up to its
     longest prefix asked about, and per rollout one block of the cache and what opens it."""
     slack = server.block + len(question.opening)
-    if isinstance(plans[0], AllValues):
+    if isinstance(plans[0], FullEstimate):
         rollouts = sum(request.count for request in server.asked)
         whole = sum(len(case.prompt) + case.ends[-1] for case in question.cases)
         return {"generated_tokens": generated, "prefill_tokens": whole + rollouts * slack}
-    total = Bill()
+    total = CostBounds()
     for case, plan in zip(question.cases, plans, strict=True):
         lengths = [len(case.prompt) + end for end in case.ends]
-        total += bill(plan, lengths, len(question.opening), question.sampling.samples, server.block)
+        total += cost_bounds(plan, lengths, len(question.opening), question.sampling.samples, server.block)
     needed = generated * total.rollouts_floor / total.rollouts
     return {"generated_tokens": needed, "prefill_tokens": total.prefill_floor}
 
@@ -230,9 +242,15 @@ def plainly(server: VllmServer, bodies: Sequence[dict[str, Any]], seats: int) ->
 
 def body_of(prompt: Sequence[int], sampling: Sampling, count: int, **more: Any) -> dict[str, Any]:
     return {
-        "model": "policy", "prompt": list(prompt), "n": count, "max_tokens": sampling.max_tokens,
-        "temperature": sampling.temperature, "top_p": sampling.top_p, "return_token_ids": True, **more,
-    }  # fmt: skip
+        "model": "policy",
+        "prompt": list(prompt),
+        "n": count,
+        "max_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "return_token_ids": True,
+        **more,
+    }
 
 
 def measure(server: Recording, question: Question, seed: int) -> dict[str, Any]:
@@ -255,7 +273,7 @@ def run_mode(server: Recording, question: Question, mode: str, seed: int) -> dic
         found = ours(server, question, seed)
     else:
         asked = bodies(mode, question.prompts(), question.sampling, server.asked, seed)
-        seats = sum(body["n"] for body in asked) if mode == "raw" else server.seats
+        seats = sum(body["n"] for body in asked) if mode == "raw" else server.max_concurrency
         found = plainly(server, asked, seats)
     return found | {"prefill_tokens": server.computed_prompt_tokens - before}
 
@@ -266,8 +284,9 @@ def bodies(
     if mode == "naive":
         return [
             body_of(prompt, sampling, 1, cache_salt=f"{seed}-{index}-{sample}")
-            for index, prompt in enumerate(prompts) for sample in range(sampling.samples)
-        ]  # fmt: skip
+            for index, prompt in enumerate(prompts)
+            for sample in range(sampling.samples)
+        ]
     if mode == "naive_cached":
         return [body_of(prompt, sampling, sampling.samples) for prompt in prompts]
     return [body_of(request.prompt_ids, sampling, request.count) for request in asked]
@@ -282,15 +301,15 @@ def replayed(question: Question, tokens: Sequence[Sequence[Sequence[int]]]) -> b
         if not isinstance(plan, EarliestCrossing):
             return None
         play(plan, lambda ask, rows=rows: rows[ask.prefix][ask.first : ask.first + ask.count])
-        needed = enough(total, PROBING.threshold)
-        if plan.crossing != next((i for i, row in enumerate(rows) if right_ones(row) >= needed), None):
+        needed = min_successes(total, PROBING.threshold)
+        if plan.crossing != next((i for i, row in enumerate(rows) if count_right(row) >= needed), None):
             return False
     return True
 
 
-def play(plan: Plan, outcomes_of: Callable[[Ask], Outcomes]) -> None:
+def play(plan: SamplingPlan, outcomes_of: Callable[[SampleRange], Outcomes]) -> None:
     """Closes a plan on samples that are there already."""
-    while asks := plan.asks():
+    while asks := plan.next_ranges():
         for ask in asks:
             plan.add(ask, outcomes_of(ask))
 
@@ -322,9 +341,11 @@ def figures(question: Question, rounds: Sequence[dict[str, Any]]) -> dict[str, A
             "naive_to_ours": median(one["naive"]["seconds"] / one["ours"]["seconds"] for one in rounds),
         },
         "seconds_by_round": {mode: [round(one[mode]["seconds"], 2) for one in rounds] for mode in MODES},
-        "traces": len(question.cases), "segments": median(len(case.ends) for case in question.cases),
-        "trace_tokens": median(len(case.ids) for case in question.cases), "k": question.sampling.samples,
-    }  # fmt: skip
+        "traces": len(question.cases),
+        "segments": median(len(case.ends) for case in question.cases),
+        "trace_tokens": median(len(case.ids) for case in question.cases),
+        "k": question.sampling.samples,
+    }
 
 
 def questions(server: Recording, model: Checkpoint, traces: int, fewer: int) -> dict[str, Question]:
@@ -337,8 +358,8 @@ def questions(server: Recording, model: Checkpoint, traces: int, fewer: int) -> 
     def crossing(asked: Sequence[Case]) -> Question:
         return Question(asked, model.encode(PROBING.exit_text), probes, scan, until_closing_brace, model)
 
-    def values(prefixes: int) -> AllValues:
-        return AllValues(prefixes, THOUGHTS.samples)
+    def values(prefixes: int) -> FullEstimate:
+        return FullEstimate(prefixes, THOUGHTS.samples)
 
     return {
         "crossing": crossing(cases),
@@ -386,15 +407,18 @@ def print_speed(server: Recording, question: Question, rounds: int) -> None:
     for seed in range(rounds):
         found = {mode: run_mode(server, question, mode, seed) for mode in ("ours", "raw")}
         ratios.append(found["raw"]["seconds"] / found["ours"]["seconds"])
-        print(f"ours {found['ours']['seconds']:.1f} s, tail {found['ours']['tail_share']:.2f}; "
-              f"raw {found['raw']['seconds']:.1f} s; ratio {ratios[-1]:.2f}", flush=True)  # fmt: skip
+        print(
+            f"ours {found['ours']['seconds']:.1f} s, tail {found['ours']['tail_share']:.2f}; "
+            f"raw {found['raw']['seconds']:.1f} s; ratio {ratios[-1]:.2f}",
+            flush=True,
+        )
     print(f"median of {rounds}: {median(ratios):.2f}")
 
 
 def start(server: VllmServer, model: Checkpoint) -> None:
     """Has the server started before anything is measured, even where all traces are stored already."""
     request = Request(model.encode("Ann"), Sampling(samples=1, max_tokens=1), 1)
-    Rollouts(RolloutStore("sqlite://"), [EngineScheduler(server, model)], Purpose.TRAIN, 0).draw([request])
+    RolloutExecutor(RolloutStore("sqlite://"), [EngineScheduler(server, model)], Purpose.TRAIN, 0).sample([request])
 
 
 def machine() -> dict[str, Any]:

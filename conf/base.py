@@ -11,12 +11,12 @@ Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 
 
-class Section(BaseModel):
+class Settings(BaseModel):
     """A frozen group of settings. Unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    LEFT_OUT: ClassVar[dict[str, str]] = {}
+    NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = {}
     """Fields that change no result, each with the reason; all others are in the cache key."""
 
 

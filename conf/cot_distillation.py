@@ -9,13 +9,13 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, Tag, model_validator
 
-from conf.base import Positive, Section, Share, type_or
+from conf.base import Positive, Settings, Share, type_or
 from conf.dto import Dto
-from conf.engine import Engine, Storage, refuse_overflow, refuse_short_training
-from conf.llm import Llm, LlmRole, refuse_idle_llm
+from conf.engine import Engine, Storage, validate_fits_context, validate_training_length
+from conf.llm import Llm, LlmRole, validate_llm_is_used
 from conf.probing import Finalizing, Probing
 from conf.problems import Decontamination, NgramOverlap, Problems, Stories
-from conf.prompts import Prompted, refuse_open_exit
+from conf.prompts import Prompted, validate_exit_text
 from conf.sampling import Sampling
 from conf.segmentation import Segmentation
 from conf.training import Dpo, Sft
@@ -25,7 +25,7 @@ PAPER_RATIOS = (79.1, 84.5, 87.0, 88.0, 88.8, 89.4, 90.5, 90.6, 90.4, 88.8)
 """Percent by which the paper's text traces get shorter, by level (its Table 1)."""
 
 
-class LocalTeacher(Section):
+class LocalTeacher(Settings):
     """A model on the run's own engine writes the traces."""
 
     type: Literal["local"] = "local"
@@ -39,7 +39,7 @@ class TeacherLlm(Llm):
     STANDS_AT: ClassVar[str] = "teacher.llm"
 
 
-class EndpointTeacher(Section):
+class EndpointTeacher(Settings):
     """A model behind an OpenAI-compatible endpoint writes the traces; the student's tokenizer reads them."""
 
     type: Literal["endpoint"] = "endpoint"
@@ -55,7 +55,7 @@ Teacher = Annotated[
 ]
 
 
-class Choosing(Section):
+class TraceSelection(Settings):
     """Which of a problem's right traces are distilled."""
 
     order: Literal["as-drawn", "shortest", "longest"] = "as-drawn"
@@ -64,7 +64,7 @@ class Choosing(Section):
     """Traces per problem. Not from the paper."""
 
 
-def refuse_too_many(choosing: Choosing, sampling: Sampling) -> None:
+def validate_max_traces(choosing: TraceSelection, sampling: Sampling) -> None:
     """Raises ValueError where more traces are to be chosen than are drawn."""
     if choosing.most > sampling.samples:
         raise ValueError(
@@ -73,7 +73,7 @@ def refuse_too_many(choosing: Choosing, sampling: Sampling) -> None:
         )
 
 
-class EmbeddedRater(Section):
+class EmbeddedRater(Settings):
     """Tenths of the problems in the order of the tokens that a right answer takes the model: how many a trace needs
     until its prefixes answer right, over the share of right traces. The level that a data set gives is not read."""
 
@@ -88,7 +88,7 @@ class LlmRater(LlmRole):
     """Problems without a usable rating are set aside; above this share the run ends."""
 
 
-class EmbeddedCompressor(Section):
+class EmbeddedCompressor(Settings):
     """The segments that bring the thinking nearer to the answer, by the values of its prefixes."""
 
     type: Literal["embedded"] = "embedded"
@@ -111,14 +111,23 @@ Compressor = Annotated[
 ]
 
 
-class Budget(Section):
+class LengthBudget(Settings):
     """How much of a trace's thinking may stay, by the problem's level (section A.3)."""
 
     unit: Literal["share", "tokens"] = "share"
     """Of the trace's own thinking, or tokens: as many for every trace of a level. Not from the paper."""
     by_level: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=LEVELS, max_length=LEVELS)] = (
-        0.21, 0.22, 0.23, 0.24, 0.25, 0.26, 0.27, 0.28, 0.29, 0.30,
-    )  # fmt: skip
+        0.21,
+        0.22,
+        0.23,
+        0.24,
+        0.25,
+        0.26,
+        0.27,
+        0.28,
+        0.29,
+        0.30,
+    )
     """Level 1 first. Not from the paper: its ratios by level (79.1 … 90.6 % shorter) were not chosen, and do not rise;
     here the same trace never gets shorter as its level rises."""
 
@@ -136,8 +145,8 @@ class Budget(Section):
         return self
 
 
-class Compression(Section):
-    budget: Budget = Budget()
+class Compression(Settings):
+    budget: LengthBudget = LengthBudget()
     by: Compressor = EmbeddedCompressor()
 
 
@@ -156,7 +165,7 @@ Variant = Literal["sft", "dpo", "sft-uncompressed", "shuffled-ratings"]
 class CotDistillation(Prompted):
     """One run: sample, choose, value, rate, compress, SFT, DPO, examine (papers, section A)."""
 
-    LEFT_OUT: ClassVar[dict[str, str]] = Dto.LEFT_OUT
+    NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = Dto.NOT_IN_CACHE_KEY
 
     pipeline: Literal["cot-distillation"] = "cot-distillation"
     preset: str = "tiny"
@@ -170,7 +179,7 @@ class CotDistillation(Prompted):
     decontamination: Decontamination = NgramOverlap()
     sampling: Sampling = Sampling()
     """Of the teacher's traces."""
-    choosing: Choosing = Choosing()
+    choosing: TraceSelection = TraceSelection()
     segmentation: Segmentation = Segmentation()
     probing: Probing = Probing()
     """How the value of a prefix is measured."""
@@ -198,14 +207,17 @@ class CotDistillation(Prompted):
 
     @model_validator(mode="after")
     def _llm_is_needed(self) -> Self:
-        roles = [name for name, role in (("rating", self.rating), ("compression.by", self.compression.by))
-                 if role.type == "llm"] + ["judging"] * (self.judging is not None)  # fmt: skip
-        refuse_idle_llm(self.llm, roles)
+        roles = [
+            name
+            for name, role in (("rating", self.rating), ("compression.by", self.compression.by))
+            if role.type == "llm"
+        ] + ["judging"] * (self.judging is not None)
+        validate_llm_is_used(self.llm, roles)
         return self
 
     @model_validator(mode="after")
     def _effective(self) -> Self:
-        refuse_too_many(self.choosing, self.sampling)
+        validate_max_traces(self.choosing, self.sampling)
         if len(set(self.variants)) < len(self.variants):
             raise ValueError(f"variants names one twice: {', '.join(self.variants)}; name it once")
         return self
@@ -243,12 +255,12 @@ class CotDistillation(Prompted):
     @model_validator(mode="after")
     def _fits_context(self) -> Self:
         trace = self.sampling.max_tokens
-        refuse_overflow("sampling", self.sampling, self.engine)
-        refuse_overflow("benchmark_sampling", self.benchmark_sampling, self.engine)
+        validate_fits_context("sampling", self.sampling, self.engine)
+        validate_fits_context("benchmark_sampling", self.benchmark_sampling, self.engine)
         if self.reads_values:
-            refuse_overflow("probing.sampling", self.probing.sampling, self.engine, trace)
-            refuse_open_exit("probing.exit_text", self.probing.exit_text, self.prompt.thinking)
-        refuse_overflow("finalizing.sampling", self.finalizing.sampling, self.engine, trace)
-        refuse_short_training("sft", self.sft, self.sampling)
-        refuse_short_training("dpo", self.dpo, self.sampling)
+            validate_fits_context("probing.sampling", self.probing.sampling, self.engine, trace)
+            validate_exit_text("probing.exit_text", self.probing.exit_text, self.prompt.thinking)
+        validate_fits_context("finalizing.sampling", self.finalizing.sampling, self.engine, trace)
+        validate_training_length("sft", self.sft, self.sampling)
+        validate_training_length("dpo", self.dpo, self.sampling)
         return self

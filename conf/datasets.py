@@ -9,10 +9,10 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from conf.base import Section
+from conf.base import Settings
 
 
-class Columns(Section):
+class Columns(Settings):
     """Where a data set keeps what a problem needs. A dotted name leads into objects and lists:
     `reward_model.ground_truth`, `conversations.0.value`."""
 
@@ -81,10 +81,14 @@ DATASETS: dict[str, Columns] = {
     "hails/agieval-gaokao-mathqa": Columns(id="", problem="query", answer="gold", answer_is="index", choices="choices"),
     "TIGER-Lab/MMLU-Pro": Columns(id="question_id", problem="question", choices="options", subject="category"),
     "Idavidrein/gpqa": Columns(
-        id="Record ID", problem="Question", answer="Correct Answer", answer_is="choice", subject="High-level domain",
+        id="Record ID",
+        problem="Question",
+        answer="Correct Answer",
+        answer_is="choice",
+        subject="High-level domain",
         wrong_choices=("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"),
     ),
-}  # fmt: skip
+}
 """By the data set's name, from its card or from published code that reads it. Tested on made-up rows of the same shape:
 no machine here reaches the hub. A sixteenth of the rows of PRIME-RL/Eurus-2-RL-Data are programs to write, whose
 "answers" are test cases: they are set aside."""

@@ -6,12 +6,12 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, Tag, model_validator
 
-from conf.base import PositiveFloat, Section, Share, type_or
-from conf.engine import Engine, Storage, refuse_overflow, refuse_short_training
-from conf.llm import Llm, LlmRole, refuse_idle_llm
+from conf.base import PositiveFloat, Settings, Share, type_or
+from conf.engine import Engine, Storage, validate_fits_context, validate_training_length
+from conf.llm import Llm, LlmRole, validate_llm_is_used
 from conf.probing import Finalizing, ForwardScan, Probing, Search
 from conf.problems import Benchmark, Decontamination, NgramOverlap, Problems, Stories
-from conf.prompts import Prompted, refuse_open_exit
+from conf.prompts import Prompted, validate_exit_text
 from conf.sampling import Sampling
 from conf.segmentation import Segmentation
 from conf.training import Sft, SimPO, Training
@@ -32,13 +32,13 @@ class DtoFinalizing(Finalizing):
     pair, which teaches when not to stop. Not from the paper."""
 
 
-class NoPruning(Section):
+class NoPruning(Settings):
     """Shortened traces stay as they were cut."""
 
     type: Literal["none"] = "none"
 
 
-class CheckedPruning(Section):
+class CheckedPruning(Settings):
     """Inner segments without which the answer is still reached are taken out (section B.6), by `reasoning.pruning`."""
 
     most_surprise: PositiveFloat = 3.0
@@ -66,7 +66,7 @@ Pruning = Annotated[
 ]
 
 
-class Pairing(Section):
+class Pairing(Settings):
     """Which preference pairs are made (section B.7)."""
 
     rejected: Literal["original", "longest"] = "original"
@@ -74,7 +74,7 @@ class Pairing(Section):
     paper."""
 
 
-class Controls(Section):
+class Controls(Settings):
     """What is examined beside the method, in the same run and on the same problems."""
 
     trained: tuple[Literal["shortest-longest", "sft", "paper-pairs", "unpruned", "probe-pruned"], ...] = ()
@@ -109,7 +109,7 @@ class Controls(Section):
 class Dto(Prompted):
     """One run of DTO: sample, segment, probe, cut, finalize, pair, train, examine (papers, section B)."""
 
-    LEFT_OUT: ClassVar[dict[str, str]] = {
+    NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = {
         "pipeline": "there is one pipeline per settings class",
         "preset": "a name; what it stands for is in the other fields",
         "engine": "speed, memory, and which of all possible samples are drawn; its dtype is in a sampled checkpoint's "
@@ -142,7 +142,7 @@ class Dto(Prompted):
 
     @model_validator(mode="after")
     def _llm_is_needed(self) -> Dto:
-        refuse_idle_llm(self.llm, ["pruning"] if self.pruning.type == "llm" else [])
+        validate_llm_is_used(self.llm, ["pruning"] if self.pruning.type == "llm" else [])
         return self
 
     @model_validator(mode="after")
@@ -178,7 +178,7 @@ class Dto(Prompted):
             # Probes and endings go on from a prefix that may be almost a whole trace.
             longest = max(self.sampling.max_tokens, self.benchmark.sampling.max_tokens * self.controls.early_stop)
             trace = longest if name in ("probing.sampling", "finalizing.sampling") else 0
-            refuse_overflow(name, section, self.engine, trace)
-        refuse_open_exit("probing.exit_text", self.probing.exit_text, self.prompt.thinking)
-        refuse_short_training("training", self.training, self.sampling)
+            validate_fits_context(name, section, self.engine, trace)
+        validate_exit_text("probing.exit_text", self.probing.exit_text, self.prompt.thinking)
+        validate_training_length("training", self.training, self.sampling)
         return self

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from conf.base import Positive, PositiveFloat, Section, Share
+from conf.base import Positive, PositiveFloat, Settings, Share
 from conf.redaction import without_password
 from conf.sampling import Sampling
 from conf.training import Training
@@ -14,14 +14,14 @@ from conf.training import Training
 SavedUrl = Annotated[str, AfterValidator(without_password)]
 
 
-PATIENCE, PATIENCE_PER_TOKEN = 900.0, 0.25
+REQUEST_SECONDS, SECONDS_PER_TOKEN = 900.0, 0.25
 """Seconds that a request may take: for itself, and for each token that it may draw on a server whose seats are all
 taken."""
-ROOM_FOR_PROMPT = 256
+MIN_PROMPT_TOKENS = 256
 """Tokens that settings must leave for a prompt with its exit or closing text."""
 
 
-class Engine(Section):
+class Engine(Settings):
     """The vLLM server that one run owns, and others that it may use: speed and memory. Another `dtype` is another
     model, and sampled anew."""
 
@@ -53,30 +53,30 @@ class Engine(Section):
 
     def timeout_for(self, max_tokens: int) -> float:
         """Seconds within which a request for so many tokens must be answered."""
-        return self.request_timeout or PATIENCE + PATIENCE_PER_TOKEN * max_tokens
+        return self.request_timeout or REQUEST_SECONDS + SECONDS_PER_TOKEN * max_tokens
 
 
-def refuse_overflow(name: str, sampling: Sampling, engine: Engine, trace: int = 0) -> None:
+def validate_fits_context(name: str, sampling: Sampling, engine: Engine, trace: int = 0) -> None:
     """Raises ValueError when prompt, `trace` and completion may be longer than the engine's context."""
-    if trace + sampling.max_tokens + ROOM_FOR_PROMPT > engine.context:
+    if trace + sampling.max_tokens + MIN_PROMPT_TOKENS > engine.context:
         raise ValueError(
             f"{name}.max_tokens ({sampling.max_tokens}{f' after a trace of {trace}' if trace else ''}) leaves "
-            f"less than {ROOM_FOR_PROMPT} tokens for the prompt in engine.context ({engine.context}); "
+            f"less than {MIN_PROMPT_TOKENS} tokens for the prompt in engine.context ({engine.context}); "
             f"lower the first or raise the second"
         )
 
 
-def refuse_short_training(name: str, training: Training, traces: Sampling) -> None:
+def validate_training_length(name: str, training: Training, traces: Sampling) -> None:
     """Raises ValueError where the longest of `traces` would not fit into a row of `training`."""
-    if training.max_length < traces.max_tokens + ROOM_FOR_PROMPT:
+    if training.max_length < traces.max_tokens + MIN_PROMPT_TOKENS:
         raise ValueError(
             f"{name}.max_length ({training.max_length}) holds no trace of sampling.max_tokens ({traces.max_tokens}) "
-            f"with {ROOM_FOR_PROMPT} tokens for the prompt; such rows would all be dropped as too long; raise the "
+            f"with {MIN_PROMPT_TOKENS} tokens for the prompt; such rows would all be dropped as too long; raise the "
             f"first or lower the second"
         )
 
 
-class Storage(Section):
+class Storage(Settings):
     """Where results live. References hold full paths: what is moved to another place is made anew there."""
 
     root: SavedUrl = "runs"

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
-from conf.base import Section
+from conf.base import Settings
 
 Price = Annotated[float, Field(ge=0)]
 
@@ -31,20 +31,24 @@ def _endpoint(url: str) -> str:
     return url
 
 
-class LlmRole(Section):
+class LlmRole(Settings):
     """A role that an auxiliary model plays."""
 
     max_tokens: Annotated[int, Field(gt=0)] = 2048
     """The longest reply, thinking included; more where the reply's own form needs more. Not from the paper."""
 
 
-class Llm(Section):
+class Llm(Settings):
     """An OpenAI-compatible endpoint for all roles of type `llm`."""
 
-    LEFT_OUT: ClassVar[dict[str, str]] = {
-        "concurrency": "speed", "key_variable": "who pays", "price_in": "accounting", "price_out": "accounting",
-        "cap": "it ends a run, and changes no reply", "max_retry_after": "it ends a run, and changes no reply",
-    }  # fmt: skip
+    NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = {
+        "concurrency": "speed",
+        "key_variable": "who pays",
+        "price_in": "accounting",
+        "price_out": "accounting",
+        "cap": "it ends a run, and changes no reply",
+        "max_retry_after": "it ends a run, and changes no reply",
+    }
     STANDS_AT: ClassVar[str] = "llm"
     """The section's name, for messages."""
 
@@ -83,7 +87,7 @@ class Llm(Section):
         return self
 
 
-def refuse_idle_llm(llm: Llm | None, roles: Sequence[str]) -> None:
+def validate_llm_is_used(llm: Llm | None, roles: Sequence[str]) -> None:
     """Raises ValueError where `roles` have nobody who plays them, or nobody has a role."""
     if roles and llm is None:
         raise ValueError(f"{', '.join(roles)}: an auxiliary model is needed; give llm.url and llm.model")

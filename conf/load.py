@@ -16,12 +16,12 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 from pydantic import Tag, ValidationError
 from pydantic_core import ErrorDetails
 
-from conf.base import Section
+from conf.base import Settings
 from conf.errors import ReadableError
 from conf.redaction import names_secret, redacted
 
 PRESETS = Path(__file__).parent / "presets"
-S = TypeVar("S", bound=Section)
+S = TypeVar("S", bound=Settings)
 
 
 class SettingsError(ReadableError):
@@ -49,7 +49,7 @@ def load(kind: type[S], preset: str, assignments: tuple[str, ...] = ()) -> S:
         raise SettingsError(_explain(error, kind, path)) from None
 
 
-def _preset_path(kind: type[Section], preset: str) -> Path:
+def _preset_path(kind: type[Settings], preset: str) -> Path:
     if preset.endswith(".toml"):
         if not Path(preset).is_file():
             raise SettingsError(f"{preset}: no such file")
@@ -85,7 +85,7 @@ def _named(assignment: str) -> str:
     return redacted(re.match(r"[\w.-]*", assignment)[0])  # type: ignore[index]
 
 
-def _explain(error: ValidationError, kind: type[Section], path: Path) -> str:
+def _explain(error: ValidationError, kind: type[Settings], path: Path) -> str:
     lines = []
     for item in error.errors():
         where, section = _locate(kind, item["loc"])
@@ -104,17 +104,17 @@ def _explain(error: ValidationError, kind: type[Section], path: Path) -> str:
 
 def _may_be_shown(item: ErrorDetails, where: Sequence[str]) -> bool:
     """Whole sections are too long, and what stands under a mistyped name, or under one like `key`, may be a secret."""
-    if isinstance(item["input"], dict | Section):
+    if isinstance(item["input"], dict | Settings):
         return False
     if any(map(names_secret, where)):
         return False
     return item["type"] != "extra_forbidden" or isinstance(item["input"], int | float)
 
 
-def _locate(kind: type[Section], location: tuple[int | str, ...]) -> tuple[list[str], type[Section]]:
+def _locate(kind: type[Settings], location: tuple[int | str, ...]) -> tuple[list[str], type[Settings]]:
     """The path as a person writes it, without the tags of unions, and the innermost section on it."""
     where: list[str] = []
-    choices: dict[str, type[Section]] = {}
+    choices: dict[str, type[Settings]] = {}
     for part in map(str, location):
         if part in choices:
             kind, choices = choices[part], {}
@@ -126,11 +126,11 @@ def _locate(kind: type[Section], location: tuple[int | str, ...]) -> tuple[list[
     return where, kind
 
 
-def _sections(annotation: Any) -> dict[str, type[Section]]:
+def _sections(annotation: Any) -> dict[str, type[Settings]]:
     """The sections that a field may hold, by their tag in its union."""
     if isinstance(annotation, type):
-        return {"": annotation} if issubclass(annotation, Section) else {}
-    found: dict[str, type[Section]] = {}
+        return {"": annotation} if issubclass(annotation, Settings) else {}
+    found: dict[str, type[Settings]] = {}
     for argument in get_args(annotation) if get_origin(annotation) in (Annotated, Union, UnionType) else ():
         if isinstance(argument, Tag):
             (section,) = found.values()
@@ -140,7 +140,7 @@ def _sections(annotation: Any) -> dict[str, type[Section]]:
     return found
 
 
-def _nearest(section: type[Section], field: str) -> str:
+def _nearest(section: type[Settings], field: str) -> str:
     """A suggestion for a misspelt field."""
     if names_secret(field) and "key_variable" in section.model_fields:
         variable = section.model_fields["key_variable"].default

@@ -9,26 +9,26 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, Tag, model_validator
 
-from conf.base import Positive, PositiveFloat, Section, Share, type_or
-from conf.cot_distillation import Choosing, refuse_too_many
+from conf.base import Positive, PositiveFloat, Settings, Share, type_or
+from conf.cot_distillation import TraceSelection, validate_max_traces
 from conf.dto import Dto
-from conf.engine import ROOM_FOR_PROMPT, Engine, Storage, refuse_overflow
-from conf.llm import Llm, LlmRole, refuse_idle_llm
+from conf.engine import MIN_PROMPT_TOKENS, Engine, Storage, validate_fits_context
+from conf.llm import Llm, LlmRole, validate_llm_is_used
 from conf.probing import Finalizing, Probing
 from conf.problems import Decontamination, NgramOverlap, Problems, Stories
-from conf.prompts import Prompted, refuse_open_exit
+from conf.prompts import Prompted, validate_exit_text
 from conf.sampling import Sampling
 from conf.segmentation import Segmentation
 from conf.training import Lora, Sft
 
 Who = Literal["long", "short"]
-LEAST_ROOM = 64
+MIN_DIALOGUE_TOKENS = 64
 """Tokens of a problem with its role, for which a context must have room at least."""
 TAGS = len("<answer></rethink>") + 1
 """Tokens of a turn's tags, at most, and of what ends it."""
 
 
-class MarkerChunker(Section):
+class MarkerChunker(Settings):
     """Thoughts begin at linguistic cues, as DTO's segments do."""
 
     type: Literal["markers"] = "markers"
@@ -46,7 +46,7 @@ class LlmChunker(LlmRole):
 Chunking = Annotated[Annotated[MarkerChunker, Tag("markers")] | Annotated[LlmChunker, Tag("llm")], type_or("markers")]
 
 
-class Importance(Section):
+class Importance(Settings):
     """The joint metric of a thought (section C.2), whose formula the paper does not print."""
 
     form: Literal["gain", "level"] = "gain"
@@ -58,7 +58,7 @@ class Importance(Section):
     """δ, for a thought that raises nothing. The paper's value."""
 
 
-class Protocol(Section):
+class Protocol(Settings):
     """How the two models talk (section C.4)."""
 
     long_role: str = (
@@ -95,7 +95,7 @@ class Protocol(Section):
         return self.most_turns * (self.turn_tokens + TAGS) + len(self.lead.encode())
 
 
-class Bounds(Section):
+class CollapseLimits(Settings):
     """Outside of these a training has collapsed, and ends; the best checkpoint stays."""
 
     fewest_tokens: Annotated[float, Field(ge=0, lt=1)] = 0.25
@@ -106,10 +106,10 @@ class Bounds(Section):
     """Mean reward of a step, without that for length, in times of the round's first step. Not from the paper."""
 
 
-class Reinforcement(Section):
+class Reinforcement(Settings):
     """Multi-turn GRPO (section C.5): one model trains, the other answers as it is; then they swap."""
 
-    LEFT_OUT: ClassVar[dict[str, str]] = {
+    NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = {
         "micro_batch": "splits the same step into smaller pieces; the gradient is the same",
         "save_every": "how much work a kill may cost",
         "rounds": "each round is a step with a key of its own",
@@ -146,7 +146,7 @@ class Reinforcement(Section):
     """As in `sft`. Not from the paper."""
     lora: Lora | None = None
     """Not given: all weights are trained, as in the paper."""
-    bounds: Bounds = Bounds()
+    bounds: CollapseLimits = CollapseLimits()
 
     @property
     def batch(self) -> int:
@@ -164,14 +164,14 @@ class Reinforcement(Section):
         return self
 
 
-class GoingOn(Sampling):
+class RolloutSampling(Sampling):
     """How rollouts are drawn."""
 
     samples: Positive = 5
     """The paper's value."""
 
 
-class Examining(Sampling):
+class EvalSampling(Sampling):
     """How examined completions and turns are drawn."""
 
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.3
@@ -180,7 +180,7 @@ class Examining(Sampling):
     """Not from the paper."""
 
 
-class Turns(Sft):
+class TurnSft(Sft):
     """Supervised fine-tuning on turns, each after the dialogue so far."""
 
     max_length: Positive = 20480
@@ -196,7 +196,7 @@ class TwoEngines(Engine):
     side_by_side: Annotated[int, Field(ge=2)] = 2
 
 
-class EarlyStop(Section):
+class EarlyStop(Settings):
     """A control without training: each trace of the base stops at the first prefix where more than `probing.threshold`
     of the probes agree with one another. Its probes count as generated tokens."""
 
@@ -208,7 +208,7 @@ class EarlyStop(Section):
 class LongShort(Prompted):
     """One run: sample, chunk, value thoughts, cold start of two models, alternating RL, examine (papers, section C)."""
 
-    LEFT_OUT: ClassVar[dict[str, str]] = Dto.LEFT_OUT
+    NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = Dto.NOT_IN_CACHE_KEY
 
     pipeline: Literal["long-short"] = "long-short"
     preset: str = "tiny"
@@ -223,14 +223,14 @@ class LongShort(Prompted):
     decontamination: Decontamination = NgramOverlap()
     sampling: Sampling = Sampling()
     """Of the teacher's traces."""
-    choosing: Choosing = Choosing()
+    choosing: TraceSelection = TraceSelection()
     chunking: Chunking = MarkerChunker()
     """How a trace is cut into thoughts."""
-    rollouts: GoingOn = GoingOn()
+    rollouts: RolloutSampling = RolloutSampling()
     """That go on thinking after each prefix, and tell its value."""
     importance: Importance = Importance()
     protocol: Protocol = Protocol()
-    sft: Turns = Turns()
+    sft: TurnSft = TurnSft()
     """The cold start of each of the two models."""
     rl: Reinforcement = Reinforcement()
     one_model: bool = False
@@ -241,7 +241,7 @@ class LongShort(Prompted):
         default_factory=lambda: {"stories": Stories(count=480)}
     )
     """By the name that reports use; the first is the main one."""
-    benchmark_sampling: Examining = Examining()
+    benchmark_sampling: EvalSampling = EvalSampling()
     """Of every model; a turn's own limit of tokens is in `protocol`."""
     llm: Llm | None = None
     """Who cuts traces into thoughts where chunking is of type `llm`."""
@@ -250,8 +250,8 @@ class LongShort(Prompted):
 
     @model_validator(mode="after")
     def _everyone_has_a_role(self) -> Self:
-        refuse_idle_llm(self.llm, ["chunking"] if self.chunking.type == "llm" else [])
-        refuse_too_many(self.choosing, self.sampling)
+        validate_llm_is_used(self.llm, ["chunking"] if self.chunking.type == "llm" else [])
+        validate_max_traces(self.choosing, self.sampling)
         if self.teacher and self.engine.endpoints:
             raise ValueError("engine.endpoints serve one model, and the teacher is another; leave one of them out")
         if self.teacher and self.one_model:
@@ -276,19 +276,19 @@ class LongShort(Prompted):
 
     @model_validator(mode="after")
     def _fits_context(self) -> Self:
-        refuse_overflow("sampling", self.sampling, self.engine)
-        refuse_overflow("rollouts", self.rollouts, self.engine, self.sampling.max_tokens)
-        refuse_overflow("benchmark_sampling", self.benchmark_sampling, self.engine)
+        validate_fits_context("sampling", self.sampling, self.engine)
+        validate_fits_context("rollouts", self.rollouts, self.engine, self.sampling.max_tokens)
+        validate_fits_context("benchmark_sampling", self.benchmark_sampling, self.engine)
         if self.early_stop:
             exit_text = self.early_stop.probing.exit_text
-            refuse_open_exit("early_stop.probing.exit_text", exit_text, self.prompt.thinking)
+            validate_exit_text("early_stop.probing.exit_text", exit_text, self.prompt.thinking)
             for name in ("probing", "finalizing"):
                 sampling = getattr(self.early_stop, name).sampling
                 longest = self.benchmark_sampling.max_tokens
-                refuse_overflow(f"early_stop.{name}.sampling", sampling, self.engine, longest)
-        learnt = self.protocol.most_turns * self.protocol.turn_tokens + ROOM_FOR_PROMPT
+                validate_fits_context(f"early_stop.{name}.sampling", sampling, self.engine, longest)
+        learnt = self.protocol.most_turns * self.protocol.turn_tokens + MIN_PROMPT_TOKENS
         limits = {
-            "engine.context": (self.protocol.longest + LEAST_ROOM, self.engine.context),
+            "engine.context": (self.protocol.longest + MIN_DIALOGUE_TOKENS, self.engine.context),
             "sft.max_length": (learnt, self.sft.max_length),
         }
         for name, (longest, limit) in limits.items():

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from conf.dto import Dto
-from conf.engine import Engine, Storage, refuse_overflow
+from conf.engine import Engine, Storage, validate_fits_context
 from conf.problems import Problems, Stories
 from conf.prompts import Prompted
 from conf.sampling import Sampling
@@ -17,7 +17,7 @@ from conf.segmentation import Markers
 class MarkerReport(Prompted):
     """Traces of a model, and how their sentences begin: from this its segment markers are chosen."""
 
-    LEFT_OUT: ClassVar[dict[str, str]] = Dto.LEFT_OUT
+    NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = Dto.NOT_IN_CACHE_KEY
 
     pipeline: Literal["markers"] = "markers"
     preset: str = "tiny"
@@ -33,5 +33,5 @@ class MarkerReport(Prompted):
 
     @model_validator(mode="after")
     def _fits_context(self) -> MarkerReport:
-        refuse_overflow("sampling", self.sampling, self.engine)
+        validate_fits_context("sampling", self.sampling, self.engine)
         return self

@@ -9,16 +9,16 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from conf.base import Section
+from conf.base import Settings
 from conf.cot_distillation import CotDistillation
 from conf.dto import Dto
 from conf.long_short import LongShort
 
 
-class Claims(Section):
+class MultiSeed(Settings):
     """A pipeline with its controls over several seeds, pooled: what the method is worth, and what it costs."""
 
-    LEFT_OUT: ClassVar[dict[str, str]] = {
+    NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = {
         "pipeline": "there is one pipeline per settings class",
         "preset": "a name; what it stands for is in the other fields",
         "publish": "where the results are copied to",

@@ -6,14 +6,16 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, Tag
 
-from conf.base import Section, Share, type_or
+from conf.base import Settings, Share, type_or
 from conf.sampling import Sampling
 
 
-class ForwardScan(Section):
+class ForwardScan(Settings):
     """Prefixes are probed from the front until one passes: that one is the earliest."""
 
-    LEFT_OUT: ClassVar[dict[str, str]] = {"lookahead": "the same prefixes pass, with more or fewer probes in vain"}
+    NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = {
+        "lookahead": "the same prefixes pass, with more or fewer probes in vain"
+    }
 
     type: Literal["forward"] = "forward"
     lookahead: Annotated[int, Field(ge=0)] = 0
@@ -21,7 +23,7 @@ class ForwardScan(Section):
     traces are few, at the price of probes in vain. Not from the paper."""
 
 
-class BinarySearch(Section):
+class BinarySearch(Settings):
     """Few prefixes are probed, as if every one after a passing one passed, too: cheaper for long traces, and the prefix
     found passes, but need not be the earliest. Not from the paper."""
 
@@ -33,7 +35,7 @@ class BinarySearch(Section):
 Search = Annotated[Annotated[ForwardScan, Tag("forward")] | Annotated[BinarySearch, Tag("binary")], type_or("forward")]
 
 
-class Probing(Section):
+class Probing(Settings):
     """How a prefix is tested: it is closed, the answer alone is sampled, and verified (section B.2–B.4)."""
 
     exit_text: str = "Now the answer is clear.\n</think>\nThe answer is \\boxed{"
@@ -44,7 +46,7 @@ class Probing(Section):
     """At most M probes per prefix, no more than decide; M = 8 is not from the paper."""
 
 
-class Finalizing(Section):
+class Finalizing(Settings):
     """How a shortened trace is brought to its end (section B.5)."""
 
     closing_text: str = "Therefore the answer is"

@@ -6,12 +6,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, Tag, model_validator
 
-from conf.base import Positive, Section, Share, type_or
+from conf.base import Positive, Settings, Share, type_or
 from conf.datasets import DATASETS, Columns
 from conf.sampling import Sampling
 
 
-class Stories(Section):
+class Stories(Settings):
     """Problems from the bundled world of arithmetic stories."""
 
     type: Literal["stories"] = "stories"
@@ -21,10 +21,10 @@ class Stories(Section):
     """Levels (numbers of steps) drawn in turn. Levels 9 and 10 were never seen by the tiny model."""
 
 
-class ProblemFile(Section):
+class ProblemFile(Settings):
     """Problems from files."""
 
-    LEFT_OUT: ClassVar[dict[str, str]] = {"path": "the file's content is in the key, not its place"}
+    NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = {"path": "the file's content is in the key, not its place"}
 
     type: Literal["file"] = "file"
     path: str
@@ -38,10 +38,10 @@ class ProblemFile(Section):
     """Bad rows are set aside and counted; above this share of bad rows the file is refused."""
 
 
-class Hub(Section):
+class Hub(Settings):
     """Problems from the Hugging Face hub."""
 
-    LEFT_OUT: ClassVar[dict[str, str]] = {"revision": "the commit that it names is in the key"}
+    NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = {"revision": "the commit that it names is in the key"}
 
     type: Literal["hub"] = "hub"
     name: str
@@ -76,7 +76,7 @@ Problems = Annotated[
 ]
 
 
-class NgramOverlap(Section):
+class NgramOverlap(Settings):
     """Problems that a benchmark of the run holds, too, are removed and listed before anything is sampled; so are
     problems that stand in the training set twice."""
 
@@ -91,7 +91,7 @@ class NgramOverlap(Section):
     """Further benchmarks that are not examined in this run, but some day."""
 
 
-class NoDecontamination(Section):
+class NoDecontamination(Settings):
     """Nothing is compared: the report begins with a warning."""
 
     type: Literal["off"] = "off"
@@ -104,7 +104,7 @@ Decontamination = Annotated[
 ]
 
 
-class Benchmark(Section):
+class Benchmark(Settings):
     """The examination: fresh problems that nothing else has read."""
 
     problems: Problems = Stories(count=480)

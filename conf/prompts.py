@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, JsonValue, Tag, model_validator
 
-from conf.base import Section, type_or
+from conf.base import Settings, type_or
 
 Text = Annotated[str, Field(min_length=1)]
 BUNDLED = "tiny"
@@ -21,7 +21,7 @@ ADVICE = {
 """What the makers of R1, Qwen3 and their like ask for, and what the answer check reads."""
 
 
-class Tags(Section):
+class Tags(Settings):
     """Thinking between two texts, tokens of their own or not; the reply follows."""
 
     type: Literal["tags"] = "tags"
@@ -42,7 +42,7 @@ class Tags(Section):
         return self
 
 
-class Harmony(Section):
+class Harmony(Settings):
     """The channels of gpt-oss: thinking in `analysis`, the reply in `final`. Not from the paper."""
 
     type: Literal["harmony"] = "harmony"
@@ -57,7 +57,7 @@ class Harmony(Section):
 Thinking = Annotated[Annotated[Tags, Tag("tags")] | Annotated[Harmony, Tag("harmony")], type_or("tags")]
 
 
-class Prompt(Section):
+class Prompt(Settings):
     """What stands beside a problem in every prompt of a run: sampled, probed, trained on and examined alike."""
 
     instruction: str = ""
@@ -76,7 +76,7 @@ class Prompt(Section):
         return self.instruction_choices if has_choices else self.instruction
 
 
-class Prompted(Section):
+class Prompted(Settings):
     """A run whose models are shown problems."""
 
     prompt: Prompt = Prompt()
@@ -102,7 +102,7 @@ def _with_defaults(values: Any, section: str, defaults: dict[str, Any]) -> Any:
     return {**values, section: {**defaults, **given}} if isinstance(given, dict) else values
 
 
-def refuse_open_exit(name: str, exit_text: str, thinking: Tags | Harmony) -> None:
+def validate_exit_text(name: str, exit_text: str, thinking: Tags | Harmony) -> None:
     """Raises ValueError for a text that is to end the thinking and does not."""
     if thinking.close not in exit_text:
         fitting = f"Now the answer is clear.\n{thinking.close}{thinking.answer_open}\nThe answer is \\boxed{{"

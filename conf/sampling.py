@@ -6,10 +6,10 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from conf.base import Positive, Section, Share
+from conf.base import Positive, Settings, Share
 
 
-class Sampling(Section):
+class Sampling(Settings):
     """How a completion is drawn."""
 
     samples: Positive = 4

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from conf.base import Positive, PositiveFloat, Section, Share
+from conf.base import Positive, PositiveFloat, Settings, Share
 from conf.dto import DtoProbing
 from conf.engine import Engine, Storage
 from conf.problems import Benchmark, Stories
@@ -14,7 +14,7 @@ from conf.sampling import Sampling
 from conf.segmentation import Segmentation
 
 
-class Teacher(Section):
+class Teacher(Settings):
     """The over-thinking teacher of the story world; see `reasoning.stories.OverThinker`."""
 
     slip_first: Share = 0.50
@@ -36,14 +36,14 @@ class Teacher(Section):
     most_rechecks: Positive = 6
 
 
-class Lesson(Section):
+class Lesson(Settings):
     """A part of the corpus: how many stories, of which levels."""
 
     stories: Positive
     levels: tuple[Annotated[int, Field(ge=1, le=8)], ...]
 
 
-class Pretraining(Section):
+class Pretraining(Settings):
     """Training the tiny model from nothing, by SFT on the teacher's traces."""
 
     learning_rate: PositiveFloat = 2.5e-3
@@ -53,10 +53,10 @@ class Pretraining(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
 
 
-class TinyModel(Section):
+class TinyModel(Settings):
     """Making the bundled model: write the corpus, train tokenizer and weights, measure the world into the card."""
 
-    LEFT_OUT: ClassVar[dict[str, str]] = {
+    NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = {
         "pipeline": "there is one pipeline per settings class",
         "preset": "a name; what it stands for is in the other fields",
         "engine": "speed and memory; its dtype is in the fingerprint of a checkpoint that is sampled",

@@ -6,10 +6,10 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from conf.base import Positive, PositiveFloat, Section, Share
+from conf.base import Positive, PositiveFloat, Settings, Share
 
 
-class Lora(Section):
+class Lora(Settings):
     """Training of low-rank adapters on all linear layers; they are merged into the saved checkpoint."""
 
     rank: Positive = 32
@@ -20,10 +20,10 @@ class Lora(Section):
     """Not from the paper."""
 
 
-class Training(Section):
+class Training(Settings):
     """What all trainings through TRL share."""
 
-    LEFT_OUT: ClassVar[dict[str, str]] = {
+    NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = {
         "micro_batch": "splits the same step into smaller pieces; the gradient is the same"
     }
 

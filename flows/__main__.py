@@ -21,7 +21,7 @@ from types import ModuleType
 from rich.console import Console
 from rich.table import Table
 
-from conf.base import Section
+from conf.base import Settings
 from conf.cot_distillation import CotDistillation
 from conf.dto import Dto
 from conf.engine import Engine
@@ -29,16 +29,20 @@ from conf.errors import ReadableError
 from conf.load import load
 from conf.long_short import LongShort
 from conf.markers import MarkerReport
-from conf.multi_seed import Claims
+from conf.multi_seed import MultiSeed
 from conf.prompts import Prompted
 from conf.tiny_model import TinyModel
 
 PLAIN_WIDTH = 160
 """Columns of a table, whatever the terminal: fingerprints are not to be cut."""
-PIPELINES: dict[str, type[Section]] = {
-    "claims": Claims, "cot-distillation": CotDistillation, "dto": Dto, "long-short": LongShort, "markers": MarkerReport,
+PIPELINES: dict[str, type[Settings]] = {
+    "claims": MultiSeed,
+    "cot-distillation": CotDistillation,
+    "dto": Dto,
+    "long-short": LongShort,
+    "markers": MarkerReport,
     "tiny-model": TinyModel,
-}  # fmt: skip
+}
 
 
 PROMPTED = [name for name, settings in PIPELINES.items() if issubclass(settings, Prompted)]
@@ -77,16 +81,24 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     check.add_argument("--preset", default="tiny", help="a bundled preset or a path to a .toml (default: tiny)")
     check.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="change one setting")
     check.set_defaults(act=_check_model)
-    talks = {"chat": "ask a run's two models on the terminal", "serve": "put them behind an OpenAI-compatible endpoint"}
-    for name, about in talks.items():
-        talk = commands.add_parser(name, help=about)
-        talk.add_argument("pipeline", choices=["long-short"])
-        talk.add_argument("--model", default="runs/latest", help="the run's folder (default: %(default)s)")
-        talk.add_argument("--servers", nargs=2, default=[], metavar=("LONG_URL", "SHORT_URL"),
-                          help="where vLLM serves the two under their fingerprints (default: start two)")  # fmt: skip
-        talk.set_defaults(act=_chat if name == "chat" else _serve)
+    states = {
+        "chat": "ask a run's two models on the terminal",
+        "serve": "put them behind an OpenAI-compatible endpoint",
+    }
+    for name, about in states.items():
+        state = commands.add_parser(name, help=about)
+        state.add_argument("pipeline", choices=["long-short"])
+        state.add_argument("--model", default="runs/latest", help="the run's folder (default: %(default)s)")
+        state.add_argument(
+            "--servers",
+            nargs=2,
+            default=[],
+            metavar=("LONG_URL", "SHORT_URL"),
+            help="where vLLM serves the two under their fingerprints (default: start two)",
+        )
+        state.set_defaults(act=_chat if name == "chat" else _serve)
         if name == "serve":
-            talk.add_argument("--port", type=int, default=8000, help="0 takes any free one (default: %(default)s)")
+            state.add_argument("--port", type=int, default=8000, help="0 takes any free one (default: %(default)s)")
     store = commands.add_parser("store", help="look after the rollout store")
     store.add_argument("--url", default="sqlite:///runs/rollouts.sqlite", help="SQLAlchemy URL (default: %(default)s)")
     deeds = store.add_subparsers(dest="deed", required=True)
@@ -153,7 +165,7 @@ def _store_stats(options: argparse.Namespace) -> None:
     from models.inference.rollout_store import existing_store
 
     table = Table("model", "purpose", "completions", "MB of tokens", "last stored (UTC)")
-    for held in existing_store(options.url).holdings():
+    for held in existing_store(options.url).summarise():
         last = datetime.fromtimestamp(held.last, UTC).strftime("%Y-%m-%d %H:%M") if held.last else "before version 2"
         table.add_row(held.model, held.purpose, f"{held.completions:,}", f"{held.bytes / 1e6:.1f}", last)
     Console(width=PLAIN_WIDTH).print(table)
@@ -162,7 +174,7 @@ def _store_stats(options: argparse.Namespace) -> None:
 def _store_verify(options: argparse.Namespace) -> None:
     from models.inference.rollout_store import StoreError, existing_store
 
-    faults = existing_store(options.url).faults()
+    faults = existing_store(options.url).find_faults()
     if faults:
         raise StoreError("\n".join([f"{options.url}: {len(faults)} faults", *faults[:20]]))
     print("all completions are whole, and no sample is missing before another")
@@ -171,7 +183,7 @@ def _store_verify(options: argparse.Namespace) -> None:
 def _store_gc(options: argparse.Namespace) -> None:
     from models.inference.rollout_store import existing_store
 
-    gone = existing_store(options.url).collect(options.keep, time.time() - options.days * 86_400)
+    gone = existing_store(options.url).delete_unused(options.keep, time.time() - options.days * 86_400)
     print(f"{gone:,} completions removed")
 
 
@@ -180,7 +192,7 @@ def _deserves_a_trace(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], ReadableError))
 
 
-def _run(pipeline: str, settings: Section) -> None:
+def _run(pipeline: str, settings: Settings) -> None:
     from flows.prefect_server import prefect_server
 
     home = Path(os.environ.get("PREFECT_HOME", "runs/prefect")).resolve()

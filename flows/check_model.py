@@ -22,9 +22,13 @@ def check_model(settings: Any) -> None:
     model = Checkpoint.open(found_checkpoint(settings.model), settings.engine.dtype, settings.prompt)
     model.check()
     for title, lines in (
-        ("model", _sizes(model)), ("prompt", _prompt(model)), ("thinking", _thinking(model)), ("ends", _ends(model)),
-        ("memory (estimates)", _memory(model, settings)), ("to look at", _doubts(model, settings.engine)),
-    ):  # fmt: skip
+        ("model", _sizes(model)),
+        ("prompt", _prompt(model)),
+        ("thinking", _thinking(model)),
+        ("ends", _ends(model)),
+        ("memory (estimates)", _memory(model, settings)),
+        ("to look at", _doubts(model, settings.engine)),
+    ):
         print(f"\n{title}")
         for line in list(lines) or ["nothing"]:
             print(f"  {printable(line)}")

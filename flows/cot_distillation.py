@@ -10,27 +10,27 @@ from prefect import flow
 
 from conf.cot_distillation import CotDistillation, EndpointTeacher, LlmCompressor, LlmRater
 from tasks.reports.report import write_report
-from tasks.reports.seed_results import Exam, Examined, Policy, outcome_of
+from tasks.reports.seed_results import EvaluatedModel, ExperimentResult, NamedModel, build_seed_result
 from tasks.reports.tables import compression_table, judge_table, rating_table
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.context import RunContext
-from tasks.steps.controls import demonstrations
+from tasks.steps.controls import build_sft_rows
 from tasks.steps.distillation import (
-    adopt_traces,
-    choose_traces,
     compress_by_llm,
     compress_by_value,
-    exchange_ratings,
+    estimate_prefix_values,
+    import_traces,
     pair_compressed,
+    permute_ratings,
     rate_by_effort,
     rate_by_llm,
+    select_traces,
     uncompressed,
-    value_prefixes,
     write_traces,
 )
 from tasks.steps.judging import judge_completions
-from tasks.steps.problems import clean_problems, draw_sources, fitting_sources
-from tasks.steps.sampling import examine, sample_traces
+from tasks.steps.problems import decontaminate, filter_sources_by_prompt_length, load_sources
+from tasks.steps.sampling import evaluate, sample_traces
 from tasks.steps.training import train_dpo, train_sft
 
 
@@ -47,135 +47,164 @@ class Rated(NamedTuple):
 
 
 @flow(
-    name="cot-distillation", flow_run_name="cot-distillation-{settings.preset}-seed-{settings.seed}",
+    name="cot-distillation",
+    flow_run_name="cot-distillation-{settings.preset}-seed-{settings.seed}",
     persist_result=False,
-)  # fmt: skip
+)
 def cot_distillation(settings: CotDistillation) -> Path:
     """Returns the path of the report."""
-    with RunContext("cot-distillation", settings.storage, settings.engine, prompt=settings.prompt) as place:
-        return run_cot_distillation(place, settings)
+    with RunContext("cot-distillation", settings.storage, settings.engine, prompt=settings.prompt) as ctx:
+        return run_cot_distillation(ctx, settings)
 
 
-def run_cot_distillation(place: RunContext, settings: CotDistillation) -> Path:
+def run_cot_distillation(ctx: RunContext, settings: CotDistillation) -> Path:
     """The pipeline in a given workplace."""
-    place.save_settings(settings)
-    write_report(place, settings, [outcome_of(place, settings, sit_exam(place, settings))])
-    return place.report
+    ctx.save_settings(settings)
+    write_report(ctx, settings, [build_seed_result(ctx, settings, run_experiment(ctx, settings))])
+    return ctx.report
 
 
-def sit_exam(place: RunContext, settings: CotDistillation) -> Exam:
+def run_experiment(ctx: RunContext, settings: CotDistillation) -> ExperimentResult:
     """Base, method, its parts and controls, trained and examined."""
     seed = settings.seed
-    drawn = draw_sources(place, settings.problems, settings.benchmarks, seed)
-    base = place.model(settings.model)
-    sources = fitting_sources(place, drawn, [base], settings.room_for_prompt)
-    problems, exams = clean_problems(place, settings.decontamination, sources, seed), sources.exams
-    rated = rate(place, settings, base, problems)
-    compressed = compress(place, settings, rated)
-    policies = train_all(place, settings, rated, compressed)
+    drawn = load_sources(ctx, settings.problems, settings.benchmarks, seed)
+    base = ctx.model(settings.model)
+    sources = filter_sources_by_prompt_length(ctx, drawn, [base], settings.room_for_prompt)
+    problems, eval_sets = decontaminate(ctx, settings.decontamination, sources, seed), sources.eval_sets
+    rated = rate(ctx, settings, base, problems)
+    compressed = compress(ctx, settings, rated)
+    policies = train_all(ctx, settings, rated, compressed)
     sampling = settings.benchmark_sampling
-    sets: dict[str, list[Examined]] = {name: [] for name in exams}
-    for policy, (name, exam) in product(policies, exams.items()):
-        scores = examine(place, model=policy.model, problems=exam, sampling=sampling, seed=seed)
-        sets[name].append(Examined(*policy, scores))
-    tables = [rating_table(place, rated.problems, rated.ratings), compression_table(place, compressed)]
+    sets: dict[str, list[EvaluatedModel]] = {name: [] for name in eval_sets}
+    for policy, (name, experiment) in product(policies, eval_sets.items()):
+        scores = evaluate(ctx, model=policy.model, problems=experiment, sampling=sampling, seed=seed)
+        sets[name].append(EvaluatedModel(*policy, scores))
+    tables = [rating_table(ctx, rated.problems, rated.ratings), compression_table(ctx, compressed)]
     if settings.judging and settings.llm:
-        main = next(iter(exams.values()))
+        main = next(iter(eval_sets.values()))
         judged = judge_completions(
-            place, models=[policy.model for policy in policies], problems=main, sampling=sampling,
-            judging=settings.judging, llm=settings.llm, seed=seed,
-        )  # fmt: skip
-        tables.append(judge_table(place, judged, [policy.name for policy in policies]))
-    return Exam(seed, base.digest, sets, tables)
+            ctx,
+            models=[policy.model for policy in policies],
+            problems=main,
+            sampling=sampling,
+            judging=settings.judging,
+            llm=settings.llm,
+            seed=seed,
+        )
+        tables.append(judge_table(ctx, judged, [policy.name for policy in policies]))
+    return ExperimentResult(seed, base.digest, sets, tables)
 
 
-def rate(place: RunContext, settings: CotDistillation, base: ArtifactRef, problems: ArtifactRef) -> Rated:
+def rate(ctx: RunContext, settings: CotDistillation, base: ArtifactRef, problems: ArtifactRef) -> Rated:
     """From problems to rated traces."""
     seed, probing = settings.seed, settings.probing
-    drawn = teach(place, settings, base, problems)
-    traces = choose_traces(place, traces=drawn, choosing=settings.choosing)
+    drawn = teach(ctx, settings, base, problems)
+    traces = select_traces(ctx, traces=drawn, choosing=settings.choosing)
     values = None
     if settings.reads_values:
-        values = value_prefixes(
-            place, model=base, problems=problems, traces=traces, segmentation=settings.segmentation, probing=probing,
+        values = estimate_prefix_values(
+            ctx,
+            model=base,
+            problems=problems,
+            traces=traces,
+            segmentation=settings.segmentation,
+            probing=probing,
             seed=seed,
-        )  # fmt: skip
+        )
     if isinstance(settings.rating, LlmRater):
-        ratings = rate_by_llm(place, problems=problems, traces=traces, rater=settings.rating, llm=settings.llm)
+        ratings = rate_by_llm(ctx, problems=problems, traces=traces, rater=settings.rating, llm=settings.llm)
     else:
-        ratings = rate_by_effort(place, traces=drawn, values=values, threshold=probing.threshold)
+        ratings = rate_by_effort(ctx, traces=drawn, values=values, threshold=probing.threshold)
     return Rated(base, problems, traces, values, ratings)
 
 
-def teach(place: RunContext, settings: CotDistillation, base: ArtifactRef, problems: ArtifactRef) -> ArtifactRef:
+def teach(ctx: RunContext, settings: CotDistillation, base: ArtifactRef, problems: ArtifactRef) -> ArtifactRef:
     """The teacher's traces in the student's token ids."""
     teacher, sampling, seed = settings.teacher, settings.sampling, settings.seed
     if isinstance(teacher, EndpointTeacher):
-        return write_traces(place, model=base, problems=problems, teacher=teacher, sampling=sampling, seed=seed)
+        return write_traces(ctx, model=base, problems=problems, teacher=teacher, sampling=sampling, seed=seed)
     if not teacher.model:
-        return sample_traces(place, model=base, problems=problems, sampling=sampling, seed=seed)
-    drawn = sample_traces(place, model=place.model(teacher.model), problems=problems, sampling=sampling, seed=seed)
-    return adopt_traces(place, model=base, traces=drawn)
+        return sample_traces(ctx, model=base, problems=problems, sampling=sampling, seed=seed)
+    drawn = sample_traces(ctx, model=ctx.model(teacher.model), problems=problems, sampling=sampling, seed=seed)
+    return import_traces(ctx, model=base, traces=drawn)
 
 
-def compress(place: RunContext, settings: CotDistillation, rated: Rated) -> ArtifactRef:
+def compress(ctx: RunContext, settings: CotDistillation, rated: Rated) -> ArtifactRef:
     """Rows of Compressed."""
     by, seed = settings.compression.by, settings.seed
     if isinstance(by, LlmCompressor):
         return compress_by_llm(
-            place, model=rated.base, problems=rated.problems, traces=rated.traces, ratings=rated.ratings,
-            budget=settings.compression.budget, finalizing=settings.finalizing, compressor=by, llm=settings.llm,
+            ctx,
+            model=rated.base,
+            problems=rated.problems,
+            traces=rated.traces,
+            ratings=rated.ratings,
+            budget=settings.compression.budget,
+            finalizing=settings.finalizing,
+            compressor=by,
+            llm=settings.llm,
             seed=seed,
-        )  # fmt: skip
+        )
     return compress_by_value(
-        place, model=rated.base, problems=rated.problems, traces=rated.traces, values=rated.values,
-        ratings=rated.ratings, budget=settings.compression.budget, finalizing=settings.finalizing, seed=seed,
-    )  # fmt: skip
+        ctx,
+        model=rated.base,
+        problems=rated.problems,
+        traces=rated.traces,
+        values=rated.values,
+        ratings=rated.ratings,
+        budget=settings.compression.budget,
+        finalizing=settings.finalizing,
+        seed=seed,
+    )
 
 
-def train_all(place: RunContext, settings: CotDistillation, rated: Rated, compressed: ArtifactRef) -> list[Policy]:
+def train_all(ctx: RunContext, settings: CotDistillation, rated: Rated, compressed: ArtifactRef) -> list[NamedModel]:
     """The base, the method, and what is examined beside it."""
-    sft = sft_on(place, settings, rated, compressed)
-    pairs = pairs_of(place, settings, rated, compressed)
+    sft = sft_on(ctx, settings, rated, compressed)
+    pairs = pairs_of(ctx, settings, rated, compressed)
     policies = [
-        Policy("base", "base", rated.base),
-        Policy("sft+dpo", "method", dpo_on(place, settings, sft, pairs)),
+        NamedModel("base", "base", rated.base),
+        NamedModel("sft+dpo", "method", dpo_on(ctx, settings, sft, pairs)),
     ]
     for name in settings.variants:
         if name == "sft":
             model = sft
         elif name == "dpo":
-            model = dpo_on(place, settings, rated.base, pairs)
+            model = dpo_on(ctx, settings, rated.base, pairs)
         elif name == "sft-uncompressed":
-            same = uncompressed(place, traces=rated.traces, compressed=compressed)
-            model = sft_on(place, settings, rated, same)
+            same = uncompressed(ctx, traces=rated.traces, compressed=compressed)
+            model = sft_on(ctx, settings, rated, same)
         else:
-            model = exchanged(place, settings, rated)
-        policies.append(Policy(name, "control", model))
+            model = permuted(ctx, settings, rated)
+        policies.append(NamedModel(name, "control", model))
     return policies
 
 
-def exchanged(place: RunContext, settings: CotDistillation, rated: Rated) -> ArtifactRef:
+def permuted(ctx: RunContext, settings: CotDistillation, rated: Rated) -> ArtifactRef:
     """The method with the problems' ratings exchanged at random."""
-    other = rated._replace(ratings=exchange_ratings(place, ratings=rated.ratings, seed=settings.seed))
-    compressed = compress(place, settings, other)
-    sft = sft_on(place, settings, other, compressed)
-    return dpo_on(place, settings, sft, pairs_of(place, settings, other, compressed))
+    other = rated._replace(ratings=permute_ratings(ctx, ratings=rated.ratings, seed=settings.seed))
+    compressed = compress(ctx, settings, other)
+    sft = sft_on(ctx, settings, other, compressed)
+    return dpo_on(ctx, settings, sft, pairs_of(ctx, settings, other, compressed))
 
 
-def sft_on(place: RunContext, settings: CotDistillation, rated: Rated, completions: ArtifactRef) -> ArtifactRef:
-    rows = demonstrations(
-        place, model=rated.base, problems=rated.problems, completions=completions, max_length=settings.sft.max_length
+def sft_on(ctx: RunContext, settings: CotDistillation, rated: Rated, completions: ArtifactRef) -> ArtifactRef:
+    rows = build_sft_rows(
+        ctx, model=rated.base, problems=rated.problems, completions=completions, max_length=settings.sft.max_length
     )
-    return train_sft(place, model=rated.base, rows=rows, training=settings.sft, seed=settings.seed)
+    return train_sft(ctx, model=rated.base, rows=rows, training=settings.sft, seed=settings.seed)
 
 
-def pairs_of(place: RunContext, settings: CotDistillation, rated: Rated, compressed: ArtifactRef) -> ArtifactRef:
+def pairs_of(ctx: RunContext, settings: CotDistillation, rated: Rated, compressed: ArtifactRef) -> ArtifactRef:
     return pair_compressed(
-        place, model=rated.base, problems=rated.problems, traces=rated.traces, compressed=compressed,
+        ctx,
+        model=rated.base,
+        problems=rated.problems,
+        traces=rated.traces,
+        compressed=compressed,
         max_length=settings.dpo.max_length,
-    )  # fmt: skip
+    )
 
 
-def dpo_on(place: RunContext, settings: CotDistillation, start: ArtifactRef, pairs: ArtifactRef) -> ArtifactRef:
-    return train_dpo(place, model=start, pairs=pairs, training=settings.dpo, seed=settings.seed)
+def dpo_on(ctx: RunContext, settings: CotDistillation, start: ArtifactRef, pairs: ArtifactRef) -> ArtifactRef:
+    return train_dpo(ctx, model=start, pairs=pairs, training=settings.dpo, seed=settings.seed)

@@ -8,23 +8,23 @@ from typing import NamedTuple
 from prefect import flow
 
 from conf.dto import Dto, LlmPruning
-from models.checkpoints.checkpoint import refuse_changed_logits
+from models.checkpoints.checkpoint import validate_plain_logits
 from reasoning.records import PairKind
 from tasks.reports.report import write_report
-from tasks.reports.seed_results import Exam, Examined, Policy, outcome_of
+from tasks.reports.seed_results import EvaluatedModel, ExperimentResult, NamedModel, build_seed_result
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.context import RunContext
-from tasks.steps.controls import contrast_pairs, demonstrations, examine_early_stop, instruct, select_pairs
+from tasks.steps.controls import add_instruction, build_sft_rows, contrast_pairs, evaluate_early_stop, select_pairs
 from tasks.steps.dto import (
     build_pairs,
     finalize_traces,
     probe_prefixes,
     propose_removals,
     prune_traces,
-    recheck_crossings,
+    reestimate_crossings,
 )
-from tasks.steps.problems import clean_problems, draw_sources, fitting_sources
-from tasks.steps.sampling import examine, sample_traces
+from tasks.steps.problems import decontaminate, filter_sources_by_prompt_length, load_sources
+from tasks.steps.sampling import evaluate, sample_traces
 from tasks.steps.training import train_sft, train_simpo
 
 MAIN, UNSEEN = "the benchmark", "levels that no training has seen"
@@ -47,121 +47,149 @@ class Curated(NamedTuple):
 @flow(name="dto", flow_run_name="dto-{settings.preset}-seed-{settings.seed}", persist_result=False)
 def dto(settings: Dto) -> Path:
     """Returns the path of the report."""
-    with RunContext("dto", settings.storage, settings.engine, prompt=settings.prompt) as place:
-        return run_dto(place, settings)
+    with RunContext("dto", settings.storage, settings.engine, prompt=settings.prompt) as ctx:
+        return run_dto(ctx, settings)
 
 
-def run_dto(place: RunContext, settings: Dto) -> Path:
+def run_dto(ctx: RunContext, settings: Dto) -> Path:
     """The pipeline in a given workplace."""
-    place.save_settings(settings)
-    write_report(place, settings, [outcome_of(place, settings, sit_exam(place, settings))])
-    return place.report
+    ctx.save_settings(settings)
+    write_report(ctx, settings, [build_seed_result(ctx, settings, run_experiment(ctx, settings))])
+    return ctx.report
 
 
-def sit_exam(place: RunContext, settings: Dto) -> Exam:
+def run_experiment(ctx: RunContext, settings: Dto) -> ExperimentResult:
     """Base, method and controls, trained and examined."""
     seed, controls, benchmark = settings.seed, settings.controls.trained, settings.benchmark
     benchmarks = {MAIN: benchmark.problems} | ({UNSEEN: benchmark.unseen} if benchmark.unseen else {})
-    drawn = draw_sources(place, settings.problems, benchmarks, seed)
-    base = place.model(settings.model)
-    refuse_changed_logits(place.checkpoint(base))
-    sources = fitting_sources(place, drawn, [base], settings.room_for_prompt)
-    problems, exams = clean_problems(place, settings.decontamination, sources, seed), sources.exams
-    made = curate(place, settings, base, problems)
-    pairs = _pairs(place, settings, made, made.optimised)
-    method = train_simpo(place, model=made.base, pairs=pairs, training=settings.training, seed=seed)
+    drawn = load_sources(ctx, settings.problems, benchmarks, seed)
+    base = ctx.model(settings.model)
+    validate_plain_logits(ctx.checkpoint(base))
+    sources = filter_sources_by_prompt_length(ctx, drawn, [base], settings.room_for_prompt)
+    problems, eval_sets = decontaminate(ctx, settings.decontamination, sources, seed), sources.eval_sets
+    made = curate(ctx, settings, base, problems)
+    pairs = _pairs(ctx, settings, made, made.optimised)
+    method = train_simpo(ctx, model=made.base, pairs=pairs, training=settings.training, seed=seed)
     policies = [
-        Policy("base", "base", made.base),
-        Policy("dto", "method", method),
-        *(Policy(name, "control", train_control(place, settings, made, pairs, name)) for name in controls),
+        NamedModel("base", "base", made.base),
+        NamedModel("dto", "method", method),
+        *(NamedModel(name, "control", train_control(ctx, settings, made, pairs, name)) for name in controls),
     ]
-    sets = {name: examine_all(place, settings, policies, exam) for name, exam in exams.items()}
-    sets[MAIN] += examine_untrained(place, settings, made.base, exams[MAIN])
-    return Exam(seed, base.digest, sets)
+    sets = {name: evaluate_all(ctx, settings, policies, experiment) for name, experiment in eval_sets.items()}
+    sets[MAIN] += evaluate_untrained(ctx, settings, made.base, eval_sets[MAIN])
+    return ExperimentResult(seed, base.digest, sets)
 
 
-def curate(place: RunContext, settings: Dto, base: ArtifactRef, problems: ArtifactRef) -> Curated:
+def curate(ctx: RunContext, settings: Dto, base: ArtifactRef, problems: ArtifactRef) -> Curated:
     """From problems to optimised traces."""
     seed = settings.seed
-    traces = sample_traces(place, model=base, problems=problems, sampling=settings.sampling, seed=seed)
+    traces = sample_traces(ctx, model=base, problems=problems, sampling=settings.sampling, seed=seed)
     scans = probe_prefixes(
-        place, model=base, problems=problems, traces=traces, segmentation=settings.segmentation,
-        probing=settings.probing, seed=seed,
-    )  # fmt: skip
-    recheck_crossings(
-        place, model=base, problems=problems, traces=traces, scans=scans, probing=settings.probing, seed=seed
+        ctx,
+        model=base,
+        problems=problems,
+        traces=traces,
+        segmentation=settings.segmentation,
+        probing=settings.probing,
+        seed=seed,
+    )
+    reestimate_crossings(
+        ctx, model=base, problems=problems, traces=traces, scans=scans, probing=settings.probing, seed=seed
     )
     finalized = finalize_traces(
-        place, model=base, problems=problems, traces=traces, scans=scans, finalizing=settings.finalizing, seed=seed
+        ctx, model=base, problems=problems, traces=traces, scans=scans, finalizing=settings.finalizing, seed=seed
     )
     made = Curated(base, problems, traces, scans, finalized, optimised=finalized)
     if settings.pruning.type == "none":
         return made
-    return made._replace(optimised=_pruned(place, settings, made, settings.pruning.most_surprise))
+    return made._replace(optimised=_pruned(ctx, settings, made, settings.pruning.most_surprise))
 
 
-def _pruned(place: RunContext, settings: Dto, made: Curated, most_surprise: float) -> ArtifactRef:
+def _pruned(ctx: RunContext, settings: Dto, made: Curated, most_surprise: float) -> ArtifactRef:
     rows = {
-        "model": made.base, "problems": made.problems, "traces": made.traces, "scans": made.scans,
+        "model": made.base,
+        "problems": made.problems,
+        "traces": made.traces,
+        "scans": made.scans,
         "optimised": made.finalized,
-    }  # fmt: skip
+    }
     proposals = None
     if isinstance(settings.pruning, LlmPruning):
-        proposals = propose_removals(place, **rows, pruning=settings.pruning, llm=settings.llm)
+        proposals = propose_removals(ctx, **rows, pruning=settings.pruning, llm=settings.llm)
     return prune_traces(
-        place, **rows, proposals=proposals, most_surprise=most_surprise, probing=settings.probing,
-        finalizing=settings.finalizing, seed=settings.seed,
-    )  # fmt: skip
+        ctx,
+        **rows,
+        proposals=proposals,
+        most_surprise=most_surprise,
+        probing=settings.probing,
+        finalizing=settings.finalizing,
+        seed=settings.seed,
+    )
 
 
-def _pairs(place: RunContext, settings: Dto, made: Curated, optimised: ArtifactRef) -> ArtifactRef:
+def _pairs(ctx: RunContext, settings: Dto, made: Curated, optimised: ArtifactRef) -> ArtifactRef:
     return build_pairs(
-        place, model=made.base, problems=made.problems, traces=made.traces, optimised=optimised,
-        pairing=settings.pairing, max_length=settings.training.max_length,
-    )  # fmt: skip
+        ctx,
+        model=made.base,
+        problems=made.problems,
+        traces=made.traces,
+        optimised=optimised,
+        pairing=settings.pairing,
+        max_length=settings.training.max_length,
+    )
 
 
-def train_control(place: RunContext, settings: Dto, made: Curated, pairs: ArtifactRef, name: str) -> ArtifactRef:
+def train_control(ctx: RunContext, settings: Dto, made: Curated, pairs: ArtifactRef, name: str) -> ArtifactRef:
     """Another training of the same base; see `conf.dto.Controls`. `pairs` are the method's."""
     if name == "sft":
         sft = settings.controls.sft(settings.training)
-        rows = demonstrations(
-            place, model=made.base, problems=made.problems, completions=made.optimised, max_length=sft.max_length
+        rows = build_sft_rows(
+            ctx, model=made.base, problems=made.problems, completions=made.optimised, max_length=sft.max_length
         )
-        return train_sft(place, model=made.base, rows=rows, training=sft, seed=settings.seed)
+        return train_sft(ctx, model=made.base, rows=rows, training=sft, seed=settings.seed)
     if name == "shortest-longest":
         pairs = contrast_pairs(
-            place, model=made.base, problems=made.problems, traces=made.traces, max_length=settings.training.max_length
+            ctx, model=made.base, problems=made.problems, traces=made.traces, max_length=settings.training.max_length
         )
     elif name == "paper-pairs":
-        pairs = select_pairs(place, pairs=pairs, kind=PairKind.OPTIMISED)
+        pairs = select_pairs(ctx, pairs=pairs, kind=PairKind.OPTIMISED)
     elif name == "probe-pruned":
-        pairs = _pairs(place, settings, made, _pruned(place, settings, made, UNBOUNDED))
+        pairs = _pairs(ctx, settings, made, _pruned(ctx, settings, made, UNBOUNDED))
     else:
-        pairs = _pairs(place, settings, made, made.finalized)
-    return train_simpo(place, model=made.base, pairs=pairs, training=settings.training, seed=settings.seed)
+        pairs = _pairs(ctx, settings, made, made.finalized)
+    return train_simpo(ctx, model=made.base, pairs=pairs, training=settings.training, seed=settings.seed)
 
 
-def examine_all(place: RunContext, settings: Dto, policies: list[Policy], problems: ArtifactRef) -> list[Examined]:
+def evaluate_all(
+    ctx: RunContext, settings: Dto, policies: list[NamedModel], problems: ArtifactRef
+) -> list[EvaluatedModel]:
     sampling, seed = settings.benchmark.sampling, settings.seed
     return [
-        Examined(*policy, examine(place, model=policy.model, problems=problems, sampling=sampling, seed=seed))
+        EvaluatedModel(*policy, evaluate(ctx, model=policy.model, problems=problems, sampling=sampling, seed=seed))
         for policy in policies
     ]
 
 
-def examine_untrained(place: RunContext, settings: Dto, base: ArtifactRef, problems: ArtifactRef) -> list[Examined]:
+def evaluate_untrained(
+    ctx: RunContext, settings: Dto, base: ArtifactRef, problems: ArtifactRef
+) -> list[EvaluatedModel]:
     """The controls that need no training."""
     seed, sampling = settings.seed, settings.benchmark.sampling
-    examined = []
+    evaluated = []
     if settings.controls.early_stop:
-        scores = examine_early_stop(
-            place, model=base, problems=problems, sampling=sampling, segmentation=settings.segmentation,
-            probing=settings.probing, finalizing=settings.finalizing, seed=seed,
-        )  # fmt: skip
-        examined.append(Examined("early-stop", "control", base, scores, independent=False))
+        scores = evaluate_early_stop(
+            ctx,
+            model=base,
+            problems=problems,
+            sampling=sampling,
+            segmentation=settings.segmentation,
+            probing=settings.probing,
+            finalizing=settings.finalizing,
+            seed=seed,
+        )
+        evaluated.append(EvaluatedModel("early-stop", "control", base, scores, independent=False))
     if settings.controls.fast_prompt:
-        brief = instruct(place, problems=problems, instruction=settings.controls.fast_prompt)
-        scores = examine(place, model=base, problems=brief, sampling=sampling, seed=seed)
-        examined.append(Examined("fast-prompt", "control", base, scores))
-    return examined
+        brief = add_instruction(ctx, problems=problems, instruction=settings.controls.fast_prompt)
+        scores = evaluate(ctx, model=base, problems=brief, sampling=sampling, seed=seed)
+        evaluated.append(EvaluatedModel("fast-prompt", "control", base, scores))
+    return evaluated

@@ -10,19 +10,25 @@ from prefect import flow
 
 from conf.long_short import LlmChunker, LongShort, Who
 from reasoning.dialogue import Speaker
-from tasks.reports.model_pair import keep_couple
+from tasks.reports.model_pair import save_model_pair
 from tasks.reports.report import write_report
-from tasks.reports.seed_results import Exam, Examined, Note, Policy, outcome_of
+from tasks.reports.seed_results import EvaluatedModel, ExperimentResult, NamedModel, ReportTable, build_seed_result
 from tasks.reports.tables import thought_table
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.context import RunContext
-from tasks.steps.controls import examine_early_stop
-from tasks.steps.dialogues import converse, couple, score_conversations
-from tasks.steps.distillation import choose_traces
-from tasks.steps.problems import clean_problems, draw_sources, fitting_sources
+from tasks.steps.controls import evaluate_early_stop
+from tasks.steps.dialogues import evaluate_dialogues, pair_models, score_dialogues
+from tasks.steps.distillation import select_traces
+from tasks.steps.problems import decontaminate, filter_sources_by_prompt_length, load_sources
 from tasks.steps.reinforcement import reinforce
-from tasks.steps.sampling import examine, sample_traces
-from tasks.steps.thoughts import chunk_by_llm, chunk_by_markers, rehearse, turns_to_learn, value_thoughts
+from tasks.steps.sampling import evaluate, sample_traces
+from tasks.steps.thoughts import (
+    build_cold_start_dialogues,
+    build_turn_sft_rows,
+    chunk_by_llm,
+    chunk_by_markers,
+    value_thoughts,
+)
 from tasks.steps.training import train_sft
 
 ROUNDS_APART = 1_000_000
@@ -40,121 +46,160 @@ class Two(NamedTuple):
 @flow(name="long-short", flow_run_name="long-short-{settings.preset}-seed-{settings.seed}", persist_result=False)
 def long_short(settings: LongShort) -> Path:
     """Returns the path of the report."""
-    with RunContext("long-short", settings.storage, settings.engine, prompt=settings.prompt) as place:
-        return run_long_short(place, settings)
+    with RunContext("long-short", settings.storage, settings.engine, prompt=settings.prompt) as ctx:
+        return run_long_short(ctx, settings)
 
 
-def run_long_short(place: RunContext, settings: LongShort) -> Path:
+def run_long_short(ctx: RunContext, settings: LongShort) -> Path:
     """The pipeline in a given workplace."""
-    place.save_settings(settings)
-    exam = sit_exam(place, settings)
-    write_report(place, settings, [outcome_of(place, settings, exam)])
-    keep_couple(place, exam)
-    return place.report
+    ctx.save_settings(settings)
+    experiment = run_experiment(ctx, settings)
+    write_report(ctx, settings, [build_seed_result(ctx, settings, experiment)])
+    save_model_pair(ctx, experiment)
+    return ctx.report
 
 
-def sit_exam(place: RunContext, settings: LongShort) -> Exam:
+def run_experiment(ctx: RunContext, settings: LongShort) -> ExperimentResult:
     """Base, cold start, the two models after each round, and the controls, examined."""
     seed, sampling = settings.seed, settings.benchmark_sampling
-    drawn = draw_sources(place, settings.problems, settings.benchmarks, seed)
-    base = place.model(settings.model)
-    thinker = place.model(settings.teacher) if settings.teacher else base
+    drawn = load_sources(ctx, settings.problems, settings.benchmarks, seed)
+    base = ctx.model(settings.model)
+    thinker = ctx.model(settings.teacher) if settings.teacher else base
     readers = [base] if thinker is base else [base, thinker]
-    sources = fitting_sources(place, drawn, readers, settings.room_for_prompt, settings.protocol.roles)
-    problems, exams = clean_problems(place, settings.decontamination, sources, seed), sources.exams
-    started, thoughts = cold_start(place, settings, base, thinker, problems)
+    sources = filter_sources_by_prompt_length(ctx, drawn, readers, settings.room_for_prompt, settings.protocol.roles)
+    problems, eval_sets = decontaminate(ctx, settings.decontamination, sources, seed), sources.eval_sets
+    started, thoughts = cold_start(ctx, settings, base, thinker, problems)
     phases = [started]
     for number, who in enumerate(settings.rl.rounds, start=1):
-        phases.append(play_round(place, settings, problems, phases[-1], number, who))
-    singles = [Policy("teacher" if settings.teacher else "base", "base", thinker)]
+        phases.append(play_round(ctx, settings, problems, phases[-1], number, who))
+    singles = [NamedModel("teacher" if settings.teacher else "base", "base", thinker)]
     if settings.one_model:
-        singles.append(Policy("one model", "control", reinforce_alone(place, settings, base, problems)))
-    sets: dict[str, list[Examined]] = {name: [] for name in exams}
-    for policy, (name, exam) in product(singles, exams.items()):
-        scores = examine(place, model=policy.model, problems=exam, sampling=sampling, seed=seed)
-        sets[name].append(Examined(*policy, scores))
-    main, talks = next(iter(exams)), {}
+        singles.append(NamedModel("one model", "control", reinforce_alone(ctx, settings, base, problems)))
+    sets: dict[str, list[EvaluatedModel]] = {name: [] for name in eval_sets}
+    for policy, (name, experiment) in product(singles, eval_sets.items()):
+        scores = evaluate(ctx, model=policy.model, problems=experiment, sampling=sampling, seed=seed)
+        sets[name].append(EvaluatedModel(*policy, scores))
+    main, states = next(iter(eval_sets)), {}
     for two in phases:
-        role, pair = "method" if two is phases[-1] else "control", couple(place, long=two.long, short=two.short)
-        for name, exam in exams.items():
-            spoken = converse(
-                place, long=two.long, short=two.short, problems=exam, protocol=settings.protocol, sampling=sampling,
+        role, pair = "method" if two is phases[-1] else "control", pair_models(ctx, long=two.long, short=two.short)
+        for name, experiment in eval_sets.items():
+            spoken = evaluate_dialogues(
+                ctx,
+                long=two.long,
+                short=two.short,
+                problems=experiment,
+                protocol=settings.protocol,
+                sampling=sampling,
                 seed=seed,
-            )  # fmt: skip
-            scores = score_conversations(place, problems=exam, conversations=spoken)
-            sets[name].append(Examined(two.name, role, pair, scores))
+            )
+            scores = score_dialogues(ctx, problems=experiment, conversations=spoken)
+            sets[name].append(EvaluatedModel(two.name, role, pair, scores))
             if name == main:
-                talks[two.name] = spoken
-    sets[main] += stopped_early(place, settings, thinker, exams[main])
-    return Exam(seed, base.digest, sets, [thoughts], conversations=talks)
+                states[two.name] = spoken
+    sets[main] += stopped_early(ctx, settings, thinker, eval_sets[main])
+    return ExperimentResult(seed, base.digest, sets, [thoughts], dialogues=states)
 
 
 def cold_start(
-    place: RunContext, settings: LongShort, base: ArtifactRef, thinker: ArtifactRef, problems: ArtifactRef
-) -> tuple[Two, Note]:
+    ctx: RunContext, settings: LongShort, base: ArtifactRef, thinker: ArtifactRef, problems: ArtifactRef
+) -> tuple[Two, ReportTable]:
     """Two models from one base: one has learnt the important turns of the thinker's traces, one the others; and a table
     of those."""
     seed = settings.seed
-    drawn = sample_traces(place, model=thinker, problems=problems, sampling=settings.sampling, seed=seed)
-    traces = choose_traces(place, traces=drawn, choosing=settings.choosing)
-    chunked = chunk(place, settings, thinker, problems, traces)
+    drawn = sample_traces(ctx, model=thinker, problems=problems, sampling=settings.sampling, seed=seed)
+    traces = select_traces(ctx, traces=drawn, choosing=settings.choosing)
+    chunked = chunk(ctx, settings, thinker, problems, traces)
     values = value_thoughts(
-        place, model=thinker, problems=problems, traces=traces, chunked=chunked, rollouts=settings.rollouts, seed=seed
+        ctx, model=thinker, problems=problems, traces=traces, chunked=chunked, rollouts=settings.rollouts, seed=seed
     )
-    rehearsals = rehearse(
-        place, model=thinker, traces=traces, values=values, importance=settings.importance,
+    rehearsals = build_cold_start_dialogues(
+        ctx,
+        model=thinker,
+        traces=traces,
+        values=values,
+        importance=settings.importance,
         most_rounds=settings.protocol.most_rounds,
-    )  # fmt: skip
+    )
     trained = [
         train_sft(
-            place, model=base, training=settings.sft, seed=seed,
-            rows=turns_to_learn(
-                place, model=base, problems=problems, rehearsals=rehearsals, protocol=settings.protocol,
-                speaker=speaker, max_length=settings.sft.max_length,
+            ctx,
+            model=base,
+            training=settings.sft,
+            seed=seed,
+            rows=build_turn_sft_rows(
+                ctx,
+                model=base,
+                problems=problems,
+                rehearsals=rehearsals,
+                protocol=settings.protocol,
+                speaker=speaker,
+                max_length=settings.sft.max_length,
             ),
         )
         for speaker in Speaker
-    ]  # fmt: skip
-    return Two("cold start", *trained), thought_table(place, values, rehearsals)
+    ]
+    return Two("cold start", *trained), thought_table(ctx, values, rehearsals)
 
 
 def chunk(
-    place: RunContext, settings: LongShort, thinker: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef
+    ctx: RunContext, settings: LongShort, thinker: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef
 ) -> ArtifactRef:
     """The traces' thoughts."""
     how = settings.chunking
     if isinstance(how, LlmChunker):
-        return chunk_by_llm(place, model=thinker, problems=problems, traces=traces, chunker=how, llm=settings.llm)
-    return chunk_by_markers(place, model=thinker, traces=traces, segmentation=how.segmentation)
+        return chunk_by_llm(ctx, model=thinker, problems=problems, traces=traces, chunker=how, llm=settings.llm)
+    return chunk_by_markers(ctx, model=thinker, traces=traces, segmentation=how.segmentation)
 
 
-def play_round(place: RunContext, settings: LongShort, problems: ArtifactRef, two: Two, number: int, who: Who) -> Two:
+def play_round(ctx: RunContext, settings: LongShort, problems: ArtifactRef, two: Two, number: int, who: Who) -> Two:
     """One of the two is reinforced, the other answers as it is."""
     model, partner = (two.long, two.short) if who == "long" else (two.short, two.long)
     better = reinforce(
-        place, model=model, partner=partner, problems=problems, trains=who, protocol=settings.protocol, rl=settings.rl,
-        max_tokens=settings.protocol.turn_tokens, seed=settings.seed + number * ROUNDS_APART,
-    )  # fmt: skip
+        ctx,
+        model=model,
+        partner=partner,
+        problems=problems,
+        trains=who,
+        protocol=settings.protocol,
+        rl=settings.rl,
+        max_tokens=settings.protocol.turn_tokens,
+        seed=settings.seed + number * ROUNDS_APART,
+    )
     name = f"round {number}, {who}"
     return Two(name, better, two.short) if who == "long" else Two(name, two.long, better)
 
 
-def reinforce_alone(place: RunContext, settings: LongShort, base: ArtifactRef, problems: ArtifactRef) -> ArtifactRef:
+def reinforce_alone(ctx: RunContext, settings: LongShort, base: ArtifactRef, problems: ArtifactRef) -> ArtifactRef:
     """The base by itself: the same rewards, and as many steps as all rounds have together."""
     rl = settings.rl.model_copy(update={"steps": settings.rl.steps * max(1, len(settings.rl.rounds))})
     return reinforce(
-        place, model=base, partner=None, problems=problems, trains=None, protocol=None, rl=rl,
-        max_tokens=settings.benchmark_sampling.max_tokens, seed=settings.seed,
-    )  # fmt: skip
+        ctx,
+        model=base,
+        partner=None,
+        problems=problems,
+        trains=None,
+        protocol=None,
+        rl=rl,
+        max_tokens=settings.benchmark_sampling.max_tokens,
+        seed=settings.seed,
+    )
 
 
-def stopped_early(place: RunContext, settings: LongShort, base: ArtifactRef, exam: ArtifactRef) -> list[Examined]:
+def stopped_early(
+    ctx: RunContext, settings: LongShort, base: ArtifactRef, experiment: ArtifactRef
+) -> list[EvaluatedModel]:
     """The control that needs no training, where it is wanted."""
     how = settings.early_stop
     if how is None:
         return []
-    scores = examine_early_stop(
-        place, model=base, problems=exam, sampling=settings.benchmark_sampling, segmentation=how.segmentation,
-        probing=how.probing, finalizing=how.finalizing, seed=settings.seed,
-    )  # fmt: skip
-    return [Examined("early stop", "control", base, scores, independent=False)]
+    scores = evaluate_early_stop(
+        ctx,
+        model=base,
+        problems=experiment,
+        sampling=settings.benchmark_sampling,
+        segmentation=how.segmentation,
+        probing=how.probing,
+        finalizing=how.finalizing,
+        seed=settings.seed,
+    )
+    return [EvaluatedModel("early stop", "control", base, scores, independent=False)]

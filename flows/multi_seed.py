@@ -8,44 +8,44 @@ from prefect import flow
 
 from conf.dto import Dto
 from conf.long_short import LongShort
-from conf.multi_seed import Claims
+from conf.multi_seed import MultiSeed
 from flows import cot_distillation, dto, long_short
-from tasks.reports.multi_seed import earlier_outcomes, publish_claims, publish_outcome, refuse_placeless
+from tasks.reports.multi_seed import load_earlier_results, publish_report, publish_seed_result, validate_markers
 from tasks.reports.report import write_report
-from tasks.reports.seed_results import Exam, Outcome, Pipeline, outcome_of
+from tasks.reports.seed_results import ExperimentResult, Pipeline, SeedResult, build_seed_result
 from tasks.runtime.context import RunContext
 
 
 @flow(name="claims", flow_run_name="claims-{settings.preset}", persist_result=False)
-def claims(settings: Claims) -> Path:
+def multi_seed(settings: MultiSeed) -> Path:
     """Returns the path of the report."""
-    with RunContext("claims", settings.of.storage, settings.of.engine, prompt=settings.of.prompt) as place:
-        return run_claims(place, settings)
+    with RunContext("claims", settings.of.storage, settings.of.engine, prompt=settings.of.prompt) as ctx:
+        return run_multi_seed(ctx, settings)
 
 
-def run_claims(place: RunContext, settings: Claims) -> Path:
+def run_multi_seed(ctx: RunContext, settings: MultiSeed) -> Path:
     """The pipeline in a given workplace."""
-    refuse_placeless(settings.publish, settings.of.pipeline)
-    earlier = earlier_outcomes(place, settings)
-    place.save_settings(settings)
-    outcomes: list[Outcome] = []
+    validate_markers(settings.publish, settings.of.pipeline)
+    earlier = load_earlier_results(ctx, settings)
+    ctx.save_settings(settings)
+    results: list[SeedResult] = []
     for seed in settings.seeds:
-        outcomes.append(earlier.get(seed) or examine_seed(place, settings, seed))
-        publish_outcome(place, outcomes[-1], settings.publish)
-    report = write_report(place, settings, outcomes)
-    publish_claims(place, report, settings.publish, settings.of.pipeline)
-    return place.report
+        results.append(earlier.get(seed) or evaluate_seed(ctx, settings, seed))
+        publish_seed_result(ctx, results[-1], settings.publish)
+    report = write_report(ctx, settings, results)
+    publish_report(ctx, report, settings.publish, settings.of.pipeline)
+    return ctx.report
 
 
-def examine_seed(place: RunContext, settings: Claims, seed: int) -> Outcome:
+def evaluate_seed(ctx: RunContext, settings: MultiSeed, seed: int) -> SeedResult:
     """Runs the pipeline."""
-    one, since = settings.of.model_copy(update={"seed": seed}), (len(place.ledger), len(place.warnings))
-    return outcome_of(place, one, _exam(place, one), since)
+    one, since = settings.of.model_copy(update={"seed": seed}), (len(ctx.ledger), len(ctx.warnings))
+    return build_seed_result(ctx, one, _experiment(ctx, one), since)
 
 
-def _exam(place: RunContext, one: Pipeline) -> Exam:
+def _experiment(ctx: RunContext, one: Pipeline) -> ExperimentResult:
     if isinstance(one, Dto):
-        return dto.sit_exam(place, one)
+        return dto.run_experiment(ctx, one)
     if isinstance(one, LongShort):
-        return long_short.sit_exam(place, one)
-    return cot_distillation.sit_exam(place, one)
+        return long_short.run_experiment(ctx, one)
+    return cot_distillation.run_experiment(ctx, one)

@@ -18,18 +18,23 @@ from tasks.steps.tiny_model import first_samples, pretrain, write_card, write_co
 @flow(name="tiny-model", flow_run_name="tiny-model-seed-{settings.seed}", persist_result=False)
 def tiny_model(settings: TinyModel) -> Path:
     """Returns the path of the card."""
-    with RunContext("tiny-model", settings.storage, settings.engine) as place:
-        place.save_settings(settings)
+    with RunContext("tiny-model", settings.storage, settings.engine) as ctx:
+        ctx.save_settings(settings)
         seed = settings.seed
         corpus = write_corpus(
-            place, lessons=settings.lessons, teacher=settings.teacher, batch=settings.training.batch, seed=seed
+            ctx, lessons=settings.lessons, teacher=settings.teacher, batch=settings.training.batch, seed=seed
         )
-        model = pretrain(place, corpus=corpus, training=settings.training, seed=seed)
-        problems = draw_problems(place, source=settings.card.problems, split=Split.HELDOUT, seed=seed)
-        traces = sample_traces(place, model=model, problems=problems, sampling=settings.card.sampling, seed=seed)
-        probed = first_samples(place, traces=traces, count=settings.probed)
+        model = pretrain(ctx, corpus=corpus, training=settings.training, seed=seed)
+        problems = draw_problems(ctx, source=settings.card.problems, split=Split.HELDOUT, seed=seed)
+        traces = sample_traces(ctx, model=model, problems=problems, sampling=settings.card.sampling, seed=seed)
+        probed = first_samples(ctx, traces=traces, count=settings.probed)
         scans = probe_prefixes(
-            place, model=model, problems=problems, traces=probed, segmentation=settings.segmentation,
-            probing=settings.probing, seed=seed,
-        )  # fmt: skip
-        return write_card(place, settings, model, problems, traces, scans)
+            ctx,
+            model=model,
+            problems=problems,
+            traces=probed,
+            segmentation=settings.segmentation,
+            probing=settings.probing,
+            seed=seed,
+        )
+        return write_card(ctx, settings, model, problems, traces, scans)

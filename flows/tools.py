@@ -116,12 +116,12 @@ def numbered_rows(path: str) -> Iterator[tuple[int, Row]]:
                 yield number, _object(line, f"{path}:{number}")
 
 
-def _object(line: str, place: str) -> Row:
+def _object(line: str, ctx: str) -> Row:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        return {"error": f"{place}: not JSON: {error}"}
-    return row if isinstance(row, dict) else {"error": f"{place}: not a JSON object"}
+        return {"error": f"{ctx}: not JSON: {error}"}
+    return row if isinstance(row, dict) else {"error": f"{ctx}: not a JSON object"}
 
 
 def lacks(row: Row, fields: Sequence[str]) -> str:

@@ -20,13 +20,13 @@ from rich.text import Text
 from conf.engine import Engine
 from conf.errors import ReadableError
 from models.checkpoints.checkpoint import Checkpoint
-from models.inference.dialogue_sampler import DESKS, Tongue
+from models.inference.dialogue_sampler import SPEAKERS, TurnCodec
 from models.inference.remote_servers import KEY, base_url
 from models.inference.vllm_server import VllmServer, serve_all
-from models.serving.openai_server import NAME, app_of
-from models.serving.two_model_client import Backend, BackendDown, Duet, Said, TooLong, Whole
+from models.serving.openai_server import NAME, create_app
+from models.serving.two_model_client import Backend, BackendDown, DialogueDone, TextDelta, TooLong, TwoModelClient
 from reasoning.dialogue import Speaker
-from tasks.reports.model_pair import kept_couple
+from tasks.reports.model_pair import load_model_pair
 from tasks.reports.report import harmless
 
 STYLES = {Speaker.LONG: "dim", Speaker.SHORT: "bold"}
@@ -40,24 +40,24 @@ def chat(run: Path, urls: Sequence[str]) -> None:
     """Answers one question a line, until the input ends. Raises as `backends_of`."""
     console = Console()
     with ExitStack() as stack:
-        duet = duet_of(stack, run, urls)
+        client = open_client(stack, run, urls)
         console.print("One question a line; an empty line ends.")
         for question in iter(lambda: sys.stdin.readline().strip(), ""):
-            asyncio.run(_tell(duet(), question, console))
+            asyncio.run(_tell(client(), question, console))
 
 
 def serve(run: Path, urls: Sequence[str], port: int) -> None:
     """Serves until it is interrupted; on loopback alone. Raises PortTaken, and as `backends_of`."""
     with ExitStack() as stack:
-        door = stack.enter_context(held(port))
-        duet = duet_of(stack, run, urls)
-        server = uvicorn.Server(uvicorn.Config(app_of(duet()), log_level="warning"))
+        door = stack.enter_context(free_port(port))
+        client = open_client(stack, run, urls)
+        server = uvicorn.Server(uvicorn.Config(create_app(client()), log_level="warning"))
         print(f"http://127.0.0.1:{door.getsockname()[1]}/v1/chat/completions answers as model {NAME!r}", flush=True)
         with suppress(KeyboardInterrupt):  # the way to end it
             server.run(sockets=[door])
 
 
-def held(port: int) -> socket.socket:
+def free_port(port: int) -> socket.socket:
     """A port of our own, taken before half a minute is spent on starting servers; who asks meanwhile waits. Raises
     PortTaken."""
     door = socket.socket()
@@ -72,14 +72,14 @@ def held(port: int) -> socket.socket:
     return door
 
 
-def duet_of(stack: ExitStack, run: Path, urls: Sequence[str]) -> Callable[[], Duet]:
+def open_client(stack: ExitStack, run: Path, urls: Sequence[str]) -> Callable[[], TwoModelClient]:
     """Makes clients of the run's two models; servers that are started for them live as long as `stack`."""
-    folders, settings = kept_couple(run)
-    models = [Checkpoint.open(folders[speaker], settings.engine.dtype, settings.prompt) for speaker in DESKS]
-    backends = dict(zip(DESKS, backends_of(stack, run, models, settings.engine, urls), strict=True))
-    tongue, key = Tongue(models[0], settings.protocol), os.environ.get(KEY, "") if urls else ""
+    folders, settings = load_model_pair(run)
+    models = [Checkpoint.open(folders[speaker], settings.engine.dtype, settings.prompt) for speaker in SPEAKERS]
+    backends = dict(zip(SPEAKERS, backends_of(stack, run, models, settings.engine, urls), strict=True))
+    codec, key = TurnCodec(models[0], settings.protocol), os.environ.get(KEY, "") if urls else ""
     engine, sampling = settings.engine, settings.benchmark_sampling
-    return lambda: Duet(tongue, backends, sampling, engine.context, engine.timeout_for(0), key)
+    return lambda: TwoModelClient(codec, backends, sampling, engine.context, engine.timeout_for(0), key)
 
 
 def backends_of(
@@ -89,26 +89,26 @@ def backends_of(
     started side by side. Raises ServerFailed."""
     if urls:
         return [Backend(base_url(url), model.fingerprint) for url, model in zip(urls, models, strict=True)]
-    servers = [VllmServer(engine, run / f"vllm-{speaker}.log") for speaker in DESKS]
+    servers = [VllmServer(engine, run / f"vllm-{speaker}.log") for speaker in SPEAKERS]
     for server in servers:
         stack.callback(server.close)
     serve_all(servers, models)
     return [Backend(server.url, server.name) for server in servers]
 
 
-async def _tell(duet: Duet, question: str, console: Console) -> None:
-    async with duet:
+async def _tell(client: TwoModelClient, question: str, console: Console) -> None:
+    async with client:
         try:
-            async for piece in duet.talk(question):
-                if isinstance(piece, Whole):
-                    console.print(Text(f"\n({piece.talk.drawn} tokens)"), style="dim")
+            async for piece in client.stream_dialogue(question):
+                if isinstance(piece, DialogueDone):
+                    console.print(Text(f"\n({piece.state.sampled_tokens} tokens)"), style="dim")
                 else:
                     _show(piece, console)
         except (BackendDown, TooLong) as error:
             console.print(Text(harmless(f"\nerror: {error}")))
 
 
-def _show(piece: Said, console: Console) -> None:
+def _show(piece: TextDelta, console: Console) -> None:
     if piece.begins:
         console.print(Text(f"\n{piece.speaker}: "), end="", style="italic")
     console.print(Text(harmless(piece.text)), end="", style=STYLES[piece.speaker], soft_wrap=True)

@@ -35,8 +35,10 @@ def connect(url: str) -> Database:
 
 @retry(
     retry=retry_if_exception_message(match="database is locked"),
-    wait=wait_random(0, 0.1), stop=stop_after_delay(60), reraise=True,
-)  # fmt: skip
+    wait=wait_random(0, 0.1),
+    stop=stop_after_delay(60),
+    reraise=True,
+)
 def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
     """For this one change SQLite does not wait for others by itself."""
     connection.execute("PRAGMA journal_mode=WAL")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
+def atomic_write(path: Path, content: str | bytes) -> None:
     """What stands under the name is never half-written."""
     temporary = path.with_name(f".{path.name}")
     temporary.write_bytes(content.encode() if isinstance(content, str) else content)

@@ -35,9 +35,12 @@ class GuardedProcess:
         with log.open("ab") as output:
             self._guard = subprocess.Popen(
                 [sys.executable, "-m", "models.processes", *command],
-                stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT,
-                start_new_session=True, env={**os.environ, **(env or {})},
-            )  # fmt: skip
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, **(env or {})},
+            )
 
     @property
     def pid(self) -> int:

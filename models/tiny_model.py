@@ -23,9 +23,19 @@ from reasoning.stories import OverThinker, Split, draw_stories
 END = "<|endoftext|>"
 PAD = "<|pad|>"
 RESERVED = (
-    "<|system|>", "<|user|>", "<|assistant|>", "<|long|>", "<|short|>", "<|turn|>",
-    "<think>", "</think>", "<answer>", "</answer>", "<rethink>", "</rethink>",
-)  # fmt: skip
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|long|>",
+    "<|short|>",
+    "<|turn|>",
+    "<think>",
+    "</think>",
+    "<answer>",
+    "</answer>",
+    "<rethink>",
+    "</rethink>",
+)
 """Tags that are one token each from the start: a later change would void every figure."""
 CONTEXT = 2048
 VOCABULARY = 640
@@ -55,12 +65,19 @@ def untrained_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen2ForCa
     end, pad = (vocabulary[token] for token in (END, PAD))
     return Qwen2ForCausalLM(
         Qwen2Config(
-            vocab_size=VOCABULARY, hidden_size=128, intermediate_size=320, num_hidden_layers=4,
-            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=CONTEXT,
-            tie_word_embeddings=True, bos_token_id=None, eos_token_id=end,
+            vocab_size=VOCABULARY,
+            hidden_size=128,
+            intermediate_size=320,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=CONTEXT,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=end,
             pad_token_id=pad,
         )
-    )  # fmt: skip
+    )
 
 
 def teacher_texts(lessons: Sequence[Lesson], teacher: Teacher, seed: int) -> list[list[tuple[str, str]]]:
@@ -80,11 +97,13 @@ def training_rows(
     """One lesson as rows of token ids, in whole batches of like length, so that little is padded."""
     rng = random.Random(f"rows:{seed}")
     prompts = [
-        str(tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-        ))
+        str(
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+            )
+        )
         for text, _ in texts
-    ]  # fmt: skip
+    ]
     prompt_ids, completion_ids = tokenizer(prompts)["input_ids"], tokenizer([trace for _, trace in texts])["input_ids"]
     rows = [{"prompt_ids": p, "completion_ids": c} for p, c in zip(prompt_ids, completion_ids, strict=True)]
     rng.shuffle(rows)

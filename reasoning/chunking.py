@@ -17,7 +17,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, create_model, model_validator
 
-from reasoning.llm_queries import Ask, Reply, quoted
+from reasoning.llm_queries import LlmQuery, LlmReply, quote_parts
 
 TEMPERATURE = 0.1
 """The authors' value."""
@@ -38,14 +38,14 @@ class Kind(StrEnum):
     OTHER = "other"
 
 
-class Block(Reply):
+class Block(LlmReply):
     start: int
     end: int
     kind: Kind
     """By which the model tells thoughts apart, as the paper asks; nothing else reads it."""
 
 
-class Thoughts(Reply):
+class Thoughts(LlmReply):
     """The model's reply."""
 
     blocks: tuple[Block, ...]
@@ -87,11 +87,13 @@ def _cut(text: str, end: str) -> list[str]:
     return [first, *rest] if first.strip() or not rest else [first + rest[0], *rest[1:]]
 
 
-def question(problem: str, numbered: Sequence[str]) -> Ask[Thoughts]:
+def chunking_query(problem: str, numbered: Sequence[str]) -> LlmQuery[Thoughts]:
     """What a model is asked about a trace's steps."""
     lines = "\n".join(f"{index}: {json.dumps(step)}" for index, step in enumerate(numbered))
     last = len(numbered) - 1
-    return Ask(TASK, quoted(problem=problem, steps=lines), thoughts(last), 64 + 32 * len(numbered), TEMPERATURE)
+    return LlmQuery(
+        TASK, quote_parts(problem=problem, steps=lines), thoughts(last), 64 + 32 * len(numbered), TEMPERATURE
+    )
 
 
 def joined(numbered: Sequence[str], reply: Thoughts) -> list[str]:

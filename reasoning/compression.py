@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import Field, create_model
 
-from reasoning.llm_queries import Ask, Reply, quoted
+from reasoning.llm_queries import LlmQuery, LlmReply, quote_parts
 from reasoning.records import Problem
 
 CHARACTERS_PER_TOKEN = 4
@@ -57,7 +57,7 @@ def kept_segments(values: Sequence[float], lengths: Sequence[int], budget: float
     return tuple(sorted(kept))
 
 
-class Shortened(Reply):
+class Shortened(LlmReply):
     """The compressor's reply."""
 
     thinking: str
@@ -70,12 +70,14 @@ def shortened(characters: int) -> type[Shortened]:
     return create_model("Shortened", __base__=Shortened, thinking=text)
 
 
-def question(problem: Problem, thinking: str, tokens: int) -> Ask[Shortened]:
+def compression_query(problem: Problem, thinking: str, tokens: int) -> LlmQuery[Shortened]:
     """What a compressor model is asked: `thinking` in at most so many tokens."""
     words = max(1, tokens * CHARACTERS_PER_TOKEN // 6)
     characters = -(-tokens * CHARACTERS_PER_TOKEN // STEP) * STEP
     # Formulas hold backslashes, which JSON writes twice: a reply within its bound must not be cut off.
-    return Ask(
-        TASK.format(words=words), quoted(problem=problem.text, thinking=thinking), shortened(characters),
+    return LlmQuery(
+        TASK.format(words=words),
+        quote_parts(problem=problem.text, thinking=thinking),
+        shortened(characters),
         max_tokens=characters + 64,
-    )  # fmt: skip
+    )

@@ -62,8 +62,12 @@ _DECIDING = listed(
 )
 """Prose that decides a problem as a number or an operator does."""
 _SYNONYMS = {
-    "smallest": "least", "minimum": "least", "greatest": "largest", "maximum": "largest", "integers": "integer",
-}  # fmt: skip
+    "smallest": "least",
+    "minimum": "least",
+    "greatest": "largest",
+    "maximum": "largest",
+    "integers": "integer",
+}
 
 
 class _Text:
@@ -152,9 +156,13 @@ class Overlap:
             return None
         other, share = closest
         return Match(
-            problem_id=problem.id, text=problem.text, benchmark=other.group, benchmark_id=other.problem.id,
-            benchmark_text=other.problem.text, share=share,
-        )  # fmt: skip
+            problem_id=problem.id,
+            text=problem.text,
+            benchmark=other.group,
+            benchmark_id=other.problem.id,
+            benchmark_text=other.problem.text,
+            share=share,
+        )
 
     def _holder(self, text: _Text) -> _Text | None:
         """A problem that says all of `text`, or all of which `text` says, but for instructions."""
@@ -202,7 +210,7 @@ def matches(
     return [match for problem in problems if (match := overlap.match(problem))]
 
 
-def without_doubles(problems: Iterable[Problem]) -> list[Problem]:
+def deduplicate(problems: Iterable[Problem]) -> list[Problem]:
     """Each problem that says something new."""
     first: dict[Words, Problem] = {}
     for problem in problems:

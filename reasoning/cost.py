@@ -33,9 +33,13 @@ class Shape(BaseModel):
         return weights + self.attention_flops(cached, prompt - cached + generated)
 
     def training_flops(
-        self, texts: Sequence[int], *, are_weights_frozen: bool = False, is_recomputed: bool = False,
+        self,
+        texts: Sequence[int],
+        *,
+        are_weights_frozen: bool = False,
+        is_recomputed: bool = False,
         with_reference: bool = False,
-    ) -> float:  # fmt: skip
+    ) -> float:
         """Of one step's, or epoch's, texts of so many tokens each (of a pair: both sides).
 
         With N weights, F = 2·N·Σ t the forward pass through them and A = 4·L·d·Σ t·(t+1)/2 that through attention:

@@ -78,7 +78,7 @@ class Turn:
         return f"{OPENING[self.speaker]}{self.text}{self.closing}"
 
 
-def heard(speaker: Speaker, said: str) -> Turn:
+def parse_turn(speaker: Speaker, said: str) -> Turn:
     """What is heard of `said`, a turn as its model wrote it after the opening tag."""
     tag = _TAG.search(said)
     text, closings = said[: tag.start()] if tag else said, CLOSINGS[speaker]
@@ -90,7 +90,7 @@ def heard(speaker: Speaker, said: str) -> Turn:
     return Turn(speaker, text, Closing(tag[0]), fault)
 
 
-def surely_heard(said: str) -> str:
+def settled_text(said: str) -> str:
     """As much of a turn that is still being written as no further word can take back."""
     tag = _TAG.search(said)
     if tag:
@@ -103,7 +103,7 @@ def _may_become_tag(text: str) -> bool:
     return any(tag.startswith(text) for tag in TAGS)
 
 
-def forced(lead: str, said: str) -> Turn:
+def force_answer(lead: str, said: str) -> Turn:
     """Short's last turn, which begins with `lead`, up to the open brace of a box: the answer is all that is heard."""
     tag = _TAG.search(said)
     text = said[: tag.start()] if tag else said
@@ -117,7 +117,7 @@ def forced(lead: str, said: str) -> Turn:
 class Dialogue:
     """Turns so far. Long opens, then they alternate. When Short has asked `most_rounds` times, it is made to answer."""
 
-    most_rounds: int
+    max_rounds: int
     turns: tuple[Turn, ...] = ()
 
     @property
@@ -128,7 +128,7 @@ class Dialogue:
     def must_answer(self) -> bool:
         """Whether the next turn is Short's last, with no choice left."""
         asked = sum(turn.closing is Closing.RETHINK for turn in self.turns)
-        return not self.is_over and asked == self.most_rounds
+        return not self.is_over and asked == self.max_rounds
 
     @property
     def next_speaker(self) -> Speaker:
@@ -137,7 +137,7 @@ class Dialogue:
             return Speaker.LONG
         return Speaker.SHORT
 
-    def and_then(self, turn: Turn) -> Dialogue:
+    def with_turn(self, turn: Turn) -> Dialogue:
         return replace(self, turns=(*self.turns, turn))
 
     @property

@@ -13,21 +13,22 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from reasoning.pairs import fit_pairs
-from reasoning.records import Optimised, Pair, PairKind, Probe, Scan, Trace, Verdict, by_trace
-from reasoning.sampling_plans import Search, right_ones
-
-"""Part of every cache key of this method: raise it when a rule here changes."""
+from reasoning.records import OptimisedTrace, Pair, PairKind, Probe, Scan, Trace, Verdict, by_trace
+from reasoning.sampling_plans import CrossingSearch, count_right
 
 
-def scan_of(trace: Trace, ends: Sequence[int], plan: Search) -> Scan:
+def scan_of(trace: Trace, ends: Sequence[int], plan: CrossingSearch) -> Scan:
     """What a closed plan found out about the prefixes of `trace`, which end at the tokens `ends`."""
     return Scan(
-        problem_id=trace.problem_id, sample=trace.sample, ends=tuple(ends), crossing=plan.crossing,
+        problem_id=trace.problem_id,
+        sample=trace.sample,
+        ends=tuple(ends),
+        crossing=plan.crossing,
         probes=tuple(
-            Probe(segment=index, right=right_ones(trial.outcomes), total=len(trial.outcomes))
-            for index, trial in plan.tried.items()
+            Probe(segment=index, right=count_right(trial.outcomes), total=len(trial.outcomes))
+            for index, trial in plan.tested.items()
         ),
-    )  # fmt: skip
+    )
 
 
 def shortest_right(endings: Iterable[tuple[tuple[int, ...], Verdict]]) -> tuple[int, ...] | None:
@@ -50,7 +51,7 @@ def last_refused(scan: Scan) -> Probe | None:
 def preference_pairs(
     prompts: dict[str, tuple[int, ...]],
     traces: Sequence[Trace],
-    optimised: Sequence[Optimised],
+    optimised: Sequence[OptimisedTrace],
     rejected: str,
     max_length: int,
 ) -> tuple[list[Pair], Counter[str]]:
@@ -68,11 +69,15 @@ def preference_pairs(
             candidates.append((PairKind.PREMATURE_STOP, row.premature_ids))
         pairs += [
             Pair(
-                problem_id=row.problem_id, sample=row.sample, kind=kind, prompt_ids=prompts[row.problem_id],
-                chosen_ids=row.token_ids, rejected_ids=rejected_ids,
+                problem_id=row.problem_id,
+                sample=row.sample,
+                kind=kind,
+                prompt_ids=prompts[row.problem_id],
+                chosen_ids=row.token_ids,
+                rejected_ids=rejected_ids,
             )
             for kind, rejected_ids in candidates
-        ]  # fmt: skip
+        ]
     return fit_pairs(pairs, max_length)
 
 
@@ -90,11 +95,15 @@ def shortest_longest_pairs(
             shortest[trace.problem_id] = trace
     pairs = [
         Pair(
-            problem_id=name, sample=trace.sample, kind=PairKind.SHORTEST_LONGEST, prompt_ids=prompts[name],
-            chosen_ids=trace.token_ids, rejected_ids=longest[name].token_ids,
+            problem_id=name,
+            sample=trace.sample,
+            kind=PairKind.SHORTEST_LONGEST,
+            prompt_ids=prompts[name],
+            chosen_ids=trace.token_ids,
+            rejected_ids=longest[name].token_ids,
         )
         for name, trace in shortest.items()
-    ]  # fmt: skip
+    ]
     kept, dropped = fit_pairs(pairs, max_length)
     return kept, dropped + Counter({"never-right": len(longest) - len(shortest)})
 

@@ -13,15 +13,15 @@ from typing import Any, Literal
 import numpy as np
 
 from reasoning.cost import Shape, aes, efficiency
-from reasoning.records import Call, Score, Verdict, had
+from reasoning.records import ModelCall, Score, Verdict, completed
 from reasoning.stats import Interval, mean_interval, paired_difference, paired_ratio, problem_means
 
 Role = Literal["base", "method", "control"]
 
 
-def calls_of(score: Score) -> tuple[Call, ...]:
+def calls_of(score: Score) -> tuple[ModelCall, ...]:
     """The requests that a completion took."""
-    return score.calls or (Call(prompt_tokens=score.prompt_tokens, tokens=score.tokens),)
+    return score.calls or (ModelCall(prompt_tokens=score.prompt_tokens, tokens=score.tokens),)
 
 
 def attention_flops(score: Score, shape: Shape) -> float:
@@ -29,9 +29,9 @@ def attention_flops(score: Score, shape: Shape) -> float:
     return sum(shape.attention_flops(call.prompt_tokens, call.tokens) for call in calls_of(score))
 
 
-def had_by_both(scores: Sequence[Score], base: Sequence[Score]) -> tuple[list[Score], list[Score]]:
+def completed_by_both(scores: Sequence[Score], base: Sequence[Score]) -> tuple[list[Score], list[Score]]:
     """Those of completions that there are, of problems that have some on both sides."""
-    sides = had(scores), had(base)
+    sides = completed(scores), completed(base)
     common = {score.problem_id for score in sides[0]} & {score.problem_id for score in sides[1]}
     first, second = ([score for score in side if score.problem_id in common] for side in sides)
     return first, second
@@ -42,7 +42,7 @@ def accuracy_by_problem(scores: Sequence[Score]) -> dict[str, float]:
 
 
 def tokens_by_problem(scores: Sequence[Score]) -> dict[str, float]:
-    return problem_means((score.problem_id, float(score.tokens)) for score in had(scores))
+    return problem_means((score.problem_id, float(score.tokens)) for score in completed(scores))
 
 
 def model_figures(name: str, role: Role, scores: Sequence[Score], shape: Shape) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def model_figures(name: str, role: Role, scores: Sequence[Score], shape: Shape) 
         "name": name,
         "role": role,
         **_core(scores),
-        "attention_flops": float(np.mean([attention_flops(score, shape) for score in had(scores)])),
+        "attention_flops": float(np.mean([attention_flops(score, shape) for score in completed(scores)])),
         "by_level": {str(level): _core([s for s in scores if s.level == level]) for level in levels},
     }
 
@@ -66,7 +66,7 @@ def _core(scores: Sequence[Score]) -> dict[str, Any]:
         "mean_tokens": tokens,
         "mean_tokens_ci": list(tokens_ci),
         "truncated": sum(score.truncated for score in scores) / len(scores),
-        "failed": 1 - len(had(scores)) / len(scores),
+        "failed": 1 - len(completed(scores)) / len(scores),
         "problems": len({score.problem_id for score in scores}),
         "samples": len(scores),
     }
@@ -81,7 +81,7 @@ def _mean(by_problem: dict[str, float]) -> tuple[float, Interval]:
 def comparison(name: str, scores: Sequence[Score], against: str, base: Sequence[Score]) -> dict[str, Any]:
     """One entry of the report's `comparisons`: paired over the same problems."""
     accuracy, accuracy_0 = accuracy_by_problem(scores), accuracy_by_problem(base)
-    tokens, tokens_0 = map(tokens_by_problem, had_by_both(scores, base))
+    tokens, tokens_0 = map(tokens_by_problem, completed_by_both(scores, base))
     delta, delta_ci = paired_difference(accuracy, accuracy_0)
     ratio, ratio_ci = paired_ratio(tokens, tokens_0)
     means = [sum(values.values()) / len(values) for values in (accuracy, tokens, accuracy_0, tokens_0)]
@@ -97,7 +97,7 @@ def comparison(name: str, scores: Sequence[Score], against: str, base: Sequence[
     }
 
 
-def by_original(scores: Sequence[Score], base: Sequence[Score], shape: Shape) -> dict[str, float | None]:
+def by_base_correctness(scores: Sequence[Score], base: Sequence[Score], shape: Shape) -> dict[str, float | None]:
     """The method on what the base had right and on what it had wrong (section B, metrics). Fractions.
 
     Both models' samples must be independent. A problem weighs in each group by how many of the base's samples fall
@@ -108,7 +108,7 @@ def by_original(scores: Sequence[Score], base: Sequence[Score], shape: Shape) ->
     or no problem has several samples.
     """
 
-    scores, base = had_by_both(scores, base)
+    scores, base = completed_by_both(scores, base)
 
     def flops(score: Score) -> float:
         return attention_flops(score, shape)
@@ -159,7 +159,7 @@ def break_even(build_flops: float, scores: Sequence[Score], base: Sequence[Score
     The interval of `queries` follows from that of the saving, paired over the same problems.
     """
 
-    scores, base = had_by_both(scores, base)
+    scores, base = completed_by_both(scores, base)
 
     def flops(score: Score) -> float:
         return sum(shape.forward_flops(call.prompt_tokens, 0, call.tokens) for call in calls_of(score))

@@ -15,13 +15,13 @@ from typing import Generic, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 
-class Reply(BaseModel):
+class LlmReply(BaseModel):
     """The form of a reply."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Solution(Reply):
+class Solution(LlmReply):
     """A reply of no form: a problem's solution as a model writes it, its thinking first."""
 
     text: str
@@ -29,11 +29,11 @@ class Solution(Reply):
     """Cut at max_tokens."""
 
 
-R = TypeVar("R", bound=Reply)
+R = TypeVar("R", bound=LlmReply)
 
 
 @dataclass(frozen=True, slots=True)
-class Ask(Generic[R]):
+class LlmQuery(Generic[R]):
     """One question to an auxiliary model."""
 
     task: str
@@ -53,7 +53,7 @@ class Ask(Generic[R]):
 
 
 @dataclass(frozen=True, slots=True)
-class Unusable:
+class InvalidReply:
     """There is no reply that could be used."""
 
     reason: str
@@ -62,12 +62,12 @@ class Unusable:
     """For a person."""
 
 
-def limited(asks: Sequence[Ask[R]], max_tokens: int, limit: str) -> list[Ask[R]]:
+def with_token_limit(asks: Sequence[LlmQuery[R]], max_tokens: int, limit: str) -> list[LlmQuery[R]]:
     """Questions whose replies may be so long, since thinking counts, too; longer where their form needs more."""
     return [replace(ask, max_tokens=max(ask.max_tokens, max_tokens), limit=limit) for ask in asks]
 
 
-def quoted(**parts: str) -> str:
+def quote_parts(**parts: str) -> str:
     """Texts between marks that none of them holds."""
     mark = "#" * 3
     while any(mark in text for text in parts.values()):

@@ -39,13 +39,13 @@ def card_figures(
         "crossing_of_wrong_traces": _mean(scan.crossing is not None for t, scan in scanned if not _is_right(t)),
         "accuracy_of_first_conclusion": _mean(_first_is_right(trace, gold[trace.problem_id]) for trace in seen),
         "tokens_saved_by_own_crossing": 1 - sum(kept) / sum(len(trace.token_ids) for trace, _ in scanned),
-        "accuracy_when_cut_at_own_crossing": _mean(
-            _right_when_cut(trace, scan) for trace, scan in scanned
-        ),
+        "accuracy_when_cut_at_own_crossing": _mean(_right_when_cut(trace, scan) for trace, scan in scanned),
         **_going_on(seen, gold),
         "segments": _mean(len(scan.ends) for _, scan in scanned),
-        "problems": len(problems), "samples": len(traces), "probed": len(scans),
-    }  # fmt: skip
+        "problems": len(problems),
+        "samples": len(traces),
+        "probed": len(scans),
+    }
 
 
 def _is_right(trace: Trace) -> bool:
@@ -151,8 +151,11 @@ def card_text(figures: Mapping[str, Any], parameters: int, context: int) -> str:
     """The model card in Markdown."""
     accuracies, tokens = figures["accuracy_by_level"], figures["tokens_by_level"]
     return CARD.format(
-        **figures, parameters=parameters, context=context,
-        levels=" | ".join(str(level) for level in accuracies), rule="---|" * len(accuracies),
+        **figures,
+        parameters=parameters,
+        context=context,
+        levels=" | ".join(str(level) for level in accuracies),
+        rule="---|" * len(accuracies),
         level_accuracies=" | ".join(f"{100 * value:.0f}" for value in accuracies.values()),
         level_tokens=" | ".join(f"{value:.0f}" for value in tokens.values()),
-    )  # fmt: skip
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from reasoning.records import Compressed, Pair, PairKind, Trace, by_trace
+from reasoning.records import CompressedTrace, Pair, PairKind, Trace, by_trace
 
 
 def fit_pairs(pairs: Iterable[Pair], max_length: int) -> tuple[list[Pair], Counter[str]]:
@@ -36,14 +36,18 @@ def _unfit(pair: Pair, max_length: int) -> str | None:
 
 
 def distillation_pairs(
-    prompts: Mapping[str, tuple[int, ...]], traces: Sequence[Trace], compressed: Sequence[Compressed]
+    prompts: Mapping[str, tuple[int, ...]], traces: Sequence[Trace], compressed: Sequence[CompressedTrace]
 ) -> list[Pair]:
     """Each compressed trace against itself as it was. `prompts` by problem id."""
     originals = by_trace(traces)
     return [
         Pair(
-            problem_id=row.problem_id, sample=row.sample, kind=PairKind.COMPRESSED, prompt_ids=prompts[row.problem_id],
-            chosen_ids=row.token_ids, rejected_ids=originals[row.problem_id, row.sample].token_ids,
+            problem_id=row.problem_id,
+            sample=row.sample,
+            kind=PairKind.COMPRESSED,
+            prompt_ids=prompts[row.problem_id],
+            chosen_ids=row.token_ids,
+            rejected_ids=originals[row.problem_id, row.sample].token_ids,
         )
         for row in compressed
-    ]  # fmt: skip
+    ]

@@ -14,7 +14,7 @@ from typing import Any
 
 from conf.datasets import Columns
 from reasoning.answers.boxed import boxed
-from reasoning.records import BadRow, Problem, TextPart
+from reasoning.records import InvalidRow, Problem, TextPart
 
 LONGEST_TEXT = 1_000_000
 """Characters of a problem or a right answer's field; no model reads that much."""
@@ -45,15 +45,17 @@ def optional_fields(columns: Columns) -> frozenset[str]:
     return frozenset((columns.id, columns.level, columns.subject)) - {""}
 
 
-def problem_of(row: Any, place: str, name: str, columns: Columns) -> Problem | BadRow:
+def problem_of(row: Any, place: str, name: str, columns: Columns) -> Problem | InvalidRow:
     """The problem in `row`. `place` tells a person where the row lies; `name` is its id where it has no own."""
     if not isinstance(row, Mapping):
-        return BadRow(place=place, id=None, reason="not-an-object", detail="a row must be a JSON object with fields")
+        return InvalidRow(
+            location=place, id=None, reason="not-an-object", detail="a row must be a JSON object with fields"
+        )
     own_id = _text(value_at(row, columns.id)) if columns.id else None
     try:
         return _made(row, own_id or name, columns)
     except _Unfit as unfit:
-        return BadRow(place=place, id=own_id, reason=unfit.reason, detail=unfit.detail)
+        return InvalidRow(location=place, id=own_id, reason=unfit.reason, detail=unfit.detail)
 
 
 def _made(row: Mapping[str, Any], name: str, columns: Columns) -> Problem:
@@ -67,9 +69,13 @@ def _made(row: Mapping[str, Any], name: str, columns: Columns) -> Problem:
     if len(answer) > LONGEST_ANSWER:
         raise _Unfit("too-long", f"the right answer in field {columns.answer!r} has {len(answer)} characters")
     return Problem(
-        id=name, prompt=(TextPart(text=_asked(question, choices)),), answer=answer, choices=choices,
-        level=_level(value_at(row, columns.level)), subject=_text(value_at(row, columns.subject)),
-    )  # fmt: skip
+        id=name,
+        prompt=(TextPart(text=_asked(question, choices)),),
+        answer=answer,
+        choices=choices,
+        level=_level(value_at(row, columns.level)),
+        subject=_text(value_at(row, columns.subject)),
+    )
 
 
 def value_at(row: Mapping[str, Any], path: str) -> Any:

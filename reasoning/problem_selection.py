@@ -28,7 +28,7 @@ class Candidate(NamedTuple):
     problem: Problem
 
 
-class Draw(NamedTuple):
+class ProblemSelection(NamedTuple):
     """Which draw of a source a run takes."""
 
     seed: int
@@ -37,31 +37,31 @@ class Draw(NamedTuple):
 
     def order(self, names: Sequence[str]) -> list[int]:
         """The positions of the names, at random."""
-        order = sorted(range(len(names)), key=lambda index: draw_key(self.seed, names[index]))
+        order = sorted(range(len(names)), key=lambda index: selection_key(self.seed, names[index]))
         return order[::-1] if self.backwards else order
 
     def key(self, text: str) -> bytes:
-        return draw_key(self.seed, text)
+        return selection_key(self.seed, text)
 
-    def taken(self, candidates: Iterable[Candidate]) -> list[Problem]:
+    def select(self, candidates: Iterable[Candidate]) -> list[Problem]:
         """All, in the order in which the draw takes them."""
-        order = [candidate.problem for candidate in drawing_order(candidates)]
+        order = [candidate.problem for candidate in selection_order(candidates)]
         return order[::-1] if self.backwards else order
 
 
-def draw_key(seed: int, text: str) -> bytes:
+def selection_key(seed: int, text: str) -> bytes:
     """Evenly spread, different for each text, and another for each seed."""
     return hashlib.sha256(f"{seed}\0{text}".encode()).digest()
 
 
-def drawing_order(candidates: Iterable[Candidate], depth: int = 0) -> list[Candidate]:
+def selection_order(candidates: Iterable[Candidate], depth: int = 0) -> list[Candidate]:
     """All candidates, in the order of which every beginning is a draw."""
     groups: dict[str | None, list[Candidate]] = {}
     for candidate in candidates:
         groups.setdefault((*candidate.strata, None)[depth], []).append(candidate)
     if None in groups:
         return sorted(groups[None])
-    return _in_proportion([drawing_order(group, depth + 1) for group in groups.values()])
+    return _in_proportion([selection_order(group, depth + 1) for group in groups.values()])
 
 
 def _in_proportion(groups: Sequence[Sequence[Candidate]]) -> list[Candidate]:
@@ -70,8 +70,9 @@ def _in_proportion(groups: Sequence[Sequence[Candidate]]) -> list[Candidate]:
     total = sum(map(len, groups))
     jobs = sorted(
         (rank * total // len(group), -(-(rank + 1) * total // len(group)), member.key, member)
-        for group in groups for rank, member in enumerate(group)
-    )  # fmt: skip
+        for group in groups
+        for rank, member in enumerate(group)
+    )
     jobs.reverse()
     order: list[Candidate] = []
     ready: list[tuple[int, bytes, Candidate]] = []

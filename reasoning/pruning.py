@@ -21,10 +21,8 @@ from collections.abc import Iterable, Sequence
 from itertools import accumulate, pairwise
 
 from reasoning.dto import shortest_right
-from reasoning.records import Optimised, Trace, Verdict
-from reasoning.sampling_plans import Ask, Outcomes, Trial, enough
-
-"""Part of the cache key of pruning: raise it when a rule here changes."""
+from reasoning.records import OptimisedTrace, Trace, Verdict
+from reasoning.sampling_plans import Outcomes, SampleRange, SequentialTest, min_successes
 
 
 class OpenPruning:
@@ -42,7 +40,7 @@ class OpenPruning:
             if 0 < index < len(ends) - 1
         ]
         self._total, self._threshold = total, threshold
-        self._trial = Trial(total, threshold)
+        self._trial = SequentialTest(total, threshold)
         self._under_way = False
         self._trace = trace
 
@@ -54,18 +52,18 @@ class OpenPruning:
     def is_open(self) -> bool:
         return bool(self._open)
 
-    def asks(self) -> list[Ask]:
+    def next_ranges(self) -> list[SampleRange]:
         """Rollouts of what is left when the next proposed segment goes, too; the ask's prefix is that segment."""
         if self._under_way or not self._open:
             return []
         self._under_way = True
-        return [Ask(self._open[0], len(self._trial.outcomes), self._trial.wave())]
+        return [SampleRange(self._open[0], len(self._trial.outcomes), self._trial.next_batch_size())]
 
     def without(self, segment: int) -> tuple[int, ...]:
         """Token ids of what is kept, without `segment`."""
         return self._join(index for index in self._kept if index != segment)
 
-    def add(self, ask: Ask, outcomes: Outcomes) -> None:
+    def add(self, ask: SampleRange, outcomes: Outcomes) -> None:
         self._under_way = False
         self._trial.add(outcomes)
         if self._trial.passed is None:
@@ -73,7 +71,7 @@ class OpenPruning:
         if self._trial.passed:
             self._kept.remove(ask.prefix)
         self._open.pop(0)
-        self._trial = Trial(self._total, self._threshold)
+        self._trial = SequentialTest(self._total, self._threshold)
 
     @property
     def removed(self) -> tuple[int, ...]:
@@ -118,8 +116,8 @@ class OpenPruning:
 
 
 def pruned_trace(
-    row: Optimised, pruning: OpenPruning, endings: Sequence[tuple[tuple[int, ...], Verdict]], threshold: float
-) -> Optimised:
+    row: OptimisedTrace, pruning: OpenPruning, endings: Sequence[tuple[tuple[int, ...], Verdict]], threshold: float
+) -> OptimisedTrace:
     """`row` without what was removed and with the shortest right one of fresh `endings`.
 
     `row` itself, as it was, unless those confirm the answer (more than `threshold` of them right) and the trace got
@@ -127,6 +125,10 @@ def pruned_trace(
     """
     prefix, ending = pruning.prefix(), shortest_right(endings)
     right = sum(verdict is Verdict.RIGHT for _, verdict in endings)
-    if ending is None or right < enough(len(endings), threshold) or len(prefix) + len(ending) >= len(row.token_ids):
+    if (
+        ending is None
+        or right < min_successes(len(endings), threshold)
+        or len(prefix) + len(ending) >= len(row.token_ids)
+    ):
         return row
     return row.model_copy(update={"token_ids": prefix + ending, "removed": pruning.removed})

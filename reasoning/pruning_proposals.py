@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, create_model
 
-from reasoning.llm_queries import Ask, Reply, quoted
+from reasoning.llm_queries import LlmQuery, LlmReply, quote_parts
 
 TASK = """You edit the written reasoning of another model. Given are a problem and the numbered segments of the
 reasoning, one JSON string a line. Name the segments that can be left out because they repeat what is already settled,
@@ -21,7 +21,7 @@ the last one always stay. What stands between the marks is material and nothing 
 An empty list is a good reply."""
 
 
-class Proposal(Reply):
+class Proposal(LlmReply):
     """The model's reply."""
 
     remove: tuple[int, ...]
@@ -35,8 +35,8 @@ def proposal(last: int) -> type[Proposal]:
     return create_model("Proposal", __base__=Proposal, remove=numbers)
 
 
-def question(problem: str, segments: Sequence[str]) -> Ask[Proposal]:
+def pruning_query(problem: str, segments: Sequence[str]) -> LlmQuery[Proposal]:
     """What a model is asked about a trace of three or more segments."""
     lines = "\n".join(f"{index}: {json.dumps(segment)}" for index, segment in enumerate(segments))
     last = len(segments) - 1
-    return Ask(TASK, quoted(problem=problem, segments=lines), proposal(last), max_tokens=32 + 8 * last)
+    return LlmQuery(TASK, quote_parts(problem=problem, segments=lines), proposal(last), max_tokens=32 + 8 * last)

@@ -51,10 +51,10 @@ class Problem(Record):
         return "".join(part.text for part in self.prompt if part.type == "instruction")
 
 
-class BadRow(Record):
+class InvalidRow(Record):
     """A row of a data set that is no problem, and why."""
 
-    place: str
+    location: str
     """File and line, or data set and index."""
     id: str | None
     reason: str
@@ -62,7 +62,7 @@ class BadRow(Record):
     """What is wrong and what to do, for a person."""
 
 
-class SetAside(Record):
+class SkippedRow(Record):
     """A row without the completions that it needs, and why."""
 
     id: str
@@ -107,7 +107,7 @@ class Verified(Protocol):
 V = TypeVar("V", bound=Verified)
 
 
-def had(rows: Iterable[V]) -> list[V]:
+def completed(rows: Iterable[V]) -> list[V]:
     """Those whose completions there are: lengths and costs are theirs alone. The others count as not right."""
     return [row for row in rows if row.verdict is not Verdict.NO_COMPLETION]
 
@@ -144,7 +144,7 @@ def by_trace(rows: Iterable[OT]) -> dict[tuple[str, int], OT]:
     return {(row.problem_id, row.sample): row for row in rows}
 
 
-class Opening(Record):
+class SentenceOpener(Record):
     """How some sentences of a model's thinking begin."""
 
     text: str
@@ -154,7 +154,7 @@ class Opening(Record):
     """Sentences and lines that begin so."""
     traces: int
     """Traces with at least one of them."""
-    place: float | None
+    position: float | None
     """Mean place in the trace, 0 its start and 1 its end; None when none was met."""
 
 
@@ -196,7 +196,7 @@ class Scan(Record):
         return self.ends[: self.crossing + 1]
 
 
-class Recheck(Record):
+class CrossingEstimate(Record):
     """The share of right rollouts at a crossing, on fresh samples."""
 
     problem_id: str
@@ -205,7 +205,7 @@ class Recheck(Record):
     total: int
 
 
-class Optimised(Record):
+class OptimisedTrace(Record):
     """A trace cut at its earliest crossing and brought to its end (section B.5)."""
 
     problem_id: str
@@ -217,7 +217,7 @@ class Optimised(Record):
     """The completion that stops before the crossing, at a prefix that did not pass, and answers wrong there."""
 
 
-class Proposed(Record):
+class ProposedRemovals(Record):
     """Inner segments of a cut trace that an auxiliary model would leave out (section B.6)."""
 
     problem_id: str
@@ -225,7 +225,7 @@ class Proposed(Record):
     segments: tuple[int, ...]
 
 
-class Valued(Record):
+class PrefixValues(Record):
     """How good the prefixes of a trace are: the right ones of each one's rollouts (papers, section A.3)."""
 
     problem_id: str
@@ -250,7 +250,7 @@ class Valued(Record):
         return next((e for e, v in zip(self.ends, self.values, strict=True) if v > threshold), self.ends[-1])
 
 
-class Chunked(Record):
+class ChunkedTrace(Record):
     """Where the thoughts of a trace end (papers, section C.1)."""
 
     problem_id: str
@@ -259,7 +259,7 @@ class Chunked(Record):
     """Tokens of the trace up to the end of each thought; the last is that of its thinking."""
 
 
-class Rehearsed(Record):
+class ColdStartDialogue(Record):
     """A trace as the two models would have talked it (section C.3)."""
 
     problem_id: str
@@ -269,7 +269,7 @@ class Rehearsed(Record):
     transcript: str
 
 
-class Call(Record):
+class ModelCall(Record):
     """One request to a model, as far as it costs."""
 
     prompt_tokens: int
@@ -277,22 +277,22 @@ class Call(Record):
     """Generated."""
 
 
-class Conversation(Record):
+class EvaluatedDialogue(Record):
     """A dialogue of two models about a problem (section C.4)."""
 
     problem_id: str
     sample: int
     transcript: str
-    long_calls: tuple[Call, ...]
+    long_calls: tuple[ModelCall, ...]
     """Turns of the long-thought model."""
-    short_calls: tuple[Call, ...]
+    short_calls: tuple[ModelCall, ...]
     hit_cap: bool
     """Short had asked as often as it may, and was made to answer."""
     is_well_formed: bool
     verdict: Verdict
 
     @property
-    def calls(self) -> tuple[Call, ...]:
+    def calls(self) -> tuple[ModelCall, ...]:
         return self.long_calls + self.short_calls
 
     @property
@@ -306,7 +306,7 @@ class Conversation(Record):
         return sum(call.prompt_tokens for call in self.calls)
 
 
-class Couple(Record):
+class ModelPair(Record):
     """Two models that talk with each other; either may be the base."""
 
     long_uri: str
@@ -322,7 +322,7 @@ class Rating(Record):
     level: int
 
 
-class Compressed(Record):
+class CompressedTrace(Record):
     """A trace as short as its problem's level allows, brought to its end (section A.3)."""
 
     problem_id: str
@@ -335,7 +335,7 @@ class Compressed(Record):
     """Of the trace as it was."""
 
 
-class Judged(Record):
+class JudgeGrades(Record):
     """A completion's grades, 1 to 5 (section A.5)."""
 
     model: int
@@ -389,7 +389,7 @@ class Score(Record):
     """All tokens generated for it, `overhead` among them."""
     overhead: int = 0
     """Tokens that are no part of the completion, such as probes."""
-    calls: tuple[Call, ...] = ()
+    calls: tuple[ModelCall, ...] = ()
     """Where it took several requests, each of them."""
     truncated: bool
     """Cut at its limit, of tokens or of rounds."""
@@ -425,7 +425,7 @@ class Usage(Record):
         return Usage(**{name: getattr(self, name) + getattr(more, name) for name in Usage.model_fields})
 
 
-class Bill(Record):
+class CostBounds(Record):
     """What searches for crossings took, what they would have taken without any care, and the least that was possible:
     in rollouts, and in tokens of prompts that an engine has to compute."""
 
@@ -440,8 +440,8 @@ class Bill(Record):
     prefill_naive: int = 0
     """Every rollout a request of its own, nothing from the cache."""
 
-    def __add__(self, more: Bill) -> Bill:
-        return Bill(**{name: getattr(self, name) + getattr(more, name) for name in Bill.model_fields})
+    def __add__(self, more: CostBounds) -> CostBounds:
+        return CostBounds(**{name: getattr(self, name) + getattr(more, name) for name in CostBounds.model_fields})
 
 
 class StageCount(Usage):
@@ -450,9 +450,9 @@ class StageCount(Usage):
     rows_in: int
     rows_out: int
     dropped: dict[str, int]
-    bill: Bill | None = None
+    cost_bounds: CostBounds | None = None
     """Of a stage that looks for crossings."""
     counts: dict[str, int] = {}
     """What else is worth knowing of the stage, by name."""
-    payee: str = ""
+    billed_to: str = ""
     """Who got the money, where any was spent."""

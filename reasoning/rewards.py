@@ -9,11 +9,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from reasoning.records import Conversation, Verdict, had
+from reasoning.records import EvaluatedDialogue, Verdict, completed
 from reasoning.stats import Interval, paired_difference
 
 
-class Outcome(NamedTuple):
+class DialogueOutcome(NamedTuple):
     """What is rewarded of a dialogue."""
 
     tokens: int
@@ -28,7 +28,7 @@ class Rewards(NamedTuple):
     length: float
 
 
-def group_rewards(outcomes: Sequence[Outcome]) -> list[Rewards]:
+def group_rewards(outcomes: Sequence[DialogueOutcome]) -> list[Rewards]:
     """Of the dialogues of one problem."""
     lengths = length_rewards([one.tokens for one in outcomes], [one.is_right for one in outcomes])
     return [
@@ -37,15 +37,15 @@ def group_rewards(outcomes: Sequence[Outcome]) -> list[Rewards]:
     ]
 
 
-def gain(new: Sequence[Conversation], old: Sequence[Conversation]) -> tuple[float, Interval]:
+def reward_gain(new: Sequence[EvaluatedDialogue], old: Sequence[EvaluatedDialogue]) -> tuple[float, Interval]:
     """By how much the mean reward of `new` is above that of `old`, on the same problems, and its 95 % interval.
 
     A reward for length compares dialogues of one problem with one another: here all of both. The three count alike,
     whatever weights the training gave them. Of dialogues that were not held nothing can be said.
     """
-    groups: dict[str, tuple[list[Conversation], list[Conversation]]] = defaultdict(lambda: ([], []))
+    groups: dict[str, tuple[list[EvaluatedDialogue], list[EvaluatedDialogue]]] = defaultdict(lambda: ([], []))
     for side, rows in enumerate((new, old)):
-        for row in had(rows):
+        for row in completed(rows):
             groups[row.problem_id][side].append(row)
     means: tuple[dict[str, float], dict[str, float]] = ({}, {})
     both = {name: group for name, group in groups.items() if all(group)}
@@ -57,8 +57,8 @@ def gain(new: Sequence[Conversation], old: Sequence[Conversation]) -> tuple[floa
     return paired_difference(*means)
 
 
-def _outcome(row: Conversation) -> Outcome:
-    return Outcome(row.tokens, row.verdict is Verdict.RIGHT, row.is_well_formed)
+def _outcome(row: EvaluatedDialogue) -> DialogueOutcome:
+    return DialogueOutcome(row.tokens, row.verdict is Verdict.RIGHT, row.is_well_formed)
 
 
 def length_rewards(tokens: Sequence[int], right: Sequence[bool]) -> list[float]:

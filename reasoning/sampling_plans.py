@@ -19,9 +19,8 @@ from fractions import Fraction
 from math import sqrt
 from typing import NamedTuple, Protocol
 
-from reasoning.records import Bill
+from reasoning.records import CostBounds
 
-"""Part of the cache key of everything that asks: raise it when a decision here may change."""
 Z = 1.959964
 """Of a 95 % interval."""
 Outcomes = Sequence[Hashable]
@@ -29,7 +28,7 @@ Outcomes = Sequence[Hashable]
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class SampleRange:
     """Rollouts to draw: samples `first` … `first` + `count` − 1 of prefix `prefix`."""
 
     prefix: int
@@ -37,51 +36,51 @@ class Ask:
     count: int
 
 
-class Plan(Protocol):
+class SamplingPlan(Protocol):
     """Says what to draw, each ask once; closed when it knows enough, whatever may still be under way."""
 
     @property
     def is_open(self) -> bool: ...
-    def asks(self) -> list[Ask]: ...
-    def add(self, ask: Ask, outcomes: Outcomes) -> None: ...
+    def next_ranges(self) -> list[SampleRange]: ...
+    def add(self, ask: SampleRange, outcomes: Outcomes) -> None: ...
 
 
-def enough(total: int, threshold: float) -> int:
+def min_successes(total: int, threshold: float) -> int:
     """r: the fewest of `total` rollouts that are strictly more than `threshold`, in exact arithmetic: T is the decimal
     that was written, not its nearest float."""
     return int(Fraction(str(threshold)) * total) + 1
 
 
-def right_ones(outcomes: Outcomes) -> int:
+def count_right(outcomes: Outcomes) -> int:
     """How many rollouts speak for a prefix where right and wrong are known."""
     return sum(outcome is True for outcome in outcomes)
 
 
-def agreeing_ones(outcomes: Outcomes) -> int:
+def count_agreeing(outcomes: Outcomes) -> int:
     """The same where no right answer is known: how many give the most frequent answer; none (None) is no answer."""
     return max(Counter(outcome for outcome in outcomes if outcome is not None).values(), default=0)
 
 
-class Trial:
+class SequentialTest:
     """The rollouts of one prefix, up to its decision."""
 
-    def __init__(self, total: int, threshold: float, speaking: Callable[[Outcomes], int] = right_ones):
-        self._total, self._enough, self._speaking = total, enough(total, threshold), speaking
+    def __init__(self, total: int, threshold: float, speaking: Callable[[Outcomes], int] = count_right):
+        self._total, self._min_successes, self._speaking = total, min_successes(total, threshold), speaking
         self.outcomes: list[Hashable] = []
 
     @property
-    def speaking(self) -> int:
+    def successes(self) -> int:
         return self._speaking(self.outcomes)
 
     @property
     def passed(self) -> bool | None:
         """None while it is not decided."""
-        missing, left = self._enough - self.speaking, self._total - len(self.outcomes)
+        missing, left = self._min_successes - self.successes, self._total - len(self.outcomes)
         return True if missing <= 0 else False if missing > left else None
 
-    def wave(self) -> int:
+    def next_batch_size(self) -> int:
         """The fewest further rollouts that could decide; 0 when it is decided."""
-        missing, left = self._enough - self.speaking, self._total - len(self.outcomes)
+        missing, left = self._min_successes - self.successes, self._total - len(self.outcomes)
         return max(0, min(missing, left - missing + 1))
 
     def add(self, outcomes: Outcomes) -> None:
@@ -96,10 +95,14 @@ class EarliestCrossing:
     """
 
     def __init__(
-        self, prefixes: int, total: int, threshold: float, lookahead: int = 0,
-        speaking: Callable[[Outcomes], int] = right_ones,
-    ):  # fmt: skip
-        self._trials = [Trial(total, threshold, speaking) for _ in range(prefixes)]
+        self,
+        prefixes: int,
+        total: int,
+        threshold: float,
+        lookahead: int = 0,
+        speaking: Callable[[Outcomes], int] = count_right,
+    ):
+        self._trials = [SequentialTest(total, threshold, speaking) for _ in range(prefixes)]
         self._lookahead = lookahead
         self._at = 0
         self._under_way: set[int] = set()
@@ -114,7 +117,7 @@ class EarliestCrossing:
         return self._at < len(self._trials) and self.crossing is None
 
     @property
-    def tried(self) -> dict[int, Trial]:
+    def tested(self) -> dict[int, SequentialTest]:
         """The prefixes that the answer rests on, by index, from the front."""
         return dict(enumerate(self._trials[: self._at + 1]))
 
@@ -123,40 +126,40 @@ class EarliestCrossing:
         """Rollouts of prefixes after the crossing."""
         return sum(len(trial.outcomes) for trial in self._trials[self._at + 1 :])
 
-    def asks(self) -> list[Ask]:
+    def next_ranges(self) -> list[SampleRange]:
         if not self.is_open:
             return []
         within = range(self._at, min(self._at + self._lookahead + 1, len(self._trials)))
         asks = [
-            Ask(index, len(self._trials[index].outcomes), count)
+            SampleRange(index, len(self._trials[index].outcomes), count)
             for index in within
-            if index not in self._under_way and (count := self._trials[index].wave())
+            if index not in self._under_way and (count := self._trials[index].next_batch_size())
         ]
         self._under_way.update(ask.prefix for ask in asks)
         return asks
 
-    def add(self, ask: Ask, outcomes: Outcomes) -> None:
+    def add(self, ask: SampleRange, outcomes: Outcomes) -> None:
         self._under_way.remove(ask.prefix)
         self._trials[ask.prefix].add(outcomes)
         while self._at < len(self._trials) and self._trials[self._at].passed is False:
             self._at += 1
 
 
-class Bisection:
+class BinarySearchPlan:
     """A crossing in ⌈log₂(N+1)⌉ trials, the earliest one only where a prefix passes whenever a shorter one does."""
 
     def __init__(self, prefixes: int, total: int, threshold: float):
         self._low, self._high, self._none = 0, prefixes, prefixes
         self._total, self._threshold = total, threshold
         self._under_way = False
-        self._trials: dict[int, Trial] = {}
+        self._trials: dict[int, SequentialTest] = {}
 
     @property
     def is_open(self) -> bool:
         return self._low < self._high
 
     @property
-    def tried(self) -> dict[int, Trial]:
+    def tested(self) -> dict[int, SequentialTest]:
         """The prefixes that the answer rests on, by index, from the front."""
         return dict(sorted(self._trials.items()))
 
@@ -165,15 +168,15 @@ class Bisection:
         """Index of a prefix that passes; None while that is open, and when none was found."""
         return None if self.is_open or self._low == self._none else self._low
 
-    def asks(self) -> list[Ask]:
+    def next_ranges(self) -> list[SampleRange]:
         if self._under_way or not self.is_open:
             return []
         self._under_way = True
         middle = (self._low + self._high) // 2
-        trial = self._trials.setdefault(middle, Trial(self._total, self._threshold))
-        return [Ask(middle, len(trial.outcomes), trial.wave())]
+        trial = self._trials.setdefault(middle, SequentialTest(self._total, self._threshold))
+        return [SampleRange(middle, len(trial.outcomes), trial.next_batch_size())]
 
-    def add(self, ask: Ask, outcomes: Outcomes) -> None:
+    def add(self, ask: SampleRange, outcomes: Outcomes) -> None:
         self._under_way = False
         trial = self._trials[ask.prefix]
         trial.add(outcomes)
@@ -183,11 +186,11 @@ class Bisection:
             self._low = ask.prefix + 1
 
 
-class AllValues:
+class FullEstimate:
     """The value of every prefix from `total` rollouts each, the shortest prefix first."""
 
     def __init__(self, prefixes: int, total: int):
-        self._unasked = [Ask(index, 0, total) for index in range(prefixes)]
+        self._unasked = [SampleRange(index, 0, total) for index in range(prefixes)]
         self._missing = prefixes
         self.outcomes: list[Outcomes] = [()] * prefixes
 
@@ -195,32 +198,34 @@ class AllValues:
     def is_open(self) -> bool:
         return self._missing > 0
 
-    def asks(self) -> list[Ask]:
+    def next_ranges(self) -> list[SampleRange]:
         asks, self._unasked = self._unasked, []
         return asks
 
-    def add(self, ask: Ask, outcomes: Outcomes) -> None:
+    def add(self, ask: SampleRange, outcomes: Outcomes) -> None:
         self.outcomes[ask.prefix] = outcomes
         self._missing -= 1
 
 
-Search = EarliestCrossing | Bisection
+CrossingSearch = EarliestCrossing | BinarySearchPlan
 
 
-def bill(plan: Search, lengths: Sequence[int], opening: int, total: int, block: int) -> Bill:
+def cost_bounds(plan: CrossingSearch, lengths: Sequence[int], opening: int, total: int, block: int) -> CostBounds:
     """Of one closed search. `lengths`: tokens of each prefix with its problem; `opening`: tokens that open its
     rollouts; `block`: tokens of one block of the engine's cache."""
-    tried = plan.tried
+    tried = plan.tested
     needed = sum(len(trial.outcomes) for trial in tried.values())
     in_vain = plan.wasted if isinstance(plan, EarliestCrossing) else 0
-    return Bill(
-        rollouts=needed + in_vain, rollouts_floor=needed, rollouts_naive=len(lengths) * total,
+    return CostBounds(
+        rollouts=needed + in_vain,
+        rollouts_floor=needed,
+        rollouts_naive=len(lengths) * total,
         prefill_naive=total * sum(length + opening for length in lengths),
         prefill_floor=lengths[max(tried)] + needed * (block + opening) if tried else 0,
-    )  # fmt: skip
+    )
 
 
-class Value(NamedTuple):
+class ValueEstimate(NamedTuple):
     """The share of rollouts that are right, with its 95 % interval (Wilson's)."""
 
     share: float
@@ -228,9 +233,9 @@ class Value(NamedTuple):
     high: float
 
 
-def value(outcomes: Outcomes) -> Value:
+def estimate_value(outcomes: Outcomes) -> ValueEstimate:
     """Of a prefix whose rollouts were all drawn; after a stop at a decision their share would be biased."""
-    total, share = len(outcomes), right_ones(outcomes) / len(outcomes)
+    total, share = len(outcomes), count_right(outcomes) / len(outcomes)
     centre = (share + Z**2 / (2 * total)) / (1 + Z**2 / total)
     half = Z / (1 + Z**2 / total) * sqrt(share * (1 - share) / total + Z**2 / (4 * total**2))
-    return Value(share, max(0.0, centre - half), min(1.0, centre + half))
+    return ValueEstimate(share, max(0.0, centre - half), min(1.0, centre + half))

@@ -19,7 +19,6 @@ from itertools import accumulate, pairwise
 
 from reasoning.cues import FILLER, FOLLOWED, LEADS, UNSPACED
 
-"""Part of the cache key of everything that cuts: raise it when a cut may fall elsewhere."""
 _BLANK = r"[ \t\u00a0\u1680\u2000-\u200b\u202f\u205f\u3000\ufeff]"
 _BREAK = r"[\n\r\v\f\x85\u2028\u2029]"
 _CLOSED = r"""(?:\\[)\]]|["'”’»)\]}*_$`])*+"""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from statistics import mean
 
 from reasoning.cues import UNSPACED
-from reasoning.records import Opening
+from reasoning.records import SentenceOpener
 from reasoning.segment import marker_starts, sentence_starts
 
 """Part of the report's cache key."""
@@ -22,7 +22,7 @@ WORDS, CHARACTERS = 3, 6
 _WORDS = re.compile(rf"{UNSPACED}{{1,{CHARACTERS}}}|[^\W\d_][\w'’-]*(?: [\w'’-]+){{0,{WORDS - 1}}}")
 
 
-def openings(thinking: Sequence[str], markers: Sequence[str]) -> list[Opening]:
+def sentence_openers(thinking: Sequence[str], markers: Sequence[str]) -> list[SentenceOpener]:
     """One row per opening found in `thinking` texts, the one in most of them first; markers never met come last.
 
     What begins with a marker counts as that marker alone, in whatever case and behind whatever interjection.
@@ -32,12 +32,15 @@ def openings(thinking: Sequence[str], markers: Sequence[str]) -> list[Opening]:
         for start, said in _said(text, markers).items():
             places.setdefault(said, []).append((index, start / len(text)))
     rows = [
-        Opening(
-            text=text, is_marker=text in markers, count=len(met), traces=len({index for index, _ in met}),
-            place=mean(place for _, place in met) if met else None,
+        SentenceOpener(
+            text=text,
+            is_marker=text in markers,
+            count=len(met),
+            traces=len({index for index, _ in met}),
+            position=mean(place for _, place in met) if met else None,
         )
         for text, met in places.items()
-    ]  # fmt: skip
+    ]
     return sorted(rows, key=lambda row: (-row.traces, row.text))
 
 

@@ -19,7 +19,6 @@ from enum import StrEnum
 
 from conf.tiny_model import Teacher
 
-"""Part of the cache key of everything that draws: raise it when a seed gives other stories or thoughts."""
 MAX_LEVEL = 10
 SEEN_LEVELS = range(1, 9)
 """Levels the tiny model was trained on; 9 and 10 stay unseen."""

@@ -25,10 +25,21 @@ def listed(text: str) -> frozenset[str]:
 _MINUS = dict.fromkeys(map(ord, "−–‐‑‒﹣⁻"), "-")
 _QUOTES = dict.fromkeys(map(ord, "‘’´"), "'")
 _SIGNS = {
-    "≤": "≤⩽≦⪕", "≥": "≥⩾≧⪖", "×": "×⨯✕✖", "·": "·⋅∙•", "/": "÷⁄∕", "→": "→⟶↦", "⇒": "⇒⟹", "∪": "∪⋃", "∩": "∩⋂",
-    "∅": "∅⌀", "⊥": "⊥⟂", "∥": "∥‖", "|": "|∣",
+    "≤": "≤⩽≦⪕",
+    "≥": "≥⩾≧⪖",
+    "×": "×⨯✕✖",
+    "·": "·⋅∙•",
+    "/": "÷⁄∕",
+    "→": "→⟶↦",
+    "⇒": "⇒⟹",
+    "∪": "∪⋃",
+    "∩": "∩⋂",
+    "∅": "∅⌀",
+    "⊥": "⊥⟂",
+    "∥": "∥‖",
+    "|": "|∣",
     **{sign: sign for sign in "≠±∓√∞⊆⊂∈∉≈≡≅∼∘°′⌊⌋⌈⌉"},
-}  # fmt: skip
+}
 _NAMED = {
     "∠": "angle",
     "△": "triangle",
@@ -42,29 +53,83 @@ _NAMED = {
 _PLAIN: dict[int, str] = {
     **{ord(char): f" {sign} " for sign, spellings in _SIGNS.items() for char in spellings},
     **{ord(char): f" {name} " for char, name in _NAMED.items()},
-    **_MINUS, **_QUOTES, ord("—"): " ", ord("~"): " ", ord("∶"): ":",
-}  # fmt: skip
+    **_MINUS,
+    **_QUOTES,
+    ord("—"): " ",
+    ord("~"): " ",
+    ord("∶"): ":",
+}
 _COMMANDS = {
-    "≤": "le leq leqslant leqq", "≥": "ge geq geqslant geqq", "≠": "ne neq", "<": "lt", ">": "gt", "×": "times",
-    "·": "cdot bullet", "/": "div", "±": "pm", "∓": "mp", "√": "sqrt", "∞": "infty infinity", "⇒": "implies",
-    "→": "to rightarrow longrightarrow mapsto", "∪": "cup bigcup", "∩": "cap bigcap", "⊆": "subseteq", "⊂": "subset",
-    "∈": "in", "∉": "notin", "∅": "emptyset varnothing", "⊥": "perp bot", "∥": "parallel", "≈": "approx", "≡": "equiv",
-    "≅": "cong", "∼": "sim", "∘": "circ", "°": "degree", "′": "prime", "⌊": "lfloor", "⌋": "rfloor", "⌈": "lceil",
-    "⌉": "rceil", "|": "vert lvert rvert mid", "⦃": "lbrace", "⦄": "rbrace", "angle": "measuredangle",
-    "epsilon": "varepsilon", "phi": "varphi", "theta": "vartheta", "rho": "varrho", "triangle": "bigtriangleup",
+    "≤": "le leq leqslant leqq",
+    "≥": "ge geq geqslant geqq",
+    "≠": "ne neq",
+    "<": "lt",
+    ">": "gt",
+    "×": "times",
+    "·": "cdot bullet",
+    "/": "div",
+    "±": "pm",
+    "∓": "mp",
+    "√": "sqrt",
+    "∞": "infty infinity",
+    "⇒": "implies",
+    "→": "to rightarrow longrightarrow mapsto",
+    "∪": "cup bigcup",
+    "∩": "cap bigcap",
+    "⊆": "subseteq",
+    "⊂": "subset",
+    "∈": "in",
+    "∉": "notin",
+    "∅": "emptyset varnothing",
+    "⊥": "perp bot",
+    "∥": "parallel",
+    "≈": "approx",
+    "≡": "equiv",
+    "≅": "cong",
+    "∼": "sim",
+    "∘": "circ",
+    "°": "degree",
+    "′": "prime",
+    "⌊": "lfloor",
+    "⌋": "rfloor",
+    "⌈": "lceil",
+    "⌉": "rceil",
+    "|": "vert lvert rvert mid",
+    "⦃": "lbrace",
+    "⦄": "rbrace",
+    "angle": "measuredangle",
+    "epsilon": "varepsilon",
+    "phi": "varphi",
+    "theta": "vartheta",
+    "rho": "varrho",
+    "triangle": "bigtriangleup",
     "": "left right middle big bigl bigr bigm bigg biggl biggr biggm displaystyle textstyle scriptstyle limits nolimits"
     " text textbf textit textrm textsf texttt textsl textnormal emph mathbf mathit mathrm mathbb mathcal mathsf mathop"
     " mathfrak boldsymbol bm mbox hbox operatorname quad qquad ldots dots cdots vdots dotsc dotsb boxed fbox hspace"
     " vspace smallskip medskip bigskip noindent hfill item underline ensuremath displaylines nonumber hline par newline"
     " centering rm bf it em tt sf sc cal",
-}  # fmt: skip
+}
 _MEANING = {name: sign for sign, names in _COMMANDS.items() for name in names.split()}
 """What a LaTeX command says; nothing, where it only sets a text. Others say their name."""
 _SYNONYMS = {
-    "degree": "°", "degrees": "°", "percent": "%", "sqrt": "√", "infinity": "∞", "zero": "0", "two": "2",
-    "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10",
-    "eleven": "11", "twelve": "12",
-}  # fmt: skip
+    "degree": "°",
+    "degrees": "°",
+    "percent": "%",
+    "sqrt": "√",
+    "infinity": "∞",
+    "zero": "0",
+    "two": "2",
+    "three": "3",
+    "four": "4",
+    "five": "5",
+    "six": "6",
+    "seven": "7",
+    "eight": "8",
+    "nine": "9",
+    "ten": "10",
+    "eleven": "11",
+    "twelve": "12",
+}
 FUNCTIONS = listed(
     "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp lim max min sup inf gcd lcm mod "
     "bmod pmod det deg dim ker arg int sum prod choose alpha beta gamma delta epsilon zeta eta theta iota "
@@ -103,13 +168,19 @@ _SPELLINGS = [
         (r"(?<=[a-z])'(?=[a-z])", ""),
         (r"(?<=[\w)\]}])(\s*)\*\*\1(?=[\w(\\{-])", " ^ "),
         (r"(?<=[\w)\]}])(\s*)\*\1(?=[\w(\\{])", " × "),
-        (r"<=", "≤"), (r">=", "≥"), (r"==", "="), (r"-{3,}", " "), (r"--", "-"), (r"->", "→"), (r"=>", "⇒"),
+        (r"<=", "≤"),
+        (r">=", "≥"),
+        (r"==", "="),
+        (r"-{3,}", " "),
+        (r"--", "-"),
+        (r"->", "→"),
+        (r"=>", "⇒"),
         (rf"-\s*(?=(?!{_FUNCTION})[a-z]{{3}})", " "),
         (r"(?<=[a-z]{3})-(?=\w)", " "),
         (r"(?m)^[ \t]*[-+·][ \t]+", ""),
         (r"(?<![\\a-z_^])[a-z](?:\s+[a-z])+(?![a-z])", lambda match: re.sub(r"\s", "", match[0])),
     )
-]  # fmt: skip
+]
 """What is spelled alike before words are told apart: fractions, degrees, hyphens, names of several letters, …"""
 _WORD = re.compile(
     r"\\[a-z]+|\\.|\d+(?:\.\d+)?|\.\d+|[\u3040-\u30ff\u3400-\u9fff]|[^\W\d_]+"

@@ -9,41 +9,42 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from conf.long_short import Bounds
+from conf.long_short import CollapseLimits
 
 SMOOTHED = 5
 """Steps whose mean is compared, since one step's dialogues are few."""
 
 
-class Figures(BaseModel):
+class StepFigures(BaseModel):
     """Means over the dialogues of one step, drawn with the weights that it began with."""
 
     model_config = ConfigDict(frozen=True)
 
     step: int
     tokens: float
-    praised: float
+    quality_reward: float
     """Reward as weighted, without that for length, whose mean over a group says nothing of how good the group is."""
 
 
-def collapse(course: Sequence[Figures], bounds: Bounds) -> str | None:
+def collapse(history: Sequence[StepFigures], bounds: CollapseLimits) -> str | None:
     """Why the round has collapsed; None while it has not."""
-    first, last = course[0], _mean(course[-SMOOTHED:])
+    first, last = history[0], _mean(history[-SMOOTHED:])
     if last.tokens < bounds.fewest_tokens * first.tokens or last.tokens > bounds.most_tokens * first.tokens:
         return f"dialogues went from {first.tokens:.0f} tokens to {last.tokens:.0f}"
-    if last.praised < bounds.least_reward * first.praised:
-        return f"the reward went from {first.praised:.2f} to {last.praised:.2f}"
+    if last.quality_reward < bounds.least_reward * first.quality_reward:
+        return f"the reward went from {first.quality_reward:.2f} to {last.quality_reward:.2f}"
     return None
 
 
-def is_best(course: Sequence[Figures]) -> bool:
+def is_best(history: Sequence[StepFigures]) -> bool:
     """Whether no step was better than the last, each with those just before it."""
-    means = [_mean(course[max(0, end - SMOOTHED) : end]).praised for end in range(1, len(course) + 1)]
+    means = [_mean(history[max(0, end - SMOOTHED) : end]).quality_reward for end in range(1, len(history) + 1)]
     return means[-1] >= max(means)
 
 
-def _mean(steps: Sequence[Figures]) -> Figures:
-    return Figures(
-        step=steps[-1].step, tokens=sum(one.tokens for one in steps) / len(steps),
-        praised=sum(one.praised for one in steps) / len(steps),
-    )  # fmt: skip
+def _mean(steps: Sequence[StepFigures]) -> StepFigures:
+    return StepFigures(
+        step=steps[-1].step,
+        tokens=sum(one.tokens for one in steps) / len(steps),
+        quality_reward=sum(one.quality_reward for one in steps) / len(steps),
+    )

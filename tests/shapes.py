@@ -39,30 +39,59 @@ class Shape:
 
 
 COMMON: dict[str, Any] = {
-    "attention_dropout": 0.0, "hidden_act": "silu", "hidden_size": HIDDEN, "initializer_range": SPREAD,
-    "intermediate_size": INNER, "num_hidden_layers": LAYERS, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
-    "torch_dtype": "float32", "use_cache": True, "max_position_embeddings": 131072, "transformers_version": "4.51.0",
-}  # fmt: skip
+    "attention_dropout": 0.0,
+    "hidden_act": "silu",
+    "hidden_size": HIDDEN,
+    "initializer_range": SPREAD,
+    "intermediate_size": INNER,
+    "num_hidden_layers": LAYERS,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float32",
+    "use_cache": True,
+    "max_position_embeddings": 131072,
+    "transformers_version": "4.51.0",
+}
 QWEN2: dict[str, Any] = COMMON | {
     # The size of a head is no setting of Qwen2's.
-    "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "num_attention_heads": 2, "num_key_value_heads": 1,
-    "vocab_size": 151936, "rope_theta": 10000.0, "use_sliding_window": False, "sliding_window": 4096,
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "vocab_size": 151936,
+    "rope_theta": 10000.0,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
     "max_window_layers": LAYERS,
-}  # fmt: skip
+}
 GROUPED: dict[str, Any] = COMMON | {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": HEAD}
 QWEN3: dict[str, Any] = GROUPED | {
-    "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "vocab_size": 151936, "rope_theta": 1000000,
-    "attention_bias": False, "max_window_layers": LAYERS, "rope_scaling": None, "sliding_window": None,
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "vocab_size": 151936,
+    "rope_theta": 1000000,
+    "attention_bias": False,
+    "max_window_layers": LAYERS,
+    "rope_scaling": None,
+    "sliding_window": None,
     "use_sliding_window": False,
-}  # fmt: skip
+}
 LLAMA: dict[str, Any] = GROUPED | {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 128256, "rope_theta": 500000.0,
-    "attention_bias": False, "mlp_bias": False, "pretraining_tp": 1,
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "rope_theta": 500000.0,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "pretraining_tp": 1,
     "rope_scaling": {
-        "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
         "rope_type": "llama3",
     },
-}  # fmt: skip
+}
 R1_SAMPLING = {"do_sample": True, "temperature": 0.6, "top_p": 0.95}
 SHAPES = {
     "r1-distill-qwen": Shape(
@@ -70,7 +99,9 @@ SHAPES = {
         QWEN2 | {"bos_token_id": 151643, "eos_token_id": 151643},
         {"bos_token_id": 151646, "eos_token_id": 151643, **R1_SAMPLING},
         {
-            "<|endoftext|>": "<｜end▁of▁sentence｜>", "<|im_start|>": "<｜User｜>", "<|im_end|>": "<｜Assistant｜>",
+            "<|endoftext|>": "<｜end▁of▁sentence｜>",
+            "<|im_start|>": "<｜User｜>",
+            "<|im_end|>": "<｜Assistant｜>",
             "<|object_ref_start|>": "<｜begin▁of▁sentence｜>",
         },
         is_r1=True,
@@ -79,15 +110,23 @@ SHAPES = {
         "qwen3",
         QWEN3 | {"bos_token_id": 151643, "eos_token_id": 151645},
         {
-            "bos_token_id": 151643, "eos_token_id": [151645, 151643], "pad_token_id": 151643, "do_sample": True,
-            "temperature": 0.6, "top_k": 20, "top_p": 0.95,
+            "bos_token_id": 151643,
+            "eos_token_id": [151645, 151643],
+            "pad_token_id": 151643,
+            "do_sample": True,
+            "temperature": 0.6,
+            "top_k": 20,
+            "top_p": 0.95,
         },
     ),
     "llama3.1": Shape(
         "llama3_1",
         LLAMA | {"bos_token_id": 128000, "eos_token_id": [128001, 128008, 128009]},
         {
-            "bos_token_id": 128000, "eos_token_id": [128001, 128008, 128009], "do_sample": True, "temperature": 0.6,
+            "bos_token_id": 128000,
+            "eos_token_id": [128001, 128008, 128009],
+            "do_sample": True,
+            "temperature": 0.6,
             "top_p": 0.9,
         },
     ),
@@ -96,13 +135,16 @@ SHAPES = {
         LLAMA | {"bos_token_id": 128000, "eos_token_id": 128001},
         {"bos_token_id": 128000, "eos_token_id": 128001, **R1_SAMPLING},
         {
-            "<|begin_of_text|>": "<｜begin▁of▁sentence｜>", "<|end_of_text|>": "<｜end▁of▁sentence｜>",
-            "<|reserved_special_token_3|>": "<｜User｜>", "<|reserved_special_token_4|>": "<｜Assistant｜>",
-            "<|reserved_special_token_5|>": "<think>", "<|reserved_special_token_6|>": "</think>",
+            "<|begin_of_text|>": "<｜begin▁of▁sentence｜>",
+            "<|end_of_text|>": "<｜end▁of▁sentence｜>",
+            "<|reserved_special_token_3|>": "<｜User｜>",
+            "<|reserved_special_token_4|>": "<｜Assistant｜>",
+            "<|reserved_special_token_5|>": "<think>",
+            "<|reserved_special_token_6|>": "</think>",
         },
         is_r1=True,
     ),
-}  # fmt: skip
+}
 
 
 def make_shape(folder: Path, name: str, tokenizers: Path) -> Path:
@@ -110,9 +152,11 @@ def make_shape(folder: Path, name: str, tokenizers: Path) -> Path:
     shape, place = SHAPES[name], folder / name
     place.mkdir(parents=True)
     files = {
-        "config.json": shape.config, "generation_config.json": shape.generation,
-        "tokenizer.json": _tokenizer(shape, tokenizers), "tokenizer_config.json": _tokenizer_config(shape, tokenizers),
-    }  # fmt: skip
+        "config.json": shape.config,
+        "generation_config.json": shape.generation,
+        "tokenizer.json": _tokenizer(shape, tokenizers),
+        "tokenizer_config.json": _tokenizer_config(shape, tokenizers),
+    }
     for file, content in files.items():
         (place / file).write_text(json.dumps(content))
     save_file(_weights(shape.config), place / "model.safetensors", {"format": "pt"})
@@ -153,10 +197,14 @@ def _weights(config: dict[str, Any]) -> dict[str, Array]:
         weights["lm_head.weight"] = random(config["vocab_size"], HIDDEN)
     queries, keys = (HEAD * config[f"num_{kind}_heads"] for kind in ("attention", "key_value"))
     matrices = {
-        "self_attn.q_proj": (queries, HIDDEN), "self_attn.k_proj": (keys, HIDDEN), "self_attn.v_proj": (keys, HIDDEN),
-        "self_attn.o_proj": (HIDDEN, queries), "mlp.gate_proj": (INNER, HIDDEN), "mlp.up_proj": (INNER, HIDDEN),
+        "self_attn.q_proj": (queries, HIDDEN),
+        "self_attn.k_proj": (keys, HIDDEN),
+        "self_attn.v_proj": (keys, HIDDEN),
+        "self_attn.o_proj": (HIDDEN, queries),
+        "mlp.gate_proj": (INNER, HIDDEN),
+        "mlp.up_proj": (INNER, HIDDEN),
         "mlp.down_proj": (HIDDEN, INNER),
-    }  # fmt: skip
+    }
     for layer in range(LAYERS):
         own = {f"{name}.weight": random(*extents) for name, extents in matrices.items()}
         own |= {f"{name}_layernorm.weight": _ones(HIDDEN) for name in ("input", "post_attention")}

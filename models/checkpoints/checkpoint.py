@@ -225,7 +225,7 @@ class Checkpoint:
         return TokenReader(self.tokenizer, self.decode)
 
 
-def refuse_changed_logits(model: Checkpoint) -> None:
+def validate_plain_logits(model: Checkpoint) -> None:
     """Raises CheckpointError for a model that SimPO's memory-safe loss cannot train, before anything is sampled."""
     found = {name: model.config[name] for name in CHANGES_LOGITS if model.config.get(name) not in (None, 1)}
     if found:

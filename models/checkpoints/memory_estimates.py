@@ -37,11 +37,12 @@ def serving(model: Checkpoint, engine: Engine) -> list[Need]:
         Need(f"weights, served in {engine.dtype}", weights * size, f"{weights:,} parameters × {size}"),
         Need("KV cache of a token", each, "2 × layers × key-value heads × head size × bytes, at most"),
         Need(
-            "KV cache, every sequence as long as can be", each * engine.context * engine.concurrency,
+            "KV cache, every sequence as long as can be",
+            each * engine.context * engine.concurrency,
             f"{each:,} × engine.context {engine.context:,} × engine.concurrency {engine.concurrency}; vLLM needs less "
             f"room, and then runs fewer at once",
         ),
-    ]  # fmt: skip
+    ]
 
 
 def training(model: Checkpoint, how: Training) -> list[Need]:
@@ -49,23 +50,35 @@ def training(model: Checkpoint, how: Training) -> list[Need]:
     tokens = how.micro_batch * how.max_length
     hidden, layers = model.number("hidden_size"), model.number("num_hidden_layers")
     return [
-        Need("training of all weights", 16.0 * weights,
-             "16 × parameters: weights, gradient and two moments in float32"),
-        Need(f"training of adapters of rank {(how.lora or Lora()).rank}", 4.0 * weights + 16.0 * adapters,
-             f"4 × parameters + 16 × {adapters:,} of the adapters"),
+        Need(
+            "training of all weights", 16.0 * weights, "16 × parameters: weights, gradient and two moments in float32"
+        ),
+        Need(
+            f"training of adapters of rank {(how.lora or Lora()).rank}",
+            4.0 * weights + 16.0 * adapters,
+            f"4 × parameters + 16 × {adapters:,} of the adapters",
+        ),
         Need("DPO's reference, beside training of all weights", 4.0 * weights, "4 × parameters"),
-        Need("activations, kept between layers", 2.0 * layers * tokens * hidden,
-             f"2 × layers × micro_batch {how.micro_batch} × max_length {how.max_length:,} × hidden size"),
-        Need("logits of SFT and DPO", 8.0 * tokens * model.vocabulary,
-             "8 × micro_batch × max_length × vocabulary: float32, with their gradient; SimPO keeps none"),
-    ]  # fmt: skip
+        Need(
+            "activations, kept between layers",
+            2.0 * layers * tokens * hidden,
+            f"2 × layers × micro_batch {how.micro_batch} × max_length {how.max_length:,} × hidden size",
+        ),
+        Need(
+            "logits of SFT and DPO",
+            8.0 * tokens * model.vocabulary,
+            "8 × micro_batch × max_length × vocabulary: float32, with their gradient; SimPO keeps none",
+        ),
+    ]
 
 
 def adapter_size(model: Checkpoint, lora: Lora) -> int:
     """Parameters of adapters on all matrices but embedding and output head."""
     matrices = [
-        shape for name, shape in all_shapes(model.folder).items()
-        if len(shape) == 2 and not name.endswith(("embed_tokens.weight", "lm_head.weight"))
+        shape
+        for name, shape in all_shapes(model.folder).items()
+        if len(shape) == 2
+        and not name.endswith(("embed_tokens.weight", "lm_head.weight"))
         and not NOT_LANGUAGE.search(name)
-    ]  # fmt: skip
+    ]
     return sum(lora.rank * sum(shape) for shape in matrices)

@@ -23,9 +23,22 @@ if TYPE_CHECKING:
 SAMPLE = Problem(id="", prompt=(TextPart(text="Ann has 12 apples.\nHow many apples now?"),), answer="")
 SYSTEM = "You solve problems."
 STANDARD = {
-    "messages", "add_generation_prompt", "tools", "documents", "bos_token", "eos_token", "pad_token", "unk_token",
-    "raise_exception", "strftime_now", "range", "namespace", "date_string", "builtin_tools", "custom_tools",
-}  # fmt: skip
+    "messages",
+    "add_generation_prompt",
+    "tools",
+    "documents",
+    "bos_token",
+    "eos_token",
+    "pad_token",
+    "unk_token",
+    "raise_exception",
+    "strftime_now",
+    "range",
+    "namespace",
+    "date_string",
+    "builtin_tools",
+    "custom_tools",
+}
 """Names in chat templates that choose no way of thinking."""
 GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 """A tag that only transformers knows: it marks what the model writes."""

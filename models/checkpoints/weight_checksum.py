@@ -20,7 +20,7 @@ PIECE = 2**24
 """Elements that are widened at one time: beside a served model there is not much memory."""
 
 
-def moments(tensors: Iterable[torch.Tensor]) -> list[float]:
+def weight_checksum(tensors: Iterable[torch.Tensor]) -> list[float]:
     """Sum of the absolute weights, and of their squares. They are the same where matrices are joined, or padded with
     zeros, as servers do; float64."""
     sums: list[tuple[float, float]] = []
@@ -31,14 +31,14 @@ def moments(tensors: Iterable[torch.Tensor]) -> list[float]:
     return [math.fsum(one) for one in zip(*sums, strict=True)]
 
 
-def moments_of(folder: Path, dtype: str) -> list[float]:
+def checksum_of_folder(folder: Path, dtype: str) -> list[float]:
     """Of a checkpoint's weights as they are served in `dtype`; a tied output matrix is the embedding once more."""
     tied = AutoConfig.from_pretrained(folder).get_text_config().tie_word_embeddings
     weights = (weight for name, weight in _weights(folder) if not (tied and name == "lm_head.weight"))
-    return moments(weight.to(getattr(torch, dtype)) for weight in weights)
+    return weight_checksum(weight.to(getattr(torch, dtype)) for weight in weights)
 
 
-def alike(one: list[float], other: list[float]) -> bool:
+def same_checksum(one: list[float], other: list[float]) -> bool:
     """Whether the weights are the same, but for their order."""
     return len(one) == len(other) and all(math.isclose(a, b, rel_tol=CLOSE) for a, b in zip(one, other, strict=True))
 

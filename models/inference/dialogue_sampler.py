@@ -22,17 +22,17 @@ from models.checkpoints.checkpoint import Checkpoint
 from models.checkpoints.prompting import content_of
 from models.inference.engine import Completion
 from models.inference.scheduler import Job
-from reasoning.dialogue import OPENING, STOPS, Dialogue, Speaker, Turn, forced, heard
-from reasoning.records import Call, Problem
-from reasoning.sampling_plans import Ask, Outcomes
+from reasoning.dialogue import OPENING, STOPS, Dialogue, Speaker, Turn, force_answer, parse_turn
+from reasoning.records import ModelCall, Problem
+from reasoning.sampling_plans import Outcomes, SampleRange
 
-DESKS = (Speaker.LONG, Speaker.SHORT)
+SPEAKERS = (Speaker.LONG, Speaker.SHORT)
 """Who draws at which desk of the rollout engine."""
 TokenIds = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class TokenizedTurn:
     """A turn in tokens."""
 
     turn: Turn
@@ -51,11 +51,11 @@ def prompt_ids(model: Checkpoint, problem: Problem, role: str) -> TokenIds:
     return model.prompt_encoded(model.prompts.in_role(content_of(problem, model.prompt), role))
 
 
-class Tongue:
+class TurnCodec:
     """Turns in the tokens of one tokenizer."""
 
     def __init__(self, model: Checkpoint, protocol: Protocol):
-        self._model, self._lead = model, protocol.lead
+        self._model, self._forced_answer_prefix = model, protocol.lead
         self._roles = {Speaker.LONG: protocol.long_role, Speaker.SHORT: protocol.short_role}
         self.most_rounds, self.turn_tokens = protocol.most_rounds, protocol.turn_tokens
         self.longest = protocol.longest
@@ -64,7 +64,7 @@ class Tongue:
         """What each speaker is shown before the transcript."""
         return {speaker: prompt_ids(self._model, problem, role) for speaker, role in self._roles.items()}
 
-    def listener(self) -> Callable[[TokenIds], str]:
+    def stream_decoder(self) -> Callable[[TokenIds], str]:
         """Reads a turn's tokens as they come: each call returns what is new. A character waits until it is whole; what
         cannot be read piece by piece is not new before the turn is whole."""
         stream, tokenizer = DecodeStream(skip_special_tokens=False), self._model.tokenizer.backend_tokenizer
@@ -85,18 +85,18 @@ class Tongue:
 
         return listen
 
-    def written(self, turn: Turn) -> tuple[TokenIds, TokenIds]:
+    def encode_turn(self, turn: Turn) -> tuple[TokenIds, TokenIds]:
         """A turn that no model drew: its opening, and the rest as a model would have drawn it."""
         opening = OPENING[turn.speaker]
         rest = str(turn).removeprefix(opening)
         return self._model.encode(opening), (*self._model.encode(rest), self._model.end_id)
 
-    def opening(self, dialogue: Dialogue) -> TokenIds:
+    def turn_prefix(self, dialogue: Dialogue) -> TokenIds:
         """What the next turn begins with."""
-        lead = self._lead if dialogue.must_answer else ""
+        lead = self._forced_answer_prefix if dialogue.must_answer else ""
         return self._model.encode(OPENING[dialogue.next_speaker] + lead)
 
-    def line(self, dialogue: Dialogue, completion: Completion) -> Line:
+    def decode_turn(self, dialogue: Dialogue, completion: Completion) -> TokenizedTurn:
         """The next turn, from what its model drew after the opening, as a rule up to the first tag."""
         # A special token, which no text shows, ends what is heard: it may open another's turn in a model's template.
         said_ids = tuple(takewhile(lambda token: token not in self._model.special_ids, completion.token_ids))
@@ -104,16 +104,20 @@ class Tongue:
         has_ended = len(end) == 1 and end[0] in self._model.end_ids
         end = end if has_ended else (self._model.end_id,)
         said = self._model.decode(said_ids)
-        turn = forced(self._lead, said) if dialogue.must_answer else heard(dialogue.next_speaker, said)
-        opening = self.opening(dialogue)
-        text = turn.text.removeprefix(self._lead) if turn.was_forced else turn.text
+        turn = (
+            force_answer(self._forced_answer_prefix, said)
+            if dialogue.must_answer
+            else parse_turn(dialogue.next_speaker, said)
+        )
+        opening = self.turn_prefix(dialogue)
+        text = turn.text.removeprefix(self._forced_answer_prefix) if turn.was_forced else turn.text
         # Drawing ends with the first tag, but where a tag is made of several tokens the last may reach beyond it.
         heard_of = text + turn.closing if turn.fault is None and not turn.was_forced else text
         kept = self._within(said_ids, heard_of)
         mended = self._model.encode((text + turn.closing)[len(self._model.decode(kept)) :])
         is_whole = has_ended and not mended and kept == said_ids
         own = (False,) * len(opening) + (True,) * len(kept) + (False,) * len(mended) + (is_whole,)
-        return Line(turn, opening + kept + mended + end, own, len(opening), len(completion.token_ids))
+        return TokenizedTurn(turn, opening + kept + mended + end, own, len(opening), len(completion.token_ids))
 
     def _within(self, token_ids: TokenIds, text: str) -> TokenIds:
         """The first tokens, as far as they are whole within `text`, which begins what they say."""
@@ -126,11 +130,11 @@ class Tongue:
 
 
 @dataclass(frozen=True, slots=True)
-class Talk:
+class DialogueState:
     """A dialogue with its tokens."""
 
     dialogue: Dialogue
-    lines: tuple[Line, ...] = ()
+    lines: tuple[TokenizedTurn, ...] = ()
 
     @property
     def token_ids(self) -> TokenIds:
@@ -138,19 +142,19 @@ class Talk:
         return tuple(token for line in self.lines for token in line.token_ids)
 
     @property
-    def drawn(self) -> int:
+    def sampled_tokens(self) -> int:
         """Tokens that both models drew."""
         return sum(line.drawn for line in self.lines)
 
-    def and_then(self, line: Line) -> Talk:
-        return replace(self, dialogue=self.dialogue.and_then(line.turn), lines=(*self.lines, line))
+    def with_turn(self, line: TokenizedTurn) -> DialogueState:
+        return replace(self, dialogue=self.dialogue.with_turn(line.turn), lines=(*self.lines, line))
 
-    def calls(self, speaker: Speaker, prompt: int) -> tuple[Call, ...]:
+    def calls(self, speaker: Speaker, prompt: int) -> tuple[ModelCall, ...]:
         """The speaker's turns; `prompt`: tokens of what it is shown before the transcript."""
         calls, before = [], prompt
         for line in self.lines:
             if line.turn.speaker is speaker:
-                calls.append(Call(prompt_tokens=before + line.opening, tokens=line.drawn))
+                calls.append(ModelCall(prompt_tokens=before + line.opening, tokens=line.drawn))
             before += len(line.token_ids)
         return tuple(calls)
 
@@ -163,19 +167,19 @@ class Talk:
 class _Place:
     """A state that dialogues are in: as many have passed it as were asked for."""
 
-    talk: Talk
+    state: DialogueState
     waiting: list[int] = field(default_factory=list)
     """Dialogues in it, in the order in which they came."""
     asked: int = 0
 
 
-class Talks:
+class DialogueSampler:
     """A `Plan`: several dialogues about one problem. Those that have gone alike so far draw samples of one prompt."""
 
-    def __init__(self, tongue: Tongue, prompts: Mapping[Speaker, TokenIds], count: int):
+    def __init__(self, codec: TurnCodec, prompts: Mapping[Speaker, TokenIds], count: int):
         """`prompts`: what each speaker is shown before the transcript."""
-        self._tongue, self._prompts = tongue, prompts
-        self.talks = [Talk(Dialogue(tongue.most_rounds))] * count
+        self._tongue, self._prompts = codec, prompts
+        self.dialogues = [DialogueState(Dialogue(codec.most_rounds))] * count
         self._places: list[_Place] = []
         self._place_of: dict[TokenIds, int] = {}
         for number in range(count):
@@ -186,40 +190,42 @@ class Talks:
         two turns."""
         turn = sampling.model_copy(update={"max_tokens": self._tongue.turn_tokens})
         room = max(map(len, self._prompts.values())) + 2 * self._tongue.turn_tokens
-        return Job(self, self.prompt, turn, tuple, room, self.desk, STOPS)
+        return Job(self, self.prompt, turn, tuple, room, self.scheduler_index, STOPS)
 
     @property
     def is_open(self) -> bool:
-        return not all(talk.dialogue.is_over for talk in self.talks)
+        return not all(state.dialogue.is_over for state in self.dialogues)
 
-    def asks(self) -> list[Ask]:
+    def next_ranges(self) -> list[SampleRange]:
         new = []
         for index, place in enumerate(self._places):
             if len(place.waiting) > place.asked:
-                new.append(Ask(index, place.asked, len(place.waiting) - place.asked))
+                new.append(SampleRange(index, place.asked, len(place.waiting) - place.asked))
                 place.asked = len(place.waiting)
         return new
 
-    def add(self, ask: Ask, outcomes: Outcomes) -> None:
+    def add(self, ask: SampleRange, outcomes: Outcomes) -> None:
         """`outcomes`: completions, one for each dialogue that the ask was for."""
         place = self._places[ask.prefix]
         for number, completion in zip(place.waiting[ask.first : ask.first + ask.count], outcomes, strict=True):
             assert isinstance(completion, Completion)
-            self.talks[number] = self.talks[number].and_then(self._tongue.line(place.talk.dialogue, completion))
-            if not self.talks[number].dialogue.is_over:
+            self.dialogues[number] = self.dialogues[number].with_turn(
+                self._tongue.decode_turn(place.state.dialogue, completion)
+            )
+            if not self.dialogues[number].dialogue.is_over:
                 self._put(number)
 
     def _put(self, number: int) -> None:
         """Where the dialogue now waits."""
-        talk = self.talks[number]
-        index = self._place_of.setdefault(talk.token_ids, len(self._places))
+        state = self.dialogues[number]
+        index = self._place_of.setdefault(state.token_ids, len(self._places))
         if index == len(self._places):
-            self._places.append(_Place(talk))
+            self._places.append(_Place(state))
         self._places[index].waiting.append(number)
 
     def prompt(self, place: int) -> TokenIds:
-        talk = self._places[place].talk
-        return self._prompts[talk.dialogue.next_speaker] + talk.token_ids + self._tongue.opening(talk.dialogue)
+        state = self._places[place].state
+        return self._prompts[state.dialogue.next_speaker] + state.token_ids + self._tongue.turn_prefix(state.dialogue)
 
-    def desk(self, place: int) -> int:
-        return DESKS.index(self._places[place].talk.dialogue.next_speaker)
+    def scheduler_index(self, place: int) -> int:
+        return SPEAKERS.index(self._places[place].state.dialogue.next_speaker)

@@ -33,17 +33,17 @@ from pydantic import BaseModel, Field, ValidationError
 from conf.errors import ReadableError
 from models.inference.engine import Completion, Failure, Finished, Refused, Request
 
-TRIES = 5
+MAX_TRIES = 5
 """Replies that may fail, one after another, before a request is refused."""
-WAITS = 2
+MAX_TIMEOUTS = 2
 """How often a reply is waited for in vain: each time takes as long as the longest completion."""
-LOSSES = 3
+MAX_LOSSES = 3
 """Foreign endpoints that may be lost under a request before it is refused."""
-PINS = 10_000
+MAX_PINNED = 10_000
 """Traces whose endpoint is remembered."""
 SCORED_AT_ONCE = 16
 """Texts whose log-probs are asked for at one time; each reply holds one entry per token."""
-LATER = 0.25
+RETRY_DELAY = 0.25
 """Seconds before the second try; doubled, and spread at random, for each further one."""
 IDLE_CONNECTION = 2.0
 """Seconds that an idle connection is kept: less than any server does, else it may be closed under a request."""
@@ -80,7 +80,7 @@ class Endpoint(Protocol):
         ...
 
     @property
-    def seats(self) -> int:
+    def max_concurrency(self) -> int:
         """Completions that it takes at once."""
         ...
 
@@ -93,13 +93,13 @@ class Endpoint(Protocol):
         """Whether it can be reached. Raises ServerFailed when it serves another model."""
         ...
 
-    def revive(self, given_up: threading.Event) -> None:
+    def restart(self, given_up: threading.Event) -> None:
         """Blocks until it serves again; may return once it is `given_up`. Raises ServerFailed when it will not."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class ScoredText:
     """A text as a model reads it."""
 
     ticket: int
@@ -108,25 +108,25 @@ class Scored:
 
 
 @dataclass(eq=False)
-class Errand:
+class InFlightRequest:
     """A request under way."""
 
     ticket: int
-    near: int
+    affinity_key: int
     count: int
     """Seats that it takes."""
     body: dict[str, Any]
-    read: Callable[[Reply], Finished | Scored]
+    read: Callable[[Reply], Finished | ScoredText]
     """Makes something of a reply. Raises _Refusal or _TryAgain where it is not as it must be."""
     losses: int = 0
     """Endpoints that were lost under it."""
     is_over: bool = False
     """Whether it was served or refused."""
-    is_culprit: bool = False
+    is_poison: bool = False
     """Whether a server ended each time it was served there alone."""
 
 
-class _Lost(Exception):
+class _EndpointLost(Exception):
     """The endpoint is gone, and with it every errand that it had."""
 
 
@@ -138,7 +138,7 @@ class _Refusal(Exception):
         self.kind = kind
 
 
-class _TryAgain(_Refusal):
+class _Retryable(_Refusal):
     """Another try may help."""
 
 
@@ -160,15 +160,15 @@ class Reply(BaseModel):
     choices: list[_Choice]
 
 
-class Lane:
+class EndpointState:
     """One endpoint as requests see it: its seats, who has one, and who may try for one."""
 
     def __init__(self, endpoint: Endpoint):
         self.endpoint = endpoint
-        self.seated: set[Errand] = set()
+        self.in_flight: set[InFlightRequest] = set()
         self.down = asyncio.Event()
         """Set when the endpoint is lost; each of its lives has an event of its own."""
-        self._suspects: list[set[Errand]] = []
+        self._quarantined: list[set[InFlightRequest]] = []
         """Groups that are served alone, one after another, the last one first."""
 
     @property
@@ -176,37 +176,37 @@ class Lane:
         return not self.down.is_set()
 
     def load(self) -> float:
-        return self._taken() / self.endpoint.seats
+        return self._running() / self.endpoint.max_concurrency
 
-    def _taken(self) -> int:
-        return sum(errand.count for errand in self.seated)
+    def _running(self) -> int:
+        return sum(request.count for request in self.in_flight)
 
-    def has_room(self, errand: Errand) -> bool:
+    def has_room(self, request: InFlightRequest) -> bool:
         """An errand that is larger than all seats is served alone."""
-        if not self.is_up or (self._suspects and errand not in self._suspects[-1]):
+        if not self.is_up or (self._quarantined and request not in self._quarantined[-1]):
             return False
-        return not self.seated or self._taken() + errand.count <= self.endpoint.seats
+        return not self.in_flight or self._running() + request.count <= self.endpoint.max_concurrency
 
-    def clear(self, errand: Errand) -> None:
+    def discard(self, request: InFlightRequest) -> None:
         """It was served, or refused: no suspect any more, nor when the server that was lost meanwhile is back."""
-        errand.is_over = True
-        for group in self._suspects:
-            group.discard(errand)
-        while self._suspects and not self._suspects[-1]:
-            self._suspects.pop()
+        request.is_over = True
+        for group in self._quarantined:
+            group.discard(request)
+        while self._quarantined and not self._quarantined[-1]:
+            self._quarantined.pop()
 
-    def come_up(self, suspects: set[Errand]) -> None:
+    def mark_up(self, quarantined: set[InFlightRequest]) -> None:
         """Serves again, `suspects` first and in halves; one that was alone before and is again is the culprit."""
-        suspects = {errand for errand in suspects if not errand.is_over}
-        if len(suspects) == 1 and suspects in self._suspects:
-            for errand in suspects:
-                errand.is_culprit = True
-                self.clear(errand)
-        elif suspects:
-            ordered = sorted(suspects, key=lambda errand: errand.ticket)
+        quarantined = {request for request in quarantined if not request.is_over}
+        if len(quarantined) == 1 and quarantined in self._quarantined:
+            for request in quarantined:
+                request.is_poison = True
+                self.discard(request)
+        elif quarantined:
+            ordered = sorted(quarantined, key=lambda request: request.ticket)
             half = len(ordered) // 2
-            self._suspects = [group for group in self._suspects if not group & suspects]
-            self._suspects += [set(part) for part in (ordered[half:], ordered[:half]) if part]
+            self._quarantined = [group for group in self._quarantined if not group & quarantined]
+            self._quarantined += [set(part) for part in (ordered[half:], ordered[:half]) if part]
         self.down = asyncio.Event()
 
 
@@ -219,7 +219,7 @@ class Dispatcher:
         self._endpoints, self._timeout_for, self._deliver = endpoints, timeout_for, deliver
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._pins: OrderedDict[int, Lane] = OrderedDict()
+        self._pins: OrderedDict[int, EndpointState] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._given_up = threading.Event()
 
@@ -236,23 +236,21 @@ class Dispatcher:
         self._thread.join()
         self._loop.close()
 
-    def submit(self, ticket: int, request: Request, near: int) -> None:
+    def submit(self, ticket: int, request: Request, affinity_key: int) -> None:
         """See `Session.submit`."""
-        body = {
-            "prompt": request.prompt_ids, "n": request.count, "return_token_ids": True, **request.sampling.request
-        }  # fmt: skip
+        body = {"prompt": request.prompt_ids, "n": request.count, "return_token_ids": True, **request.sampling.request}
         if request.stop:
             # A text to stop at may be a token that the tokenizer calls special, as </think> is to some.
             body |= {"stop": request.stop, "include_stop_str_in_output": True, "skip_special_tokens": False}
-        self._send(Errand(ticket, near, request.count, body, partial(read_finished, ticket, request)))
+        self._send(InFlightRequest(ticket, affinity_key, request.count, body, partial(read_finished, ticket, request)))
 
     def score(self, ticket: int, text: tuple[int, ...]) -> None:
         """Delivers what the model thinks of `text` as Scored."""
         body = {"prompt": text, "max_tokens": 1, "prompt_logprobs": 0}
-        self._send(Errand(ticket, ticket, 1, body, partial(read_scored, ticket, text)))
+        self._send(InFlightRequest(ticket, ticket, 1, body, partial(read_scored, ticket, text)))
 
-    def _send(self, errand: Errand) -> None:
-        self._loop.call_soon_threadsafe(self._start, self._serve(errand))
+    def _send(self, request: InFlightRequest) -> None:
+        self._loop.call_soon_threadsafe(self._start, self._serve(request))
 
     def _run(self, work: Any) -> Future[Any]:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
@@ -263,15 +261,15 @@ class Dispatcher:
         task.add_done_callback(self._tasks.discard)
 
     async def _open(self, serving: Sequence[bool]) -> None:
-        seats = sum(endpoint.seats for endpoint in self._endpoints)
+        slots = sum(endpoint.max_concurrency for endpoint in self._endpoints)
         # httpx looks through all its connections for each request: with hundreds of them that is most of our time.
-        connector = aiohttp.TCPConnector(limit=seats, keepalive_timeout=IDLE_CONNECTION, socket_factory=_watched_socket)
+        connector = aiohttp.TCPConnector(limit=slots, keepalive_timeout=IDLE_CONNECTION, socket_factory=_watched_socket)
         self._client = aiohttp.ClientSession(connector=connector)
-        self._lanes = [Lane(endpoint) for endpoint in self._endpoints]
+        self._states = [EndpointState(endpoint) for endpoint in self._endpoints]
         self._changed = asyncio.Condition()
-        for lane, is_serving in zip(list(self._lanes), serving, strict=True):
+        for state, is_serving in zip(list(self._states), serving, strict=True):
             if not is_serving:
-                self._take_down(lane)
+                self._mark_down(state)
 
     async def _close(self) -> None:
         for task in self._tasks:
@@ -280,92 +278,92 @@ class Dispatcher:
         await self._client.close()
         await self._loop.shutdown_default_executor()  # a server that is being started is waited for
 
-    async def _serve(self, errand: Errand) -> None:
+    async def _serve(self, request: InFlightRequest) -> None:
         """Delivers what becomes of the errand, exactly once."""
         try:
             while True:
-                with suppress(_Lost):
-                    self._deliver(await self._attempt(errand))
+                with suppress(_EndpointLost):
+                    self._deliver(await self._attempt(request))
                     return
         except _Refusal as refusal:
-            self._deliver(Refused(errand.ticket, str(refusal), refusal.kind))
+            self._deliver(Refused(request.ticket, str(refusal), refusal.kind))
         except Exception as error:
             self._deliver(error)
 
-    async def _attempt(self, errand: Errand) -> Finished | Scored:
-        lane, is_lost = await self._sit(errand), False
+    async def _attempt(self, request: InFlightRequest) -> Finished | ScoredText:
+        state, is_lost = await self._acquire_slot(request), False
         try:
-            return await self._ask(lane, errand)
-        except _Lost:
+            return await self._ask(state, request)
+        except _EndpointLost:
             is_lost = True
             raise
         finally:
             async with self._changed:
-                lane.seated.discard(errand)
+                state.in_flight.discard(request)
                 if not is_lost:
-                    lane.clear(errand)
+                    state.discard(request)
                 self._changed.notify_all()
 
-    async def _sit(self, errand: Errand) -> Lane:
+    async def _acquire_slot(self, request: InFlightRequest) -> EndpointState:
         """Waits for a seat. Raises _Refusal for a culprit."""
         async with self._changed:
-            await self._changed.wait_for(lambda: errand.is_culprit or self._lane_for(errand))
-            if errand.is_culprit:
+            await self._changed.wait_for(lambda: request.is_poison or self._endpoint_for(request))
+            if request.is_poison:
                 raise _Refusal(Failure.SERVER_CRASH, "the server ended each time it was served")
-            lane = self._pins[errand.near]
-            lane.seated.add(errand)
-            return lane
+            state = self._pins[request.affinity_key]
+            state.in_flight.add(request)
+            return state
 
-    def _lane_for(self, errand: Errand) -> Lane | None:
+    def _endpoint_for(self, request: InFlightRequest) -> EndpointState | None:
         """A lane with room, from now on the trace's own: the one it has; another one where that is down, or full while
         the other is half empty."""
-        own = self._pins.get(errand.near)
-        lane = min((lane for lane in self._lanes if lane.has_room(errand)), key=Lane.load, default=None)
+        own = self._pins.get(request.affinity_key)
+        state = min((state for state in self._states if state.has_room(request)), key=EndpointState.load, default=None)
         if own and own.is_up:
-            lane = own if own.has_room(errand) else lane if lane and lane.load() <= 0.5 else None
-        if lane:
-            self._pins[errand.near] = lane
-            self._pins.move_to_end(errand.near)
-            if len(self._pins) > PINS:
+            state = own if own.has_room(request) else state if state and state.load() <= 0.5 else None
+        if state:
+            self._pins[request.affinity_key] = state
+            self._pins.move_to_end(request.affinity_key)
+            if len(self._pins) > MAX_PINNED:
                 self._pins.popitem(last=False)
-        return lane
+        return state
 
-    async def _ask(self, lane: Lane, errand: Errand) -> Finished | Scored:
+    async def _ask(self, state: EndpointState, request: InFlightRequest) -> Finished | ScoredText:
         """Asks until there is a good reply. Raises _Lost when the endpoint is gone, _Refusal when no try helped."""
-        down, failures = lane.down, list[_TryAgain]()
-        while len(failures) < TRIES and [one.kind for one in failures].count(Failure.TIMED_OUT) < WAITS:
+        down, failures = state.down, list[_Retryable]()
+        while len(failures) < MAX_TRIES and [one.kind for one in failures].count(Failure.TIMED_OUT) < MAX_TIMEOUTS:
             if failures:
-                await asyncio.sleep(LATER * 2 ** len(failures) * random.uniform(0.5, 1))
+                await asyncio.sleep(RETRY_DELAY * 2 ** len(failures) * random.uniform(0.5, 1))
             try:
-                return await self._try(lane, down, errand)
-            except _TryAgain as failure:
+                return await self._try(state, down, request)
+            except _Retryable as failure:
                 failures.append(failure)
         raise _Refusal(failures[-1].kind, f"{len(failures)} tries failed; the last: {failures[-1]}")
 
-    async def _try(self, lane: Lane, down: asyncio.Event, errand: Errand) -> Finished | Scored:
+    async def _try(self, state: EndpointState, down: asyncio.Event, request: InFlightRequest) -> Finished | ScoredText:
         """Asks once. Raises as `_ask` does, and _TryAgain."""
-        timeout = self._timeout_for(errand.body["max_tokens"])
+        timeout = self._timeout_for(request.body["max_tokens"])
         try:
-            status, text = await _unless(down, self._post(lane.endpoint, errand.body, timeout))
+            status, text = await _until_lost(down, self._post(state.endpoint, request.body, timeout))
         except aiohttp.ClientError as error:
-            if not await self._is_healthy(lane.endpoint):
-                self._lose(lane, down, errand)
-            raise _TryAgain(Failure.SERVER_ERROR, repr(error)) from None
+            if not await self._is_healthy(state.endpoint):
+                self._raise_lost(state, down, request)
+            raise _Retryable(Failure.SERVER_ERROR, repr(error)) from None
         except TimeoutError:
-            raise _TryAgain(Failure.TIMED_OUT, f"no reply within {timeout:g} s") from None
+            raise _Retryable(Failure.TIMED_OUT, f"no reply within {timeout:g} s") from None
         if status == 429 or status >= 500:
-            raise _TryAgain(Failure.SERVER_ERROR, f"status {status}: {shown(text)}")
+            raise _Retryable(Failure.SERVER_ERROR, f"status {status}: {excerpt(text)}")
         if status == 404:  # it serves another model by now
-            self._lose(lane, down, errand)
+            self._raise_lost(state, down, request)
         if status != 200:
-            raise _Refusal(Failure.REFUSED, f"status {status}: {shown(text)}")
+            raise _Refusal(Failure.REFUSED, f"status {status}: {excerpt(text)}")
         try:
             reply = Reply.model_validate_json(text)
         except ValidationError:
-            raise _TryAgain(Failure.MALFORMED, f"no completion in its reply: {shown(text)!r}") from None
-        if reply.model != lane.endpoint.name:
-            self._lose(lane, down, errand)
-        return errand.read(reply)
+            raise _Retryable(Failure.MALFORMED, f"no completion in its reply: {excerpt(text)!r}") from None
+        if reply.model != state.endpoint.name:
+            self._raise_lost(state, down, request)
+        return request.read(reply)
 
     async def _post(self, endpoint: Endpoint, body: dict[str, Any], timeout: float) -> tuple[int, str]:
         url, body = f"{endpoint.url}/v1/completions", {"model": endpoint.name, **body}
@@ -381,51 +379,51 @@ class Dispatcher:
         except (aiohttp.ClientError, TimeoutError):
             return False
 
-    def _take_down(self, lane: Lane) -> None:
-        lane.down.set()
-        self._start(self._revive(lane, set(lane.seated)))
+    def _mark_down(self, state: EndpointState) -> None:
+        state.down.set()
+        self._start(self._restart(state, set(state.in_flight)))
 
-    def _lose(self, lane: Lane, down: asyncio.Event, errand: Errand) -> NoReturn:
+    def _raise_lost(self, state: EndpointState, down: asyncio.Event, request: InFlightRequest) -> NoReturn:
         """Takes the lane down and has it revived, once a life. Raises _Lost, or _Refusal for one that has outlived too
         many."""
         if not down.is_set():
-            self._take_down(lane)
-        errand.losses += 1
-        if errand.losses >= LOSSES and not lane.endpoint.is_ours:
-            raise _Refusal(Failure.SERVER_CRASH, f"{errand.losses} endpoints were lost while they served it")
-        raise _Lost
+            self._mark_down(state)
+        request.losses += 1
+        if request.losses >= MAX_LOSSES and not state.endpoint.is_ours:
+            raise _Refusal(Failure.SERVER_CRASH, f"{request.losses} endpoints were lost while they served it")
+        raise _EndpointLost
 
-    async def _revive(self, lane: Lane, seated: set[Errand]) -> None:
+    async def _restart(self, state: EndpointState, seated: set[InFlightRequest]) -> None:
         try:
-            await asyncio.to_thread(lane.endpoint.revive, self._given_up)
+            await asyncio.to_thread(state.endpoint.restart, self._given_up)
         except Exception as error:
-            self._lanes.remove(lane)
-            if not self._lanes:
+            self._states.remove(state)
+            if not self._states:
                 self._deliver(error)
             return
         async with self._changed:
-            lane.come_up(seated if lane.endpoint.is_ours else set())
+            state.mark_up(seated if state.endpoint.is_ours else set())
             self._changed.notify_all()
 
 
-async def _unless(lost: asyncio.Event, reply: Coroutine[Any, Any, T]) -> T:
+async def _until_lost(lost: asyncio.Event, reply: Coroutine[Any, Any, T]) -> T:
     """The reply. Raises _Lost as soon as `lost` is set: an endpoint that is gone may never answer, and its next life
     must not hear what nobody has a seat for there."""
     if lost.is_set():
         reply.close()
-        raise _Lost
+        raise _EndpointLost
     asked, gone = asyncio.create_task(reply), asyncio.create_task(lost.wait())
     try:
         await asyncio.wait({asked, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not asked.done():
-            raise _Lost
+            raise _EndpointLost
         return asked.result()
     finally:
         asked.cancel()
         gone.cancel()
 
 
-def shown(text: str) -> str:
+def excerpt(text: str) -> str:
     """The beginning of what a server said, in one line."""
     return " ".join(text[:1000].split())[:200]
 
@@ -445,7 +443,7 @@ def read_finished(ticket: int, request: Request, reply: Reply) -> Finished:
     """A reply as it must be: as many whole completions as were asked for. Raises _Refusal, _TryAgain."""
     choices = sorted(reply.choices, key=lambda choice: choice.index)
     if broken := [choice.finish_reason for choice in choices if choice.finish_reason not in ("stop", "length")]:
-        error = _TryAgain if all(reason in ABORTED for reason in broken) else _Refusal
+        error = _Retryable if all(reason in ABORTED for reason in broken) else _Refusal
         raise error(Failure.ABORTED, f"a completion was broken off: {', '.join(map(str, broken))}")
     drawn = [(choice.token_ids, choice.finish_reason) for choice in choices if choice.token_ids is not None]
     if not len(choices) == len(drawn) == request.count:
@@ -457,10 +455,10 @@ def read_finished(ticket: int, request: Request, reply: Reply) -> Finished:
     return Finished(ticket, tuple(Completion(token_ids, reason != "length") for token_ids, reason in drawn))
 
 
-def read_scored(ticket: int, text: Sequence[int], reply: Reply) -> Scored:
+def read_scored(ticket: int, text: Sequence[int], reply: Reply) -> ScoredText:
     """Raises _Refusal for a reply without the log-probs of `text`."""
     try:
-        return Scored(ticket, read_log_probs(text, reply))
+        return ScoredText(ticket, read_log_probs(text, reply))
     except (LookupError, TypeError, ValueError):
         raise _Refusal(Failure.MALFORMED, f"asked for {len(text) - 1} log-probs, got others") from None
 
@@ -475,7 +473,7 @@ def score_all(
     endpoints: Sequence[Endpoint], timeout_for: Timeouts, texts: Sequence[tuple[int, ...]]
 ) -> Iterator[list[float] | Refused]:
     """For each of `texts`, in order, its log-probs. Raises ServerFailed."""
-    events: SimpleQueue[Scored | Refused | BaseException] = SimpleQueue()
+    events: SimpleQueue[ScoredText | Refused | BaseException] = SimpleQueue()
     found: dict[int, list[float] | Refused] = {}
     with Dispatcher(endpoints, timeout_for, events.put) as dispatcher:
         for ticket, text in enumerate(texts[:SCORED_AT_ONCE]):
@@ -485,7 +483,7 @@ def score_all(
                 event = events.get()
                 if isinstance(event, BaseException):
                     raise event
-                found[event.ticket] = event.log_probs if isinstance(event, Scored) else event
+                found[event.ticket] = event.log_probs if isinstance(event, ScoredText) else event
             if (ticket := wanted + SCORED_AT_ONCE) < len(texts):
                 dispatcher.score(ticket, texts[ticket])
             yield found.pop(wanted)

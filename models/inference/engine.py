@@ -77,7 +77,7 @@ Deliver = Callable[[Finished | Refused | BaseException], None]
 class Session(Protocol):
     """Requests in flight on one model."""
 
-    def submit(self, ticket: int, request: Request, near: int) -> None:
+    def submit(self, ticket: int, request: Request, affinity_key: int) -> None:
         """Returns at once; what becomes of the request is delivered under its `ticket`. Requests with the same `near`
         begin alike."""
         ...
@@ -87,7 +87,7 @@ class Engine(Protocol):
     """Samples from one model at a time."""
 
     @property
-    def seats(self) -> int:
+    def max_concurrency(self) -> int:
         """Completions that may be in flight at once."""
         ...
 

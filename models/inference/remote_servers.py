@@ -20,12 +20,12 @@ from pydantic import BaseModel, ValidationError
 
 from conf.engine import Engine as EngineSettings
 from models.checkpoints.checkpoint import Checkpoint
-from models.inference.dispatcher import Dispatcher, ServerFailed, cache_of, computed_by, score_all, shown
+from models.inference.dispatcher import Dispatcher, ServerFailed, cache_of, computed_by, excerpt, score_all
 from models.inference.engine import Deliver, Refused, Session
 
 KEY = "BREVITY_ENDPOINT_KEY"
 """Environment variable with the servers' API key, where they want one."""
-LOOK_AGAIN = 2.0
+POLL_INTERVAL = 2.0
 """Seconds until a server that is gone is looked for again."""
 
 
@@ -55,7 +55,7 @@ class RemoteServer:
 
     def __init__(self, url: str, model: Checkpoint, settings: EngineSettings):
         self.url, self.name = base_url(url), model.fingerprint
-        self.seats = settings.concurrency
+        self.max_concurrency = settings.concurrency
         self._patience = settings.start_timeout
         key = os.environ.get(KEY)
         self.headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -73,8 +73,8 @@ class RemoteServer:
         served = self._served(reply)
         if self.name not in served:
             raise WrongEndpoint(
-                f"{self.url} serves {shown(', '.join(served)) or 'nothing'}, not this run's base model; start it with "
-                f"--served-model-name {self.name}"
+                f"{self.url} serves {excerpt(', '.join(served)) or 'nothing'}, not this run's base model; start it "
+                f"with --served-model-name {self.name}"
             )
         return True
 
@@ -88,7 +88,7 @@ class RemoteServer:
         try:
             return [entry.id for entry in _Models.model_validate_json(reply.content).data]
         except ValidationError:
-            told = shown(reply.text)[:80]
+            told = excerpt(reply.text)[:80]
             raise self._wrong(f"answers /v1/models with no list of models ({told!r})") from None
 
     def _wrong(self, what: str) -> WrongEndpoint:
@@ -96,13 +96,13 @@ class RemoteServer:
             f"{self.url} {what}, so no vLLM server is there; correct engine.endpoints, as in http://node1:8000"
         )
 
-    def revive(self, given_up: threading.Event) -> None:
-        """See `Endpoint.revive`: it is waited for."""
+    def restart(self, given_up: threading.Event) -> None:
+        """See `Endpoint.restart`: it is waited for."""
         deadline = time.monotonic() + self._patience
         while not self.is_serving():
             if time.monotonic() > deadline:
                 raise ServerFailed(f"{self.url} was not there for {self._patience:g} s")
-            if given_up.wait(LOOK_AGAIN):
+            if given_up.wait(POLL_INTERVAL):
                 return
 
 
@@ -117,7 +117,7 @@ class RemoteServers:
         self._serving: list[RemoteServer] = []
 
     @property
-    def seats(self) -> int:
+    def max_concurrency(self) -> int:
         return self._settings.concurrency * len(self._settings.endpoints)
 
     @property

@@ -19,27 +19,27 @@ from queue import Empty, SimpleQueue
 
 from conf.errors import ReadableError
 from models.inference.engine import Completion, Failure, Finished, Refused, Request
-from models.inference.rollout_store import CLAIM_SECONDS, Purpose, RolloutStore, Stored, identity
-from models.inference.scheduler import EngineScheduler, Draw, Job
+from models.inference.rollout_store import CLAIM_SECONDS, Purpose, RolloutStore, StoredCompletion, completion_key
+from models.inference.scheduler import EngineScheduler, Job, PendingRequest
 from reasoning.records import Usage
-from reasoning.sampling_plans import AllValues, Outcomes
+from reasoning.sampling_plans import FullEstimate, Outcomes
 
-JUDGES = 4
+SCORING_THREADS = 4
 """Threads that judge completions; hard answers wait there for a process of their own."""
-ADMITTED = 512
+LOOKUP_JOBS = 512
 """Jobs whose asks are looked up together."""
-GATHER = 0.01
+BATCH_WINDOW = 0.01
 """Seconds in which what happens is taken together: fewer transactions, and requests that reach the engine side by
 side."""
-REMEMBERED = 65_536
+MAX_PRICED_KEYS = 65_536
 """Keys of late, so that what several draws share is priced once."""
-LOOK_AGAIN = 0.5
+POLL_INTERVAL = 0.5
 """Seconds until a completion that another run is drawing is looked up again."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Judged:
-    draw: Draw
+class _ScoredRequest:
+    pending: PendingRequest
     outcomes: Outcomes
 
 
@@ -47,7 +47,7 @@ class TooManyFailed(ReadableError):
     """Without so many of its completions a step would come to another result."""
 
 
-class Failures:
+class FailureBudget:
     """What of a step's work failed, by reason: some of it may, since one bad row must not end a run."""
 
     def __init__(self, stage: str, total: int, share: float):
@@ -71,39 +71,44 @@ class Failures:
         )
 
 
-class Rollouts:
+class RolloutExecutor:
     """Carries out jobs at one desk or several; once all are done, `usage` accounts for them."""
 
     def __init__(
-        self, store: RolloutStore, desks: Sequence[EngineScheduler], purpose: Purpose, seed: int,
-        progress: Callable[[int, int], None] = lambda jobs, tokens: None, failures: Failures | None = None,
-    ):  # fmt: skip
+        self,
+        store: RolloutStore,
+        schedulers: Sequence[EngineScheduler],
+        purpose: Purpose,
+        seed: int,
+        progress: Callable[[int, int], None] = lambda jobs, tokens: None,
+        failures: FailureBudget | None = None,
+    ):
         """`failures` hears of each job that is refused, and may end the run; not given, all of them may be."""
-        self._store, self._desks = store, desks
+        self._store, self._schedulers = store, schedulers
         self._purpose, self._seed, self._progress, self._failures = purpose, seed, progress, failures
-        self._events: SimpleQueue[Finished | Refused | BaseException | _Judged] = SimpleQueue()
+        self._events: SimpleQueue[Finished | Refused | BaseException | _ScoredRequest] = SimpleQueue()
         self._open: dict[int, Job] = {}
         self._changed: list[int] = []
         """Jobs that may have been closed since this was last looked at."""
-        self._unknown: list[Draw] = []
+        self._unknown: list[PendingRequest] = []
         """Draws not looked up yet."""
-        self._parked: dict[bytes, list[Draw]] = defaultdict(list)
+        self._parked: dict[bytes, list[PendingRequest]] = defaultdict(list)
         """Draws whose key another run has claimed, or a like draw of this one."""
         self._priced: dict[int, int] = {}
         """How many samples of a key are accounted for; those of late, the oldest first."""
-        self._in_flight: dict[int, Draw] = {}
-        self._judging = 0
+        self._in_flight: dict[int, PendingRequest] = {}
+        self._being_scored = 0
         self._tickets = 0
         self._look_again = self._renew = 0.0
 
     @property
     def usage(self) -> Usage:
-        return sum((desk.usage for desk in self._desks), Usage())
+        return sum((scheduler.usage for scheduler in self._schedulers), Usage())
 
-    def draw(self, requests: Sequence[Request]) -> list[tuple[Completion, ...] | Refused]:
+    def sample(self, requests: Sequence[Request]) -> list[tuple[Completion, ...] | Refused]:
         """All completions of each request, in order, from the first desk; Refused where it cannot be served. Raises
         TooManyFailed."""
-        plans = [AllValues(1, request.count) for request in requests]
+        plans = [FullEstimate(1, request.count) for request in requests]
         jobs = [
             Job(
                 plan,
@@ -115,10 +120,10 @@ class Rollouts:
             )
             for plan, request in zip(plans, requests, strict=True)
         ]
-        self.carry_out(jobs)
+        self.run_jobs(jobs)
         return [job.refused or tuple(plan.outcomes[0]) for job, plan in zip(jobs, plans, strict=True)]  # type: ignore[misc]
 
-    def carry_out(self, jobs: Iterable[Job]) -> None:
+    def run_jobs(self, jobs: Iterable[Job]) -> None:
         """Closes the plans of all jobs but those that are refused. Raises TooManyFailed."""
         for _ in self.run(jobs):
             pass
@@ -127,24 +132,24 @@ class Rollouts:
         """Each job when its plan is closed, or when it was refused. Holds only those that are open. Raises
         TooManyFailed."""
         source = enumerate(jobs)
-        with ThreadPoolExecutor(JUDGES) as self._judges, ExitStack() as self._stack:
+        with ThreadPoolExecutor(SCORING_THREADS) as self._scoring_threads, ExitStack() as self._stack:
             try:
                 while self._admit(source):
                     self._look_up()
                     self._submit()
-                    for draw, outcomes in self._judged_ones():
-                        if draw.number in self._open:
-                            draw.job.plan.add(draw.ask, outcomes)
-                            self._ask(draw.number, draw.job)
-                    yield from self._closed_ones()
-                for desk in self._desks:
-                    desk.leave()
+                    for pending, outcomes in self._process_events():
+                        if pending.number in self._open:
+                            pending.job.plan.add(pending.ask, outcomes)
+                            self._ask(pending.number, pending.job)
+                    yield from self._finished_jobs()
+                for scheduler in self._schedulers:
+                    scheduler.close()
             finally:
                 self._store.release()
 
     def _admit(self, source: Iterator[tuple[int, Job]]) -> bool:
         """Takes jobs while there is room to look them up. False when all is done."""
-        while len(self._open) < ADMITTED and (numbered := next(source, None)):
+        while len(self._open) < LOOKUP_JOBS and (numbered := next(source, None)):
             number, job = numbered
             self._open[number] = job
             self._ask(number, job)
@@ -152,20 +157,20 @@ class Rollouts:
 
     def _ask(self, number: int, job: Job) -> None:
         self._changed.append(number)
-        for ask in job.plan.asks():
-            desk = self._desks[job.desk(ask.prefix)]
+        for ask in job.plan.next_ranges():
+            scheduler = self._schedulers[job.scheduler_index(ask.prefix)]
             request = Request(job.prompt(ask.prefix), job.sampling, ask.count, job.stop)
-            key = identity(desk.model, request, self._purpose, self._seed)
-            self._unknown.append(Draw(number, job, ask, desk, request, key))
+            key = completion_key(scheduler.model, request, self._purpose, self._seed)
+            self._unknown.append(PendingRequest(number, job, ask, scheduler, request, key))
 
-    def _closed_ones(self) -> Iterator[Job]:
+    def _finished_jobs(self) -> Iterator[Job]:
         changed, self._changed = self._changed, []
         for number in changed:
             job = self._open.get(number)
             if job and (job.refused or not job.plan.is_open):
                 del self._open[number]
-                for desk in self._desks:
-                    desk.end(number)
+                for scheduler in self._schedulers:
+                    scheduler.finish_job(number)
                 self._progress(1, 0)
                 if job.refused and self._failures:
                     self._failures.add(job.refused.kind, job.refused.reason)
@@ -175,80 +180,82 @@ class Rollouts:
         """Sends on what the store holds in full to be judged, and the rest to be drawn."""
         if self._parked and time.monotonic() > self._look_again:
             self._unpark(list(self._parked))
-        draws, self._unknown = [draw for draw in self._unknown if draw.number in self._open], []
-        held = self._store.held(list({draw.key for draw in draws})) if draws else {}
-        for draw in draws:
-            draw.held = held[draw.key][draw.ask.first : draw.ask.first + draw.ask.count]
-            if draw.missing:
-                draw.desk.take(draw)
+        requests, self._unknown = [pending for pending in self._unknown if pending.number in self._open], []
+        held = self._store.find(list({pending.key for pending in requests})) if requests else {}
+        for pending in requests:
+            pending.completions = held[pending.key][pending.ask.first : pending.ask.first + pending.ask.count]
+            if pending.missing:
+                pending.scheduler.enqueue(pending)
             else:
-                draw.desk.count_reused(draw, self._account_for(draw))
-                self._judge(draw)
+                pending.scheduler.account_reused(pending, self._mark_accounted(pending))
+                self._score(pending)
 
-    def _account_for(self, draw: Draw) -> list[Completion]:
+    def _mark_accounted(self, pending: PendingRequest) -> list[Completion]:
         """From now on what it holds is accounted for; returns what was not before. Traces of one problem, which share
         some, come one after another."""
-        name, end = hash(draw.key), draw.ask.first + len(draw.held)
+        name, end = hash(pending.key), pending.ask.first + len(pending.completions)
         priced = self._priced.pop(name, 0)
         self._priced[name] = max(priced, end)
-        if len(self._priced) > REMEMBERED:
+        if len(self._priced) > MAX_PRICED_KEYS:
             del self._priced[next(iter(self._priced))]
-        return draw.held[max(0, priced - draw.ask.first) :]
+        return pending.completions[max(0, priced - pending.ask.first) :]
 
     def _submit(self) -> None:
         """Fills the engines' seats with what is waiting, and may be drawn here and now."""
-        for desk in self._desks:
-            for draw in self._claimed(list(desk.choose(self._stack, self._events.put, self._open.__contains__))):
+        for scheduler in self._schedulers:
+            for pending in self._claim(
+                list(scheduler.next_batch(self._stack, self._events.put, self._open.__contains__))
+            ):
                 self._tickets += 1
-                self._in_flight[self._tickets] = draw
-                desk.send(self._tickets, draw)
+                self._in_flight[self._tickets] = pending
+                scheduler.submit(self._tickets, pending)
 
-    def _claimed(self, draws: Sequence[Draw]) -> list[Draw]:
+    def _claim(self, requests: Sequence[PendingRequest]) -> list[PendingRequest]:
         """Those of `draws` that are to be drawn here; the others are parked, or judged if they were drawn meanwhile."""
-        keys = list({draw.key for draw in draws})
+        keys = list({pending.key for pending in requests})
         granted = self._store.claim(keys) if keys else set()
-        held = self._store.held(list(granted)) if granted else {}
-        busy = {draw.key for draw in self._in_flight.values()}
-        mine: list[Draw] = []
-        for draw in draws:
-            if draw.key not in granted or draw.key in busy:
-                self._park(draw)
+        held = self._store.find(list(granted)) if granted else {}
+        busy = {pending.key for pending in self._in_flight.values()}
+        mine: list[PendingRequest] = []
+        for pending in requests:
+            if pending.key not in granted or pending.key in busy:
+                self._park(pending)
                 continue
-            draw.held = held[draw.key][draw.ask.first : draw.ask.first + draw.ask.count]
-            draw.desk.count_reused(draw, self._account_for(draw))
-            if draw.missing:
-                busy.add(draw.key)
-                mine.append(draw)
+            pending.completions = held[pending.key][pending.ask.first : pending.ask.first + pending.ask.count]
+            pending.scheduler.account_reused(pending, self._mark_accounted(pending))
+            if pending.missing:
+                busy.add(pending.key)
+                mine.append(pending)
             else:
-                self._judge(draw)
+                self._score(pending)
         return mine
 
-    def _judged_ones(self) -> list[tuple[Draw, Outcomes]]:
+    def _process_events(self) -> list[tuple[PendingRequest, Outcomes]]:
         """Waits for what happens next, takes all that has happened, and commits what has finished."""
-        events = self._happened()
+        events = self._next_events()
         finished = [event for event in events if isinstance(event, Finished)]
         if finished:
             self._commit(finished)
         for event in events:
             if isinstance(event, Refused):
-                draw = self._land(event.ticket)
-                draw.job.refused = event
-                self._changed.append(draw.number)
-                self._unpark([draw.key])
+                pending = self._release(event.ticket)
+                pending.job.refused = event
+                self._changed.append(pending.number)
+                self._unpark([pending.key])
             elif isinstance(event, BaseException):
                 raise event
-        judged = [event for event in events if isinstance(event, _Judged)]
-        self._judging -= len(judged)
-        return [(event.draw, event.outcomes) for event in judged]
+        judged = [event for event in events if isinstance(event, _ScoredRequest)]
+        self._being_scored -= len(judged)
+        return [(event.pending, event.outcomes) for event in judged]
 
-    def _happened(self) -> list[Finished | Refused | BaseException | _Judged]:
-        under_way = self._in_flight or self._judging
+    def _next_events(self) -> list[Finished | Refused | BaseException | _ScoredRequest]:
+        under_way = self._in_flight or self._being_scored
         if not (under_way or self._parked):
             return []
         events = []
         with suppress(Empty):
-            events.append(self._events.get(timeout=LOOK_AGAIN if self._parked or self._in_flight else None))
-            until = time.monotonic() + GATHER
+            events.append(self._events.get(timeout=POLL_INTERVAL if self._parked or self._in_flight else None))
+            until = time.monotonic() + BATCH_WINDOW
             while (left := until - time.monotonic()) > 0:
                 events.append(self._events.get(timeout=left))
         self._renew_claims()
@@ -256,38 +263,40 @@ class Rollouts:
 
     def _commit(self, finished: Sequence[Finished]) -> None:
         """Stores completions in one transaction, then has them judged."""
-        draws = [self._land(one.ticket) for one in finished]
+        requests = [self._release(one.ticket) for one in finished]
         rows = [
-            Stored(draw.key, sample, draw.desk.model, self._purpose, completion)
-            for draw, one in zip(draws, finished, strict=True)
-            for sample, completion in enumerate(one.completions, start=draw.ask.first + len(draw.held))
+            StoredCompletion(pending.key, sample, pending.scheduler.model, self._purpose, completion)
+            for pending, one in zip(requests, finished, strict=True)
+            for sample, completion in enumerate(one.completions, start=pending.ask.first + len(pending.completions))
         ]
         if not self._store.commit(rows):
-            self._unknown += draws  # another run was quicker with some: what was committed first counts
+            self._unknown += requests  # another run was quicker with some: what was committed first counts
             return
-        for draw, one in zip(draws, finished, strict=True):
-            draw.held += one.completions
+        for pending, one in zip(requests, finished, strict=True):
+            pending.completions += one.completions
             lengths = [len(completion.token_ids) for completion in one.completions]
-            draw.desk.count_drawn(draw, lengths)
-            self._account_for(draw)
+            pending.scheduler.account_sampled(pending, lengths)
+            self._mark_accounted(pending)
             self._progress(0, sum(lengths))
-            self._judge(draw)
-        self._unpark([draw.key for draw in draws])
+            self._score(pending)
+        self._unpark([pending.key for pending in requests])
 
-    def _land(self, ticket: int) -> Draw:
+    def _release(self, ticket: int) -> PendingRequest:
         """The draw under `ticket`, no longer in flight."""
-        draw = self._in_flight.pop(ticket)
-        draw.desk.land(draw)
-        return draw
+        pending = self._in_flight.pop(ticket)
+        pending.scheduler.release(pending)
+        return pending
 
-    def _judge(self, draw: Draw) -> None:
-        self._judging += 1
-        task = self._judges.submit(draw.job.judge, draw.held)
-        task.add_done_callback(lambda done: self._events.put(done.exception() or _Judged(draw, done.result())))
+    def _score(self, pending: PendingRequest) -> None:
+        self._being_scored += 1
+        task = self._scoring_threads.submit(pending.job.score, pending.completions)
+        task.add_done_callback(
+            lambda done: self._events.put(done.exception() or _ScoredRequest(pending, done.result()))
+        )
 
-    def _park(self, draw: Draw) -> None:
-        self._parked[draw.key].append(draw)
-        self._look_again = time.monotonic() + LOOK_AGAIN
+    def _park(self, pending: PendingRequest) -> None:
+        self._parked[pending.key].append(pending)
+        self._look_again = time.monotonic() + POLL_INTERVAL
 
     def _unpark(self, keys: Sequence[bytes]) -> None:
         for key in keys:
@@ -297,4 +306,4 @@ class Rollouts:
         now = time.monotonic()
         if self._in_flight and now > self._renew:
             self._renew = now + CLAIM_SECONDS / 4
-            self._store.claim(list({draw.key for draw in self._in_flight.values()}))
+            self._store.claim(list({pending.key for pending in self._in_flight.values()}))

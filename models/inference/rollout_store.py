@@ -40,7 +40,7 @@ from sqlalchemy import (
     or_,
     select,
     text,
-)  # fmt: skip
+)
 from sqlalchemy import (
     Engine as Database,
 )
@@ -52,7 +52,8 @@ from models.inference.engine import Completion, Request
 
 METADATA = MetaData()
 COMPLETIONS = Table(
-    "completions", METADATA,
+    "completions",
+    METADATA,
     Column("identity", LargeBinary(32), primary_key=True),
     Column("sample", Integer, primary_key=True),
     Column("model", String(64), nullable=False),
@@ -60,14 +61,15 @@ COMPLETIONS = Table(
     Column("token_ids", LargeBinary, nullable=False),
     Column("finished", Boolean, nullable=False),
     Column("created", Double),
-)  # fmt: skip
+)
 """`created`: seconds since 1970; null in rows that were stored before version 2."""
 CLAIMS = Table(
-    "claims", METADATA,
+    "claims",
+    METADATA,
     Column("identity", LargeBinary(32), primary_key=True),
     Column("owner", String(300), nullable=False),
     Column("expires", Double, nullable=False),
-)  # fmt: skip
+)
 SCHEMA = Table("schema", METADATA, Column("version", Integer, nullable=False))
 VERSION = 2
 """1: completions. 2: claims, and when a completion was stored."""
@@ -94,7 +96,7 @@ class Purpose(StrEnum):
     BENCHMARK = "benchmark"
 
 
-class Stored(NamedTuple):
+class StoredCompletion(NamedTuple):
     """A completion on its way into the store."""
 
     key: bytes
@@ -105,17 +107,21 @@ class Stored(NamedTuple):
 
     def columns(self) -> dict[str, bytes | int | float | str | bool]:
         return {
-            "identity": self.key, "sample": self.sample, "model": self.model.fingerprint, "purpose": self.purpose,
-            "token_ids": array("I", self.completion.token_ids).tobytes(), "finished": self.completion.finished,
+            "identity": self.key,
+            "sample": self.sample,
+            "model": self.model.fingerprint,
+            "purpose": self.purpose,
+            "token_ids": array("I", self.completion.token_ids).tobytes(),
+            "finished": self.completion.finished,
             "created": time.time(),
-        }  # fmt: skip
+        }
 
 
 class StoreError(ReadableError):
     """A store that cannot be used, and what to do."""
 
 
-class Holding(NamedTuple):
+class StoreSummary(NamedTuple):
     """What a store holds of one model, for one purpose."""
 
     model: str
@@ -142,16 +148,16 @@ class RolloutStore:
             where=or_(CLAIMS.c.expires < bindparam("now"), CLAIMS.c.owner == claim.excluded.owner),
         )
         self._owner = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex}"
-        self._bury()
+        self._release_dead_claims()
 
-    def _bury(self) -> None:
+    def _release_dead_claims(self) -> None:
         """Gives back the claims of runs on this machine that were killed, so that the next one need not wait."""
         with self._database.begin() as connection:
             owners = connection.execute(select(CLAIMS.c.owner).distinct()).scalars()
             dead = [owner for owner in owners if _is_dead(owner)]
             connection.execute(delete(CLAIMS).where(CLAIMS.c.owner.in_(dead)))
 
-    def held(self, keys: Sequence[bytes]) -> dict[bytes, list[Completion]]:
+    def find(self, keys: Sequence[bytes]) -> dict[bytes, list[Completion]]:
         """What is stored under each key, by sample index."""
         held: dict[bytes, list[Completion]] = {key: [] for key in keys}
         columns = COMPLETIONS.c
@@ -166,7 +172,7 @@ class RolloutStore:
                     held[key].append(Completion(tuple(array("I", token_ids)), finished))
         return held
 
-    def commit(self, rows: Sequence[Stored]) -> bool:
+    def commit(self, rows: Sequence[StoredCompletion]) -> bool:
         """Makes completions durable, and gives back the claims on their keys. What is stored already stays: False when
         some of `rows` came too late."""
         keys = list({row.key for row in rows})
@@ -191,17 +197,24 @@ class RolloutStore:
         with self._database.begin() as connection:
             connection.execute(delete(CLAIMS).where(CLAIMS.c.owner == self._owner))
 
-    def holdings(self) -> list[Holding]:
+    def summarise(self) -> list[StoreSummary]:
         """What is there, by model and purpose."""
         columns = COMPLETIONS.c
-        query = select(
-            columns.model, columns.purpose, func.count(), func.sum(func.length(columns.token_ids)),
-            func.max(columns.created),
-        ).group_by(columns.model, columns.purpose).order_by(columns.model, columns.purpose)  # fmt: skip
+        query = (
+            select(
+                columns.model,
+                columns.purpose,
+                func.count(),
+                func.sum(func.length(columns.token_ids)),
+                func.max(columns.created),
+            )
+            .group_by(columns.model, columns.purpose)
+            .order_by(columns.model, columns.purpose)
+        )
         with self._database.connect() as connection:
-            return [Holding(*row) for row in connection.execute(query)]
+            return [StoreSummary(*row) for row in connection.execute(query)]
 
-    def faults(self) -> list[str]:
+    def find_faults(self) -> list[str]:
         """What is wrong with what is there: samples that are missing before others, rows that hold no tokens."""
         columns = COMPLETIONS.c
         gaps = (
@@ -218,7 +231,7 @@ class RolloutStore:
             found += [f"{key.hex()}, sample {n}: not whole tokens" for key, n in connection.execute(torn)]
         return found
 
-    def collect(self, keep: Sequence[str], before: float) -> int:
+    def delete_unused(self, keep: Sequence[str], before: float) -> int:
         """Removes completions stored before `before` (seconds since 1970), but those of the models `keep`; how many."""
         old = or_(COMPLETIONS.c.created < before, COMPLETIONS.c.created.is_(None))
         with self._database.begin() as connection:
@@ -241,7 +254,7 @@ def existing_store(url: str) -> RolloutStore:
     return RolloutStore(url)
 
 
-def identity(model: Checkpoint, request: Request, purpose: Purpose, seed: int) -> bytes:
+def completion_key(model: Checkpoint, request: Request, purpose: Purpose, seed: int) -> bytes:
     """SHA-256 over all that decides the distribution a completion is drawn from, and who it is drawn for."""
     told = [model.fingerprint, request.sampling.request, seed, purpose, *([request.stop] if request.stop else [])]
     head = json.dumps(told, sort_keys=True, allow_nan=False)

@@ -18,7 +18,7 @@ Script = Callable[[Checkpoint, Request, int], Completion]
 class ScriptedEngine:
     """An `Engine` without a cache whose replies are `script`'s. `requests` and `completions` count what was asked."""
 
-    seats = 256
+    max_concurrency = 256
     block = 32
     cache_tokens = None
 
@@ -56,6 +56,6 @@ class _ScriptedSession:
     def __init__(self, engine: ScriptedEngine, model: Checkpoint, deliver: Deliver):
         self._engine, self._model, self._deliver = engine, model, deliver
 
-    def submit(self, ticket: int, request: Request, near: int) -> None:
-        _ = near
+    def submit(self, ticket: int, request: Request, affinity_key: int) -> None:
+        _ = affinity_key
         self._deliver(self._engine.serve(self._model, ticket, request))

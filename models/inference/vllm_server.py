@@ -41,14 +41,14 @@ from models.inference.engine import Deliver, Engine, Refused, Session
 from models.processes import GuardedProcess
 
 logger = logging.getLogger(__name__)
-PROOF_FILE = "proof.json"
+SYNC_CHECK_FILE = "proof.json"
 """Left by the trainer in a checkpoint: token ids and the log-probs the trained model gives them."""
-PROOF_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.15, "float16": 0.05}
+SYNC_CHECK_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.15, "float16": 0.05}
 """Largest difference of a teacher-forced log-prob, trainer against server. The half-precision bounds are not
 measured on any machine here."""
 
 
-class SwapNotProven(ReadableError):
+class WeightSyncError(ReadableError):
     """The served weights are not those of the checkpoint."""
 
 
@@ -75,7 +75,7 @@ class VllmServer:
         return self._process.pid if self._process else None
 
     @property
-    def seats(self) -> int:
+    def max_concurrency(self) -> int:
         return self._settings.concurrency
 
     @property
@@ -105,7 +105,7 @@ class VllmServer:
         """See `Endpoint.is_serving`: a session begins with its start."""
         return True
 
-    def revive(self, given_up: threading.Event) -> None:
+    def restart(self, given_up: threading.Event) -> None:
         """Starts the server anew with the model that it served. Raises ServerFailed."""
         _ = given_up
         model, self._served = self._served, None
@@ -155,7 +155,7 @@ class VllmServer:
                 self.close()
                 raise ServerFailed(f"the vLLM server did not get ready; end of {self._log}:\n{tail}")
             time.sleep(0.2)
-        self._prove(model, None)
+        self._check_weight_sync(model, None)
 
     def _is_ready(self) -> bool:
         try:
@@ -165,15 +165,34 @@ class VllmServer:
 
     def _command(self, model: Checkpoint, port: int) -> list[str]:
         command = [
-            sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model.folder),
-            "--served-model-name", self.name, "--host", "127.0.0.1", "--port", str(port),
-            "--dtype", self._settings.dtype, "--max-model-len", str(self._settings.context),
-            "--max-num-seqs", str(self._settings.concurrency), "--enable-prefix-caching",
-            "--worker-extension-cls", "models.inference.vllm_worker.WeightSwap",
-            "--generation-config", "vllm", "--disable-uvicorn-access-log",
+            sys.executable,
+            "-m",
+            "vllm.entrypoints.openai.api_server",
+            "--model",
+            str(model.folder),
+            "--served-model-name",
+            self.name,
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--dtype",
+            self._settings.dtype,
+            "--max-model-len",
+            str(self._settings.context),
+            "--max-num-seqs",
+            str(self._settings.concurrency),
+            "--enable-prefix-caching",
+            "--worker-extension-cls",
+            "models.inference.vllm_worker.WeightSwap",
+            "--generation-config",
+            "vllm",
+            "--disable-uvicorn-access-log",
             # One that is started anew does not say again what it said.
-            "--seed", str((self._settings.seed + self._starts) % 2**32), *self._tokenizer(model),
-        ]  # fmt: skip
+            "--seed",
+            str((self._settings.seed + self._starts) % 2**32),
+            *self._tokenizer(model),
+        ]
         if on_cpu():
             # In a process of its own the worker would spin beside the engine, and take the cores that it waits for.
             return [
@@ -196,10 +215,14 @@ class VllmServer:
 
     def _environment(self) -> dict[str, str]:
         environment = {
-            "VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1",
+            "VLLM_SERVER_DEV_MODE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "DO_NOT_TRACK": "1",
+            "HF_HUB_OFFLINE": "1",
             "VLLM_CPU_KVCACHE_SPACE": str(self._settings.kv_cache_gib),
-            "VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false",
-        }  # fmt: skip
+            "VLLM_LOGGING_LEVEL": "WARNING",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
         if on_cpu():
             # Servers with more threads than cores between them wait for one another in every layer: a quarter of the
             # speed was seen.
@@ -209,15 +232,15 @@ class VllmServer:
 
     def _swap(self, served: Checkpoint, model: Checkpoint) -> bool:
         """Loads `model`'s weights in place. False where it is not certain that they are served now."""
-        proof = _proof(model)
+        proof = _sync_check_of(model)
         if proof is None or served.tensor_sizes != model.tensor_sizes:
             return False
         try:
-            before = self._proof_log_probs(proof)
+            before = self._sync_check_log_probs(proof)
             self._post("/collective_rpc", {"method": "swap_weights", "args": [str(model.folder)]})
             self._post("/reset_prefix_cache", {})
-            self._prove(model, before)
-        except (httpx.HTTPError, SwapNotProven) as error:
+            self._check_weight_sync(model, before)
+        except (httpx.HTTPError, WeightSyncError) as error:
             logger.warning("weights were not swapped in place, the server starts anew: %s", error)
             return False
         return True
@@ -226,18 +249,18 @@ class VllmServer:
         """Whether the server's weights are the checkpoint's to the last bit; False where that cannot be told."""
         if on_cpu():
             return False
-        from models.checkpoints.weight_checksum import alike, moments_of
+        from models.checkpoints.weight_checksum import checksum_of_folder, same_checksum
 
         (held,) = self._post("/collective_rpc", {"method": "held_moments"}).json()["results"]
-        return alike(held, moments_of(model.folder, self._settings.dtype))
+        return same_checksum(held, checksum_of_folder(model.folder, self._settings.dtype))
 
-    def _prove(self, model: Checkpoint, before: Sequence[float] | None) -> None:
-        proof = _proof(model)
+    def _check_weight_sync(self, model: Checkpoint, before: Sequence[float] | None) -> None:
+        proof = _sync_check_of(model)
         if proof:
-            after, tolerance = self._proof_log_probs(proof), PROOF_TOLERANCE[self._settings.dtype]
-            prove(proof["log_probs"], before, after, tolerance, model, is_held=self._holds(model))
+            after, tolerance = self._sync_check_log_probs(proof), SYNC_CHECK_TOLERANCE[self._settings.dtype]
+            check_weight_sync(proof["log_probs"], before, after, tolerance, model, is_held=self._holds(model))
 
-    def _proof_log_probs(self, proof: dict[str, Any]) -> list[float]:
+    def _sync_check_log_probs(self, proof: dict[str, Any]) -> list[float]:
         text = proof["token_ids"]
         body = {"model": self.name, "prompt": text, "max_tokens": 1, "prompt_logprobs": 0}
         return read_log_probs(text, Reply.model_validate_json(self._post("/v1/completions", body).content))
@@ -268,12 +291,12 @@ def on_cpu() -> bool:
         return False
 
 
-def _proof(model: Checkpoint) -> dict[str, Any] | None:
-    path = model.folder / PROOF_FILE
+def _sync_check_of(model: Checkpoint) -> dict[str, Any] | None:
+    path = model.folder / SYNC_CHECK_FILE
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def prove(
+def check_weight_sync(
     expected: Sequence[float],
     before: Sequence[float] | None,
     after: Sequence[float],
@@ -290,9 +313,9 @@ def prove(
     differences = [abs(a - b) for a, b in zip(expected, after, strict=True)]
     off = sum(differences) / len(differences) if is_held else max(differences)
     if off > tolerance:
-        raise SwapNotProven(f"{model.folder}: log-probs differ from the trainer's by {off:.2g} > {tolerance:g}")
+        raise WeightSyncError(f"{model.folder}: log-probs differ from the trainer's by {off:.2g} > {tolerance:g}")
     if before is None or is_held:
         return
     far, near = (sum(abs(a - b) for a, b in zip(expected, served, strict=True)) for served in (before, after))
     if near >= far / 2:
-        raise SwapNotProven(f"{model.folder}: log-probs are no nearer to the trainer's than before the swap")
+        raise WeightSyncError(f"{model.folder}: log-probs are no nearer to the trainer's than before the swap")

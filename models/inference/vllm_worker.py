@@ -9,7 +9,7 @@ from typing import Any
 
 from vllm.platforms import current_platform
 
-from models.checkpoints.weight_checksum import moments
+from models.checkpoints.weight_checksum import weight_checksum
 
 
 class WeightSwap:
@@ -29,4 +29,4 @@ class WeightSwap:
 
     def held_moments(self) -> list[float]:
         """`moments` of the weights that are served. Not those of a CPU's: it packs matrices away."""
-        return moments(self.get_model().parameters())
+        return weight_checksum(self.get_model().parameters())

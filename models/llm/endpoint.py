@@ -26,8 +26,8 @@ from conf.errors import ReadableError
 from conf.llm import Llm
 from models.llm.errors import EndpointError, Kind, error_inside, error_of, one_line
 from models.llm.protocol import GUESSES, Features, named_feature, next_guess, worded
-from models.llm.reply_parsing import json_body, paid_of
-from models.llm.reply_store import Paid
+from models.llm.reply_parsing import json_body, parse_chat_reply
+from models.llm.reply_store import CachedReply
 
 LOG = logging.getLogger(__name__)
 BACKOFF = wait_exponential_jitter(initial=1, max=60)
@@ -50,11 +50,13 @@ def key_in(variable: str) -> str:
     return key
 
 
-class Endpoint:
+class ChatEndpoint:
     def __init__(
-        self, settings: Llm, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        self,
+        settings: Llm,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.time,
-    ):  # fmt: skip
+    ):
         self._settings, self._key = settings, key_in(settings.key_variable)
         self._sleep, self._clock = sleep, clock
         self.without: Features = frozenset()
@@ -73,12 +75,15 @@ class Endpoint:
         ) as self._client:
             yield
 
-    async def complete(self, body: dict[str, Any]) -> Paid:
+    async def complete(self, body: dict[str, Any]) -> CachedReply:
         """Raises LlmFailed where no other request would fare better, EndpointError where this one has no answer."""
         tries = AsyncRetrying(
-            sleep=self._sleep, wait=self._wait, stop=stop_after_attempt(self._settings.tries), reraise=True,
+            sleep=self._sleep,
+            wait=self._wait,
+            stop=stop_after_attempt(self._settings.tries),
+            reraise=True,
             retry=retry_if_exception(lambda error: isinstance(error, EndpointError) and error.kind is Kind.TRANSIENT),
-        )  # fmt: skip
+        )
         return await tries(self._in_turn, body)
 
     @staticmethod
@@ -87,7 +92,7 @@ class Endpoint:
         asked = isinstance(error, EndpointError) and error.retry_after is not None
         return 0.0 if asked else BACKOFF(state)  # a pause that it asks for is kept by all requests
 
-    async def _in_turn(self, body: dict[str, Any]) -> Paid:
+    async def _in_turn(self, body: dict[str, Any]) -> CachedReply:
         async with self._first:
             if not self._tried:
                 try:
@@ -96,7 +101,7 @@ class Endpoint:
                     self._tried = True
         return await self._agreed(body)
 
-    async def _agreed(self, body: dict[str, Any]) -> Paid:
+    async def _agreed(self, body: dict[str, Any]) -> CachedReply:
         """The reply to the request in the fullest wording that the endpoint takes."""
         without = known = self.without
         guesses = iter(() if self._proven else GUESSES)
@@ -144,7 +149,7 @@ class Endpoint:
         self._failed = LlmFailed(ends)
         return self._failed
 
-    async def _send(self, sent: dict[str, Any], with_thinking: bool) -> Paid:
+    async def _send(self, sent: dict[str, Any], with_thinking: bool) -> CachedReply:
         if (pause := self._quiet_until - self._clock()) > 0:
             await self._sleep(pause)
         if self._failed:
@@ -161,7 +166,7 @@ class Endpoint:
         if inside:
             raise self._error(inside[0], raw.headers, inside[1])
         try:
-            return paid_of(raw.content, with_thinking)
+            return parse_chat_reply(raw.content, with_thinking)
         except ValueError:
             start = one_line(raw.content[:200].decode(errors="replace"), self._key)
             text = f"{self._settings.url} answers with what is no reply of a chat: {start or 'nothing'}"

@@ -54,29 +54,44 @@ class EndpointError(Exception):
 
 
 WORDS = (
-    (Kind.NO_MONEY, r"insufficient[ _-]?(account[ _])?(quota|balance|credits?|funds)|billing[ _](hard|not)|"
-                    r"exceeded_current_quota|(balance|credits?) (is|are) (too low|insufficient|exhausted)|"
-                    r"payment[ _]required|out of credits|no credits|any credits|available credits|arrear|"
-                    r"budget[ _]?(has been )?exceeded|exceeded.{0,20}(budget|spending limit|included credits)|"
-                    r"余额不足|欠费"),
+    (
+        Kind.NO_MONEY,
+        r"insufficient[ _-]?(account[ _])?(quota|balance|credits?|funds)|billing[ _](hard|not)|"
+        r"exceeded_current_quota|(balance|credits?) (is|are) (too low|insufficient|exhausted)|"
+        r"payment[ _]required|out of credits|no credits|any credits|available credits|arrear|"
+        r"budget[ _]?(has been )?exceeded|exceeded.{0,20}(budget|spending limit|included credits)|"
+        r"余额不足|欠费",
+    ),
     (Kind.FILTERED, r"content[ _-]?(policy|filter|management)|flagged|moderation|safety system|data_inspection_failed"),
-    (Kind.KEY, r"(invalid|incorrect|missing|no|wrong)[ _]api[ _-]?key|api[ _-]?key[ _](not valid|invalid|is)|"
-               r"invalid_?api_?key|authentication"),
+    (
+        Kind.KEY,
+        r"(invalid|incorrect|missing|no|wrong)[ _]api[ _-]?key|api[ _-]?key[ _](not valid|invalid|is)|"
+        r"invalid_?api_?key|authentication",
+    ),
     (Kind.CUT_OFF, r"output limit was reached|try again with higher max\w*_tokens"),
-    (Kind.TOO_LONG, r"context[ _-]?(length|window|size|limit)|maximum context|reduce the length|prompt is too long|"
-                    r"max\w*_tokens\W.{0,80}(too large|exceed|at most|less than|range|maximum)|"
-                    r"(range|maximum).{0,40}max\w*_tokens|string_above_max_length"),
-    (Kind.MODEL, r"model[ _](not[ _](found|exist)|does not exist)|model.{0,80}(does not exist|not found|not exist)|"
-                 r"invalid model|not a valid model|no such model|unknown model"),
-)  # fmt: skip
+    (
+        Kind.TOO_LONG,
+        r"context[ _-]?(length|window|size|limit)|maximum context|reduce the length|prompt is too long|"
+        r"max\w*_tokens\W.{0,80}(too large|exceed|at most|less than|range|maximum)|"
+        r"(range|maximum).{0,40}max\w*_tokens|string_above_max_length",
+    ),
+    (
+        Kind.MODEL,
+        r"model[ _](not[ _](found|exist)|does not exist)|model.{0,80}(does not exist|not found|not exist)|"
+        r"invalid model|not a valid model|no such model|unknown model",
+    ),
+)
 """The first that is found counts."""
 QUOTA_OF_A_MOMENT = re.compile("resource_exhausted|retryinfo|per[ _]?(minute|day)", re.IGNORECASE)
 """Says of an exceeded quota that it fills again."""
 TRANSIENT = {408, 409, 425, 429}
 CODES = (
-    (429, r"rate[ _-]?limit|too many requests|throttl"), (503, r"overloaded|unavailable|capacity|busy"),
-    (401, r"auth|api[ _-]?key"), (404, r"not[ _]found"), (400, r"invalid[ _]request|bad[ _]request|unsupported"),
-)  # fmt: skip
+    (429, r"rate[ _-]?limit|too many requests|throttl"),
+    (503, r"overloaded|unavailable|capacity|busy"),
+    (401, r"auth|api[ _-]?key"),
+    (404, r"not[ _]found"),
+    (400, r"invalid[ _]request|bad[ _]request|unsupported"),
+)
 """Statuses by the words of an error that comes without one."""
 
 

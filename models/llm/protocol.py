@@ -33,14 +33,21 @@ class Feature(StrEnum):
 Features = frozenset[Feature]
 FORMAT = r"response_?format|json_?\s?(schema|object|mode)|structured|guided|grammar|response_?schema|\bschema\b"
 NAMES = {
-    Feature.JSON_SCHEMA: FORMAT, Feature.JSON_OBJECT: FORMAT, Feature.MAX_TOKENS: r"\bmax_tokens\b",
-    Feature.TEMPERATURE: r"\btemperature\b", Feature.TOP_P: r"\btop_p\b",
+    Feature.JSON_SCHEMA: FORMAT,
+    Feature.JSON_OBJECT: FORMAT,
+    Feature.MAX_TOKENS: r"\bmax_tokens\b",
+    Feature.TEMPERATURE: r"\btemperature\b",
+    Feature.TOP_P: r"\btop_p\b",
     Feature.SYSTEM: r"system['`\"]?[ _](role|message|prompt|instruction)|role.{0,60}\bsystem\b|developer instruction",
-}  # fmt: skip
+}
 GUESSES = (
-    {Feature.JSON_SCHEMA}, {Feature.JSON_SCHEMA, Feature.JSON_OBJECT}, {Feature.MAX_TOKENS}, {Feature.TEMPERATURE},
-    {Feature.SYSTEM}, set(Feature),
-)  # fmt: skip
+    {Feature.JSON_SCHEMA},
+    {Feature.JSON_SCHEMA, Feature.JSON_OBJECT},
+    {Feature.MAX_TOKENS},
+    {Feature.TEMPERATURE},
+    {Feature.SYSTEM},
+    set(Feature),
+)
 """What an endpoint may mean that refuses without a reason, the likely first."""
 
 

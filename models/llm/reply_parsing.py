@@ -17,8 +17,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from models.llm.errors import one_line
-from models.llm.reply_store import Paid
-from reasoning.llm_queries import Ask, R, Solution, Unusable
+from models.llm.reply_store import CachedReply
+from reasoning.llm_queries import InvalidReply, LlmQuery, R, Solution
 from reasoning.thinking import CLOSE_THINK
 
 MOST_TOKENS = 2**31 - 1
@@ -34,16 +34,22 @@ OPEN_THINKING = re.compile(r"\s*(?:<(?:think|thinking|thought|reasoning|seed:thi
 LATEX = re.compile(
     r"""((?<!\\)(?:\\\\)*)\\(?=[bf][a-z]|
     (?:ne|neq|neg|nabla|not|notin|right|rightarrow|rangle|rfloor|rceil|rho|text|textbf|theta|times|to|tan|tfrac|tau|
-    therefore|triangle|tilde)(?![a-z])|u(?![0-9a-fA-F]{4})|[^"\\/bfnrtu])""", re.VERBOSE,
-)  # fmt: skip
+    therefore|triangle|tilde)(?![a-z])|u(?![0-9a-fA-F]{4})|[^"\\/bfnrtu])""",
+    re.VERBOSE,
+)
 """The backslash of a formula's command that JSON would read as a control character, or not at all."""
 TEXTS = ("text", "output_text")
 DECLINED, FILTERED = "refusal", "content_filter"
 """Ends of a reply in which it was held back."""
 ENDS = {
-    "max_tokens": "length", "max_length": "length", "model_length": "length", "safety": FILTERED,
-    "sensitive": FILTERED, "recitation": FILTERED, "prohibited_content": FILTERED,
-}  # fmt: skip
+    "max_tokens": "length",
+    "max_length": "length",
+    "model_length": "length",
+    "safety": FILTERED,
+    "sensitive": FILTERED,
+    "recitation": FILTERED,
+    "prohibited_content": FILTERED,
+}
 """What some endpoints call them."""
 
 
@@ -108,7 +114,7 @@ def json_body(content: bytes) -> dict[str, Any]:
     return body if isinstance(body, dict) else {}
 
 
-def paid_of(content: bytes, with_thinking: bool) -> Paid:
+def parse_chat_reply(content: bytes, with_thinking: bool) -> CachedReply:
     """Raises ValueError where it is no chat's reply."""
     chat = _Chat.model_validate_json(content.removeprefix(BOM_UTF8))
     message, finish = chat.choices[0].message, (chat.choices[0].finish_reason or "").lower()[:32]
@@ -119,25 +125,29 @@ def paid_of(content: bytes, with_thinking: bool) -> Paid:
     elif with_thinking and thinking:
         text = f"{thinking}{CLOSE_THINK}{text}"
     text = text.replace("\0", "")  # PostgreSQL keeps none
-    return Paid(text, finish, chat.usage.prompt_tokens, chat.usage.completion_tokens)
+    return CachedReply(text, finish, chat.usage.prompt_tokens, chat.usage.completion_tokens)
 
 
-def read(ask: Ask[R], reply: Paid) -> R | Unusable:
+def parse_reply(ask: LlmQuery[R], reply: CachedReply) -> R | InvalidReply:
     """The reply's values."""
     if reply.finish == FILTERED:
-        return Unusable("filtered", "the endpoint's content filter held it back")
+        return InvalidReply("filtered", "the endpoint's content filter held it back")
     if reply.finish == DECLINED:
-        return Unusable("declined", f"the model declines: {one_line(reply.content)}")
+        return InvalidReply("declined", f"the model declines: {one_line(reply.content)}")
     if ask.reply is Solution:
         if CLOSE_THINK not in reply.content:
-            return Unusable("without-thinking", f"its thinking does not end with {CLOSE_THINK}, or is not shown at all")
+            return InvalidReply(
+                "without-thinking", f"its thinking does not end with {CLOSE_THINK}, or is not shown at all"
+            )
         return Solution(text=reply.content, truncated=reply.finish == "length")  # type: ignore[return-value]
     if reply.finish == "length":
-        return Unusable("cut-off", f"it is longer than {ask.max_tokens} tokens, thinking included; raise {ask.limit}")
+        return InvalidReply(
+            "cut-off", f"it is longer than {ask.max_tokens} tokens, thinking included; raise {ask.limit}"
+        )
     return _valued(ask, reply.content)
 
 
-def _valued(ask: Ask[R], text: str) -> R | Unusable:
+def _valued(ask: LlmQuery[R], text: str) -> R | InvalidReply:
     """Of the whole text; else of the one object in it that is not thinking."""
     text = LATEX.sub(r"\1\\\\", text.removeprefix("\ufeff").strip())
     try:
@@ -146,7 +156,7 @@ def _valued(ask: Ask[R], text: str) -> R | Unusable:
         error = whole
     said = END_OF_THINKING.split(text)[-1]
     if OPEN_THINKING.match(said):
-        return Unusable("malformed", "its thinking does not end")
+        return InvalidReply("malformed", "its thinking does not end")
     found: list[R] = []
     for candidate in json_objects(said):
         try:
@@ -157,7 +167,7 @@ def _valued(ask: Ask[R], text: str) -> R | Unusable:
             found += [value] * (value not in found)
     if len(found) == 1:
         return found[0]
-    return Unusable("malformed", f"it holds {len(found)} different replies" if found else _told(error))
+    return InvalidReply("malformed", f"it holds {len(found)} different replies" if found else _told(error))
 
 
 def json_objects(text: str) -> Iterator[str]:

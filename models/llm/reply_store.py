@@ -17,21 +17,22 @@ from sqlalchemy import Column, Double, Integer, LargeBinary, MetaData, String, T
 from models.database import UPSERTS, changing_tables, connect
 
 REPLIES = Table(
-    "replies", MetaData(),
+    "replies",
+    MetaData(),
     Column("identity", LargeBinary(32), primary_key=True),
     Column("content", Text, nullable=False),
     Column("finish", String(32), nullable=False),
     Column("prompt_tokens", Integer, nullable=False),
     Column("generated_tokens", Integer, nullable=False),
     Column("created", Double, nullable=False),
-)  # fmt: skip
+)
 
 
 UNTOLD = -1
 """In a column of tokens: the endpoint does not say. Older databases hold columns that allow no NULL."""
 
 
-class Paid(NamedTuple):
+class CachedReply(NamedTuple):
     """A reply as it came, whatever it is worth."""
 
     content: str
@@ -42,7 +43,7 @@ class Paid(NamedTuple):
     generated_tokens: int | None
 
 
-def identity(url: str, body: dict[str, Any], sample: int) -> bytes:
+def reply_key(url: str, body: dict[str, Any], sample: int) -> bytes:
     return hashlib.sha256(json.dumps([url, body, sample], sort_keys=True).encode()).digest()
 
 
@@ -56,13 +57,15 @@ class ReplyStore:
         with changing_tables(self._database) as connection:
             REPLIES.metadata.create_all(connection)
 
-    def find(self, key: bytes) -> Paid | None:
-        columns = [REPLIES.c[name] for name in Paid._fields]
+    def find(self, key: bytes) -> CachedReply | None:
+        columns = [REPLIES.c[name] for name in CachedReply._fields]
         with self._database.connect() as connection:
             row = connection.execute(select(*columns).where(REPLIES.c.identity == key)).first()
-        return Paid(row.content, row.finish, _told(row.prompt_tokens), _told(row.generated_tokens)) if row else None
+        return (
+            CachedReply(row.content, row.finish, _told(row.prompt_tokens), _told(row.generated_tokens)) if row else None
+        )
 
-    def keep(self, key: bytes, reply: Paid) -> None:
+    def keep(self, key: bytes, reply: CachedReply) -> None:
         """The first reply to a question stays."""
         upsert = UPSERTS[self._database.dialect.name](REPLIES)
         with self._database.begin() as connection:

@@ -22,8 +22,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from models.inference.dialogue_sampler import Talk
-from models.serving.two_model_client import BackendDown, Duet, Said, TooLong, Whole
+from models.inference.dialogue_sampler import DialogueState
+from models.serving.two_model_client import BackendDown, DialogueDone, TextDelta, TooLong, TwoModelClient
 from reasoning.dialogue import Speaker, Turn
 
 NAME = "long-short"
@@ -42,7 +42,7 @@ class _StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class Chat(BaseModel):
+class ChatRequest(BaseModel):
     """A request: one question. Sampling and limits are those that the models were examined with."""
 
     model_config = ConfigDict(extra="forbid")
@@ -59,12 +59,12 @@ class Chat(BaseModel):
         return self
 
 
-def app_of(duet: Duet) -> FastAPI:
+def create_app(client: TwoModelClient) -> FastAPI:
     """The endpoint. Errors read as OpenAI's do: 400 for what is not understood, 503 where a server is gone."""
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
-        async with duet:
+        async with client:
             yield
 
     app = FastAPI(lifespan=life, docs_url=None, redoc_url=None, openapi_url=None)
@@ -84,7 +84,7 @@ def app_of(duet: Duet) -> FastAPI:
 
     @app.get("/health")
     async def health() -> JSONResponse:
-        reason = await duet.ailing()
+        reason = await client.unhealthy()
         return _error(503, "service_unavailable", reason) if reason else JSONResponse({"status": "ok"})
 
     @app.get("/v1/models")
@@ -92,10 +92,10 @@ def app_of(duet: Duet) -> FastAPI:
         return {"object": "list", "data": [{"id": NAME, "object": "model", "created": 0, "owned_by": "brevity"}]}
 
     @app.post("/v1/chat/completions", response_model=None)
-    async def complete(chat: Chat, request: Request) -> dict[str, Any] | Response:
-        spoken = duet.talk(chat.messages[0].content)
+    async def complete(chat: ChatRequest, request: Request) -> dict[str, Any] | Response:
+        spoken = client.stream_dialogue(chat.messages[0].content)
         if not chat.stream:
-            whole = await _unless_gone(request, spoken)
+            whole = await _while_connected(request, spoken)
             return _reply(whole) if whole else Response(status_code=499)
         # Nothing is promised before the first words are there: a server that is gone is then told as a status.
         first = [await anext(spoken), await anext(spoken)]
@@ -105,10 +105,10 @@ def app_of(duet: Duet) -> FastAPI:
     return app
 
 
-async def _unless_gone(request: Request, spoken: AsyncIterator[Said | Whole]) -> Whole | None:
+async def _while_connected(request: Request, spoken: AsyncIterator[TextDelta | DialogueDone]) -> DialogueDone | None:
     """The dialogue once it is over; None when the client has hung up before, and nothing more is drawn then."""
 
-    async def last() -> Said | Whole:
+    async def last() -> TextDelta | DialogueDone:
         return [piece async for piece in spoken][-1]
 
     task = asyncio.create_task(last())
@@ -120,7 +120,7 @@ async def _unless_gone(request: Request, spoken: AsyncIterator[Said | Whole]) ->
                 await task
             return None
     whole = task.result()
-    assert isinstance(whole, Whole)
+    assert isinstance(whole, DialogueDone)
     return whole
 
 
@@ -128,32 +128,33 @@ def _error(status: int, kind: str, message: str) -> JSONResponse:
     return JSONResponse({"error": {"message": message, "type": kind, "param": None, "code": None}}, status)
 
 
-def _reply(whole: Whole) -> dict[str, Any]:
-    *before, last = whole.talk.dialogue.turns
-    message = {"role": "assistant", "content": last.text.strip(), "reasoning_content": "".join(map(_told, before))}
+def _reply(whole: DialogueDone) -> dict[str, Any]:
+    *before, last = whole.state.dialogue.turns
+    message = {"role": "assistant", "content": last.text.strip(), "reasoning_content": "".join(map(_turn_json, before))}
     return {
-        **_frame("chat.completion"), "usage": _usage(whole),
-        "choices": [{"index": 0, "message": message, "finish_reason": _reason(whole.talk), "logprobs": None}],
-    }  # fmt: skip
+        **_frame("chat.completion"),
+        "usage": _usage(whole),
+        "choices": [{"index": 0, "message": message, "finish_reason": _reason(whole.state), "logprobs": None}],
+    }
 
 
 def _frame(kind: str) -> dict[str, Any]:
     return {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": NAME}
 
 
-def _reason(talk: Talk) -> str:
+def _reason(state: DialogueState) -> str:
     """An answer that was wrung from the answerer counts as cut at the limit."""
-    return "length" if talk.dialogue.hit_cap else "stop"
+    return "length" if state.dialogue.hit_cap else "stop"
 
 
-def _usage(whole: Whole) -> dict[str, int]:
-    prompt, drawn = whole.prompt_tokens, whole.talk.drawn
+def _usage(whole: DialogueDone) -> dict[str, int]:
+    prompt, drawn = whole.prompt_tokens, whole.state.sampled_tokens
     return {"prompt_tokens": prompt, "completion_tokens": drawn, "total_tokens": prompt + drawn}
 
 
 async def _streamed(
-    first: list[Said | Whole], rest: AsyncIterator[Said | Whole], with_usage: bool
-) -> AsyncIterator[str]:  # fmt: skip
+    first: list[TextDelta | DialogueDone], rest: AsyncIterator[TextDelta | DialogueDone], with_usage: bool
+) -> AsyncIterator[str]:
     """Server-sent events. What goes wrong now can only be told as an event."""
     frame = _frame("chat.completion.chunk")
 
@@ -164,13 +165,13 @@ async def _streamed(
     yield event({"role": "assistant", "content": ""})
     try:
         for piece in first:
-            yield event({"reasoning_content": _heard(piece)})
+            yield event({"reasoning_content": _delta_of(piece)})
         async for piece in rest:
-            if isinstance(piece, Said):
-                yield event({"reasoning_content": _heard(piece)})
+            if isinstance(piece, TextDelta):
+                yield event({"reasoning_content": _delta_of(piece)})
             else:
-                yield event({"content": piece.talk.dialogue.turns[-1].text.strip()})
-                yield event({}, _reason(piece.talk))
+                yield event({"content": piece.state.dialogue.turns[-1].text.strip()})
+                yield event({}, _reason(piece.state))
                 if with_usage:
                     yield f"data: {json.dumps({**frame, 'choices': [], 'usage': _usage(piece)})}\n\n"
         yield "data: [DONE]\n\n"
@@ -178,12 +179,12 @@ async def _streamed(
         yield f"data: {json.dumps({'error': {'message': str(error), 'type': 'service_unavailable'}})}\n\n"
 
 
-def _heard(piece: Said | Whole) -> str:
-    assert isinstance(piece, Said)
+def _delta_of(piece: TextDelta | DialogueDone) -> str:
+    assert isinstance(piece, TextDelta)
     return _named(piece.speaker) if piece.begins else piece.text
 
 
-def _told(turn: Turn) -> str:
+def _turn_json(turn: Turn) -> str:
     """As it is heard while it is spoken."""
     return _named(turn.speaker) + turn.text
 

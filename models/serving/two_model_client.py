@@ -14,9 +14,9 @@ import httpx
 
 from conf.errors import ReadableError
 from conf.sampling import Sampling
-from models.inference.dialogue_sampler import Talk, Tongue
+from models.inference.dialogue_sampler import DialogueState, TurnCodec
 from models.inference.engine import Completion
-from reasoning.dialogue import STOPS, Dialogue, Speaker, surely_heard
+from reasoning.dialogue import STOPS, Dialogue, Speaker, settled_text
 from reasoning.records import Problem, TextPart
 
 
@@ -37,7 +37,7 @@ class Backend:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class TextDelta:
     """A piece of a turn; a turn's first piece is its own."""
 
     speaker: Speaker
@@ -46,10 +46,10 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True)
-class Whole:
+class DialogueDone:
     """A dialogue that is over."""
 
-    talk: Talk
+    state: DialogueState
     prompt_tokens: int
     """Shown to both models, turn by turn."""
 
@@ -61,53 +61,58 @@ class _Piece:
     """None while more is to come; False: cut at its limit."""
 
 
-class Duet:
+class TwoModelClient:
     """Use as an asynchronous context manager."""
 
     def __init__(
-        self, tongue: Tongue, backends: Mapping[Speaker, Backend], sampling: Sampling, context: int, timeout: float,
+        self,
+        codec: TurnCodec,
+        backends: Mapping[Speaker, Backend],
+        sampling: Sampling,
+        context: int,
+        timeout: float,
         key: str = "",
-    ):  # fmt: skip
+    ):
         """`context`: tokens of the servers' longest prompt and completion; `timeout`: seconds of silence after which a
         server counts as gone; `key`: their API key."""
         self._context = context
-        self._tongue, self._backends, self._sampling = tongue, backends, sampling
+        self._tongue, self._backends, self._sampling = codec, backends, sampling
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         limits = httpx.Limits(max_connections=None, keepalive_expiry=2)
         self._client = httpx.AsyncClient(headers=headers, limits=limits, timeout=httpx.Timeout(timeout, connect=5))
 
-    async def __aenter__(self) -> Duet:
+    async def __aenter__(self) -> TwoModelClient:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._client.aclose()
 
-    async def talk(self, question: str) -> AsyncIterator[Said | Whole]:
+    async def stream_dialogue(self, question: str) -> AsyncIterator[TextDelta | DialogueDone]:
         """Pieces of the turns as they are spoken, and at last the whole. Raises BackendDown, TooLong."""
         problem = Problem(id="", prompt=(TextPart(text=question),), answer="")
-        prompts, talk = self._tongue.prompts(problem), Talk(Dialogue(self._tongue.most_rounds))
+        prompts, state = self._tongue.prompts(problem), DialogueState(Dialogue(self._tongue.most_rounds))
         room = self._context - self._tongue.longest
         if max(map(len, prompts.values())) > room:
             raise TooLong(f"the question is too long: with its role it may hold {room} tokens")
-        while not talk.dialogue.is_over:
-            speaker, token_ids, text, told = talk.dialogue.next_speaker, (), "", ""
-            shown = prompts[speaker] + talk.token_ids + self._tongue.opening(talk.dialogue)
-            finished, listen = False, self._tongue.listener()
-            yield Said(speaker, "", begins=True)
-            async for piece in self._draw(speaker, shown):
+        while not state.dialogue.is_over:
+            speaker, token_ids, text, told = state.dialogue.next_speaker, (), "", ""
+            shown = prompts[speaker] + state.token_ids + self._tongue.turn_prefix(state.dialogue)
+            finished, listen = False, self._tongue.stream_decoder()
+            yield TextDelta(speaker, "", begins=True)
+            async for piece in self._stream_turn(speaker, shown):
                 token_ids += piece.token_ids
                 finished = bool(piece.finished)
                 text += listen(piece.token_ids)
-                heard = "" if talk.dialogue.must_answer else surely_heard(text)
+                heard = "" if state.dialogue.must_answer else settled_text(text)
                 if heard.startswith(told) and heard != told:
-                    yield Said(speaker, heard[len(told) :])
+                    yield TextDelta(speaker, heard[len(told) :])
                     told = heard
-            talk = talk.and_then(self._tongue.line(talk.dialogue, Completion(token_ids, finished)))
-            yield Said(speaker, talk.dialogue.turns[-1].text[len(told) :])
-        calls = (call for one in Speaker for call in talk.calls(one, len(prompts[one])))
-        yield Whole(talk, sum(call.prompt_tokens for call in calls))
+            state = state.with_turn(self._tongue.decode_turn(state.dialogue, Completion(token_ids, finished)))
+            yield TextDelta(speaker, state.dialogue.turns[-1].text[len(told) :])
+        calls = (call for one in Speaker for call in state.calls(one, len(prompts[one])))
+        yield DialogueDone(state, sum(call.prompt_tokens for call in calls))
 
-    async def ailing(self) -> str | None:
+    async def unhealthy(self) -> str | None:
         """What is wrong with a server; None while both are well."""
         for speaker, backend in self._backends.items():
             try:
@@ -119,13 +124,19 @@ class Duet:
                 return f"the {speaker}-thought model's server at {backend.url} does not answer"
         return None
 
-    async def _draw(self, speaker: Speaker, prompt: tuple[int, ...]) -> AsyncIterator[_Piece]:
+    async def _stream_turn(self, speaker: Speaker, prompt: tuple[int, ...]) -> AsyncIterator[_Piece]:
         backend = self._backends[speaker]
         body = {
-            "model": backend.name, "prompt": prompt, "stream": True, "return_token_ids": True,
-            **self._sampling.request, "max_tokens": self._tongue.turn_tokens, "stop": STOPS,
-            "include_stop_str_in_output": True, "skip_special_tokens": False,
-        }  # fmt: skip
+            "model": backend.name,
+            "prompt": prompt,
+            "stream": True,
+            "return_token_ids": True,
+            **self._sampling.request,
+            "max_tokens": self._tongue.turn_tokens,
+            "stop": STOPS,
+            "include_stop_str_in_output": True,
+            "skip_special_tokens": False,
+        }
         try:
             async with self._client.stream("POST", f"{backend.url}/v1/completions", json=body) as reply:
                 if reply.status_code != 200:

@@ -31,7 +31,7 @@ FAILED = "failed: "
 """Begins the names of a step's figures that say for how many problems there were no dialogues, and why."""
 
 
-class Outcome(StrEnum):
+class ExitReason(StrEnum):
     """Why the trainer ended, where a remedy is known; exit codes do not survive `accelerate launch`."""
 
     OUT_OF_MEMORY = "out-of-memory"
@@ -58,7 +58,7 @@ class Job(BaseModel):
     work: Path
     """Folder for the trainer's own checkpoints; a repeated job resumes from the last."""
     progress: Path
-    outcome: Path
+    exit_file: Path
     """Holds an `Outcome` when the trainer gave up for a known reason, and what else there is to say of it."""
     seed: int
     learning_rate: float
@@ -74,7 +74,7 @@ class Job(BaseModel):
     save_every: int = 50
 
     @property
-    def too_long(self) -> str:
+    def too_long_message(self) -> str:
         """The setting that says how long a row may be."""
         return f"its max_length ({self.max_length})"
 
@@ -155,18 +155,18 @@ def train(job: Job, folder: Path, progress: Callable[[int, int], None], poll: fl
             for line in _figures(job.progress):
                 steps[line["step"]] = steps.get(line["step"], {}) | line
             return list(steps.values())
-        if outcome == Outcome.OUT_OF_MEMORY and job.micro_batch > 1:
+        if outcome == ExitReason.OUT_OF_MEMORY and job.micro_batch > 1:
             job = job.model_copy(update={"micro_batch": _next_divisor(job.batch, job.micro_batch)})
-        elif outcome == Outcome.OUT_OF_MEMORY:
-            raise TrainingFailed(f"one row does not fit into memory; lower {job.too_long}")
-        elif outcome == Outcome.NOT_FINITE:
+        elif outcome == ExitReason.OUT_OF_MEMORY:
+            raise TrainingFailed(f"one row does not fit into memory; lower {job.too_long_message}")
+        elif outcome == ExitReason.NOT_FINITE:
             raise TrainingFailed(f"the loss is no longer finite; lower its learning_rate ({job.learning_rate:g})")
-        elif outcome == Outcome.UNKNOWN_HEAD:
+        elif outcome == ExitReason.UNKNOWN_HEAD:
             raise TrainingFailed(
                 f"{job.model}: this model changes its logits after the output head (a soft cap or a scale), which the "
                 f"memory-safe SimPO loss does not know; train another model"
             )
-        elif outcome == Outcome.GIVEN_UP:
+        elif outcome == ExitReason.GIVEN_UP:
             raise TrainingFailed(detail)
         else:
             raise TrainerCrashed(f"the trainer ended with code {code}; end of {folder / LOG}:\n{tail}")
@@ -175,23 +175,25 @@ def train(job: Job, folder: Path, progress: Callable[[int, int], None], poll: fl
 def _run(job: Job, folder: Path, progress: Callable[[int, int], None], poll: float) -> tuple[int, str, str]:
     """Exit code, outcome and the end of the log."""
     folder.mkdir(parents=True, exist_ok=True)
-    job.outcome.unlink(missing_ok=True)
+    job.exit_file.unlink(missing_ok=True)
     file = folder / "job.json"
     file.write_text(job.model_dump_json(indent=2))
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", *job.LAUNCH]
     environment = {
-        "TRL_EXPERIMENTAL_SILENCE": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
+        "TRL_EXPERIMENTAL_SILENCE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
         # accelerate would leave a CPU trainer one thread.
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count())),
         **job.environment,
-    }  # fmt: skip
+    }
     with GuardedProcess([*launch, "--module", job.MODULE, str(file)], folder / LOG, environment) as process:
         while (code := process.poll()) is None:
             figures = _figures(job.progress)
             if figures:
                 progress(figures[-1]["step"], figures[-1]["steps"])
             time.sleep(poll)
-        return code, job.outcome.read_text() if job.outcome.exists() else "", process.log_tail()
+        return code, job.exit_file.read_text() if job.exit_file.exists() else "", process.log_tail()
 
 
 def _figures(path: Path) -> list[dict[str, Any]]:

@@ -69,7 +69,7 @@ class IdsSimPOTrainer(CPOTrainer):
 
 
 @torch.no_grad()
-def refuse_unknown_head(model: Any) -> None:
+def validate_head(model: Any) -> None:
     """Raises UnknownHead for a model that caps or scales its logits after the head: the chunked log-probs would be
     those of another model."""
     head, token_ids = model.get_output_embeddings(), torch.zeros((1, 1), dtype=torch.long, device=model.device)

@@ -29,11 +29,11 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from conf.errors import ReadableError
 from models.checkpoints.tokenizer import load_tokenizer
-from models.inference.vllm_server import PROOF_FILE
-from models.training.launcher import RECOMPUTES, Job, Outcome, TrainJob
-from models.training.simpo import IdsSimPOTrainer, UnknownHead, refuse_unknown_head
+from models.inference.vllm_server import SYNC_CHECK_FILE
+from models.training.launcher import RECOMPUTES, ExitReason, Job, TrainJob
+from models.training.simpo import IdsSimPOTrainer, UnknownHead, validate_head
 
-PROOF_TOKENS = 64
+SYNC_CHECK_TOKENS = 64
 J = TypeVar("J", bound=Job)
 
 
@@ -41,11 +41,11 @@ class NotFinite(RuntimeError):
     """Loss or gradient is not a number any more."""
 
 
-class NothingLearnt(ReadableError):
+class NoOptimizerStep(ReadableError):
     """The only step would be taken at the rate 0."""
 
 
-class Watch(TrainerCallback):
+class ProgressCallback(TrainerCallback):
     """Writes progress lines for the owner, and stops at the first non-finite loss."""
 
     def __init__(self, progress: Path, more: Callable[[], dict[str, float]] = dict):
@@ -56,9 +56,12 @@ class Watch(TrainerCallback):
         told = {**(logs or {}), **self._more()}
         figures = {name: value for name, value in told.items() if isinstance(value, int | float)}
         line = {
-            "step": state.global_step, "steps": state.max_steps, "time": time.time(), RECOMPUTES: recomputes(),
+            "step": state.global_step,
+            "steps": state.max_steps,
+            "time": time.time(),
+            RECOMPUTES: recomputes(),
             **figures,
-        }  # fmt: skip
+        }
         with self._progress.open("a") as file:
             file.write(json.dumps(line) + "\n")
         if not all(math.isfinite(figures.get(name, 0.0)) for name in ("loss", "grad_norm")):
@@ -68,16 +71,16 @@ class Watch(TrainerCallback):
 def main(job: TrainJob) -> None:
     torch.manual_seed(job.seed)
     rows = Dataset.from_parquet(str(job.rows))
-    refuse_idle(job, len(rows))
+    validate_trains(job, len(rows))
     tokenizer = load_tokenizer(job.model)
     model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
     build = {"simpo": _simpo, "sft": _sft, "dpo": _dpo}[job.method]
     trainer = build(job, model, tokenizer, rows)
-    trainer.add_callback(Watch(job.progress))
+    trainer.add_callback(ProgressCallback(job.progress))
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(job.work))
     if trainer.accelerator.is_main_process:
         row = rows[0]
-        text = (row["prompt_ids"] + row["completion_ids" if job.method == "sft" else "chosen_ids"])[:PROOF_TOKENS]
+        text = (row["prompt_ids"] + row["completion_ids" if job.method == "sft" else "chosen_ids"])[:SYNC_CHECK_TOKENS]
         save(job, trainer.accelerator.unwrap_model(trainer.model), tokenizer, text)
 
 
@@ -86,10 +89,10 @@ def recomputes() -> bool:
     return torch.cuda.is_available()
 
 
-def refuse_idle(job: TrainJob, rows: int) -> None:
+def validate_trains(job: TrainJob, rows: int) -> None:
     """Raises NothingLearnt for a training of one step, since a warmup begins at the rate 0."""
     if job.warmup and job.epochs * math.ceil(rows / job.batch) == 1:
-        raise NothingLearnt(
+        raise NoOptimizerStep(
             f"{rows} rows in batches of {job.batch} are one step, and with a warmup its rate is 0, so nothing would be "
             f"learnt; lower batch, raise epochs, or set warmup = 0"
         )
@@ -122,23 +125,42 @@ def _arguments(job: TrainJob) -> dict[str, Any]:
     rows_each = min(job.micro_batch, job.batch // processes)
     return {
         "logging_nan_inf_filter": False,
-        "output_dir": str(job.work), "seed": job.seed, "data_seed": job.seed, "num_train_epochs": job.epochs,
+        "output_dir": str(job.work),
+        "seed": job.seed,
+        "data_seed": job.seed,
+        "num_train_epochs": job.epochs,
         "per_device_train_batch_size": rows_each,
         "gradient_accumulation_steps": job.batch // (rows_each * processes),
-        "learning_rate": job.learning_rate, "warmup_steps": job.warmup, "lr_scheduler_type": "cosine",
-        "bf16": job.bf16, "use_cpu": cpu, "report_to": "none", "disable_tqdm": True, "logging_steps": job.log_every,
-        "logging_first_step": True, "save_strategy": "steps", "save_steps": job.save_every, "save_total_limit": 1,
-        "gradient_checkpointing": recomputes(), "adam_beta2": job.adam_beta2, "weight_decay": job.weight_decay,
-        "train_sampling_strategy": "random" if job.shuffle else "sequential", "max_length": job.max_length,
-    }  # fmt: skip
+        "learning_rate": job.learning_rate,
+        "warmup_steps": job.warmup,
+        "lr_scheduler_type": "cosine",
+        "bf16": job.bf16,
+        "use_cpu": cpu,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_steps": job.log_every,
+        "logging_first_step": True,
+        "save_strategy": "steps",
+        "save_steps": job.save_every,
+        "save_total_limit": 1,
+        "gradient_checkpointing": recomputes(),
+        "adam_beta2": job.adam_beta2,
+        "weight_decay": job.weight_decay,
+        "train_sampling_strategy": "random" if job.shuffle else "sequential",
+        "max_length": job.max_length,
+    }
 
 
 def _simpo(job: TrainJob, model: Any, tokenizer: Any, rows: Dataset) -> IdsSimPOTrainer:
-    refuse_unknown_head(model)
+    validate_head(model)
     config = CPOConfig(
-        **_arguments(job), loss_type="simpo", beta=job.beta, simpo_gamma=job.gamma, cpo_alpha=job.sft_weight,
+        **_arguments(job),
+        loss_type="simpo",
+        beta=job.beta,
+        simpo_gamma=job.gamma,
+        cpo_alpha=job.sft_weight,
         remove_unused_columns=False,
-    )  # fmt: skip
+    )
     return IdsSimPOTrainer(
         model=model, args=config, train_dataset=rows, processing_class=tokenizer, peft_config=adapters(job)
     )
@@ -168,18 +190,25 @@ def _dpo(job: TrainJob, model: Any, tokenizer: Any, rows: Dataset) -> IdsDPOTrai
     # A new adapter's reference is the model without it.
     reference = None if job.lora else AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
     return IdsDPOTrainer(
-        model=model, ref_model=reference, args=config, train_dataset=rows, processing_class=tokenizer,
+        model=model,
+        ref_model=reference,
+        args=config,
+        train_dataset=rows,
+        processing_class=tokenizer,
         peft_config=adapters(job),
-    )  # fmt: skip
+    )
 
 
 def adapters(job: Job) -> LoraConfig | None:
     if job.lora is None:
         return None
     return LoraConfig(
-        r=job.lora.rank, lora_alpha=job.lora.alpha, lora_dropout=job.lora.dropout, target_modules="all-linear",
+        r=job.lora.rank,
+        lora_alpha=job.lora.alpha,
+        lora_dropout=job.lora.dropout,
+        target_modules="all-linear",
         task_type="CAUSAL_LM",
-    )  # fmt: skip
+    )
 
 
 def save(job: Job, model: Any, tokenizer: Any, text: list[int]) -> None:
@@ -191,7 +220,7 @@ def save(job: Job, model: Any, tokenizer: Any, text: list[int]) -> None:
     model.save_pretrained(job.output)
     tokenizer.save_pretrained(job.output)
     proof = {"token_ids": text, "log_probs": log_probs(job.output, text)}
-    (Path(job.output) / PROOF_FILE).write_text(json.dumps(proof))
+    (Path(job.output) / SYNC_CHECK_FILE).write_text(json.dumps(proof))
 
 
 def log_probs(folder: Path, token_ids: list[int]) -> list[float]:
@@ -211,26 +240,26 @@ def log_probs_of(model: Any, text: list[int]) -> list[float]:
     return logits.log_softmax(-1)[0, :-1].gather(1, batch[0, 1:, None])[:, 0].tolist()
 
 
-def leaving_word(job: J, do: Callable[[J], None]) -> None:
+def record_exit_reason(job: J, do: Callable[[J], None]) -> None:
     """Does the job, and leaves word where it ends for a reason that has a remedy."""
     try:
         do(job)
     except torch.OutOfMemoryError:
-        job.outcome.write_text(Outcome.OUT_OF_MEMORY)
+        job.exit_file.write_text(ExitReason.OUT_OF_MEMORY)
         raise
     except NotFinite:
-        job.outcome.write_text(Outcome.NOT_FINITE)
+        job.exit_file.write_text(ExitReason.NOT_FINITE)
         raise
     except UnknownHead:
-        job.outcome.write_text(Outcome.UNKNOWN_HEAD)
+        job.exit_file.write_text(ExitReason.UNKNOWN_HEAD)
         raise
-    except NothingLearnt as error:
-        job.outcome.write_text(f"{Outcome.GIVEN_UP}\n{error}")
+    except NoOptimizerStep as error:
+        job.exit_file.write_text(f"{ExitReason.GIVEN_UP}\n{error}")
         raise
 
 
 def run(job_file: Path) -> None:
-    leaving_word(TrainJob.model_validate_json(job_file.read_text()), main)
+    record_exit_reason(TrainJob.model_validate_json(job_file.read_text()), main)
 
 
 if __name__ == "__main__":

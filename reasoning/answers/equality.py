@@ -222,8 +222,11 @@ def _same_items(said: Items, gold: Items) -> bool:
 
 
 def _proportional(said: Items, gold: Items) -> bool:
-    pairs = [(value_of(a.value), value_of(b.value)) for a, b in zip(said.items, gold.items, strict=True)
-             if isinstance(a, Quantity) and isinstance(b, Quantity)]  # fmt: skip
+    pairs = [
+        (value_of(a.value), value_of(b.value))
+        for a, b in zip(said.items, gold.items, strict=True)
+        if isinstance(a, Quantity) and isinstance(b, Quantity)
+    ]
     return all(value != 0 for pair in pairs for value in pair) and all(
         formulas.same_value(formulas.multiply(a, d), formulas.multiply(c, b)) for (a, b), (c, d) in pairwise(pairs)
     )

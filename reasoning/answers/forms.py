@@ -406,9 +406,12 @@ def _allowed(sign: str, bound: Any) -> list[Interval]:
     """The numbers that stand in a relation to `bound`."""
     below, above = EVERYWHERE._replace(high=bound), EVERYWHERE._replace(low=bound)
     return {
-        "<": [below], "le": [below._replace(has_high=True)], ">": [above], "ge": [above._replace(has_low=True)],
+        "<": [below],
+        "le": [below._replace(has_high=True)],
+        ">": [above],
+        "ge": [above._replace(has_low=True)],
         "ne": [below, above],
-    }[sign]  # fmt: skip
+    }[sign]
 
 
 TURNED = {"<": ">", ">": "<", "le": "ge", "ge": "le"}

@@ -177,16 +177,22 @@ def _integers(values: Iterable[Value]) -> list[int]:
 
 
 _ELEMENTARY: dict[str, Formula] = {
-    **{name: _real(getattr(mp, name)) for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh",
-    "exp")},
+    **{
+        name: _real(getattr(mp, name))
+        for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "exp")
+    },
     **{f"arc{name}": _real(getattr(mp, f"a{name}")) for name in ("sin", "cos", "tan")},
-    "ln": _real(mp.log), "lg": _real(mp.log10), "sqrt": lambda v: root(v, Fraction(2)),
+    "ln": _real(mp.log),
+    "lg": _real(mp.log10),
+    "sqrt": lambda v: root(v, Fraction(2)),
     "cbrt": lambda v: root(v, Fraction(3)),
-}  # fmt: skip
+}
 _SEVERAL: dict[str, Callable[[list[Value]], Value]] = {
-    "max": max, "min": min, "gcd": lambda v: Fraction(math.gcd(*_integers(v))),
+    "max": max,
+    "min": min,
+    "gcd": lambda v: Fraction(math.gcd(*_integers(v))),
     "lcm": lambda v: Fraction(math.lcm(*_integers(v))),
-}  # fmt: skip
+}
 _OPENING = {"(": ")", "[": "]", "{": "}", "|": "|", "lfloor": "rfloor", "lceil": "rceil"}
 _ACCENTS = ("overline", "bar", "vec", "hat", "widehat", "overrightarrow")
 

@@ -22,34 +22,125 @@ GREEK = _words(
     "upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Upsilon Phi Psi Omega"
 )
 NAMES = {f"\\{name}": name for name in (*GREEK, "ell", "hbar", "angle", "triangle", "measuredangle")} | {
-    "\\pi": "pi", "\\infty": "inf", "\\emptyset": "empty", "\\varnothing": "empty",
-}  # fmt: skip
+    "\\pi": "pi",
+    "\\infty": "inf",
+    "\\emptyset": "empty",
+    "\\varnothing": "empty",
+}
 FUNCTIONS = frozenset(
     _words("sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh exp ln lg log sqrt cbrt max min gcd lcm")
 )
 SYNONYMS = {
-    "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "leq": "le", "geq": "ge",
-    "leqslant": "le", "geqslant": "ge", "leqq": "le", "geqq": "ge", "lt": "<", "gt": ">", "neq": "ne", "cdot": "*",
-    "times": "*", "ast": "*", "div": "/", "lvert": "|", "rvert": "|", "vert": "|", "mid": "|", "lbrace": "{{",
-    "rbrace": "}}", "lbrack": "[", "rbrack": "]", "colon": ":", "degree": "deg", "land": "and", "lor": "or",
-    "wedge": "and", "vee": "or", "asin": "arcsin", "acos": "arccos", "atan": "arctan", "tg": "tan", "ctg": "cot",
-    "infin": "inf", "backslash": "setminus", "arctg": "arctan", "simeq": "approx", "sim": "approx",
-}  # fmt: skip
-OPERATORS = frozenset(_words(
-    "frac binom le ge ne < > * / | pm mp cup cap in and or deg lfloor rfloor lceil rceil {{ }} [ ] : approx overline "
-    "bar vec hat widehat overrightarrow"
-))  # fmt: skip
+    "dfrac": "frac",
+    "tfrac": "frac",
+    "cfrac": "frac",
+    "dbinom": "binom",
+    "tbinom": "binom",
+    "leq": "le",
+    "geq": "ge",
+    "leqslant": "le",
+    "geqslant": "ge",
+    "leqq": "le",
+    "geqq": "ge",
+    "lt": "<",
+    "gt": ">",
+    "neq": "ne",
+    "cdot": "*",
+    "times": "*",
+    "ast": "*",
+    "div": "/",
+    "lvert": "|",
+    "rvert": "|",
+    "vert": "|",
+    "mid": "|",
+    "lbrace": "{{",
+    "rbrace": "}}",
+    "lbrack": "[",
+    "rbrack": "]",
+    "colon": ":",
+    "degree": "deg",
+    "land": "and",
+    "lor": "or",
+    "wedge": "and",
+    "vee": "or",
+    "asin": "arcsin",
+    "acos": "arccos",
+    "atan": "arctan",
+    "tg": "tan",
+    "ctg": "cot",
+    "infin": "inf",
+    "backslash": "setminus",
+    "arctg": "arctan",
+    "simeq": "approx",
+    "sim": "approx",
+}
+OPERATORS = frozenset(
+    _words(
+        "frac binom le ge ne < > * / | pm mp cup cap in and or deg lfloor rfloor lceil rceil {{ }} [ ] : approx "
+        "overline bar vec hat widehat overrightarrow"
+    )
+)
 SIGNS = {
-    "√": r"\sqrt ", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]", "∞": r"\infty ", "≤": r"\le ", "⩽": r"\le ", "≦": r"\le ",
-    "≥": r"\ge ", "⩾": r"\ge ", "≧": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "×": "*", "✕": "*", "⋅": "*", "·": "*",
-    "∙": "*", "∗": "*", "÷": "/", "⁄": "/", "∕": "/", "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "±": r"\pm ",
-    "∓": r"\mp ", "°": r"\deg ", "º": r"\deg ", "˚": r"\deg ", "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ",
+    "√": r"\sqrt ",
+    "∛": r"\sqrt[3]",
+    "∜": r"\sqrt[4]",
+    "∞": r"\infty ",
+    "≤": r"\le ",
+    "⩽": r"\le ",
+    "≦": r"\le ",
+    "≥": r"\ge ",
+    "⩾": r"\ge ",
+    "≧": r"\ge ",
+    "≠": r"\ne ",
+    "≈": r"\approx ",
+    "×": "*",
+    "✕": "*",
+    "⋅": "*",
+    "·": "*",
+    "∙": "*",
+    "∗": "*",
+    "÷": "/",
+    "⁄": "/",
+    "∕": "/",
+    "−": "-",
+    "–": "-",
+    "—": "-",
+    "‐": "-",
+    "‑": "-",
+    "±": r"\pm ",
+    "∓": r"\mp ",
+    "°": r"\deg ",
+    "º": r"\deg ",
+    "˚": r"\deg ",
+    "∪": r"\cup ",
+    "∩": r"\cap ",
+    "∅": r"\emptyset ",
     "∈": r"\in ",
-    "∣": "|", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "∠": r"\angle ", "△": r"\triangle ",
-    "∶": ":", "、": ",", "，": ",", "；": ";", "。": ".", "٫": ".", "٬": ",", "′": "'", "’": "'", "“": '"', "”": '"',
-    "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}",
+    "∣": "|",
+    "⌊": r"\lfloor ",
+    "⌋": r"\rfloor ",
+    "⌈": r"\lceil ",
+    "⌉": r"\rceil ",
+    "∠": r"\angle ",
+    "△": r"\triangle ",
+    "∶": ":",
+    "、": ",",
+    "，": ",",
+    "；": ";",
+    "。": ".",
+    "٫": ".",
+    "٬": ",",
+    "′": "'",
+    "’": "'",
+    "“": '"',
+    "”": '"',
+    "ℝ": r"\mathbb{R}",
+    "ℤ": r"\mathbb{Z}",
+    "ℕ": r"\mathbb{N}",
+    "ℚ": r"\mathbb{Q}",
+    "ℂ": r"\mathbb{C}",
     "∖": r"\setminus ",
-}  # fmt: skip
+}
 SETTING = re.compile(
     r"\\(?:left|right|[bB]igg?[lrm]?|middle)(?![a-zA-Z])\s*\.?"
     r"|\\(?:displaystyle|textstyle|scriptstyle|limits|rm|bf|it|nonumber)(?![a-zA-Z])|\\[hv]?phantom\s*(?:\{[^{}]*\}|.)"
@@ -68,9 +159,12 @@ REPEATING = r"\d*\.\d*(?:\\(?:overline|bar|dot)\s*\{\d+\}|\(\d+\))"
 TEXT = r"\\(?:text(?:bf|it|rm|sf|tt|normal|up)?|m?box|math(?:rm|bf|it|sf|tt|normal)|operatorname\*?)\s*"
 
 
-NUMBER_WORDS = {word: str(value) for value, word in enumerate(_words(
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
-))}  # fmt: skip
+NUMBER_WORDS = {
+    word: str(value)
+    for value, word in enumerate(
+        _words("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen")
+    )
+}
 
 
 def _pattern(separators: list[str]) -> re.Pattern[str]:

@@ -20,7 +20,6 @@ from reasoning.answers.check import is_readable
 from reasoning.answers.worker import is_right, start
 from reasoning.records import Problem, Verdict
 
-"""Part of the cache key of everything that verifies: raise it when a verdict may change."""
 logger = logging.getLogger(__name__)
 
 
@@ -64,9 +63,7 @@ class Verifier:
         found = self._verdicts(is_readable, hard)
         return [is_plain or next(found) is Verdict.RIGHT for is_plain in plain]
 
-    def verdicts(
-        self, problems: Sequence[Problem], answers: Sequence[Sequence[str | None]]
-    ) -> list[list[Verdict]]:  # fmt: skip
+    def verdicts(self, problems: Sequence[Problem], answers: Sequence[Sequence[str | None]]) -> list[list[Verdict]]:
         """Of each problem's answers; checked in one call, so hard ones are checked side by side."""
         questions = [
             Question(answer, problem.answer, problem.choices)

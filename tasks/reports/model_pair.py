@@ -7,40 +7,42 @@ from pathlib import Path
 
 from conf.errors import ReadableError
 from conf.long_short import LongShort
-from models.files import write_whole
+from models.files import atomic_write
 from reasoning.dialogue import Speaker
-from reasoning.records import Couple
-from tasks.reports.seed_results import Exam
+from reasoning.records import ModelPair
+from tasks.reports.seed_results import ExperimentResult
 from tasks.runtime.context import RunContext
-from tasks.steps.dialogues import models_of
+from tasks.steps.dialogues import models_of_pair
 
-COUPLE_FILE = "couple.json"
+MODEL_PAIR_FILE = "model_pair.json"
 
 
-class NoCouple(ReadableError):
+class MissingModelPair(ReadableError):
     """A folder that is no finished run of two models."""
 
 
-def keep_couple(place: RunContext, exam: Exam) -> None:
+def save_model_pair(ctx: RunContext, experiment: ExperimentResult) -> None:
     """Writes where the method's two models are into the run's folder: whoever talks with them starts from there."""
-    method = next(entry for entries in exam.sets.values() for entry in entries if entry.role == "method")
-    (row,) = place.rows(method.model, Couple)
-    models = zip(Speaker, models_of(row), strict=True)
-    folders = {speaker: str(place.artifacts.local_path(model)) for speaker, model in models}
-    write_whole(place.folder / COUPLE_FILE, json.dumps(folders, indent=2))
+    method = next(entry for entries in experiment.eval_sets.values() for entry in entries if entry.role == "method")
+    (row,) = ctx.rows(method.model, ModelPair)
+    models = zip(Speaker, models_of_pair(row), strict=True)
+    folders = {speaker: str(ctx.artifacts.local_path(model)) for speaker, model in models}
+    atomic_write(ctx.folder / MODEL_PAIR_FILE, json.dumps(folders, indent=2))
 
 
-def kept_couple(run: Path) -> tuple[dict[Speaker, Path], LongShort]:
+def load_model_pair(run: Path) -> tuple[dict[Speaker, Path], LongShort]:
     """The two models of a run, and its settings. Raises NoCouple."""
     try:
-        folders = json.loads((run / COUPLE_FILE).read_text())
+        folders = json.loads((run / MODEL_PAIR_FILE).read_text())
         settings = LongShort.model_validate_json((run / "config.json").read_text())
         return {speaker: Path(folders[speaker]) for speaker in Speaker}, settings
     except OSError:
-        raise NoCouple(f"{run}: no {COUPLE_FILE}; name the folder of a finished run of long-short") from None
+        raise MissingModelPair(
+            f"{run}: no {MODEL_PAIR_FILE}; name the folder of a finished run of long-short"
+        ) from None
     except (ValueError, LookupError) as error:
         first = str(error).splitlines()[0]
-        raise NoCouple(
-            f"{run}: its {COUPLE_FILE} or config.json cannot be read ({first}); if another version made them, do the "
-            f"run again: what is finished is kept"
+        raise MissingModelPair(
+            f"{run}: its {MODEL_PAIR_FILE} or config.json cannot be read ({first}); if another version made them, "
+            f"do the run again: what is finished is kept"
         ) from None

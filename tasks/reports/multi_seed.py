@@ -13,68 +13,68 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from conf.errors import ReadableError
-from conf.multi_seed import Claims
-from models.files import write_whole
+from conf.multi_seed import MultiSeed
+from models.files import atomic_write
 from tasks.reports.report import percent, queries, ratio
-from tasks.reports.seed_results import Outcome, OutcomeError, keep_outcome, kept_outcome
+from tasks.reports.seed_results import SeedResult, SeedResultError, load_seed_result, save_seed_result
 from tasks.runtime.context import RunContext
 
 START, END = "<!-- claims of {}: written by `make claims` -->", "<!-- end of claims of {} -->"
 PLOT, OUTCOMES = "docs/claims-{}.svg", "docs/outcomes"
 
 
-class NoPlace(ReadableError):
+class MissingMarkers(ReadableError):
     """A README without the two lines between which the table goes."""
 
 
-def refuse_placeless(target: str, pipeline: str) -> None:
+def validate_markers(target: str, pipeline: str) -> None:
     """Raises NoPlace when the README in `target` cannot take the table."""
     readme = Path(target) / "README.md"
     start, end = START.format(pipeline), END.format(pipeline)
     text = readme.read_text() if readme.is_file() else ""
     if target and not 0 <= text.find(start) < text.find(end):
-        raise NoPlace(f"{readme}: no lines {start!r} and {end!r}; write them where the results belong")
+        raise MissingMarkers(f"{readme}: no lines {start!r} and {end!r}; write them where the results belong")
 
 
-def earlier_outcomes(place: RunContext, settings: Claims) -> dict[int, Outcome]:
+def load_earlier_results(ctx: RunContext, settings: MultiSeed) -> dict[int, SeedResult]:
     """Of the seeds that were examined before, by seed. Raises OutcomeError for those of other claims."""
     folder = Path(settings.earlier)
     if not settings.earlier:
         return {}
     if not folder.is_dir():
-        raise OutcomeError(f"{folder}: no such folder; correct earlier, or leave it out to run all seeds")
-    base = place.model(settings.of.model).digest
-    found = {seed: kept_outcome(folder, settings.of, seed, base) for seed in settings.seeds}
-    for seed in (seed for seed, outcome in found.items() if outcome):
-        place.progress.note(f"seed {seed}: examined before, read from {folder}")
-    return {seed: outcome for seed, outcome in found.items() if outcome}
+        raise SeedResultError(f"{folder}: no such folder; correct earlier, or leave it out to run all seeds")
+    base = ctx.model(settings.of.model).digest
+    found = {seed: load_seed_result(folder, settings.of, seed, base) for seed in settings.seeds}
+    for seed in (seed for seed, result in found.items() if result):
+        ctx.progress.note(f"seed {seed}: examined before, read from {folder}")
+    return {seed: result for seed, result in found.items() if result}
 
 
-def publish_outcome(place: RunContext, outcome: Outcome, target: str) -> None:
+def publish_seed_result(ctx: RunContext, result: SeedResult, target: str) -> None:
     """Into the run's folder, and into `target` where it is named."""
-    keep_outcome(outcome, [place.folder, Path(target) / OUTCOMES] if target else [place.folder])
+    save_seed_result(result, [ctx.folder, Path(target) / OUTCOMES] if target else [ctx.folder])
 
 
-def publish_claims(place: RunContext, report: dict[str, Any], target: str, pipeline: str) -> None:
+def publish_report(ctx: RunContext, report: dict[str, Any], target: str, pipeline: str) -> None:
     """Writes `claims.md` and `claims.svg` into the run's folder, and into `target` where it is named.
 
     Raises NoPlace.
     """
-    table, plot = claims_text(report), place.folder / "claims.svg"
-    (place.folder / "claims.md").write_text(table)
+    table, plot = report_markdown(report), ctx.folder / "claims.svg"
+    (ctx.folder / "claims.md").write_text(table)
     draw_pareto(report, plot)
     if target:
-        refuse_placeless(target, pipeline)
+        validate_markers(target, pipeline)
         start, end, shown = START.format(pipeline), END.format(pipeline), PLOT.format(pipeline)
         before, _, rest = (Path(target) / "README.md").read_text().partition(start)
         after = rest.partition(end)[2]
         picture = f"![accuracy against tokens, every model]({shown})"
-        write_whole(Path(target) / "README.md", f"{before}{start}\n{table}\n{picture}\n{end}{after}")
+        atomic_write(Path(target) / "README.md", f"{before}{start}\n{table}\n{picture}\n{end}{after}")
         (Path(target) / shown).parent.mkdir(exist_ok=True)
-        write_whole(Path(target) / shown, plot.read_text())
+        atomic_write(Path(target) / shown, plot.read_text())
 
 
-def claims_text(report: dict[str, Any]) -> str:
+def report_markdown(report: dict[str, Any]) -> str:
     """The pooled figures as Markdown: what was run, one line per model, and the same for the other benchmarks."""
     base = report["models"][0]
     seeds = ", ".join(map(str, report["seeds"]))
@@ -85,10 +85,10 @@ def claims_text(report: dict[str, Any]) -> str:
     )
     shown = ": how much trainings differ shows in the column by seed.\n\n" if report["by_seed"] else ".\n\n"
     text = head + shown + _table(report["models"], report["comparisons"], report["by_seed"])
-    if report["beside_method"]:
+    if report["vs_method"]:
         text += f"\nThe controls beside {report['beside_method'][0]['against']}, on the same problems:\n\n"
-        text += _markdown([_beside(pair) for pair in report["beside_method"]])
-    for note in report["notes"]:
+        text += _markdown([_beside(pair) for pair in report["vs_method"]])
+    for note in report["tables"]:
         if note["is_pooled"]:
             text += f"\n{note['title']}:\n\n{_markdown(note['rows'])}"
     for name, found in report["others"].items():
@@ -126,9 +126,16 @@ def _line(model: dict[str, Any], pair: dict[str, Any] | None) -> dict[str, str]:
         "tokens": f"{model['mean_tokens']:.1f}",
     }
     names = (
-        "accuracy − base, points", "tokens ÷ base", "efficiency", "AES", "attention FLOPs, right / wrong before",
-        "wrong → right (by chance)", "trained on", "built for, TFLOP", "paid back after, queries",
-    )  # fmt: skip
+        "accuracy − base, points",
+        "tokens ÷ base",
+        "efficiency",
+        "AES",
+        "attention FLOPs, right / wrong before",
+        "wrong → right (by chance)",
+        "trained on",
+        "built for, TFLOP",
+        "paid back after, queries",
+    )
     return first | dict(zip(names, _compared(pair) if pair else [""] * len(names), strict=True))
 
 
@@ -142,7 +149,7 @@ def _by_seed(name: str, seeds: Sequence[dict[str, Any]]) -> dict[str, str]:
 
 
 def _compared(pair: dict[str, Any]) -> list[str]:
-    split, even = pair["by_original"], pair["break_even"]
+    split, even = pair["by_base_correctness"], pair["break_even"]
     return [
         percent(pair["accuracy_delta"], pair["accuracy_delta_ci"]),
         ratio(pair["tokens_ratio"], pair["tokens_ratio_ci"]),
@@ -179,13 +186,17 @@ def draw_pareto(report: dict[str, Any], path: Path) -> None:
         is_method = roles[pair["model"]] == "method"
         color = "C3" if is_method else "C0"
         axes.errorbar(
-            x, y, xerr=_arms(x, pair["tokens_ratio_ci"]),
+            x,
+            y,
+            xerr=_arms(x, pair["tokens_ratio_ci"]),
             yerr=_arms(y, [None if end is None else 100 * end for end in pair["accuracy_delta_ci"]]),
-            fmt="o", color=color, capsize=2,
-        )  # fmt: skip
+            fmt="o",
+            color=color,
+            capsize=2,
+        )
         # The method's name stands on the other side of its point: the nearest control is often its own ablation.
-        place, side = ((-6, -12), "right") if is_method else ((6, 4), "left")
-        axes.annotate(pair["model"], (x, y), xytext=place, textcoords="offset points", color=color, ha=side)
+        ctx, side = ((-6, -12), "right") if is_method else ((6, 4), "left")
+        axes.annotate(pair["model"], (x, y), xytext=ctx, textcoords="offset points", color=color, ha=side)
     axes.margins(x=0.15)
     axes.set_xlabel("generated tokens ÷ base")
     axes.set_ylabel("accuracy − base, points")

@@ -16,31 +16,31 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from conf.base import Section
+from conf.base import Settings
 from conf.cot_distillation import CotDistillation
 from conf.dto import Dto
 from conf.errors import ReadableError
 from conf.long_short import LongShort
-from models.files import write_whole
+from models.files import atomic_write
 from models.inference.vllm_server import on_cpu
 from reasoning.cost import Shape
 from reasoning.evaluation import Role
-from reasoning.records import Conversation, Couple, Record, Score, StageCount
+from reasoning.records import EvaluatedDialogue, ModelPair, Record, Score, StageCount
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import STEPS, canonical, keyed_fields
 from tasks.runtime.context import LedgerEntry, RunContext, upstream_steps
-from tasks.steps.dialogues import COUPLE, models_of
+from tasks.steps.dialogues import MODEL_PAIR, models_of_pair
 
 PACKAGES = ("torch", "transformers", "trl", "prefect", "math-verify")
 Pipeline = Dto | CotDistillation | LongShort
 FILE = "{}-seed-{}.json.xz"
 
 
-class OutcomeError(ReadableError):
+class SeedResultError(ReadableError):
     """A file that holds no outcome, or that of other claims."""
 
 
-class Examined(NamedTuple):
+class EvaluatedModel(NamedTuple):
     """A model and the scores of its examination."""
 
     name: str
@@ -51,7 +51,7 @@ class Examined(NamedTuple):
     """Whether its samples are others than the base's."""
 
 
-class Policy(NamedTuple):
+class NamedModel(NamedTuple):
     """A model as a report names it."""
 
     name: str
@@ -59,28 +59,28 @@ class Policy(NamedTuple):
     model: ArtifactRef
 
 
-class Note(NamedTuple):
+class ReportTable(NamedTuple):
     """A table that is no examination."""
 
     title: str
     rows: Sequence[dict[str, str]]
 
 
-class Exam(NamedTuple):
+class ExperimentResult(NamedTuple):
     """One seed's models on its problems."""
 
     seed: int
     base: str
     """Fingerprint of the model that all started from."""
-    sets: Mapping[str, Sequence[Examined]]
+    eval_sets: Mapping[str, Sequence[EvaluatedModel]]
     """By the problems' name, the main ones first. The first model is the base; what has the same place has the same
     name in all."""
-    notes: Sequence[Note] = ()
-    conversations: Mapping[str, ArtifactRef] = {}
+    tables: Sequence[ReportTable] = ()
+    dialogues: Mapping[str, ArtifactRef] = {}
     """Of couples, by name, on the main problems; the first is what the others' rewards are compared with."""
 
 
-class Scored(Record):
+class ModelScores(Record):
     """A model's scores, of one seed or of several together."""
 
     name: str
@@ -106,7 +106,7 @@ class LedgerLine(StageCount):
     digest: str
 
 
-class Outcome(Record):
+class SeedResult(Record):
     """All that a report needs of one seed."""
 
     pipeline: str
@@ -115,9 +115,9 @@ class Outcome(Record):
     """All that change a result, but the seed."""
     base: str
     """Fingerprint of the model that all started from."""
-    sets: dict[str, tuple[Scored, ...]]
-    notes: tuple[Note, ...]
-    talks: dict[str, tuple[Conversation, ...]]
+    eval_sets: dict[str, tuple[ModelScores, ...]]
+    tables: tuple[ReportTable, ...]
+    dialogues: dict[str, tuple[EvaluatedDialogue, ...]]
     """Without their words."""
     warnings: tuple[str, ...]
     ledger: tuple[LedgerLine, ...]
@@ -126,45 +126,53 @@ class Outcome(Record):
     """The one that wrote this; what came from the cache may be another's work."""
 
 
-def outcome_of(place: RunContext, settings: Pipeline, exam: Exam, since: tuple[int, int] = (0, 0)) -> Outcome:
+def build_seed_result(
+    ctx: RunContext, settings: Pipeline, experiment: ExperimentResult, since: tuple[int, int] = (0, 0)
+) -> SeedResult:
     """`since`: how many ledger lines and warnings there were before its first step."""
     lines, warnings = since
-    return Outcome(
-        pipeline=settings.pipeline, seed=exam.seed, settings=_decisive(settings),
-        base=exam.base,
-        sets={name: tuple(_scored(place, entry) for entry in entries) for name, entries in exam.sets.items()},
-        notes=tuple(exam.notes),
-        talks={
-            name: tuple(row.model_copy(update={"transcript": ""}) for row in place.rows(ref, Conversation))
-            for name, ref in exam.conversations.items()
+    return SeedResult(
+        pipeline=settings.pipeline,
+        seed=experiment.seed,
+        settings=_result_settings(settings),
+        base=experiment.base,
+        eval_sets={
+            name: tuple(_scored(ctx, entry) for entry in entries) for name, entries in experiment.eval_sets.items()
         },
-        warnings=tuple(place.warnings[warnings:]), ledger=tuple(ledger_lines(place)[lines:]), versions=_versions(),
+        tables=tuple(experiment.tables),
+        dialogues={
+            name: tuple(row.model_copy(update={"transcript": ""}) for row in ctx.rows(ref, EvaluatedDialogue))
+            for name, ref in experiment.dialogues.items()
+        },
+        warnings=tuple(ctx.warnings[warnings:]),
+        ledger=tuple(ledger_lines(ctx)[lines:]),
+        versions=_versions(),
         machine=_machine(),
-    )  # fmt: skip
+    )
 
 
-def _decisive(settings: Pipeline) -> dict[str, Any]:
+def _result_settings(settings: Pipeline) -> dict[str, Any]:
     """What of the settings stands in any step's key, and what says which steps there are."""
-    return {name: value for name, value in canonical(settings).items() if name != "seed"} | _around(settings)
+    return {name: value for name, value in canonical(settings).items() if name != "seed"} | _derived_settings(settings)
 
 
-def _around(settings: Pipeline) -> dict[str, Any]:
+def _derived_settings(settings: Pipeline) -> dict[str, Any]:
     """What decides, and is in the settings left out or reckoned from several."""
     rounds = settings.rl.rounds if isinstance(settings, LongShort) else ()
     return {"rounds": list(rounds), "engine.context": settings.room_for_prompt}
 
 
-def keep_outcome(outcome: Outcome, folders: Sequence[Path]) -> None:
+def save_seed_result(result: SeedResult, folders: Sequence[Path]) -> None:
     """In each of `folders`, without the places of artifacts: those are about this machine."""
-    lines = tuple(line.model_copy(update={"artifact": ""}) for line in outcome.ledger)
-    text = outcome.model_copy(update={"ledger": lines}).model_dump_json(exclude_defaults=True)
+    lines = tuple(line.model_copy(update={"artifact": ""}) for line in result.ledger)
+    text = result.model_copy(update={"ledger": lines}).model_dump_json(exclude_defaults=True)
     packed = lzma.compress(text.encode())
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / FILE.format(outcome.pipeline, outcome.seed), packed)
+        atomic_write(folder / FILE.format(result.pipeline, result.seed), packed)
 
 
-def kept_outcome(folder: Path, settings: Pipeline, seed: int, base: str) -> Outcome | None:
+def load_seed_result(folder: Path, settings: Pipeline, seed: int, base: str) -> SeedResult | None:
     """That of `seed`, where `folder` has it; steps that other code took are among its warnings. Raises OutcomeError
     where it is of other settings or of another model. Files and data sets that the settings name are taken to be the
     same."""
@@ -172,39 +180,43 @@ def kept_outcome(folder: Path, settings: Pipeline, seed: int, base: str) -> Outc
     if not path.is_file():
         return None
     try:
-        outcome = Outcome.model_validate_json(lzma.decompress(path.read_bytes()))
+        result = SeedResult.model_validate_json(lzma.decompress(path.read_bytes()))
     except (lzma.LZMAError, ValidationError) as error:
-        raise OutcomeError(f"{path}: holds no outcome ({str(error).splitlines()[0]}); run seed {seed} again") from error
-    if outcome.base != base:
-        raise OutcomeError(f"{path}: of model {outcome.base[:12]}, and here it is {base[:12]}; run seed {seed} again")
-    other = _differences(settings, outcome.settings | {"seed": settings.seed})
+        raise SeedResultError(
+            f"{path}: holds no outcome ({str(error).splitlines()[0]}); run seed {seed} again"
+        ) from error
+    if result.base != base:
+        raise SeedResultError(f"{path}: of model {result.base[:12]}, and here it is {base[:12]}; run seed {seed} again")
+    other = _differing_settings(settings, result.settings | {"seed": settings.seed})
     if other:
-        raise OutcomeError(f"{path}: made with other settings ({', '.join(other)}); run seed {seed} again")
-    stale = sorted({line.stage for line in outcome.ledger if not _is_current(line)})
+        raise SeedResultError(f"{path}: made with other settings ({', '.join(other)}); run seed {seed} again")
+    stale = sorted({line.stage for line in result.ledger if not _is_current(line)})
     told = (f"seed {seed} was examined with other code of {', '.join(stale)}: {path}",) if stale else ()
-    return outcome.model_copy(update={"warnings": (*outcome.warnings, *told)})
+    return result.model_copy(update={"warnings": (*result.warnings, *told)})
 
 
 def _is_current(line: LedgerLine) -> bool:
     return line.stage in STEPS and STEPS[line.stage].version == line.version
 
 
-def _differences(settings: Pipeline, stored: Mapping[str, Any]) -> list[str]:
+def _differing_settings(settings: Pipeline, stored: Mapping[str, Any]) -> list[str]:
     """Names of the settings in which `stored` was made otherwise."""
-    ours = _around(settings)
+    ours = _derived_settings(settings)
     other = [name for name in ours if ours[name] != stored.get(name)]
-    return sorted(other + _changed(settings, {name: value for name, value in stored.items() if name not in ours}))
+    return sorted(
+        other + _changed_settings(settings, {name: value for name, value in stored.items() if name not in ours})
+    )
 
 
-def _changed(section: Section, stored: Any, within: str = "") -> list[str]:
+def _changed_settings(section: Settings, stored: Any, within: str = "") -> list[str]:
     """A setting that `stored` does not know is younger than it; at its default it stands for what was done before."""
     if not isinstance(stored, Mapping):
         return [within.removesuffix(".")]
     fields, found = keyed_fields(section), list[str]()
     for name in fields & stored.keys():
         value = getattr(section, name)
-        if isinstance(value, Section):
-            found += _changed(value, stored[name], f"{within}{name}.")
+        if isinstance(value, Settings):
+            found += _changed_settings(value, stored[name], f"{within}{name}.")
         elif canonical(value) != stored[name]:
             found.append(within + name)
     gone, new = stored.keys() - fields, fields - stored.keys()
@@ -215,38 +227,46 @@ def _changed(section: Section, stored: Any, within: str = "") -> list[str]:
     ]
 
 
-def _is_default(section: Section, name: str) -> bool:
+def _is_default(section: Settings, name: str) -> bool:
     return getattr(section, name) == type(section).model_fields[name].get_default(call_default_factory=True)
 
 
-def _scored(place: RunContext, entry: Examined) -> Scored:
-    counts = [step.artifact.count for step in upstream_steps(entry.model, place.ledger) if step.artifact.count]
-    return Scored(
-        name=entry.name, role=entry.role, independent=entry.independent, shape=_shape(place, entry.model),
+def _scored(ctx: RunContext, entry: EvaluatedModel) -> ModelScores:
+    counts = [step.artifact.count for step in upstream_steps(entry.model, ctx.ledger) if step.artifact.count]
+    return ModelScores(
+        name=entry.name,
+        role=entry.role,
+        independent=entry.independent,
+        shape=_shape(ctx, entry.model),
         # What came from the rollout store was paid for by an earlier run, and building the model took it all the same.
         build_flops=sum(count.flops + count.reused_flops for count in counts),
-        trained_on=counts[0].rows_in if counts else 0, rows=tuple(place.rows(entry.scores, Score)),
-    )  # fmt: skip
+        trained_on=counts[0].rows_in if counts else 0,
+        rows=tuple(ctx.rows(entry.scores, Score)),
+    )
 
 
-def _shape(place: RunContext, model: ArtifactRef) -> Shape:
+def _shape(ctx: RunContext, model: ArtifactRef) -> Shape:
     """Of a model, or of the models of a couple, which are alike."""
-    if model.kind != COUPLE:
-        return place.checkpoint(model).shape
-    (pair,) = place.rows(model, Couple)
-    return place.checkpoint(models_of(pair)[0]).shape
+    if model.kind != MODEL_PAIR:
+        return ctx.checkpoint(model).shape
+    (pair,) = ctx.rows(model, ModelPair)
+    return ctx.checkpoint(models_of_pair(pair)[0]).shape
 
 
-def ledger_lines(place: RunContext) -> list[LedgerLine]:
-    return [_ledger_line(entry) for entry in place.ledger]
+def ledger_lines(ctx: RunContext) -> list[LedgerLine]:
+    return [_ledger_line(entry) for entry in ctx.ledger]
 
 
 def _ledger_line(entry: LedgerEntry) -> LedgerLine:
     assert entry.artifact.count
     return LedgerLine(
-        **dict(entry.artifact.count), stage=entry.step, version=entry.version, cached=entry.cached,
-        artifact=entry.artifact.uri, digest=entry.artifact.digest,
-    )  # fmt: skip
+        **dict(entry.artifact.count),
+        stage=entry.step,
+        version=entry.version,
+        cached=entry.cached,
+        artifact=entry.artifact.uri,
+        digest=entry.artifact.digest,
+    )
 
 
 def _machine() -> str:

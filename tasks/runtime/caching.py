@@ -26,7 +26,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
 from prefect.serializers import JSONSerializer
 
-from conf.base import Section
+from conf.base import Settings
 from conf.prompts import Prompt
 from models.inference.remote_servers import WrongEndpoint
 from models.inference.vllm_server import ServerFailed
@@ -44,7 +44,7 @@ def canonical(value: Any) -> Any:
     """`value` as JSON that depends on content alone. Raises TypeError for anything whose content is not certain."""
     if isinstance(value, ArtifactRef):
         return value.fingerprint()
-    if isinstance(value, Section):
+    if isinstance(value, Settings):
         return {name: canonical(getattr(value, name)) for name in sorted(keyed_fields(value))}
     if isinstance(value, Enum):
         return value.value
@@ -57,9 +57,9 @@ def canonical(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be part of a cache key: pass settings, references or plain values")
 
 
-def keyed_fields(section: Section) -> set[str]:
+def keyed_fields(section: Settings) -> set[str]:
     """Names of the settings that may change a result."""
-    return type(section).model_fields.keys() - type(section).LEFT_OUT.keys()
+    return type(section).model_fields.keys() - type(section).NOT_IN_CACHE_KEY.keys()
 
 
 def recipe_of(step: str, version: str, inputs: dict[str, Any], prompt: Prompt | None = None) -> dict[str, Any]:
@@ -71,8 +71,9 @@ def recipe_of(step: str, version: str, inputs: dict[str, Any], prompt: Prompt | 
 def _reads_model(values: Iterable[Any]) -> bool:
     return any(
         value.kind in MODEL_KINDS if isinstance(value, ArtifactRef) else _reads_model(value)
-        for value in values if isinstance(value, ArtifactRef | list | tuple)
-    )  # fmt: skip
+        for value in values
+        if isinstance(value, ArtifactRef | list | tuple)
+    )
 
 
 def key_of(recipe: dict[str, Any]) -> str:
@@ -82,7 +83,7 @@ def key_of(recipe: dict[str, Any]) -> str:
 
 @dataclass
 class ContentKey(CachePolicy):
-    """Prefect's view of the key; `place` is where the work happens, not what it is."""
+    """Prefect's view of the key; `ctx` is where the work happens, not what it is."""
 
     step: Step = field(kw_only=True)
 
@@ -90,8 +91,8 @@ class ContentKey(CachePolicy):
         self, task_ctx: TaskRunContext | None, inputs: dict[str, Any], flow_parameters: dict[str, Any], **kwargs: Any
     ) -> str:
         _ = task_ctx, flow_parameters, kwargs
-        told = {name: value for name, value in inputs.items() if name != "place"}
-        return key_of(recipe_of(self.step.name, self.step.version, told, inputs["place"].prompt))
+        told = {name: value for name, value in inputs.items() if name != "ctx"}
+        return key_of(recipe_of(self.step.name, self.step.version, told, inputs["ctx"].prompt))
 
 
 class VerifiedJSON(JSONSerializer):
@@ -123,46 +124,51 @@ def is_transient(task: Any, run: TaskRun, state: State[Any]) -> bool:
 
 
 class Step:
-    """A cached task. Called like its body, with keywords only; the first argument is the workplace."""
+    """A cached task. Called like its body, with keywords only; the first argument is the run context."""
 
     def __init__(self, body: Callable[..., ArtifactRef]):
         self.body = body
         self.name = body.__name__.replace("_", "-")
         self.task = task(
-            name=self.name, cache_policy=ContentKey(step=self), persist_result=True,
-            result_serializer=VerifiedJSON(), retries=2, retry_delay_seconds=[5, 30],
-            retry_condition_fn=is_transient, log_prints=False,
-        )(body)  # fmt: skip
+            name=self.name,
+            cache_policy=ContentKey(step=self),
+            persist_result=True,
+            result_serializer=VerifiedJSON(),
+            retries=2,
+            retry_delay_seconds=[5, 30],
+            retry_condition_fn=is_transient,
+            log_prints=False,
+        )(body)
 
     @cached_property
     def version(self) -> str:
         """Follows from the code that the result rests on (`code_version`); read when the step is first taken."""
         return code_version(self.body)
 
-    def __call__(self, place: RunContext, **inputs: Any) -> ArtifactRef:
+    def __call__(self, ctx: RunContext, **inputs: Any) -> ArtifactRef:
         """Raises TypeError, before anything runs, for an input without certain content."""
-        bound = inspect.signature(self.body).bind(place, **inputs).arguments
-        told = {name: bound[name] for name in bound if name != "place"}
-        recipe = recipe_of(self.name, self.version, told, place.prompt)
-        place.step_key = key_of(recipe)
-        state = self._at(place)(place, **inputs, return_state=True)
+        bound = inspect.signature(self.body).bind(ctx, **inputs).arguments
+        told = {name: bound[name] for name in bound if name != "ctx"}
+        recipe = recipe_of(self.name, self.version, told, ctx.prompt)
+        ctx.step_key = key_of(recipe)
+        state = self._at(ctx)(ctx, **inputs, return_state=True)
         ref = state.result()
         cached = state.name == "Cached"
         if cached:
-            place.progress.note(f"{self.name}: cached, {ref.rows} rows")
-        place.artifacts.record(place.step_key, recipe, ref)
+            ctx.progress.note(f"{self.name}: cached, {ref.rows} rows")
+        ctx.artifacts.record(ctx.step_key, recipe, ref)
         refs = [value for value in inputs.values() if isinstance(value, ArtifactRef)]
         read = frozenset(read.entry for read in refs if read.entry is not None)
-        place.ledger.append(LedgerEntry(self.name, self.version, ref, cached, read))
-        return ref.model_copy(update={"entry": len(place.ledger) - 1})
+        ctx.ledger.append(LedgerEntry(self.name, self.version, ref, cached, read))
+        return ref.model_copy(update={"entry": len(ctx.ledger) - 1})
 
-    def _at(self, place: RunContext) -> Any:
+    def _at(self, ctx: RunContext) -> Any:
         """Cache records lie beside the artifacts; for a remote root, where Prefect is set to keep results."""
-        return self.task.with_options(result_storage=Path(place.root) / "cache") if place.is_local else self.task
+        return self.task.with_options(result_storage=Path(ctx.root) / "cache") if ctx.is_local else self.task
 
 
 def step(body: Callable[..., ArtifactRef]) -> Step:
-    """Makes a cached task of a function `(place, …) -> ArtifactRef`."""
+    """Makes a cached task of a function `(ctx, …) -> ArtifactRef`."""
     made = Step(body)
     STEPS[made.name] = made
     return made

@@ -31,14 +31,21 @@ NOT_FOLLOWED = ("tasks.runtime.", "tasks.reports.")
 ANSWERS = ("reasoning.answers.worker",)
 READING = ("models.checkpoints.prompting", "models.checkpoints.tokenizer", "models.checkpoints.token_texts")
 BEHIND = {
-    "verdicts": ANSWERS, "verifier": ANSWERS, "checkpoint": READING, "TrainJob": ("models.training.train",),
+    "verdicts": ANSWERS,
+    "verifier": ANSWERS,
+    "checkpoint": READING,
+    "TrainJob": ("models.training.train",),
     "RlJob": ("models.training.grpo",),
-}  # fmt: skip
+}
 """Modules that a name brings into play, in another process or behind an object."""
 LIBRARIES = {
-    "math_verify": "math-verify", "mpmath": "mpmath", "peft": "peft", "torch": "torch", "transformers": "transformers",
+    "math_verify": "math-verify",
+    "mpmath": "mpmath",
+    "peft": "peft",
+    "torch": "torch",
+    "transformers": "transformers",
     "trl": "trl",
-}  # fmt: skip
+}
 """Those that decide results, by the name under which they are imported."""
 Symbol = tuple[str, str]
 """A module and the name of a definition in it; an empty name: all of them."""

@@ -14,24 +14,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
-from conf.base import Section
+from conf.base import Settings
 from conf.engine import Engine as EngineSettings
 from conf.engine import Storage
 from conf.llm import Llm
 from conf.prompts import Prompt
 from models.checkpoints.checkpoint import Checkpoint, found_checkpoint
-from models.files import write_whole
+from models.files import atomic_write
 from models.inference.engine import Completion, Engine, Refused, Request
 from models.inference.remote_servers import RemoteServers
-from models.inference.rollout_engine import Failures, Rollouts
+from models.inference.rollout_engine import FailureBudget, RolloutExecutor
 from models.inference.rollout_store import Purpose, RolloutStore
 from models.inference.scheduler import EngineScheduler, Job
 from models.inference.vllm_server import VllmServer, on_cpu
-from models.llm.client import AuxiliaryLlm
+from models.llm.client import LlmClient
 from models.llm.reply_store import ReplyStore
 from models.training.launcher import train
 from reasoning.answers.verifier import Verifier
-from reasoning.records import BadRow, Bill, Problem, Record, SetAside, StageCount, Usage, Verdict
+from reasoning.records import CostBounds, InvalidRow, Problem, Record, SkippedRow, StageCount, Usage, Verdict
 from tasks.runtime.artifacts import ArtifactRef, ArtifactStore
 from tasks.runtime.progress import Progress
 
@@ -41,7 +41,7 @@ ENGINES = ("engine", "partner")
 Train = Callable[[Any, Path, Callable[[int, int], None]], list[dict[str, Any]]]
 
 
-class Drawn(NamedTuple):
+class SampledCompletions(NamedTuple):
     """The completions of each request, in order, or why there are none, and what drawing the missing ones cost."""
 
     completions: list[tuple[Completion, ...] | Refused]
@@ -100,7 +100,7 @@ class RunContext:
         self.prompt = prompt or Prompt()
         """How problems are shown to every model of the run; in the key of each step that reads a model."""
         self._make_engine = make_engine
-        self._auxiliary: dict[str, AuxiliaryLlm] = {}
+        self._auxiliary: dict[str, LlmClient] = {}
         self._checkpoints: dict[str, Checkpoint] = {}
         self._base: set[str] = set()
         """Fingerprints of models that this run did not make."""
@@ -110,7 +110,7 @@ class RunContext:
         return self._new_engine("vllm.log")
 
     @cached_property
-    def partner(self) -> Engine:
+    def partner_engine(self) -> Engine:
         """A second one, for the other model of a couple."""
         return self._new_engine("vllm-partner.log")
 
@@ -128,11 +128,11 @@ class RunContext:
         """Of auxiliary models, beside the rollouts."""
         return ReplyStore(self.rollouts_url)
 
-    def auxiliary(self, llm: Llm) -> AuxiliaryLlm:
+    def llm_client(self, llm: Llm) -> LlmClient:
         """One client for all of the run's questions to it, so that no reply is paid for twice."""
         name = llm.model_dump_json()
         if name not in self._auxiliary:
-            self._auxiliary[name] = AuxiliaryLlm(llm, self.replies)
+            self._auxiliary[name] = LlmClient(llm, self.replies)
         return self._auxiliary[name]
 
     @cached_property
@@ -165,53 +165,63 @@ class RunContext:
 
     def engine_for(self, model: Checkpoint) -> Engine:
         """The servers elsewhere, where there are any and they serve `model`: the base. The run's own otherwise."""
-        return self.servers_elsewhere if self._is_elsewhere(model) else self.engine
+        return self.remote_servers if self._is_remote(model) else self.engine
 
     def partner_for(self, model: Checkpoint) -> Engine:
         """The same for a model that is needed while `engine` serves another."""
-        return self.servers_elsewhere if self._is_elsewhere(model) else self.partner
+        return self.remote_servers if self._is_remote(model) else self.partner_engine
 
-    def _is_elsewhere(self, model: Checkpoint) -> bool:
+    def _is_remote(self, model: Checkpoint) -> bool:
         return bool(self.engine_settings.endpoints) and model.fingerprint in self._base
 
     @cached_property
-    def servers_elsewhere(self) -> RemoteServers:
+    def remote_servers(self) -> RemoteServers:
         return RemoteServers(self.engine_settings)
 
-    def draw(self, stage: str, model: Checkpoint, requests: Sequence[Request], purpose: Purpose, seed: int) -> Drawn:
+    def sample(
+        self, stage: str, model: Checkpoint, requests: Sequence[Request], purpose: Purpose, seed: int
+    ) -> SampledCompletions:
         """All completions of each request, through the rollout store. Raises TooManyFailed."""
         rollouts = self._rollouts(stage, len(requests), model, purpose, seed)
-        return Drawn(rollouts.draw(requests), rollouts.usage)
+        return SampledCompletions(rollouts.sample(requests), rollouts.usage)
 
-    def run(
-        self, stage: str, model: Checkpoint, jobs: Sequence[Job], purpose: Purpose, seed: int,
+    def run_jobs(
+        self,
+        stage: str,
+        model: Checkpoint,
+        jobs: Sequence[Job],
+        purpose: Purpose,
+        seed: int,
         account: Callable[[Usage], None],
-    ) -> Iterator[Job]:  # fmt: skip
+    ) -> Iterator[Job]:
         """Each job as its plan is closed, or refused; `account` hears at the end what they cost. Raises
         TooManyFailed."""
         rollouts = self._rollouts(stage, len(jobs), model, purpose, seed)
         yield from rollouts.run(jobs)
         account(rollouts.usage)
 
-    def run_couple(
+    def run_pair(
         self, stage: str, models: tuple[Checkpoint, Checkpoint], jobs: Sequence[Job], purpose: Purpose, seed: int
     ) -> Usage:
         """Closes the plans of all jobs, which need both models at the same time, but those that are refused. Raises
         TooManyFailed."""
         advance = self.progress.stage(stage, len(jobs), "problems")
-        desks = [EngineScheduler(self.engine_for(models[0]), models[0]), EngineScheduler(self.partner_for(models[1]), models[1])]
-        rollouts = Rollouts(self.store, desks, purpose, seed, advance, self.failures(stage, len(jobs)))
-        rollouts.carry_out(jobs)
+        schedulers = [
+            EngineScheduler(self.engine_for(models[0]), models[0]),
+            EngineScheduler(self.partner_for(models[1]), models[1]),
+        ]
+        rollouts = RolloutExecutor(self.store, schedulers, purpose, seed, advance, self.failures(stage, len(jobs)))
+        rollouts.run_jobs(jobs)
         return rollouts.usage
 
-    def _rollouts(self, stage: str, count: int, model: Checkpoint, purpose: Purpose, seed: int) -> Rollouts:
+    def _rollouts(self, stage: str, count: int, model: Checkpoint, purpose: Purpose, seed: int) -> RolloutExecutor:
         advance = self.progress.stage(stage, count, "prompts")
-        desks = [EngineScheduler(self.engine_for(model), model)]
-        return Rollouts(self.store, desks, purpose, seed, advance, self.failures(stage, count))
+        schedulers = [EngineScheduler(self.engine_for(model), model)]
+        return RolloutExecutor(self.store, schedulers, purpose, seed, advance, self.failures(stage, count))
 
-    def failures(self, stage: str, total: int) -> Failures:
+    def failures(self, stage: str, total: int) -> FailureBudget:
         """Of `total` rows of a stage, as many may fail as the run's settings allow."""
-        return Failures(stage, total, self.engine_settings.max_failed_fraction)
+        return FailureBudget(stage, total, self.engine_settings.max_failed_fraction)
 
     def log_probs(
         self, stage: str, model: Checkpoint, texts: Sequence[tuple[int, ...]]
@@ -236,19 +246,28 @@ class RunContext:
         return verdicts, Usage(unverified=sum(group.count(Verdict.TIMEOUT) for group in verdicts))
 
     def publish(
-        self, kind: str, rows: Sequence[Record], *, rows_in: int, dropped: dict[str, int] | None = None,
-        usage: Usage | None = None, started: float, counts: dict[str, int] | None = None, bill: Bill | None = None,
-        payee: str = "", aside: Sequence[SetAside] = (),
-    ) -> ArtifactRef:  # fmt: skip
+        self,
+        kind: str,
+        rows: Sequence[Record],
+        *,
+        rows_in: int,
+        dropped: dict[str, int] | None = None,
+        usage: Usage | None = None,
+        started: float,
+        counts: dict[str, int] | None = None,
+        bill: CostBounds | None = None,
+        payee: str = "",
+        aside: Sequence[SkippedRow] = (),
+    ) -> ArtifactRef:
         """`rows` as an artifact with its ledger line. `started`: time.monotonic() at the stage's start; `aside`: rows
         that are dropped beside the `dropped` ones, and listed."""
-        self.list_set_aside(aside)
+        self.report_skipped(aside)
         all_dropped = Counter(dropped or {}) + Counter(row.reason for row in aside)
         count = stage_count(rows_in, len(rows), dict(all_dropped), usage, started)
-        count = count.model_copy(update={"counts": counts or {}, "bill": bill, "payee": payee})
+        count = count.model_copy(update={"counts": counts or {}, "cost_bounds": bill, "billed_to": payee})
         return self.artifacts.publish_rows(kind, rows, count)
 
-    def list_set_aside(self, rows: Sequence[SetAside | BadRow], what: str = "rows") -> None:
+    def report_skipped(self, rows: Sequence[SkippedRow | InvalidRow], what: str = "rows") -> None:
         """Into `set-aside/<step>.jsonl`, where a person finds them."""
         if rows:
             path = self.local_root / "set-aside" / f"{self.step_key}.jsonl"
@@ -266,7 +285,7 @@ class RunContext:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def save_settings(self, settings: Section) -> None:
+    def save_settings(self, settings: Settings) -> None:
         (self.folder / "config.json").write_text(settings.model_dump_json(indent=2))
 
     @property
@@ -276,13 +295,13 @@ class RunContext:
     def save_report(self, report: dict[str, Any]) -> Path:
         """`report.json` in the run's folder, and `latest` pointing to it."""
         path = self.report
-        write_whole(path, json.dumps(report, indent=2, allow_nan=False))
+        atomic_write(path, json.dumps(report, indent=2, allow_nan=False))
         link = self.local_root / f".latest-{self.folder.name}"
         link.symlink_to(self.folder.name)
         link.rename(self.local_root / "latest")
         return path
 
-    def make_room_for_training(self) -> None:
+    def release_gpu(self) -> None:
         """A GPU cannot hold the engine and the trainer at once; the engine starts again when it is needed."""
         for name in ENGINES:
             if name in self.__dict__ and not on_cpu():

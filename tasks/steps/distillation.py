@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import chain, product
 from typing import NamedTuple
 
-from conf.cot_distillation import Budget, Choosing, EndpointTeacher, LlmCompressor, LlmRater
+from conf.cot_distillation import EndpointTeacher, LengthBudget, LlmCompressor, LlmRater, TraceSelection
 from conf.llm import Llm
 from conf.probing import Finalizing, Probing
 from conf.sampling import Sampling
@@ -22,16 +22,16 @@ from models.inference.engine import Refused
 from models.inference.rollout_store import Purpose
 from reasoning import compression, difficulty
 from reasoning.dto import shortest_right
-from reasoning.llm_queries import Ask, Solution, Unusable, limited
+from reasoning.llm_queries import InvalidReply, LlmQuery, Solution, with_token_limit
 from reasoning.pairs import distillation_pairs, fit_pairs
-from reasoning.records import Compressed, Rating, Trace, Usage, Valued, Verdict, by_trace
+from reasoning.records import CompressedTrace, PrefixValues, Rating, Trace, Usage, Verdict, by_trace
 from reasoning.thinking import CLOSE_THINK, final_answer, thinking_of, thought_of, written_as
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import step
 from tasks.runtime.context import RunContext
 from tasks.steps.dto import all_segment_ends
-from tasks.steps.llm import asked_of
-from tasks.steps.prefix_sampling import Ender, Prefix, Prober, TokenIds, closed, set_aside
+from tasks.steps.llm import query_llm
+from tasks.steps.prefix_sampling import Finalizer, Prefix, PrefixSampler, TokenIds, answer_probe, skipped_rows
 from tasks.steps.problems import by_id, prompts_of
 
 SAMPLES_APART = 1_000_000
@@ -39,141 +39,180 @@ SAMPLES_APART = 1_000_000
 
 
 @step
-def adopt_traces(place: RunContext, model: ArtifactRef, traces: ArtifactRef) -> ArtifactRef:
+def import_traces(ctx: RunContext, model: ArtifactRef, traces: ArtifactRef) -> ArtifactRef:
     """Rows of Trace: another model's traces in the token ids of `model`."""
     started = time.monotonic()
-    checkpoint, rows = place.checkpoint(model), place.rows(traces, Trace)
+    checkpoint, rows = ctx.checkpoint(model), ctx.rows(traces, Trace)
     end = (checkpoint.end_id,)
     adopted = [
         row.model_copy(update={"token_ids": checkpoint.encode(row.text) + end * (not row.truncated)}) for row in rows
     ]
-    return place.publish("traces", adopted, rows_in=len(rows), started=started)
+    return ctx.publish("traces", adopted, rows_in=len(rows), started=started)
 
 
 @step
 def write_traces(
-    place: RunContext, model: ArtifactRef, problems: ArtifactRef, teacher: EndpointTeacher, sampling: Sampling,
+    ctx: RunContext,
+    model: ArtifactRef,
+    problems: ArtifactRef,
+    teacher: EndpointTeacher,
+    sampling: Sampling,
     seed: int,
-) -> ArtifactRef:  # fmt: skip
+) -> ArtifactRef:
     """Rows of Trace in the token ids of `model`, written by an endpoint. Raises what its client does."""
     started = time.monotonic()
-    checkpoint, known = place.checkpoint(model), list(by_id(place, problems).values())
+    checkpoint, known = ctx.checkpoint(model), list(by_id(ctx, problems).values())
     tags = checkpoint.prompt.thinking
     asks = [
-        Ask(
-            teacher.instruction, problem.text, Solution, sampling.max_tokens, sampling.temperature, sampling.top_p,
-            sample=seed * SAMPLES_APART + sample, limit="sampling.max_tokens",
+        LlmQuery(
+            teacher.instruction,
+            problem.text,
+            Solution,
+            sampling.max_tokens,
+            sampling.temperature,
+            sampling.top_p,
+            sample=seed * SAMPLES_APART + sample,
+            limit="sampling.max_tokens",
         )
-        for problem in known for sample in range(sampling.samples)
-    ]  # fmt: skip
-    found = asked_of(place, teacher.llm, "write traces", asks, teacher.most_unusable)
+        for problem in known
+        for sample in range(sampling.samples)
+    ]
+    found = query_llm(ctx, teacher.llm, "write traces", asks, teacher.most_unusable)
     told = zip(product(known, range(sampling.samples)), found.replies, strict=True)
-    used = [(*asked, reply) for asked, reply in told if not isinstance(reply, Unusable)]
+    used = [(*asked, reply) for asked, reply in told if not isinstance(reply, InvalidReply)]
     plain = [
-        (problem, sample, reply, written_as(reply.text, tags)) for problem, sample, reply in used
+        (problem, sample, reply, written_as(reply.text, tags))
+        for problem, sample, reply in used
         if not checkpoint.holds_control(thought_of(reply.text).replace(CLOSE_THINK, "", 1))
-    ]  # fmt: skip
-    verdicts, checks = place.verdicts(
+    ]
+    verdicts, checks = ctx.verdicts(
         [problem for problem, *_ in plain], [[final_answer(text, tags)] for *_, text in plain]
     )
     rows = [
         Trace(
-            problem_id=problem.id, sample=sample, text=text, truncated=reply.truncated, verdict=verdict,
+            problem_id=problem.id,
+            sample=sample,
+            text=text,
+            truncated=reply.truncated,
+            verdict=verdict,
             token_ids=checkpoint.encode(text) + (checkpoint.end_id,) * (not reply.truncated),
         )
         for (problem, sample, reply, text), (verdict,) in zip(plain, verdicts, strict=True)
-    ]  # fmt: skip
+    ]
     dropped = found.unusable + Counter({"control-token": len(used) - len(plain)})
-    return place.publish(
-        "traces", rows, rows_in=len(asks), dropped=dict(+dropped), usage=found.usage + checks, started=started,
+    return ctx.publish(
+        "traces",
+        rows,
+        rows_in=len(asks),
+        dropped=dict(+dropped),
+        usage=found.usage + checks,
+        started=started,
         payee=found.payee,
-    )  # fmt: skip
+    )
 
 
 @step
-def choose_traces(place: RunContext, traces: ArtifactRef, choosing: Choosing) -> ArtifactRef:
+def select_traces(ctx: RunContext, traces: ArtifactRef, choosing: TraceSelection) -> ArtifactRef:
     """Rows of Trace: of each problem's right ones, as many as are wanted."""
     started = time.monotonic()
-    rows = place.rows(traces, Trace)
+    rows = ctx.rows(traces, Trace)
     right: dict[str, list[Trace]] = defaultdict(list)
     for row in rows:
         if row.verdict is Verdict.RIGHT and not row.truncated:
             right[row.problem_id].append(row)
     sign = {"as-drawn": 0, "shortest": 1, "longest": -1}[choosing.order]
     chosen = [
-        row for group in right.values()
+        row
+        for group in right.values()
         for row in sorted(group, key=lambda row: sign * len(row.token_ids))[: choosing.most]
-    ]  # fmt: skip
+    ]
     of_right = sum(map(len, right.values()))
     dropped = Counter({"not-right": len(rows) - of_right, "not-chosen": of_right - len(chosen)})
     counts = {"problems": len({row.problem_id for row in rows}), "problems with a right trace": len(right)}
-    return place.publish("traces", chosen, rows_in=len(rows), dropped=dict(+dropped), started=started, counts=counts)
+    return ctx.publish("traces", chosen, rows_in=len(rows), dropped=dict(+dropped), started=started, counts=counts)
 
 
 @step
-def value_prefixes(
-    place: RunContext, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, segmentation: Segmentation,
-    probing: Probing, seed: int,
-) -> ArtifactRef:  # fmt: skip
+def estimate_prefix_values(
+    ctx: RunContext,
+    model: ArtifactRef,
+    problems: ArtifactRef,
+    traces: ArtifactRef,
+    segmentation: Segmentation,
+    probing: Probing,
+    seed: int,
+) -> ArtifactRef:
     """Rows of Valued: the right ones among the rollouts of every prefix, and of no thinking at all."""
     started = time.monotonic()
-    checkpoint, rows = place.checkpoint(model), place.rows(traces, Trace)
-    ends_of, undecodable = all_segment_ends(place, checkpoint, rows, segmentation)
+    checkpoint, rows = ctx.checkpoint(model), ctx.rows(traces, Trace)
+    ends_of, undecodable = all_segment_ends(ctx, checkpoint, rows, segmentation)
     ends = {name: [0, *segments] for name, segments in ends_of.items()}
-    prober = Prober(place, checkpoint, by_id(place, problems), closed(probing), seed)
-    valued = prober.values("value prefixes", [row for row in rows if row.id in ends], ends)
-    return place.publish(
-        "values", valued, rows_in=len(rows), usage=prober.usage, started=started,
-        aside=undecodable + set_aside(prober.refused),
-    )  # fmt: skip
+    sampler = PrefixSampler(ctx, checkpoint, by_id(ctx, problems), answer_probe(probing), seed)
+    valued = sampler.estimate_values("value prefixes", [row for row in rows if row.id in ends], ends)
+    return ctx.publish(
+        "values",
+        valued,
+        rows_in=len(rows),
+        usage=sampler.usage,
+        started=started,
+        aside=undecodable + skipped_rows(sampler.refused),
+    )
 
 
 @step
-def rate_by_effort(place: RunContext, traces: ArtifactRef, values: ArtifactRef, threshold: float) -> ArtifactRef:
+def rate_by_effort(ctx: RunContext, traces: ArtifactRef, values: ArtifactRef, threshold: float) -> ArtifactRef:
     """Rows of Rating: of each problem with a valued trace, from all its traces and what the valued ones need."""
     started = time.monotonic()
     drawn, right = Counter[str](), Counter[str]()
-    for row in place.rows(traces, Trace):
+    for row in ctx.rows(traces, Trace):
         drawn[row.problem_id] += 1
         right[row.problem_id] += row.verdict is Verdict.RIGHT
     needed: dict[str, list[int]] = defaultdict(list)
-    for row in place.rows(values, Valued):
+    for row in ctx.rows(values, PrefixValues):
         needed[row.problem_id].append(row.needed(threshold))
     efforts = {
         name: difficulty.effort(right[name], drawn[name], sum(lengths) / len(lengths))
         for name, lengths in needed.items()
     }
     ratings = [Rating(problem_id=name, level=level) for name, level in difficulty.levels(efforts).items()]
-    return place.publish("ratings", ratings, rows_in=len(needed), started=started)
+    return ctx.publish("ratings", ratings, rows_in=len(needed), started=started)
 
 
 @step
-def rate_by_llm(place: RunContext, problems: ArtifactRef, traces: ArtifactRef, rater: LlmRater, llm: Llm) -> ArtifactRef:
+def rate_by_llm(ctx: RunContext, problems: ArtifactRef, traces: ArtifactRef, rater: LlmRater, llm: Llm) -> ArtifactRef:
     """Rows of Rating: of each problem with a trace, by an auxiliary model. Raises what the model's client does, and
     TooManyUnusable."""
     started = time.monotonic()
-    known, names = by_id(place, problems), {row.problem_id: None for row in place.rows(traces, Trace)}
-    asks = limited([difficulty.question(known[name]) for name in names], rater.max_tokens, "rating.max_tokens")
-    found = asked_of(place, llm, "rate", asks, rater.most_unusable)
+    known, names = by_id(ctx, problems), {row.problem_id: None for row in ctx.rows(traces, Trace)}
+    asks = with_token_limit(
+        [difficulty.difficulty_query(known[name]) for name in names], rater.max_tokens, "rating.max_tokens"
+    )
+    found = query_llm(ctx, llm, "rate", asks, rater.most_unusable)
     ratings = [
         Rating(problem_id=name, level=reply.level)
-        for name, reply in zip(names, found.replies, strict=True) if not isinstance(reply, Unusable)
-    ]  # fmt: skip
-    return place.publish(
-        "ratings", ratings, rows_in=len(names), dropped=found.unusable, usage=found.usage, started=started,
+        for name, reply in zip(names, found.replies, strict=True)
+        if not isinstance(reply, InvalidReply)
+    ]
+    return ctx.publish(
+        "ratings",
+        ratings,
+        rows_in=len(names),
+        dropped=found.unusable,
+        usage=found.usage,
+        started=started,
         payee=found.payee,
-    )  # fmt: skip
+    )
 
 
 @step
-def exchange_ratings(place: RunContext, ratings: ArtifactRef, seed: int) -> ArtifactRef:
+def permute_ratings(ctx: RunContext, ratings: ArtifactRef, seed: int) -> ArtifactRef:
     """Rows of Rating: the same levels, each at another problem. A control."""
     started = time.monotonic()
-    rows = place.rows(ratings, Rating)
+    rows = ctx.rows(ratings, Rating)
     levels = [row.level for row in rows]
     random.Random(f"exchange/{seed}").shuffle(levels)
     exchanged = [Rating(problem_id=row.problem_id, level=level) for row, level in zip(rows, levels, strict=True)]
-    return place.publish("ratings", exchanged, rows_in=len(rows), started=started)
+    return ctx.publish("ratings", exchanged, rows_in=len(rows), started=started)
 
 
 class Thought(NamedTuple):
@@ -187,13 +226,20 @@ class Thought(NamedTuple):
 
 @step
 def compress_by_value(
-    place: RunContext, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, values: ArtifactRef,
-    ratings: ArtifactRef, budget: Budget, finalizing: Finalizing, seed: int,
-) -> ArtifactRef:  # fmt: skip
+    ctx: RunContext,
+    model: ArtifactRef,
+    problems: ArtifactRef,
+    traces: ArtifactRef,
+    values: ArtifactRef,
+    ratings: ArtifactRef,
+    budget: LengthBudget,
+    finalizing: Finalizing,
+    seed: int,
+) -> ArtifactRef:
     """Rows of Compressed: the segments that contribute most, as many as the problem's level allows."""
     started = time.monotonic()
-    due, dropped = _due(place, model, traces, ratings, budget)
-    valued = by_trace(place.rows(values, Valued))
+    due, dropped = _compression_jobs(ctx, model, traces, ratings, budget)
+    valued = by_trace(ctx.rows(values, PrefixValues))
     thoughts = []
     for trace, level, tokens in due:
         row = valued.get((trace.problem_id, trace.sample))
@@ -205,42 +251,50 @@ def compress_by_value(
         thoughts.append(Thought(trace, level, tuple(chain.from_iterable(parts)), kept))
     fitting = [thought for thought in thoughts if thought.kept]
     dropped["over-budget"] += len(thoughts) - len(fitting)
-    return _finished(place, model, problems, fitting, finalizing, seed, started, dropped, Usage())
+    return _finished(ctx, model, problems, fitting, finalizing, seed, started, dropped, Usage())
 
 
 @step
 def compress_by_llm(
-    place: RunContext, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, ratings: ArtifactRef,
-    budget: Budget, finalizing: Finalizing, compressor: LlmCompressor, llm: Llm, seed: int,
-) -> ArtifactRef:  # fmt: skip
+    ctx: RunContext,
+    model: ArtifactRef,
+    problems: ArtifactRef,
+    traces: ArtifactRef,
+    ratings: ArtifactRef,
+    budget: LengthBudget,
+    finalizing: Finalizing,
+    compressor: LlmCompressor,
+    llm: Llm,
+    seed: int,
+) -> ArtifactRef:
     """Rows of Compressed: thinking as an auxiliary model writes it anew. Raises what its client does."""
     started = time.monotonic()
-    checkpoint, known = place.checkpoint(model), by_id(place, problems)
-    due, dropped = _due(place, model, traces, ratings, budget)
+    checkpoint, known = ctx.checkpoint(model), by_id(ctx, problems)
+    due, dropped = _compression_jobs(ctx, model, traces, ratings, budget)
     asks = [
-        compression.question(
+        compression.compression_query(
             known[trace.problem_id], thinking_of(trace.text, checkpoint.prompt.thinking), max(1, round(tokens))
         )
         for trace, _, tokens in due
     ]
-    asks = limited(asks, compressor.max_tokens, "compression.by.max_tokens")
-    found = asked_of(place, llm, "compress", asks, compressor.most_unusable)
+    asks = with_token_limit(asks, compressor.max_tokens, "compression.by.max_tokens")
+    found = query_llm(ctx, llm, "compress", asks, compressor.most_unusable)
     dropped += found.unusable
     line_break = "" if finalizing.closing_text.startswith("\n") else "\n"
     thoughts = []
     for (trace, level, tokens), reply in zip(due, found.replies, strict=True):
-        if isinstance(reply, Unusable):
+        if isinstance(reply, InvalidReply):
             continue
         thought = Thought(trace, level, checkpoint.encode(reply.thinking.strip() + line_break))
-        refusal = _refusal(checkpoint, reply.thinking, len(thought.token_ids), compressor.slack * tokens)
+        refusal = _invalid_reason(checkpoint, reply.thinking, len(thought.token_ids), compressor.slack * tokens)
         if refusal:
             dropped[refusal] += 1
         else:
             thoughts.append(thought)
-    return _finished(place, model, problems, thoughts, finalizing, seed, started, dropped, found.usage, found.payee)
+    return _finished(ctx, model, problems, thoughts, finalizing, seed, started, dropped, found.usage, found.payee)
 
 
-def _refusal(checkpoint: Checkpoint, text: str, tokens: int, most: float) -> str:
+def _invalid_reason(checkpoint: Checkpoint, text: str, tokens: int, most: float) -> str:
     """Why rewritten thinking is no thinking within its budget; empty when it is."""
     if not text.strip():
         return "empty"
@@ -249,7 +303,7 @@ def _refusal(checkpoint: Checkpoint, text: str, tokens: int, most: float) -> str
     return "over-budget" if tokens > most else ""
 
 
-class Due(NamedTuple):
+class CompressionJob(NamedTuple):
     """A trace that is to get shorter."""
 
     trace: Trace
@@ -258,31 +312,41 @@ class Due(NamedTuple):
     """That its thinking may keep."""
 
 
-def _due(
-    place: RunContext, model: ArtifactRef, traces: ArtifactRef, ratings: ArtifactRef, budget: Budget
-) -> tuple[list[Due], Counter[str]]:
+def _compression_jobs(
+    ctx: RunContext, model: ArtifactRef, traces: ArtifactRef, ratings: ArtifactRef, budget: LengthBudget
+) -> tuple[list[CompressionJob], Counter[str]]:
     """Traces longer than their level allows, and what was left out by reason."""
-    checkpoint, rows = place.checkpoint(model), place.rows(traces, Trace)
-    level_of = {row.problem_id: row.level for row in place.rows(ratings, Rating)}
+    checkpoint, rows = ctx.checkpoint(model), ctx.rows(traces, Trace)
+    level_of = {row.problem_id: row.level for row in ctx.rows(ratings, Rating)}
     rated = [(row, level_of[row.problem_id]) for row in rows if row.problem_id in level_of]
     due = []
     for trace, level in rated:
         thinking = len(checkpoint.encode(thinking_of(trace.text, checkpoint.prompt.thinking)))
         tokens = budget.tokens(level, thinking)
         if tokens < thinking:
-            due.append(Due(trace, level, tokens))
+            due.append(CompressionJob(trace, level, tokens))
     return due, Counter({"unrated": len(rows) - len(rated), "within-budget": len(rated) - len(due)})
 
 
 def _finished(
-    place: RunContext, model: ArtifactRef, problems: ArtifactRef, thoughts: Sequence[Thought], finalizing: Finalizing,
-    seed: int, started: float, dropped: Counter[str], usage: Usage, payee: str = "",
-) -> ArtifactRef:  # fmt: skip
+    ctx: RunContext,
+    model: ArtifactRef,
+    problems: ArtifactRef,
+    thoughts: Sequence[Thought],
+    finalizing: Finalizing,
+    seed: int,
+    started: float,
+    dropped: Counter[str],
+    usage: Usage,
+    payee: str = "",
+) -> ArtifactRef:
     """The gate: what still answers right, and is shorter than it was."""
-    ender = Ender(place, place.checkpoint(model), by_id(place, problems), finalizing, seed)
+    finalizer = Finalizer(ctx, ctx.checkpoint(model), by_id(ctx, problems), finalizing, seed)
     prefixes = [Prefix(thought.trace.problem_id, thought.token_ids) for thought in thoughts]
-    rows, refused = list[Compressed](), dict[str, Refused]()
-    for thought, endings in zip(thoughts, ender.endings("compress", Purpose.COMPRESS, prefixes), strict=True):
+    rows, refused = list[CompressedTrace](), dict[str, Refused]()
+    for thought, endings in zip(
+        thoughts, finalizer.sample_endings("compress", Purpose.COMPRESS, prefixes), strict=True
+    ):
         trace = thought.trace
         if isinstance(endings, Refused):
             refused[trace.id] = endings
@@ -293,36 +357,52 @@ def _finished(
         elif len(thought.token_ids + ending) >= len(trace.token_ids):
             dropped["not-shorter"] += 1
         else:
-            rows.append(Compressed(
-                problem_id=trace.problem_id, sample=trace.sample, level=thought.level, kept=thought.kept,
-                token_ids=thought.token_ids + ending, original_tokens=len(trace.token_ids),
-            ))  # fmt: skip
+            rows.append(
+                CompressedTrace(
+                    problem_id=trace.problem_id,
+                    sample=trace.sample,
+                    level=thought.level,
+                    kept=thought.kept,
+                    token_ids=thought.token_ids + ending,
+                    original_tokens=len(trace.token_ids),
+                )
+            )
     rows_in = len(rows) + dropped.total() + len(refused)
-    return place.publish(
-        "compressed", rows, rows_in=rows_in, dropped=dict(+dropped), usage=usage + ender.usage, started=started,
-        payee=payee, aside=set_aside(refused),
-    )  # fmt: skip
+    return ctx.publish(
+        "compressed",
+        rows,
+        rows_in=rows_in,
+        dropped=dict(+dropped),
+        usage=usage + finalizer.usage,
+        started=started,
+        payee=payee,
+        aside=skipped_rows(refused),
+    )
 
 
 @step
-def uncompressed(place: RunContext, traces: ArtifactRef, compressed: ArtifactRef) -> ArtifactRef:
+def uncompressed(ctx: RunContext, traces: ArtifactRef, compressed: ArtifactRef) -> ArtifactRef:
     """Rows of Trace: those that were compressed, as they were. A control."""
     started = time.monotonic()
-    names = {(row.problem_id, row.sample) for row in place.rows(compressed, Compressed)}
-    rows = place.rows(traces, Trace)
+    names = {(row.problem_id, row.sample) for row in ctx.rows(compressed, CompressedTrace)}
+    rows = ctx.rows(traces, Trace)
     kept = [row for row in rows if (row.problem_id, row.sample) in names]
     dropped = {"not-compressed": len(rows) - len(kept)} if len(kept) < len(rows) else {}
-    return place.publish("traces", kept, rows_in=len(rows), dropped=dropped, started=started)
+    return ctx.publish("traces", kept, rows_in=len(rows), dropped=dropped, started=started)
 
 
 @step
 def pair_compressed(
-    place: RunContext, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, compressed: ArtifactRef,
+    ctx: RunContext,
+    model: ArtifactRef,
+    problems: ArtifactRef,
+    traces: ArtifactRef,
+    compressed: ArtifactRef,
     max_length: int,
-) -> ArtifactRef:  # fmt: skip
+) -> ArtifactRef:
     """Rows of Pair: the compressed trace against itself as it was."""
     started = time.monotonic()
-    prompts, rows = prompts_of(place, model, problems), place.rows(compressed, Compressed)
-    made = distillation_pairs(prompts, place.rows(traces, Trace), rows)
+    prompts, rows = prompts_of(ctx, model, problems), ctx.rows(compressed, CompressedTrace)
+    made = distillation_pairs(prompts, ctx.rows(traces, Trace), rows)
     pairs, dropped = fit_pairs(made, max_length)
-    return place.publish("pairs", pairs, rows_in=len(made), dropped=dict(dropped), started=started)
+    return ctx.publish("pairs", pairs, rows_in=len(made), dropped=dict(dropped), started=started)

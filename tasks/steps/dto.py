@@ -25,103 +25,151 @@ from reasoning.dto import (
     preference_pairs,
     scan_of,
     shortest_right,
-)  # fmt: skip
-from reasoning.llm_queries import Unusable, limited
+)
+from reasoning.llm_queries import InvalidReply, with_token_limit
 from reasoning.pruning import OpenPruning, pruned_trace
-from reasoning.pruning_proposals import question
-from reasoning.records import Optimised, Proposed, Recheck, Scan, SetAside, Trace, by_trace
-from reasoning.sampling_plans import AllValues, Bisection, EarliestCrossing, Search, enough, right_ones
+from reasoning.pruning_proposals import pruning_query
+from reasoning.records import CrossingEstimate, OptimisedTrace, ProposedRemovals, Scan, SkippedRow, Trace, by_trace
+from reasoning.sampling_plans import (
+    BinarySearchPlan,
+    CrossingSearch,
+    EarliestCrossing,
+    FullEstimate,
+    count_right,
+    min_successes,
+)
 from reasoning.segment import segment_text, token_ends
 from reasoning.thinking import thinking_of
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import step
 from tasks.runtime.context import RunContext
-from tasks.steps.llm import asked_of
-from tasks.steps.prefix_sampling import Asked, Ender, Prefix, Prober, Scorer, TokenIds, closed, on_prefixes, set_aside
+from tasks.steps.llm import query_llm
+from tasks.steps.prefix_sampling import (
+    Finalizer,
+    LogProbScorer,
+    Prefix,
+    PrefixQuery,
+    PrefixSampler,
+    TokenIds,
+    answer_probe,
+    query_prefixes,
+    skipped_rows,
+)
 from tasks.steps.problems import by_id, prompts_of
 
 
 @step
 def probe_prefixes(
-    place: RunContext, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef,
-    segmentation: Segmentation, probing: DtoProbing, seed: int,
-) -> ArtifactRef:  # fmt: skip
+    ctx: RunContext,
+    model: ArtifactRef,
+    problems: ArtifactRef,
+    traces: ArtifactRef,
+    segmentation: Segmentation,
+    probing: DtoProbing,
+    seed: int,
+) -> ArtifactRef:
     """Rows of Scan: each trace's prefixes from the front until one passes. Traces cut by max_tokens are set aside."""
     started = time.monotonic()
-    checkpoint = place.checkpoint(model)
-    rows = place.rows(traces, Trace)
+    checkpoint = ctx.checkpoint(model)
+    rows = ctx.rows(traces, Trace)
     finished = [trace for trace in rows if not trace.truncated]
-    ends, undecodable = all_segment_ends(place, checkpoint, finished, segmentation)
+    ends, undecodable = all_segment_ends(ctx, checkpoint, finished, segmentation)
     whole = [trace for trace in finished if trace.id in ends]
     plans = {trace.id: search(len(ends[trace.id]), probing) for trace in whole}
     audits = {
         trace.id: EarliestCrossing(len(ends[trace.id]), probing.sampling.samples, probing.threshold)
-        for trace in whole if audited(probing, trace, seed)
-    }  # fmt: skip
-    prober = Prober(place, checkpoint, by_id(place, problems), closed(probing), seed)
-    asked = [on_prefixes(t, ends[t.id], found[t.id]) for found in (plans, audits) for t in whole if t.id in found]
-    prober.carry_out("probe prefixes", Purpose.PROBE, asked)
-    served = [trace for trace in whole if trace.id not in prober.refused]
+        for trace in whole
+        if audited(probing, trace, seed)
+    }
+    sampler = PrefixSampler(ctx, checkpoint, by_id(ctx, problems), answer_probe(probing), seed)
+    asked = [query_prefixes(t, ends[t.id], found[t.id]) for found in (plans, audits) for t in whole if t.id in found]
+    sampler.run_queries("probe prefixes", Purpose.PROBE, asked)
+    served = [trace for trace in whole if trace.id not in sampler.refused]
     results = [scan_of(trace, ends[trace.id], plans[trace.id]) for trace in served]
     dropped = Counter(truncated=len(rows) - len(finished))
     kept_audits = [trace.id for trace in served if trace.id in audits]
     differ = sum(audits[name].crossing != plans[name].crossing for name in kept_audits)
     counts = {"audited": len(kept_audits), "audits with another crossing": differ} if audits else {}
-    return place.publish(
-        "scans", results, rows_in=len(rows), dropped=dict(+dropped), usage=prober.usage, started=started,
-        bill=prober.bill([(trace, ends[trace.id], plans[trace.id]) for trace in served]), counts=counts,
-        aside=undecodable + set_aside(prober.refused),
-    )  # fmt: skip
+    return ctx.publish(
+        "scans",
+        results,
+        rows_in=len(rows),
+        dropped=dict(+dropped),
+        usage=sampler.usage,
+        started=started,
+        bill=sampler.cost_bounds([(trace, ends[trace.id], plans[trace.id]) for trace in served]),
+        counts=counts,
+        aside=undecodable + skipped_rows(sampler.refused),
+    )
 
 
 @step
-def recheck_crossings(
-    place: RunContext, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, scans: ArtifactRef,
-    probing: Probing, seed: int,
-) -> ArtifactRef:  # fmt: skip
+def reestimate_crossings(
+    ctx: RunContext,
+    model: ArtifactRef,
+    problems: ArtifactRef,
+    traces: ArtifactRef,
+    scans: ArtifactRef,
+    probing: Probing,
+    seed: int,
+) -> ArtifactRef:
     """Rows of Recheck: p at the crossing, estimated again on fresh samples.
 
     The first estimate is the one that was chosen for being high. A crossing that does not pass again was lucky.
     """
     started = time.monotonic()
-    trace_of = {trace.id: trace for trace in place.rows(traces, Trace)}
-    by_name = {scan.trace_id: scan for scan in place.rows(scans, Scan) if scan.crossing is not None}
+    trace_of = {trace.id: trace for trace in ctx.rows(traces, Trace)}
+    by_name = {scan.trace_id: scan for scan in ctx.rows(scans, Scan) if scan.crossing is not None}
     # All probes, not only as many as decide: a share of those would not be an unbiased estimate.
     total = probing.sampling.samples
-    plans = {name: AllValues(1, total) for name in by_name}
-    asked = [on_prefixes(trace_of[name], [scan.cut], plans[name]) for name, scan in by_name.items()]
-    prober = Prober(place, place.checkpoint(model), by_id(place, problems), closed(probing), seed)
-    prober.carry_out("probe again", Purpose.RECHECK, asked)
+    plans = {name: FullEstimate(1, total) for name in by_name}
+    asked = [query_prefixes(trace_of[name], [scan.cut], plans[name]) for name, scan in by_name.items()]
+    sampler = PrefixSampler(ctx, ctx.checkpoint(model), by_id(ctx, problems), answer_probe(probing), seed)
+    sampler.run_queries("probe again", Purpose.RECHECK, asked)
     rows = [
-        Recheck(problem_id=scan.problem_id, sample=scan.sample, right=right_ones(plans[name].outcomes[0]), total=total)
-        for name, scan in by_name.items() if name not in prober.refused
-    ]  # fmt: skip
+        CrossingEstimate(
+            problem_id=scan.problem_id, sample=scan.sample, right=count_right(plans[name].outcomes[0]), total=total
+        )
+        for name, scan in by_name.items()
+        if name not in sampler.refused
+    ]
     counts = {
-        "lucky crossings": sum(row.right < enough(total, probing.threshold) for row in rows),
-        "fresh probes": sum(row.total for row in rows), "right of fresh probes": sum(row.right for row in rows),
-    }  # fmt: skip
-    return place.publish(
-        "rechecks", rows, rows_in=len(by_name), usage=prober.usage, started=started, counts=counts,
-        aside=set_aside(prober.refused),
-    )  # fmt: skip
+        "lucky crossings": sum(row.right < min_successes(total, probing.threshold) for row in rows),
+        "fresh probes": sum(row.total for row in rows),
+        "right of fresh probes": sum(row.right for row in rows),
+    }
+    return ctx.publish(
+        "rechecks",
+        rows,
+        rows_in=len(by_name),
+        usage=sampler.usage,
+        started=started,
+        counts=counts,
+        aside=skipped_rows(sampler.refused),
+    )
 
 
 @step
 def finalize_traces(
-    place: RunContext, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, scans: ArtifactRef,
-    finalizing: DtoFinalizing, seed: int,
-) -> ArtifactRef:  # fmt: skip
+    ctx: RunContext,
+    model: ArtifactRef,
+    problems: ArtifactRef,
+    traces: ArtifactRef,
+    scans: ArtifactRef,
+    finalizing: DtoFinalizing,
+    seed: int,
+) -> ArtifactRef:
     """Rows of Optimised: traces cut at their crossing with the shortest correct ending."""
     started = time.monotonic()
-    trace_of = by_trace(place.rows(traces, Trace))
-    all_scans = place.rows(scans, Scan)
+    trace_of = by_trace(ctx.rows(traces, Trace))
+    all_scans = ctx.rows(scans, Scan)
     crossed = [scan for scan in all_scans if scan.crossing is not None]
     sources = [trace_of[scan.problem_id, scan.sample] for scan in crossed]
     prefixes = [cut(trace, scan.cut) for trace, scan in zip(sources, crossed, strict=True)]
-    ender = Ender(place, place.checkpoint(model), by_id(place, problems), finalizing, seed)
-    endings = ender.endings("finalize", Purpose.FINALIZE, prefixes)
-    premature = _premature_stops(ender, sources, crossed) if finalizing.premature_stop else {}
-    rows, refused = list[Optimised](), dict[str, Refused]()
+    finalizer = Finalizer(ctx, ctx.checkpoint(model), by_id(ctx, problems), finalizing, seed)
+    endings = finalizer.sample_endings("finalize", Purpose.FINALIZE, prefixes)
+    premature = _premature_stops(finalizer, sources, crossed) if finalizing.premature_stop else {}
+    rows, refused = list[OptimisedTrace](), dict[str, Refused]()
     dropped = Counter({"never-crosses": len(all_scans) - len(crossed)} if len(all_scans) > len(crossed) else {})
     for source, prefix, group in zip(sources, prefixes, endings, strict=True):
         if isinstance(group, Refused):
@@ -131,25 +179,37 @@ def finalize_traces(
         if ending is None:
             dropped["no-right-ending"] += 1
             continue
-        rows.append(Optimised(
-            problem_id=source.problem_id, sample=source.sample, token_ids=prefix.token_ids + ending,
-            premature_ids=premature.get((source.problem_id, source.sample)),
-        ))  # fmt: skip
-    return place.publish(
-        "optimised", rows, rows_in=len(all_scans), dropped=dict(dropped), usage=ender.usage, started=started,
-        aside=set_aside(refused),
-    )  # fmt: skip
+        rows.append(
+            OptimisedTrace(
+                problem_id=source.problem_id,
+                sample=source.sample,
+                token_ids=prefix.token_ids + ending,
+                premature_ids=premature.get((source.problem_id, source.sample)),
+            )
+        )
+    return ctx.publish(
+        "optimised",
+        rows,
+        rows_in=len(all_scans),
+        dropped=dict(dropped),
+        usage=finalizer.usage,
+        started=started,
+        aside=skipped_rows(refused),
+    )
 
 
-def _premature_stops(ender: Ender, traces: Sequence[Trace], scans: Sequence[Scan]) -> dict[tuple[str, int], TokenIds]:
+def _premature_stops(
+    finalizer: Finalizer, traces: Sequence[Trace], scans: Sequence[Scan]
+) -> dict[tuple[str, int], TokenIds]:
     """Completions that stop at the last prefix that did not pass and answer wrong there, by (problem id, sample).
     Where there is no completion there is no such pair."""
     refused = [
         (trace, scan.ends[probe.segment])
-        for trace, scan in zip(traces, scans, strict=True) if (probe := last_refused(scan))
-    ]  # fmt: skip
+        for trace, scan in zip(traces, scans, strict=True)
+        if (probe := last_refused(scan))
+    ]
     prefixes = [cut(trace, end) for trace, end in refused]
-    endings = ender.endings("premature", Purpose.PREMATURE, prefixes, count=1)
+    endings = finalizer.sample_endings("premature", Purpose.PREMATURE, prefixes, count=1)
     return {
         (trace.problem_id, trace.sample): prefix.token_ids + ending
         for (trace, _), prefix, group in zip(refused, prefixes, endings, strict=True)
@@ -159,89 +219,118 @@ def _premature_stops(ender: Ender, traces: Sequence[Trace], scans: Sequence[Scan
 
 @step
 def propose_removals(
-    place: RunContext, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, scans: ArtifactRef,
-    optimised: ArtifactRef, pruning: LlmPruning, llm: Llm,
-) -> ArtifactRef:  # fmt: skip
+    ctx: RunContext,
+    model: ArtifactRef,
+    problems: ArtifactRef,
+    traces: ArtifactRef,
+    scans: ArtifactRef,
+    optimised: ArtifactRef,
+    pruning: LlmPruning,
+    llm: Llm,
+) -> ArtifactRef:
     """Rows of Proposed: what an auxiliary model would leave out of each row of Optimised with an inner segment. Raises
     what the model's client does, and TooManyUnusable."""
     started = time.monotonic()
-    checkpoint, known = place.checkpoint(model), by_id(place, problems)
-    trace_of = by_trace(place.rows(traces, Trace))
-    scan_by_name = by_trace(place.rows(scans, Scan))
-    rows = place.rows(optimised, Optimised)
+    checkpoint, known = ctx.checkpoint(model), by_id(ctx, problems)
+    trace_of = by_trace(ctx.rows(traces, Trace))
+    scan_by_name = by_trace(ctx.rows(scans, Scan))
+    rows = ctx.rows(optimised, OptimisedTrace)
     names = [name for row in rows if len(scan_by_name[name := (row.problem_id, row.sample)].kept_ends) > 2]
     asks = []
     for name in names:
         texts = parts_of(checkpoint, trace_of[name], (0, *scan_by_name[name].kept_ends))
-        asks.append(question(known[name[0]].text, texts))
-    asks = limited(asks, pruning.max_tokens, "pruning.max_tokens")
-    found = asked_of(place, llm, "propose removals", asks, pruning.most_unusable)
+        asks.append(pruning_query(known[name[0]].text, texts))
+    asks = with_token_limit(asks, pruning.max_tokens, "pruning.max_tokens")
+    found = query_llm(ctx, llm, "propose removals", asks, pruning.most_unusable)
     proposed = [
-        Proposed(problem_id=name[0], sample=name[1], segments=tuple(sorted(set(reply.remove))))
-        for name, reply in zip(names, found.replies, strict=True) if not isinstance(reply, Unusable)
-    ]  # fmt: skip
+        ProposedRemovals(problem_id=name[0], sample=name[1], segments=tuple(sorted(set(reply.remove))))
+        for name, reply in zip(names, found.replies, strict=True)
+        if not isinstance(reply, InvalidReply)
+    ]
     dropped = found.unusable + Counter({"no-inner-segment": len(rows) - len(names)})
-    return place.publish(
-        "proposals", proposed, rows_in=len(rows), dropped=dict(+dropped), usage=found.usage, started=started,
+    return ctx.publish(
+        "proposals",
+        proposed,
+        rows_in=len(rows),
+        dropped=dict(+dropped),
+        usage=found.usage,
+        started=started,
         payee=found.payee,
-    )  # fmt: skip
+    )
 
 
 @step
 def prune_traces(
-    place: RunContext, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, scans: ArtifactRef,
-    optimised: ArtifactRef, proposals: ArtifactRef | None, most_surprise: float, probing: Probing,
-    finalizing: Finalizing, seed: int,
-) -> ArtifactRef:  # fmt: skip
+    ctx: RunContext,
+    model: ArtifactRef,
+    problems: ArtifactRef,
+    traces: ArtifactRef,
+    scans: ArtifactRef,
+    optimised: ArtifactRef,
+    proposals: ArtifactRef | None,
+    most_surprise: float,
+    probing: Probing,
+    finalizing: Finalizing,
+    seed: int,
+) -> ArtifactRef:
     """Rows of Optimised without their redundant segments, confirmed by fresh endings; the others as they were, those
     among them for which an engine failed. Without `proposals` every inner segment is tried."""
     started = time.monotonic()
-    checkpoint, known = place.checkpoint(model), by_id(place, problems)
-    trace_of = by_trace(place.rows(traces, Trace))
-    scan_by_name = by_trace(place.rows(scans, Scan))
-    rows = by_trace(place.rows(optimised, Optimised))
-    told = place.rows(proposals, Proposed) if proposals else []
+    checkpoint, known = ctx.checkpoint(model), by_id(ctx, problems)
+    trace_of = by_trace(ctx.rows(traces, Trace))
+    scan_by_name = by_trace(ctx.rows(scans, Scan))
+    rows = by_trace(ctx.rows(optimised, OptimisedTrace))
+    told = ctx.rows(proposals, ProposedRemovals) if proposals else []
     proposed_of = {(row.problem_id, row.sample): row.segments for row in told}
     prunings = {
         name: OpenPruning(
-            trace_of[name], scan_by_name[name].kept_ends, probing.sampling.samples, probing.threshold,
+            trace_of[name],
+            scan_by_name[name].kept_ends,
+            probing.sampling.samples,
+            probing.threshold,
             proposed_of.get(name, ()) if proposals else None,
         )
         for name in rows
-    }  # fmt: skip
-    prober = Prober(place, checkpoint, known, closed(probing), seed)
-    asked = [Asked(item.trace, item, item.without, len(item.whole_prefix())) for item in prunings.values()]
-    prober.carry_out("prune segments", Purpose.PRUNE, asked)
+    }
+    sampler = PrefixSampler(ctx, checkpoint, known, answer_probe(probing), seed)
+    asked = [PrefixQuery(item.trace, item, item.without, len(item.whole_prefix())) for item in prunings.values()]
+    sampler.run_queries("prune segments", Purpose.PRUNE, asked)
     for item in prunings.values():
-        if item.trace.id in prober.refused:
+        if item.trace.id in sampler.refused:
             item.restore_all()
     proposed = sum(len(item.removed) for item in prunings.values())
-    scorer = Scorer(place, checkpoint, known)
+    scorer = LogProbScorer(ctx, checkpoint, known)
     unnatural = restore_unnatural(scorer, list(prunings.values()), most_surprise)
     shortened = [name for name, item in prunings.items() if item.removed]
-    ender = Ender(place, checkpoint, known, finalizing, seed)
+    finalizer = Finalizer(ctx, checkpoint, known, finalizing, seed)
     prefixes = [Prefix(name[0], prunings[name].prefix()) for name in shortened]
-    endings = ender.endings("prune check", Purpose.PRUNE_CHECK, prefixes)
+    endings = finalizer.sample_endings("prune check", Purpose.PRUNE_CHECK, prefixes)
     results = dict(rows)
     checked = {name: group for name, group in zip(shortened, endings, strict=True) if not isinstance(group, Refused)}
     for name, group in checked.items():
         results[name] = pruned_trace(rows[name], prunings[name], group, probing.threshold)
     pruned = [row for row in results.values() if row.removed]
-    failed = len(prober.refused) + scorer.refused + len(shortened) - len(checked)
+    failed = len(sampler.refused) + scorer.refused + len(shortened) - len(checked)
     counts = {
-        "traces pruned": len(pruned), "not confirmed": len(checked) - len(pruned),
-        "segments not needed": proposed, "unnatural without": unnatural,
+        "traces pruned": len(pruned),
+        "not confirmed": len(checked) - len(pruned),
+        "segments not needed": proposed,
+        "unnatural without": unnatural,
         "segments removed": sum(len(row.removed) for row in pruned),
         "tokens before": sum(len(row.token_ids) for row in rows.values()),
         "tokens after": sum(len(row.token_ids) for row in results.values()),
-    } | ({"left as they were, the engine failed": failed} if failed else {})  # fmt: skip
-    return place.publish(
-        "optimised", list(results.values()), rows_in=len(rows), usage=prober.usage + scorer.usage + ender.usage,
-        started=started, counts=counts,
-    )  # fmt: skip
+    } | ({"left as they were, the engine failed": failed} if failed else {})
+    return ctx.publish(
+        "optimised",
+        list(results.values()),
+        rows_in=len(rows),
+        usage=sampler.usage + scorer.usage + finalizer.usage,
+        started=started,
+        counts=counts,
+    )
 
 
-def restore_unnatural(scorer: Scorer, prunings: Sequence[OpenPruning], most: float) -> int:
+def restore_unnatural(scorer: LogProbScorer, prunings: Sequence[OpenPruning], most: float) -> int:
     """Puts segments back until what is kept of each trace is natural to the model; returns how many. All of them where
     the engine cannot tell."""
     doubtful = [item for item in prunings if item.removed]
@@ -270,20 +359,25 @@ def restore_unnatural(scorer: Scorer, prunings: Sequence[OpenPruning], most: flo
 
 @step
 def build_pairs(
-    place: RunContext, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, optimised: ArtifactRef,
-    pairing: Pairing, max_length: int,
-) -> ArtifactRef:  # fmt: skip
+    ctx: RunContext,
+    model: ArtifactRef,
+    problems: ArtifactRef,
+    traces: ArtifactRef,
+    optimised: ArtifactRef,
+    pairing: Pairing,
+    max_length: int,
+) -> ArtifactRef:
     """Rows of Pair, in token ids."""
     started = time.monotonic()
-    prompts, rows = prompts_of(place, model, problems), place.rows(optimised, Optimised)
-    pairs, dropped = preference_pairs(prompts, place.rows(traces, Trace), rows, pairing.rejected, max_length)
-    return place.publish("pairs", pairs, rows_in=len(pairs) + dropped.total(), dropped=dict(dropped), started=started)
+    prompts, rows = prompts_of(ctx, model, problems), ctx.rows(optimised, OptimisedTrace)
+    pairs, dropped = preference_pairs(prompts, ctx.rows(traces, Trace), rows, pairing.rejected, max_length)
+    return ctx.publish("pairs", pairs, rows_in=len(pairs) + dropped.total(), dropped=dict(dropped), started=started)
 
 
-def search(prefixes: int, probing: DtoProbing) -> Search:
+def search(prefixes: int, probing: DtoProbing) -> CrossingSearch:
     total, threshold = probing.sampling.samples, probing.threshold
     if isinstance(probing.search, BinarySearch):
-        return Bisection(prefixes, total, threshold)
+        return BinarySearchPlan(prefixes, total, threshold)
     return EarliestCrossing(prefixes, total, threshold, probing.search.lookahead)
 
 
@@ -298,15 +392,15 @@ def cut(trace: Trace, end: int) -> Prefix:
 
 
 def all_segment_ends(
-    place: RunContext, model: Checkpoint, traces: Sequence[Trace], segmentation: Segmentation
-) -> tuple[dict[str, list[int]], list[SetAside]]:
+    ctx: RunContext, model: Checkpoint, traces: Sequence[Trace], segmentation: Segmentation
+) -> tuple[dict[str, list[int]], list[SkippedRow]]:
     """Token ends of the segments of each trace's thinking. Returns and raises as `all_ends`."""
 
     def segments(trace: Trace) -> list[str]:
         thinking = thinking_of(trace.text, model.prompt.thinking)
         return segment_text(thinking, segmentation.markers, segmentation.min_chars, segmentation.max_chars)
 
-    return all_ends(place, model, traces, segments)
+    return all_ends(ctx, model, traces, segments)
 
 
 def parts_of(model: Checkpoint, trace: Trace, ends: Sequence[int]) -> list[str]:
@@ -317,15 +411,15 @@ def parts_of(model: Checkpoint, trace: Trace, ends: Sequence[int]) -> list[str]:
 
 
 def all_ends(
-    place: RunContext, model: Checkpoint, traces: Sequence[Trace], parts: Callable[[Trace], list[str]]
-) -> tuple[dict[str, list[int]], list[SetAside]]:
+    ctx: RunContext, model: Checkpoint, traces: Sequence[Trace], parts: Callable[[Trace], list[str]]
+) -> tuple[dict[str, list[int]], list[SkippedRow]]:
     """Token ends of the `parts` that each trace begins with, by trace id, and the traces whose tokens cannot be told
     apart. Raises TooManyFailed."""
-    ends, aside, failures = dict[str, list[int]](), list[SetAside](), place.failures("read tokens", len(traces))
+    ends, aside, failures = dict[str, list[int]](), list[SkippedRow](), ctx.failures("read tokens", len(traces))
     for trace in traces:
         try:
             ends[trace.id] = token_ends(parts(trace), model.token_texts(trace.token_ids))
         except Undecodable as error:
             failures.add(Failure.UNDECODABLE, str(error))
-            aside.append(SetAside(id=trace.id, reason=Failure.UNDECODABLE, detail=str(error)))
+            aside.append(SkippedRow(id=trace.id, reason=Failure.UNDECODABLE, detail=str(error)))
     return ends, aside

@@ -10,15 +10,15 @@ from collections.abc import Sequence
 from typing import Generic, NamedTuple
 
 from conf.llm import Llm
-from reasoning.llm_queries import Ask, R, Unusable
+from reasoning.llm_queries import InvalidReply, LlmQuery, R
 from reasoning.records import Usage
 from tasks.runtime.context import RunContext
 
 
-class Asked(NamedTuple, Generic[R]):
+class LlmAnswers(NamedTuple, Generic[R]):
     """What became of each question, in order."""
 
-    replies: list[R | Unusable]
+    replies: list[R | InvalidReply]
     unusable: Counter[str]
     """By reason."""
     usage: Usage
@@ -26,14 +26,16 @@ class Asked(NamedTuple, Generic[R]):
     """Whom the usage's money went to."""
 
 
-def asked_of(place: RunContext, llm: Llm, stage: str, asks: Sequence[Ask[R]], most_unusable: float) -> Asked[R]:
+def query_llm(
+    ctx: RunContext, llm: Llm, stage: str, asks: Sequence[LlmQuery[R]], most_unusable: float
+) -> LlmAnswers[R]:
     """Raises TooManyUnusable, LlmFailed, CapReached."""
     payee = f"{llm.model} at {llm.url}"
-    counts = [entry.artifact.count for entry in place.ledger if entry.cached]
-    before = sum(count.money for count in counts if count and count.payee == payee)
-    client = place.auxiliary(llm)
-    replies = client.ask(asks, place.progress.stage(stage, len(asks), "questions"), most_unusable, before)
+    counts = [entry.artifact.count for entry in ctx.ledger if entry.cached]
+    before = sum(count.money for count in counts if count and count.billed_to == payee)
+    client = ctx.llm_client(llm)
+    replies = client.ask(asks, ctx.progress.stage(stage, len(asks), "questions"), most_unusable, before)
     for note in client.notes:
-        place.warn(note)
-    reasons = Counter(reply.reason for reply in replies if isinstance(reply, Unusable))
-    return Asked(replies, reasons, client.usage, payee)
+        ctx.warn(note)
+    reasons = Counter(reply.reason for reply in replies if isinstance(reply, InvalidReply))
+    return LlmAnswers(replies, reasons, client.usage, payee)

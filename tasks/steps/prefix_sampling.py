@@ -18,8 +18,8 @@ from models.inference.engine import Completion, Refused, Request
 from models.inference.rollout_store import Purpose
 from models.inference.scheduler import Job
 from reasoning.answers.boxed import until_closing_brace
-from reasoning.records import Bill, Problem, SetAside, Trace, Usage, Valued, Verdict
-from reasoning.sampling_plans import AllValues, Outcomes, Plan, Search, bill, right_ones
+from reasoning.records import CostBounds, PrefixValues, Problem, SkippedRow, Trace, Usage, Verdict
+from reasoning.sampling_plans import CrossingSearch, FullEstimate, Outcomes, SamplingPlan, cost_bounds, count_right
 from reasoning.thinking import Thinking, final_answer, is_closed_once
 from tasks.runtime.context import RunContext
 
@@ -33,18 +33,18 @@ class Prefix(NamedTuple):
     token_ids: TokenIds
 
 
-class Asked(NamedTuple):
+class PrefixQuery(NamedTuple):
     """A question about prefixes of a trace."""
 
     trace: Trace
-    plan: Plan
+    plan: SamplingPlan
     prefix: Callable[[int], TokenIds]
     """The thinking of a prefix, by its index in the plan."""
     longest: int
     """Tokens of the longest of them."""
 
 
-class Asking(NamedTuple):
+class ProbeFormat(NamedTuple):
     """What follows a prefix, and where what the model then writes holds the answer."""
 
     exit_text: str
@@ -52,35 +52,37 @@ class Asking(NamedTuple):
     answer: Callable[[str], str | None]
 
 
-def set_aside(refused: Mapping[str, Refused]) -> list[SetAside]:
+def skipped_rows(refused: Mapping[str, Refused]) -> list[SkippedRow]:
     """Rows that no engine could serve, by id."""
-    return [SetAside(id=name, reason=one.kind, detail=one.reason) for name, one in refused.items()]
+    return [SkippedRow(id=name, reason=one.kind, detail=one.reason) for name, one in refused.items()]
 
 
-def closed(probing: Probing) -> Asking:
+def answer_probe(probing: Probing) -> ProbeFormat:
     """Prefixes are closed with the exit text, and the answer alone is sampled (papers, section B.2–B.3)."""
-    return Asking(probing.exit_text, probing.sampling, until_closing_brace)
+    return ProbeFormat(probing.exit_text, probing.sampling, until_closing_brace)
 
 
-def going_on(sampling: Sampling, thinking: Thinking) -> Asking:
+def continuation(sampling: Sampling, thinking: Thinking) -> ProbeFormat:
     """The model thinks on, to its own end (section C.2)."""
-    return Asking("", sampling, partial(final_answer, thinking=thinking))
+    return ProbeFormat("", sampling, partial(final_answer, thinking=thinking))
 
 
-Judge = Callable[[Trace, Sequence[str | None]], Outcomes]
+OutcomeRule = Callable[[Trace, Sequence[str | None]], Outcomes]
 """From the answers of a trace's rollouts to what they say for its prefix. Called in any thread."""
 
 
-def on_prefixes(trace: Trace, ends: Sequence[int], plan: Plan) -> Asked:
+def query_prefixes(trace: Trace, ends: Sequence[int], plan: SamplingPlan) -> PrefixQuery:
     """`plan` about the prefixes of `trace` that end at the tokens `ends`."""
-    return Asked(trace, plan, lambda index: trace.token_ids[: ends[index]], max(ends, default=0))
+    return PrefixQuery(trace, plan, lambda index: trace.token_ids[: ends[index]], max(ends, default=0))
 
 
-class Prober:
+class PrefixSampler:
     """Samples what prefixes lead to."""
 
-    def __init__(self, place: RunContext, model: Checkpoint, problems: dict[str, Problem], asking: Asking, seed: int):
-        self._place, self._model, self._problems, self._seed = place, model, problems, seed
+    def __init__(
+        self, ctx: RunContext, model: Checkpoint, problems: dict[str, Problem], asking: ProbeFormat, seed: int
+    ):
+        self._ctx, self._model, self._problems, self._seed = ctx, model, problems, seed
         self._exit, self._answer = model.encode(asking.exit_text), asking.answer
         self._sampling = asking.sampling
         self._unverified = 0
@@ -95,41 +97,49 @@ class Prober:
     def usage(self) -> Usage:
         return self._usage + Usage(unverified=self._unverified)
 
-    def carry_out(self, stage: str, purpose: Purpose, asked: Sequence[Asked], judge: Judge | None = None) -> None:
+    def run_queries(
+        self, stage: str, purpose: Purpose, asked: Sequence[PrefixQuery], judge: OutcomeRule | None = None
+    ) -> None:
         """Closes all plans but those of `refused` traces. `judge` stands in for the answer check where it is given.
         Raises TooManyFailed."""
         jobs = {self._job(one, judge or self._right): one.trace for one in asked}
-        for job in self._place.run(stage, self._model, list(jobs), purpose, self._seed, self._account):
+        for job in self._ctx.run_jobs(stage, self._model, list(jobs), purpose, self._seed, self._account):
             if job.refused:
                 self.refused[jobs[job].id] = job.refused
 
-    def values(self, stage: str, rows: Sequence[Trace], ends: Mapping[str, Sequence[int]]) -> list[Valued]:
+    def estimate_values(
+        self, stage: str, rows: Sequence[Trace], ends: Mapping[str, Sequence[int]]
+    ) -> list[PrefixValues]:
         """The right ones among all rollouts of each row's prefixes, which end at the tokens `ends` (by trace id). What
         no engine could serve is left out."""
         total = self._sampling.samples
-        plans = {row.id: AllValues(len(ends[row.id]), total) for row in rows}
-        self.carry_out(stage, Purpose.VALUE, [on_prefixes(row, ends[row.id], plans[row.id]) for row in rows])
+        plans = {row.id: FullEstimate(len(ends[row.id]), total) for row in rows}
+        self.run_queries(stage, Purpose.VALUE, [query_prefixes(row, ends[row.id], plans[row.id]) for row in rows])
         return [
-            Valued(
-                problem_id=row.problem_id, sample=row.sample, ends=tuple(ends[row.id]), total=total,
-                right=tuple(right_ones(outcomes) for outcomes in plans[row.id].outcomes),
+            PrefixValues(
+                problem_id=row.problem_id,
+                sample=row.sample,
+                ends=tuple(ends[row.id]),
+                total=total,
+                right=tuple(count_right(outcomes) for outcomes in plans[row.id].outcomes),
             )
-            for row in rows if row.id not in self.refused
-        ]  # fmt: skip
+            for row in rows
+            if row.id not in self.refused
+        ]
 
-    def bill(self, searches: Sequence[tuple[Trace, Sequence[int], Search]]) -> Bill:
+    def cost_bounds(self, searches: Sequence[tuple[Trace, Sequence[int], CrossingSearch]]) -> CostBounds:
         """What searches took beside what they might have taken. Each comes with its segments' ends."""
-        total, block = Bill(), self._place.engine_for(self._model).block
+        total, block = CostBounds(), self._ctx.engine_for(self._model).block
         for trace, ends, plan in searches:
             prompt = len(self._model.prompt_ids(self._problems[trace.problem_id]))
             lengths = [prompt + end for end in ends]
-            total += bill(plan, lengths, len(self._exit), self._sampling.samples, block)
+            total += cost_bounds(plan, lengths, len(self._exit), self._sampling.samples, block)
         return total
 
     def _account(self, usage: Usage) -> None:
         self._usage += usage
 
-    def _job(self, one: Asked, judge: Judge) -> Job:
+    def _job(self, one: PrefixQuery, judge: OutcomeRule) -> Job:
         prompt = self._model.prompt_ids(self._problems[one.trace.problem_id])
 
         def outcomes(completions: Sequence[Completion]) -> Outcomes:
@@ -139,12 +149,15 @@ class Prober:
             return judge(one.trace, [self._answer(text) for text in texts])
 
         return Job(
-            one.plan, lambda index: prompt + one.prefix(index) + self._exit, self._sampling, outcomes,
-            room=len(prompt) + one.longest + len(self._exit),
-        )  # fmt: skip
+            one.plan,
+            lambda index: prompt + one.prefix(index) + self._exit,
+            self._sampling,
+            outcomes,
+            prompt_tokens=len(prompt) + one.longest + len(self._exit),
+        )
 
     def _right(self, trace: Trace, answers: Sequence[str | None]) -> Outcomes:
-        (verdicts,), checks = self._place.verdicts([self._problems[trace.problem_id]], [answers])
+        (verdicts,), checks = self._ctx.verdicts([self._problems[trace.problem_id]], [answers])
         with self._lock:
             self._unverified += checks.unverified
         return [verdict is Verdict.RIGHT for verdict in verdicts]
@@ -154,18 +167,18 @@ Endings = list[tuple[TokenIds, Verdict]]
 """How a prefix goes on, with what the answer check says of each."""
 
 
-class Ender:
+class Finalizer:
     """Draws endings for cut traces: the closing text, then whatever the model goes on with (section B.5)."""
 
     def __init__(
-        self, place: RunContext, model: Checkpoint, problems: dict[str, Problem], finalizing: Finalizing, seed: int
+        self, ctx: RunContext, model: Checkpoint, problems: dict[str, Problem], finalizing: Finalizing, seed: int
     ):
-        self._place, self._model, self._problems, self._seed = place, model, problems, seed
+        self._ctx, self._model, self._problems, self._seed = ctx, model, problems, seed
         self._closing = model.encode(finalizing.closing_text)
         self._sampling = finalizing.sampling
         self.usage = Usage()
 
-    def endings(
+    def sample_endings(
         self, stage: str, purpose: Purpose, prefixes: Sequence[Prefix], count: int | None = None
     ) -> list[Endings | Refused]:
         """For each prefix `count` endings (as many as the settings say), or why there are none. Raises TooManyFailed.
@@ -175,15 +188,16 @@ class Ender:
         asked = [self._problems[prefix.problem_id] for prefix in prefixes]
         requests = [
             Request(
-                self._model.prompt_ids(problem) + prefix.token_ids + self._closing, self._sampling,
+                self._model.prompt_ids(problem) + prefix.token_ids + self._closing,
+                self._sampling,
                 count or self._sampling.samples,
             )
             for problem, prefix in zip(asked, prefixes, strict=True)
-        ]  # fmt: skip
-        drawn = self._place.draw(stage, self._model, requests, purpose, self._seed)
+        ]
+        drawn = self._ctx.sample(stage, self._model, requests, purpose, self._seed)
         groups = [() if isinstance(group, Refused) else group for group in drawn.completions]
         answers = [[self._answer(completion) for completion in group] for group in groups]
-        verdicts, checks = self._place.verdicts(asked, answers)
+        verdicts, checks = self._ctx.verdicts(asked, answers)
         self.usage += drawn.usage + checks
         ended = [
             [(self._closing + c.token_ids, v) for c, v in zip(group, judged, strict=True)]
@@ -200,11 +214,11 @@ class Ender:
         return final_answer(text, thinking) if completion.finished and is_closed_once(text, thinking) else None
 
 
-class Scorer:
+class LogProbScorer:
     """Reads prefixes as their model would have written them."""
 
-    def __init__(self, place: RunContext, model: Checkpoint, problems: dict[str, Problem]):
-        self._place, self._model, self._problems = place, model, problems
+    def __init__(self, ctx: RunContext, model: Checkpoint, problems: dict[str, Problem]):
+        self._ctx, self._model, self._problems = ctx, model, problems
         self.usage = Usage()
         self.refused = 0
         """Prefixes that no engine could read."""
@@ -214,7 +228,7 @@ class Scorer:
         are none. Raises TooManyFailed."""
         prompts = [self._model.prompt_ids(self._problems[prefix.problem_id]) for prefix in prefixes]
         texts = [prompt + prefix.token_ids for prompt, prefix in zip(prompts, prefixes, strict=True)]
-        found, usage = self._place.log_probs(stage, self._model, texts)
+        found, usage = self._ctx.log_probs(stage, self._model, texts)
         self.usage += usage
         self.refused += sum(isinstance(values, Refused) for values in found)
         return [

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from fsspec.registry import known_implementations
 
 from conf.errors import ReadableError
-from reasoning.records import BadRow
+from reasoning.records import InvalidRow
 from tasks.runtime.artifacts import content_digest
 
 ENDINGS = (".jsonl", ".parquet", ".json", ".csv", ".jsonl.gz", ".json.gz", ".csv.gz")
@@ -37,7 +37,7 @@ class ProblemsRefused(ReadableError):
 
 
 class Row(NamedTuple):
-    place: str
+    location: str
     """Tells a person where the row lies."""
     number: int
     """Its position in its file, from 0."""
@@ -54,24 +54,24 @@ class Fields(NamedTuple):
 
 def files_of(path: str) -> list[str]:
     """The file at `path`, or those that fit it as a pattern, by name. Raises ProblemsRefused."""
-    with refusals(path):
-        files, place = fsspec.url_to_fs(path)
-        if files.exists(place):
+    with readable_errors(path):
+        files, location = fsspec.url_to_fs(path)
+        if files.exists(location):
             names = [path]
         else:
-            found = sorted(map(str, files.glob(place))) if any(sign in place for sign in "*?[") else []
+            found = sorted(map(str, files.glob(location))) if any(sign in location for sign in "*?[") else []
             names = [files.unstrip_protocol(one).removeprefix("file://") for one in found]
         # Over HTTP this question would read the whole file.
-        if names == [path] and not path.startswith("http") and files.isdir(place):
+        if names == [path] and not path.startswith("http") and files.isdir(location):
             raise ProblemsRefused(f"{path}: a folder; name its files in problems.path, such as {path}/*.jsonl")
     if not names:
         raise ProblemsRefused(f"{path}: no such file; correct problems.path")
     for name in names:
-        refuse_unknown(name)
+        validate_file_type(name)
     return names
 
 
-def refuse_unknown(name: str) -> None:
+def validate_file_type(name: str) -> None:
     """Raises ProblemsRefused for a file of a kind that is not read."""
     if not name.endswith(ENDINGS):
         raise ProblemsRefused(
@@ -84,7 +84,7 @@ def digest_of(names: Sequence[str]) -> str:
     """Of the files' contents, in order. Raises ProblemsRefused."""
     digests = []
     for name in names:
-        with refusals(name):
+        with readable_errors(name):
             digests.append(content_digest(name))
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
@@ -92,8 +92,8 @@ def digest_of(names: Sequence[str]) -> str:
 def rows_of(name: str, fields: Fields, order: Callable[[int], Sequence[int]] = range) -> Iterator[Row]:
     """The rows of one file. Of a Parquet file only `fields` are read, its row groups in `order` of their count. Raises
     ProblemsRefused for one that is damaged."""
-    refuse_unknown(name)
-    with refusals(name):
+    validate_file_type(name)
+    with readable_errors(name):
         if name.endswith(".parquet"):
             yield from _rows_of_parquet(name, fields, order)
             return
@@ -104,7 +104,7 @@ def rows_of(name: str, fields: Fields, order: Callable[[int], Sequence[int]] = r
 
 
 @contextmanager
-def refusals(path: str) -> Iterator[None]:
+def readable_errors(path: str) -> Iterator[None]:
     """Makes one line of whatever a file system or a reader raises. Clients of remote ones raise many kinds."""
     try:
         yield
@@ -144,12 +144,12 @@ def _what_is_wrong(path: str, error: Exception) -> str:
 def _rows_of_lines(file: IO[bytes], name: str) -> Iterator[Row]:
     """JSON Lines. A line that is no JSON is a bad row."""
     for number, line in enumerate(_lines(file)):
-        place = f"{name}:{number + 1}"
+        location = f"{name}:{number + 1}"
         if line is None:
             detail = f"the line is longer than {LONGEST_LINE >> 20} MiB; shorten or remove it"
-            yield Row(place, number, BadRow(place=place, id=None, reason="too-long", detail=detail))
+            yield Row(location, number, InvalidRow(location=location, id=None, reason="too-long", detail=detail))
         elif line.strip():
-            yield Row(place, number, _parsed(line, place))
+            yield Row(location, number, _parsed(line, location))
 
 
 def _lines(file: IO[bytes]) -> Iterator[bytes | None]:
@@ -167,9 +167,13 @@ def _parsed(line: bytes, where: str) -> Any:
     try:
         return json.loads(line, parse_float=_decimal)
     except UnicodeDecodeError:
-        return BadRow(place=where, id=None, reason="not-utf-8", detail="the line is not UTF-8; save the file as UTF-8")
+        return InvalidRow(
+            location=where, id=None, reason="not-utf-8", detail="the line is not UTF-8; save the file as UTF-8"
+        )
     except (ValueError, RecursionError) as error:
-        return BadRow(place=where, id=None, reason="malformed-json", detail=f"not JSON ({error}); correct the line")
+        return InvalidRow(
+            location=where, id=None, reason="malformed-json", detail=f"not JSON ({error}); correct the line"
+        )
 
 
 def _decimal(text: str) -> Decimal:
@@ -240,13 +244,15 @@ def _objects(table: pa.Table, name: str) -> Iterator[Any]:
                 yield from table.slice(index, 1).to_pylist()
             except UnicodeDecodeError:
                 detail = "a text that is not UTF-8; write the file again"
-                yield BadRow(place=name, id=None, reason="not-utf-8", detail=detail)
+                yield InvalidRow(location=name, id=None, reason="not-utf-8", detail=detail)
 
 
 def _shortest(table: pa.Table) -> pa.Table:
     """Floats of 32 bits as the shortest decimals that name them: 0.1, not 0.10000000149011612."""
-    schemas = [pa.schema([field.with_type(_float_as(field.type, new)) for field in table.schema])
-               for new in (pa.string(), pa.float64())]  # fmt: skip
+    schemas = [
+        pa.schema([field.with_type(_float_as(field.type, new)) for field in table.schema])
+        for new in (pa.string(), pa.float64())
+    ]
     return table if schemas[0].equals(table.schema) else table.cast(schemas[0]).cast(schemas[1])
 
 

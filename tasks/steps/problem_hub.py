@@ -16,7 +16,7 @@ from itertools import islice
 from typing import NamedTuple, TypeVar
 
 from conf.problems import Hub
-from reasoning.problem_selection import Draw
+from reasoning.problem_selection import ProblemSelection
 from tasks.steps.problem_files import Fields, ProblemsRefused, Row, rows_of
 
 AT_ONCE = 16
@@ -40,7 +40,7 @@ def commit_of(source: Hub) -> str:
     try:
         return str(HfApi().dataset_info(source.name, revision=source.revision).sha)
     except Exception as error:  # the hub's client raises many kinds; all mean that the data set is not to be had
-        raise not_to_be_had(source, error) from None
+        raise hub_error(source, error) from None
 
 
 def files_of_hub(source: Hub, commit: str) -> list[DataFile]:
@@ -52,21 +52,23 @@ def files_of_hub(source: Hub, commit: str) -> list[DataFile]:
         try:
             files = load_dataset_builder(source.name, subset or None, revision=commit).config.data_files or {}
         except Exception as error:
-            raise not_to_be_had(source, error) from None
+            raise hub_error(source, error) from None
         if source.split not in files:
-            raise not_to_be_had(source, LookupError(f"its splits: {', '.join(map(str, files)) or 'none'}"))
+            raise hub_error(source, LookupError(f"its splits: {', '.join(map(str, files)) or 'none'}"))
         prefix = f"{subset}/" if subset else ""
         found += [DataFile(f"{prefix}{index}", subset, str(url)) for index, url in enumerate(files[source.split])]
     return found
 
 
-def rows_of_hub(files: Sequence[DataFile], fields: Fields, draw: Draw | None) -> Iterator[tuple[DataFile, Row]]:
+def rows_of_hub(
+    files: Sequence[DataFile], fields: Fields, draw: ProblemSelection | None
+) -> Iterator[tuple[DataFile, Row]]:
     """All rows: in their own order, or in that of the draw. Raises ProblemsRefused."""
     order = draw.order([file.name for file in files]) if draw else range(len(files))
     return in_turn((_stream(files[index], fields, draw) for index in order), AT_ONCE if draw else 1)
 
 
-def _stream(file: DataFile, fields: Fields, draw: Draw | None) -> Iterator[tuple[DataFile, Row]]:
+def _stream(file: DataFile, fields: Fields, draw: ProblemSelection | None) -> Iterator[tuple[DataFile, Row]]:
     def order(groups: int) -> Sequence[int]:
         return draw.order([f"{file.name}:{group}" for group in range(groups)]) if draw else range(groups)
 
@@ -88,7 +90,7 @@ def in_turn(streams: Iterator[Iterator[T]], at_once: int) -> Iterator[T]:
             yield found
 
 
-def not_to_be_had(source: Hub, error: Exception) -> ProblemsRefused:
+def hub_error(source: Hub, error: Exception) -> ProblemsRefused:
     said = " ".join(str(error).split())
     return ProblemsRefused(
         f"{source.name} at {source.revision!r}, split {source.split!r}: {said}. Check the source's name, subset, split "

@@ -11,17 +11,17 @@ from typing import NamedTuple
 
 from conf.problems import Hub, ProblemFile
 from reasoning.answers.verifier import Verifier
-from reasoning.contamination import without_doubles
+from reasoning.contamination import deduplicate
 from reasoning.problem_rows import problem_of
-from reasoning.problem_selection import Candidate, Draw
-from reasoning.records import BadRow, Problem
+from reasoning.problem_selection import Candidate, ProblemSelection
+from reasoning.records import InvalidRow, Problem
 from tasks.steps.problem_files import ProblemsRefused, Row
 
 SMALLEST_SAMPLE = 100
 """Where fewer right answers of a larger set were tried, a share of unreadable ones is chance."""
 
 
-class Named(NamedTuple):
+class NamedProblem(NamedTuple):
     """A row with the name that it has where it has no id of its own, and its subset."""
 
     name: str
@@ -42,28 +42,28 @@ class Intake:
         self.checked = 0
         """Right answers that somebody tried to read."""
         self.good: list[Problem] = []
-        self.malformed: list[BadRow] = []
-        self.unreadable: list[BadRow] = []
+        self.malformed: list[InvalidRow] = []
+        self.unreadable: list[InvalidRow] = []
         self.doubles = 0
 
-    def take_all(self, rows: Iterable[Named]) -> None:
+    def take_all(self, rows: Iterable[NamedProblem]) -> None:
         """Every problem, in the order of the rows."""
         self.good = self._readable([problem for problem, _ in self._well_formed(rows)])
 
-    def draw(self, rows: Iterator[Named], draw: Draw, count: int, buffer: int | None) -> None:
+    def draw(self, rows: Iterator[NamedProblem], draw: ProblemSelection, count: int, buffer: int | None) -> None:
         """`count` problems that all say something else, from the first `buffer` rows, and only where these do not hold
         as many also from the next ones. Whether one is kept depends on those before it alone, so draws nest."""
         while len(self.good) < count:
             before = self.read
-            order = iter(draw.taken(self._candidates(islice(rows, buffer), draw)))
+            order = iter(draw.select(self._candidates(islice(rows, buffer), draw)))
             while chunk := list(islice(order, count - len(self.good))):
                 readable = [*self.good, *self._readable(chunk)]
-                self.good = without_doubles(readable)
+                self.good = deduplicate(readable)
                 self.doubles += len(readable) - len(self.good)
             if self.read == before:
                 break
 
-    def _candidates(self, rows: Iterable[Named], draw: Draw) -> list[Candidate]:
+    def _candidates(self, rows: Iterable[NamedProblem], draw: ProblemSelection) -> list[Candidate]:
         """Well-formed problems, each text once in all."""
         found: list[Candidate] = []
         for problem, subset in self._well_formed(rows):
@@ -75,21 +75,21 @@ class Intake:
             found.append(Candidate(key, (subset, problem.subject or "", str(problem.level)), problem))
         return found
 
-    def _well_formed(self, rows: Iterable[Named]) -> Iterator[tuple[Problem, str]]:
+    def _well_formed(self, rows: Iterable[NamedProblem]) -> Iterator[tuple[Problem, str]]:
         """Problems of new ids, with their subsets."""
         for name, subset, row in rows:
             self.read += 1
             made = row.content
-            if not isinstance(made, BadRow):
-                made = problem_of(made, row.place, name, self._source.columns)
+            if not isinstance(made, InvalidRow):
+                made = problem_of(made, row.location, name, self._source.columns)
             if isinstance(made, Problem) and made.id in self._places:
                 where = self._places[made.id]
                 detail = f"id {made.id!r} was already seen at {where}; ids must differ, or set columns.id to ''"
-                made = BadRow(place=row.place, id=made.id, reason="duplicate-id", detail=detail)
-            if isinstance(made, BadRow):
+                made = InvalidRow(location=row.location, id=made.id, reason="duplicate-id", detail=detail)
+            if isinstance(made, InvalidRow):
                 self.malformed.append(made)
             else:
-                self._places[made.id] = row.place
+                self._places[made.id] = row.location
                 yield made, subset
 
     def _readable(self, problems: Sequence[Problem]) -> list[Problem]:
@@ -97,9 +97,12 @@ class Intake:
         unreadable = self._unreadable(problems)
         self.checked += len(problems)
         self.unreadable += [
-            BadRow(place=self._places[problem.id], id=problem.id, reason="unreadable-answer", detail=_unread(problem))
-            for problem in problems if problem.id in unreadable
-        ]  # fmt: skip
+            InvalidRow(
+                location=self._places[problem.id], id=problem.id, reason="unreadable-answer", detail=_unread(problem)
+            )
+            for problem in problems
+            if problem.id in unreadable
+        ]
         return [problem for problem in problems if problem.id not in unreadable]
 
     def _unreadable(self, problems: Sequence[Problem]) -> set[str]:
@@ -115,7 +118,7 @@ class Intake:
         for bad, among in ((self.malformed, self.read), (self.unreadable, self.checked)):
             if bad and (not self.good or len(bad) > self._source.most_bad * max(among, chance)):
                 raise ProblemsRefused(
-                    f"{bad[0].place}: {bad[0].detail} ({len(bad)} of {among} rows are bad; problems.most_bad allows "
+                    f"{bad[0].location}: {bad[0].detail} ({len(bad)} of {among} rows are bad; problems.most_bad allows "
                     f"{self._source.most_bad:.0%})"
                 )
 

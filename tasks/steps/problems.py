@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 from conf.problems import Decontamination, Hub, NoDecontamination, ProblemFile, Problems, Stories
 from models.inference.dialogue_sampler import prompt_ids
-from reasoning.contamination import matches, without_doubles
+from reasoning.contamination import deduplicate, matches
 from reasoning.problem_rows import needed_fields, optional_fields
-from reasoning.problem_selection import Draw
+from reasoning.problem_selection import ProblemSelection
 from reasoning.records import Match, Problem, TextPart
 from reasoning.stories import Split, Story, draw_stories
 from tasks.runtime.artifacts import ArtifactRef
@@ -22,176 +22,194 @@ from tasks.runtime.caching import step
 from tasks.runtime.context import RunContext
 from tasks.steps.problem_files import Fields, ProblemsRefused, digest_of, files_of, rows_of
 from tasks.steps.problem_hub import commit_of, files_of_hub, rows_of_hub
-from tasks.steps.problem_intake import Intake, Named
+from tasks.steps.problem_intake import Intake, NamedProblem
 
 
 class Sources(NamedTuple):
     """Rows of Problem, of each source that a pipeline reads."""
 
     train: ArtifactRef
-    exams: dict[str, ArtifactRef]
+    eval_sets: dict[str, ArtifactRef]
     """By name; the first is the main one."""
 
 
-def problems_from(place: RunContext, source: Problems, split: Split, seed: int) -> ArtifactRef:
+def load_problems(ctx: RunContext, source: Problems, split: Split, seed: int) -> ArtifactRef:
     """Rows of Problem. `split` and `seed` choose among stories, and where a `count` is given among other problems.
 
     Raises ProblemsRefused.
     """
     if isinstance(source, Stories):
-        return draw_problems(place, source=source, split=split, seed=seed)
+        return draw_problems(ctx, source=source, split=split, seed=seed)
     if isinstance(source, Hub):
-        return load_hub(place, source=source, commit=commit_of(source), draw=_draw(source, split, seed))
+        return load_hub(ctx, source=source, commit=commit_of(source), draw=_draw(source, split, seed))
     names = files_of(source.path)
     file = ArtifactRef(kind="file", uri=source.path, digest=digest_of(names), rows=0)
-    return load_file(place, file=file, source=source, draw=_draw(source, split, seed))
+    return load_file(ctx, file=file, source=source, draw=_draw(source, split, seed))
 
 
-def draw_sources(place: RunContext, problems: Problems, exams: Mapping[str, Problems], seed: int) -> Sources:
+def load_sources(ctx: RunContext, problems: Problems, eval_sets: Mapping[str, Problems], seed: int) -> Sources:
     """All of them, before any model is looked for. Raises ProblemsRefused."""
-    drawn = {name: problems_from(place, source, Split.BENCHMARK, seed) for name, source in exams.items()}
-    return Sources(problems_from(place, problems, Split.TRAIN, seed), drawn)
+    drawn = {name: load_problems(ctx, source, Split.BENCHMARK, seed) for name, source in eval_sets.items()}
+    return Sources(load_problems(ctx, problems, Split.TRAIN, seed), drawn)
 
 
-def fitting_sources(
-    place: RunContext, sources: Sources, models: Sequence[ArtifactRef], room: int, roles: tuple[str, ...] = ()
+def filter_sources_by_prompt_length(
+    ctx: RunContext, sources: Sources, models: Sequence[ArtifactRef], room: int, roles: tuple[str, ...] = ()
 ) -> Sources:
     """`sources` without what is too long for one of the models that are to read it. Raises ProblemsRefused."""
 
     def fitting(name: str, drawn: ArtifactRef) -> ArtifactRef:
-        return fitting_problems(place, name, drawn, models, room, roles)
+        return filter_by_prompt_length(ctx, name, drawn, models, room, roles)
 
-    exams = {name: fitting(repr(name), exam) for name, exam in sources.exams.items()}
-    return Sources(fitting("problems", sources.train), exams)
+    eval_sets = {name: fitting(repr(name), experiment) for name, experiment in sources.eval_sets.items()}
+    return Sources(fitting("problems", sources.train), eval_sets)
 
 
-def fitting_problems(
-    place: RunContext, name: str, drawn: ArtifactRef, models: Sequence[ArtifactRef], room: int,
+def filter_by_prompt_length(
+    ctx: RunContext,
+    name: str,
+    drawn: ArtifactRef,
+    models: Sequence[ArtifactRef],
+    room: int,
     roles: tuple[str, ...] = (),
-) -> ArtifactRef:  # fmt: skip
+) -> ArtifactRef:
     """`drawn` without what is too long; `name` is the source's, for a person. Raises ProblemsRefused."""
     fitting = drawn
     for model in models:
-        fitting = fit_problems(place, model=model, problems=fitting, room=room, roles=roles)
+        fitting = drop_long_prompts(ctx, model=model, problems=fitting, room=room, roles=roles)
     if long := drawn.rows - fitting.rows:
-        place.warn(f"{name}: {long} of {drawn.rows} are left out: with more than {room} tokens they leave no room in "
-                   f"engine.context for what is to follow them")  # fmt: skip
+        ctx.warn(
+            f"{name}: {long} of {drawn.rows} are left out: with more than {room} tokens they leave no room in "
+            f"engine.context for what is to follow them"
+        )
     return fitting
 
 
 def story_problem(story: Story, split: Split, seed: int, index: int) -> Problem:
     return Problem(
-        id=f"story-{split}-{seed}-{index}", prompt=(TextPart(text=story.text),), answer=str(story.answer),
+        id=f"story-{split}-{seed}-{index}",
+        prompt=(TextPart(text=story.text),),
+        answer=str(story.answer),
         level=story.level,
-    )  # fmt: skip
+    )
 
 
 @step
-def draw_problems(place: RunContext, source: Stories, split: Split, seed: int) -> ArtifactRef:
+def draw_problems(ctx: RunContext, source: Stories, split: Split, seed: int) -> ArtifactRef:
     """Rows of Problem. No two splits can share one, whatever the seeds."""
     started = time.monotonic()
     stories = draw_stories(split, seed, source.count, source.levels)
     rows = [story_problem(story, split, seed, index) for index, story in enumerate(stories)]
-    return place.publish("problems", rows, rows_in=len(rows), started=started)
+    return ctx.publish("problems", rows, rows_in=len(rows), started=started)
 
 
 @step
-def load_file(place: RunContext, file: ArtifactRef, source: ProblemFile, draw: Draw | None) -> ArtifactRef:
+def load_file(ctx: RunContext, file: ArtifactRef, source: ProblemFile, draw: ProblemSelection | None) -> ArtifactRef:
     """Rows of Problem from the files at `file.uri`, whose content is what the cache key holds."""
     rows = (row for name in files_of(file.uri) for row in rows_of(name, _fields(source)))
-    named = (Named(f"row-{index}", "", row) for index, row in enumerate(rows))
-    return _publish(place, source, file.uri, named, draw)
+    named = (NamedProblem(f"row-{index}", "", row) for index, row in enumerate(rows))
+    return _publish(ctx, source, file.uri, named, draw)
 
 
 @step
-def load_hub(place: RunContext, source: Hub, commit: str, draw: Draw | None) -> ArtifactRef:
+def load_hub(ctx: RunContext, source: Hub, commit: str, draw: ProblemSelection | None) -> ArtifactRef:
     """Rows of Problem from one commit of a data set on the hub."""
     rows = rows_of_hub(files_of_hub(source, commit), _fields(source), draw)
-    named = (Named(f"{file.name}:{row.number}", file.subset, row) for file, row in rows)
-    return _publish(place, source, source.name, named, draw, source.shuffle_buffer)
+    named = (NamedProblem(f"{file.name}:{row.number}", file.subset, row) for file, row in rows)
+    return _publish(ctx, source, source.name, named, draw, source.shuffle_buffer)
 
 
 @step
-def fit_problems(
-    place: RunContext, model: ArtifactRef, problems: ArtifactRef, room: int, roles: tuple[str, ...]
-) -> ArtifactRef:  # fmt: skip
+def drop_long_prompts(
+    ctx: RunContext, model: ArtifactRef, problems: ArtifactRef, room: int, roles: tuple[str, ...]
+) -> ArtifactRef:
     """Rows of Problem: those whose prompt, by itself and to each of the `roles`, takes at most `room` tokens. One that
     no engine can serve would end a run wherever it comes up. Raises ProblemsRefused when none is left."""
     started = time.monotonic()
-    checkpoint, rows = place.checkpoint(model), place.rows(problems, Problem)
+    checkpoint, rows = ctx.checkpoint(model), ctx.rows(problems, Problem)
     prompts = [[checkpoint.prompt_ids(row), *(prompt_ids(checkpoint, row, role) for role in roles)] for row in rows]
     kept = [row for row, shown in zip(rows, prompts, strict=True) if max(map(len, shown)) <= room]
     if not kept:
         raise ProblemsRefused(f"all {len(rows)} problems are longer than {room} tokens; raise engine.context")
     dropped = Counter({"prompt-too-long": len(rows) - len(kept)})
-    return place.publish("problems", kept, rows_in=len(rows), dropped=dict(+dropped), started=started)
+    return ctx.publish("problems", kept, rows_in=len(rows), dropped=dict(+dropped), started=started)
 
 
-def by_id(place: RunContext, problems: ArtifactRef) -> dict[str, Problem]:
-    return {problem.id: problem for problem in place.rows(problems, Problem)}
+def by_id(ctx: RunContext, problems: ArtifactRef) -> dict[str, Problem]:
+    return {problem.id: problem for problem in ctx.rows(problems, Problem)}
 
 
-def prompts_of(place: RunContext, model: ArtifactRef, problems: ArtifactRef) -> dict[str, tuple[int, ...]]:
+def prompts_of(ctx: RunContext, model: ArtifactRef, problems: ArtifactRef) -> dict[str, tuple[int, ...]]:
     """Each problem's prompt in the model's token ids, by problem id."""
-    checkpoint = place.checkpoint(model)
-    return {name: checkpoint.prompt_ids(problem) for name, problem in by_id(place, problems).items()}
+    checkpoint = ctx.checkpoint(model)
+    return {name: checkpoint.prompt_ids(problem) for name, problem in by_id(ctx, problems).items()}
 
 
-def clean_problems(place: RunContext, how: Decontamination, sources: Sources, seed: int) -> ArtifactRef:
+def decontaminate(ctx: RunContext, how: Decontamination, sources: Sources, seed: int) -> ArtifactRef:
     """Those to train on, without doubles and without what benchmarks hold, too: those examined, and those of `how`.
 
     Raises ProblemsRefused when nothing is left.
     """
     if isinstance(how, NoDecontamination):
-        place.warn(f"problems were not compared with the benchmarks: {how.reason}")
+        ctx.warn(f"problems were not compared with the benchmarks: {how.reason}")
         return sources.train
-    others = {f"against {index}": problems_from(place, source, Split.BENCHMARK, seed)
-              for index, source in enumerate(how.against, start=1)}  # fmt: skip
-    benchmarks = {**sources.exams, **others}
+    others = {
+        f"against {index}": load_problems(ctx, source, Split.BENCHMARK, seed)
+        for index, source in enumerate(how.against, start=1)
+    }
+    benchmarks = {**sources.eval_sets, **others}
     found = find_overlap(
-        place, problems=sources.train, benchmarks=list(benchmarks.values()), names=list(benchmarks), words=how.words,
+        ctx,
+        problems=sources.train,
+        benchmarks=list(benchmarks.values()),
+        names=list(benchmarks),
+        words=how.words,
         share=how.share,
-    )  # fmt: skip
+    )
     if found.rows:
-        place.warn(
+        ctx.warn(
             f"{found.rows} problems stand in a benchmark, too, and are removed; they are listed in the artifact of "
             f"find-overlap, {found.digest[:12]}"
         )
-    return drop_problems(place, problems=sources.train, matches=found)
+    return drop_problems(ctx, problems=sources.train, matches=found)
 
 
 @step
 def find_overlap(
-    place: RunContext, problems: ArtifactRef, benchmarks: Sequence[ArtifactRef], names: Sequence[str], words: int,
+    ctx: RunContext,
+    problems: ArtifactRef,
+    benchmarks: Sequence[ArtifactRef],
+    names: Sequence[str],
+    words: int,
     share: float,
-) -> ArtifactRef:  # fmt: skip
+) -> ArtifactRef:
     """Rows of Match: problems that one of the benchmarks holds, too."""
     started = time.monotonic()
-    held = {name: place.rows(exam, Problem) for name, exam in zip(names, benchmarks, strict=True)}
-    rows = place.rows(problems, Problem)
+    held = {name: ctx.rows(experiment, Problem) for name, experiment in zip(names, benchmarks, strict=True)}
+    rows = ctx.rows(problems, Problem)
     found = matches(rows, held, words, share)
     counts = {f"compared with {name}": len(group) for name, group in held.items()}
-    return place.publish("matches", found, rows_in=len(rows), started=started, counts=counts)
+    return ctx.publish("matches", found, rows_in=len(rows), started=started, counts=counts)
 
 
 @step
-def drop_problems(place: RunContext, problems: ArtifactRef, matches: ArtifactRef) -> ArtifactRef:
+def drop_problems(ctx: RunContext, problems: ArtifactRef, matches: ArtifactRef) -> ArtifactRef:
     """Rows of Problem: those without a match, each once. Raises ProblemsRefused when none is left."""
     started = time.monotonic()
-    rows, held = place.rows(problems, Problem), {row.problem_id for row in place.rows(matches, Match)}
+    rows, held = ctx.rows(problems, Problem), {row.problem_id for row in ctx.rows(matches, Match)}
     clean = [row for row in rows if row.id not in held]
-    kept = without_doubles(clean)
+    kept = deduplicate(clean)
     if not kept:
         raise ProblemsRefused(
             f"all {len(rows)} problems stand in a benchmark, too (listed in {matches.uri}); take others for problems"
         )
     dropped = Counter({"in-a-benchmark": len(rows) - len(clean), "double": len(clean) - len(kept)})
-    return place.publish("problems", kept, rows_in=len(rows), dropped=dict(+dropped), started=started)
+    return ctx.publish("problems", kept, rows_in=len(rows), dropped=dict(+dropped), started=started)
 
 
-def _draw(source: ProblemFile | Hub, split: Split, seed: int) -> Draw | None:
+def _draw(source: ProblemFile | Hub, split: Split, seed: int) -> ProblemSelection | None:
     """None where all problems are taken: then they are the same for every seed and split."""
-    return Draw(seed, split is Split.BENCHMARK) if source.count else None
+    return ProblemSelection(seed, split is Split.BENCHMARK) if source.count else None
 
 
 def _fields(source: ProblemFile | Hub) -> Fields:
@@ -199,19 +217,23 @@ def _fields(source: ProblemFile | Hub) -> Fields:
 
 
 def _publish(
-    place: RunContext, source: ProblemFile | Hub, name: str, rows: Iterator[Named], draw: Draw | None,
+    ctx: RunContext,
+    source: ProblemFile | Hub,
+    name: str,
+    rows: Iterator[NamedProblem],
+    draw: ProblemSelection | None,
     buffer: int | None = None,
-) -> ArtifactRef:  # fmt: skip
+) -> ArtifactRef:
     """The problems in `rows`; bad rows are set aside. Raises ProblemsRefused."""
     started = time.monotonic()
-    intake = Intake(source, place.verifier)
+    intake = Intake(source, ctx.verifier)
     if draw and source.count:
         intake.draw(rows, draw, source.count, buffer)
     else:
         intake.take_all(rows)
     intake.refuse(name)
     bad = [*intake.malformed, *intake.unreadable]
-    place.list_set_aside(bad, f"bad rows of {name}")
+    ctx.report_skipped(bad, f"bad rows of {name}")
     dropped = Counter(row.reason for row in bad) + Counter({"double": intake.doubles})
     dropped["beyond-count"] = intake.read - len(intake.good) - dropped.total()
-    return place.publish("problems", intake.good, rows_in=intake.read, dropped=dict(+dropped), started=started)
+    return ctx.publish("problems", intake.good, rows_in=intake.read, dropped=dict(+dropped), started=started)

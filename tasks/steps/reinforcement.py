@@ -20,9 +20,16 @@ from tasks.steps.training import run_job
 
 @step
 def reinforce(
-    place: RunContext, model: ArtifactRef, partner: ArtifactRef | None, problems: ArtifactRef, trains: Who | None,
-    protocol: Protocol | None, rl: Reinforcement, max_tokens: int, seed: int,
-) -> ArtifactRef:  # fmt: skip
+    ctx: RunContext,
+    model: ArtifactRef,
+    partner: ArtifactRef | None,
+    problems: ArtifactRef,
+    trains: Who | None,
+    protocol: Protocol | None,
+    rl: Reinforcement,
+    max_tokens: int,
+    seed: int,
+) -> ArtifactRef:
     """A checkpoint of `model` after `rl.steps`: as one of two where it has a partner, alone where it has none.
     `max_tokens` is the limit of what it says alone."""
 
@@ -38,15 +45,35 @@ def reinforce(
         return dict(counts)
 
     return run_job(
-        place, f"grpo-{trains or 'alone'}", rows_in=problems.rows, usage=usage, counts=failed,
+        ctx,
+        f"grpo-{trains or 'alone'}",
+        rows_in=problems.rows,
+        usage=usage,
+        counts=failed,
         job=lambda scratch: RlJob(
-            model=place.checkpoint(model).folder, rows=place.artifacts.local_path(problems),
-            output=scratch / "model", work=scratch / "checkpoints", progress=scratch / "progress.jsonl",
-            outcome=scratch / "outcome", seed=seed, learning_rate=rl.learning_rate, batch=rl.batch,
-            micro_batch=rl.micro_batch, warmup=rl.warmup, max_length=None, log_every=1, save_every=rl.save_every,
-            trains=trains, partner=place.checkpoint(partner).folder if partner else None, protocol=protocol, rl=rl,
-            max_tokens=max_tokens, engine=place.engine_settings, prompt=place.prompt, store=place.rollouts_url,
+            model=ctx.checkpoint(model).folder,
+            rows=ctx.artifacts.local_path(problems),
+            output=scratch / "model",
+            work=scratch / "checkpoints",
+            progress=scratch / "progress.jsonl",
+            exit_file=scratch / "exit_reason",
+            seed=seed,
+            learning_rate=rl.learning_rate,
+            batch=rl.batch,
+            micro_batch=rl.micro_batch,
+            warmup=rl.warmup,
+            max_length=None,
+            log_every=1,
+            save_every=rl.save_every,
+            trains=trains,
+            partner=ctx.checkpoint(partner).folder if partner else None,
+            protocol=protocol,
+            rl=rl,
+            max_tokens=max_tokens,
+            engine=ctx.engine_settings,
+            prompt=ctx.prompt,
+            store=ctx.rollouts_url,
             bf16=rl.bf16,
             lora=rl.lora,
         ),
-    )  # fmt: skip
+    )

@@ -20,72 +20,81 @@ from reasoning.thinking import final_answer
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import step
 from tasks.runtime.context import RunContext
-from tasks.steps.prefix_sampling import set_aside
+from tasks.steps.prefix_sampling import skipped_rows
 from tasks.steps.problems import by_id
 
 
 @step
 def sample_traces(
-    place: RunContext, model: ArtifactRef, problems: ArtifactRef, sampling: Sampling, seed: int
+    ctx: RunContext, model: ArtifactRef, problems: ArtifactRef, sampling: Sampling, seed: int
 ) -> ArtifactRef:
     """Rows of Trace, right and wrong ones alike. Problems without completions are set aside."""
     started = time.monotonic()
-    rows = place.rows(problems, Problem)
-    drawn = draw_traces(place, "sample", place.checkpoint(model), rows, sampling, Purpose.TRAIN, seed)
-    return place.publish(
-        "traces", drawn.traces, rows_in=len(rows), usage=drawn.usage, started=started, aside=set_aside(drawn.refused)
+    rows = ctx.rows(problems, Problem)
+    drawn = sample_and_verify(ctx, "sample", ctx.checkpoint(model), rows, sampling, Purpose.TRAIN, seed)
+    return ctx.publish(
+        "traces", drawn.traces, rows_in=len(rows), usage=drawn.usage, started=started, aside=skipped_rows(drawn.refused)
     )
 
 
 @step
-def examine(place: RunContext, model: ArtifactRef, problems: ArtifactRef, sampling: Sampling, seed: int) -> ArtifactRef:
+def evaluate(ctx: RunContext, model: ArtifactRef, problems: ArtifactRef, sampling: Sampling, seed: int) -> ArtifactRef:
     """Rows of Score on problems that nothing else has read, from samples that nothing else uses. Completions that are
     not to be had count as not right."""
     started = time.monotonic()
-    checkpoint, known = place.checkpoint(model), by_id(place, problems)
-    drawn = draw_traces(place, "benchmark", checkpoint, list(known.values()), sampling, Purpose.BENCHMARK, seed)
+    checkpoint, known = ctx.checkpoint(model), by_id(ctx, problems)
+    drawn = sample_and_verify(ctx, "benchmark", checkpoint, list(known.values()), sampling, Purpose.BENCHMARK, seed)
     scores = [score(checkpoint, known[trace.problem_id], trace) for trace in drawn.traces]
-    scores += scores_without(checkpoint, known, drawn.refused, sampling)
-    place.list_set_aside(set_aside(drawn.refused))
-    return place.publish(
+    scores += scores_of_failed(checkpoint, known, drawn.refused, sampling)
+    ctx.report_skipped(skipped_rows(drawn.refused))
+    return ctx.publish(
         "scores", scores, rows_in=len(known), usage=drawn.usage, started=started, counts=failed_counts(drawn.refused)
     )
 
 
-class DrawnTraces(NamedTuple):
+class SampledTraces(NamedTuple):
     traces: list[Trace]
     refused: dict[str, Refused]
     """Problems that no engine could serve, by id."""
     usage: Usage
 
 
-def draw_traces(
-    place: RunContext, stage: str, model: Checkpoint, problems: Sequence[Problem], sampling: Sampling,
-    purpose: Purpose, seed: int,
-) -> DrawnTraces:  # fmt: skip
+def sample_and_verify(
+    ctx: RunContext,
+    stage: str,
+    model: Checkpoint,
+    problems: Sequence[Problem],
+    sampling: Sampling,
+    purpose: Purpose,
+    seed: int,
+) -> SampledTraces:
     """Completions of `problems`, verified, and what they cost. Raises TooManyFailed, and where there are none at
     all."""
     requests = [Request(model.prompt_ids(problem), sampling, sampling.samples) for problem in problems]
-    drawn = place.draw(stage, model, requests, purpose, seed)
+    drawn = ctx.sample(stage, model, requests, purpose, seed)
     asked = list(zip(problems, drawn.completions, strict=True))
     refused = {problem.id: one for problem, one in asked if isinstance(one, Refused)}
     served = [(problem, group) for problem, group in asked if not isinstance(group, Refused)]
-    refuse_nothing(stage, refused, problems)
+    validate_some_served(stage, refused, problems)
     texts = [[model.decode(c.token_ids) for c in group] for _, group in served]
-    answers = [[final_answer(text, place.prompt.thinking) for text in group] for group in texts]
-    verdicts, checks = place.verdicts([problem for problem, _ in served], answers)
+    answers = [[final_answer(text, ctx.prompt.thinking) for text in group] for group in texts]
+    verdicts, checks = ctx.verdicts([problem for problem, _ in served], answers)
     traces = [
         Trace(
-            problem_id=problem.id, sample=sample, token_ids=completion.token_ids, text=text,
-            truncated=not completion.finished, verdict=verdict,
+            problem_id=problem.id,
+            sample=sample,
+            token_ids=completion.token_ids,
+            text=text,
+            truncated=not completion.finished,
+            verdict=verdict,
         )
         for (problem, group), group_texts, judged in zip(served, texts, verdicts, strict=True)
         for sample, (completion, text, verdict) in enumerate(zip(group, group_texts, judged, strict=True))
-    ]  # fmt: skip
-    return DrawnTraces(traces, refused, drawn.usage + checks)
+    ]
+    return SampledTraces(traces, refused, drawn.usage + checks)
 
 
-def refuse_nothing(stage: str, refused: Mapping[str, Refused], problems: Sequence[Problem]) -> None:
+def validate_some_served(stage: str, refused: Mapping[str, Refused], problems: Sequence[Problem]) -> None:
     """Raises TooManyFailed where not one problem was served, whatever the settings allow."""
     if problems and len(refused) == len(problems):
         raise TooManyFailed(f"{stage}: there is no completion of any problem: {next(iter(refused.values())).reason}")
@@ -93,23 +102,34 @@ def refuse_nothing(stage: str, refused: Mapping[str, Refused], problems: Sequenc
 
 def score(model: Checkpoint, problem: Problem, trace: Trace, overhead: int = 0) -> Score:
     return Score(
-        problem_id=problem.id, level=problem.level, sample=trace.sample,
-        prompt_tokens=len(model.prompt_ids(problem)), tokens=len(trace.token_ids) + overhead, overhead=overhead,
-        truncated=trace.truncated, verdict=trace.verdict,
-    )  # fmt: skip
+        problem_id=problem.id,
+        level=problem.level,
+        sample=trace.sample,
+        prompt_tokens=len(model.prompt_ids(problem)),
+        tokens=len(trace.token_ids) + overhead,
+        overhead=overhead,
+        truncated=trace.truncated,
+        verdict=trace.verdict,
+    )
 
 
-def scores_without(
+def scores_of_failed(
     model: Checkpoint, known: Mapping[str, Problem], refused: Iterable[str], sampling: Sampling
 ) -> list[Score]:
     """Of all samples of problems that no engine could serve."""
     return [
         Score(
-            problem_id=name, level=known[name].level, sample=sample, prompt_tokens=len(model.prompt_ids(known[name])),
-            tokens=0, truncated=False, verdict=Verdict.NO_COMPLETION,
+            problem_id=name,
+            level=known[name].level,
+            sample=sample,
+            prompt_tokens=len(model.prompt_ids(known[name])),
+            tokens=0,
+            truncated=False,
+            verdict=Verdict.NO_COMPLETION,
         )
-        for name in refused for sample in range(sampling.samples)
-    ]  # fmt: skip
+        for name in refused
+        for sample in range(sampling.samples)
+    ]
 
 
 def failed_counts(refused: Mapping[str, Refused]) -> dict[str, int]:

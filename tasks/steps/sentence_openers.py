@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from reasoning.records import Trace
-from reasoning.sentence_openers import openings
+from reasoning.sentence_openers import sentence_openers
 from reasoning.thinking import thinking_of
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import step
@@ -14,13 +14,13 @@ from tasks.runtime.context import RunContext
 
 
 @step
-def count_openings(
-    place: RunContext, model: ArtifactRef, traces: ArtifactRef, markers: Sequence[str]
-) -> ArtifactRef:  # fmt: skip
+def count_sentence_openers(
+    ctx: RunContext, model: ArtifactRef, traces: ArtifactRef, markers: Sequence[str]
+) -> ArtifactRef:
     """Rows of Opening, over the thinking parts: all markers, and what opens sentences in two traces or more."""
     started = time.monotonic()
-    rows, thinking = place.rows(traces, Trace), place.checkpoint(model).prompt.thinking
-    found = openings([thinking_of(row.text, thinking) for row in rows], markers)
+    rows, thinking = ctx.rows(traces, Trace), ctx.checkpoint(model).prompt.thinking
+    found = sentence_openers([thinking_of(row.text, thinking) for row in rows], markers)
     kept = [row for row in found if row.is_marker or row.traces > 1]
     counts = {"openings": len(found), "in one trace only": len(found) - len(kept)}
-    return place.publish("openings", kept, rows_in=len(rows), started=started, counts=counts)
+    return ctx.publish("openings", kept, rows_in=len(rows), started=started, counts=counts)

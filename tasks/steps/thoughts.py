@@ -13,39 +13,43 @@ from conf.llm import Llm
 from conf.long_short import Importance, LlmChunker, Protocol
 from conf.sampling import Sampling
 from conf.segmentation import Segmentation
-from models.inference.dialogue_sampler import Tongue
+from models.inference.dialogue_sampler import TurnCodec
 from reasoning import chunking, cold_start, thoughts
 from reasoning.dialogue import Speaker, holds_tag, turns_of
-from reasoning.llm_queries import Unusable, limited
-from reasoning.records import Chunked, Demonstration, Rehearsed, Trace, Valued, by_trace
+from reasoning.llm_queries import InvalidReply, with_token_limit
+from reasoning.records import ChunkedTrace, ColdStartDialogue, Demonstration, PrefixValues, Trace, by_trace
 from reasoning.thinking import Thinking, reply_of, thinking_of, thought_of
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import step
 from tasks.runtime.context import RunContext
 from tasks.steps.dto import all_ends, all_segment_ends, parts_of
-from tasks.steps.llm import asked_of
-from tasks.steps.prefix_sampling import Prober, going_on, set_aside
+from tasks.steps.llm import query_llm
+from tasks.steps.prefix_sampling import PrefixSampler, continuation, skipped_rows
 from tasks.steps.problems import by_id
 
 
 @step
 def chunk_by_markers(
-    place: RunContext, model: ArtifactRef, traces: ArtifactRef, segmentation: Segmentation
+    ctx: RunContext, model: ArtifactRef, traces: ArtifactRef, segmentation: Segmentation
 ) -> ArtifactRef:
     """Rows of Chunked: thoughts begin where segments do."""
     started = time.monotonic()
-    rows, dropped = _thinking(place, traces)
-    ends, undecodable = all_segment_ends(place, place.checkpoint(model), rows, segmentation)
-    return place.publish(
-        "thoughts", _chunked(rows, ends), rows_in=len(rows) + dropped.total(), dropped=dict(+dropped), started=started,
+    rows, dropped = _thinking(ctx, traces)
+    ends, undecodable = all_segment_ends(ctx, ctx.checkpoint(model), rows, segmentation)
+    return ctx.publish(
+        "thoughts",
+        _chunked(rows, ends),
+        rows_in=len(rows) + dropped.total(),
+        dropped=dict(+dropped),
+        started=started,
         aside=undecodable,
-    )  # fmt: skip
+    )
 
 
-def _thinking(place: RunContext, traces: ArtifactRef) -> tuple[list[Trace], Counter[str]]:
+def _thinking(ctx: RunContext, traces: ArtifactRef) -> tuple[list[Trace], Counter[str]]:
     """Traces that can be taken apart, and what was left out by reason: no thinking, or a tag within it."""
-    rows = place.rows(traces, Trace)
-    tags = place.prompt.thinking
+    rows = ctx.rows(traces, Trace)
+    tags = ctx.prompt.thinking
     thoughts_of = [thinking_of(thought_of(row.text, tags), tags) for row in rows]
     told = list(zip(rows, thoughts_of, strict=True))
     some = [(row, text) for row, text in told if text.strip()]
@@ -55,32 +59,37 @@ def _thinking(place: RunContext, traces: ArtifactRef) -> tuple[list[Trace], Coun
 
 @step
 def chunk_by_llm(
-    place: RunContext, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, chunker: LlmChunker, llm: Llm
+    ctx: RunContext, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, chunker: LlmChunker, llm: Llm
 ) -> ArtifactRef:
     """Rows of Chunked: steps of the thinking, grouped by an auxiliary model. Raises what its client does, and
     TooManyUnusable."""
     started = time.monotonic()
-    checkpoint, known = place.checkpoint(model), by_id(place, problems)
-    rows, dropped = _thinking(place, traces)
-    steps_of = [_steps(row.text, place.prompt.thinking) for row in rows]
-    asks = [chunking.question(known[row.problem_id].text, s) for row, s in zip(rows, steps_of, strict=True)]
-    asks = limited(asks, chunker.max_tokens, "chunking.max_tokens")
-    found = asked_of(place, llm, "chunk", asks, chunker.most_unusable)
+    checkpoint, known = ctx.checkpoint(model), by_id(ctx, problems)
+    rows, dropped = _thinking(ctx, traces)
+    steps_of = [_steps(row.text, ctx.prompt.thinking) for row in rows]
+    asks = [chunking.chunking_query(known[row.problem_id].text, s) for row, s in zip(rows, steps_of, strict=True)]
+    asks = with_token_limit(asks, chunker.max_tokens, "chunking.max_tokens")
+    found = query_llm(ctx, llm, "chunk", asks, chunker.most_unusable)
     told = zip(rows, steps_of, found.replies, strict=True)
-    joined = {row.id: chunking.joined(steps, one) for row, steps, one in told if not isinstance(one, Unusable)}
+    joined = {row.id: chunking.joined(steps, one) for row, steps, one in told if not isinstance(one, InvalidReply)}
     grouped = [row for row in rows if row.id in joined]
-    ends, undecodable = all_ends(place, checkpoint, grouped, lambda row: joined[row.id])
-    return place.publish(
-        "thoughts", _chunked(grouped, ends), rows_in=len(rows) + dropped.total(),
-        dropped=dict(+(found.unusable + dropped)), usage=found.usage, started=started, payee=found.payee,
+    ends, undecodable = all_ends(ctx, checkpoint, grouped, lambda row: joined[row.id])
+    return ctx.publish(
+        "thoughts",
+        _chunked(grouped, ends),
+        rows_in=len(rows) + dropped.total(),
+        dropped=dict(+(found.unusable + dropped)),
+        usage=found.usage,
+        started=started,
+        payee=found.payee,
         aside=undecodable,
-    )  # fmt: skip
+    )
 
 
-def _chunked(rows: Sequence[Trace], ends: Mapping[str, Sequence[int]]) -> list[Chunked]:
+def _chunked(rows: Sequence[Trace], ends: Mapping[str, Sequence[int]]) -> list[ChunkedTrace]:
     """Of the rows that have `ends`."""
     return [
-        Chunked(problem_id=row.problem_id, sample=row.sample, ends=tuple(ends[row.id]))
+        ChunkedTrace(problem_id=row.problem_id, sample=row.sample, ends=tuple(ends[row.id]))
         for row in rows
         if row.id in ends
     ]
@@ -94,76 +103,92 @@ def _steps(text: str, thinking: Thinking) -> list[str]:
 
 @step
 def value_thoughts(
-    place: RunContext, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, chunked: ArtifactRef,
-    rollouts: Sampling, seed: int,
-) -> ArtifactRef:  # fmt: skip
+    ctx: RunContext,
+    model: ArtifactRef,
+    problems: ArtifactRef,
+    traces: ArtifactRef,
+    chunked: ArtifactRef,
+    rollouts: Sampling,
+    seed: int,
+) -> ArtifactRef:
     """Rows of Valued: the right ones among the rollouts that go on after each thought, and after none."""
     started = time.monotonic()
-    thoughts_of = by_trace(place.rows(chunked, Chunked))
-    rows = [row for row in place.rows(traces, Trace) if (row.problem_id, row.sample) in thoughts_of]
+    thoughts_of = by_trace(ctx.rows(chunked, ChunkedTrace))
+    rows = [row for row in ctx.rows(traces, Trace) if (row.problem_id, row.sample) in thoughts_of]
     ends = {row.id: (0, *thoughts_of[row.problem_id, row.sample].ends) for row in rows}
-    prober = Prober(
-        place, place.checkpoint(model), by_id(place, problems), going_on(rollouts, place.prompt.thinking), seed
+    sampler = PrefixSampler(
+        ctx, ctx.checkpoint(model), by_id(ctx, problems), continuation(rollouts, ctx.prompt.thinking), seed
     )
-    valued = prober.values("value thoughts", rows, ends)
-    return place.publish(
-        "values", valued, rows_in=len(rows), usage=prober.usage, started=started, aside=set_aside(prober.refused)
+    valued = sampler.estimate_values("value thoughts", rows, ends)
+    return ctx.publish(
+        "values", valued, rows_in=len(rows), usage=sampler.usage, started=started, aside=skipped_rows(sampler.refused)
     )
 
 
 @step
-def rehearse(
-    place: RunContext, model: ArtifactRef, traces: ArtifactRef, values: ArtifactRef, importance: Importance,
+def build_cold_start_dialogues(
+    ctx: RunContext,
+    model: ArtifactRef,
+    traces: ArtifactRef,
+    values: ArtifactRef,
+    importance: Importance,
     most_rounds: int,
-) -> ArtifactRef:  # fmt: skip
+) -> ArtifactRef:
     """Rows of Rehearsed: important thoughts as the turns of one model, condensed others as those of the other."""
     started = time.monotonic()
-    checkpoint, trace_of = place.checkpoint(model), by_trace(place.rows(traces, Trace))
-    rows, rehearsed = place.rows(values, Valued), []
+    checkpoint, trace_of = ctx.checkpoint(model), by_trace(ctx.rows(traces, Trace))
+    rows, rehearsed = ctx.rows(values, PrefixValues), []
     for row in rows:
         trace = trace_of[row.problem_id, row.sample]
         texts = parts_of(checkpoint, trace, row.ends)
-        texts[0] = thought_of(texts[0], place.prompt.thinking)  # where the prompt leaves the opening to the model
+        texts[0] = thought_of(texts[0], ctx.prompt.thinking)  # where the prompt leaves the opening to the model
         important = thoughts.are_long(thoughts.importance(row.values, row.lengths, importance))
-        reply = reply_of(trace.text, place.prompt.thinking) or ""
+        reply = reply_of(trace.text, ctx.prompt.thinking) or ""
         dialogue = cold_start.as_dialogue(texts, important, reply, most_rounds)
         if dialogue is not None:
-            rehearsed.append(Rehearsed(
-                problem_id=row.problem_id, sample=row.sample, important=tuple(important), transcript=str(dialogue)
-            ))  # fmt: skip
+            rehearsed.append(
+                ColdStartDialogue(
+                    problem_id=row.problem_id, sample=row.sample, important=tuple(important), transcript=str(dialogue)
+                )
+            )
     dropped = {"too-many-rounds-or-tags": len(rows) - len(rehearsed)} if len(rehearsed) < len(rows) else {}
     counts = {
         "thoughts": sum(len(row.important) for row in rehearsed),
         "important": sum(sum(row.important) for row in rehearsed),
         "turns": sum(len(turns_of(row.transcript)) for row in rehearsed),
     }
-    return place.publish(
-        "rehearsals", rehearsed, rows_in=len(rows), dropped=dropped, started=started, counts=counts
-    )  # fmt: skip
+    return ctx.publish("rehearsals", rehearsed, rows_in=len(rows), dropped=dropped, started=started, counts=counts)
 
 
 @step
-def turns_to_learn(
-    place: RunContext, model: ArtifactRef, problems: ArtifactRef, rehearsals: ArtifactRef, protocol: Protocol,
-    speaker: Speaker, max_length: int,
-) -> ArtifactRef:  # fmt: skip
+def build_turn_sft_rows(
+    ctx: RunContext,
+    model: ArtifactRef,
+    problems: ArtifactRef,
+    rehearsals: ArtifactRef,
+    protocol: Protocol,
+    speaker: Speaker,
+    max_length: int,
+) -> ArtifactRef:
     """Rows of Demonstration: each turn of one speaker, after what it was shown. Turns longer than the protocol allows
     are set aside."""
     started = time.monotonic()
-    tongue, known = Tongue(place.checkpoint(model), protocol), by_id(place, problems)
+    codec, known = TurnCodec(ctx.checkpoint(model), protocol), by_id(ctx, problems)
     learnt, dropped, turns = [], Counter[str](), 0
-    for row in place.rows(rehearsals, Rehearsed):
-        shown = tongue.prompts(known[row.problem_id])[speaker]
+    for row in ctx.rows(rehearsals, ColdStartDialogue):
+        shown = codec.prompts(known[row.problem_id])[speaker]
         for turn in turns_of(row.transcript):
-            opening, rest = tongue.written(turn)
+            opening, rest = codec.encode_turn(turn)
             shown += opening
             if turn.speaker is speaker:
                 turns += 1
                 if len(rest) > protocol.turn_tokens or len(shown) + len(rest) > max_length:
                     dropped["too-long"] += 1
                 else:
-                    learnt.append(Demonstration(
-                        problem_id=row.problem_id, sample=row.sample, prompt_ids=shown, completion_ids=rest
-                    ))  # fmt: skip
+                    learnt.append(
+                        Demonstration(
+                            problem_id=row.problem_id, sample=row.sample, prompt_ids=shown, completion_ids=rest
+                        )
+                    )
             shown += rest
-    return place.publish("demonstrations", learnt, rows_in=turns, dropped=dict(dropped), started=started)
+    return ctx.publish("demonstrations", learnt, rows_in=turns, dropped=dict(dropped), started=started)

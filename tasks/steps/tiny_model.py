@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from conf.tiny_model import Lesson, Pretraining, Teacher, TinyModel
-from models.inference.vllm_server import PROOF_FILE
+from models.inference.vllm_server import SYNC_CHECK_FILE
 from models.tiny_model import CONTEXT, teacher_texts, train_tokenizer, training_rows, untrained_model
 from models.training.launcher import RECOMPUTES, TrainJob
 from reasoning.model_card import card_figures, card_text
@@ -28,7 +28,7 @@ TOKENIZER_TEXTS = 8_000
 
 
 @step
-def write_corpus(place: RunContext, lessons: tuple[Lesson, ...], teacher: Teacher, batch: int, seed: int) -> ArtifactRef:
+def write_corpus(ctx: RunContext, lessons: tuple[Lesson, ...], teacher: Teacher, batch: int, seed: int) -> ArtifactRef:
     """A folder with the untrained model, its tokenizer, and `rows.parquet` in the order of training."""
     started = time.monotonic()
     texts = teacher_texts(lessons, teacher, seed)
@@ -40,61 +40,80 @@ def write_corpus(place: RunContext, lessons: tuple[Lesson, ...], teacher: Teache
         pq.write_table(pa.Table.from_pylist(rows), Path(scratch) / "rows.parquet")
         written = sum(map(len, texts))
         count = stage_count(written, len(rows), {"incomplete-batch": written - len(rows)}, None, started)
-        return place.artifacts.publish_folder("corpus", Path(scratch), count)
+        return ctx.artifacts.publish_folder("corpus", Path(scratch), count)
 
 
 @step
-def pretrain(place: RunContext, corpus: ArtifactRef, training: Pretraining, seed: int) -> ArtifactRef:
+def pretrain(ctx: RunContext, corpus: ArtifactRef, training: Pretraining, seed: int) -> ArtifactRef:
     """The trained checkpoint, in bfloat16."""
-    folder = place.artifacts.local_path(corpus)
+    folder = ctx.artifacts.local_path(corpus)
     rows = pq.read_table(folder / "rows.parquet")
     texts = [len(p) + len(c) for p, c in zip(*(column.to_pylist() for column in rows.columns), strict=True)]
-    shape = place.checkpoint(corpus).shape
+    shape = ctx.checkpoint(corpus).shape
 
     def usage(figures: Sequence[dict[str, Any]]) -> Usage:
         flops = shape.training_flops(texts, is_recomputed=any(line.get(RECOMPUTES) for line in figures))
         return Usage(prompt_tokens=sum(texts), flops=flops)
 
     return run_job(
-        place, "pretrain", rows_in=rows.num_rows, usage=usage,
+        ctx,
+        "pretrain",
+        rows_in=rows.num_rows,
+        usage=usage,
         job=lambda scratch: TrainJob(
-            method="sft", model=folder, rows=folder / "rows.parquet", output=scratch / "model",
-            work=scratch / "checkpoints", progress=scratch / "progress.jsonl",
-            outcome=scratch / "outcome", seed=seed,
-            learning_rate=training.learning_rate, epochs=1, batch=training.batch, micro_batch=training.batch,
-            warmup=training.warmup, max_length=None, adam_beta2=training.adam_beta2,
-            weight_decay=training.weight_decay, shuffle=False, dtype="bfloat16", log_every=20, save_every=500,
+            method="sft",
+            model=folder,
+            rows=folder / "rows.parquet",
+            output=scratch / "model",
+            work=scratch / "checkpoints",
+            progress=scratch / "progress.jsonl",
+            exit_file=scratch / "exit_reason",
+            seed=seed,
+            learning_rate=training.learning_rate,
+            epochs=1,
+            batch=training.batch,
+            micro_batch=training.batch,
+            warmup=training.warmup,
+            max_length=None,
+            adam_beta2=training.adam_beta2,
+            weight_decay=training.weight_decay,
+            shuffle=False,
+            dtype="bfloat16",
+            log_every=20,
+            save_every=500,
         ),
-    )  # fmt: skip
+    )
 
 
 @step
-def first_samples(place: RunContext, traces: ArtifactRef, count: int) -> ArtifactRef:
+def first_samples(ctx: RunContext, traces: ArtifactRef, count: int) -> ArtifactRef:
     """Only each problem's first `count` traces: the others need no probing."""
     started = time.monotonic()
-    rows = place.rows(traces, Trace)
+    rows = ctx.rows(traces, Trace)
     kept = [row for row in rows if row.sample < count]
-    return place.publish(
+    return ctx.publish(
         "traces", kept, rows_in=len(rows), dropped={"not-probed": len(rows) - len(kept)}, started=started
     )
 
 
 def write_card(
-    place: RunContext, settings: TinyModel, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef,
+    ctx: RunContext,
+    settings: TinyModel,
+    model: ArtifactRef,
+    problems: ArtifactRef,
+    traces: ArtifactRef,
     scans: ArtifactRef,
-) -> Path:  # fmt: skip
+) -> Path:
     """Moves weights and card (README.md, figures.json) into the folder `settings.output` once all of it is written."""
-    checkpoint = place.checkpoint(model)
+    checkpoint = ctx.checkpoint(model)
     ending_tokens = len(checkpoint.encode(settings.probing.exit_text)) + settings.probing.sampling.max_tokens // 2
-    figures = card_figures(
-        place.rows(problems, Problem), place.rows(traces, Trace), place.rows(scans, Scan), ending_tokens
-    )
+    figures = card_figures(ctx.rows(problems, Problem), ctx.rows(traces, Trace), ctx.rows(scans, Scan), ending_tokens)
     output = Path(settings.output)
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output) as scratch:
         whole = Path(scratch) / "whole"
-        shutil.copytree(checkpoint.folder, whole, ignore=shutil.ignore_patterns(PROOF_FILE))
-        chosen = settings.model_dump(mode="json", exclude=set(settings.LEFT_OUT))
+        shutil.copytree(checkpoint.folder, whole, ignore=shutil.ignore_patterns(SYNC_CHECK_FILE))
+        chosen = settings.model_dump(mode="json", exclude=set(settings.NOT_IN_CACHE_KEY))
         body: dict[str, Any] = {"figures": figures, "settings": chosen}
         (whole / "figures.json").write_text(json.dumps(body, indent=2) + "\n")
         (whole / "README.md").write_text(card_text(figures, checkpoint.shape.parameters, CONTEXT))

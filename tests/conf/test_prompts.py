@@ -1,12 +1,12 @@
 import pytest
 
-from conf.base import Section
+from conf.base import Settings
 from conf.cot_distillation import CotDistillation
 from conf.dto import Dto
 from conf.load import SettingsError, load
 from conf.long_short import LongShort
 from conf.markers import MarkerReport
-from conf.multi_seed import Claims
+from conf.multi_seed import MultiSeed
 from conf.prompts import ADVICE, Harmony, Prompt, Tags
 from conf.sampling import Sampling
 
@@ -16,7 +16,7 @@ EXIT = r"probing.exit_text='Enough.[/THINK]\boxed{'"
 
 
 @pytest.mark.parametrize("kind", PIPELINES)
-def test_other_models_are_told_what_their_makers_advise_and_the_bundled_one_nothing(kind: type[Section]):
+def test_other_models_are_told_what_their_makers_advise_and_the_bundled_one_nothing(kind: type[Settings]):
     assert load(kind, "tiny").prompt == Prompt()  # type: ignore[attr-defined]
     other = load(kind, "tiny", ("model=owner/name", "prompt.system=Be exact."))
     assert other.prompt == Prompt(system="Be exact.", **ADVICE)  # type: ignore[attr-defined]
@@ -31,7 +31,7 @@ def test_other_models_are_told_what_their_makers_advise_and_the_bundled_one_noth
         (LongShort, "paper-qwen2.5-7b"),
     ],
 )
-def test_the_papers_presets_ask_for_a_box(kind: type[Section], preset: str):
+def test_the_papers_presets_ask_for_a_box(kind: type[Settings], preset: str):
     assert "\\boxed{}" in load(kind, preset).prompt.instruction  # type: ignore[attr-defined]
 
 
@@ -42,7 +42,7 @@ def test_what_is_said_explicitly_wins_and_is_kept():
     assert told.prompt.instruction == "Think."
     for settings in (silent, told, load(Dto, "paper-r1-1.5b")):
         assert Dto.model_validate_json(settings.model_dump_json()) == settings
-    claims = load(Claims, "dto", ("dto.model=owner/name",))
+    claims = load(MultiSeed, "dto", ("dto.model=owner/name",))
     assert claims.of.prompt.instruction == ADVICE["instruction"]
 
 
@@ -74,7 +74,7 @@ def test_formats_of_thinking_are_chosen_by_type():
         (Dto, ("engine.seed=-1",), "engine.seed"),
     ],
 )
-def test_a_mistake_is_one_line(kind: type[Section], assignments: tuple[str, ...], words: str):
+def test_a_mistake_is_one_line(kind: type[Settings], assignments: tuple[str, ...], words: str):
     with pytest.raises(SettingsError) as error:
         load(kind, "tiny", assignments)
     assert words in str(error.value)

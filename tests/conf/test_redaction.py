@@ -15,14 +15,35 @@ SECRETS = ("sk-123", "hunter2", "0a1b2c3d4e5f6a7b8c9d0e1f", "12345")
 
 @pytest.mark.parametrize(
     "assignment",
-    ["llm.key=sk-123", "llm.kye=hunter2", "llm.api_key=12345", "llm.apiKey=[\"hunter2\"]", "password=12345",
-     "llm.headers.authorization=hunter2", "llm.headers={authorization = \"hunter2\"}", "hf_token=hunter2",
-     "teacher.llm.key=hunter2", "teacher.llm.secret=hunter2", "llm.key_variable=hunter2", "llm.url=sk-123",
-     "llm.url=https://me:hunter2@host/v1", "llm.url=https://host/v1?api_key=hunter2", "llm.timeout=sk-123",
-     "llm.url=0a1b2c3d4e5f6a7b8c9d0e1f", "llm.model.key=hunter2", "llm.timeout.key=hunter2", "problems.type=sk-123",
-     "llm.key hunter2", "llm.key:hunter2", "sk-123", "judging.key=hunter2", "benchmarks.x.key=hunter2",
-     "compression.by.key=hunter2", "storage.credentials.x=hunter2"],
-)  # fmt: skip
+    [
+        "llm.key=sk-123",
+        "llm.kye=hunter2",
+        "llm.api_key=12345",
+        'llm.apiKey=["hunter2"]',
+        "password=12345",
+        "llm.headers.authorization=hunter2",
+        'llm.headers={authorization = "hunter2"}',
+        "hf_token=hunter2",
+        "teacher.llm.key=hunter2",
+        "teacher.llm.secret=hunter2",
+        "llm.key_variable=hunter2",
+        "llm.url=sk-123",
+        "llm.url=https://me:hunter2@host/v1",
+        "llm.url=https://host/v1?api_key=hunter2",
+        "llm.timeout=sk-123",
+        "llm.url=0a1b2c3d4e5f6a7b8c9d0e1f",
+        "llm.model.key=hunter2",
+        "llm.timeout.key=hunter2",
+        "problems.type=sk-123",
+        "llm.key hunter2",
+        "llm.key:hunter2",
+        "sk-123",
+        "judging.key=hunter2",
+        "benchmarks.x.key=hunter2",
+        "compression.by.key=hunter2",
+        "storage.credentials.x=hunter2",
+    ],
+)
 def test_no_refused_assignment_shows_its_secret(capsys: pytest.CaptureFixture[str], assignment: str):
     given = ["--set", "llm.model=m", "--set", "teacher.type=endpoint", "--set", assignment]
     assert main(["run", "cot-distillation", *given]) == 2
@@ -47,9 +68,17 @@ def test_a_key_beside_its_option_is_not_repeated(capsys: pytest.CaptureFixture[s
 
 @pytest.mark.parametrize(
     "text",
-    ["[llm]\nkey = hunter2\n", "[llm]\nkey = \"hunter2\n", "[llm]\nkey = \"hunter2\"\nkey = \"hunter2\"\n", "hunter2\n",
-     "[llm]\nkey \"hunter2\"\n", "[llm]\nkey = \"hunter2\"\n", "[hunter2\n", "key = \"\\hunter2\"\n"],
-)  # fmt: skip
+    [
+        "[llm]\nkey = hunter2\n",
+        '[llm]\nkey = "hunter2\n',
+        '[llm]\nkey = "hunter2"\nkey = "hunter2"\n',
+        "hunter2\n",
+        '[llm]\nkey "hunter2"\n',
+        '[llm]\nkey = "hunter2"\n',
+        "[hunter2\n",
+        'key = "\\hunter2"\n',
+    ],
+)
 def test_no_preset_shows_its_secret(tmp_path: Path, text: str):
     path = tmp_path / "mine.toml"
     path.write_text(text)
@@ -61,9 +90,10 @@ def test_no_preset_shows_its_secret(tmp_path: Path, text: str):
 
 def test_harmless_values_are_still_shown():
     for assignment, words in (
-        ("sampling.max_tokens=abc", "(given: 'abc')"), ("sampling.sample=2", "(given: 2); did you mean 'samples'?"),
+        ("sampling.max_tokens=abc", "(given: 'abc')"),
+        ("sampling.sample=2", "(given: 2); did you mean 'samples'?"),
         ("llm.url=localhost:8000", "(given: 'localhost:8000')"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(SettingsError) as caught:
             load(CotDistillation, "tiny", (assignment,))
         assert words in str(caught.value)
@@ -71,9 +101,13 @@ def test_harmless_values_are_still_shown():
 
 @pytest.mark.parametrize(
     ("url", "words"),
-    [("https://me:pw@host/v1", "leave them out"), ("https://host/v1?key=x", "leave them out"),
-     ("https://host/v1/chat/completions", "leave that out"), ("https://host:99999/v1", "Port out of range")],
-)  # fmt: skip
+    [
+        ("https://me:pw@host/v1", "leave them out"),
+        ("https://host/v1?key=x", "leave them out"),
+        ("https://host/v1/chat/completions", "leave that out"),
+        ("https://host:99999/v1", "Port out of range"),
+    ],
+)
 def test_an_endpoints_url_holds_no_secret_and_no_path_of_ours(url: str, words: str):
     with pytest.raises(ValueError, match=words):
         Llm(url=url, model="m")

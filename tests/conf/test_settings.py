@@ -6,21 +6,25 @@ from typing import Any, get_args, get_origin
 import pytest
 from pydantic import BaseModel
 
-from conf.base import Section
+from conf.base import Settings
 from conf.cot_distillation import CotDistillation
 from conf.datasets import DATASETS
 from conf.dto import Dto
 from conf.load import PRESETS, SettingsError, load
 from conf.long_short import LongShort
 from conf.markers import MarkerReport
-from conf.multi_seed import Claims
+from conf.multi_seed import MultiSeed
 from conf.segmentation import MARKERS
 from conf.tiny_model import TinyModel
 
 KINDS = {
-    "claims": Claims, "cot-distillation": CotDistillation, "dto": Dto, "long-short": LongShort, "markers": MarkerReport,
+    "claims": MultiSeed,
+    "cot-distillation": CotDistillation,
+    "dto": Dto,
+    "long-short": LongShort,
+    "markers": MarkerReport,
     "tiny-model": TinyModel,
-}  # fmt: skip
+}
 
 
 ALL_LLM = ("rating.type=llm", "compression.by.type=llm", "llm.url=http://x", "llm.model=m")
@@ -111,25 +115,28 @@ def test_written_out_settings_can_be_read_again():
 
 
 def test_claims_take_the_demos_own_settings():
-    claims, demo = load(Claims, "dto").dto, load(Dto, "tiny")
+    claims, demo = load(MultiSeed, "dto").dto, load(Dto, "tiny")
     for name in Dto.model_fields.keys() - {"preset", "controls", "benchmark"}:
         assert getattr(claims, name) == getattr(demo, name)
-    other, alone = load(Claims, "cot-distillation").cot_distillation, load(CotDistillation, "tiny")
+    other, alone = load(MultiSeed, "cot-distillation").cot_distillation, load(CotDistillation, "tiny")
     for name in CotDistillation.model_fields.keys() - {"preset", "variants", "benchmarks"}:
         assert getattr(other, name) == getattr(alone, name)
-    pair, two = load(Claims, "long-short").long_short, load(LongShort, "tiny")
+    pair, two = load(MultiSeed, "long-short").long_short, load(LongShort, "tiny")
     for name in LongShort.model_fields.keys() - {"preset", "one_model", "early_stop", "benchmarks"}:
         assert getattr(pair, name) == getattr(two, name)
 
 
 @pytest.mark.parametrize(
     ("assignment", "words"),
-    [("dto.seed=3", "dto.seed has no effect here"), ("seeds=[1,1]", "seeds names one twice"),
-     ("cot_distillation.seed=0", "give dto, cot_distillation or long_short")],
-)  # fmt: skip
+    [
+        ("dto.seed=3", "dto.seed has no effect here"),
+        ("seeds=[1,1]", "seeds names one twice"),
+        ("cot_distillation.seed=0", "give dto, cot_distillation or long_short"),
+    ],
+)
 def test_claims_that_cannot_be_made(assignment: str, words: str):
     with pytest.raises(SettingsError, match=words):
-        load(Claims, "dto", (assignment,))
+        load(MultiSeed, "dto", (assignment,))
 
 
 @pytest.mark.parametrize(
@@ -239,9 +246,9 @@ def test_a_preset_can_override_one_column_of_a_known_data_set(tmp_path: Path):
     assert columns == DATASETS["openai/gsm8k"].model_copy(update={"problem": "q2", "level": "steps"})
 
 
-def sections(kind: type[BaseModel]) -> set[type[Section]]:
+def sections(kind: type[BaseModel]) -> set[type[Settings]]:
     """`kind` and every settings section in it."""
-    found = {kind} if issubclass(kind, Section) else set()
+    found = {kind} if issubclass(kind, Settings) else set()
     for field in kind.model_fields.values():
         for part in parts(field.annotation):
             if isinstance(part, type) and get_origin(part) is None and issubclass(part, BaseModel):
@@ -256,13 +263,15 @@ def parts(annotation: Any) -> Iterator[Any]:
         yield from parts(part)
 
 
-ALL_SECTIONS = sorted(sections(Claims) | sections(MarkerReport) | sections(TinyModel), key=lambda kind: kind.__name__)
+ALL_SECTIONS = sorted(
+    sections(MultiSeed) | sections(MarkerReport) | sections(TinyModel), key=lambda kind: kind.__name__
+)
 
 
 @pytest.mark.parametrize("kind", ALL_SECTIONS, ids=lambda kind: kind.__name__)
 def test_what_a_section_leaves_out_exists_and_every_field_is_explained(kind: Any):
-    assert kind.LEFT_OUT.keys() <= kind.model_fields.keys()
-    assert all(reason for reason in kind.LEFT_OUT.values())
+    assert kind.NOT_IN_CACHE_KEY.keys() <= kind.model_fields.keys()
+    assert all(reason for reason in kind.NOT_IN_CACHE_KEY.values())
 
 
 def test_servers_elsewhere_are_named_by_url_and_only_where_they_can_serve():

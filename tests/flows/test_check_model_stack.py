@@ -46,10 +46,11 @@ def test_it_takes_the_settings_of_the_run(tmp_path: Path, capsys: pytest.Capture
         "Please reason step by step, and put your final answer within \\\\boxed{}.<|assistant|><think>\\n",
         "463 '<|pad|>'",
         "served in bfloat16  = 772,224 parameters × 2",
-        "by [sft]:", "by [dpo]:",
+        "by [sft]:",
+        "by [dpo]:",
         "engine.context (16384) is more than the 2048 tokens that config.json tells of",
         "prompt.template_arguments: the template does not read loud",
-    ):  # fmt: skip
+    ):
         assert line in told
 
 

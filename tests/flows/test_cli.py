@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from models.inference.engine import Completion
-from models.inference.rollout_store import Purpose, RolloutStore, Stored
+from models.inference.rollout_store import Purpose, RolloutStore, StoredCompletion
 from tests.models.fakes import fake_checkpoint
 
 
@@ -41,9 +41,9 @@ def test_a_fingerprint_is_that_of_the_checkpoint_and_its_arithmetic(tmp_path: Pa
 def test_a_store_is_looked_after(tmp_path: Path):
     url = f"sqlite:///{tmp_path / 'store'}"
     model = fake_checkpoint(tmp_path / "model")
-    RolloutStore(url).commit([
-        Stored(b"k", n, model, Purpose.PROBE, Completion((1, 2), True)) for n in (0, 2)
-    ])  # fmt: skip
+    RolloutStore(url).commit(
+        [StoredCompletion(b"k", n, model, Purpose.PROBE, Completion((1, 2), True)) for n in (0, 2)]
+    )
 
     def store(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "flows", "store", "--url", url, *arguments]

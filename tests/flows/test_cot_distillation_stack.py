@@ -16,8 +16,8 @@ from flows.cot_distillation import run_cot_distillation
 from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
 from models.inference.engine import Finished, Refused, Request
 from models.inference.scripted_engine import ScriptedEngine
-from models.llm.client import CapReached, TooManyUnusable
-from reasoning.records import Compressed, Demonstration, Match, Pair, PairKind, Problem, Trace, Verdict
+from models.llm.client import CapReached, TooManyInvalidReplies
+from reasoning.records import CompressedTrace, Demonstration, Match, Pair, PairKind, Problem, Trace, Verdict
 from reasoning.stories import OverThinker, Split, draw_stories
 from reasoning.thinking import final_answer
 from tasks.steps.problems import ProblemsRefused
@@ -26,11 +26,15 @@ from tests.models.chat import Answer, Chat, Script
 
 pytestmark = pytest.mark.usefixtures("prefect")
 SMALL = (
-    "problems.count=12", "problems.levels=[1,2,3,4]", "sampling.samples=2", "choosing.most=2",
-    "benchmark_sampling.samples=2", 'benchmarks={"main"={count=8,levels=[1,2,3,4]},"far"={count=2,levels=[9]}}',
-)  # fmt: skip
-CURATION = ["sample-traces", "choose-traces", "value-prefixes", "rate-by-effort", "compress-by-value"]
-GATE = ["draw-problems"] * 3 + ["fit-problems"] * 3 + ["find-overlap", "drop-problems"]
+    "problems.count=12",
+    "problems.levels=[1,2,3,4]",
+    "sampling.samples=2",
+    "choosing.most=2",
+    "benchmark_sampling.samples=2",
+    'benchmarks={"main"={count=8,levels=[1,2,3,4]},"far"={count=2,levels=[9]}}',
+)
+CURATION = ["sample-traces", "select-traces", "estimate-prefix-values", "rate-by-effort", "compress-by-value"]
+GATE = ["draw-problems"] * 3 + ["drop-long-prompts"] * 3 + ["find-overlap", "drop-problems"]
 
 
 class Run(ScriptedRun):
@@ -39,7 +43,7 @@ class Run(ScriptedRun):
         super().__init__("cot-distillation", settings, run_cot_distillation, make)
 
     def note(self, title: str) -> list[dict[str, str]]:
-        return next(note["rows"] for note in self.report["notes"] if title in note["title"])
+        return next(note["rows"] for note in self.report["tables"] if title in note["title"])
 
 
 @pytest.fixture(scope="module")
@@ -53,24 +57,28 @@ def first(root: Path) -> Run:
 
 
 def test_a_run_takes_every_step_and_reports_it(first: Run):
-    training = ["demonstrations", "train-sft", "pair-compressed", "train-dpo"]
+    training = ["build-sft-rows", "train-sft", "pair-compressed", "train-dpo"]
     assert first.redone[: len(GATE + CURATION)] == GATE + CURATION
     assert first.redone[len(GATE + CURATION) :][:4] == training
     roles = [(model["name"], model["role"]) for model in first.report["models"]]
     assert roles == [
-        ("base", "base"), ("sft+dpo", "method"), ("sft", "control"), ("dpo", "control"),
-        ("sft-uncompressed", "control"), ("shuffled-ratings", "control"),
-    ]  # fmt: skip
+        ("base", "base"),
+        ("sft+dpo", "method"),
+        ("sft", "control"),
+        ("dpo", "control"),
+        ("sft-uncompressed", "control"),
+        ("shuffled-ratings", "control"),
+    ]
     assert first.report["benchmark"] == "main"
     assert [model["problems"] for model in first.report["others"]["far"]["models"]] == [2] * 6
     assert first.report["warnings"] == []
 
 
 def test_what_is_compressed_is_right_shorter_and_within_its_budget(first: Run):
-    traces = {(row.problem_id, row.sample): row for row in first.rows("choose-traces", Trace)}
+    traces = {(row.problem_id, row.sample): row for row in first.rows("select-traces", Trace)}
     answers = {row.id: row.answer for row in first.rows("drop-problems", Problem)}
     budget, model = load(CotDistillation, "tiny").compression.budget, Checkpoint.open(TINY_MODEL)
-    compressed = first.rows("compress-by-value", Compressed)
+    compressed = first.rows("compress-by-value", CompressedTrace)
     assert compressed
     for row in compressed:
         assert len(row.token_ids) < row.original_tokens == len(traces[row.problem_id, row.sample].token_ids)
@@ -84,11 +92,11 @@ def test_what_is_compressed_is_right_shorter_and_within_its_budget(first: Run):
 
 
 def test_training_sees_whole_rows_of_the_same_traces(first: Run):
-    names = [(row.problem_id, row.sample) for row in first.rows("compress-by-value", Compressed)]
+    names = [(row.problem_id, row.sample) for row in first.rows("compress-by-value", CompressedTrace)]
     for which, source in ((0, "compress-by-value"), (1, "uncompressed")):
-        kind = Compressed if which == 0 else Trace
+        kind = CompressedTrace if which == 0 else Trace
         told = {(row.problem_id, row.sample): row.token_ids for row in first.rows(source, kind)}
-        rows = first.rows("demonstrations", Demonstration, which)
+        rows = first.rows("build-sft-rows", Demonstration, which)
         assert [(row.problem_id, row.sample) for row in rows] == names
         assert all(row.completion_ids == told[row.problem_id, row.sample] for row in rows)
     pairs = first.rows("pair-compressed", Pair)
@@ -97,17 +105,19 @@ def test_training_sees_whole_rows_of_the_same_traces(first: Run):
 
 
 def test_dpo_starts_from_the_sft_checkpoint(first: Run):
-    steps = [entry.step for entry in first.place.ledger]
-    dpo = next(entry for entry in first.place.ledger if entry.step == "train-dpo")
+    steps = [entry.step for entry in first.ctx.ledger]
+    dpo = next(entry for entry in first.ctx.ledger if entry.step == "train-dpo")
     assert steps.index("train-sft") in dpo.inputs
 
 
 def test_tables_of_the_report(first: Run):
     assert [row["from"] for row in first.note("true level")] == [
-        "rating", "length of the text", "rating, length held fixed",
-    ]  # fmt: skip
+        "rating",
+        "length of the text",
+        "rating, length held fixed",
+    ]
     levels = first.note("Compression by level")
-    assert sum(int(row["traces"]) for row in levels) == len(first.rows("compress-by-value", Compressed))
+    assert sum(int(row["traces"]) for row in levels) == len(first.rows("compress-by-value", CompressedTrace))
 
 
 def test_an_unchanged_run_starts_no_engine(first: Run, root: Path):
@@ -129,22 +139,31 @@ class Choosy(ScriptedEngine):
 def test_a_trace_that_the_engine_cannot_value_is_counted_and_left_out(tmp_path: Path):
     run = Run(tmp_path, "variants=[]", make=lambda: Choosy(speak))
     lines = {line["stage"]: line for line in run.report["ledger"]}
-    assert lines["value-prefixes"]["dropped"] == {"refused": 1}
+    assert lines["estimate-prefix-values"]["dropped"] == {"refused": 1}
     compressed = lines["compress-by-value"]
-    assert compressed["rows_in"] == lines["choose-traces"]["rows_out"]
+    assert compressed["rows_in"] == lines["select-traces"]["rows_out"]
     assert compressed["dropped"]["unvalued"] == 1
 
 
 @pytest.mark.parametrize(
     ("change", "redone"),
     [
-        ("dpo.beta=0.2", {"train-dpo", "examine"}),
-        ("compression.budget.by_level=[50,50,50,50,50,50,50,50,50,90]",
-         {"compress-by-value", "demonstrations", "train-sft", "pair-compressed", "train-dpo", "uncompressed",
-          "examine"}),
+        ("dpo.beta=0.2", {"train-dpo", "evaluate"}),
+        (
+            "compression.budget.by_level=[50,50,50,50,50,50,50,50,50,90]",
+            {
+                "compress-by-value",
+                "build-sft-rows",
+                "train-sft",
+                "pair-compressed",
+                "train-dpo",
+                "uncompressed",
+                "evaluate",
+            },
+        ),
         ("engine.concurrency=7", set()),
     ],
-)  # fmt: skip
+)
 def test_a_changed_setting_redoes_what_depends_on_it(first: Run, root: Path, change: str, redone: set[str]):
     assert set(Run(root, change).redone) == redone
 
@@ -186,18 +205,26 @@ def test_the_gate_is_not_opened_silently(tmp_path: Path):
 
 def by_llm(server: Chat, *more: str) -> tuple[str, ...]:
     return (
-        "rating.type=llm", "compression.by.type=llm", "judging.problems=3", f"llm.url={server.url}", "llm.model=m",
-        "llm.price_in=1.0", "llm.price_out=1.0", "variants=['sft']", "compression.by.most_unusable=0.5",
-        "probing={}", *more,
-    )  # fmt: skip
+        "rating.type=llm",
+        "compression.by.type=llm",
+        "judging.problems=3",
+        f"llm.url={server.url}",
+        "llm.model=m",
+        "llm.price_in=1.0",
+        "llm.price_out=1.0",
+        "variants=['sft']",
+        "compression.by.most_unusable=0.5",
+        "probing={}",
+        *more,
+    )
 
 
 def test_an_auxiliary_model_plays_all_roles(tmp_path: Path, chat: Callable[[Script], Chat]):
     server = chat(assist)
     run = Run(tmp_path, *by_llm(server))
     assert {"rate-by-llm", "compress-by-llm", "judge-completions"} <= set(run.redone)
-    assert "value-prefixes" not in run.redone  # nobody reads values
-    assert run.rows("compress-by-llm", Compressed)
+    assert "estimate-prefix-values" not in run.redone  # nobody reads values
+    assert run.rows("compress-by-llm", CompressedTrace)
     grades = run.note("Grades")
     assert [row["model"] for row in grades] == ["base", "sft+dpo", "sft"]
     assert {row["completions"] for row in grades} == {"3"}
@@ -213,9 +240,13 @@ def test_an_auxiliary_model_plays_all_roles(tmp_path: Path, chat: Callable[[Scri
 
 @pytest.mark.parametrize(
     ("thinking", "reason"),
-    [(" \n ", "empty"), ("It is 4.</think>", "control-token"), ("It is 4.<|endoftext|>", "control-token"),
-     ("Let me think. " * 20, "over-budget")],
-)  # fmt: skip
+    [
+        (" \n ", "empty"),
+        ("It is 4.</think>", "control-token"),
+        ("It is 4.<|endoftext|>", "control-token"),
+        ("Let me think. " * 20, "over-budget"),
+    ],
+)
 def test_a_rewritten_trace_that_is_none_is_set_aside(
     tmp_path: Path, chat: Callable[..., Chat], thinking: str, reason: str
 ):
@@ -229,8 +260,8 @@ def test_a_rewritten_trace_that_is_none_is_set_aside(
     line = next(line for line in run.report["ledger"] if line["stage"] == "compress-by-llm")
     assert line["dropped"][reason] > 0
     assert line["rows_in"] == line["rows_out"] + sum(line["dropped"].values())
-    model = run.place.checkpoint(run.made("train-sft"))
-    texts = [model.decode(row.token_ids) for row in run.rows("compress-by-llm", Compressed)]
+    model = run.ctx.checkpoint(run.made("train-sft"))
+    texts = [model.decode(row.token_ids) for row in run.rows("compress-by-llm", CompressedTrace)]
     assert all(text.count("</think>") == 1 and text.split("</think>")[0].strip() for text in texts)
 
 
@@ -247,31 +278,45 @@ def lecture(body: dict[str, Any], number: int) -> Answer:
 def test_an_endpoint_may_be_the_teacher(tmp_path: Path, chat: Callable[[Script], Chat]):
     server = chat(lecture)
     run = Run(
-        tmp_path, "teacher.type=endpoint", f"teacher.llm.url={server.url}", "teacher.llm.model=big", "variants=[]",
+        tmp_path,
+        "teacher.type=endpoint",
+        f"teacher.llm.url={server.url}",
+        "teacher.llm.model=big",
+        "variants=[]",
         "teacher.most_unusable=0.5",
-    )  # fmt: skip
+    )
     assert len(server.asked) == 24
     line = next(line for line in run.report["ledger"] if line["stage"] == "write-traces")
     assert (line["rows_in"], line["dropped"]) == (24, {"without-thinking": 3, "control-token": 1})
     traces = run.rows("write-traces", Trace)
     assert all(trace.text.startswith("Start with") for trace in traces)
     assert {trace.verdict for trace in traces} <= {Verdict.RIGHT, Verdict.WRONG}
-    assert run.rows("compress-by-value", Compressed)
-    model = run.place.checkpoint(run.made("train-sft"))
+    assert run.rows("compress-by-value", CompressedTrace)
+    model = run.ctx.checkpoint(run.made("train-sft"))
     assert all(model.decode(trace.token_ids) == trace.text for trace in traces)
-    assert Run(
-        tmp_path, "teacher.type=endpoint", f"teacher.llm.url={server.url}", "teacher.llm.model=big", "variants=[]",
-        "teacher.most_unusable=0.5",
-    ).redone == []  # fmt: skip
+    assert (
+        Run(
+            tmp_path,
+            "teacher.type=endpoint",
+            f"teacher.llm.url={server.url}",
+            "teacher.llm.model=big",
+            "variants=[]",
+            "teacher.most_unusable=0.5",
+        ).redone
+        == []
+    )
 
 
 def test_a_teacher_that_hides_its_thinking_ends_the_run_early(tmp_path: Path, chat: Callable[..., Chat]):
     server = chat(lambda body, number: Answer("The answer is \\boxed{4}."))
-    with pytest.raises(TooManyUnusable, match=r"3 replies of big cannot be used \(3 × without-thinking"):
+    with pytest.raises(TooManyInvalidReplies, match=r"3 replies of big cannot be used \(3 × without-thinking"):
         Run(
-            tmp_path, "teacher.type=endpoint", f"teacher.llm.url={server.url}", "teacher.llm.model=big",
+            tmp_path,
+            "teacher.type=endpoint",
+            f"teacher.llm.url={server.url}",
+            "teacher.llm.model=big",
             "teacher.llm.concurrency=1",
-        )  # fmt: skip
+        )
     assert len(server.asked) == 3
 
 
@@ -290,5 +335,5 @@ def test_half_the_money_stops_cleanly_and_the_rest_goes_on_from_there(tmp_path: 
 
 def test_a_model_that_cannot_play_its_role_ends_the_run(tmp_path: Path, chat: Callable[[Script], Chat]):
     server = chat(lambda body, number: Answer("I would rather not."))
-    with pytest.raises(TooManyUnusable, match=r"\d replies of m cannot be used \(\d × malformed"):
+    with pytest.raises(TooManyInvalidReplies, match=r"\d replies of m cannot be used \(\d × malformed"):
         Run(tmp_path, *by_llm(server))

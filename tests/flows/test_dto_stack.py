@@ -13,7 +13,7 @@ from conf.dto import Dto
 from conf.load import load
 from flows.dto import run_dto
 from models.checkpoints.checkpoint import TINY_MODEL
-from reasoning.records import Optimised, Proposed
+from reasoning.records import OptimisedTrace, ProposedRemovals
 from tasks.reports.report import engine_rows
 from tasks.runtime.caching import Step
 from tasks.steps.dto import build_pairs
@@ -22,14 +22,30 @@ from tests.models.chat import Answer, Chat
 
 pytestmark = pytest.mark.usefixtures("prefect")
 SMALL = (
-    "problems.count=12", "problems.levels=[1,2,3,4]", "benchmark.problems.count=8",
-    "benchmark.problems.levels=[1,2,3,4]", "sampling.samples=2", "benchmark.sampling.samples=2",
-)  # fmt: skip
+    "problems.count=12",
+    "problems.levels=[1,2,3,4]",
+    "benchmark.problems.count=8",
+    "benchmark.problems.levels=[1,2,3,4]",
+    "sampling.samples=2",
+    "benchmark.sampling.samples=2",
+)
 EVERY_STEP = [
-    "draw-problems", "draw-problems", "fit-problems", "fit-problems", "find-overlap", "drop-problems", "sample-traces",
-    "probe-prefixes", "recheck-crossings", "finalize-traces", "prune-traces", "build-pairs", "train-simpo", "examine",
-    "examine",
-]  # fmt: skip
+    "draw-problems",
+    "draw-problems",
+    "drop-long-prompts",
+    "drop-long-prompts",
+    "find-overlap",
+    "drop-problems",
+    "sample-traces",
+    "probe-prefixes",
+    "reestimate-crossings",
+    "finalize-traces",
+    "prune-traces",
+    "build-pairs",
+    "train-simpo",
+    "evaluate",
+    "evaluate",
+]
 CURATION = EVERY_STEP[7:13]
 
 
@@ -79,17 +95,17 @@ def test_an_unchanged_run_starts_no_engine(first: Run, root: Path):
     ("change", "redone", "calls"),
     [
         # What depends on the change is redone; completions that the store holds are not drawn again.
-        ("training.beta=1.0", ["train-simpo", "examine"], 16),
+        ("training.beta=1.0", ["train-simpo", "evaluate"], 16),
         ("training.micro_batch=8", [], 0),
         ("engine.concurrency=7", [], 0),
-        ("pairing.rejected='longest'", ["build-pairs", "train-simpo", "examine"], 16),
-        ("benchmark.sampling.samples=3", ["examine", "examine"], 16),
-        ("sampling.temperature=0.7", ["sample-traces", *CURATION, "examine"], None),
+        ("pairing.rejected='longest'", ["build-pairs", "train-simpo", "evaluate"], 16),
+        ("benchmark.sampling.samples=3", ["evaluate", "evaluate"], 16),
+        ("sampling.temperature=0.7", ["sample-traces", *CURATION, "evaluate"], None),
         # The same prefixes pass, so what is made of them stays.
-        ("probing.threshold=0.6", ["probe-prefixes", "recheck-crossings", "prune-traces"], None),
+        ("probing.threshold=0.6", ["probe-prefixes", "reestimate-crossings", "prune-traces"], None),
         # A shorter text leaves more room for problems; that lets in none here.
-        ("finalizing.closing_text='So the answer is'", ["fit-problems"] * 2 + [*CURATION[2:], "examine"], None),
-        ("pruning.type=none", ["build-pairs", "train-simpo", "examine"], 16),
+        ("finalizing.closing_text='So the answer is'", ["drop-long-prompts"] * 2 + [*CURATION[2:], "evaluate"], None),
+        ("pruning.type=none", ["build-pairs", "train-simpo", "evaluate"], 16),
     ],
 )
 def test_a_change_redoes_only_what_depends_on_it(
@@ -133,7 +149,7 @@ def test_another_model_redoes_everything_but_drawing_problems(first: Run, root: 
     config = json.loads((TINY_MODEL / "config.json").read_text())
     (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"of": "another"}))
     run = Run(root, f"model={tmp_path / 'other'}")
-    assert run.redone == ["fit-problems", "fit-problems", "sample-traces", *CURATION, "examine", "examine"]
+    assert run.redone == ["drop-long-prompts", "drop-long-prompts", "sample-traces", *CURATION, "evaluate", "evaluate"]
 
 
 def test_another_version_of_a_method_redoes_what_depends_on_it(first: Run, root: Path, monkeypatch: pytest.MonkeyPatch):
@@ -147,14 +163,24 @@ def test_another_version_of_a_method_redoes_what_depends_on_it(first: Run, root:
 
 def test_controls_are_examined_on_the_same_problems(first: Run, root: Path):
     run = Run(
-        root, 'controls.trained=["shortest-longest", "sft", "paper-pairs", "unpruned", "probe-pruned"]',
-        "controls.early_stop=true", "controls.fast_prompt=Be brief.", "benchmark.unseen.levels=[9]",
+        root,
+        'controls.trained=["shortest-longest", "sft", "paper-pairs", "unpruned", "probe-pruned"]',
+        "controls.early_stop=true",
+        "controls.fast_prompt=Be brief.",
+        "benchmark.unseen.levels=[9]",
         "benchmark.unseen.count=2",
-    )  # fmt: skip
+    )
     assert [model["name"] for model in run.report["models"]] == [
-        "base", "dto", "shortest-longest", "sft", "paper-pairs", "unpruned", "probe-pruned", "early-stop",
+        "base",
+        "dto",
+        "shortest-longest",
+        "sft",
+        "paper-pairs",
+        "unpruned",
+        "probe-pruned",
+        "early-stop",
         "fast-prompt",
-    ]  # fmt: skip
+    ]
     assert {model["samples"] for model in run.report["models"]} == {16}
     assert [model["role"] for model in run.report["models"][2:]] == ["control"] * 7
     assert [model["problems"] for model in run.report["others"]["levels that no training has seen"]["models"]] == [
@@ -171,21 +197,24 @@ def test_what_a_run_says_beyond_accuracy_and_tokens(first: Run):
         sum(
             line["flops"] + line["reused_flops"]
             for line in report["ledger"]
-            if line["stage"] not in ("examine", "recheck-crossings")
+            if line["stage"] not in ("evaluate", "reestimate-crossings")
         )
     )
-    assert set(report["comparisons"][0]["by_original"]) == {
-        "attention_flops_right", "attention_flops_wrong", "wrong_to_right", "wrong_to_right_of_base",
-    }  # fmt: skip
+    assert set(report["comparisons"][0]["by_base_correctness"]) == {
+        "attention_flops_right",
+        "attention_flops_wrong",
+        "wrong_to_right",
+        "wrong_to_right_of_base",
+    }
     counted = {line["stage"]: line["counts"] for line in report["ledger"]}
-    assert "lucky crossings" in counted["recheck-crossings"]
+    assert "lucky crossings" in counted["reestimate-crossings"]
     assert counted["prune-traces"]["tokens after"] <= counted["prune-traces"]["tokens before"]
 
 
 def test_probing_is_told_beside_the_naive_way_and_the_floor(first: Run):
     (line,) = [line for line in engine_rows(first.report) if line["stage"] == "probe-prefixes"]
     (probed,) = [line for line in first.report["ledger"] if line["stage"] == "probe-prefixes"]
-    bill = probed["bill"]
+    bill = probed["cost_bounds"]
     # The scripted model answers alike each time: 5 of 8 rollouts pass a prefix, 4 refuse it, and none is in vain.
     assert bill["rollouts"] == bill["rollouts_floor"] < 5 / 8 * bill["rollouts_naive"]
     assert line["÷ floor"] == "1.000"
@@ -205,7 +234,7 @@ def test_a_binary_search_is_audited_on_a_share_of_the_traces(first: Run, root: P
     none = Run(root, "probing.search.type=binary", "probing.search.audited=0")
     (line,) = [line for line in none.report["ledger"] if line["stage"] == "probe-prefixes"]
     assert line["counts"] == {}
-    assert line["bill"]["rollouts"] < line["bill"]["rollouts_naive"]
+    assert line["cost_bounds"]["rollouts"] < line["cost_bounds"]["rollouts_naive"]
 
 
 def test_an_auxiliary_model_may_propose_what_is_pruned(first: Run, root: Path, chat: Callable[..., Chat]):
@@ -221,8 +250,8 @@ def test_an_auxiliary_model_may_propose_what_is_pruned(first: Run, root: Path, c
     assert line["dropped"].keys() == {"no-inner-segment"}
     assert line["rows_in"] == line["rows_out"] + line["dropped"]["no-inner-segment"]
     assert len(server.asked) == line["rows_out"] + 1  # one was repaired
-    pruned = {(row.problem_id, row.sample): row.removed for row in run.rows("prune-traces", Optimised)}
+    pruned = {(row.problem_id, row.sample): row.removed for row in run.rows("prune-traces", OptimisedTrace)}
     assert set(pruned.values()) == {(), (1,)}
-    proposed = {(row.problem_id, row.sample) for row in run.rows("propose-removals", Proposed)}
+    proposed = {(row.problem_id, row.sample) for row in run.rows("propose-removals", ProposedRemovals)}
     assert {name for name, removed in pruned.items() if removed} <= proposed
     assert Run(root, *changes).redone == []

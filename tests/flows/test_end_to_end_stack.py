@@ -12,10 +12,17 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = (
-    "problems.count=40", "problems.levels=[1,2,3]", "sampling.samples=2", "benchmark.problems.count=12",
-    "benchmark.sampling.samples=2", "engine.concurrency=16", "probing.sampling.samples=4",
-    "finalizing.sampling.samples=4", "training.batch=8", "training.micro_batch=8",
-)  # fmt: skip
+    "problems.count=40",
+    "problems.levels=[1,2,3]",
+    "sampling.samples=2",
+    "benchmark.problems.count=12",
+    "benchmark.sampling.samples=2",
+    "engine.concurrency=16",
+    "probing.sampling.samples=4",
+    "finalizing.sampling.samples=4",
+    "training.batch=8",
+    "training.micro_batch=8",
+)
 GONE_WITHIN = 10
 
 
@@ -58,7 +65,7 @@ def test_the_same_command_then_completes(root: Path):
     assert [model["name"] for model in report["models"]] == ["base", "dto"]
     assert all(model["samples"] == 24 for model in report["models"])
     assert lines["train-simpo"]["rows_in"] > 0
-    assert lines["examine"]["generated_tokens"] > 0
+    assert lines["evaluate"]["generated_tokens"] > 0
     assert (root / "latest" / "vllm.log").exists()
 
 

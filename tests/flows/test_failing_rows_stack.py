@@ -26,8 +26,11 @@ from tests.flows.world import ScriptedRun, converse, speak
 
 pytestmark = pytest.mark.usefixtures("prefect")
 SMALL = (
-    "problems.count=40", "problems.levels=[1,2,3,4]", "sampling.samples=2", "engine.max_failed_fraction=0.9",
-)  # fmt: skip
+    "problems.count=40",
+    "problems.levels=[1,2,3,4]",
+    "sampling.samples=2",
+    "engine.max_failed_fraction=0.9",
+)
 KINDS = tuple(Failure)
 
 
@@ -55,7 +58,7 @@ class Moody(ScriptedEngine):
 def refusals_of(run: ScriptedRun) -> Counter[str]:
     return Counter(
         json.loads(line)["reason"]
-        for path in (run.place.local_root / "set-aside").glob("*.jsonl")
+        for path in (run.ctx.local_root / "set-aside").glob("*.jsonl")
         for line in path.read_text().splitlines()
     )
 
@@ -65,61 +68,86 @@ def check(run: ScriptedRun, samples: int) -> None:
     told = Counter[str]()
     for line in [line for line in run.report["ledger"] if not line["cached"]]:
         told.update({name: number for name, number in line["dropped"].items() if name in KINDS})
-        told.update({
-            name.removeprefix("not right: "): number for name, number in line["counts"].items() if "not right" in name
-        })  # fmt: skip
+        told.update(
+            {name.removeprefix("not right: "): number for name, number in line["counts"].items() if "not right" in name}
+        )
     assert told == refusals_of(run)
     assert told.total() > 3
     for model in run.report["models"]:
         assert (model["problems"], model["samples"]) == (20, 20 * samples)
-    for kind in ("examine", "examine-early-stop", "score-conversations"):
-        for entry in run.place.ledger:
+    for kind in ("evaluate", "evaluate-early-stop", "score-dialogues"):
+        for entry in run.ctx.ledger:
             if entry.step == kind:
-                rows = run.place.rows(entry.artifact, Score)
+                rows = run.ctx.rows(entry.artifact, Score)
                 assert len({(row.problem_id, row.sample) for row in rows}) == len(rows) == 20 * samples
     assert any(model["failed"] for model in run.report["models"])
 
 
 def test_dto(tmp_path: Path):
-    settings = load(Dto, "tiny", (
-        *SMALL, "benchmark.problems.count=20", "benchmark.problems.levels=[1,2,3,4]", "benchmark.sampling.samples=2",
-        'controls.trained=["sft"]', "controls.early_stop=true", f"storage.root={tmp_path}",
-    ))  # fmt: skip
+    settings = load(
+        Dto,
+        "tiny",
+        (
+            *SMALL,
+            "benchmark.problems.count=20",
+            "benchmark.problems.levels=[1,2,3,4]",
+            "benchmark.sampling.samples=2",
+            'controls.trained=["sft"]',
+            "controls.early_stop=true",
+            f"storage.root={tmp_path}",
+        ),
+    )
     run = ScriptedRun("dto", settings, run_dto, lambda: Moody(speak))
     check(run, 2)
     lines = {line["stage"]: line for line in run.report["ledger"]}
-    for name in ("probe-prefixes", "recheck-crossings", "finalize-traces"):
+    for name in ("probe-prefixes", "reestimate-crossings", "finalize-traces"):
         assert lines[name]["rows_in"] == lines[name]["rows_out"] + sum(lines[name]["dropped"].values()), name
     assert set(lines["finalize-traces"]["dropped"]) & set(KINDS)
     assert lines["prune-traces"]["counts"]["left as they were, the engine failed"] > 0
     assert lines["prune-traces"]["rows_in"] == lines["prune-traces"]["rows_out"]
     assert lines["sample-traces"]["rows_out"] == 2 * (40 - sum(lines["sample-traces"]["dropped"].values()))
-    (stop,) = (entry for entry in run.place.ledger if entry.step == "examine-early-stop")
-    failed = [row for row in run.place.rows(stop.artifact, Score) if row.verdict is Verdict.NO_COMPLETION]
+    (stop,) = (entry for entry in run.ctx.ledger if entry.step == "evaluate-early-stop")
+    failed = [row for row in run.ctx.rows(stop.artifact, Score) if row.verdict is Verdict.NO_COMPLETION]
     assert {row.sample for row in failed} == {0, 1}  # of whole problems, and of single traces whose probes failed
 
 
 def test_cot_distillation(tmp_path: Path):
-    settings = load(CotDistillation, "tiny", (
-        *SMALL, 'benchmarks={stories={type="stories",count=20,levels=[1,2,3,4]}}', "benchmark_sampling.samples=2",
-        "variants=[]", "choosing.most=2", f"storage.root={tmp_path}",
-    ))  # fmt: skip
+    settings = load(
+        CotDistillation,
+        "tiny",
+        (
+            *SMALL,
+            'benchmarks={stories={type="stories",count=20,levels=[1,2,3,4]}}',
+            "benchmark_sampling.samples=2",
+            "variants=[]",
+            "choosing.most=2",
+            f"storage.root={tmp_path}",
+        ),
+    )
     run = ScriptedRun("cot-distillation", settings, run_cot_distillation, lambda: Moody(speak, every=7))
     check(run, 2)
     lines = {line["stage"]: line for line in run.report["ledger"]}
-    for name in ("value-prefixes", "compress-by-value"):
+    for name in ("estimate-prefix-values", "compress-by-value"):
         assert lines[name]["rows_in"] == lines[name]["rows_out"] + sum(lines[name]["dropped"].values()), name
     assert set(lines["compress-by-value"]["dropped"]) & set(KINDS)
 
 
 def test_long_short(tmp_path: Path):
-    settings = load(LongShort, "tiny", (
-        *SMALL, 'benchmarks={stories={type="stories",count=20,levels=[1,2,3,4]}}', "benchmark_sampling.samples=2",
-        "early_stop={}", "rollouts.samples=3", f"storage.root={tmp_path}",
-    ))  # fmt: skip
+    settings = load(
+        LongShort,
+        "tiny",
+        (
+            *SMALL,
+            'benchmarks={stories={type="stories",count=20,levels=[1,2,3,4]}}',
+            "benchmark_sampling.samples=2",
+            "early_stop={}",
+            "rollouts.samples=3",
+            f"storage.root={tmp_path}",
+        ),
+    )
     run = ScriptedRun("long-short", settings, run_long_short, lambda: Moody(converse, every=17))
     check(run, 2)
-    (note,) = (note for note in run.report["notes"] if note["title"].startswith("Dialogues"))
+    (note,) = (note for note in run.report["tables"] if note["title"].startswith("Dialogues"))
     assert all(float(row["turns"]) >= 2 for row in note["rows"])  # of those that were held
 
 
@@ -150,11 +178,20 @@ def broken(cut: Callable[[tuple[int, ...]], tuple[int, ...]]) -> Any:
 
 @pytest.mark.parametrize("repeat", [1, 300])
 def test_a_trace_may_end_in_half_an_emoji(tmp_path: Path, repeat: int):
-    settings = load(Dto, "tiny", (
-        "problems.count=12", "problems.levels=[1,2,3,4]", "sampling.samples=2", "benchmark.problems.count=6",
-        "benchmark.problems.levels=[1,2,3,4]", "benchmark.sampling.samples=2", "controls.early_stop=true",
-        f"storage.root={tmp_path}",
-    ))  # fmt: skip
+    settings = load(
+        Dto,
+        "tiny",
+        (
+            "problems.count=12",
+            "problems.levels=[1,2,3,4]",
+            "sampling.samples=2",
+            "benchmark.problems.count=6",
+            "benchmark.problems.levels=[1,2,3,4]",
+            "benchmark.sampling.samples=2",
+            "controls.early_stop=true",
+            f"storage.root={tmp_path}",
+        ),
+    )
     run = ScriptedRun("dto", settings, run_dto, lambda: ScriptedEngine(broken(lambda ids: ids[:-1] * repeat)))
     traces = run.rows("sample-traces", Trace)
     odd = {(row.problem_id, row.sample) for row in traces if "\ufffd" in row.text}

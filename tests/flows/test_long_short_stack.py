@@ -16,17 +16,31 @@ from models.inference.engine import Completion, Request
 from models.inference.scripted_engine import ScriptedEngine
 from models.training.launcher import Job, RlJob, TrainingFailed
 from reasoning.dialogue import Speaker, turns_of
-from reasoning.records import Chunked, Conversation, Demonstration, Problem, Rehearsed, Score, Trace, Valued, Verdict
-from tasks.reports.model_pair import NoCouple, kept_couple
+from reasoning.records import (
+    ChunkedTrace,
+    ColdStartDialogue,
+    Demonstration,
+    EvaluatedDialogue,
+    PrefixValues,
+    Problem,
+    Score,
+    Trace,
+    Verdict,
+)
+from tasks.reports.model_pair import MissingModelPair, load_model_pair
 from tests.flows.world import ScriptedRun, assist, converse, speaking
 from tests.models.chat import Chat
 
 pytestmark = pytest.mark.usefixtures("prefect")
 SMALL = (
-    "problems.count=16", "problems.levels=[1,2,3,4]", "sampling.samples=2", "rollouts.samples=3",
-    "benchmark_sampling.samples=2", 'benchmarks={"main"={count=8,levels=[1,2,3,4]},"far"={count=2,levels=[9]}}',
+    "problems.count=16",
+    "problems.levels=[1,2,3,4]",
+    "sampling.samples=2",
+    "rollouts.samples=3",
+    "benchmark_sampling.samples=2",
+    'benchmarks={"main"={count=8,levels=[1,2,3,4]},"far"={count=2,levels=[9]}}',
     'rl.rounds=["long","short"]',
-)  # fmt: skip
+)
 MODEL = Checkpoint.open(TINY_MODEL)
 
 
@@ -57,21 +71,27 @@ def first(root: Path) -> Run:
 def test_a_run_takes_every_step_and_reports_it(first: Run):
     roles = [(model["name"], model["role"]) for model in first.report["models"]]
     assert roles == [
-        ("base", "base"), ("one model", "control"), ("cold start", "control"), ("round 1, long", "control"),
-        ("round 2, short", "method"), ("early stop", "control"),
-    ]  # fmt: skip
+        ("base", "base"),
+        ("one model", "control"),
+        ("cold start", "control"),
+        ("round 1, long", "control"),
+        ("round 2, short", "method"),
+        ("early stop", "control"),
+    ]
     assert [model["problems"] for model in first.report["others"]["far"]["models"]] == [2] * 5
-    thoughts, note = first.report["notes"]
-    flags = [important for row in first.rows("rehearse", Rehearsed) for important in row.important]
+    thoughts, note = first.report["tables"]
+    flags = [
+        important for row in first.rows("build-cold-start-dialogues", ColdStartDialogue) for important in row.important
+    ]
     numbers = {row["thoughts"]: int(row["number"]) for row in thoughts["rows"]}
     assert numbers == {"important": sum(flags), "others": len(flags) - sum(flags)}
-    assert [row["couple"] for row in note["rows"]] == ["cold start", "round 1, long", "round 2, short"]
+    assert [row["pair"] for row in note["rows"]] == ["cold start", "round 1, long", "round 2, short"]
     assert note["rows"][0]["reward"] == "+0.000 [+0.000, +0.000]"
 
 
 def test_each_thought_is_valued_once_and_all_are_cut_from_the_trace(first: Run):
-    traces = {row.id: row for row in first.rows("choose-traces", Trace)}
-    chunked, valued = first.rows("chunk-by-markers", Chunked), first.rows("value-thoughts", Valued)
+    traces = {row.id: row for row in first.rows("select-traces", Trace)}
+    chunked, valued = first.rows("chunk-by-markers", ChunkedTrace), first.rows("value-thoughts", PrefixValues)
     assert len(chunked) == len(valued) == len(traces)
     for cut, row in zip(chunked, valued, strict=True):
         assert row.ends == (0, *cut.ends)
@@ -85,10 +105,10 @@ def test_each_thought_is_valued_once_and_all_are_cut_from_the_trace(first: Run):
 
 def test_each_turn_is_learnt_once_and_after_what_was_said_before(first: Run):
     problems = {row.id: row for row in first.rows("drop-problems", Problem)}
-    rehearsed = first.rows("rehearse", Rehearsed)
+    rehearsed = first.rows("build-cold-start-dialogues", ColdStartDialogue)
     learnt = {
-        Speaker.LONG: first.rows("turns-to-learn", Demonstration, 0),
-        Speaker.SHORT: first.rows("turns-to-learn", Demonstration, 1),
+        Speaker.LONG: first.rows("build-turn-sft-rows", Demonstration, 0),
+        Speaker.SHORT: first.rows("build-turn-sft-rows", Demonstration, 1),
     }
     told = [
         (row, turn, turns_of(row.transcript)[:n])
@@ -126,7 +146,7 @@ def test_rounds_alternate_and_start_from_each_other(first: Run):
 
 
 def test_tokens_of_both_models_count(first: Run):
-    spoken, scores = first.rows("converse", Conversation), first.rows("score-conversations", Score)
+    spoken, scores = first.rows("evaluate-dialogues", EvaluatedDialogue), first.rows("score-dialogues", Score)
     problems = {row.id: row for row in first.rows("draw-problems", Problem)}
     assert len(spoken) == len(scores) == 16
     for row, score in zip(spoken, scores, strict=True):
@@ -154,16 +174,16 @@ def test_an_unchanged_run_starts_no_engine(first: Run, root: Path):
         ("rl.save_every=5", set()),
         ("rl.bounds.most_tokens=9", set()),
         ("engine.concurrency=7", set()),
-        ("rl.steps=3", {"reinforce", "converse"}),
-        ("sft.learning_rate=1e-4", {"train-sft", "reinforce", "converse"}),
-        ("importance.decay=0", {"rehearse"}),  # with the scripted model's values nothing else changes
-        ("protocol.lead=So \\boxed{", {"fit-problems", "turns-to-learn", "reinforce", "converse"}),
-        ("benchmark_sampling.temperature=0.5", {"examine", "converse"}),
+        ("rl.steps=3", {"reinforce", "evaluate-dialogues"}),
+        ("sft.learning_rate=1e-4", {"train-sft", "reinforce", "evaluate-dialogues"}),
+        ("importance.decay=0", {"build-cold-start-dialogues"}),  # with the scripted model's values nothing else changes
+        ("protocol.lead=So \\boxed{", {"drop-long-prompts", "build-turn-sft-rows", "reinforce", "evaluate-dialogues"}),
+        ("benchmark_sampling.temperature=0.5", {"evaluate", "evaluate-dialogues"}),
     ],
 )
 def test_a_change_redoes_what_depends_on_it(first: Run, root: Path, change: str, redone: set[str]):
     _ = first
-    assert set(Run(root, change).redone) - {"couple"} == redone - {"couple"}
+    assert set(Run(root, change).redone) - {"pair-models"} == redone - {"pair-models"}
 
 
 class OpeningItself(Run):
@@ -185,7 +205,7 @@ class OpeningItself(Run):
 def test_thoughts_begin_after_a_tag_that_the_model_wrote_itself(tmp_path: Path, chat: Callable[..., Chat], cut_by: str):
     llm = ("chunking.type=llm", f"llm.url={chat(assist).url}", "llm.model=m") if cut_by == "llm" else ()
     run = OpeningItself(tmp_path, "rl.rounds=[]", *llm)
-    traces, rehearsed = run.rows("choose-traces", Trace), run.rows("rehearse", Rehearsed)
+    traces, rehearsed = run.rows("select-traces", Trace), run.rows("build-cold-start-dialogues", ColdStartDialogue)
     assert traces
     assert all(row.text.startswith("<think>\n") for row in traces)
     assert len(rehearsed) == len(traces)
@@ -208,8 +228,8 @@ def test_a_run_without_anything_to_learn_from_says_what_became_of_it(tmp_path: P
 def test_a_language_model_may_cut_the_thoughts(tmp_path: Path, chat: Callable[..., Chat]):
     server = chat(assist)
     run = Run(tmp_path, "chunking.type=llm", f"llm.url={server.url}", "llm.model=m", "rl.rounds=[]")
-    traces = {row.id: row for row in run.rows("choose-traces", Trace)}
-    chunked = run.rows("chunk-by-llm", Chunked)
+    traces = {row.id: row for row in run.rows("select-traces", Trace)}
+    chunked = run.rows("chunk-by-llm", ChunkedTrace)
     assert len(chunked) == len(traces) == len(server.asked)
     for row in chunked:
         thinking = traces[f"{row.problem_id}/{row.sample}"].text.split("</think>")[0]
@@ -220,11 +240,12 @@ def test_a_language_model_may_cut_the_thoughts(tmp_path: Path, chat: Callable[..
 
 
 def test_the_runs_models_can_be_found_again(first: Run, tmp_path: Path):
-    folders, settings = kept_couple(first.place.folder)
+    folders, settings = load_model_pair(first.ctx.folder)
     assert folders == {
-        Speaker.LONG: Path(first.made("reinforce", 0).uri), Speaker.SHORT: Path(first.made("reinforce", 1).uri),
-    }  # fmt: skip
+        Speaker.LONG: Path(first.made("reinforce", 0).uri),
+        Speaker.SHORT: Path(first.made("reinforce", 1).uri),
+    }
     assert settings.protocol.long_role == "<|long|>"
-    with pytest.raises(NoCouple, match="name the folder of a finished run"):
-        kept_couple(tmp_path)
-    assert json.loads((first.place.folder / "couple.json").read_text()).keys() == {"long", "short"}
+    with pytest.raises(MissingModelPair, match="name the folder of a finished run"):
+        load_model_pair(tmp_path)
+    assert json.loads((first.ctx.folder / "model_pair.json").read_text()).keys() == {"long", "short"}

@@ -23,13 +23,16 @@ SMALL = ("problems.count=8", "problems.levels=[1,2,3,4]", "sampling.samples=2", 
 def report(root: Path) -> dict[str, Any]:
     settings = load(MarkerReport, "tiny", (*SMALL, f"storage.root={root}"))
     with RunContext(
-        "markers", settings.storage, settings.engine, make_engine=lambda *_: scripted(),
+        "markers",
+        settings.storage,
+        settings.engine,
+        make_engine=lambda *_: scripted(),
         progress=Progress(Console(file=StringIO())),
-    ) as place:  # fmt: skip
+    ) as ctx:
 
         @flow(name="test")
         def run() -> Path:
-            return run_markers(place, settings)
+            return run_markers(ctx, settings)
 
         return json.loads(run().read_text())
 
@@ -40,7 +43,7 @@ def test_a_report_tells_which_markers_a_model_uses(tmp_path: Path):
     assert told["traces"] == 16
     assert rows["Hmm"]["is_marker"]
     assert 0 < rows["Hmm"]["traces"] <= rows["Hmm"]["count"]
-    assert (rows["Nay"]["count"], rows["Nay"]["place"]) == (0, None)
+    assert (rows["Nay"]["count"], rows["Nay"]["position"]) == (0, None)
     # The teacher's other habits are not markers here, and are found all the same.
     assert not rows["Wait"]["is_marker"]
-    assert rows["Wait"]["place"] > 0.3
+    assert rows["Wait"]["position"] > 0.3

@@ -12,13 +12,13 @@ from prefect import flow
 from rich.console import Console
 
 from conf.load import load
-from conf.multi_seed import Claims
-from flows.multi_seed import run_claims
+from conf.multi_seed import MultiSeed
+from flows.multi_seed import run_multi_seed
 from models.inference.scripted_engine import ScriptedEngine
 from tasks.reports.multi_seed import END as END_OF
 from tasks.reports.multi_seed import START as START_OF
-from tasks.reports.multi_seed import NoPlace
-from tasks.reports.seed_results import OutcomeError
+from tasks.reports.multi_seed import MissingMarkers
+from tasks.reports.seed_results import SeedResultError
 from tasks.runtime.caching import STEPS
 from tasks.runtime.context import RunContext
 from tasks.runtime.progress import Progress
@@ -27,33 +27,48 @@ from tests.flows.world import pretend_training, scripted, speaking
 START, END = START_OF.format("dto"), END_OF.format("dto")
 pytestmark = pytest.mark.usefixtures("prefect")
 SMALL = (
-    "seeds=[0,1]", "dto.problems.count=6", "dto.problems.levels=[1,2,3,4]", "dto.benchmark.problems.count=8",
-    "dto.benchmark.problems.levels=[1,2,3,4]", "dto.benchmark.unseen.count=2", "dto.benchmark.unseen.levels=[9]",
-    "dto.sampling.samples=2", "dto.benchmark.sampling.samples=2",
+    "seeds=[0,1]",
+    "dto.problems.count=6",
+    "dto.problems.levels=[1,2,3,4]",
+    "dto.benchmark.problems.count=8",
+    "dto.benchmark.problems.levels=[1,2,3,4]",
+    "dto.benchmark.unseen.count=2",
+    "dto.benchmark.unseen.levels=[9]",
+    "dto.sampling.samples=2",
+    "dto.benchmark.sampling.samples=2",
     'dto.controls.trained=["unpruned", "probe-pruned", "paper-pairs", "shortest-longest", "sft"]',
-)  # fmt: skip
+)
 
 
 COUPLES = (
-    "seeds=[0,1]", "long_short.rl.problems=4", "long_short.problems.count=6", "long_short.problems.levels=[1,2,3,4]",
-    "long_short.sampling.samples=2", "long_short.benchmark_sampling.samples=2",
-    'long_short.benchmarks={"main"={count=8,levels=[1,2,3,4]}}', 'long_short.rl.rounds=["long","short"]',
-)  # fmt: skip
+    "seeds=[0,1]",
+    "long_short.rl.problems=4",
+    "long_short.problems.count=6",
+    "long_short.problems.levels=[1,2,3,4]",
+    "long_short.sampling.samples=2",
+    "long_short.benchmark_sampling.samples=2",
+    'long_short.benchmarks={"main"={count=8,levels=[1,2,3,4]}}',
+    'long_short.rl.rounds=["long","short"]',
+)
 
 
 def claim(root: Path, *changes: str) -> dict[str, Any]:
-    return claimed(load(Claims, "dto", (*SMALL, f"dto.storage.root={root}", *changes)), scripted)
+    return claimed(load(MultiSeed, "dto", (*SMALL, f"dto.storage.root={root}", *changes)), scripted)
 
 
-def claimed(settings: Claims, make: Callable[[], ScriptedEngine]) -> dict[str, Any]:
+def claimed(settings: MultiSeed, make: Callable[[], ScriptedEngine]) -> dict[str, Any]:
     with RunContext(
-        "claims", settings.of.storage, settings.of.engine, make_engine=lambda *_: make(),
-        trainer=pretend_training, progress=Progress(Console(file=StringIO())),
-    ) as place:  # fmt: skip
+        "claims",
+        settings.of.storage,
+        settings.of.engine,
+        make_engine=lambda *_: make(),
+        trainer=pretend_training,
+        progress=Progress(Console(file=StringIO())),
+    ) as ctx:
 
         @flow(name="test")
         def run() -> Path:
-            return run_claims(place, settings)
+            return run_multi_seed(ctx, settings)
 
         return json.loads(run().read_text())
 
@@ -77,9 +92,16 @@ def report(published: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 def test_seeds_are_pooled_and_told_apart(report: dict[str, Any]):
     names = [
-        "base", "dto", "unpruned", "probe-pruned", "paper-pairs", "shortest-longest", "sft", "early-stop",
+        "base",
+        "dto",
+        "unpruned",
+        "probe-pruned",
+        "paper-pairs",
+        "shortest-longest",
+        "sft",
+        "early-stop",
         "fast-prompt",
-    ]  # fmt: skip
+    ]
     assert report["seeds"] == [0, 1]
     assert [model["name"] for model in report["models"]] == names
     assert [(model["problems"], model["samples"]) for model in report["models"]] == [(16, 32)] * len(names)
@@ -89,8 +111,8 @@ def test_seeds_are_pooled_and_told_apart(report: dict[str, Any]):
         assert [part["problems"] for part in parts] == [8, 8]
         assert model["accuracy"] == pytest.approx(sum(part["accuracy"] for part in parts) / 2)
     by_name = {model["name"]: model for model in report["models"]}
-    assert [pair["model"] for pair in report["beside_method"]] == names[2:]
-    for pair in report["beside_method"]:
+    assert [pair["model"] for pair in report["vs_method"]] == names[2:]
+    for pair in report["vs_method"]:
         difference = by_name[pair["model"]]["accuracy"] - by_name["dto"]["accuracy"]
         assert (pair["against"], pair["accuracy_delta"]) == ("dto", pytest.approx(difference))
     ((name, unseen),) = report["others"].items()
@@ -107,15 +129,18 @@ def test_each_model_pays_for_the_steps_that_led_to_it(report: dict[str, Any]):
     sampled, finalized = sum(spent["sample-traces"]), sum(spent["probe-prefixes"] + spent["finalize-traces"])
     natural, by_probes = (sum(spent["prune-traces"][which::2]) for which in (0, 1))
     method, unpruned, probe_pruned, paper_pairs, contrast = (sum(spent["train-simpo"][which::5]) for which in range(5))
-    assert {name: 2 * total for name, total in flops.items()} == pytest.approx({
-        "dto": sampled + finalized + natural + method,
-        "unpruned": sampled + finalized + unpruned,
-        "probe-pruned": sampled + finalized + by_probes + probe_pruned,
-        "paper-pairs": sampled + finalized + natural + paper_pairs,
-        "shortest-longest": sampled + contrast,
-        "sft": sampled + finalized + natural + sum(spent["train-sft"]),
-        "early-stop": 0, "fast-prompt": 0,
-    })  # fmt: skip
+    assert {name: 2 * total for name, total in flops.items()} == pytest.approx(
+        {
+            "dto": sampled + finalized + natural + method,
+            "unpruned": sampled + finalized + unpruned,
+            "probe-pruned": sampled + finalized + by_probes + probe_pruned,
+            "paper-pairs": sampled + finalized + natural + paper_pairs,
+            "shortest-longest": sampled + contrast,
+            "sft": sampled + finalized + natural + sum(spent["train-sft"]),
+            "early-stop": 0,
+            "fast-prompt": 0,
+        }
+    )
 
 
 def test_the_readme_gets_table_and_plot(report: dict[str, Any], published: Path):
@@ -128,7 +153,7 @@ def test_the_readme_gets_table_and_plot(report: dict[str, Any], published: Path)
     assert sum(line.startswith("| ") for line in text.splitlines()) == (2 + 9) + (2 + 7) + (2 + 7)
 
 
-FIGURES = ("seeds", "models", "comparisons", "beside_method", "others", "by_seed", "notes", "warnings")
+FIGURES = ("seeds", "models", "comparisons", "vs_method", "others", "by_seed", "tables", "warnings")
 
 
 def test_seeds_that_were_examined_elsewhere_are_not_run_again(report: dict[str, Any], published: Path, tmp_path: Path):
@@ -170,7 +195,7 @@ def test_outcomes_that_other_code_made_are_read_and_said_to_be(
 
 
 def test_a_folder_of_outcomes_that_is_not_there_is_no_empty_one(tmp_path: Path):
-    with pytest.raises(OutcomeError, match="no such folder; correct earlier"):
+    with pytest.raises(SeedResultError, match="no such folder; correct earlier"):
         claim(tmp_path / "root", f"earlier={tmp_path / 'doc'}")
 
 
@@ -190,7 +215,7 @@ def test_outcomes_of_other_claims_are_refused_before_anything_is_run(
     assert report["seeds"] == [0, 1]
     kept = (published / "docs" / "outcomes" / "dto-seed-0.json.xz").read_bytes()
     (tmp_path / "dto-seed-0.json.xz").write_bytes(kept if content is None else content)
-    with pytest.raises(OutcomeError, match=told.replace("(", r"\(").replace(")", r"\)")):
+    with pytest.raises(SeedResultError, match=told.replace("(", r"\(").replace(")", r"\)")):
         claim(tmp_path / "root", f"earlier={tmp_path}", change)
     assert not (tmp_path / "root" / "manifests").exists()
 
@@ -199,22 +224,22 @@ def test_couples_of_all_seeds_are_pooled(tmp_path: Path):
     start, end = START_OF.format("long-short"), END_OF.format("long-short")
     (tmp_path / "README.md").write_text(f"{start}\n{end}\n")
     changes = (*COUPLES, f"long_short.storage.root={tmp_path / 'root'}", f"publish={tmp_path}")
-    report = claimed(load(Claims, "long-short", changes), speaking)
+    report = claimed(load(MultiSeed, "long-short", changes), speaking)
     names = ["base", "one model", "cold start", "round 1, long", "round 2, short", "early stop"]
     assert [(model["name"], model["samples"]) for model in report["models"]] == [(name, 32) for name in names]
-    (note,) = (note for note in report["notes"] if note["is_pooled"])
-    assert [row["couple"] for row in note["rows"]] == names[2:5]
+    (note,) = (note for note in report["tables"] if note["is_pooled"])
+    assert [row["pair"] for row in note["rows"]] == names[2:5]
     text = (tmp_path / "README.md").read_text()
     assert "| **round 2, short** |" in text
     assert "Dialogues; rewards beside those of cold start:\n\n| couple |" in text
     # Each couple is built by all that led to either of its models.
     pairs = {pair["model"]: pair for pair in report["comparisons"]}
     assert pairs["cold start"]["break_even"]["build_flops"] > 0
-    learnt = sum(line["rows_out"] for line in report["ledger"] if line["stage"] == "turns-to-learn")
+    learnt = sum(line["rows_out"] for line in report["ledger"] if line["stage"] == "build-turn-sft-rows")
     assert pairs["cold start"]["trained_on"] == learnt / 2
     # From files, without the dialogues' words, all is the same.
     changes = (*COUPLES, f"long_short.storage.root={tmp_path / 'other'}", f"earlier={tmp_path / 'docs' / 'outcomes'}")
-    again = claimed(load(Claims, "long-short", changes), speaking)
+    again = claimed(load(MultiSeed, "long-short", changes), speaking)
     assert {name: again[name] for name in FIGURES} == {name: report[name] for name in FIGURES}
     kept = tmp_path / "docs" / "outcomes" / "long-short-seed-0.json.xz"
     assert b"</think><answer>" not in lzma.decompress(kept.read_bytes())  # as every dialogue has it
@@ -224,6 +249,6 @@ def test_couples_of_all_seeds_are_pooled(tmp_path: Path):
 def test_a_readme_without_a_place_for_them_is_refused_before_anything_is_run(tmp_path: Path, text: str | None):
     if text is not None:
         (tmp_path / "README.md").write_text(text)
-    with pytest.raises(NoPlace, match="write them where the results belong"):
+    with pytest.raises(MissingMarkers, match="write them where the results belong"):
         claim(tmp_path / "root", f"publish={tmp_path}")
     assert not (tmp_path / "root" / "manifests").exists()

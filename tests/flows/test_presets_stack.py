@@ -28,41 +28,66 @@ from tests.models.chat import Chat
 
 pytestmark = pytest.mark.usefixtures("prefect")
 MATH = [
-    "algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra",
+    "algebra",
+    "counting_and_probability",
+    "geometry",
+    "intermediate_algebra",
+    "number_theory",
+    "prealgebra",
     "precalculus",
-]  # fmt: skip
+]
 
 
 IN_COLUMNS_OF: dict[str, tuple[str | None, str, Callable[[Story, int], dict[str, Any]]]] = {
     "HuggingFaceH4/MATH-500": (
-        None, "test",
-        lambda story, n: {"unique_id": f"u{n}", "problem": story.text, "answer": str(story.answer),
-                          "level": story.level},
+        None,
+        "test",
+        lambda story, n: {
+            "unique_id": f"u{n}",
+            "problem": story.text,
+            "answer": str(story.answer),
+            "level": story.level,
+        },
     ),
     "nvidia/OpenMathReasoning": (
-        None, "cot", lambda story, _: {"problem": story.text, "expected_answer": str(story.answer)},
+        None,
+        "cot",
+        lambda story, _: {"problem": story.text, "expected_answer": str(story.answer)},
     ),
     "HuggingFaceH4/aime_2024": (
-        None, "train", lambda story, n: {"id": n, "problem": story.text, "answer": str(story.answer)},
+        None,
+        "train",
+        lambda story, n: {"id": n, "problem": story.text, "answer": str(story.answer)},
     ),
     "math-ai/amc23": (
-        None, "test", lambda story, n: {"id": n, "question": story.text, "answer": str(story.answer)},
+        None,
+        "test",
+        lambda story, n: {"id": n, "question": story.text, "answer": str(story.answer)},
     ),
     "openai/gsm8k": (
-        "main", "test", lambda story, _: {"question": story.text, "answer": f"So it is.\n#### {story.answer}"},
+        "main",
+        "test",
+        lambda story, _: {"question": story.text, "answer": f"So it is.\n#### {story.answer}"},
     ),
     "math-ai/aime25": (
-        None, "test", lambda story, n: {"id": str(n), "problem": story.text, "answer": str(story.answer)},
+        None,
+        "test",
+        lambda story, n: {"id": str(n), "problem": story.text, "answer": str(story.answer)},
     ),
     "Idavidrein/gpqa": (
-        "gpqa_diamond", "train",
-        lambda story, n: {"Record ID": f"r{n}", "Question": story.text, "Correct Answer": str(story.answer)}
-        | {f"Incorrect Answer {k}": str(story.answer + k) for k in (1, 2, 3)},
+        "gpqa_diamond",
+        "train",
+        lambda story, n: (
+            {"Record ID": f"r{n}", "Question": story.text, "Correct Answer": str(story.answer)}
+            | {f"Incorrect Answer {k}": str(story.answer + k) for k in (1, 2, 3)}
+        ),
     ),
     "MathArena/hmmt_feb_2025": (
-        None, "train", lambda story, n: {"problem_idx": n, "problem": story.text, "answer": str(story.answer)},
+        None,
+        "train",
+        lambda story, n: {"problem_idx": n, "problem": story.text, "answer": str(story.answer)},
     ),
-}  # fmt: skip
+}
 """The only subset and split of each that a preset may ask for, and a story in its columns."""
 
 
@@ -112,7 +137,7 @@ class DryRun(ScriptedRun):
 
     def __init__(
         self, settings: Any, body: Callable[[RunContext, Any], Path], make: Callable[[], ScriptedEngine] = scripted
-    ):  # fmt: skip
+    ):
         self.jobs: list[Any] = []
         super().__init__(settings.pipeline, settings, body, make)
 
@@ -151,7 +176,7 @@ def test_a_paper_preset_of_cot_distillation_runs_dry(
     lines = {line["stage"]: line for line in run.report["ledger"]}
     assert lines["sample-traces"]["rows_out"] == 28 * 2
     assert {"rate-by-llm", "compress-by-llm", "judge-completions"} <= lines.keys()
-    assert "value-prefixes" not in lines
+    assert "estimate-prefix-values" not in lines
     # SFT, then DPO; DPO alone; the control; and both with exchanged ratings.
     assert [job.method for job in run.jobs] == ["sft", "dpo", "dpo", "sft", "sft", "dpo"]
     assert {job.max_length for job in run.jobs} == {9216}

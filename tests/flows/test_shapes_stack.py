@@ -90,12 +90,16 @@ def stages(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize(
     ("preset", "model"),
     chosen(("paper-r1-1.5b", "r1-distill-qwen"), ("paper-deepscaler-1.5b", "r1-distill-llama")),
-)  # fmt: skip
+)
 def test_dto(preset: str, model: str, made: Make, real: Callable[..., str], tmp_path: Path):
     changes = (
-        f"model={made(model, THINKERS[model])}", f"problems={real('math_train_sample2000', 4)}",
-        f"benchmark.problems={real('math500', 2)}", *learning("training"), FLOAT32, f"storage.root={tmp_path}",
-    )  # fmt: skip
+        f"model={made(model, THINKERS[model])}",
+        f"problems={real('math_train_sample2000', 4)}",
+        f"benchmark.problems={real('math500', 2)}",
+        *learning("training"),
+        FLOAT32,
+        f"storage.root={tmp_path}",
+    )
     report = json.loads(dto(load(Dto, preset, changes)).read_text())
     lines = stages(report)
     assert lines["sample-traces"]["rows_out"] == 16
@@ -106,23 +110,38 @@ def test_dto(preset: str, model: str, made: Make, real: Callable[..., str], tmp_
 @pytest.mark.parametrize(
     ("preset", "model", "teacher"),
     chosen(("paper-1.5b", "qwen3", "r1-distill-qwen"), ("paper-7b", "r1-distill-llama", "qwen3")),
-)  # fmt: skip
+)
 def test_cot_distillation(
-    preset: str, model: str, teacher: str, made: Make, real: Callable[..., str], chat: Callable[..., Chat],
+    preset: str,
+    model: str,
+    teacher: str,
+    made: Make,
+    real: Callable[..., str],
+    chat: Callable[..., Chat],
     tmp_path: Path,
-):  # fmt: skip
+):
     server = chat(terse)
     benchmarks = {
-        "AIME": real("aime24", 1, None), "AMC": real("amc23", 1, None), "MATH": real("math500", 1),
-        "GSM8K": real("gsm8k_test", 1), "HMMT": real("difficulty_aime_1983_2023", 1, None),
-    }  # fmt: skip
+        "AIME": real("aime24", 1, None),
+        "AMC": real("amc23", 1, None),
+        "MATH": real("math500", 1),
+        "GSM8K": real("gsm8k_test", 1),
+        "HMMT": real("difficulty_aime_1983_2023", 1, None),
+    }
     changes = (
-        f"model={made(model, THINKERS[model])}", f"teacher.model={made(teacher, THINKERS[teacher])}",
-        f"problems={real('math_train_sample2000', 8)}", *shortened("variants=['sft']"),
+        f"model={made(model, THINKERS[model])}",
+        f"teacher.model={made(teacher, THINKERS[teacher])}",
+        f"problems={real('math_train_sample2000', 8)}",
+        *shortened("variants=['sft']"),
         *(f"benchmarks.{n}={b}" for n, b in benchmarks.items()),
-        "benchmark_sampling.samples=1", "judging.problems=1", f"llm.url={server.url}", *learning("sft", "dpo"),
-        "prompt.template_arguments={enable_thinking=true}", FLOAT32, f"storage.root={tmp_path}",
-    )  # fmt: skip
+        "benchmark_sampling.samples=1",
+        "judging.problems=1",
+        f"llm.url={server.url}",
+        *learning("sft", "dpo"),
+        "prompt.template_arguments={enable_thinking=true}",
+        FLOAT32,
+        f"storage.root={tmp_path}",
+    )
     settings = load(CotDistillation, preset, changes)
     report = json.loads(cot_distillation(settings).read_text())
     lines = stages(report)
@@ -136,32 +155,47 @@ def test_cot_distillation(
 @pytest.mark.parametrize(
     ("preset", "model", "teacher"),
     chosen(("paper-llama3.1-8b", "llama3.1", "r1-distill-llama"), ("paper-qwen2.5-7b", "qwen3", "r1-distill-qwen")),
-)  # fmt: skip
+)
 def test_long_short(
-    preset: str, model: str, teacher: str, made: Make, real: Callable[..., str], chat: Callable[..., Chat],
+    preset: str,
+    model: str,
+    teacher: str,
+    made: Make,
+    real: Callable[..., str],
+    chat: Callable[..., Chat],
     tmp_path: Path,
-):  # fmt: skip
+):
     server = chat(assist)
     benchmarks = {
-        "MATH500": real("math500", 1), "AIME24": real("aime24", 1, None),
-        "AIME25": real("difficulty_aime_1983_2023", 1, None), "AMC23": real("amc23", 1, None),
+        "MATH500": real("math500", 1),
+        "AIME24": real("aime24", 1, None),
+        "AIME25": real("difficulty_aime_1983_2023", 1, None),
+        "AMC23": real("amc23", 1, None),
         "GPQA-Diamond": real("mmlu_pro_sample", 1, None, choices="choices"),
-    }  # fmt: skip
+    }
     # What is said changes from step to step at random, and no bounds of a training hold.
     steps = ("steps=2", "problems=2", "group=4", "warmup=0.0", "learning_rate=1e-4", "bf16=false")
     bounds = ("fewest_tokens=0.0", "most_tokens=1e6", "least_reward=0.0")
     changes = (
-        f"model={made(model, turns())}", f"teacher={made(teacher, THINKERS[teacher])}",
-        f"problems={real('math_train_sample2000', 8)}", "rollouts.samples=2",
+        f"model={made(model, turns())}",
+        f"teacher={made(teacher, THINKERS[teacher])}",
+        f"problems={real('math_train_sample2000', 8)}",
+        "rollouts.samples=2",
         *(f"benchmarks.{n}={b}" for n, b in benchmarks.items()),
-        "benchmark_sampling.samples=1", f"llm.url={server.url}", *learning("sft"), *(f"rl.{one}" for one in steps),
-        *(f"rl.bounds.{one}" for one in bounds), *shortened("rl.rounds=['long']"), FLOAT32, f"storage.root={tmp_path}",
-    )  # fmt: skip
+        "benchmark_sampling.samples=1",
+        f"llm.url={server.url}",
+        *learning("sft"),
+        *(f"rl.{one}" for one in steps),
+        *(f"rl.bounds.{one}" for one in bounds),
+        *shortened("rl.rounds=['long']"),
+        FLOAT32,
+        f"storage.root={tmp_path}",
+    )
     settings = load(LongShort, preset, changes)
     report = json.loads(long_short(settings).read_text())
     lines = stages(report)
     assert lines["sample-traces"]["rows_out"] == 16
-    assert lines["rehearse"]["rows_out"] > 0
+    assert lines["build-cold-start-dialogues"]["rows_out"] > 0
     assert lines["reinforce"]["generated_tokens"] > 0
     rounds = [f"round {number}, {who}" for number, who in enumerate(settings.rl.rounds, start=1)]
     assert [model["name"] for model in report["models"]] == ["teacher", "cold start", *rounds]

@@ -26,7 +26,7 @@ def servers() -> Iterator[list[Vllm]]:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    (tmp_path / "couple.json").write_text(json.dumps({"long": str(TINY_MODEL), "short": str(TINY_MODEL)}))
+    (tmp_path / "model_pair.json").write_text(json.dumps({"long": str(TINY_MODEL), "short": str(TINY_MODEL)}))
     (tmp_path / "config.json").write_text(LongShort(protocol=PROTOCOL).model_dump_json())
     return tmp_path
 
@@ -78,7 +78,12 @@ def test_a_folder_without_a_couple_is_refused(
 
 @pytest.mark.parametrize(
     ("file", "text"),
-    [("config.json", '{"rl": {"clip": 0.2}}'), ("config.json", "{"), ("couple.json", "{}"), ("couple.json", "")],
+    [
+        ("config.json", '{"rl": {"clip": 0.2}}'),
+        ("config.json", "{"),
+        ("model_pair.json", "{}"),
+        ("model_pair.json", ""),
+    ],
 )
 def test_a_run_of_another_version_is_refused_in_words(
     capsys: pytest.CaptureFixture[str], run: Path, servers: list[Vllm], file: str, text: str

@@ -108,9 +108,12 @@ class ScriptedRun:
     """One run of a pipeline with the scripted model, its report, and what it asked of the model."""
 
     def __init__(
-        self, name: str, settings: Any, body: Callable[[RunContext, Any], Path],
+        self,
+        name: str,
+        settings: Any,
+        body: Callable[[RunContext, Any], Path],
         make: Callable[[], ScriptedEngine] = scripted,
-    ):  # fmt: skip
+    ):
         self.engines: list[ScriptedEngine] = []
 
         def engine(*_: Any) -> ScriptedEngine:
@@ -118,13 +121,18 @@ class ScriptedRun:
             return self.engines[-1]
 
         with RunContext(
-            name, settings.storage, settings.engine, prompt=settings.prompt, make_engine=engine, trainer=self.train,
+            name,
+            settings.storage,
+            settings.engine,
+            prompt=settings.prompt,
+            make_engine=engine,
+            trainer=self.train,
             progress=Progress(Console(file=StringIO())),
-        ) as self.place:  # fmt: skip
+        ) as self.ctx:
 
             @flow(name="test")
             def run() -> Path:
-                return body(self.place, settings)
+                return body(self.ctx, settings)
 
             self.report = json.loads(run().read_text())
         self.redone = [line["stage"] for line in self.report["ledger"] if not line["cached"]]
@@ -135,7 +143,7 @@ class ScriptedRun:
 
     def rows(self, step: str, kind: type[Any], which: int = 0) -> list[Any]:
         """What the step's first, or `which`th, call made."""
-        return self.place.rows(self.made(step, which), kind)
+        return self.ctx.rows(self.made(step, which), kind)
 
     def made(self, step: str, which: int = 0) -> ArtifactRef:
-        return [entry.artifact for entry in self.place.ledger if entry.step == step][which]
+        return [entry.artifact for entry in self.ctx.ledger if entry.step == step][which]

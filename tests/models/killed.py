@@ -20,7 +20,7 @@ from conf.sampling import Sampling
 from models.checkpoints.checkpoint import Checkpoint
 from models.inference import rollout_engine, rollout_store, scheduler
 from models.inference.engine import Completion
-from models.inference.rollout_engine import Rollouts
+from models.inference.rollout_engine import RolloutExecutor
 from models.inference.rollout_store import Purpose, RolloutStore
 from models.inference.scheduler import EngineScheduler, Job
 from models.inference.scripted_engine import ScriptedEngine
@@ -59,9 +59,9 @@ def main(url: str, model: str, log: Path, lines: int) -> None:
             first = draw.ask.first + len(draw.held)
             with log.open("a") as file:
                 file.write(json.dumps([draw.request.prompt_ids, first, draw.missing]) + "\n")
-            super().send(ticket, draw)
+            super().submit(ticket, draw)
 
-    run = Rollouts(RolloutStore(url), [Logged(engine, Checkpoint.open(Path(model)))], Purpose.PROBE, 0)
+    run = RolloutExecutor(RolloutStore(url), [Logged(engine, Checkpoint.open(Path(model)))], Purpose.PROBE, 0)
     jobs = [job(trace) for trace in range(TRACES)]
     if lines:
         die_after(lines)

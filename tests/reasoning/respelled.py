@@ -53,8 +53,11 @@ FALSIFIED: dict[str, Change] = {
     "sign": _once(r"(?<=[\w})\s])\s?([+-])(?=[\s\w\\({])", lambda m: m[0].replace(m[1], "-+"["+-".index(m[1])])),
     "minus before": lambda t, c: t[1:] if t.startswith("-") else f"-{t}" if re.match(r"[\d\\(]", t) else t,
     "factor dropped": _once(r"(?<=\d)\s*(?:\\sqrt\s*\{[^{}]*\}|\\pi)", ""),
-    "factor put": lambda t, c: t if re.search(r"=|text|(?<!\d)[01]$|[\])}]$", t) else t + c.choice(
-        [r"\sqrt{2}", r"\pi", "x", "!", "i", "^2", r"\sqrt{3}"]),
+    "factor put": lambda t, c: (
+        t
+        if re.search(r"=|text|(?<!\d)[01]$|[\])}]$", t)
+        else t + c.choice([r"\sqrt{2}", r"\pi", "x", "!", "i", "^2", r"\sqrt{3}"])
+    ),
     "letter": _once(r"(?<![a-zA-Z\\])[xyzkabnt](?![a-zA-Z])", lambda m: "q"),
     "item dropped": lambda t, c: t.rpartition(",")[0] if "," in t and not re.search(r"[()\[\]{}]|\d,\d{3}", t) else t,
     "item in brackets dropped": _once(r"(?<=[(\{\[]),?([^,(){}\[\]]+),(?!\\!)", ""),
@@ -64,13 +67,15 @@ FALSIFIED: dict[str, Change] = {
     "root": _once(r"\\sqrt(?=\s*\{)", r"\\sqrt[3]"),
     "turned over": _once(r"\\frac\s*\{(\d+)\}\s*\{(\d+)\}", r"\\frac{\2}{\1}"),
     "power": _once(r"\^\s*\{?(\d)\}?", lambda m: "^{" + str(int(m[1]) + 1) + "}"),
-    "a part": lambda t, c: t if re.search(r"=|%|\$|text|mbox|mathrm|circ|cm|\.|phantom", t) or not re.search(r"\d",
-    t) else (
-        c.choice(re.findall(r"\d+", t))),
+    "a part": lambda t, c: (
+        t
+        if re.search(r"=|%|\$|text|mbox|mathrm|circ|cm|\.|phantom", t) or not re.search(r"\d", t)
+        else (c.choice(re.findall(r"\d+", t)))
+    ),
     "scaled": lambda t, c: rf"10 \cdot ({t})" if not re.search(r"text|[,=<>%]|circ|[a-zA-Z]{3}", t) else t,
     "word": lambda t, c: re.sub(r"(\\text\{[^{}]*?)([a-z]{3,})", r"\1other", t, count=1) if "unit" not in t else t,
     "half": lambda t, c: rf"\frac{{{t}}}{{2}}" if re.fullmatch(r"[-\d\\a-z{}\s]+", t) and re.search(r"\d", t) else t,
-}  # fmt: skip
+}
 
 
 def _spaced(text: str, chance: random.Random) -> str:
@@ -119,17 +124,21 @@ RESPELLED: dict[str, Change] = {
     "dot nought": lambda t, c: f"{t}.0" if INTEGER.match(t) else t,
     "scientific": lambda t, c: rf"{t} \times 10^0" if INTEGER.match(t) else t,
     "display": lambda t, c: rf"\displaystyle {t}",
-    "no unit": lambda t, c: re.sub(r"\s*(?:\\text|\\mbox)\{\s*[a-z ]+\}(?:\^\d)?$", "", t) if re.match(r"[\d\\.$]",
-    t) and not t.startswith("\\text") else t,
+    "no unit": lambda t, c: (
+        re.sub(r"\s*(?:\\text|\\mbox)\{\s*[a-z ]+\}(?:\^\d)?$", "", t)
+        if re.match(r"[\d\\.$]", t) and not t.startswith("\\text")
+        else t
+    ),
     "no degrees": lambda t, c: re.sub(r"\^\\circ|\^\{\\circ\}", "", t),
-    "in text": lambda t, c: rf"\text{{{t}}}" if re.fullmatch(r"[A-Za-z ]{4,}",
-    t) else re.sub(r"^\\text\{([A-Za-z ]+)\}$", r"\1", t),
+    "in text": lambda t, c: (
+        rf"\text{{{t}}}" if re.fullmatch(r"[A-Za-z ]{4,}", t) else re.sub(r"^\\text\{([A-Za-z ]+)\}$", r"\1", t)
+    ),
     "name": lambda t, c: f"x = {t}" if INTEGER.match(t) or SIMPLE_FRACTION.match(t) else t,
     "items turned": _turned,
     "dot": lambda t, c: re.sub(r"(?<=\d)(?=\\sqrt)", r" \\cdot ", t),
     "braces off": lambda t, c: re.sub(r"\^\{(\d)\}", r"^\1", t),
     "braces on": lambda t, c: re.sub(r"\^(\d)(?!\d)", r"^{\1}", t),
-}  # fmt: skip
+}
 
 
 def changed(golds: list[str], changes: dict[str, Change], seed: int) -> Iterator[tuple[str, str, str]]:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conf.problems import NgramOverlap
-from reasoning.contamination import COMMON, matches, ngrams, without_doubles
+from reasoning.contamination import COMMON, deduplicate, matches, ngrams
 from reasoning.records import Problem, TextPart
 
 GATE = NgramOverlap()
@@ -97,10 +97,17 @@ def test_small_edits_are_the_same_problem(edited: str):
 @pytest.mark.parametrize(
     ("this", "that"),
     [
-        ("1{,}000", "1{,}001"), ("+ 1", "- 1"), ("takes 7", "takes 8"), ("x^2 - 4", "x^2 + 4"), (r"\sqrt{3}", "3"),
-        ("= ", r"\le "), ("real number", "integer"), ("x^2 - 4", "x^2 - 4x"), ("takes 7", "takes -7"),
+        ("1{,}000", "1{,}001"),
+        ("+ 1", "- 1"),
+        ("takes 7", "takes 8"),
+        ("x^2 - 4", "x^2 + 4"),
+        (r"\sqrt{3}", "3"),
+        ("= ", r"\le "),
+        ("real number", "integer"),
+        ("x^2 - 4", "x^2 - 4x"),
+        ("takes 7", "takes -7"),
     ],
-)  # fmt: skip
+)
 def test_other_numbers_signs_and_operators_are_another_problem_however_long(this: str, that: str):
     assert this in LONG
     assert not same(LONG, LONG.replace(this, that))
@@ -110,24 +117,27 @@ def test_other_numbers_signs_and_operators_are_another_problem_however_long(this
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        ("Determine the number of ways to arrange the letters of the word ELLIPSE.",
-        "Determine the number of ways to "
-         "arrange the letters of the word ECLIPSE."),
-        ("How many elements does the set A have if A and B are disjoint?",
-        "How many elements does the set C have if C and "
-         "B are disjoint?"),
+        (
+            "Determine the number of ways to arrange the letters of the word ELLIPSE.",
+            "Determine the number of ways to arrange the letters of the word ECLIPSE.",
+        ),
+        (
+            "How many elements does the set A have if A and B are disjoint?",
+            "How many elements does the set C have if C and B are disjoint?",
+        ),
         ("Find the sum of the roots.", "Find the product of the roots."),
-        ("What is the greatest common factor of 32 and 48?",
-        "What is the greatest common factor of 32 and 48 and 64?"),
+        ("What is the greatest common factor of 32 and 48?", "What is the greatest common factor of 32 and 48 and 64?"),
         ("Compute $2^3$.", "Compute $2^3 + 5$."),
         ("Find x.", "Let 2x + 3 = 7. Find x."),
         ("How many apples are left?", "Ann has 12 apples and eats 3. How many apples are left?"),
         ("What is 5?", "What is 5% of 20? Let's think step by step."),
         ("求3+5的值。", "求3-5的值。"),
-        ("Ann has 3 apples and Ben has 5 pears. How many more has Ben?",
-        "Ann has 5 apples and Ben has 3 pears. How many more has Ben?"),
+        (
+            "Ann has 3 apples and Ben has 5 pears. How many more has Ben?",
+            "Ann has 5 apples and Ben has 3 pears. How many more has Ben?",
+        ),
     ],
-)  # fmt: skip
+)
 def test_templates_and_fragments_are_other_problems(one: str, other: str):
     assert not same(one, other)
 
@@ -139,7 +149,7 @@ def test_public_cases(cases: Callable[[str], list[dict[str, Any]]]):
 
 def test_the_first_of_equal_problems_stays_and_signs_tell_them_apart():
     texts = ["A b.", "c", "a  B", "What is 5 + 3?", "What is 5 - 3?", "what is 5−3"]
-    kept = without_doubles([problem(text, str(index)) for index, text in enumerate(texts)])
+    kept = deduplicate([problem(text, str(index)) for index, text in enumerate(texts)])
     assert [row.id for row in kept] == ["0", "1", "3", "4"]
 
 
@@ -175,14 +185,26 @@ def rows(folder: Path, name: str) -> list[Problem]:
 
 
 RESPELLED = [
-    (r"\\leq?(?![a-z])", "≤"), (r"\\geq?(?![a-z])", r"\\geqslant "), (r"\\pi(?![a-z])", "π"), (r"\^\\circ", "°"),
+    (r"\\leq?(?![a-z])", "≤"),
+    (r"\\geq?(?![a-z])", r"\\geqslant "),
+    (r"\\pi(?![a-z])", "π"),
+    (r"\^\\circ", "°"),
     (r"\^2", "²"),
-    (r"\\times", "×"), (r"\\angle ", "∠"), (r"\\sqrt\{(\d+)\}", r"√\1"), (r"(?<=\d),(?=\d{3})", ""), (r"\\frac\{",
-    r"\\dfrac{"),
-    (r"\\theta", "θ"), (r"\\triangle", "△"), (r"(?<![\w{])-(?=\d)", "−"), (r"\\left|\\right", ""), (r"\\cup", "∪"),
+    (r"\\times", "×"),
+    (r"\\angle ", "∠"),
+    (r"\\sqrt\{(\d+)\}", r"√\1"),
+    (r"(?<=\d),(?=\d{3})", ""),
+    (r"\\frac\{", r"\\dfrac{"),
+    (r"\\theta", "θ"),
+    (r"\\triangle", "△"),
+    (r"(?<![\w{])-(?=\d)", "−"),
+    (r"\\left|\\right", ""),
+    (r"\\cup", "∪"),
     (r"\s+", " "),
-    (r"\^(\w)", r"^{\1}"), (r"\\infty", "∞"), (r"\\neq?(?![a-z])", "≠"),
-]  # fmt: skip
+    (r"\^(\w)", r"^{\1}"),
+    (r"\\infty", "∞"),
+    (r"\\neq?(?![a-z])", "≠"),
+]
 
 
 def test_real_problems_are_found_respelled_and_instructed(real_data: Path):

@@ -4,7 +4,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasoning.dialogue import TAGS, Closing, Dialogue, Fault, Speaker, Turn, forced, heard, surely_heard, turns_of
+from reasoning.dialogue import (
+    TAGS,
+    Closing,
+    Dialogue,
+    Fault,
+    Speaker,
+    Turn,
+    force_answer,
+    parse_turn,
+    settled_text,
+    turns_of,
+)
 
 LEAD = "\nThe answer is \\boxed{"
 PIECES = st.sampled_from(
@@ -19,8 +30,8 @@ def play(said: list[str], most_rounds: int) -> Dialogue:
     for text in said:
         if dialogue.is_over:
             break
-        turn = forced(LEAD, text) if dialogue.must_answer else heard(dialogue.next_speaker, text)
-        dialogue = dialogue.and_then(turn)
+        turn = force_answer(LEAD, text) if dialogue.must_answer else parse_turn(dialogue.next_speaker, text)
+        dialogue = dialogue.with_turn(turn)
     return dialogue
 
 
@@ -42,19 +53,19 @@ def play(said: list[str], most_rounds: int) -> Dialogue:
         (Speaker.SHORT, "a</answer></answer>", "a", Closing.ANSWER, Fault.TRAILING),
         (Speaker.LONG, "a</THINK></think >", "a</THINK></think >", Closing.THOUGHT, Fault.UNCLOSED),
     ],
-)  # fmt: skip
+)
 def test_what_is_heard(speaker: Speaker, said: str, text: str, closing: Closing, fault: Fault | None):
-    assert heard(speaker, said) == Turn(speaker, text, closing, fault)
+    assert parse_turn(speaker, said) == Turn(speaker, text, closing, fault)
 
 
 @given(SAID, st.sampled_from(Speaker))
 def test_what_is_surely_heard_is_never_taken_back(said: str, speaker: Speaker):
     told = ""
     for end in range(len(said) + 1):
-        assert surely_heard(said[:end]).startswith(told)
-        told = surely_heard(said[:end])
-    assert heard(speaker, said).text.startswith(told)
-    assert len(heard(speaker, said).text) - len(told) < len("</rethink>")
+        assert settled_text(said[:end]).startswith(told)
+        told = settled_text(said[:end])
+    assert parse_turn(speaker, said).text.startswith(told)
+    assert len(parse_turn(speaker, said).text) - len(told) < len("</rethink>")
 
 
 def test_a_dialogue_by_hand():
@@ -69,14 +80,14 @@ def test_short_is_made_to_answer_when_it_has_asked_often_enough():
     dialogue = play(["a</think>", "?</rethink>", "b</think>", "??</rethink>"], 2)
     assert dialogue.must_answer
     assert dialogue.next_speaker is Speaker.SHORT
-    dialogue = dialogue.and_then(forced(LEAD, "6}. I am sure.</rethink>"))
+    dialogue = dialogue.with_turn(force_answer(LEAD, "6}. I am sure.</rethink>"))
     assert str(dialogue).endswith("<answer>??</rethink><answer>\nThe answer is \\boxed{6}</answer>")
     assert (dialogue.answer, dialogue.hit_cap, dialogue.is_well_formed) == ("6", True, False)
 
 
 def test_an_answer_that_is_not_given_is_none():
     for said in ("6", "</answer>6}", ""):
-        assert Dialogue(1).and_then(forced(LEAD, said)).answer is None
+        assert Dialogue(1).with_turn(force_answer(LEAD, said)).answer is None
     assert play(["a</think>", "six</answer>"], 4).answer is None
     assert play(["\\boxed{4}</think>"], 4).answer is None  # not over, and Long does not answer
 

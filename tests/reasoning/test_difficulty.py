@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasoning.difficulty import Level, effort, levels, question
+from reasoning.difficulty import Level, difficulty_query, effort, levels
 from reasoning.records import Problem, TextPart
 
 
@@ -31,8 +31,8 @@ def test_more_effort_is_never_an_easier_level(efforts: dict[str, float]):
 
 def test_the_rater_does_not_hear_the_true_level():
     text, answer = "How many apples?", "123456"
-    asked = question(Problem(id="p", prompt=(TextPart(text=text),), answer=answer, level=7))
-    same = question(Problem(id="q", prompt=(TextPart(text=text),), answer="5", level=2))
+    asked = difficulty_query(Problem(id="p", prompt=(TextPart(text=text),), answer=answer, level=7))
+    same = difficulty_query(Problem(id="q", prompt=(TextPart(text=text),), answer="5", level=2))
     assert asked == same
     assert text in asked.material
     assert answer not in asked.material + asked.task

@@ -10,22 +10,26 @@ from reasoning.dto import (
     shortest_longest_pairs,
     shortest_right,
 )
-from reasoning.records import Optimised, PairKind, Probe, Scan, Trace, Verdict
+from reasoning.records import OptimisedTrace, PairKind, Probe, Scan, Trace, Verdict
 from reasoning.sampling_plans import EarliestCrossing
 
 
 def trace(problem: str = "p", sample: int = 0, length: int = 10, verdict: Verdict = Verdict.RIGHT) -> Trace:
     return Trace(
-        problem_id=problem, sample=sample, token_ids=tuple(range(length)), text="", truncated=False,
+        problem_id=problem,
+        sample=sample,
+        token_ids=tuple(range(length)),
+        text="",
+        truncated=False,
         verdict=verdict,
-    )  # fmt: skip
+    )
 
 
 @given(st.lists(st.integers(0, 8), min_size=1, max_size=12))
 def test_a_scan_tells_what_was_probed_up_to_the_first_prefix_that_passes(right_counts: list[int]):
     ends = [3 * (index + 1) for index in range(len(right_counts))]
     plan = EarliestCrossing(len(ends), 8, 0.5)
-    while asks := plan.asks():
+    while asks := plan.next_ranges():
         for ask in asks:
             right = right_counts[ask.prefix]
             plan.add(ask, ([True] * right + [False] * (8 - right))[ask.first : ask.first + ask.count])
@@ -57,22 +61,25 @@ def test_endings():
     assert first_wrong([((1,), right), ((2,), Verdict.NO_ANSWER), ((3,), Verdict.TIMEOUT)]) is None
 
 
-def optimised(length: int, premature: int | None = None, sample: int = 0) -> Optimised:
-    return Optimised(
-        problem_id="p", sample=sample, token_ids=tuple(range(length)),
+def optimised(length: int, premature: int | None = None, sample: int = 0) -> OptimisedTrace:
+    return OptimisedTrace(
+        problem_id="p",
+        sample=sample,
+        token_ids=tuple(range(length)),
         premature_ids=None if premature is None else tuple(range(premature)),
-    )  # fmt: skip
+    )
 
 
-def build(rows: list[Optimised], traces: list[Trace], rejected: str = "original", max_length: int = 100):
+def build(rows: list[OptimisedTrace], traces: list[Trace], rejected: str = "original", max_length: int = 100):
     return preference_pairs({"p": (90, 91)}, traces, rows, rejected, max_length)
 
 
 def test_pairs_prefer_the_shortened_trace_to_the_original_and_to_the_premature_stop():
     pairs, dropped = build([optimised(6, premature=3)], [trace(length=10)])
     assert [(p.kind, len(p.chosen_ids), len(p.rejected_ids)) for p in pairs] == [
-        (PairKind.OPTIMISED, 6, 10), (PairKind.PREMATURE_STOP, 6, 3),
-    ]  # fmt: skip
+        (PairKind.OPTIMISED, 6, 10),
+        (PairKind.PREMATURE_STOP, 6, 3),
+    ]
     assert pairs[0].prompt_ids == (90, 91)
     assert not dropped
 
@@ -97,12 +104,15 @@ def test_the_longest_of_a_problems_traces_can_be_rejected_instead():
 
 def test_the_control_prefers_the_shortest_right_trace_to_the_longest():
     traces = [
-        trace(length=9), trace(sample=1, length=5, verdict=Verdict.WRONG), trace(sample=2, length=6),
-        trace(sample=3, length=12, verdict=Verdict.WRONG), trace("q", length=4, verdict=Verdict.WRONG),
+        trace(length=9),
+        trace(sample=1, length=5, verdict=Verdict.WRONG),
+        trace(sample=2, length=6),
+        trace(sample=3, length=12, verdict=Verdict.WRONG),
+        trace("q", length=4, verdict=Verdict.WRONG),
         trace("r", length=7),
-    ]  # fmt: skip
+    ]
     pairs, dropped = shortest_longest_pairs({"p": (90,), "q": (91,), "r": (92,)}, traces, 100)
     assert [(p.problem_id, p.kind, len(p.chosen_ids), len(p.rejected_ids)) for p in pairs] == [
         ("p", PairKind.SHORTEST_LONGEST, 6, 12),
-    ]  # fmt: skip
+    ]
     assert dropped == {"never-right": 1, "not-shorter": 1}  # q has no right trace, r has but one

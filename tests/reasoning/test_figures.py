@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reasoning.cost import Shape, aes, efficiency
-from reasoning.evaluation import break_even, by_original, comparison, model_figures
+from reasoning.evaluation import break_even, by_base_correctness, comparison, model_figures
 from reasoning.records import Score, Usage, Verdict
 from reasoning.stats import (
     mean_interval,
@@ -118,9 +118,14 @@ def test_efficiency_and_aes():
 def without(problem: str, level: int = 1) -> Score:
     """An examined completion that was not to be had."""
     return Score(
-        problem_id=problem, level=level, sample=9, prompt_tokens=3, tokens=0, truncated=False,
+        problem_id=problem,
+        level=level,
+        sample=9,
+        prompt_tokens=3,
+        tokens=0,
+        truncated=False,
         verdict=Verdict.NO_COMPLETION,
-    )  # fmt: skip
+    )
 
 
 def test_a_completion_that_is_not_there_is_not_right_and_has_no_length():
@@ -139,14 +144,19 @@ def test_a_completion_that_is_not_there_is_not_right_and_has_no_length():
     even = break_even(100.0, scores, base, shape)
     # a: 2·13 + 4·13·14/2 against 2·23 + 4·23·24/2; b alike
     assert even["saved_flops_per_query"] == pytest.approx(((46 + 1104) - (26 + 364)) / 2)
-    assert by_original(scores, base, shape)["wrong_to_right"] == 1
+    assert by_base_correctness(scores, base, shape)["wrong_to_right"] == 1
 
 
 def score(problem: str, tokens: int, right: bool, level: int = 1, truncated: bool = False) -> Score:
     return Score(
-        problem_id=problem, level=level, sample=0, prompt_tokens=3, tokens=tokens, truncated=truncated,
+        problem_id=problem,
+        level=level,
+        sample=0,
+        prompt_tokens=3,
+        tokens=tokens,
+        truncated=truncated,
         verdict=Verdict.RIGHT if right else Verdict.WRONG,
-    )  # fmt: skip
+    )
 
 
 def test_a_models_figures():
@@ -180,7 +190,7 @@ SHAPE = Shape(parameters=10, layers=1, attention_width=1)
 def test_right_and_wrong_answers_of_the_base_are_told_apart():
     base = [score("a", 4, True), score("a", 4, False), score("b", 6, False), score("b", 6, False)]
     new = [score("a", 2, True), score("a", 2, True), score("b", 6, True), score("b", 6, False)]
-    figures = by_original(new, base, SHAPE)
+    figures = by_base_correctness(new, base, SHAPE)
     # Attention after 3 prompt tokens: 2 new 4·(4+5) = 36, 4 new 4·(4+5+6+7) = 88, 6 new 4·(4+…+9) = 156.
     assert figures["attention_flops_right"] == pytest.approx(36 / 88 - 1)
     assert figures["attention_flops_wrong"] == pytest.approx((36 + 156 + 156) / (88 + 156 + 156) - 1)
@@ -191,7 +201,7 @@ def test_right_and_wrong_answers_of_the_base_are_told_apart():
 
 
 def test_nothing_is_said_of_an_empty_group():
-    figures = by_original([score("a", 2, True)], [score("a", 4, True)], SHAPE)
+    figures = by_base_correctness([score("a", 2, True)], [score("a", 4, True)], SHAPE)
     assert figures["attention_flops_right"] is None  # the base has no other sample of it
     assert figures["attention_flops_wrong"] is None
     assert figures["wrong_to_right"] is None
@@ -206,7 +216,7 @@ def test_a_second_draw_of_the_base_has_changed_nothing():
         right = rng.random((3000, 4)) < 0.7
         return [score(f"p{p}", 50 if right[p, k] else 75, bool(right[p, k])) for p in range(3000) for k in range(4)]
 
-    figures = by_original(draw(), draw(), SHAPE)
+    figures = by_base_correctness(draw(), draw(), SHAPE)
     assert figures["attention_flops_right"] == pytest.approx(0, abs=0.03)
     assert figures["attention_flops_wrong"] == pytest.approx(0, abs=0.03)
     assert figures["wrong_to_right"] == pytest.approx(figures["wrong_to_right_of_base"], abs=0.03)

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from conf.datasets import DATASETS, Columns
 from reasoning.problem_rows import problem_of
-from reasoning.records import BadRow, Problem
+from reasoning.records import InvalidRow, Problem
 
 ROW = {"id": "a", "problem": "1+1?", "answer": "2"}
 
 
-def made(row: Any, **columns: Any) -> Problem | BadRow:
+def made(row: Any, **columns: Any) -> Problem | InvalidRow:
     return problem_of(row, "file:3", "row-7", Columns.model_validate(columns))
 
 
@@ -54,7 +54,7 @@ def test_fields_inside_of_others():
     assert (problem.id, problem.text, problem.answer) == ("7", "1+1?", "2")
     for path in ("a.x", "a.b.c", "c.1.value", "c.x", "x.y", "c.-1.value"):
         bad = made(row, problem="a.b", answer=path, id="")
-        assert isinstance(bad, BadRow)
+        assert isinstance(bad, InvalidRow)
         assert f"no field {path!r}; its fields: 'a', 'c', 'd.e'" in bad.detail
 
 
@@ -66,13 +66,18 @@ TEXT_PARTS = [{"type": "text", "text": "1+"}, {"type": "text", "text": "1?"}]
     "messages",
     [
         [{"role": "user", "content": "1+1?"}],
-        [SYSTEM, {"role": "user", "content": "0?"}, {"role": "assistant", "content": "0"},
-         {"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}],
+        [
+            SYSTEM,
+            {"role": "user", "content": "0?"},
+            {"role": "assistant", "content": "0"},
+            {"role": "user", "content": "1+1?"},
+            {"role": "assistant", "content": "2"},
+        ],
         [{"from": "system", "value": "x"}, {"from": "human", "value": "1+1?"}, {"from": "gpt", "value": "2"}],
         [SYSTEM, {"role": "user", "content": TEXT_PARTS}],
         [[{"role": "user", "content": "1+1?"}]],
     ],
-)  # fmt: skip
+)
 def test_a_list_of_messages_asks_what_the_user_said_last(messages: Any):
     problem = made({"prompt": messages, "answer": "2"}, problem="prompt")
     assert isinstance(problem, Problem)
@@ -82,20 +87,30 @@ def test_a_list_of_messages_asks_what_the_user_said_last(messages: Any):
 @pytest.mark.parametrize(
     "messages",
     [
-        [SYSTEM], [], [{"role": "user"}], [{"role": "user", "content": None}], [{"role": "user", "content": 5}],
+        [SYSTEM],
+        [],
+        [{"role": "user"}],
+        [{"role": "user", "content": None}],
+        [{"role": "user", "content": 5}],
         [{"role": "user", "content": [*TEXT_PARTS, {"type": "image_url", "image_url": {"url": "x"}}]}],
-        [{"role": "user", "content": ["text"]}], [{"role": "user", "content": "  "}], ["1+1?", "2+2?"], [[]], {},
+        [{"role": "user", "content": ["text"]}],
+        [{"role": "user", "content": "  "}],
+        ["1+1?", "2+2?"],
+        [[]],
+        {},
     ],
-)  # fmt: skip
+)
 def test_messages_that_ask_nothing_or_hold_more_than_text_are_bad_rows(messages: Any):
     bad = made({"prompt": messages, "answer": "2"}, problem="prompt")
-    assert isinstance(bad, BadRow)
+    assert isinstance(bad, InvalidRow)
     assert bad.reason == "missing-field"
 
 
 def test_the_answer_is_what_the_assistant_said_last():
-    row = {"problem": "1+1?", "messages": [{"role": "user", "content": "1+1?"},
-                                           {"role": "assistant", "content": r"It is \boxed{2}."}]}  # fmt: skip
+    row = {
+        "problem": "1+1?",
+        "messages": [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": r"It is \boxed{2}."}],
+    }
     problem = made(row, answer="messages", answer_is="boxed")
     assert isinstance(problem, Problem)
     assert problem.answer == "2"
@@ -104,20 +119,37 @@ def test_the_answer_is_what_the_assistant_said_last():
 @pytest.mark.parametrize(
     ("number", "text"),
     [
-        (1e-05, "0.00001"), (2.0, "2"), (-0.0, "0"), (1e22, "1" + 22 * "0"), (1.5e300, "15" + 299 * "0"), (0.1, "0.1"),
-        (10**400, "1" + 400 * "0"), (-7, "-7"), (Decimal("2.50"), "2.5"), (Decimal("1E+3"), "1000"), (100, "100"),
-        (Decimal("0.12345678901234567890123"), "0.12345678901234567890123"), (np.float32(0.1), "0.1"),
-        (np.float64(1e-7), "0.0000001"), (np.int64(12), "12"), (np.uint8(200), "200"), (1000.0, "1000"), (0, "0"),
+        (1e-05, "0.00001"),
+        (2.0, "2"),
+        (-0.0, "0"),
+        (1e22, "1" + 22 * "0"),
+        (1.5e300, "15" + 299 * "0"),
+        (0.1, "0.1"),
+        (10**400, "1" + 400 * "0"),
+        (-7, "-7"),
+        (Decimal("2.50"), "2.5"),
+        (Decimal("1E+3"), "1000"),
+        (100, "100"),
+        (Decimal("0.12345678901234567890123"), "0.12345678901234567890123"),
+        (np.float32(0.1), "0.1"),
+        (np.float64(1e-7), "0.0000001"),
+        (np.int64(12), "12"),
+        (np.uint8(200), "200"),
+        (1000.0, "1000"),
+        (0, "0"),
     ],
-)  # fmt: skip
+)
 def test_numbers_are_written_out_by_value(number: Any, text: str):
     problem = made(ROW | {"answer": number})
     assert isinstance(problem, Problem)
     assert problem.answer == text
 
 
-@given(st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**30), max_value=10**30) | st.integers()
-       | st.floats(allow_nan=False, allow_infinity=False))  # fmt: skip
+@given(
+    st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**30), max_value=10**30)
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+)
 def test_no_number_loses_its_value(number: Any):
     problem = made(ROW | {"answer": number})
     assert isinstance(problem, Problem)
@@ -127,11 +159,24 @@ def test_no_number_loses_its_value(number: Any):
 
 @pytest.mark.parametrize(
     "value",
-    [True, False, math.inf, math.nan, Decimal("NaN"), Decimal("-Infinity"), Decimal("1e999999999999"), np.bool_(True),
-     np.float32("nan"), b"7", {"x": 1}, [1, 2], 10**2000],
-)  # fmt: skip
+    [
+        True,
+        False,
+        math.inf,
+        math.nan,
+        Decimal("NaN"),
+        Decimal("-Infinity"),
+        Decimal("1e999999999999"),
+        np.bool_(True),
+        np.float32("nan"),
+        b"7",
+        {"x": 1},
+        [1, 2],
+        10**2000,
+    ],
+)
 def test_what_is_no_number_is_no_answer(value: Any):
-    assert isinstance(made(ROW | {"answer": value}), BadRow)
+    assert isinstance(made(ROW | {"answer": value}), InvalidRow)
 
 
 def test_a_problem_of_any_length_or_depth_is_no_crash():
@@ -143,10 +188,10 @@ def test_a_problem_of_any_length_or_depth_is_no_crash():
     assert problem.answer == "7"
     for row in (ROW | {"problem": "x" * 2_000_000}, ROW | {"answer": "1" * 20_000}):
         bad = made(row)
-        assert isinstance(bad, BadRow)
+        assert isinstance(bad, InvalidRow)
         assert bad.reason == "too-long"
     many = made(ROW | {"choices": [str(n) for n in range(27)], "answer": "A"}, choices="choices")
-    assert isinstance(many, BadRow)
+    assert isinstance(many, InvalidRow)
     assert many.reason == "too-many-options"
 
 
@@ -165,13 +210,13 @@ def test_the_right_option_itself_among_a_list_or_an_object_of_options(options: A
     assert (problem.text, problem.answer) == ("1+1?\n(A) 1\n(B) 2", "B")
     for right in ("3", "1+1"):
         bad = made(row | {"right": right}, problem="q", answer="right", answer_is="choice", choices="options")
-        assert isinstance(bad, BadRow)
+        assert isinstance(bad, InvalidRow)
         assert bad.reason == "no-answer"
 
 
 def test_an_option_given_twice_cannot_be_the_right_one():
     row = {"q": "1+1?", "options": ["2", "2", "3"], "right": "2"}
-    assert isinstance(made(row, problem="q", answer="right", answer_is="choice", choices="options"), BadRow)
+    assert isinstance(made(row, problem="q", answer="right", answer_is="choice", choices="options"), InvalidRow)
 
 
 def test_subjects_and_levels_are_found_by_themselves():
@@ -227,11 +272,11 @@ def test_options_are_shown_with_their_letters():
         (ROW | {"choices": ["cat", None]}, {"choices": "choices"}, "missing-field", "no list of options"),
         (ROW | {"problem": "\ud800"}, {}, "missing-field", "field 'problem' is empty"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_row_says_what_is_wrong_and_what_to_do(row: Any, columns: dict[str, str], reason: str, words: str):
     bad = made(row, **columns)
-    assert isinstance(bad, BadRow)
-    assert (bad.place, bad.reason) == ("file:3", reason)
+    assert isinstance(bad, InvalidRow)
+    assert (bad.location, bad.reason) == ("file:3", reason)
     assert words in bad.detail
 
 
@@ -244,17 +289,28 @@ JSON = st.recursive(
 @given(JSON | st.fixed_dictionaries({"id": JSON, "problem": JSON, "answer": JSON, "choices": JSON}))
 def test_whatever_a_row_holds_it_is_a_problem_or_a_bad_row(row: Any):
     for columns in ({}, {"choices": "choices", "level": "id"}, {"answer_is": "hashes"}):
-        assert isinstance(made(row, **columns), Problem | BadRow)
+        assert isinstance(made(row, **columns), Problem | InvalidRow)
 
 
 GPQA = {
-    "Record ID": "rec1", "Question": "Which one?", "Correct Answer": "the right one",
-    "Incorrect Answer 1": "one", "Incorrect Answer 2": "two", "Incorrect Answer 3": "three", "Subdomain": "Optics",
-}  # fmt: skip
+    "Record ID": "rec1",
+    "Question": "Which one?",
+    "Correct Answer": "the right one",
+    "Incorrect Answer 1": "one",
+    "Incorrect Answer 2": "two",
+    "Incorrect Answer 3": "three",
+    "Subdomain": "Optics",
+}
 OF_THE_HUB = {
     "nvidia/OpenMathReasoning": (
-        {"problem": "1+1?", "expected_answer": "2", "problem_type": "has_answer_extracted",
-         "generated_solution": "<think>", "generation_model": "QwQ-32B", "pass_rate_72b_tir": "0.9"},
+        {
+            "problem": "1+1?",
+            "expected_answer": "2",
+            "problem_type": "has_answer_extracted",
+            "generated_solution": "<think>",
+            "generation_model": "QwQ-32B",
+            "pass_rate_72b_tir": "0.9",
+        },
         ("row-7", "1+1?", "2", None),
     ),
     "EleutherAI/hendrycks_math": (
@@ -270,28 +326,51 @@ OF_THE_HUB = {
         ("row-7", "1+1?", "2", 5),
     ),
     "agentica-org/DeepScaleR-Preview-Dataset": (
-        {"problem": "1+1?", "answer": "2", "solution": ""}, ("row-7", "1+1?", "2", None),
+        {"problem": "1+1?", "answer": "2", "solution": ""},
+        ("row-7", "1+1?", "2", None),
     ),
     "zwhe99/DeepMath-103K": (
-        {"question": "1+1?", "final_answer": "2", "difficulty": 6.5, "topic": "Mathematics -> Algebra",
-         "r1_solution_1": ""},
+        {
+            "question": "1+1?",
+            "final_answer": "2",
+            "difficulty": 6.5,
+            "topic": "Mathematics -> Algebra",
+            "r1_solution_1": "",
+        },
         ("row-7", "1+1?", "2", 6),
     ),
     "open-r1/OpenR1-Math-220k": (
-        {"problem": "1+1?", "solution": "", "answer": "2", "problem_type": "Algebra", "question_type": "other",
-         "source": "olympiads", "uuid": "u-1", "generations": ["<think>"],
-         "messages": [{"role": "user", "content": "1+1?"}]},
+        {
+            "problem": "1+1?",
+            "solution": "",
+            "answer": "2",
+            "problem_type": "Algebra",
+            "question_type": "other",
+            "source": "olympiads",
+            "uuid": "u-1",
+            "generations": ["<think>"],
+            "messages": [{"role": "user", "content": "1+1?"}],
+        },
         ("u-1", "1+1?", "2", None),
     ),
     "BytedTsinghua-SIA/DAPO-Math-17k": (
-        {"data_source": "math_dapo", "prompt": [{"content": "1+1?", "role": "user"}], "ability": "MATH",
-         "reward_model": {"ground_truth": "2", "style": "rule"}, "extra_info": {"index": "x"}},
+        {
+            "data_source": "math_dapo",
+            "prompt": [{"content": "1+1?", "role": "user"}],
+            "ability": "MATH",
+            "reward_model": {"ground_truth": "2", "style": "rule"},
+            "extra_info": {"index": "x"},
+        },
         ("row-7", "1+1?", "2", None),
     ),
     "PRIME-RL/Eurus-2-RL-Data": (
-        {"data_source": "numina_olympiads", "ability": "math", "extra_info": {"index": 0, "split": "train"},
-         "prompt": [{"content": "You have actions", "role": "system"}, {"content": "1+1?", "role": "user"}],
-         "reward_model": {"ground_truth": "2", "style": "rule"}},
+        {
+            "data_source": "numina_olympiads",
+            "ability": "math",
+            "extra_info": {"index": 0, "split": "train"},
+            "prompt": [{"content": "You have actions", "role": "system"}, {"content": "1+1?", "role": "user"}],
+            "reward_model": {"ground_truth": "2", "style": "rule"},
+        },
         ("row-7", "1+1?", "2", None),
     ),
     "SynthLabsAI/Big-Math-RL-Verified": (
@@ -314,11 +393,19 @@ OF_THE_HUB = {
         ("row-7", "1+1?\n(A) 1\n(B) 2\n(C) 3\n(D) 4", "B", None),
     ),
     "TIGER-Lab/MMLU-Pro": (
-        {"question_id": 70, "question": "1+1?", "options": ["1", "2"], "answer": "B", "answer_index": 1,
-         "cot_content": "", "category": "math", "src": "x"},
+        {
+            "question_id": 70,
+            "question": "1+1?",
+            "options": ["1", "2"],
+            "answer": "B",
+            "answer_index": 1,
+            "cot_content": "",
+            "category": "math",
+            "src": "x",
+        },
         ("70", "1+1?\n(A) 1\n(B) 2", "B", None),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", sorted(OF_THE_HUB))
@@ -339,9 +426,10 @@ def test_right_and_wrong_options_in_columns_of_their_own():
     assert f"({problem.answer}) the right one" in problem.text
     assert problem == problem_of(dict(reversed(GPQA.items())), "hub", "row-7", DATASETS["Idavidrein/gpqa"])
     places = {
-        found.answer for n in range(50)
+        found.answer
+        for n in range(50)
         if isinstance(found := problem_of(GPQA | {"Question": str(n)}, "", "", DATASETS["Idavidrein/gpqa"]), Problem)
-    }  # fmt: skip
+    }
     assert places == set("ABCD")
 
 
@@ -354,13 +442,13 @@ def test_a_right_option_that_is_none(gold: Any):
     bad = made(
         {"q": "?", "c": ["1", "2"], "gold": gold}, id="", problem="q", choices="c", answer="gold", answer_is="index"
     )
-    assert isinstance(bad, BadRow)
+    assert isinstance(bad, InvalidRow)
     assert bad.reason in ("missing-field", "no-answer")
 
 
 def test_an_absent_wrong_option():
     bad = problem_of(GPQA | {"Incorrect Answer 2": None}, "hub", "row-7", DATASETS["Idavidrein/gpqa"])
-    assert isinstance(bad, BadRow)
+    assert isinstance(bad, InvalidRow)
     assert "'Incorrect Answer 2' of columns.wrong_choices" in bad.detail
 
 

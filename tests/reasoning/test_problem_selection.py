@@ -8,14 +8,14 @@ from math import ceil, floor
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasoning.problem_selection import Candidate, Draw, drawing_order
+from reasoning.problem_selection import Candidate, ProblemSelection, selection_order
 from reasoning.records import Problem, TextPart
 
 STRATA = st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("pqr"), st.sampled_from("12345")), max_size=120)
 SEEDS = st.integers(min_value=0, max_value=99)
 
 
-def candidates(strata: Sequence[tuple[str, ...]], draw: Draw) -> list[Candidate]:
+def candidates(strata: Sequence[tuple[str, ...]], draw: ProblemSelection) -> list[Candidate]:
     texts = [f"{index}?" for index in range(len(strata))]
     return [
         Candidate(draw.key(text), group, Problem(id=text, prompt=(TextPart(text=text),), answer="1"))
@@ -35,7 +35,7 @@ def assert_in_proportion(groups: Sequence[str]) -> None:
 
 @given(STRATA, SEEDS)
 def test_every_beginning_has_the_shares_of_the_whole(strata: list[tuple[str, ...]], seed: int):
-    order = drawing_order(candidates(strata, Draw(seed, False)))
+    order = selection_order(candidates(strata, ProblemSelection(seed, False)))
     assert_in_proportion([candidate.strata[0] for candidate in order])
     for subset in {candidate.strata[0] for candidate in order}:
         inside = [candidate for candidate in order if candidate.strata[0] == subset]
@@ -46,20 +46,20 @@ def test_every_beginning_has_the_shares_of_the_whole(strata: list[tuple[str, ...
 
 @given(STRATA, SEEDS, st.randoms())
 def test_a_draw_is_the_same_whatever_the_order_of_the_rows(strata: list[tuple[str, ...]], seed: int, random: object):
-    draw = Draw(seed, False)
+    draw = ProblemSelection(seed, False)
     rows = candidates(strata, draw)
     shuffled = list(rows)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
-    assert draw.taken(shuffled) == draw.taken(rows)
+    assert draw.select(shuffled) == draw.select(rows)
 
 
 @given(STRATA, SEEDS)
 def test_from_the_end_shares_hold_too_and_the_two_draws_meet_as_late_as_possible(
     strata: list[tuple[str, ...]], seed: int
 ):
-    forwards, backwards = Draw(seed, False), Draw(seed, True)
+    forwards, backwards = ProblemSelection(seed, False), ProblemSelection(seed, True)
     rows = candidates(strata, forwards)
-    first, last = forwards.taken(rows), backwards.taken(rows)
+    first, last = forwards.select(rows), backwards.select(rows)
     assert last == first[::-1]
     group = {candidate.problem.id: candidate.strata[0] for candidate in rows}
     assert_in_proportion([group[problem.id] for problem in last])
@@ -67,7 +67,10 @@ def test_from_the_end_shares_hold_too_and_the_two_draws_meet_as_late_as_possible
 
 def test_seeds_differ_and_every_row_has_the_same_chance():
     rows = [("", "", "")] * 40
-    drawn = [Draw(seed, False).taken(candidates(rows, Draw(seed, False)))[:10] for seed in range(400)]
+    drawn = [
+        ProblemSelection(seed, False).select(candidates(rows, ProblemSelection(seed, False)))[:10]
+        for seed in range(400)
+    ]
     assert len({tuple(problem.id for problem in draw) for draw in drawn}) == 400
     often = Counter(problem.id for draw in drawn for problem in draw)
     # Each of 40 rows is in 400 x 10 / 40 = 100 draws, give or take: standard deviation sqrt(400 x 1/4 x 3/4) = 8.7.
@@ -77,12 +80,19 @@ def test_seeds_differ_and_every_row_has_the_same_chance():
 
 def test_small_draws_of_the_seven_subjects_of_mathematics():
     # The training set of MATH: 1744 algebra, 771 counting, 870 geometry, 1295, 869, 1205, 746; 7500 in all.
-    sizes = {"algebra": 1744, "counting": 771, "geometry": 870, "intermediate": 1295, "number": 869, "prealgebra": 1205,
-             "precalculus": 746}  # fmt: skip
-    draw = Draw(3, False)
+    sizes = {
+        "algebra": 1744,
+        "counting": 771,
+        "geometry": 870,
+        "intermediate": 1295,
+        "number": 869,
+        "prealgebra": 1205,
+        "precalculus": 746,
+    }
+    draw = ProblemSelection(3, False)
     rows = candidates([(name, "", str(n % 5)) for name, size in sizes.items() for n in range(size)], draw)
     subset = {candidate.problem.id: candidate.strata[0] for candidate in rows}
-    taken = draw.taken(rows)
+    taken = draw.select(rows)
     counts = Counter(subset[problem.id] for problem in taken[:2000])
     for name, size in sizes.items():
         assert abs(counts[name] - 2000 * size / 7500) < 1
@@ -91,7 +101,7 @@ def test_small_draws_of_the_seven_subjects_of_mathematics():
 
 def test_files_are_read_in_an_order_of_the_seeds_own():
     names = [f"file-{n}" for n in range(20)]
-    orders = {tuple(Draw(seed, False).order(names)) for seed in range(20)}
+    orders = {tuple(ProblemSelection(seed, False).order(names)) for seed in range(20)}
     assert len(orders) == 20
     assert all(sorted(order) == list(range(20)) for order in orders)
-    assert Draw(1, True).order(names) == Draw(1, False).order(names)[::-1]
+    assert ProblemSelection(1, True).order(names) == ProblemSelection(1, False).order(names)[::-1]

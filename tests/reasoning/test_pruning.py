@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reasoning.pruning import OpenPruning, pruned_trace
-from reasoning.records import Optimised, Trace, Verdict
+from reasoning.records import OptimisedTrace, Trace, Verdict
 
 RIGHT, WRONG = [True] * 8, [True] * 4 + [False] * 4  # 4 of 8 is not more than half
 
@@ -20,9 +20,9 @@ def play(pruning: OpenPruning, outcomes: Iterable[Sequence[bool]]) -> list[tuple
     """Answers the asks for each proposed segment from the next of `outcomes`; the prefixes that were asked about."""
     prefixes, sample = [], iter(outcomes)
     judged: Sequence[bool] = ()
-    while asks := pruning.asks():
+    while asks := pruning.next_ranges():
         (ask,) = asks
-        assert pruning.asks() == []  # one at a time: the next depends on it
+        assert pruning.next_ranges() == []  # one at a time: the next depends on it
         if ask.first == 0:
             judged = next(sample)
             prefixes.append(pruning.without(ask.prefix))
@@ -81,7 +81,7 @@ def test_a_segment_comes_back_where_the_kept_text_would_surprise_the_model():
 def test_a_pruned_trace_needs_fresh_endings_that_confirm_it():
     pruning = opened([2, 4, 6])
     play(pruning, [RIGHT])
-    row = Optimised(problem_id="p", sample=0, token_ids=(0, 1, 2, 3, 4, 5, 90, 91))
+    row = OptimisedTrace(problem_id="p", sample=0, token_ids=(0, 1, 2, 3, 4, 5, 90, 91))
     right, wrong = ((90, 91), Verdict.RIGHT), ((92,), Verdict.WRONG)
     assert pruned_trace(row, pruning, [right, wrong], 0.5) == row  # one of two is not more than half
     assert pruned_trace(row, pruning, [wrong, wrong], 0.0) == row
@@ -92,5 +92,5 @@ def test_a_pruned_trace_needs_fresh_endings_that_confirm_it():
 def test_a_pruned_trace_that_is_not_shorter_is_no_gain():
     pruning = opened([2, 4, 6])
     play(pruning, [RIGHT])
-    row = Optimised(problem_id="p", sample=0, token_ids=(0, 1, 2, 3, 4, 5, 90))
+    row = OptimisedTrace(problem_id="p", sample=0, token_ids=(0, 1, 2, 3, 4, 5, 90))
     assert pruned_trace(row, pruning, [((90, 91, 92), Verdict.RIGHT)], 0.5) == row

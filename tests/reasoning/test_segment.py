@@ -21,10 +21,36 @@ DEFAULT = Segmentation()
 ALL = tuple(dict.fromkeys(marker for markers in MARKERS_OF.values() for marker in markers))
 pieces = st.sampled_from(
     [
-        *ALL, "wait", "Waiting", "No, ", "But ", ". ", "? ", ".\n\n", "\n", "\r\n", " ", "\u00a0", '." ', ".$ ", "\\) ",
-        "**", "- ", "1. ", "# ", "12+7=19", "é", "。", "。”", "，", "部", "x", "\ud83d", "word " * 30,
+        *ALL,
+        "wait",
+        "Waiting",
+        "No, ",
+        "But ",
+        ". ",
+        "? ",
+        ".\n\n",
+        "\n",
+        "\r\n",
+        " ",
+        "\u00a0",
+        '." ',
+        ".$ ",
+        "\\) ",
+        "**",
+        "- ",
+        "1. ",
+        "# ",
+        "12+7=19",
+        "é",
+        "。",
+        "。”",
+        "，",
+        "部",
+        "x",
+        "\ud83d",
+        "word " * 30,
     ]
-)  # fmt: skip
+)
 anything = st.text(st.characters(codec=None, exclude_categories=()))
 texts = st.one_of(anything, st.lists(pieces).map("".join))
 TRACE_FILES = ["traces_mip_gsm8k_4models", "traces_r1_1p5b_math_3samples", "traces_thought_anchors_labeled"]
@@ -76,57 +102,128 @@ def test_a_short_segment_is_joined_to_the_next():
 def test_chinese_is_cut_without_spaces():
     text = "3加4等于7。等等，再算一次。“是8。”不对，是7。\n因此答案是7。他说不对。"
     assert cut(text, language="chinese") == [
-        "3加4等于7。", "等等，再算一次。“是8。”", "不对，是7。\n", "因此答案是7。他说不对。",
-    ]  # fmt: skip
+        "3加4等于7。",
+        "等等，再算一次。“是8。”",
+        "不对，是7。\n",
+        "因此答案是7。他说不对。",
+    ]
 
 
 def test_german_is_cut_at_whole_words():
     text = "Es sind 4. Moment, ich rechne nach. Momentan sind es 5. Daher: 5."
     assert cut(text, language="german") == [
-        "Es sind 4.", " Moment, ich rechne nach. Momentan sind es 5.", " Daher: 5.",
-    ]  # fmt: skip
+        "Es sind 4.",
+        " Moment, ich rechne nach. Momentan sind es 5.",
+        " Daher: 5.",
+    ]
 
 
 CUT = {
     "english": [
-        "But actually, 5.", "Oh wait, 5.", "No wait, 5.", "No, wait: 5.", "Hmmm, no.", "hmm, no.",
+        "But actually, 5.",
+        "Oh wait, 5.",
+        "No wait, 5.",
+        "No, wait: 5.",
+        "Hmmm, no.",
+        "hmm, no.",
         "let me double-check.",
-        "Let me recheck this.", "Let me re-check this.", "Let’s double check.", "Let me just quickly verify.",
-        "We should verify.", "Maybe I made a mistake.", "That doesn't seem right.", "Or maybe I misread.", "Wait!",
-        "Wait—no.", "Wait a minute.", "Wait the sum is 5.", "*Wait*, no.", "_Alternatively_, no.", "(Wait, is it?)",
-        '"Wait, is it?"', "However, 5.", "But however we count, 5.", "So actually 5.",
+        "Let me recheck this.",
+        "Let me re-check this.",
+        "Let’s double check.",
+        "Let me just quickly verify.",
+        "We should verify.",
+        "Maybe I made a mistake.",
+        "That doesn't seem right.",
+        "Or maybe I misread.",
+        "Wait!",
+        "Wait—no.",
+        "Wait a minute.",
+        "Wait the sum is 5.",
+        "*Wait*, no.",
+        "_Alternatively_, no.",
+        "(Wait, is it?)",
+        '"Wait, is it?"',
+        "However, 5.",
+        "But however we count, 5.",
+        "So actually 5.",
     ],
     "chinese": [
-        "等等，再算。", "但题目要求正数。", "然而题目要求5。",
-        "另外，还要检查。", "因此，答案是7。", "不过，直线不过B。",
-        "其实，这是对的。", "其实我们可以直接算。", "另一种方法：用面积。",
-        "再试试别的。", "嗯，不对。", "不，等等，是61。",
-        "或者，用另一种方法。", "**等等**，不对。",
+        "等等，再算。",
+        "但题目要求正数。",
+        "然而题目要求5。",
+        "另外，还要检查。",
+        "因此，答案是7。",
+        "不过，直线不过B。",
+        "其实，这是对的。",
+        "其实我们可以直接算。",
+        "另一种方法：用面积。",
+        "再试试别的。",
+        "嗯，不对。",
+        "不，等等，是61。",
+        "或者，用另一种方法。",
+        "**等等**，不对。",
     ],
     "german": [
-        "Moment, 5.", "Moment mal, 5.", "Moment! 5.", "moment, 5.", "Halt, 5.", "Halt! 5.", "Warte, 5.",
+        "Moment, 5.",
+        "Moment mal, 5.",
+        "Moment! 5.",
+        "moment, 5.",
+        "Halt, 5.",
+        "Halt! 5.",
+        "Warte, 5.",
         "Aber warte, 5.",
-        "Nein, Moment, 5.", "Allerdings sind es 5.",
+        "Nein, Moment, 5.",
+        "Allerdings sind es 5.",
     ],
-}  # fmt: skip
+}
 WHOLE = {
     "english": [
-        "Wait times are long.", "Wait staff earn 5.", "Wait for 5 minutes.", "Wait 5 more minutes.", "Wait until noon.",
-        "Waiter!", "Hold on to it.", "However many there are, 4.", "Actuality is 5.", "I said wait, however.",
-        "Use primes, e.g. however many.", "It is so, i.e. therefore 5.", "The function $f$ actually rises.",
+        "Wait times are long.",
+        "Wait staff earn 5.",
+        "Wait for 5 minutes.",
+        "Wait 5 more minutes.",
+        "Wait until noon.",
+        "Waiter!",
+        "Hold on to it.",
+        "However many there are, 4.",
+        "Actuality is 5.",
+        "I said wait, however.",
+        "Use primes, e.g. however many.",
+        "It is so, i.e. therefore 5.",
+        "The function $f$ actually rises.",
     ],
     "chinese": [
-        "另外两个数是5。", "因此时速为3。", "不对等的关系。", "不对应的边。",
-        "不过点B。", "不过原点的圆。", "其实质是4。", "其实验数据为4。",
-        "其实数解为4。", "另一种颜色的球有3个。", "再试图分解。",
-        "但丁是诗人。", "但凡偶数。", "等等力是站名。", "甲或者乙，但不是丙。",
-        "梨、苹果等等。", "或者x=5。", "所以$x=4$ 或者 $x=5$。",
+        "另外两个数是5。",
+        "因此时速为3。",
+        "不对等的关系。",
+        "不对应的边。",
+        "不过点B。",
+        "不过原点的圆。",
+        "其实质是4。",
+        "其实验数据为4。",
+        "其实数解为4。",
+        "另一种颜色的球有3个。",
+        "再试图分解。",
+        "但丁是诗人。",
+        "但凡偶数。",
+        "等等力是站名。",
+        "甲或者乙，但不是丙。",
+        "梨、苹果等等。",
+        "或者x=5。",
+        "所以$x=4$ 或者 $x=5$。",
     ],
     "german": [
-        "Moment ist Kraft mal Arm.", "Momentan 5.", "Moment und Impuls.", "Halt des Zuges um 5.", "Haltestelle 5.",
-        "Warte auf ihn.", "Wartezeit 5.", "Alternative Wege.", "Im Moment, 5.",
+        "Moment ist Kraft mal Arm.",
+        "Momentan 5.",
+        "Moment und Impuls.",
+        "Halt des Zuges um 5.",
+        "Haltestelle 5.",
+        "Warte auf ihn.",
+        "Wartezeit 5.",
+        "Alternative Wege.",
+        "Im Moment, 5.",
     ],
-}  # fmt: skip
+}
 BEHIND = {"english": "It is 4. ", "chinese": "答案是4。", "german": "Es sind 4. "}
 
 

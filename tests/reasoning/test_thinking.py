@@ -10,9 +10,11 @@ from reasoning.thinking import Thinking, final_answer, is_closed_once, reply_of,
 
 MISTRAL = Tags(open="[THINK]", close="[/THINK]")
 OPEN_THINKER = Tags(
-    open="<|begin_of_thought|>", close="<|end_of_thought|>", answer_open="<|begin_of_solution|>",
+    open="<|begin_of_thought|>",
+    close="<|end_of_thought|>",
+    answer_open="<|begin_of_solution|>",
     answer_close="<|end_of_solution|>",
-)  # fmt: skip
+)
 FORMATS = [Tags(), MISTRAL, OPEN_THINKER, Harmony()]
 words = st.text(st.sampled_from("abc {}\n12"), max_size=20)
 

@@ -29,30 +29,40 @@ def test_what_is_above_the_median_but_worth_nothing_is_not_important():
 
 
 THOUGHTS = (
-    "Start with 4. 4 + 3 is 7. That makes 7.\n", "Wait, 4 + 3 is 7. Yes, 7.\n", "Hmm. 7 it is.\n",
+    "Start with 4. 4 + 3 is 7. That makes 7.\n",
+    "Wait, 4 + 3 is 7. Yes, 7.\n",
+    "Hmm. 7 it is.\n",
     "Now 7 - 1 is 6. It is 6.\n",
-)  # fmt: skip
+)
 REPLY = "\nThe answer is \\boxed{6}."
 
 
 @pytest.mark.parametrize(
     ("important", "transcript"),
     [
-        ((True, False, False, True),
-         "<think>\nStart with 4. 4 + 3 is 7. That makes 7.\n</think><answer>\n7 it is.\n</rethink>"
-         "<think>\nNow 7 - 1 is 6. It is 6.\n</think><answer>\nThe answer is \\boxed{6}.\n</answer>"),
-        ((True, True, True, False),
-         "<think>\nStart with 4. 4 + 3 is 7. That makes 7.\nWait, 4 + 3 is 7. Yes, 7.\nHmm. 7 it is.\n</think>"
-         "<answer>\nIt is 6.\nThe answer is \\boxed{6}.\n</answer>"),
+        (
+            (True, False, False, True),
+            "<think>\nStart with 4. 4 + 3 is 7. That makes 7.\n</think><answer>\n7 it is.\n</rethink>"
+            "<think>\nNow 7 - 1 is 6. It is 6.\n</think><answer>\nThe answer is \\boxed{6}.\n</answer>",
+        ),
+        (
+            (True, True, True, False),
+            "<think>\nStart with 4. 4 + 3 is 7. That makes 7.\nWait, 4 + 3 is 7. Yes, 7.\nHmm. 7 it is.\n</think>"
+            "<answer>\nIt is 6.\nThe answer is \\boxed{6}.\n</answer>",
+        ),
         # Long opens with what comes first, and goes on where the next is important.
-        ((False, True, False, False),
-         "<think>\nStart with 4. 4 + 3 is 7. That makes 7.\nWait, 4 + 3 is 7. Yes, 7.\n</think>"
-         "<answer>\nIt is 6.\nThe answer is \\boxed{6}.\n</answer>"),
-        ((False,) * 4,
-         "<think>\nStart with 4. 4 + 3 is 7. That makes 7.\n</think>"
-         "<answer>\nIt is 6.\nThe answer is \\boxed{6}.\n</answer>"),
+        (
+            (False, True, False, False),
+            "<think>\nStart with 4. 4 + 3 is 7. That makes 7.\nWait, 4 + 3 is 7. Yes, 7.\n</think>"
+            "<answer>\nIt is 6.\nThe answer is \\boxed{6}.\n</answer>",
+        ),
+        (
+            (False,) * 4,
+            "<think>\nStart with 4. 4 + 3 is 7. That makes 7.\n</think>"
+            "<answer>\nIt is 6.\nThe answer is \\boxed{6}.\n</answer>",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_trace_as_a_dialogue(important: tuple[bool, ...], transcript: str):
     dialogue = as_dialogue(THOUGHTS, important, REPLY, most_rounds=4)
     assert str(dialogue) == transcript
@@ -77,7 +87,7 @@ def test_every_important_thought_is_told_once_and_in_order(important: list[bool]
     played = Dialogue(20)
     for turn in turns_of(str(dialogue)):
         assert played.next_speaker is turn.speaker  # as the protocol has it
-        played = played.and_then(turn)
+        played = played.with_turn(turn)
     told = "".join(turn.text.removeprefix("\n") for turn in played.turns if turn.speaker is Speaker.LONG)
     assert told == "".join(t for n, t in enumerate(thoughts) if n == 0 or important[n])
 

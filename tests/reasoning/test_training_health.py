@@ -2,15 +2,17 @@
 
 import pytest
 
-from conf.long_short import Bounds
-from reasoning.records import Call, Conversation, Verdict
-from reasoning.rewards import Outcome, gain, group_rewards
-from reasoning.training_health import Figures, collapse, is_best
+from conf.long_short import CollapseLimits
+from reasoning.records import EvaluatedDialogue, ModelCall, Verdict
+from reasoning.rewards import DialogueOutcome, group_rewards, reward_gain
+from reasoning.training_health import StepFigures, collapse, is_best
 
 
-def course(*steps: tuple[float, float]) -> list[Figures]:
+def history(*steps: tuple[float, float]) -> list[StepFigures]:
     """Steps by their tokens and rewards."""
-    return [Figures(step=number, tokens=tokens, praised=reward) for number, (tokens, reward) in enumerate(steps)]
+    return [
+        StepFigures(step=number, tokens=tokens, quality_reward=reward) for number, (tokens, reward) in enumerate(steps)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -25,28 +27,36 @@ def course(*steps: tuple[float, float]) -> list[Figures]:
     ],
 )
 def test_collapse(steps: list[tuple[float, float]], words: str | None):
-    found = collapse(course(*steps), Bounds())
+    found = collapse(history(*steps), CollapseLimits())
     assert found is None if words is None else found is not None and words in found
 
 
 def test_the_best_step_is_the_best_of_smoothed_ones():
-    assert is_best(course((1, 1)))
-    assert is_best(course((1, 1), (1, 2)))
-    assert not is_best(course((1, 2), (1, 1)))
+    assert is_best(history((1, 1)))
+    assert is_best(history((1, 1), (1, 2)))
+    assert not is_best(history((1, 2), (1, 1)))
     # A step that is better than all, after bad ones: with them it is not.
-    assert not is_best(course((1, 2), (1, 1), (1, 1), (1, 1), (1, 2.5)))
+    assert not is_best(history((1, 2), (1, 1), (1, 1), (1, 1), (1, 2.5)))
 
 
 def test_rewards_of_a_group_by_hand():
-    found = group_rewards([Outcome(10, True, True), Outcome(30, False, True), Outcome(20, True, False)])
+    found = group_rewards(
+        [DialogueOutcome(10, True, True), DialogueOutcome(30, False, True), DialogueOutcome(20, True, False)]
+    )
     assert [tuple(one) for one in found] == [(1.0, 1.0, 0.5), (0.0, 1.0, -0.5), (1.0, 0.0, 0.0)]
 
 
-def said(problem: str, tokens: int, is_right: bool) -> Conversation:
-    return Conversation(
-        problem_id=problem, sample=0, transcript="", long_calls=(Call(prompt_tokens=1, tokens=tokens),),
-        short_calls=(), hit_cap=False, is_well_formed=True, verdict=Verdict.RIGHT if is_right else Verdict.WRONG,
-    )  # fmt: skip
+def said(problem: str, tokens: int, is_right: bool) -> EvaluatedDialogue:
+    return EvaluatedDialogue(
+        problem_id=problem,
+        sample=0,
+        transcript="",
+        long_calls=(ModelCall(prompt_tokens=1, tokens=tokens),),
+        short_calls=(),
+        hit_cap=False,
+        is_well_formed=True,
+        verdict=Verdict.RIGHT if is_right else Verdict.WRONG,
+    )
 
 
 def test_two_couples_are_rewarded_side_by_side():
@@ -54,16 +64,16 @@ def test_two_couples_are_rewarded_side_by_side():
     # 1.5 against 1.
     new = [said("a", 10, True), said("b", 30, True)]
     old = [said("a", 20, True), said("b", 10, False)]
-    more, (low, high) = gain(new, old)
+    more, (low, high) = reward_gain(new, old)
     assert more == pytest.approx((1.0 + 0.5) / 2)
     assert low < more < high
-    assert gain(new, new)[0] == 0
+    assert reward_gain(new, new)[0] == 0
 
 
 def test_a_dialogue_that_was_not_held_says_nothing():
     new = [said("a", 10, True), said("b", 30, True)]
     old = [said("a", 20, True), said("b", 10, False)]
     lost = said("a", 0, False).model_copy(update={"verdict": Verdict.NO_COMPLETION})
-    assert gain([*new, lost], old) == gain(new, old)
+    assert reward_gain([*new, lost], old) == reward_gain(new, old)
     gone = [said("c", 10, True)], [lost.model_copy(update={"problem_id": "c"})]
-    assert gain([*new, *gone[0]], [*old, *gone[1]]) == gain(new, old)
+    assert reward_gain([*new, *gone[0]], [*old, *gone[1]]) == reward_gain(new, old)

@@ -18,7 +18,7 @@ from reasoning.answers.verifier import Verifier
 from reasoning.problem_rows import needed_fields, optional_fields
 from reasoning.records import Problem, Verdict
 from tasks.steps.problem_files import Fields, ProblemsRefused, files_of, rows_of
-from tasks.steps.problem_intake import Intake, Named
+from tasks.steps.problem_intake import Intake, NamedProblem
 
 IN_PARQUET = {
     "float32 0.1 in Parquet": pa.array([0.1], pa.float32()),
@@ -36,7 +36,7 @@ def taken(path: Path, columns: Columns, verifier: Verifier) -> Intake:
     intake = Intake(ProblemFile(path=str(path), columns=columns), verifier)
     fields = Fields(needed_fields(columns), optional_fields(columns))
     rows = (row for name in files_of(str(path)) for row in rows_of(name, fields))
-    intake.take_all(Named(f"row-{index}", "", row) for index, row in enumerate(rows))
+    intake.take_all(NamedProblem(f"row-{index}", "", row) for index, row in enumerate(rows))
     return intake
 
 
@@ -71,7 +71,7 @@ def test_each_public_case(cases: Callable[[str], list[dict[str, Any]]], tmp_path
         texts = re.search(r"problem '(.*)', answer '(.*)'", expected)
         equal = re.search(r"equal to (\S+)(?: and (\S+), not to (\S+))?$", expected)
         said = [value for value in (equal.groups() if equal else ()) if value]
-        fine = [is_right(problem, value, verifier) == (place < 2) for place, value in enumerate(said)]
+        fine = [is_right(problem, value, verifier) == (ctx < 2) for ctx, value in enumerate(said)]
         if texts:
             fine.append((problem.text, problem.answer) == texts.groups())
         if "three choices" in expected:
@@ -97,11 +97,13 @@ def test_each_public_case_of_a_place_of_problems(cases: Callable[[str], list[dic
 @pytest.mark.parametrize(
     ("row", "right", "wrong"),
     [
-        ({"answer": 2.5e-7}, "2.5 \\cdot 10^{-7}", "2.5e - 7"), ({"answer": 1e21}, "10^{21}", "e+21"),
-        ({"answer": "-\\$0.50"}, "-0.5", "0.5"), ({"answer": ["\\frac{1}{3}"]}, "1/3", "1"),
+        ({"answer": 2.5e-7}, "2.5 \\cdot 10^{-7}", "2.5e - 7"),
+        ({"answer": 1e21}, "10^{21}", "e+21"),
+        ({"answer": "-\\$0.50"}, "-0.5", "0.5"),
+        ({"answer": ["\\frac{1}{3}"]}, "1/3", "1"),
         ({"answer": 0.30000000000000004}, "0.30000000000000004", "0.3"),
     ],
-)  # fmt: skip
+)
 def test_an_answer_is_checked_by_its_value(
     row: dict[str, Any], right: str, wrong: str, tmp_path: Path, verifier: Verifier
 ):

@@ -13,7 +13,7 @@ from reasoning.pruning import OpenPruning
 from reasoning.records import Problem, TextPart, Trace, Verdict
 from tasks.runtime.context import RunContext
 from tasks.steps.dto import restore_unnatural
-from tasks.steps.prefix_sampling import Prefix, Scorer
+from tasks.steps.prefix_sampling import LogProbScorer, Prefix
 from tests.flows.world import speak
 
 PROBLEM = Problem(id="p", prompt=(TextPart(text="How many?"),), answer="1")
@@ -44,9 +44,9 @@ def reader() -> Reader:
 
 
 @pytest.fixture
-def scorer(tmp_path: Path, reader: Reader) -> Iterator[Scorer]:
-    with RunContext("test", Storage(root=str(tmp_path)), Engine(), make_engine=lambda *_: reader) as place:
-        yield Scorer(place, Checkpoint.open(TINY_MODEL), {"p": PROBLEM})
+def scorer(tmp_path: Path, reader: Reader) -> Iterator[LogProbScorer]:
+    with RunContext("test", Storage(root=str(tmp_path)), Engine(), make_engine=lambda *_: reader) as ctx:
+        yield LogProbScorer(ctx, Checkpoint.open(TINY_MODEL), {"p": PROBLEM})
 
 
 def pruning(spans: Sequence[tuple[int, ...]], removed: Sequence[int]) -> OpenPruning:
@@ -54,18 +54,18 @@ def pruning(spans: Sequence[tuple[int, ...]], removed: Sequence[int]) -> OpenPru
     token_ids = tuple(token for span in spans for token in span)
     trace = Trace(problem_id="p", sample=0, token_ids=token_ids, text="", truncated=False, verdict=Verdict.RIGHT)
     opened = OpenPruning(trace, [sum(map(len, spans[: n + 1])) for n in range(len(spans))], 8, 0.5)
-    while asks := opened.asks():
+    while asks := opened.next_ranges():
         opened.add(asks[0], [asks[0].prefix in removed] * asks[0].count)
     return opened
 
 
-def test_each_token_of_a_prefix_has_its_own_log_prob(scorer: Scorer, reader: Reader):
+def test_each_token_of_a_prefix_has_its_own_log_prob(scorer: LogProbScorer, reader: Reader):
     assert scorer.log_probs("read", [Prefix("p", (7, 8, 9)), Prefix("p", (5,))]) == [[-7, -8, -9], [-5]]
     assert scorer.log_probs("read", []) == []
     assert reader.read == 2
 
 
-def test_what_a_kept_token_hangs_on_comes_back(scorer: Scorer):
+def test_what_a_kept_token_hangs_on_comes_back(scorer: LogProbScorer):
     hanging = pruning([(1,), (2,), (3, EXPECTED - 1), (EXPECTED, 4), (5,), (6,)], removed=[1, 2, 4])
     free = pruning([(1,), (2,), (3, EXPECTED - 1), (4,)], removed=[1, 2])
     restore_unnatural(scorer, [hanging, free], most=3.0)
@@ -73,13 +73,13 @@ def test_what_a_kept_token_hangs_on_comes_back(scorer: Scorer):
     assert free.removed == (1, 2)
 
 
-def test_a_token_that_is_unlikely_with_and_without_is_no_reason(scorer: Scorer):
+def test_a_token_that_is_unlikely_with_and_without_is_no_reason(scorer: LogProbScorer):
     item = pruning([(1,), (2,), (SURPRISED,)], removed=[1])
     restore_unnatural(scorer, [item], most=3.0)
     assert item.removed == (1,)
 
 
-def test_noise_before_all_that_was_removed_is_no_reason(scorer: Scorer):
+def test_noise_before_all_that_was_removed_is_no_reason(scorer: LogProbScorer):
     item = pruning([(1,), (2,), (3,)], removed=[1])
     assert item.first_unnatural([-1.0, -2.0, -3.0], [-9.0, -3.0], 3.0) is None
     assert item.first_unnatural([-1.0, -2.0, -3.0], [-1.0, -9.0], 3.0) == 2

@@ -13,21 +13,19 @@ from models.checkpoints.token_texts import Undecodable
 from models.inference.engine import Failure, Refused
 from models.inference.rollout_engine import TooManyFailed
 from models.inference.scripted_engine import ScriptedEngine
-from reasoning.records import SetAside, Trace, Verdict
+from reasoning.records import SkippedRow, Trace, Verdict
 from tasks.runtime.context import RunContext
 from tasks.steps.dto import all_ends
-from tasks.steps.prefix_sampling import set_aside
+from tasks.steps.prefix_sampling import skipped_rows
 from tests.flows.world import speak
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[RunContext]:
+def ctx(tmp_path: Path) -> Iterator[RunContext]:
     settings = Engine(max_failed_fraction=0.25)
-    with RunContext(
-        "test", Storage(root=str(tmp_path)), settings, make_engine=lambda *_: ScriptedEngine(speak)
-    ) as place:
-        place.step_key = "a-step-of-tests"
-        yield place
+    with RunContext("test", Storage(root=str(tmp_path)), settings, make_engine=lambda *_: ScriptedEngine(speak)) as ctx:
+        ctx.step_key = "a-step-of-tests"
+        yield ctx
 
 
 class Odd:
@@ -41,34 +39,42 @@ class Odd:
 
 def trace(number: int) -> Trace:
     return Trace(
-        problem_id=f"p{number}", sample=0, token_ids=(number, 1, 2), text="ababab", truncated=False,
+        problem_id=f"p{number}",
+        sample=0,
+        token_ids=(number, 1, 2),
+        text="ababab",
+        truncated=False,
         verdict=Verdict.RIGHT,
-    )  # fmt: skip
+    )
 
 
-def ends(place: RunContext, numbers: list[int]) -> tuple[dict[str, list[int]], list[SetAside]]:
+def ends(ctx: RunContext, numbers: list[int]) -> tuple[dict[str, list[int]], list[SkippedRow]]:
     model: Any = Odd()
-    return all_ends(place, model, [trace(number) for number in numbers], lambda row: [row.text[:2], row.text[2:]])
+    return all_ends(ctx, model, [trace(number) for number in numbers], lambda row: [row.text[:2], row.text[2:]])
 
 
-def test_traces_whose_tokens_cannot_be_told_apart_are_set_aside(place: RunContext):
-    found, aside = ends(place, [1, 2, 13, 4])
+def test_traces_whose_tokens_cannot_be_told_apart_are_set_aside(ctx: RunContext):
+    found, aside = ends(ctx, [1, 2, 13, 4])
     assert found == {f"p{number}/0": [1, 3] for number in (1, 2, 4)}
     with pytest.raises(TooManyFailed, match=r"^read tokens: 2 of 4 failed.*2 undecodable \(3 tokens\)"):
-        ends(place, [1, 13, 13, 4])
-    ref = place.publish(
-        "traces", [trace(1)], rows_in=4, dropped={"truncated": 1}, started=time.monotonic(),
-        aside=aside + set_aside({"p7/0": Refused(0, "no reply within 9 s", Failure.TIMED_OUT)}),
-    )  # fmt: skip
+        ends(ctx, [1, 13, 13, 4])
+    ref = ctx.publish(
+        "traces",
+        [trace(1)],
+        rows_in=4,
+        dropped={"truncated": 1},
+        started=time.monotonic(),
+        aside=aside + skipped_rows({"p7/0": Refused(0, "no reply within 9 s", Failure.TIMED_OUT)}),
+    )
     assert ref.count
     assert ref.count.dropped == {"truncated": 1, "undecodable": 1, "timed-out": 1}
-    listed = (place.local_root / "set-aside" / "a-step-of-tests.jsonl").read_text().splitlines()
+    listed = (ctx.local_root / "set-aside" / "a-step-of-tests.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in listed] == [
         {"id": "p13/0", "reason": "undecodable", "detail": "3 tokens"},
         {"id": "p7/0", "reason": "timed-out", "detail": "no reply within 9 s"},
     ]
 
 
-def test_nothing_set_aside_leaves_no_file(place: RunContext):
-    place.publish("traces", [trace(1)], rows_in=1, started=time.monotonic())
-    assert not (place.local_root / "set-aside").exists()
+def test_nothing_set_aside_leaves_no_file(ctx: RunContext):
+    ctx.publish("traces", [trace(1)], rows_in=1, started=time.monotonic())
+    assert not (ctx.local_root / "set-aside").exists()

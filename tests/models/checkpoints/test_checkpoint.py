@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from models.checkpoints.checkpoint import Checkpoint, CheckpointError, found_checkpoint, refuse_changed_logits
+from models.checkpoints.checkpoint import Checkpoint, CheckpointError, found_checkpoint, validate_plain_logits
 from tests.models.fakes import fake_checkpoint, write_safetensors
 
 
@@ -46,9 +46,9 @@ def test_a_model_that_changes_its_logits_is_refused(tmp_path: Path, field: str, 
     fake_checkpoint(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({field: value}))
     with pytest.raises(CheckpointError, match=f"{field} = {value}: this model changes its logits"):
-        refuse_changed_logits(Checkpoint.open(tmp_path))
+        validate_plain_logits(Checkpoint.open(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps({"final_logit_softcapping": None, "logits_scaling": 1.0}))
-    refuse_changed_logits(Checkpoint.open(tmp_path))
+    validate_plain_logits(Checkpoint.open(tmp_path))
 
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 3554214752\n"

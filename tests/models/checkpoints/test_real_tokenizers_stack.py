@@ -33,9 +33,14 @@ Make = Callable[..., Checkpoint]
 
 
 def unpacked(
-    place: Path, tokenizers: Path, name: str, kind: str, prompt: Prompt | None = None, generation: Any = None,
+    place: Path,
+    tokenizers: Path,
+    name: str,
+    kind: str,
+    prompt: Prompt | None = None,
+    generation: Any = None,
     **changes: Any,
-) -> Checkpoint:  # fmt: skip
+) -> Checkpoint:
     """A checkpoint with the tokenizer `name`, its settings but for `changes`, and weights of an architecture `kind`."""
     folder = place / f"{name}-{kind}"
     folder.mkdir()
@@ -109,8 +114,13 @@ def test_qwen3_thinks_by_default_and_not_where_it_is_told_not_to(make: Make):
 
 
 def test_harmonys_channels_are_read(make: Make):
-    model = make("gptoss", "gpt_oss", Prompt(thinking=Harmony()), {"eos_token_id": [200002, 199999, 200012]},
-                 chat_template=HARMONY)  # fmt: skip
+    model = make(
+        "gptoss",
+        "gpt_oss",
+        Prompt(thinking=Harmony()),
+        {"eos_token_id": [200002, 199999, 200012]},
+        chat_template=HARMONY,
+    )
     model.check()
     prompt = str(model.tokenizer.decode(list(model.prompt_ids(PROBLEM))))
     assert prompt.endswith("<|end|><|start|>assistant<|channel|>analysis<|message|>")

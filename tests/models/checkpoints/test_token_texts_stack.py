@@ -20,10 +20,36 @@ from models.checkpoints.token_texts import TokenReader, Undecodable
 
 REAL = ("qwen3", "llama3_1", "deepseek_v3", "gptoss")
 PIECES = (
-    "Wait, ", "12 apples", "\n\n", "😀", "👩‍👩‍👧‍👦", "🇩🇪", "等等，", "再试", "𠜎𠮷", "é", "e\u0301",
-    "ñ\u0303\u0323", "한국어", "שלום", "ไทย", "x²≤π", "\ufffd", "\ufffd\ufffd", "\u00a0", "\u200d",
-    "\r\n", "\t", "</think>", "<think>", "\\boxed{", "\x00", "\U0010ffff", "  ", "ﬁ",
-)  # fmt: skip
+    "Wait, ",
+    "12 apples",
+    "\n\n",
+    "😀",
+    "👩‍👩‍👧‍👦",
+    "🇩🇪",
+    "等等，",
+    "再试",
+    "𠜎𠮷",
+    "é",
+    "e\u0301",
+    "ñ\u0303\u0323",
+    "한국어",
+    "שלום",
+    "ไทย",
+    "x²≤π",
+    "\ufffd",
+    "\ufffd\ufffd",
+    "\u00a0",
+    "\u200d",
+    "\r\n",
+    "\t",
+    "</think>",
+    "<think>",
+    "\\boxed{",
+    "\x00",
+    "\U0010ffff",
+    "  ",
+    "ﬁ",
+)
 
 
 class Read:
@@ -127,9 +153,9 @@ def test_vocabularies_of_characters_with_bytes_to_fall_back_on():
     """As of Llama 2 and Gemma: `▁` is a space, the first one is stripped, and bytes that are no text are all broken."""
     names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "▁Ann", "▁has", "s", "▁▁"]
     tokenizer = Tokenizer(BPE({name: index for index, name in enumerate(names)}, [], byte_fallback=True))
-    tokenizer.decoder = decoders.Sequence([
-        decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)
-    ])  # fmt: skip
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
     tokenizer.add_special_tokens([AddedToken("<s>", special=True), AddedToken("</s>", special=True)])
     one, code = Read(PreTrainedTokenizerFast(tokenizer_object=tokenizer)), names.index
 

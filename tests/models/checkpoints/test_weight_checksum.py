@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from conf.engine import Engine
 from models.checkpoints.checkpoint import Checkpoint
-from models.checkpoints.weight_checksum import alike, moments, moments_of
-from models.inference.vllm_server import PROOF_FILE, VllmServer
+from models.checkpoints.weight_checksum import checksum_of_folder, same_checksum, weight_checksum
+from models.inference.vllm_server import SYNC_CHECK_FILE, VllmServer
 
 NOISE = [-1.05, -2.05]
 """What is served in bfloat16, before and after a small update, where the trainer has −1 and −2 in float32."""
@@ -29,7 +29,7 @@ def checkpoint(folder: Path, shift: float) -> Checkpoint:
     save_file(weights | {"lm_head.weight": weights["model.embed_tokens.weight"].clone()}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps({"model_type": "qwen2", "tie_word_embeddings": True}))
     (folder / "tokenizer.json").write_text("{}")
-    (folder / PROOF_FILE).write_text(json.dumps({"token_ids": [1, 2, 3], "log_probs": [-1.0, -2.0]}))
+    (folder / SYNC_CHECK_FILE).write_text(json.dumps({"token_ids": [1, 2, 3], "log_probs": [-1.0, -2.0]}))
     return Checkpoint.open(folder, "bfloat16")
 
 
@@ -51,7 +51,9 @@ class Served(VllmServer):
         told = [{str(token): {"logprob": value}} for token, value in zip([2, 3], NOISE, strict=True)]
         replies = {
             "/v1/completions": {"model": "policy", "choices": [{"prompt_logprobs": [None, *told]}]},
-            "/collective_rpc": {"results": [moments(self.held) if body.get("method") == "held_moments" else None]},
+            "/collective_rpc": {
+                "results": [weight_checksum(self.held) if body.get("method") == "held_moments" else None]
+            },
             "/reset_prefix_cache": {},
         }
         return httpx.Response(200, json=replies[path])
@@ -59,15 +61,15 @@ class Served(VllmServer):
 
 def test_moments_are_the_same_however_weights_are_laid_out(tmp_path: Path):
     model = checkpoint(tmp_path / "model", 0)
-    assert alike(moments(as_served(model)), moments_of(model.folder, "bfloat16"))
-    assert not alike(moments(as_served(model)), moments_of(model.folder, "float32"))
+    assert same_checksum(weight_checksum(as_served(model)), checksum_of_folder(model.folder, "bfloat16"))
+    assert not same_checksum(weight_checksum(as_served(model)), checksum_of_folder(model.folder, "float32"))
 
 
 def test_a_single_weight_that_moved_by_its_least_is_seen():
     weights = torch.randn(1000, 1000, generator=torch.Generator().manual_seed(0)).bfloat16()
-    before = moments([weights])
+    before = weight_checksum([weights])
     weights[500, 500] = torch.nextafter(weights[500, 500], torch.tensor(9.0, dtype=torch.bfloat16))
-    assert not alike(before, moments([weights]))
+    assert not same_checksum(before, weight_checksum([weights]))
 
 
 def test_a_small_update_in_half_precision_is_proven_by_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -14,9 +14,9 @@ from conf.long_short import TAGS as MOST_FOR_TAGS
 from conf.long_short import Protocol
 from conf.sampling import Sampling
 from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
-from models.inference.dialogue_sampler import Talk, Talks, Tongue
+from models.inference.dialogue_sampler import DialogueSampler, DialogueState, TurnCodec
 from models.inference.engine import Completion, Request
-from models.inference.rollout_engine import Rollouts
+from models.inference.rollout_engine import RolloutExecutor
 from models.inference.rollout_store import Purpose, RolloutStore
 from models.inference.scheduler import EngineScheduler
 from models.inference.scripted_engine import ScriptedEngine
@@ -26,7 +26,7 @@ from reasoning.records import Problem, TextPart
 END = "<|endoftext|>"
 PROTOCOL = Protocol(long_role="<|long|>", short_role="<|short|>", turn_tokens=192)
 MODEL = Checkpoint.open(TINY_MODEL)
-TONGUE = Tongue(MODEL, PROTOCOL)
+TONGUE = TurnCodec(MODEL, PROTOCOL)
 PROMPTS = {Speaker.LONG: MODEL.encode("<|long|>Ann has 4."), Speaker.SHORT: MODEL.encode("<|short|>Ann has 4.")}
 SAID = st.lists(
     st.sampled_from([*TAGS, "Now it is 4.", "\\boxed{4}", "}", "{", "\n", " 12", "< 5", "Wait, ", "}."]), max_size=7
@@ -43,7 +43,7 @@ def own_text(line_ids: tuple[int, ...], own: tuple[bool, ...]) -> str:
 
 @given(st.lists(st.integers(0, len(MODEL.tokenizer) - 1), max_size=30))
 def test_what_is_heard_as_it_comes_is_what_is_heard_in_the_end(token_ids: list[int]):
-    listen, heard = TONGUE.listener(), ""
+    listen, heard = TONGUE.stream_decoder(), ""
     whole = MODEL.decode(tuple(takewhile(lambda token: token not in MODEL.special_ids, token_ids)))
     for token in token_ids:
         heard += listen((token,))
@@ -57,21 +57,24 @@ def test_any_of_the_models_end_tokens_ends_a_turn(tmp_path: Path):
     model = Checkpoint.open(tmp_path / "model")
     said = model.encode("\nIt is 4.</think>")
     for end in (0, 463):
-        line = Tongue(model, PROTOCOL).line(Dialogue(PROTOCOL.most_rounds), Completion((*said, end), True))
+        line = TurnCodec(model, PROTOCOL).decode_turn(Dialogue(PROTOCOL.most_rounds), Completion((*said, end), True))
         assert line.token_ids == (*model.encode("<think>"), *said, end)
         assert line.own == (False, *[True] * len(said), True)
 
 
 def test_the_room_of_a_dialogue_holds_the_longest_of_any_tokenizer():
     """Long runs into its limit, Short asks again at its own; what tags and lead add is bounded by their bytes."""
-    talk, cut = Talk(Dialogue(PROTOCOL.most_rounds)), MODEL.encode("12 " * PROTOCOL.turn_tokens)[: PROTOCOL.turn_tokens]
+    state, cut = (
+        DialogueState(Dialogue(PROTOCOL.most_rounds)),
+        MODEL.encode("12 " * PROTOCOL.turn_tokens)[: PROTOCOL.turn_tokens],
+    )
     ask = (*cut[:-1], *MODEL.encode("</rethink>"))
-    while not talk.dialogue.is_over:
-        said = ask if talk.dialogue.next_speaker is Speaker.SHORT and not talk.dialogue.must_answer else cut
+    while not state.dialogue.is_over:
+        said = ask if state.dialogue.next_speaker is Speaker.SHORT and not state.dialogue.must_answer else cut
         assert len(said) == PROTOCOL.turn_tokens
-        talk = talk.and_then(TONGUE.line(talk.dialogue, Completion(said, False)))
-    assert len(talk.lines) == PROTOCOL.most_turns
-    assert PROTOCOL.most_turns * PROTOCOL.turn_tokens < len(talk.token_ids) <= PROTOCOL.longest
+        state = state.with_turn(TONGUE.decode_turn(state.dialogue, Completion(said, False)))
+    assert len(state.lines) == PROTOCOL.most_turns
+    assert PROTOCOL.most_turns * PROTOCOL.turn_tokens < len(state.token_ids) <= PROTOCOL.longest
     assert max(len(OPENING[one] + closing) for one in Speaker for closing in CLOSINGS[one]) < MOST_FOR_TAGS
 
 
@@ -88,7 +91,7 @@ def test_bytes_that_are_no_text_end_what_is_told_and_nothing_else(monkeypatch: p
             return MODEL.decode((token,))
 
     monkeypatch.setattr("models.inference.dialogue_sampler.DecodeStream", Stream)
-    listen = TONGUE.listener()
+    listen = TONGUE.stream_decoder()
     assert (listen((8, 9)), listen((10, 7, 8)), listen((8,))) == (MODEL.decode((8, 9)), MODEL.decode((10,)), "")
 
 
@@ -98,7 +101,7 @@ def test_a_special_token_ends_what_is_heard(after: str):
     pad = MODEL.tokenizer.pad_token_id
     assert pad in MODEL.special_ids
     before = MODEL.encode("\nNow it is 4.")
-    line = TONGUE.line(Dialogue(4), Completion((*before, pad, *MODEL.encode(after + END)), True))
+    line = TONGUE.decode_turn(Dialogue(4), Completion((*before, pad, *MODEL.encode(after + END)), True))
     assert (line.turn.text, line.turn.fault) == ("\nNow it is 4.", Fault.UNCLOSED)
     assert MODEL.decode(line.token_ids) == "<think>\nNow it is 4.</think>"
     assert not {pad} & set(line.token_ids)
@@ -108,7 +111,7 @@ def test_a_special_token_ends_what_is_heard(after: str):
 
 def test_a_good_turn_stands_as_it_was_drawn():
     completion = drawn("\nNow it is 4.\n</think>")
-    line = TONGUE.line(Dialogue(4), completion)
+    line = TONGUE.decode_turn(Dialogue(4), completion)
     assert line.token_ids == MODEL.encode("<think>") + completion.token_ids
     assert line.own == (False,) + (True,) * len(completion.token_ids)
     assert line.drawn == len(completion.token_ids)
@@ -124,7 +127,7 @@ def test_a_good_turn_stands_as_it_was_drawn():
     ],
 )
 def test_what_is_mended_is_nobodys_own(said: str, has_ended: bool, transcript: str, own: str):
-    line = TONGUE.line(Dialogue(4), drawn(said, has_ended))
+    line = TONGUE.decode_turn(Dialogue(4), drawn(said, has_ended))
     assert MODEL.decode(line.token_ids) == transcript
     assert line.token_ids[-1] == MODEL.end_id
     assert not line.own[-1]
@@ -133,41 +136,41 @@ def test_what_is_mended_is_nobodys_own(said: str, has_ended: bool, transcript: s
 
 
 def test_what_stands_between_a_turns_tag_and_its_end_is_not_shown_to_the_partner():
-    line = TONGUE.line(Dialogue(4), drawn("It is 4.</think>\n \n"))
+    line = TONGUE.decode_turn(Dialogue(4), drawn("It is 4.</think>\n \n"))
     assert line.turn.fault is None
     assert MODEL.decode(line.token_ids) == str(line.turn) == "<think>It is 4.</think>"
     assert line.own[-2:] == (True, False)  # the tag, and the end that comes after what was left out
 
 
 def test_a_turn_that_ends_with_its_tag_needs_no_end_token():
-    line = TONGUE.line(Dialogue(4), drawn("It is 4.</think>", has_ended=False))
+    line = TONGUE.decode_turn(Dialogue(4), drawn("It is 4.</think>", has_ended=False))
     assert (line.turn.fault, line.token_ids[-1], line.own[-2:]) == (None, MODEL.end_id, (True, False))
 
 
 def test_a_character_that_was_cut_off_is_mended():
     whole = MODEL.encode("It is 4é")
-    line = TONGUE.line(Dialogue(4), Completion(whole[:-1], finished=False))
+    line = TONGUE.decode_turn(Dialogue(4), Completion(whole[:-1], finished=False))
     assert line.turn.fault is Fault.UNCLOSED
     assert MODEL.decode(line.token_ids) == f"<think>{line.turn.text}</think>"
 
 
 @given(st.lists(st.tuples(SAID, st.booleans()), min_size=9, max_size=9), st.integers(1, 4))
 def test_tokens_say_what_the_dialogue_says(said: list[tuple[str, bool]], most_rounds: int):
-    tongue = Tongue(MODEL, PROTOCOL.model_copy(update={"most_rounds": most_rounds}))
-    plan, left = Talks(tongue, PROMPTS, 1), iter(said)
+    codec = TurnCodec(MODEL, PROTOCOL.model_copy(update={"most_rounds": most_rounds}))
+    plan, left = DialogueSampler(codec, PROMPTS, 1), iter(said)
     while plan.is_open:
-        (ask,) = plan.asks()
-        speaker = plan.talks[0].dialogue.next_speaker
-        transcript, shown = plan.talks[0].token_ids, plan.prompt(ask.prefix)
+        (ask,) = plan.next_ranges()
+        speaker = plan.dialogues[0].dialogue.next_speaker
+        transcript, shown = plan.dialogues[0].token_ids, plan.prompt(ask.prefix)
         assert shown[: len(PROMPTS[speaker]) + len(transcript)] == PROMPTS[speaker] + transcript
         completion = drawn(*next(left))
         plan.add(ask, [completion])
-        line = plan.talks[0].lines[-1]
+        line = plan.dialogues[0].lines[-1]
         assert line.drawn == len(completion.token_ids) >= sum(line.own)
         assert own_text(line.token_ids, line.own) in MODEL.decode(completion.token_ids)
-    talk = plan.talks[0]
-    assert MODEL.decode(talk.token_ids) == str(talk.dialogue)
-    owners = [talk.own_tokens(speaker) for speaker in Speaker]
+    state = plan.dialogues[0]
+    assert MODEL.decode(state.token_ids) == str(state.dialogue)
+    owners = [state.own_tokens(speaker) for speaker in Speaker]
     assert not any(long and short for long, short in zip(*owners, strict=True))
 
 
@@ -203,24 +206,28 @@ def speak(luck: random.Random) -> Callable[[Checkpoint, Request, int], Completio
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 1000), st.integers(1, 12))
 def test_many_dialogues_advance_together(tmp_path_factory: pytest.TempPathFactory, seed: int, count: int):
-    def play(root: Path) -> tuple[list[Talks], int]:
+    def play(root: Path) -> tuple[list[DialogueSampler], int]:
         luck = random.Random(seed)
         engines = [ScriptedEngine(speak(luck)) for _ in Speaker]
-        plans = [Talks(TONGUE, {s: (*ids, number) for s, ids in PROMPTS.items()}, count) for number in range(5)]
+        plans = [
+            DialogueSampler(TONGUE, {s: (*ids, number) for s, ids in PROMPTS.items()}, count) for number in range(5)
+        ]
         jobs = [plan.job(Sampling()) for plan in plans]
-        pair = Rollouts(RolloutStore(f"sqlite:///{root / 'db'}"), [EngineScheduler(e, MODEL) for e in engines], Purpose.VALUE, 0)
+        pair = RolloutExecutor(
+            RolloutStore(f"sqlite:///{root / 'db'}"), [EngineScheduler(e, MODEL) for e in engines], Purpose.VALUE, 0
+        )
         assert len(list(pair.run(jobs))) == 5
         return plans, sum(engine.completions for engine in engines)
 
     root = tmp_path_factory.mktemp("root")
     plans, drawn_ones = play(root)
-    talks = [talk for plan in plans for talk in plan.talks]
-    assert all(talk.dialogue.is_over for talk in talks)
-    assert drawn_ones == sum(len(talk.lines) for talk in talks)
+    states = [state for plan in plans for state in plan.dialogues]
+    assert all(state.dialogue.is_over for state in states)
+    assert drawn_ones == sum(len(state.lines) for state in states)
     again, drawn_again = play(root)
     assert drawn_again == 0
-    assert [[talk.token_ids for talk in plan.talks] for plan in again] == [
-        [talk.token_ids for talk in plan.talks] for plan in plans
+    assert [[state.token_ids for state in plan.dialogues] for plan in again] == [
+        [state.token_ids for state in plan.dialogues] for plan in plans
     ]
 
 
@@ -244,11 +251,13 @@ def test_dialogues_that_were_cut_off_do_not_wait_for_one_another(tmp_path: Path)
         raise ConnectionError
 
     def play(count: int, short: Callable[[Checkpoint, Request, int], Completion]) -> list[str]:
-        plans = [Talks(TONGUE, {s: (*ids, number) for s, ids in PROMPTS.items()}, 1) for number in range(count)]
-        desks = [EngineScheduler(SmallCache(script), MODEL) for script in (think, short)]
+        plans = [
+            DialogueSampler(TONGUE, {s: (*ids, number) for s, ids in PROMPTS.items()}, 1) for number in range(count)
+        ]
+        schedulers = [EngineScheduler(SmallCache(script), MODEL) for script in (think, short)]
         store = RolloutStore(f"sqlite:///{tmp_path / 'db'}")
-        Rollouts(store, desks, Purpose.VALUE, 0).carry_out(plan.job(Sampling()) for plan in plans)
-        return [str(plan.talks[0].dialogue) for plan in plans]
+        RolloutExecutor(store, schedulers, Purpose.VALUE, 0).run_jobs(plan.job(Sampling()) for plan in plans)
+        return [str(plan.dialogues[0].dialogue) for plan in plans]
 
     with pytest.raises(ConnectionError):
         play(1, die)

@@ -16,7 +16,7 @@ import pytest
 
 from conf.sampling import Sampling
 from models.inference import dispatcher
-from models.inference.dispatcher import Dispatcher, Errand, Lane, Scored, ServerFailed, score_all
+from models.inference.dispatcher import Dispatcher, EndpointState, InFlightRequest, ScoredText, ServerFailed, score_all
 from models.inference.engine import Failure, Finished, Refused, Request
 
 SAMPLING = Sampling(max_tokens=5)
@@ -42,7 +42,7 @@ class Server:
     key = ""
 
     def __init__(self, answer: Answer = well, seats: int = 6, is_ours: bool = True, lives: int = 1000):
-        self._answer, self.seats, self.is_ours, self._lives = answer, seats, is_ours, lives
+        self._answer, self.max_concurrency, self.is_ours, self._lives = answer, seats, is_ours, lives
         self.asked: Counter[tuple[int, ...]] = Counter()
         self.started = self.number = 0
         self.most_at_once = self._at_once = 0
@@ -51,7 +51,7 @@ class Server:
         self._dead: list[Any] = []
         self._port = 0
         self.headers: dict[str, str] = {}
-        self.revive(threading.Event())
+        self.restart(threading.Event())
 
     @property
     def url(self) -> str:
@@ -60,7 +60,7 @@ class Server:
     def is_serving(self) -> bool:
         return True
 
-    def revive(self, given_up: threading.Event) -> None:
+    def restart(self, given_up: threading.Event) -> None:
         _ = given_up
         self._lives -= 1
         if self._lives < 0:
@@ -125,7 +125,7 @@ class Server:
     def come_back(self) -> None:
         self._port = self._server.server_port
         self._server.server_close()
-        self.revive(threading.Event())
+        self.restart(threading.Event())
 
     def take(self, body: dict[str, Any]) -> dict[str, Any] | bytes | int | None:
         with self._lock:
@@ -177,7 +177,7 @@ def serve() -> Iterator[Callable[..., Server]]:
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatcher, "LATER", 0.005)
+    monkeypatch.setattr(dispatcher, "RETRY_DELAY", 0.005)
 
 
 def ask(
@@ -235,20 +235,29 @@ def harmed(harm: str) -> Answer:
         reply = well(body, number)
         first = reply["choices"][0]
         first |= {
-            "aborted": {"finish_reason": "abort"}, "filtered": {"finish_reason": "content_filter"},
-            "endless": {"finish_reason": None}, "too long": {"token_ids": [1] * 6}, "no ids": {"token_ids": None},
-            "text for ids": {"token_ids": "none"}, "negative ids": {"token_ids": [-1]},
-            "huge ids": {"token_ids": [2**32]}, "numbers for reasons": {"finish_reason": 3},
-        }.get(harm, {})  # fmt: skip
+            "aborted": {"finish_reason": "abort"},
+            "filtered": {"finish_reason": "content_filter"},
+            "endless": {"finish_reason": None},
+            "too long": {"token_ids": [1] * 6},
+            "no ids": {"token_ids": None},
+            "text for ids": {"token_ids": "none"},
+            "negative ids": {"token_ids": [-1]},
+            "huge ids": {"token_ids": [2**32]},
+            "numbers for reasons": {"finish_reason": 3},
+        }.get(harm, {})
         if harm == "fewer":
             reply["choices"].pop()
         whole = json.dumps(reply).encode()
         return {
-            "half": whole[:40] + b"\n\n", "empty": b"", "page": b"<html>\xff\xfe</html>", "null": b"null",
+            "half": whole[:40] + b"\n\n",
+            "empty": b"",
+            "page": b"<html>\xff\xfe</html>",
+            "null": b"null",
             "list": b"[]",
-            "no choices": json.dumps({"model": "policy"}).encode(), "nested": b"[" * 100_000,
+            "no choices": json.dumps({"model": "policy"}).encode(),
+            "nested": b"[" * 100_000,
             "choices for one": json.dumps({"model": "policy", "choices": {"0": first}}).encode(),
-        }.get(harm, reply)  # fmt: skip
+        }.get(harm, reply)
 
     return answer
 
@@ -265,12 +274,22 @@ def harmed(harm: str) -> Answer:
         *(
             (harm, 5, "malformed-reply", "5 tries failed; the last: no completion in its reply: ")
             for harm in (
-                "text for ids", "negative ids", "huge ids", "numbers for reasons", "half", "empty", "page", "null",
-                "list", "no choices", "nested", "choices for one",
+                "text for ids",
+                "negative ids",
+                "huge ids",
+                "numbers for reasons",
+                "half",
+                "empty",
+                "page",
+                "null",
+                "list",
+                "no choices",
+                "nested",
+                "choices for one",
             )
         ),
     ],
-)  # fmt: skip
+)
 def test_a_reply_that_is_not_what_was_asked_for_sets_its_request_aside(
     serve: Callable[..., Server], harm: str, tries: int, kind: str, reason: str
 ):
@@ -360,12 +379,12 @@ def test_a_suspect_that_is_refused_holds_nobody_up(serve: Callable[..., Server])
 
 def test_what_was_served_while_its_server_was_lost_is_no_suspect(serve: Callable[..., Server]):
     async def play() -> bool:
-        lane = Lane(serve())
-        served, suspect, other = (Errand(n, n, 1, {}, lambda _: Scored(0, [])) for n in range(3))
-        lane.clear(served)
-        lane.come_up({served, suspect})
+        lane = EndpointState(serve())
+        served, suspect, other = (InFlightRequest(n, n, 1, {}, lambda _: ScoredText(0, [])) for n in range(3))
+        lane.discard(served)
+        lane.mark_up({served, suspect})
         assert not lane.has_room(other)
-        lane.clear(suspect)
+        lane.discard(suspect)
         return lane.has_room(other)
 
     assert asyncio.run(play())
@@ -380,8 +399,8 @@ def test_the_next_life_of_a_server_does_not_hear_what_was_asked_of_the_last():
     async def play() -> None:
         lost = asyncio.Event()
         lost.set()
-        with suppress(dispatcher._Lost):
-            await dispatcher._unless(lost, reply())
+        with suppress(dispatcher._EndpointLost):
+            await dispatcher._until_lost(lost, reply())
         await asyncio.sleep(0)
 
     asyncio.run(play())
@@ -397,8 +416,10 @@ def test_a_server_that_cannot_be_had_again_ends_the_session(serve: Callable[...,
 def test_a_trace_stays_with_its_endpoint(serve: Callable[..., Server]):
     servers = [serve(seats=1000), serve(seats=1000)]
     ask(servers, count=60, near=lambda ticket: ticket % 6)
-    homes = {trace: {index for index, server in enumerate(servers) for (ticket,) in server.asked if ticket % 6 == trace}
-             for trace in range(6)}  # fmt: skip
+    homes = {
+        trace: {index for index, server in enumerate(servers) for (ticket,) in server.asked if ticket % 6 == trace}
+        for trace in range(6)
+    }
     assert all(len(where) == 1 for where in homes.values())
     assert {index for where in homes.values() for index in where} == {0, 1}
 
@@ -418,8 +439,9 @@ def test_an_endpoint_that_is_back_is_used_again(serve: Callable[..., Server]):
 
 
 def test_a_reply_of_another_model_loses_its_endpoint(serve: Callable[..., Server]):
-    changed = serve(lambda body, number: well(body | ({"model": "new"} if number > 3 else {}), number), is_ours=False,
-                    lives=1)  # fmt: skip
+    changed = serve(
+        lambda body, number: well(body | ({"model": "new"} if number > 3 else {}), number), is_ours=False, lives=1
+    )
     gone = serve(lambda body, number: 404 if number > 3 else well(body, number), is_ours=False, lives=1)
     found = ask([changed, gone, serve(is_ours=False)], count=60)
     assert all(isinstance(event, Finished) for event in found.values())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from models.checkpoints.checkpoint import Checkpoint
 from models.inference.engine import Completion, Request
-from models.inference.rollout_store import Purpose, RolloutStore, identity
+from models.inference.rollout_store import Purpose, RolloutStore, completion_key
 from tests.models.fakes import fake_checkpoint
 from tests.models.killed import PREFIXES, SAMPLING, TRACES, job
 
@@ -18,19 +18,19 @@ KILLS = 20
 
 def stored(url: str, model: Checkpoint) -> dict[tuple[int, ...], list[Completion]]:
     prompts = [(trace, prefix) for trace in range(TRACES) for prefix in range(PREFIXES)]
-    keys = {prompt: identity(model, Request(prompt, SAMPLING, 1), Purpose.PROBE, 0) for prompt in prompts}
-    held = RolloutStore(url).held(list(keys.values()))
+    keys = {prompt: completion_key(model, Request(prompt, SAMPLING, 1), Purpose.PROBE, 0) for prompt in prompts}
+    held = RolloutStore(url).find(list(keys.values()))
     return {prompt: held[key] for prompt, key in keys.items()}
 
 
 def replayed(trace: int, samples: dict[tuple[int, ...], list[Completion]]) -> int | None:
     """The crossing that the stored samples of a trace give."""
     again = job(trace)
-    while asks := again.plan.asks():
+    while asks := again.plan.next_ranges():
         for ask in asks:
             group = samples[trace, ask.prefix][ask.first : ask.first + ask.count]
             assert len(group) == ask.count
-            again.plan.add(ask, again.judge(group))
+            again.plan.add(ask, again.score(group))
     return again.plan.crossing  # type: ignore[attr-defined]
 
 

@@ -26,8 +26,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 @pytest.fixture
 def pair(model: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Server]]:
     monkeypatch.setattr(Server, "name", model.fingerprint)
-    monkeypatch.setattr(remote_servers, "LOOK_AGAIN", 0.01)
-    monkeypatch.setattr(dispatcher, "LATER", 0.005)
+    monkeypatch.setattr(remote_servers, "POLL_INTERVAL", 0.01)
+    monkeypatch.setattr(dispatcher, "RETRY_DELAY", 0.005)
     servers = [Server(), Server()]
     yield servers
     for server in servers:
@@ -68,7 +68,7 @@ def test_one_of_two_is_killed_half_way_and_comes_back(pair: list[Server], model:
 
     mortal._answer, other._answer = dies_once, brings_back
     servers = engine(pair)
-    assert servers.seats == 12
+    assert servers.max_concurrency == 12
     found = ask(servers, model, 300)
     assert sorted(event.ticket for event in found) == list(range(300))
     assert all(isinstance(event, Finished) for event in found)
@@ -85,7 +85,7 @@ def test_another_model_is_refused_with_the_name_that_is_wanted(
 
 
 def test_a_server_that_does_not_come_is_told_of(model: Checkpoint, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(remote_servers, "LOOK_AGAIN", 0.01)
+    monkeypatch.setattr(remote_servers, "POLL_INTERVAL", 0.01)
     gone = Server()
     gone.die(gone._server)
     with pytest.raises(ServerFailed, match=r"127.0.0.1:\d+ was not there for 0.05 s"):

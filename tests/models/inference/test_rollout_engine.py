@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from conf.sampling import Sampling
 from models.checkpoints.checkpoint import Checkpoint
 from models.inference.engine import Completion, Deliver, Failure, Finished, Refused, Request, Session
-from models.inference.rollout_engine import Failures, Rollouts, TooManyFailed
-from models.inference.rollout_store import Purpose, RolloutStore, Stored, identity
-from models.inference.scheduler import Clock, EngineScheduler, Job
+from models.inference.rollout_engine import FailureBudget, RolloutExecutor, TooManyFailed
+from models.inference.rollout_store import Purpose, RolloutStore, StoredCompletion, completion_key
+from models.inference.scheduler import EngineScheduler, Job, UtilisationClock
 from models.inference.scripted_engine import ScriptedEngine
 from reasoning.records import Usage
-from reasoning.sampling_plans import AllValues, Ask, EarliestCrossing
+from reasoning.sampling_plans import EarliestCrossing, FullEstimate, SampleRange
 from tests.models.fakes import fake_checkpoint
 
 K = 8
@@ -82,8 +82,8 @@ class _LuckySession:
         self._queue: list[tuple[int, Request]] = []
         self._changed = threading.Condition()
 
-    def submit(self, ticket: int, request: Request, near: int) -> None:
-        _ = near
+    def submit(self, ticket: int, request: Request, affinity_key: int) -> None:
+        _ = affinity_key
         with self._changed:
             self._queue.append((ticket, request))
             self._engine.longest_queue = max(self._engine.longest_queue, len(self._queue))
@@ -113,8 +113,8 @@ def expected_crossing(trace: int, prefixes: int) -> int | None:
     return next((prefix for prefix, passed in enumerate(passes) if passed), None)
 
 
-def rollouts(url: str, engine: Any, model: Checkpoint) -> Rollouts:
-    return Rollouts(RolloutStore(url), [EngineScheduler(engine, model)], Purpose.PROBE, 0)
+def rollouts(url: str, engine: Any, model: Checkpoint) -> RolloutExecutor:
+    return RolloutExecutor(RolloutStore(url), [EngineScheduler(engine, model)], Purpose.PROBE, 0)
 
 
 @settings(max_examples=25, deadline=None)
@@ -135,7 +135,7 @@ def test_only_what_a_decision_needs_is_drawn(model: Checkpoint):
     run = rollouts("sqlite://", engine, model)
     for _ in run.run(jobs):
         pass
-    needed = sum(len(trial.outcomes) for job in jobs for trial in job.plan.tried.values())  # type: ignore[attr-defined]
+    needed = sum(len(trial.outcomes) for job in jobs for trial in job.plan.tested.values())  # type: ignore[attr-defined]
     assert sum(engine.drawn.values()) == needed
     assert run.usage.generated_tokens == 2 * needed
 
@@ -166,10 +166,11 @@ def test_after_a_crash_no_finished_completion_is_drawn_again(
 def stored(url: str, model: Checkpoint) -> Counter[tuple[int, ...]]:
     """How many samples of each prompt the store holds: their running numbers must have no gap."""
     keys = {
-        identity(model, Request((trace, prefix), SAMPLING, 1), Purpose.PROBE, 0): (trace, prefix)
-        for trace in range(10) for prefix in range(4)
-    }  # fmt: skip
-    held = RolloutStore(url).held(list(keys))
+        completion_key(model, Request((trace, prefix), SAMPLING, 1), Purpose.PROBE, 0): (trace, prefix)
+        for trace in range(10)
+        for prefix in range(4)
+    }
+    held = RolloutStore(url).find(list(keys))
     for completions in held.values():
         assert [completion.token_ids[0] for completion in completions] == list(range(len(completions)))
     return Counter({keys[key]: len(completions) for key, completions in held.items() if completions})
@@ -192,8 +193,8 @@ def test_two_runs_at_one_time_share_the_work(
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(run, engines))
     assert found == [[expected_crossing(trace, 6) for trace in range(30)]] * 2
-    keys = {prompt: identity(model, Request(prompt, SAMPLING, 1), Purpose.PROBE, 0) for prompt in prompts}
-    held = RolloutStore(url).held(list(keys.values()))
+    keys = {prompt: completion_key(model, Request(prompt, SAMPLING, 1), Purpose.PROBE, 0) for prompt in prompts}
+    held = RolloutStore(url).find(list(keys.values()))
     assert {prompt: len(held[key]) for prompt, key in keys.items() if held[key]} == dict(engines[0].drawn)
 
 
@@ -208,13 +209,13 @@ class Relay:
     def is_open(self) -> bool:
         return len(self.said) < self._turns
 
-    def asks(self) -> list[Ask]:
+    def next_ranges(self) -> list[SampleRange]:
         if self._asked == len(self.said) or not self.is_open:
             return []
         self._asked = len(self.said)
-        return [Ask(len(self.said), 0, 1)]
+        return [SampleRange(len(self.said), 0, 1)]
 
-    def add(self, ask: Ask, outcomes: Sequence[Any]) -> None:
+    def add(self, ask: SampleRange, outcomes: Sequence[Any]) -> None:
         assert ask.prefix == len(self.said)
         self.said += outcomes
 
@@ -226,13 +227,22 @@ def test_two_models_may_take_turns(model: Checkpoint, tmp_path: Path):
     def job(number: int) -> Job:
         plan = Relay(5)
         return Job(
-            plan, lambda turn: (number, *(c.token_ids[1] for c in plan.said[:turn])), SAMPLING, tuple, 6,
-            desk=lambda turn: turn % 2,
-        )  # fmt: skip
+            plan,
+            lambda turn: (number, *(c.token_ids[1] for c in plan.said[:turn])),
+            SAMPLING,
+            tuple,
+            6,
+            scheduler_index=lambda turn: turn % 2,
+        )
 
     def run() -> tuple[list[Any], Usage]:
         jobs = [job(number) for number in range(100, 140)]
-        pair = Rollouts(RolloutStore(url), [EngineScheduler(engines[0], model), EngineScheduler(engines[1], other)], Purpose.PROBE, 0)
+        pair = RolloutExecutor(
+            RolloutStore(url),
+            [EngineScheduler(engines[0], model), EngineScheduler(engines[1], other)],
+            Purpose.PROBE,
+            0,
+        )
         assert len(list(pair.run(jobs))) == 40
         return [one.plan.said for one in jobs], pair.usage  # type: ignore[attr-defined]
 
@@ -263,14 +273,14 @@ def test_what_is_stored_starts_no_session(model: Checkpoint, tmp_path: Path):
 
 
 def test_a_refused_request_sets_its_job_aside_and_the_others_go_on(model: Checkpoint):
-    good, bad = (Job(AllValues(1, 2), lambda _, p=p: (p,), SAMPLING, right, 1) for p in (12, 13))
+    good, bad = (Job(FullEstimate(1, 2), lambda _, p=p: (p,), SAMPLING, right, 1) for p in (12, 13))
     closed = list(rollouts("sqlite://", Lucky(), model).run([bad, good]))
     assert set(closed) == {good, bad}
     assert good.refused is None
     assert bad.refused
     assert bad.refused.reason == "an unlucky number"
     assert not good.plan.is_open
-    first, second, third = rollouts("sqlite://", Lucky(), model).draw(
+    first, second, third = rollouts("sqlite://", Lucky(), model).sample(
         [Request((n,), SAMPLING, 2) for n in (12, 13, 14)]
     )
     assert isinstance(second, Refused)
@@ -292,8 +302,10 @@ class Unlucky(Lucky):
 
 
 def tolerant(model: Checkpoint, engine: Lucky, total: int, share: float) -> list[Job]:
-    failures = Failures("probe prefixes", total, share)
-    run = Rollouts(RolloutStore("sqlite://"), [EngineScheduler(engine, model)], Purpose.PROBE, 0, failures=failures)
+    failures = FailureBudget("probe prefixes", total, share)
+    run = RolloutExecutor(
+        RolloutStore("sqlite://"), [EngineScheduler(engine, model)], Purpose.PROBE, 0, failures=failures
+    )
     return list(run.run([trace_job(trace, 3) for trace in range(total)]))
 
 
@@ -319,7 +331,7 @@ def test_above_their_share_the_run_ends_with_reasons_and_counts(model: Checkpoin
 @settings(max_examples=50)
 @given(total=st.integers(1, 400), share=st.floats(0, 1))
 def test_the_share_is_kept_to_but_one_alone_never_ends_a_run(total: int, share: float):
-    failures = Failures("stage", total, share)
+    failures = FailureBudget("stage", total, share)
     failures.add(Failure.REFUSED, "first")
     for count in range(2, total + 1):
         if count > share * total:
@@ -331,7 +343,7 @@ def test_the_share_is_kept_to_but_one_alone_never_ends_a_run(total: int, share: 
 
 def test_alike_requests_share_their_completions(model: Checkpoint):
     engine = Lucky()
-    drawn = rollouts("sqlite://", engine, model).draw([Request((n,), SAMPLING, 3) for n in (1, 2, 1)])
+    drawn = rollouts("sqlite://", engine, model).sample([Request((n,), SAMPLING, 3) for n in (1, 2, 1)])
     assert drawn[0] == drawn[2] != drawn[1]
     assert engine.drawn == {(1,): 3, (2,): 3}
 
@@ -340,7 +352,7 @@ def test_a_judges_error_ends_the_run(model: Checkpoint):
     def fails(completions: Sequence[Completion]) -> list[bool]:
         raise ValueError(f"cannot judge {len(completions)}")
 
-    job = Job(AllValues(1, 2), lambda _: (1,), SAMPLING, fails, 1)
+    job = Job(FullEstimate(1, 2), lambda _: (1,), SAMPLING, fails, 1)
     with pytest.raises(ValueError, match="cannot judge 2"):
         list(rollouts("sqlite://", Lucky(), model).run([job]))
 
@@ -350,7 +362,7 @@ def test_jobs_are_begun_only_while_their_prompts_fit_the_cache(model: Checkpoint
         cache_tokens = 10  # type: ignore[assignment]
 
     engine = Small()
-    jobs = [Job(AllValues(3, 1), lambda p, n=n: (n, p), SAMPLING, right, 4) for n in range(12)]
+    jobs = [Job(FullEstimate(3, 1), lambda p, n=n: (n, p), SAMPLING, right, 4) for n in range(12)]
     assert len(list(rollouts("sqlite://", engine, model).run(jobs))) == 12
     assert engine.longest_queue <= 6  # two jobs of three prefixes
 
@@ -359,13 +371,13 @@ def test_the_longest_job_is_drawn_first_and_its_shortest_prefix(model: Checkpoin
     drawn: list[tuple[int, ...]] = []
 
     class Narrow(ScriptedEngine):
-        seats = 1
+        max_concurrency = 1
 
     def speak(_: Checkpoint, request: Request, number: int) -> Completion:
         drawn.append(request.prompt_ids)
         return Completion((1, 1), True)
 
-    jobs = [Job(AllValues(2, 1), lambda p, n=n: (n, p), SAMPLING, right, room) for n, room in enumerate((5, 9, 7))]
+    jobs = [Job(FullEstimate(2, 1), lambda p, n=n: (n, p), SAMPLING, right, room) for n, room in enumerate((5, 9, 7))]
     list(rollouts("sqlite://", Narrow(speak), model).run(jobs))
     assert drawn == [(1, 0), (1, 1), (2, 0), (2, 1), (0, 0), (0, 1)]
 
@@ -396,7 +408,7 @@ def test_the_ledger_counts_what_every_sample_had_to_compute(model: Checkpoint):
             return finished
 
     run = rollouts("sqlite://", Caching(lambda *_: Completion((1, 2), True)), model)
-    run.draw([Request((n,) * 70, SAMPLING, 3) for n in range(2)])
+    run.sample([Request((n,) * 70, SAMPLING, 3) for n in range(2)])
     used = run.usage
     assert (used.prompt_tokens, used.prompt_tokens - used.cached_prompt_tokens) == (6 * 70, 100)
     assert used.generated_tokens == 12
@@ -416,9 +428,11 @@ def test_a_stored_completion_costs_what_drawing_it_would(model: Checkpoint):
     def run() -> Usage:
         def jobs() -> Iterator[Job]:
             for ids in map(tuple, traces):
-                yield Job(AllValues(3, 2), lambda prefix, ids=ids: ids[: 40 + 32 * prefix], SAMPLING, right, 104)
+                yield Job(FullEstimate(3, 2), lambda prefix, ids=ids: ids[: 40 + 32 * prefix], SAMPLING, right, 104)
 
-        rollouts = Rollouts(store, [EngineScheduler(ScriptedEngine(lambda *_: Completion((1, 2), True)), model)], Purpose.PROBE, 0)
+        rollouts = RolloutExecutor(
+            store, [EngineScheduler(ScriptedEngine(lambda *_: Completion((1, 2), True)), model)], Purpose.PROBE, 0
+        )
         list(rollouts.run(jobs()))
         return rollouts.usage
 
@@ -434,20 +448,20 @@ def test_a_stored_completion_costs_what_drawing_it_would(model: Checkpoint):
 
 def test_what_another_run_stored_first_is_accounted_for(model: Checkpoint):
     class Overtaken(RolloutStore):
-        def commit(self, rows: Sequence[Stored]) -> bool:
+        def commit(self, rows: Sequence[StoredCompletion]) -> bool:
             super().commit(rows)
             return False
 
-    rollouts = Rollouts(Overtaken("sqlite://"), [EngineScheduler(Lucky(), model)], Purpose.PROBE, 0)
-    rollouts.draw([Request((n,) * 40, SAMPLING, 2) for n in range(3)])
+    rollouts = RolloutExecutor(Overtaken("sqlite://"), [EngineScheduler(Lucky(), model)], Purpose.PROBE, 0)
+    rollouts.sample([Request((n,) * 40, SAMPLING, 2) for n in range(3)])
     assert (rollouts.usage.generated_tokens, rollouts.usage.reused_completions) == (0, 6)
     assert rollouts.usage.reused_flops > 0
 
 
 def test_the_clock_tells_busy_idle_and_tail():
     times = iter([0.0, 1.0, 3.0, 4.0, 9.0, 10.0])
-    clock = Clock(seats=4, now=lambda: next(times))
+    clock = UtilisationClock(slots=4, now=lambda: next(times))
     for taken in (4, 1, 0, 3, 1, 0):  # full 0–1, thin 1–3, idle 3–4, full 4–9, thin 9–10
-        clock.turn(taken)
+        clock.set_running(taken)
     used = clock.usage
     assert (used.engine_busy, used.engine_idle, used.engine_tail) == (9.0, 1.0, 1.0)

@@ -12,7 +12,7 @@ from conf.sampling import Sampling
 from models.checkpoints.checkpoint import Checkpoint
 from models.inference import rollout_store
 from models.inference.engine import Completion, Request
-from models.inference.rollout_store import Purpose, RolloutStore, Stored, StoreError, identity
+from models.inference.rollout_store import Purpose, RolloutStore, StoredCompletion, StoreError, completion_key
 from tests.models.fakes import fake_checkpoint
 
 SAMPLING = Sampling(samples=4)
@@ -31,13 +31,13 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return request.getfixturevalue("postgres")()
 
 
-def rows(model: Checkpoint, key: bytes, *samples: int, said: int = 0) -> list[Stored]:
-    return [Stored(key, n, model, Purpose.TRAIN, Completion((said, n), n % 2 == 0)) for n in samples]
+def rows(model: Checkpoint, key: bytes, *samples: int, said: int = 0) -> list[StoredCompletion]:
+    return [StoredCompletion(key, n, model, Purpose.TRAIN, Completion((said, n), n % 2 == 0)) for n in samples]
 
 
 def test_completions_come_back_by_sample_under_their_key(url: str, model: Checkpoint):
     assert RolloutStore(url).commit([*rows(model, b"a", 1, 0, 2), *rows(model, b"b", 0)])
-    held = RolloutStore(url).held([b"a", b"b", b"c"])
+    held = RolloutStore(url).find([b"a", b"b", b"c"])
     assert held[b"a"] == [Completion((0, 0), True), Completion((0, 1), False), Completion((0, 2), True)]
     assert (len(held[b"b"]), held[b"c"]) == (1, [])
 
@@ -46,14 +46,14 @@ def test_what_was_committed_first_stays(url: str, model: Checkpoint):
     store = RolloutStore(url)
     assert store.commit(rows(model, b"a", 0, 1))
     assert not store.commit(rows(model, b"a", 1, 2, said=9))
-    assert [completion.token_ids for completion in store.held([b"a"])[b"a"]] == [(0, 0), (0, 1), (9, 2)]
+    assert [completion.token_ids for completion in store.find([b"a"])[b"a"]] == [(0, 0), (0, 1), (9, 2)]
 
 
 def test_many_keys_are_looked_up_at_once(url: str, model: Checkpoint):
     store = RolloutStore(url)
     keys = [bytes([n // 256, n % 256]) for n in range(1500)]
     store.commit([row for key in keys for row in rows(model, key, 0)])
-    assert all(len(found) == 1 for found in store.held(keys).values())
+    assert all(len(found) == 1 for found in store.find(keys).values())
 
 
 def test_of_two_runs_only_one_may_draw(url: str, model: Checkpoint, monkeypatch: pytest.MonkeyPatch):
@@ -75,14 +75,17 @@ def test_seed_purpose_sampling_prompt_and_model_keep_completions_apart(tmp_path:
     base = Request((1,), SAMPLING, 4)
     hotter = replace(base, sampling=Sampling(temperature=0.7))
     identities = {
-        identity(model, base, Purpose.TRAIN, 0), identity(model, base, Purpose.TRAIN, 1),
-        identity(model, replace(base, stop=("a",)), Purpose.TRAIN, 0),
-        identity(model, base, Purpose.BENCHMARK, 0), identity(model, hotter, Purpose.TRAIN, 0),
-        identity(model, replace(base, prompt_ids=(2,)), Purpose.TRAIN, 0), identity(other, base, Purpose.TRAIN, 0),
-    }  # fmt: skip
+        completion_key(model, base, Purpose.TRAIN, 0),
+        completion_key(model, base, Purpose.TRAIN, 1),
+        completion_key(model, replace(base, stop=("a",)), Purpose.TRAIN, 0),
+        completion_key(model, base, Purpose.BENCHMARK, 0),
+        completion_key(model, hotter, Purpose.TRAIN, 0),
+        completion_key(model, replace(base, prompt_ids=(2,)), Purpose.TRAIN, 0),
+        completion_key(other, base, Purpose.TRAIN, 0),
+    }
     assert len(identities) == 7
     more = replace(base, sampling=Sampling(samples=9))
-    assert identity(model, more, Purpose.TRAIN, 0) == identity(model, base, Purpose.TRAIN, 0)
+    assert completion_key(model, more, Purpose.TRAIN, 0) == completion_key(model, base, Purpose.TRAIN, 0)
 
 
 def test_settings_that_change_nothing_leave_stored_completions_found(model: Checkpoint):
@@ -90,27 +93,29 @@ def test_settings_that_change_nothing_leave_stored_completions_found(model: Chec
     head = f'["{model.fingerprint}", {{"max_tokens": 768, "temperature": 0.6, "top_p": 0.95}}, 0, "train"]'
     expected = hashlib.sha256(head.encode() + b"\0" + (1).to_bytes(4, "little")).digest()
     base = Request((1,), Sampling(), 4)
-    assert identity(model, base, Purpose.TRAIN, 0) == expected
-    assert identity(model, replace(base, sampling=Sampling(top_k=0, min_p=0)), Purpose.TRAIN, 0) == expected
+    assert completion_key(model, base, Purpose.TRAIN, 0) == expected
+    assert completion_key(model, replace(base, sampling=Sampling(top_k=0, min_p=0)), Purpose.TRAIN, 0) == expected
     for other in (Sampling(top_k=20), Sampling(min_p=0.1)):
-        assert identity(model, replace(base, sampling=other), Purpose.TRAIN, 0) != expected
+        assert completion_key(model, replace(base, sampling=other), Purpose.TRAIN, 0) != expected
 
 
 def test_a_store_of_the_first_version_is_brought_up_to_date(url: str, model: Checkpoint):
     blob, literal = ("BLOB", "x'{}'") if url.startswith("sqlite") else ("BYTEA", "'\\x{}'::bytea")
     with create_engine(url).begin() as old:
-        old.execute(text(
-            f"CREATE TABLE completions (identity {blob}, sample INTEGER, model VARCHAR(64), purpose VARCHAR(32), "
-            f"token_ids {blob}, finished BOOLEAN, PRIMARY KEY (identity, sample))"
-        ))  # fmt: skip
+        old.execute(
+            text(
+                f"CREATE TABLE completions (identity {blob}, sample INTEGER, model VARCHAR(64), purpose VARCHAR(32), "
+                f"token_ids {blob}, finished BOOLEAN, PRIMARY KEY (identity, sample))"
+            )
+        )
         values = f"{literal.format('61')}, 0, 'm', 'train', {literal.format('07000000')}, true"
         old.execute(text(f"INSERT INTO completions VALUES ({values})"))
     for _ in range(2):
         brought = RolloutStore(url)
-        assert brought.held([b"a"])[b"a"] == [Completion((7,), True)]
+        assert brought.find([b"a"])[b"a"] == [Completion((7,), True)]
         assert brought.claim([b"b"]) == {b"b"}
         brought.commit(rows(model, b"b", 0))
-        assert [(holding.completions, holding.last is None) for holding in brought.holdings()][-1] == (1, True)
+        assert [(holding.completions, holding.last is None) for holding in brought.summarise()][-1] == (1, True)
         brought.release()
 
 
@@ -126,22 +131,23 @@ def test_what_is_there_what_is_wrong_and_what_may_go(url: str, tmp_path: Path, m
     other = fake_checkpoint(tmp_path / "other", {"model.embed_tokens.weight": [6, 8]})
     store = RolloutStore(url)
     store.commit([*rows(model, b"a", 0, 1), *rows(other, b"b", 0)])
-    assert {(h.model, h.purpose, h.completions, h.bytes) for h in store.holdings()} == {
-        (model.fingerprint, "train", 2, 16), (other.fingerprint, "train", 1, 8),
-    }  # fmt: skip
-    assert store.faults() == []
+    assert {(h.model, h.purpose, h.completions, h.bytes) for h in store.summarise()} == {
+        (model.fingerprint, "train", 2, 16),
+        (other.fingerprint, "train", 1, 8),
+    }
+    assert store.find_faults() == []
     store.commit(rows(model, b"c", 2))
-    assert store.faults() == [f"{b'c'.hex()}: 1 samples, the last is number 2"]
-    assert store.collect(keep=[model.fingerprint], before=0) == 0
-    assert store.collect(keep=[model.fingerprint], before=2**40) == 1
-    assert {holding.model for holding in store.holdings()} == {model.fingerprint}
+    assert store.find_faults() == [f"{b'c'.hex()}: 1 samples, the last is number 2"]
+    assert store.delete_unused(keep=[model.fingerprint], before=0) == 0
+    assert store.delete_unused(keep=[model.fingerprint], before=2**40) == 1
+    assert {holding.model for holding in store.summarise()} == {model.fingerprint}
 
 
 def test_many_runs_may_open_a_new_store_at_one_time(url: str, model: Checkpoint):
     with ThreadPoolExecutor(8) as pool:
         stores = list(pool.map(RolloutStore, [url] * 8))
         assert [opened.commit(rows(model, bytes([n]), 0)) for n, opened in enumerate(stores)] == [True] * 8
-        assert sum(len(found) for found in stores[0].held([bytes([n]) for n in range(8)]).values()) == 8
+        assert sum(len(found) for found in stores[0].find([bytes([n]) for n in range(8)]).values()) == 8
 
 
 def test_runs_that_claim_and_commit_the_same_at_one_time_share_it_out(url: str, model: Checkpoint):
@@ -150,10 +156,10 @@ def test_runs_that_claim_and_commit_the_same_at_one_time_share_it_out(url: str, 
 
     def run(seed: int) -> None:
         mine, order = RolloutStore(url), random.Random(seed)
-        while missing := [key for key, found in mine.held(keys).items() if not found]:
+        while missing := [key for key, found in mine.find(keys).items() if not found]:
             order.shuffle(missing)
             granted = mine.claim(missing[:10])
-            still = [key for key, found in mine.held(list(granted)).items() if not found] if granted else []
+            still = [key for key, found in mine.find(list(granted)).items() if not found] if granted else []
             drawn.update(still)
             if still:
                 mine.commit([row for key in order.sample(still, len(still)) for row in rows(model, key, 0)])

@@ -6,7 +6,7 @@ import pytest
 
 from conf.engine import Engine
 from models.checkpoints.checkpoint import Checkpoint
-from models.inference.vllm_server import SwapNotProven, VllmServer, prove
+from models.inference.vllm_server import VllmServer, WeightSyncError, check_weight_sync
 from tests.models.fakes import fake_checkpoint
 
 
@@ -22,13 +22,13 @@ def test_nothing_asked_starts_nothing(model: Checkpoint):
 
 
 def test_a_swap_is_proven_only_by_the_trainers_log_probs(model: Checkpoint):
-    prove([-1.0, -2.0], [-1.5, -2.0], [-1.0005, -2.0], 1e-3, model)
-    prove([-1.0, -9.0], [-1.0, -9.0], [-1.0, -9.2], 0.15, model, is_held=True)
-    with pytest.raises(SwapNotProven, match="differ"):
-        prove([-1.0, -9.0], None, [-1.0, -9.4], 0.15, model, is_held=True)
-    with pytest.raises(SwapNotProven, match="no nearer"):  # a small update: the old weights are within the tolerance
-        prove([-1.0, -2.0], [-1.0005, -2.0], [-1.0004, -2.0], 1e-3, model)
-    with pytest.raises(SwapNotProven, match=r"differ from the trainer's by 0\.5"):
-        prove([-1.0, -2.0], [-1.0, -2.0], [-1.5, -2.0], 1e-3, model)
-    with pytest.raises(SwapNotProven, match="no nearer"):
-        prove([-1.0, -2.0], [-1.0, -2.0], [-1.0, -2.0], 1e-3, model)
+    check_weight_sync([-1.0, -2.0], [-1.5, -2.0], [-1.0005, -2.0], 1e-3, model)
+    check_weight_sync([-1.0, -9.0], [-1.0, -9.0], [-1.0, -9.2], 0.15, model, is_held=True)
+    with pytest.raises(WeightSyncError, match="differ"):
+        check_weight_sync([-1.0, -9.0], None, [-1.0, -9.4], 0.15, model, is_held=True)
+    with pytest.raises(WeightSyncError, match="no nearer"):  # a small update: the old weights are within the tolerance
+        check_weight_sync([-1.0, -2.0], [-1.0005, -2.0], [-1.0004, -2.0], 1e-3, model)
+    with pytest.raises(WeightSyncError, match=r"differ from the trainer's by 0\.5"):
+        check_weight_sync([-1.0, -2.0], [-1.0, -2.0], [-1.5, -2.0], 1e-3, model)
+    with pytest.raises(WeightSyncError, match="no nearer"):
+        check_weight_sync([-1.0, -2.0], [-1.0, -2.0], [-1.0, -2.0], 1e-3, model)

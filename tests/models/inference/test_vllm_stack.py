@@ -18,12 +18,12 @@ from conf.llm import Llm
 from conf.sampling import Sampling
 from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
 from models.inference.engine import Finished, Request
-from models.inference.vllm_server import SwapNotProven, VllmServer
-from models.llm.client import AuxiliaryLlm
+from models.inference.vllm_server import VllmServer, WeightSyncError
+from models.llm.client import LlmClient
 from models.llm.reply_store import ReplyStore
 from models.training.train import log_probs
 from reasoning import compression, difficulty, judging
-from reasoning.llm_queries import Ask
+from reasoning.llm_queries import LlmQuery
 from reasoning.records import Problem, TextPart
 from tests.models.test_tiny_model_stack import STRANGE, TEXTS
 
@@ -112,7 +112,7 @@ def test_a_proven_swap_keeps_the_server_and_an_unproven_one_starts_it_anew(
 
 def test_weights_that_do_not_match_their_proof_are_refused(server: VllmServer, tiny: Checkpoint, tmp_path: Path):
     draw(server, tiny, ["Ann"])
-    with pytest.raises(SwapNotProven, match="differ from the trainer's"):
+    with pytest.raises(WeightSyncError, match="differ from the trainer's"):
         draw(server, nudged(tmp_path / "lying", 0.1, honest=False), ["Ann"])
 
 
@@ -129,11 +129,12 @@ def test_an_auxiliary_role_is_held_to_its_schema_by_a_real_server(server: VllmSe
     draw(server, tiny, ["Ann"])
     problem = Problem(id="p", prompt=(TextPart(text="Ann has 1 apple and gets 1 more. How many apples?"),), answer="2")
     replies = ReplyStore(f"sqlite:///{tmp_path / 'replies'}")
-    client = AuxiliaryLlm(Llm(url=f"{server.url}/v1", model=server.name), replies)
-    asks: list[Ask[Any]] = [
-        difficulty.question(problem), judging.question(problem, "It is 2."),
-        compression.question(problem, "Start with 1. 1+1=2. Wait, let me check. 1+1=2. It is 2 again.", 20),
-    ]  # fmt: skip
+    client = LlmClient(Llm(url=f"{server.url}/v1", model=server.name), replies)
+    asks: list[LlmQuery[Any]] = [
+        difficulty.difficulty_query(problem),
+        judging.judging_query(problem, "It is 2."),
+        compression.compression_query(problem, "Start with 1. 1+1=2. Wait, let me check. 1+1=2. It is 2 again.", 20),
+    ]
     found = client.ask(asks, lambda done, tokens: None)
     replies.close()
     assert [type(reply) for reply in found] == [ask.reply for ask in asks], found

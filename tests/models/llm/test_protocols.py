@@ -14,18 +14,18 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from conf.llm import Llm
-from models.llm.client import AuxiliaryLlm, CapReached, LlmFailed, TooManyUnusable
+from models.llm.client import CapReached, LlmClient, LlmFailed, TooManyInvalidReplies
 from models.llm.errors import Kind, error_inside, error_of, one_line
-from models.llm.reply_parsing import json_body, json_objects, paid_of
+from models.llm.reply_parsing import json_body, json_objects, parse_chat_reply
 from models.llm.reply_store import ReplyStore
-from reasoning.llm_queries import Ask, Reply, Solution, Unusable
+from reasoning.llm_queries import InvalidReply, LlmQuery, LlmReply, Solution
 from tests.models.chat import Answer, Chat, Script
 
 KEY = "BREVITY_LLM_KEY"
 GOOD = '{"level": 3, "note": "easy"}'
 
 
-class Grade(Reply):
+class Grade(LlmReply):
     level: int = Field(ge=1, le=10)
     note: str = Field(max_length=200)
 
@@ -60,16 +60,18 @@ class Client:
 
     def __init__(self, server: Chat, replies: ReplyStore, **settings: Any):
         self.time, self.server = Time(), server
-        self.llm = AuxiliaryLlm(
+        self.llm = LlmClient(
             Llm(url=server.url, model="m", **settings), replies, sleep=self.time.sleep, clock=self.time.clock
         )
 
-    def ask(self, count: int = 1, most_unusable: float = 1.0, max_tokens: int = 50) -> list[Grade | Unusable]:
-        asks = [Ask("Grade this.", f"problem {n}", Grade, max_tokens, limit="rating.max_tokens") for n in range(count)]
+    def ask(self, count: int = 1, most_unusable: float = 1.0, max_tokens: int = 50) -> list[Grade | InvalidReply]:
+        asks = [
+            LlmQuery("Grade this.", f"problem {n}", Grade, max_tokens, limit="rating.max_tokens") for n in range(count)
+        ]
         return self.llm.ask(asks, lambda done, tokens: None, most_unusable)
 
-    def solve(self) -> Solution | Unusable:
-        return self.llm.ask([Ask("Think.", "1+1?", Solution, 9, 0.6, 0.95)], lambda done, tokens: None)[0]
+    def solve(self) -> Solution | InvalidReply:
+        return self.llm.ask([LlmQuery("Think.", "1+1?", Solution, 9, 0.6, 0.95)], lambda done, tokens: None)[0]
 
 
 @pytest.fixture
@@ -106,11 +108,15 @@ NO_SCHEMA = [
     refusal("Invalid parameter: 'response_format' of type 'json_schema' is not supported with this model."),
     refusal("This response_format type is unavailable now", code="invalid_request_error"),
     refusal("The parameter `response_format.type` is not valid: supported values are: `json_object` and `text`."),
-    refusal("guided decoding is switched off"), refusal("Structured outputs are not supported", 422),
-    refusal("No endpoint found that supports response_format", 404), refusal("failed to parse grammar", 500),
+    refusal("guided decoding is switched off"),
+    refusal("Structured outputs are not supported", 422),
+    refusal("No endpoint found that supports response_format", 404),
+    refusal("failed to parse grammar", 500),
     Answer(status=422, body=b'{"detail": [{"loc": ["body", "response_format", "type"], "msg": "unexpected value"}]}'),
-    refusal("Bad Request"), Answer(status=400, body=b""), Answer(status=400, body=b"<html>400</html>"),
-]  # fmt: skip
+    refusal("Bad Request"),
+    Answer(status=400, body=b""),
+    Answer(status=400, body=b"<html>400</html>"),
+]
 
 
 @pytest.mark.parametrize("answer", NO_SCHEMA)
@@ -144,19 +150,26 @@ def test_another_wording_finds_the_same_kept_replies(client: Callable[..., Clien
 def test_refused_requests_cost_nothing(client: Callable[..., Client]):
     one = client(
         lambda body, number: refusal("response_format") if form(body) != "text" else Answer(GOOD),
-        price_in=1.0, price_out=1.0, cap=0.01,
-    )  # fmt: skip
+        price_in=1.0,
+        price_out=1.0,
+        cap=0.01,
+    )
     assert one.ask(3) == [EASY] * 3
     assert one.llm.usage.money == pytest.approx(3 * 110e-6)
     assert (one.llm.usage.prompt_tokens, one.llm.usage.generated_tokens) == (300, 30)
 
 
 NO_MAX_TOKENS = [
-    refusal("Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' "
-            "instead.", type="invalid_request_error", param="max_tokens", code="unsupported_parameter"),
-    refusal("max_tokens: unknown field", 422), refusal("Bad Request"),
+    refusal(
+        "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.",
+        type="invalid_request_error",
+        param="max_tokens",
+        code="unsupported_parameter",
+    ),
+    refusal("max_tokens: unknown field", 422),
+    refusal("Bad Request"),
     Answer(status=422, body=b'{"detail": [{"loc": ["body", "max_tokens"], "input": {"response_format": 1}}]}'),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("answer", NO_MAX_TOKENS)
@@ -170,8 +183,9 @@ def test_a_limit_of_another_name(client: Callable[..., Client], answer: Answer):
 
 NO_TEMPERATURE = refusal(
     "Unsupported value: 'temperature' does not support 0.0 with this model. Only the default (1) value is supported.",
-    param="temperature", code="unsupported_value",
-)  # fmt: skip
+    param="temperature",
+    code="unsupported_value",
+)
 
 
 def test_a_reasoning_model_takes_neither_temperature_nor_max_tokens_nor_top_p(client: Callable[..., Client]):
@@ -200,8 +214,8 @@ def test_a_template_without_a_system_role(client: Callable[..., Client]):
 def test_what_no_wording_helps_is_refused_with_its_name(client: Callable[..., Client]):
     one = client(refusal("Unknown parameter: 'model_kwargs'"))
     (found,) = one.ask()
-    assert found == Unusable("refused", "400: Unknown parameter: 'model_kwargs'")
-    with pytest.raises(TooManyUnusable, match="refused; the first: 400: Unknown parameter: 'model_kwargs'"):
+    assert found == InvalidReply("refused", "400: Unknown parameter: 'model_kwargs'")
+    with pytest.raises(TooManyInvalidReplies, match="refused; the first: 400: Unknown parameter: 'model_kwargs'"):
         one.ask(20, most_unusable=0.1)
 
 
@@ -220,7 +234,7 @@ def test_a_limit_beyond_the_context_is_no_refusal_of_max_tokens(client: Callable
         "Range of max_tokens should be [1, 8192]",
     ):
         one = client(refusal(words, param="max_tokens"))
-        with pytest.raises(TooManyUnusable, match=r"too-long; .*Lower rating\.max_tokens"):
+        with pytest.raises(TooManyInvalidReplies, match=r"too-long; .*Lower rating\.max_tokens"):
             one.ask(3, most_unusable=0.1)
         assert all("max_tokens" in body for body in one.server.asked)
 
@@ -229,13 +243,23 @@ def test_a_limit_beyond_the_context_is_no_refusal_of_max_tokens(client: Callable
 
 THINKING = 'Is it 3? {"level": 5, "note": "draft"}'
 FORMS = [
-    f"```json\n{GOOD}\n```", f"```\n{GOOD}\n```", f"Here you are:\n```json\n{GOOD}\n```\nAnything else?",
-    f"```JSON {GOOD}```", f"<think>{THINKING}</think>{GOOD}", f"<think>\n{THINKING}\n</think>\n\n```json\n{GOOD}\n```",
-    f"{THINKING}</think>{GOOD}", f"<thinking>{THINKING}</thinking>{GOOD}", f"[THINK]{THINKING}[/THINK]{GOOD}",
+    f"```json\n{GOOD}\n```",
+    f"```\n{GOOD}\n```",
+    f"Here you are:\n```json\n{GOOD}\n```\nAnything else?",
+    f"```JSON {GOOD}```",
+    f"<think>{THINKING}</think>{GOOD}",
+    f"<think>\n{THINKING}\n</think>\n\n```json\n{GOOD}\n```",
+    f"{THINKING}</think>{GOOD}",
+    f"<thinking>{THINKING}</thinking>{GOOD}",
+    f"[THINK]{THINKING}[/THINK]{GOOD}",
     f"<|channel|>analysis<|message|>{THINKING}<|end|><|start|>assistant<|channel|>final<|message|>{GOOD}",
-    f"{GOOD}\n\nThis is because \\frac{{1}}{{2}} is easy.", f"With $\\frac{{1}}{{2}}$ and {{1, 2}}: {GOOD}",
-    f"\ufeff{GOOD}", f"  \n{GOOD}\n ", f"{GOOD}\n{GOOD}", f"**Level**: {GOOD}.",
-]  # fmt: skip
+    f"{GOOD}\n\nThis is because \\frac{{1}}{{2}} is easy.",
+    f"With $\\frac{{1}}{{2}}$ and {{1, 2}}: {GOOD}",
+    f"\ufeff{GOOD}",
+    f"  \n{GOOD}\n ",
+    f"{GOOD}\n{GOOD}",
+    f"**Level**: {GOOD}.",
+]
 
 
 @pytest.mark.parametrize("content", FORMS)
@@ -247,24 +271,42 @@ def test_json_is_found_at_the_first_asking(client: Callable[..., Client], conten
 
 @pytest.mark.parametrize(
     ("content", "detail"),
-    [(f'{GOOD} or {{"level": 4, "note": ""}}', "2 different replies"), (f"<think>{GOOD}", "does not end"),
-     ('```json\n{"level": NaN, "note": ""}\n```', "level"), ('Level: {"level": 30, "note": ""}', "level: "),
-     ("[" * 100_000, "Invalid JSON"), ('{"a":' * 100_000, "Invalid JSON"), ("{" * 100_000, "Invalid JSON"),
-     ('{"a": "' * 100_000, "Invalid JSON"), ('{"a":[' * 900 + "0," * 300_000, "Invalid JSON"),
-     ('{"level": ' + "9" * 5000 + ', "note": ""}', ""), ('{"level": "3; DROP TABLE", "note": ""}', "level")],
-)  # fmt: skip
+    [
+        (f'{GOOD} or {{"level": 4, "note": ""}}', "2 different replies"),
+        (f"<think>{GOOD}", "does not end"),
+        ('```json\n{"level": NaN, "note": ""}\n```', "level"),
+        ('Level: {"level": 30, "note": ""}', "level: "),
+        ("[" * 100_000, "Invalid JSON"),
+        ('{"a":' * 100_000, "Invalid JSON"),
+        ("{" * 100_000, "Invalid JSON"),
+        ('{"a": "' * 100_000, "Invalid JSON"),
+        ('{"a":[' * 900 + "0," * 300_000, "Invalid JSON"),
+        ('{"level": ' + "9" * 5000 + ', "note": ""}', ""),
+        ('{"level": "3; DROP TABLE", "note": ""}', "level"),
+    ],
+)
 def test_hostile_or_ambiguous_json_is_malformed(client: Callable[..., Client], content: str, detail: str):
     (found,) = client(Answer(content)).ask()
-    assert isinstance(found, Unusable)
+    assert isinstance(found, InvalidReply)
     assert found.reason == "malformed"
     assert detail in found.detail
     assert len(found.detail) <= 400
 
 
-@pytest.mark.parametrize("text", [
-    r"\frac{1}{2}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"3 \times 4 \neq \sqrt{2}", r"\(x\) and \theta",
-    r"\underline{a}", "a\nb", "a\n\ntotal\tb", "\nnot \\nu", r"\\frac",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"\frac{1}{2}",
+        r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}",
+        r"3 \times 4 \neq \sqrt{2}",
+        r"\(x\) and \theta",
+        r"\underline{a}",
+        "a\nb",
+        "a\n\ntotal\tb",
+        "\nnot \\nu",
+        r"\\frac",
+    ],
+)
 @pytest.mark.parametrize("escaped", [True, False])
 def test_formulas_are_read_whether_or_not_their_backslashes_are_escaped(
     client: Callable[..., Client], text: str, escaped: bool
@@ -284,10 +326,13 @@ def test_all_objects_of_a_text_are_found_in_order(parts: list[str | bool]):
 
 @pytest.mark.parametrize(
     "content",
-    [[{"type": "text", "text": GOOD[:9]}, {"type": "text", "text": GOOD[9:]}], [GOOD[:9], GOOD[9:]],
-     [{"type": "thinking", "thinking": [{"type": "text", "text": "{}"}]}, {"type": "text", "text": GOOD}],
-     [{"type": "output_text", "text": GOOD}, {"type": "image", "text": "x"}, {"type": "text", "text": 5}, {}, None]],
-)  # fmt: skip
+    [
+        [{"type": "text", "text": GOOD[:9]}, {"type": "text", "text": GOOD[9:]}],
+        [GOOD[:9], GOOD[9:]],
+        [{"type": "thinking", "thinking": [{"type": "text", "text": "{}"}]}, {"type": "text", "text": GOOD}],
+        [{"type": "output_text", "text": GOOD}, {"type": "image", "text": "x"}, {"type": "text", "text": 5}, {}, None],
+    ],
+)
 def test_a_list_of_chunks_is_joined(client: Callable[..., Client], content: list[Any]):
     assert client(reply({"content": content})).ask() == [EASY]
 
@@ -297,10 +342,16 @@ USAGE = {"prompt_tokens": 7, "completion_tokens": 5}
 
 @pytest.mark.parametrize(
     "fields",
-    [{"reasoning_content": None, "reasoning": "1+1=2."}, {"reasoning_content": "", "reasoning": "1+1=2."},
-     {"reasoning_content": "1+1=2.", "reasoning": None}, {"reasoning_content": "1+1=2."}, {"reasoning": "1+1=2."},
-     {"reasoning_content": "1+1=2.", "reasoning": " "}, {"reasoning_content": 5, "reasoning": "1+1=2."}],
-)  # fmt: skip
+    [
+        {"reasoning_content": None, "reasoning": "1+1=2."},
+        {"reasoning_content": "", "reasoning": "1+1=2."},
+        {"reasoning_content": "1+1=2.", "reasoning": None},
+        {"reasoning_content": "1+1=2."},
+        {"reasoning": "1+1=2."},
+        {"reasoning_content": "1+1=2.", "reasoning": " "},
+        {"reasoning_content": 5, "reasoning": "1+1=2."},
+    ],
+)
 def test_the_filled_thinking_counts(client: Callable[..., Client], fields: dict[str, Any]):
     solved = client(reply({"content": "2", **fields}, usage=USAGE)).solve()
     assert solved == Solution(text="1+1=2.</think>2", truncated=False)
@@ -315,20 +366,25 @@ def test_thinking_in_chunks_counts(client: Callable[..., Client]):
 def test_thinking_that_leaves_no_room_names_the_roles_limit(client: Callable[..., Client]):
     one = client(reply({"content": None, "reasoning": "Let me see"}, finish="length", usage=USAGE))
     (found,) = one.ask()
-    assert found == Unusable("cut-off", "it is longer than 50 tokens, thinking included; raise rating.max_tokens")
+    assert found == InvalidReply("cut-off", "it is longer than 50 tokens, thinking included; raise rating.max_tokens")
     assert len(one.server.asked) == 1  # a second asking would end the same way
-    with pytest.raises(TooManyUnusable, match=r"cut-off; .*Raise rating\.max_tokens"):
+    with pytest.raises(TooManyInvalidReplies, match=r"cut-off; .*Raise rating\.max_tokens"):
         one.ask(20, most_unusable=0.1)
 
 
 @pytest.mark.parametrize(
     "answer",
-    [reply({"content": GOOD[:9]}, finish="MAX_TOKENS"), reply({"content": GOOD[:9]}, finish="model_length"),
-     refusal("Could not finish the message because max_tokens or model output limit was reached. Please try again "
-             "with higher max_tokens.")],
-)  # fmt: skip
+    [
+        reply({"content": GOOD[:9]}, finish="MAX_TOKENS"),
+        reply({"content": GOOD[:9]}, finish="model_length"),
+        refusal(
+            "Could not finish the message because max_tokens or model output limit was reached. Please try again "
+            "with higher max_tokens."
+        ),
+    ],
+)
 def test_the_end_of_the_allowed_tokens_has_many_names(client: Callable[..., Client], answer: Answer):
-    with pytest.raises(TooManyUnusable, match=r"cut-off; .*Raise rating\.max_tokens"):
+    with pytest.raises(TooManyInvalidReplies, match=r"cut-off; .*Raise rating\.max_tokens"):
         client(answer).ask(20, most_unusable=0.1)
 
 
@@ -346,18 +402,20 @@ def test_a_higher_limit_asks_only_for_what_was_cut_off(client: Callable[..., Cli
 
 @pytest.mark.parametrize(
     ("answer", "reason"),
-    [(reply({"content": None}, finish="content_filter", usage=USAGE), "filtered"),
-     (reply({"content": GOOD}, finish="content_filter", usage=USAGE), "filtered"),
-     (reply({"content": ""}, finish="SAFETY", usage=USAGE), "filtered"),
-     (reply({"content": None, "refusal": "I cannot help with that."}, usage=USAGE), "declined")],
-)  # fmt: skip
+    [
+        (reply({"content": None}, finish="content_filter", usage=USAGE), "filtered"),
+        (reply({"content": GOOD}, finish="content_filter", usage=USAGE), "filtered"),
+        (reply({"content": ""}, finish="SAFETY", usage=USAGE), "filtered"),
+        (reply({"content": None, "refusal": "I cannot help with that."}, usage=USAGE), "declined"),
+    ],
+)
 def test_what_is_held_back_is_counted_paid_and_not_asked_again(
     client: Callable[..., Client], answer: Answer, reason: str
 ):
     one = client(answer, price_in=1.0, price_out=1.0)
     for _ in range(2):
         (found,) = one.ask()
-        assert isinstance(found, Unusable)
+        assert isinstance(found, InvalidReply)
         assert found.reason == reason
     assert len(one.server.asked) == 1
 
@@ -370,9 +428,16 @@ def test_a_flagged_question_does_not_end_the_run(client: Callable[..., Client]):
 
 # Tokens that are not told.
 
-UNTOLD = [None, {}, {"prompt_tokens": None, "completion_tokens": None}, {"prompt_tokens": 0, "completion_tokens": 0},
-          {"prompt_tokens": -1, "completion_tokens": 1e400}, 5, "many",
-          {"prompt_tokens": 10**30, "completion_tokens": "12"}]  # fmt: skip
+UNTOLD = [
+    None,
+    {},
+    {"prompt_tokens": None, "completion_tokens": None},
+    {"prompt_tokens": 0, "completion_tokens": 0},
+    {"prompt_tokens": -1, "completion_tokens": 1e400},
+    5,
+    "many",
+    {"prompt_tokens": 10**30, "completion_tokens": "12"},
+]
 
 
 @pytest.mark.parametrize("usage", UNTOLD)
@@ -427,8 +492,11 @@ def test_the_cap_holds_whatever_is_told(client: Callable[..., Client], seed: int
 @pytest.mark.parametrize("inside", ["error", "choice", "object"])
 def test_an_error_inside_a_reply_is_tried_again(client: Callable[..., Client], code: Any, inside: str):
     error = {"message": "Provider returned error", "code": code}
-    body = {"error": {"error": error}, "choice": {"choices": [{"error": error, "message": {"content": ""}}]},
-            "object": {"object": "error", **error}}[inside]  # fmt: skip
+    body = {
+        "error": {"error": error},
+        "choice": {"choices": [{"error": error, "message": {"content": ""}}]},
+        "object": {"object": "error", **error},
+    }[inside]
     one = client(lambda _, number: Answer(GOOD) if number else Answer(body=json.dumps(body).encode()))
     assert one.ask() == [EASY]
     assert len(one.server.asked) == 2
@@ -436,9 +504,11 @@ def test_an_error_inside_a_reply_is_tried_again(client: Callable[..., Client], c
 
 def test_an_error_inside_a_reply_keeps_its_meaning(client: Callable[..., Client]):
     for error, words in (
-        ({"code": 401, "message": "No auth"}, f"set {KEY}"), ({"code": 402, "message": "x"}, "has no money"),
-        ({"message": "Insufficient credits"}, "has no money"), ({"code": 404, "message": "x"}, "knows no model"),
-    ):  # fmt: skip
+        ({"code": 401, "message": "No auth"}, f"set {KEY}"),
+        ({"code": 402, "message": "x"}, "has no money"),
+        ({"message": "Insufficient credits"}, "has no money"),
+        ({"code": 404, "message": "x"}, "knows no model"),
+    ):
         one = client(Answer(body=json.dumps({"error": error}).encode()))
         with pytest.raises(LlmFailed, match=words):
             one.ask(20)
@@ -448,19 +518,26 @@ def test_an_error_inside_a_reply_keeps_its_meaning(client: Callable[..., Client]
 
 
 NO_MONEY = [
-    refusal("Payment required", 402), Answer(status=402, body=b""), refusal("", 402, code=402),
-    refusal("You exceeded your current quota, please check your plan and billing details.", 429,
-            type="insufficient_quota", code="insufficient_quota"),
+    refusal("Payment required", 402),
+    Answer(status=402, body=b""),
+    refusal("", 402, code=402),
+    refusal(
+        "You exceeded your current quota, please check your plan and billing details.",
+        429,
+        type="insufficient_quota",
+        code="insufficient_quota",
+    ),
     refusal("You exceeded your current quota, please check your plan.", 429),
     refusal("Billing hard limit has been reached", 400, code="billing_hard_limit_reached"),
     refusal("Your account is not active", 429, code="billing_not_active"),
     refusal("Your credit balance is too low to access the Anthropic API.", type="invalid_request_error"),
-    refusal("Insufficient Balance", 403), refusal("余额不足或无可用资源包,请充值。", 429, code="1113"),
+    refusal("Insufficient Balance", 403),
+    refusal("余额不足或无可用资源包,请充值。", 429, code="1113"),
     refusal("Budget has been exceeded! Current cost: 10.1, Max budget: 10.0", 400, type="budget_exceeded"),
     refusal("Access denied, please make sure your account is in good standing.", 400, code="Arrearage"),
     refusal("Your newly created team doesn't have any credits yet.", 403),
     refusal("Sorry, your account balance is insufficient", 403, headers={"retry-after": "5"}),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("answer", NO_MONEY)
@@ -475,24 +552,32 @@ def test_an_empty_account_ends_the_run_with_one_request(client: Callable[..., Cl
 
 @pytest.mark.parametrize(
     "answer",
-    [refusal("You exceeded your current quota", 429, code="RESOURCE_EXHAUSTED"),
-     refusal("Insufficient credits", 402, {"Retry-After": "2"}, limit_source="openrouter_in_flight_budget")],
-)  # fmt: skip
+    [
+        refusal("You exceeded your current quota", 429, code="RESOURCE_EXHAUSTED"),
+        refusal("Insufficient credits", 402, {"Retry-After": "2"}, limit_source="openrouter_in_flight_budget"),
+    ],
+)
 def test_a_quota_that_fills_again_is_waited_for(client: Callable[..., Client], answer: Answer):
     assert client(lambda _, number: Answer(GOOD) if number else answer).ask() == [EASY]
 
 
 @pytest.mark.parametrize(
     ("answer", "words"),
-    [(refusal("Invalid API key", 401), f"refuses the key .*set {KEY}"),
-     (refusal("Forbidden", 403), f"refuses the key .*set {KEY}"),
-     (refusal("API key not valid. Please pass a valid API key.", 400), f"set {KEY}"),
-     (refusal("The model `m` does not exist or you do not have access to it.", 404), r"correct llm\.url or llm\.model"),
-     (refusal("Project does not have access to model m", 403, code="model_not_found"), "knows no model 'm'"),
-     (refusal("m is not a valid model ID", 400), "knows no model 'm'"), (refusal("Model Not Exist"), "knows no model"),
-     (Answer(status=404, body=b"<html>\n<h1>nothing\nhere</h1>"), r"correct llm\.url or llm\.model"),
-     (Answer(status=405, body=b""), r"correct llm\.url or llm\.model")],
-)  # fmt: skip
+    [
+        (refusal("Invalid API key", 401), f"refuses the key .*set {KEY}"),
+        (refusal("Forbidden", 403), f"refuses the key .*set {KEY}"),
+        (refusal("API key not valid. Please pass a valid API key.", 400), f"set {KEY}"),
+        (
+            refusal("The model `m` does not exist or you do not have access to it.", 404),
+            r"correct llm\.url or llm\.model",
+        ),
+        (refusal("Project does not have access to model m", 403, code="model_not_found"), "knows no model 'm'"),
+        (refusal("m is not a valid model ID", 400), "knows no model 'm'"),
+        (refusal("Model Not Exist"), "knows no model"),
+        (Answer(status=404, body=b"<html>\n<h1>nothing\nhere</h1>"), r"correct llm\.url or llm\.model"),
+        (Answer(status=405, body=b""), r"correct llm\.url or llm\.model"),
+    ],
+)
 def test_a_wrong_key_model_or_url_ends_the_run_with_one_request(
     client: Callable[..., Client], answer: Answer, words: str
 ):
@@ -506,7 +591,7 @@ def test_a_wrong_key_model_or_url_ends_the_run_with_one_request(
 def test_a_page_in_place_of_a_reply_names_the_url(client: Callable[..., Client]):
     one = client(Answer(body=b"<html>\n<title>Sign in</title>\n</html>", headers={"Content-Type": "text/html"}))
     with pytest.raises(
-        TooManyUnusable,
+        TooManyInvalidReplies,
         match=r"no-chat; the first: http://.*/v1 answers .*Sign in.*Correct llm\.url: it usually ends in /v1",
     ) as caught:
         one.ask(50, most_unusable=0.1)
@@ -517,7 +602,7 @@ def test_a_page_in_place_of_a_reply_names_the_url(client: Callable[..., Client])
 def test_trying_again_takes_longer_each_time_and_ends(client: Callable[..., Client], status: int):
     one = client(refusal("later", status))
     (found,) = one.ask()
-    assert found == Unusable("unanswered", f"6 tries failed: {status}: later")
+    assert found == InvalidReply("unanswered", f"6 tries failed: {status}: later")
     assert len(one.server.asked) == 6
     assert len(one.time.slept) == 5
     assert all(2**step <= pause <= 2**step + 1 for step, pause in enumerate(one.time.slept))
@@ -581,9 +666,21 @@ def test_a_pause_of_ages_is_told(client: Callable[..., Client]):
 
 @pytest.mark.parametrize(
     "raw",
-    ["sk-secret\n", " sk-secret ", "\r\nsk-secret\t", "“sk-secret”", '"sk-secret"', "'sk-secret'\n", "«sk-secret»",
-     "\ufeffsk-secret", "sk-secret\u200b", "\u00a0sk-secret", "„sk-secret“", "`sk-secret`"],
-)  # fmt: skip
+    [
+        "sk-secret\n",
+        " sk-secret ",
+        "\r\nsk-secret\t",
+        "“sk-secret”",
+        '"sk-secret"',
+        "'sk-secret'\n",
+        "«sk-secret»",
+        "\ufeffsk-secret",
+        "sk-secret\u200b",
+        "\u00a0sk-secret",
+        "„sk-secret“",
+        "`sk-secret`",
+    ],
+)
 def test_what_gets_around_a_key_is_stripped(client: Callable[..., Client], monkeypatch: pytest.MonkeyPatch, raw: str):
     monkeypatch.setenv(KEY, raw)
     one = client(Answer(GOOD))
@@ -609,11 +706,13 @@ def test_an_endpoint_may_repeat_the_key(
     caplog.set_level("DEBUG")
     for answer in (
         refusal("Incorrect API key: my-own-kind-of-key (Bearer my-own-kind-of-key)", 401),
-        refusal("my-own-kind-of-key", 400), Answer(body=b"<html>my-own-kind-of-key"),
+        refusal("my-own-kind-of-key", 400),
+        Answer(body=b"<html>my-own-kind-of-key"),
         Answer(body=b'{"error": {"code": 402, "message": "my-own-kind-of-key"}}'),
-        refusal("my-own-kind-of-key", 429, {"Retry-After": "3600"}), refusal("my-own-kind-of-key", 500),
-    ):  # fmt: skip
-        with pytest.raises((LlmFailed, TooManyUnusable)) as caught:
+        refusal("my-own-kind-of-key", 429, {"Retry-After": "3600"}),
+        refusal("my-own-kind-of-key", 500),
+    ):
+        with pytest.raises((LlmFailed, TooManyInvalidReplies)) as caught:
             client(answer).ask(3, most_unusable=0.0)
         assert "my-own" not in str(caught.value)
     assert "my-own" not in caplog.text
@@ -635,16 +734,37 @@ def test_every_error_body_is_some_kind_of_error(content: bytes, status: int):
     assert "\n" not in found.text
 
 
-@given(st.recursive(st.none() | st.text() | st.integers() | st.booleans(),
-                    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["error", "choices", "code",
-                    "message", "content", "usage", "finish_reason", "object", "prompt_tokens"]), inner)))  # fmt: skip
+@given(
+    st.recursive(
+        st.none() | st.text() | st.integers() | st.booleans(),
+        lambda inner: (
+            st.lists(inner)
+            | st.dictionaries(
+                st.sampled_from(
+                    [
+                        "error",
+                        "choices",
+                        "code",
+                        "message",
+                        "content",
+                        "usage",
+                        "finish_reason",
+                        "object",
+                        "prompt_tokens",
+                    ]
+                ),
+                inner,
+            )
+        ),
+    )
+)
 def test_no_reply_of_any_shape_surprises(body: Any):
     content = json.dumps(body).encode()
     inside = error_inside(json_body(content))
     if inside:
         error_of(inside[0], {}, inside[1], 0.0)
     with suppress(ValueError):
-        paid_of(content, with_thinking=True)
+        parse_chat_reply(content, with_thinking=True)
 
 
 # The public cases; each kind is tested at length above.
@@ -662,7 +782,7 @@ def reads_at_once(one: Client) -> None:
 
 def cut_off(one: Client) -> None:
     (found,) = one.ask()
-    assert isinstance(found, Unusable)
+    assert isinstance(found, InvalidReply)
     assert (found.reason, "raise rating.max_tokens" in found.detail) == ("cut-off", True)
 
 
@@ -701,22 +821,27 @@ def stripped(one: Client) -> None:
 
 CASES: dict[str, tuple[list[Script | Answer], Callable[[Client], None]]] = {
     "answers 400 to response_format json_schema, accepts json_object": (
-        [lambda body, n: Answer(GOOD) if form(body) == "json_object" else NO_SCHEMA[0]], falls_back
+        [lambda body, n: Answer(GOOD) if form(body) == "json_object" else NO_SCHEMA[0]],
+        falls_back,
     ),
     "answers 400 to max_tokens, accepts max_completion_tokens": (
-        [lambda body, n: NO_MAX_TOKENS[0] if "max_tokens" in body else Answer(GOOD)], falls_back
+        [lambda body, n: NO_MAX_TOKENS[0] if "max_tokens" in body else Answer(GOOD)],
+        falls_back,
     ),
     "reply is ```json fenced": ([Answer(FORMS[0])], reads_at_once),
     "reply is <think>…</think> and then JSON": ([Answer(FORMS[4])], reads_at_once),
     "content null, finish_reason length, reasoning filled": (
-        [reply({"content": None, "reasoning": "Let me see"}, "length")], cut_off
+        [reply({"content": None, "reasoning": "Let me see"}, "length")],
+        cut_off,
     ),
     "no usage field, no prices set": ([reply()], unknown_tokens),
     'HTTP 200 with {"error":{"code":429}}': (
-        [lambda body, n: Answer(GOOD) if n else Answer(body=b'{"error":{"code":429}}')], tried_again
+        [lambda body, n: Answer(GOOD) if n else Answer(body=b'{"error":{"code":429}}')],
+        tried_again,
     ),
     "content is a list of text chunks": (
-        [reply({"content": [{"type": "text", "text": GOOD[:5]}, {"type": "text", "text": GOOD[5:]}]})], reads_at_once
+        [reply({"content": [{"type": "text", "text": GOOD[:5]}, {"type": "text", "text": GOOD[5:]}]})],
+        reads_at_once,
     ),
     "reasoning_content null or empty, reasoning filled": (
         [reply({"content": "2", "reasoning_content": empty, "reasoning": "1+1=2."}) for empty in (None, "")],
@@ -724,11 +849,14 @@ CASES: dict[str, tuple[list[Script | Answer], Callable[[Client], None]]] = {
     ),
     "402, or 429 with insufficient_quota": ([NO_MONEY[0], NO_MONEY[3]], no_money),
     "Retry-After 121 or 3600": (
-        [lambda body, n: Answer(GOOD) if n else refusal("", 429, {"Retry-After": "121"}),
-         refusal("", 429, {"Retry-After": "3600"})], kept_to_or_named,
+        [
+            lambda body, n: Answer(GOOD) if n else refusal("", 429, {"Retry-After": "121"}),
+            refusal("", 429, {"Retry-After": "3600"}),
+        ],
+        kept_to_or_named,
     ),
     "key with a trailing newline, spaces or typographic quotes": ([Answer(GOOD)], stripped),
-}  # fmt: skip
+}
 
 
 def test_the_public_cases(

@@ -13,10 +13,10 @@ import uvicorn
 from openai import AsyncOpenAI, OpenAI
 
 from conf.sampling import Sampling
-from models.inference.dialogue_sampler import Tongue
+from models.inference.dialogue_sampler import TurnCodec
 from models.serving import openai_server
-from models.serving.openai_server import app_of
-from models.serving.two_model_client import Backend, Duet
+from models.serving.openai_server import create_app
+from models.serving.two_model_client import Backend, TwoModelClient
 from reasoning.dialogue import Speaker
 from tests.models.spoken import MODEL, PROTOCOL, Vllm, answer, think
 
@@ -44,11 +44,11 @@ class Listening(uvicorn.Server):
 @pytest.fixture
 def url(backends: dict[Speaker, Vllm]) -> Iterator[str]:
     named = {speaker: Backend(server.url, "policy") for speaker, server in backends.items()}
-    duet = Duet(Tongue(MODEL, PROTOCOL), named, Sampling(), context=2048, timeout=20)
+    client = TwoModelClient(TurnCodec(MODEL, PROTOCOL), named, Sampling(), context=2048, timeout=20)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    server = Listening(uvicorn.Config(app_of(duet), host="127.0.0.1", port=port, log_level="warning"))
+    server = Listening(uvicorn.Config(create_app(client), host="127.0.0.1", port=port, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     assert server.ready.wait(20)
@@ -165,8 +165,8 @@ def test_nothing_more_is_drawn_for_a_client_that_has_gone(
         noticed.set()
         return results[-1]
 
-    unless_gone = openai_server._unless_gone
-    monkeypatch.setattr(openai_server, "_unless_gone", told)
+    unless_gone = openai_server._while_connected
+    monkeypatch.setattr(openai_server, "_while_connected", told)
     backends[Speaker.LONG].script = slow
     with OpenAI(base_url=url, api_key="none", max_retries=0, timeout=0.2) as one, pytest.raises(openai.APITimeoutError):
         one.chat.completions.create(**ASK)

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig, Qw
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from conf.engine import Engine
-from conf.long_short import Bounds, Protocol, Reinforcement
+from conf.long_short import CollapseLimits, Protocol, Reinforcement
 from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
 from models.inference.engine import Completion, Failure, Finished, Refused, Request
 from models.inference.rollout_engine import TooManyFailed
@@ -25,14 +25,14 @@ from models.inference.rollout_store import RolloutStore
 from models.inference.scripted_engine import ScriptedEngine
 from models.training.grpo import (
     Collapsed,
-    LeanTrainer,
-    Sampler,
+    MemorySavingGRPOTrainer,
+    RolloutFunction,
     StaleWeights,
     TooFewProblems,
     check_weights,
-    configured,
+    grpo_config,
     log_probs_of,
-    order_of,
+    problem_order,
     reinforce,
     reward_functions,
     run,
@@ -53,12 +53,28 @@ TURNS = (
 
 def job(folder: Path, **rl: Any) -> RlJob:
     return RlJob(
-        model=TINY_MODEL, rows=folder / "rows.parquet", output=folder / "out", work=folder / "work",
-        progress=folder / "progress.jsonl", outcome=folder / "outcome", seed=0, learning_rate=1e-3, batch=4,
-        micro_batch=4, warmup=0.0, max_length=None, log_every=1, save_every=1, trains="short", partner=TINY_MODEL,
-        protocol=Protocol(), rl=Reinforcement(problems=2, group=2, micro_batch=4, **rl), max_tokens=64,
-        engine=Engine(side_by_side=2), store="",
-    )  # fmt: skip
+        model=TINY_MODEL,
+        rows=folder / "rows.parquet",
+        output=folder / "out",
+        work=folder / "work",
+        progress=folder / "progress.jsonl",
+        exit_file=folder / "exit_reason",
+        seed=0,
+        learning_rate=1e-3,
+        batch=4,
+        micro_batch=4,
+        warmup=0.0,
+        max_length=None,
+        log_every=1,
+        save_every=1,
+        trains="short",
+        partner=TINY_MODEL,
+        protocol=Protocol(),
+        rl=Reinforcement(problems=2, group=2, micro_batch=4, **rl),
+        max_tokens=64,
+        engine=Engine(side_by_side=2),
+        store="",
+    )
 
 
 def dialogues(names: list[str], trainer: Any) -> dict[str, Any]:
@@ -84,9 +100,9 @@ def made(tmp_path: Path) -> tuple[Any, dict[str, Any]]:
 
 def trained(tmp_path: Path, model: Any) -> tuple[Any, dict[str, Any]]:
     """A trainer in float32, and what its loss reads."""
-    trainer: Any = LeanTrainer(
+    trainer: Any = MemorySavingGRPOTrainer(
         model=model,
-        args=configured(job(tmp_path).model_copy(update={"bf16": False})),
+        args=grpo_config(job(tmp_path).model_copy(update={"bf16": False})),
         reward_funcs=reward_functions(),  # type: ignore[arg-type]
         train_dataset=Dataset.from_dict({"prompt": ["a", "b"]}),
         processing_class=AutoTokenizer.from_pretrained(TINY_MODEL),
@@ -154,10 +170,17 @@ def test_the_references_passes_are_as_small_as_the_micro_batch(made: tuple[Any, 
 def test_what_balances_experts_is_learnt_from(tmp_path: Path):
     """TRL's passes return it beside what is ours, for models with experts only."""
     config = Qwen3MoeConfig(
-        vocab_size=640, hidden_size=32, intermediate_size=32, moe_intermediate_size=16, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=1, num_experts=4, num_experts_per_tok=2,
+        vocab_size=640,
+        hidden_size=32,
+        intermediate_size=32,
+        moe_intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_experts=4,
+        num_experts_per_tok=2,
         router_aux_loss_coef=0.1,
-    )  # fmt: skip
+    )
     Qwen3MoeForCausalLM(config).save_pretrained(tmp_path / "experts")
     trainer, inputs = trained(tmp_path, Qwen3MoeForCausalLM.from_pretrained(tmp_path / "experts"))
     losses = [trainer._compute_loss(trainer.model, inputs)]
@@ -177,7 +200,7 @@ def test_without_padding_the_gradient_is_the_same(
         inputs[name] = pad(inputs[name], (7, 0))
     for name in ("completion_ids", "completion_mask", "tool_mask", "ref_per_token_logps"):
         inputs[name] = pad(inputs[name], (0, 5))
-    monkeypatch.setattr("models.training.grpo.SIDE_BY_SIDE", side_by_side)
+    monkeypatch.setattr("models.training.grpo.LOGPROB_BATCH", side_by_side)
     cells: list[int] = []
 
     def counted(*, input_ids: torch.Tensor, **others: Any) -> Any:
@@ -188,7 +211,7 @@ def test_without_padding_the_gradient_is_the_same(
     tokens = int(inputs["prompt_mask"].sum() + inputs["completion_mask"].sum())
     padded = sum(inputs[name].numel() for name in ("prompt_mask", "completion_mask"))
     assert sum(cells) == tokens if side_by_side == 1 else tokens < sum(cells) < padded
-    monkeypatch.setattr(LeanTrainer, PASSES, getattr(GRPOTrainer, PASSES))
+    monkeypatch.setattr(MemorySavingGRPOTrainer, PASSES, getattr(GRPOTrainer, PASSES))
     for name, gradient in gradients(trainer, inputs).items():
         assert (found[name] - gradient).norm() < 1e-4 * gradient.norm(), name
 
@@ -339,9 +362,11 @@ def problems(folder: Path) -> None:
 
 
 def played(
-    order: RlJob, url: str, script: Callable[..., Completion] = speak,
+    order: RlJob,
+    url: str,
+    script: Callable[..., Completion] = speak,
     make: Callable[..., ScriptedEngine] = ScriptedEngine,
-) -> int:  # fmt: skip
+) -> int:
     """Completions that the engines drew."""
     engines = [make(script) for _ in range(2 if order.partner else 1)]
     store, verifier = RolloutStore(url), Verifier()
@@ -374,8 +399,8 @@ def test_a_round_that_was_cut_off_goes_on_as_if_it_had_not_been(tmp_path: Path, 
         if arguments[0] == 4:  # six problems, two a step: in the second epoch
             raise KeyboardInterrupt
 
-    note = Sampler._note
-    monkeypatch.setattr(Sampler, "_note", die)
+    note = RolloutFunction._log_step
+    monkeypatch.setattr(RolloutFunction, "_log_step", die)
     with pytest.raises(KeyboardInterrupt):
         played(job(cut, steps=5), url)
     monkeypatch.undo()
@@ -392,15 +417,15 @@ def test_a_round_that_was_cut_off_goes_on_as_if_it_had_not_been(tmp_path: Path, 
 
 
 def test_no_problem_comes_twice_in_a_step_and_all_come_equally_often(tmp_path: Path):
-    order = order_of(list("abcdefg"), job(tmp_path, steps=9))  # two a step: one of seven waits in each epoch
+    order = problem_order(list("abcdefg"), job(tmp_path, steps=9))  # two a step: one of seven waits in each epoch
     steps = [order[at : at + 2] for at in range(0, 18, 2)]
     assert len(steps) == 9
     assert all(len(set(step)) == 2 for step in steps)
     for epoch in (order[:6], order[6:12], order[12:]):
         assert len(set(epoch)) == 6
-    assert order != order_of(list("abcdefg"), job(tmp_path, steps=9).model_copy(update={"seed": 1}))
+    assert order != problem_order(list("abcdefg"), job(tmp_path, steps=9).model_copy(update={"seed": 1}))
     with pytest.raises(TooFewProblems, match="1 problems are left"):
-        order_of(["a"], job(tmp_path))
+        problem_order(["a"], job(tmp_path))
 
 
 def test_nobody_says_the_same_again_when_a_problem_comes_again(tmp_path: Path):
@@ -476,7 +501,7 @@ def test_a_collapse_ends_the_round_and_names_the_best_weights(tmp_path: Path):
             said = "\nIt is 7.\n</think>"
         return Completion(MODEL.encode(said + "<|endoftext|>"), True)
 
-    order = job(tmp_path, steps=9, bounds=Bounds(most_tokens=1.5))
+    order = job(tmp_path, steps=9, bounds=CollapseLimits(most_tokens=1.5))
     with pytest.raises(Collapsed, match="collapsed in step 1: dialogues went from") as caught:
         played(order, f"sqlite:///{tmp_path / 'store'}", chatter)
     # Step 1 was as right as step 0, and it is what collapsed.
@@ -491,4 +516,4 @@ def test_what_ends_a_round_is_told_to_its_owner(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("models.training.grpo.main", collapse)
     with pytest.raises(Collapsed):
         run(job(tmp_path))
-    assert (tmp_path / "outcome").read_text() == "given-up\nit did"
+    assert (tmp_path / "exit_reason").read_text() == "given-up\nit did"

@@ -50,11 +50,22 @@ if sys.orig_argv[1:3] == ["-m", "models.training.train"]:
 def job(folder: Path, rows: list[dict[str, Any]], **changes: Any) -> TrainJob:
     pq.write_table(pa.Table.from_pylist(rows), folder / "rows.parquet")
     base = TrainJob(
-        method="simpo", model=TINY_MODEL, rows=folder / "rows.parquet", output=folder / "out", work=folder / "work",
-        progress=folder / "progress.jsonl", 
-        outcome=folder / "outcome", seed=0, learning_rate=1e-3, epochs=1, batch=8, micro_batch=8, warmup=0.0,
-        max_length=256, log_every=1,
-    )  # fmt: skip
+        method="simpo",
+        model=TINY_MODEL,
+        rows=folder / "rows.parquet",
+        output=folder / "out",
+        work=folder / "work",
+        progress=folder / "progress.jsonl",
+        exit_file=folder / "exit_reason",
+        seed=0,
+        learning_rate=1e-3,
+        epochs=1,
+        batch=8,
+        micro_batch=8,
+        warmup=0.0,
+        max_length=256,
+        log_every=1,
+    )
     return base.model_copy(update=changes)
 
 
@@ -99,9 +110,14 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(tmp_path: Path, monk
 def test_a_model_that_scales_its_logits_is_refused(tmp_path: Path):
     torch.manual_seed(0)
     config = GraniteConfig(
-        vocab_size=640, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, logits_scaling=8.0,
-    )  # fmt: skip
+        vocab_size=640,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        logits_scaling=8.0,
+    )
     GraniteForCausalLM(config).save_pretrained(tmp_path / "granite")
     AutoTokenizer.from_pretrained(TINY_MODEL).save_pretrained(tmp_path / "granite")
     with pytest.raises(TrainingFailed, match="changes its logits after the output head"):

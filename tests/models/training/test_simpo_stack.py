@@ -15,9 +15,18 @@ from models.training.simpo import IdsSimPOTrainer, completion_log_probs
 
 def trainer(folder: Path, sft_weight: float) -> Any:
     config = CPOConfig(
-        output_dir=str(folder), loss_type="simpo", beta=2.0, simpo_gamma=0.3, cpo_alpha=sft_weight, bf16=False,
-        use_cpu=True, report_to="none", remove_unused_columns=False, max_length=256, per_device_train_batch_size=3,
-    )  # fmt: skip
+        output_dir=str(folder),
+        loss_type="simpo",
+        beta=2.0,
+        simpo_gamma=0.3,
+        cpo_alpha=sft_weight,
+        bf16=False,
+        use_cpu=True,
+        report_to="none",
+        remove_unused_columns=False,
+        max_length=256,
+        per_device_train_batch_size=3,
+    )
     rows = [
         {"prompt_ids": [5, 6, 7], "chosen_ids": list(range(20, 20 + n)), "rejected_ids": list(range(40, 40 + 2 * n))}
         for n in (2, 7, 13)

@@ -17,12 +17,23 @@ def verifier():
 
 def test_verdicts_come_in_order_from_both_paths(verifier: Verifier):
     questions = [
-        Question("38", "38"), Question(r"\frac{1}{2}", "0.5"), Question("37", "38"), Question(None, "38"),
-        Question("1+x", "x+1"), Question(" ", "38"), Question("(B)", "B", ("7", "8")),
-    ]  # fmt: skip
+        Question("38", "38"),
+        Question(r"\frac{1}{2}", "0.5"),
+        Question("37", "38"),
+        Question(None, "38"),
+        Question("1+x", "x+1"),
+        Question(" ", "38"),
+        Question("(B)", "B", ("7", "8")),
+    ]
     assert verifier.check(questions) == [
-        Verdict.RIGHT, Verdict.RIGHT, Verdict.WRONG, Verdict.NO_ANSWER, Verdict.RIGHT, Verdict.NO_ANSWER, Verdict.RIGHT,
-    ]  # fmt: skip
+        Verdict.RIGHT,
+        Verdict.RIGHT,
+        Verdict.WRONG,
+        Verdict.NO_ANSWER,
+        Verdict.RIGHT,
+        Verdict.NO_ANSWER,
+        Verdict.RIGHT,
+    ]
 
 
 def test_a_comparison_that_does_not_end_is_ended_and_the_next_one_is_answered():

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 import tasks
-from conf.base import Section
+from conf.base import Settings
 from conf.cot_distillation import CotDistillation, EndpointTeacher, TeacherLlm
 from conf.dto import Dto
 from conf.llm import Llm
 from conf.long_short import LongShort
-from conf.multi_seed import Claims
+from conf.multi_seed import MultiSeed
 from conf.problems import Hub, NoDecontamination, ProblemFile, Stories
 from conf.prompts import Harmony, Prompt
 from conf.sampling import Sampling
@@ -85,24 +85,28 @@ def another(value: Any) -> Any:
             return type(value).model_construct(**{**dict(value), "added": 1})
 
 
-NEEDED: dict[type[Section], dict[str, Any]] = {
-    Lesson: {"stories": 1, "levels": (1,)}, Claims: {"dto": Dto()}, Llm: {"url": "http://x", "model": "m"},
-    EndpointTeacher: {"llm": TeacherLlm(url="http://x", model="m")}, 
-    TeacherLlm: {"url": "http://x", "model": "m"}, Hub: {"name": "owner/name"}, ProblemFile: {"path": "x"},
+NEEDED: dict[type[Settings], dict[str, Any]] = {
+    Lesson: {"stories": 1, "levels": (1,)},
+    MultiSeed: {"dto": Dto()},
+    Llm: {"url": "http://x", "model": "m"},
+    EndpointTeacher: {"llm": TeacherLlm(url="http://x", model="m")},
+    TeacherLlm: {"url": "http://x", "model": "m"},
+    Hub: {"name": "owner/name"},
+    ProblemFile: {"path": "x"},
     NoDecontamination: {"reason": "only stories are read"},
-}  # fmt: skip
+}
 """What has no default."""
 
 
 @pytest.mark.parametrize("kind", ALL_SECTIONS, ids=lambda kind: kind.__name__)
-def test_every_field_is_in_the_key_or_left_out_with_a_reason(kind: type[Section]):
+def test_every_field_is_in_the_key_or_left_out_with_a_reason(kind: type[Settings]):
     base = kind(**NEEDED.get(kind, {}))
     for name in kind.model_fields:
         value = getattr(base, name)
-        if isinstance(value, Section):
+        if isinstance(value, Settings):
             continue  # a section of its own, with a case of its own
         changed = base.model_copy(update={name: another(value)})
-        assert (canonical(changed) == canonical(base)) == (name in kind.LEFT_OUT), name
+        assert (canonical(changed) == canonical(base)) == (name in kind.NOT_IN_CACHE_KEY), name
 
 
 def steps() -> list[Step]:
@@ -111,12 +115,12 @@ def steps() -> list[Step]:
 
 
 @pytest.mark.parametrize("pipeline", [Dto, CotDistillation, LongShort])
-def test_every_section_of_a_pipeline_reaches_a_step_or_is_left_out(pipeline: type[Section]):
+def test_every_section_of_a_pipeline_reaches_a_step_or_is_left_out(pipeline: type[Settings]):
     inputs = [item for step in steps() for item in step.body.__annotations__.items()]
     names, kinds = {name for name, _ in inputs}, {str(kind) for _, kind in inputs}
     for name, field in pipeline.model_fields.items():
         section = field.annotation
-        if isinstance(section, type) and issubclass(section, Section) and name not in pipeline.LEFT_OUT:
+        if isinstance(section, type) and issubclass(section, Settings) and name not in pipeline.NOT_IN_CACHE_KEY:
             parts = section.model_fields
             inner = {part.annotation.__name__ for part in parts.values() if isinstance(part.annotation, type)}
             assert section.__name__ in kinds or inner & kinds or parts.keys() & names, name

@@ -49,11 +49,15 @@ def clean(text):
 PROMPT = "Be brief."
 """
 SOURCES = {
-    "tasks.shortening": STEPS, "reasoning.cut": CUT, "reasoning.marks": MARKS,
-    "reasoning.answers.worker": "import mpmath\nx = 1", "models.training.train": "import trl\ny = 1",
-    "models.checkpoints.prompting": "a = 1", "models.checkpoints.tokenizer": "import transformers",
+    "tasks.shortening": STEPS,
+    "reasoning.cut": CUT,
+    "reasoning.marks": MARKS,
+    "reasoning.answers.worker": "import mpmath\nx = 1",
+    "models.training.train": "import trl\ny = 1",
+    "models.checkpoints.prompting": "a = 1",
+    "models.checkpoints.tokenizer": "import transformers",
     "models.checkpoints.token_texts": "",
-}  # fmt: skip
+}
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ def test_servers_elsewhere_serve_the_base_and_nothing_that_a_run_made(tmp_path: 
     made = fake_checkpoint(tmp_path / "made", {"model.embed_tokens.weight": [6, 8]})
     storage = Storage(root=str(tmp_path / "runs"))
     for endpoints in ((), ("http://127.0.0.1:9",)):
-        with RunContext("test", storage, Engine(endpoints=endpoints), make_engine=own) as place:
-            base = place.checkpoint(place.model("tiny"))
-            assert place.engine_for(made) is place.engine
-            assert place.engine_for(base) is (place.servers_elsewhere if endpoints else place.engine)
+        with RunContext("test", storage, Engine(endpoints=endpoints), make_engine=own) as ctx:
+            base = ctx.checkpoint(ctx.model("tiny"))
+            assert ctx.engine_for(made) is ctx.engine
+            assert ctx.engine_for(base) is (ctx.remote_servers if endpoints else ctx.engine)

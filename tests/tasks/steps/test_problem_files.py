@@ -18,9 +18,9 @@ import pytest
 
 from conf.datasets import Columns
 from reasoning.problem_rows import needed_fields, optional_fields
-from reasoning.records import BadRow
+from reasoning.records import InvalidRow
 from tasks.steps import problem_files
-from tasks.steps.problem_files import Fields, ProblemsRefused, Row, digest_of, files_of, refusals, rows_of
+from tasks.steps.problem_files import Fields, ProblemsRefused, Row, digest_of, files_of, readable_errors, rows_of
 
 ROWS: list[dict[str, Any]] = [{"id": f"p{n}", "problem": f"{n}+½?", "answer": n + 0.5} for n in range(2500)]
 COLUMNS = Columns()
@@ -62,19 +62,19 @@ def contents(rows: Sequence[Row]) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("name", WRITE)
-@pytest.mark.parametrize("place", ["local", "memory"])
-def test_every_kind_of_file_holds_the_same_rows(tmp_path: Path, name: str, place: str):
+@pytest.mark.parametrize("where", ["local", "memory"])
+def test_every_kind_of_file_holds_the_same_rows(tmp_path: Path, name: str, where: str):
     WRITE[name](tmp_path / name)
     path = str(tmp_path / name)
-    if place == "memory":
+    if where == "memory":
         path = f"memory://{tmp_path.name}/{name}"
         fsspec.filesystem("memory").pipe(path, (tmp_path / name).read_bytes())
     assert files_of(path) == [path]
     rows = list(rows_of(path, FIELDS))
     assert contents(rows) == [{name: str(value) for name, value in row.items()} for row in ROWS]
     assert [row.number for row in rows] == list(range(len(ROWS)))
-    assert len({row.place for row in rows}) == len(ROWS)
-    assert all(row.place.startswith(path) for row in rows)
+    assert len({row.location for row in rows}) == len(ROWS)
+    assert all(row.location.startswith(path) for row in rows)
 
 
 def test_a_pattern_names_several_files_by_name(tmp_path: Path):
@@ -100,11 +100,16 @@ def test_numbers_keep_their_value(tmp_path: Path):
     (row,) = rows_of(str(tmp_path / "rows.jsonl"), FIELDS)
     assert row.content["answer"] == Decimal("0.12345678901234567890123")
     single = pa.array([0.1, 1e-5, None, 2.0], pa.float32())
-    table = pa.table({
-        "problem": ["?"] * 4, "answer": single, "decimal": pa.array([Decimal("2.50")] * 4),
-        "struct": pa.StructArray.from_arrays([single], ["x"]), "double": [0.1] * 4,
-        "list": pa.array([[0.1], [], None, [0.3]], pa.list_(pa.float32())),
-    })  # fmt: skip
+    table = pa.table(
+        {
+            "problem": ["?"] * 4,
+            "answer": single,
+            "decimal": pa.array([Decimal("2.50")] * 4),
+            "struct": pa.StructArray.from_arrays([single], ["x"]),
+            "double": [0.1] * 4,
+            "list": pa.array([[0.1], [], None, [0.3]], pa.list_(pa.float32())),
+        }
+    )
     pq.write_table(table, tmp_path / "rows.parquet")
     fields = Fields(frozenset({"problem", "answer"}), frozenset({"decimal", "struct.x", "list", "double"}))
     read = [row.content for row in rows_of(str(tmp_path / "rows.parquet"), fields)]
@@ -149,13 +154,20 @@ def test_bad_lines_are_bad_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(problem_files, "LONGEST_LINE", 500)
     good = lines(ROWS[:1])
     content = [
-        good, b"{\n", b'{"problem": "\xff"}\n', b"[" * 400 + b"\n", b"x" * 10_000 + b"\n", b"\n",
-        b'{"a": ' + b"1" * 450 + b"}\n", good.rjust(500), b"y" * 501,
-    ]  # fmt: skip
+        good,
+        b"{\n",
+        b'{"problem": "\xff"}\n',
+        b"[" * 400 + b"\n",
+        b"x" * 10_000 + b"\n",
+        b"\n",
+        b'{"a": ' + b"1" * 450 + b"}\n",
+        good.rjust(500),
+        b"y" * 501,
+    ]
     (tmp_path / "rows.jsonl").write_bytes(b"".join(content))
     rows = list(rows_of(str(tmp_path / "rows.jsonl"), FIELDS))
-    assert [row.place.rpartition(":")[2] for row in rows] == ["1", "2", "3", "4", "5", "7", "8", "9"]
-    reasons = [row.content.reason if isinstance(row.content, BadRow) else None for row in rows]
+    assert [row.location.rpartition(":")[2] for row in rows] == ["1", "2", "3", "4", "5", "7", "8", "9"]
+    reasons = [row.content.reason if isinstance(row.content, InvalidRow) else None for row in rows]
     assert reasons == [None, "malformed-json", "not-utf-8", "malformed-json", "too-long", None, None, "too-long"]
 
 
@@ -163,7 +175,7 @@ def test_bad_lines_are_bad_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_hopeless_values_are_bad_rows(tmp_path: Path, value: bytes):
     (tmp_path / "rows.jsonl").write_bytes(b'{"answer": ' + value + b"\n" + lines(ROWS[:1]))
     first, second = rows_of(str(tmp_path / "rows.jsonl"), FIELDS)
-    assert isinstance(first.content, BadRow)
+    assert isinstance(first.content, InvalidRow)
     assert second.content["id"] == "p0"
 
 
@@ -171,7 +183,7 @@ def test_text_that_is_no_utf_8_inside_of_a_parquet_file_is_one_bad_row(tmp_path:
     problems = pa.array([b"1?", b"\xff", b"3?"], pa.binary()).view(pa.string())
     pq.write_table(pa.table({"problem": problems, "answer": [1, 2, 3]}), tmp_path / "rows.parquet")
     rows = [row.content for row in rows_of(str(tmp_path / "rows.parquet"), FIELDS)]
-    assert [row.reason if isinstance(row, BadRow) else row["problem"] for row in rows] == ["1?", "not-utf-8", "3?"]
+    assert [row.reason if isinstance(row, InvalidRow) else row["problem"] for row in rows] == ["1?", "not-utf-8", "3?"]
 
 
 def damaged(path: Path) -> None:
@@ -217,7 +229,7 @@ def read(path: str) -> list[Row]:
         ("rows.jsonl.gz", lambda path: path.write_text("{}"), ["not a gzip file, or damaged", "write it again"]),
         ("rows.jsonl.gz", lambda path: path.write_bytes(gzip.compress(lines(ROWS))[:-99]), ["not a gzip file"]),
     ],
-)  # fmt: skip
+)
 def test_a_file_that_cannot_be_read_is_refused_in_one_line(
     tmp_path: Path, name: str, write: Callable[[Path], Any], words: list[str]
 ):
@@ -234,10 +246,12 @@ def test_a_file_that_cannot_be_read_is_refused_in_one_line(
     ("path", "words"),
     [
         ("s3://bucket/rows.jsonl", "s3fs"),
-        ("gs://bucket/rows.jsonl", "gcsfs"), ("gcs://bucket/*.parquet", "gcsfs"), ("abfs://box/rows.jsonl", "adlfs"),
+        ("gs://bucket/rows.jsonl", "gcsfs"),
+        ("gcs://bucket/*.parquet", "gcsfs"),
+        ("abfs://box/rows.jsonl", "adlfs"),
         ("foo://rows.jsonl", "unknown protocol foo://"),
     ],
-)  # fmt: skip
+)
 def test_a_file_system_that_is_not_here_is_named_with_the_remedy(
     path: str, words: str, monkeypatch: pytest.MonkeyPatch
 ):
@@ -255,11 +269,12 @@ def test_a_file_system_that_is_not_here_is_named_with_the_remedy(
     [
         (PermissionError(13, "Permission denied"), "not allowed to read it; change its permissions"),
         (RuntimeError("Unable to locate credentials\nTraceback"), "cannot be read (Unable to locate credentials)"),
-        (ConnectionError("no route"), "cannot be read (no route)"), (KeyError(), "cannot be read (KeyError)"),
+        (ConnectionError("no route"), "cannot be read (no route)"),
+        (KeyError(), "cannot be read (KeyError)"),
     ],
-)  # fmt: skip
+)
 def test_whatever_a_client_raises_is_one_line(error: Exception, words: str):
-    with pytest.raises(ProblemsRefused) as refused, refusals("s3://bucket/rows.jsonl"):
+    with pytest.raises(ProblemsRefused) as refused, readable_errors("s3://bucket/rows.jsonl"):
         raise error
     assert words in str(refused.value)
     assert "\n" not in str(refused.value)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from conf.problems import Hub
-from reasoning.problem_selection import Draw
+from reasoning.problem_selection import ProblemSelection
 from tasks.steps.problem_files import Fields, ProblemsRefused, Row
 from tasks.steps.problem_hub import DataFile, files_of_hub, in_turn, rows_of_hub
 
@@ -32,7 +32,7 @@ def big_set(folder: Path, files: int = 40, groups: int = 5, size: int = 20) -> H
     return Hub(name=str(folder))
 
 
-def read(source: Hub, draw: Draw | None = None) -> Iterator[tuple[DataFile, Row]]:
+def read(source: Hub, draw: ProblemSelection | None = None) -> Iterator[tuple[DataFile, Row]]:
     return rows_of_hub(files_of_hub(source, "a" * 40), FIELDS, draw)
 
 
@@ -47,15 +47,15 @@ def test_all_rows_come_in_their_own_order(tmp_path: Path):
 
 def test_the_seed_decides_which_row_groups_are_read_first(tmp_path: Path):
     source = big_set(tmp_path / "set")
-    first = {seed: problems(islice(read(source, Draw(seed, False)), 320)) for seed in (0, 1)}
-    assert first[0] == problems(islice(read(source, Draw(0, False)), 320))
+    first = {seed: problems(islice(read(source, ProblemSelection(seed, False)), 320)) for seed in (0, 1)}
+    assert first[0] == problems(islice(read(source, ProblemSelection(0, False)), 320))
     assert len({*first[0]} & {*first[1]}) < 160  # half
     # 16 files in turn, 20 rows of each: one row group that is not everywhere the first one.
     numbers = Counter(problem.partition("-")[0] for problem in first[0])
     assert set(numbers.values()) == {20}
     assert len(numbers) == 16
     assert len({int(problem[:-1].partition("-")[2]) // 20 for problem in first[0]}) > 2
-    everything = problems(read(source, Draw(0, False)))
+    everything = problems(read(source, ProblemSelection(0, False)))
     assert len(everything) == len({*everything}) == 4000
 
 
@@ -69,15 +69,15 @@ def test_a_draw_reads_neither_other_columns_nor_other_row_groups(tmp_path: Path,
         return whole(file, size, groups, columns)
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", iter_batches)
-    list(islice(read(source, Draw(0, False)), 320))
+    list(islice(read(source, ProblemSelection(0, False)), 320))
     assert len(asked) == 16  # of 200 row groups
     assert all(columns == ["problem", "answer"] and len(groups) == 1 for groups, columns in asked)
 
 
 def test_a_benchmarks_draw_begins_where_a_trainings_ends(tmp_path: Path):
     source = big_set(tmp_path / "set")
-    training = {file.url for file, _ in islice(read(source, Draw(0, False)), 320)}
-    benchmark = {file.url for file, _ in islice(read(source, Draw(0, True)), 320)}
+    training = {file.url for file, _ in islice(read(source, ProblemSelection(0, False)), 320)}
+    benchmark = {file.url for file, _ in islice(read(source, ProblemSelection(0, True)), 320)}
     assert not training & benchmark
 
 

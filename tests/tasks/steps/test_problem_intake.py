@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conf.problems import Hub, ProblemFile
-from reasoning.problem_selection import Draw
+from reasoning.problem_selection import ProblemSelection
 from reasoning.records import Problem
 from tasks.steps.problem_files import ProblemsRefused, Row
-from tasks.steps.problem_intake import Intake, Named
+from tasks.steps.problem_intake import Intake, NamedProblem
 
 
 class Reader:
@@ -24,8 +24,8 @@ class Reader:
         return [not getattr(answer, "answer", answer).startswith("?") for answer in answers]
 
 
-def named(rows: Sequence[dict[str, Any]], subset: str = "") -> list[Named]:
-    return [Named(f"row-{n}", subset, Row(f"file:{n + 1}", n, row)) for n, row in enumerate(rows)]
+def named(rows: Sequence[dict[str, Any]], subset: str = "") -> list[NamedProblem]:
+    return [NamedProblem(f"row-{n}", subset, Row(f"file:{n + 1}", n, row)) for n, row in enumerate(rows)]
 
 
 def intake(**settings: Any) -> Intake:
@@ -33,10 +33,10 @@ def intake(**settings: Any) -> Intake:
 
 
 def drawn(
-    rows: Sequence[Named], count: int, seed: int = 0, backwards: bool = False, buffer: int | None = None
+    rows: Sequence[NamedProblem], count: int, seed: int = 0, backwards: bool = False, buffer: int | None = None
 ) -> Intake:
     taken = intake(most_bad=1)
-    taken.draw(iter(rows), Draw(seed, backwards), count, buffer)
+    taken.draw(iter(rows), ProblemSelection(seed, backwards), count, buffer)
     return taken
 
 
@@ -97,7 +97,7 @@ def test_training_and_benchmark_of_one_source_share_nothing_that_they_need_not()
 
 def test_subsets_subjects_and_levels_are_in_proportion():
     sizes = {"algebra": 600, "counting": 200, "geometry": 100}
-    rows: list[Named] = []
+    rows: list[NamedProblem] = []
     for subset, size in sizes.items():
         contents = [{"problem": f"{subset} {n}", "answer": "1", "level": f"Level {n % 5}"} for n in range(size)]
         rows += [row._replace(name=f"{subset}:{row.name}") for row in named(contents, subset)]
@@ -144,11 +144,11 @@ def test_a_few_unreadable_answers_in_a_small_draw_do_not_refuse_a_large_set():
     order = texts(drawn(named(PLAIN), 100))
     rows = [row | {"answer": "?"} if row["problem"] in order[:3] else row for row in PLAIN]
     taken = intake()
-    taken.draw(iter(named(rows)), Draw(0, False), 5, None)
+    taken.draw(iter(named(rows)), ProblemSelection(0, False), 5, None)
     assert (len(taken.good), len(taken.unreadable)) == (5, 3)
     taken.refuse("file")  # 3 of 8 tried, but not more than 5 of 100
     few = intake()
-    few.draw(iter(named([row for row in rows if row["problem"] in order[:8]])), Draw(0, False), 5, None)
+    few.draw(iter(named([row for row in rows if row["problem"] in order[:8]])), ProblemSelection(0, False), 5, None)
     with pytest.raises(ProblemsRefused, match=r"3 of 8 rows are bad; problems\.most_bad allows 5%"):
         few.refuse("file")
 

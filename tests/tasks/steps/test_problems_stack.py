@@ -12,25 +12,25 @@ import pytest
 
 from conf.engine import Engine, Storage
 from conf.problems import Hub, ProblemFile
-from reasoning.records import BadRow, Problem
+from reasoning.records import InvalidRow, Problem
 from reasoning.stories import Split
 from tasks.runtime.context import RunContext
 from tasks.steps.problem_files import ProblemsRefused
-from tasks.steps.problems import draw_sources, fitting_problems, problems_from
+from tasks.steps.problems import filter_by_prompt_length, load_problems, load_sources
 
 pytestmark = pytest.mark.usefixtures("prefect")
 GOOD: list[dict[str, Any]] = [{"id": f"p{n}", "problem": f"{n}+1?", "answer": str(n + 1)} for n in range(30)]
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[RunContext]:
-    with RunContext("test", Storage(root=str(tmp_path / "root")), Engine()) as place:
-        yield place
+def ctx(tmp_path: Path) -> Iterator[RunContext]:
+    with RunContext("test", Storage(root=str(tmp_path / "root")), Engine()) as ctx:
+        yield ctx
 
 
-def load(place: RunContext, path: Path, **settings: Any) -> list[Problem]:
+def load(ctx: RunContext, path: Path, **settings: Any) -> list[Problem]:
     source = ProblemFile(path=str(path), **settings)
-    return place.rows(problems_from(place, source, Split.TRAIN, 0), Problem)
+    return ctx.rows(load_problems(ctx, source, Split.TRAIN, 0), Problem)
 
 
 def jsonl(path: Path, rows: list[dict[str, Any] | str]) -> Path:
@@ -38,86 +38,93 @@ def jsonl(path: Path, rows: list[dict[str, Any] | str]) -> Path:
     return path
 
 
-def test_a_file_and_the_same_rows_as_parquet_give_the_same_problems(place: RunContext, tmp_path: Path):
+def test_a_file_and_the_same_rows_as_parquet_give_the_same_problems(ctx: RunContext, tmp_path: Path):
     pq.write_table(pa.Table.from_pylist(GOOD), tmp_path / "rows.parquet")
-    problems = load(place, jsonl(tmp_path / "rows.jsonl", [*GOOD]), count=7)
+    problems = load(ctx, jsonl(tmp_path / "rows.jsonl", [*GOOD]), count=7)
     assert len({problem.id for problem in problems}) == 7
-    assert load(place, tmp_path / "rows.parquet", count=7) == problems
-    assert load(place, tmp_path / "rows.jsonl") == load(place, tmp_path / "rows.parquet")
+    assert load(ctx, tmp_path / "rows.parquet", count=7) == problems
+    assert load(ctx, tmp_path / "rows.jsonl") == load(ctx, tmp_path / "rows.parquet")
 
 
-def test_a_draw_is_the_seeds_own_and_grows(place: RunContext, tmp_path: Path):
+def test_a_draw_is_the_seeds_own_and_grows(ctx: RunContext, tmp_path: Path):
     path = jsonl(tmp_path / "rows.jsonl", [*GOOD])
     small, large, other = (
-        place.rows(problems_from(place, ProblemFile(path=str(path), count=count), Split.TRAIN, seed), Problem)
+        ctx.rows(load_problems(ctx, ProblemFile(path=str(path), count=count), Split.TRAIN, seed), Problem)
         for count, seed in ((7, 0), (8, 0), (7, 1))
     )
     assert large[:7] == small
     assert {problem.id for problem in small} != {problem.id for problem in other}
-    load(place, path, count=7)
-    assert [entry.cached for entry in place.ledger] == [False, False, False, True]
-    count = place.ledger[0].artifact.count
+    load(ctx, path, count=7)
+    assert [entry.cached for entry in ctx.ledger] == [False, False, False, True]
+    count = ctx.ledger[0].artifact.count
     assert count
     assert (count.rows_in, count.rows_out, count.dropped) == (30, 7, {"beyond-count": 23})
 
 
-def test_all_problems_of_a_file_are_the_same_for_every_seed_and_split(place: RunContext, tmp_path: Path):
+def test_all_problems_of_a_file_are_the_same_for_every_seed_and_split(ctx: RunContext, tmp_path: Path):
     source = ProblemFile(path=str(jsonl(tmp_path / "rows.jsonl", [*GOOD])))
     for split, seed in ((Split.TRAIN, 0), (Split.BENCHMARK, 1)):
-        problems_from(place, source, split, seed)
-    assert [entry.cached for entry in place.ledger] == [False, True]
+        load_problems(ctx, source, split, seed)
+    assert [entry.cached for entry in ctx.ledger] == [False, True]
 
 
-def test_training_and_benchmark_from_one_file_share_nothing(place: RunContext, tmp_path: Path):
+def test_training_and_benchmark_from_one_file_share_nothing(ctx: RunContext, tmp_path: Path):
     source = ProblemFile(path=str(jsonl(tmp_path / "rows.jsonl", [*GOOD])), count=15)
-    sources = draw_sources(place, source, {"held out": source}, 0)
-    drawn = [{problem.id for problem in place.rows(ref, Problem)} for ref in (sources.train, sources.exams["held out"])]
+    sources = load_sources(ctx, source, {"held out": source}, 0)
+    drawn = [
+        {problem.id for problem in ctx.rows(ref, Problem)} for ref in (sources.train, sources.eval_sets["held out"])
+    ]
     assert len(drawn[0] | drawn[1]) == 30
 
 
-def test_several_files_by_a_pattern(place: RunContext, tmp_path: Path):
+def test_several_files_by_a_pattern(ctx: RunContext, tmp_path: Path):
     nameless = [{"problem": row["problem"], "answer": row["answer"]} for row in GOOD]
     jsonl(tmp_path / "a.jsonl", [*nameless[:20]])
     jsonl(tmp_path / "b.jsonl", [*nameless[20:]])
-    problems = load(place, tmp_path / "*.jsonl")
+    problems = load(ctx, tmp_path / "*.jsonl")
     assert [problem.id for problem in problems] == [f"row-{n}" for n in range(30)]
     jsonl(tmp_path / "b.jsonl", [*nameless[20:25]])
-    assert len(load(place, tmp_path / "*.jsonl")) == 25
+    assert len(load(ctx, tmp_path / "*.jsonl")) == 25
 
 
-def test_problems_that_leave_no_room_are_left_out_and_told(place: RunContext, tmp_path: Path):
+def test_problems_that_leave_no_room_are_left_out_and_told(ctx: RunContext, tmp_path: Path):
     rows: list[dict[str, Any] | str] = [*GOOD, {"id": "long", "problem": "1+" * 60 + "1?", "answer": "61"}]
     source = ProblemFile(path=str(jsonl(tmp_path / "rows.jsonl", rows)))
-    tiny, drawn = place.model("tiny"), problems_from(place, source, Split.TRAIN, 0)
-    fitting = fitting_problems(place, "amc", drawn, [tiny], 9)  # user 2 9 + 1 ? assistant think newline
-    assert place.rows(fitting, Problem)[-1].id == "p29"
+    tiny, drawn = ctx.model("tiny"), load_problems(ctx, source, Split.TRAIN, 0)
+    fitting = filter_by_prompt_length(ctx, "amc", drawn, [tiny], 9)  # user 2 9 + 1 ? assistant think newline
+    assert ctx.rows(fitting, Problem)[-1].id == "p29"
     assert fitting.count
     assert fitting.count.dropped == {"prompt-too-long": 1}
-    assert place.warnings == [
+    assert ctx.warnings == [
         "amc: 1 of 31 are left out: with more than 9 tokens they leave no room in engine.context for what is to "
         "follow them"
     ]
     with pytest.raises(ProblemsRefused, match=r"all 31 problems are longer than 9 tokens; raise engine\.context"):
-        fitting_problems(place, "amc", drawn, [tiny], 9, ("1", "1+1+1=3"))
+        filter_by_prompt_length(ctx, "amc", drawn, [tiny], 9, ("1", "1+1+1=3"))
 
 
-def test_bad_rows_are_set_aside_with_id_and_reason(place: RunContext, tmp_path: Path):
+def test_bad_rows_are_set_aside_with_id_and_reason(ctx: RunContext, tmp_path: Path):
     rows: list[dict[str, Any] | str] = [
-        *GOOD, '{"id": "broken"', {"id": "p3", "problem": "again?", "answer": "4"}, {"id": "x", "problem": "1?"},
+        *GOOD,
+        '{"id": "broken"',
+        {"id": "p3", "problem": "again?", "answer": "4"},
+        {"id": "x", "problem": "1?"},
         {"id": "y", "problem": "?", "answer": "\\frac{"},
-    ]  # fmt: skip
-    problems = load(place, jsonl(tmp_path / "rows.jsonl", rows), most_bad=0.2)
+    ]
+    problems = load(ctx, jsonl(tmp_path / "rows.jsonl", rows), most_bad=0.2)
     assert [problem.id for problem in problems] == [row["id"] for row in GOOD]
-    count = place.ledger[-1].artifact.count
+    count = ctx.ledger[-1].artifact.count
     assert count
     assert count.rows_in == 34
     assert count.dropped == {"malformed-json": 1, "duplicate-id": 1, "missing-field": 1, "unreadable-answer": 1}
-    (aside,) = (place.local_root / "set-aside").iterdir()
-    told = [BadRow.model_validate_json(line) for line in aside.read_text().splitlines()]
-    assert [(row.place.rpartition(":")[2], row.id, row.reason) for row in told] == [
-        ("31", None, "malformed-json"), ("32", "p3", "duplicate-id"), ("33", "x", "missing-field"),
+    (aside,) = (ctx.local_root / "set-aside").iterdir()
+    told = [InvalidRow.model_validate_json(line) for line in aside.read_text().splitlines()]
+    assert [(row.location.rpartition(":")[2], row.id, row.reason) for row in told] == [
+        ("31", None, "malformed-json"),
+        ("32", "p3", "duplicate-id"),
+        ("33", "x", "missing-field"),
         ("34", "y", "unreadable-answer"),
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize(
@@ -133,20 +140,20 @@ def test_bad_rows_are_set_aside_with_id_and_reason(place: RunContext, tmp_path: 
         ("rows.jsonl", '{"problem": "1?", "answer": "\\\\sqrt{"}\n', ["rows.jsonl:1: the right answer '\\\\sqrt{'"]),
         ("rows.jsonl", '{"id":"a","problem":"1?","answer":"1"}\n' * 2, ["rows.jsonl:2: id 'a' was already seen at"]),
     ],
-)  # fmt: skip
+)
 def test_a_source_that_cannot_be_used_is_refused_in_one_clear_line(
-    place: RunContext, tmp_path: Path, name: str, content: str | None, words: list[str]
+    ctx: RunContext, tmp_path: Path, name: str, content: str | None, words: list[str]
 ):
     if content is not None:
         (tmp_path / name).write_text(content)
     with pytest.raises(ProblemsRefused) as refused:
-        load(place, tmp_path / name)
+        load(ctx, tmp_path / name)
     for word in words:
         assert word in str(refused.value)
 
 
 def test_a_hub_data_set_is_read_at_the_commit_that_its_branch_names(
-    place: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ctx: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     for subset in "xy":
         (tmp_path / subset).mkdir()
@@ -158,28 +165,29 @@ def test_a_hub_data_set_is_read_at_the_commit_that_its_branch_names(
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: SimpleNamespace(sha=next(commits)))
     columns = {"id": "", "answer": "solution", "answer_is": "boxed"}
     source = Hub.model_validate({"name": str(tmp_path), "subsets": ["x", "y"], "columns": columns})
-    problems = [place.rows(problems_from(place, source, Split.TRAIN, 0), Problem) for _ in range(3)]
+    problems = [ctx.rows(load_problems(ctx, source, Split.TRAIN, 0), Problem) for _ in range(3)]
     assert [(problem.id, problem.text, problem.answer) for problem in problems[0]] == [
-        ("x/0:0", "x+1?", "2"), ("y/0:0", "y+1?", "2"),
-    ]  # fmt: skip
-    assert [entry.cached for entry in place.ledger] == [False, True, False]
+        ("x/0:0", "x+1?", "2"),
+        ("y/0:0", "y+1?", "2"),
+    ]
+    assert [entry.cached for entry in ctx.ledger] == [False, True, False]
     drawn = source.model_copy(update={"count": 1, "revision": "c" * 40})
-    seeds = [place.rows(problems_from(place, drawn, Split.TRAIN, seed), Problem)[0].id for seed in range(6)]
+    seeds = [ctx.rows(load_problems(ctx, drawn, Split.TRAIN, seed), Problem)[0].id for seed in range(6)]
     assert set(seeds) == {"x/0:0", "y/0:0"}
 
 
-def test_a_hub_that_is_out_of_reach_is_told(place: RunContext, monkeypatch: pytest.MonkeyPatch):
+def test_a_hub_that_is_out_of_reach_is_told(ctx: RunContext, monkeypatch: pytest.MonkeyPatch):
     def dataset_info(*_: Any, **__: Any) -> None:
         raise ConnectionError("no network")
 
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", dataset_info)
     with pytest.raises(ProblemsRefused, match="some/set at 'main', split 'train': no network"):
-        problems_from(place, Hub(name="some/set"), Split.TRAIN, 0)
+        load_problems(ctx, Hub(name="some/set"), Split.TRAIN, 0)
 
 
-def test_a_changed_file_is_read_again_and_a_moved_one_is_not(place: RunContext, tmp_path: Path):
+def test_a_changed_file_is_read_again_and_a_moved_one_is_not(ctx: RunContext, tmp_path: Path):
     path = jsonl(tmp_path / "rows.jsonl", [*GOOD])
-    load(place, path)
-    load(place, path.rename(tmp_path / "moved.jsonl"))
-    load(place, jsonl(tmp_path / "moved.jsonl", [*GOOD, {"id": "new", "problem": "?", "answer": "1"}]))
-    assert [entry.cached for entry in place.ledger] == [False, True, False]
+    load(ctx, path)
+    load(ctx, path.rename(tmp_path / "moved.jsonl"))
+    load(ctx, jsonl(tmp_path / "moved.jsonl", [*GOOD, {"id": "new", "problem": "?", "answer": "1"}]))
+    assert [entry.cached for entry in ctx.ledger] == [False, True, False]
