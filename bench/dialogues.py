@@ -52,7 +52,7 @@ def main(folders: Sequence[str]) -> None:
     rl = settings.rl
     models = [Checkpoint.open(Path(folder)) for folder in folders]
     codec = TurnCodec(models[0], settings.protocol)
-    stories = draw_stories(Split.TRAIN, 99, rl.problems * (ROUNDS + 1), (1, 2, 3, 4, 5, 6, 7, 8))
+    stories = draw_stories(Split.TRAIN, 99, rl.problems_per_step * (ROUNDS + 1), (1, 2, 3, 4, 5, 6, 7, 8))
     problems = [story_problem(story, Split.TRAIN, 99, index) for index, story in enumerate(stories)]
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         servers = [Limited(settings.engine, Path(folder) / f"{speaker}.log") for speaker in SPEAKERS]
@@ -60,9 +60,9 @@ def main(folders: Sequence[str]) -> None:
             stack.callback(server.close)
         speeds: tuple[list[float], list[float]] = ([], [])
         for number in range(ROUNDS + 1):
-            part = problems[number * rl.problems : (number + 1) * rl.problems]
+            part = problems[number * rl.problems_per_step : (number + 1) * rl.problems_per_step]
             store = RolloutStore(f"sqlite:///{folder}/{number}")
-            plans = [DialogueSampler(codec, codec.prompts(problem), rl.group) for problem in part]
+            plans = [DialogueSampler(codec, codec.prompts(problem), rl.num_generations) for problem in part]
             for server in servers:
                 server.limit = rl.batch
             talked = timed(servers, models, [plan.job(SAMPLING) for plan in plans], store, Purpose.REINFORCE)
@@ -102,7 +102,7 @@ def requests(codec: TurnCodec, plan: DialogueSampler, problem: Problem) -> list[
             shown = prompts[line.turn.speaker] + before + line.token_ids[: line.opening]
             wanted[SPEAKERS.index(line.turn.speaker), shown] += 1
             before += line.token_ids
-    sampling = SAMPLING.model_copy(update={"max_tokens": codec.turn_tokens})
+    sampling = SAMPLING.model_copy(update={"max_tokens": codec.max_turn_tokens})
     return [
         Job(
             FullEstimate(1, count),

@@ -68,7 +68,7 @@ def run(url: str, log: Path) -> None:
 
     model = Checkpoint.open(TINY_MODEL)
     with tempfile.TemporaryDirectory() as folder:
-        server = Recording(Engine(concurrency=SEATS), Path(folder) / "vllm.log")
+        server = Recording(Engine(max_num_seqs=SEATS), Path(folder) / "vllm.log")
         server.asked = []
         try:
             start(server, model)
@@ -223,7 +223,9 @@ def servers() -> None:
         for process in both:
             stack.callback(process.end)
         wait_for(ports)
-        engine = RemoteServers(Engine(endpoints=tuple(f"http://127.0.0.1:{port}" for port in ports), concurrency=SEATS))
+        engine = RemoteServers(
+            Engine(endpoints=tuple(f"http://127.0.0.1:{port}" for port in ports), max_num_seqs=SEATS)
+        )
         plans = [question.plan(len(case.ends)) for case in question.cases]
         jobs = [question.job(case, plan) for case, plan in zip(question.cases, plans, strict=True)]
         url = f"sqlite:///{folder / 'store'}"

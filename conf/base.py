@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+class RenamedSetting(FutureWarning):
+    """A setting was given under its old name, which the next version will not know."""
 
 
 class Settings(BaseModel):
@@ -18,6 +23,29 @@ class Settings(BaseModel):
 
     NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = {}
     """Fields that change no result, each with the reason; all others are in the cache key."""
+    RENAMED: ClassVar[dict[str, str]] = {}
+    """New names of fields by their old ones, which work for one more version."""
+
+    @classmethod
+    def renamed(cls) -> dict[str, str]:
+        """`RENAMED` of this class and of those that it extends."""
+        return {old: new for base in reversed(cls.__mro__) for old, new in vars(base).get("RENAMED", {}).items()}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _use_new_names(cls, values: Any) -> Any:
+        """Of two values for one field the later one counts, as where a preset is overridden; sections are merged."""
+        renamed = cls.renamed()
+        if not isinstance(values, dict) or not renamed.keys() & values.keys():
+            return values
+        found: dict[str, Any] = {}
+        for name, value in values.items():
+            new = renamed.get(str(name), str(name))
+            before = found.get(new)
+            if new != name:
+                warnings.warn(RenamedSetting(f"the setting {name} is called {new} now"), stacklevel=2)
+            found[new] = {**before, **value} if isinstance(before, dict) and isinstance(value, dict) else value
+        return found
 
 
 def type_or(default: str) -> Discriminator:

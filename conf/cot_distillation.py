@@ -42,11 +42,13 @@ class TeacherLlm(Llm):
 class EndpointTeacher(Settings):
     """A model behind an OpenAI-compatible endpoint writes the traces; the student's tokenizer reads them."""
 
+    RENAMED: ClassVar[dict[str, str]] = {"most_unusable": "max_invalid_fraction"}
+
     type: Literal["endpoint"] = "endpoint"
     llm: TeacherLlm
     instruction: str = "Please reason step by step, and put your final answer within \\boxed{}."
     """The system message. Not from the paper."""
-    most_unusable: Share = 0.1
+    max_invalid_fraction: Share = 0.1
     """Traces that do not come, or come without thinking, are set aside; above this share the run ends."""
 
 
@@ -58,17 +60,20 @@ Teacher = Annotated[
 class TraceSelection(Settings):
     """Which of a problem's right traces are distilled."""
 
+    RENAMED: ClassVar[dict[str, str]] = {"most": "max_traces"}
+
     order: Literal["as-drawn", "shortest", "longest"] = "as-drawn"
     """Who comes first. Not from the paper."""
-    most: Positive = 1
+    max_traces: Positive = 1
     """Traces per problem. Not from the paper."""
 
 
-def validate_max_traces(choosing: TraceSelection, sampling: Sampling) -> None:
+def validate_max_traces(selection: TraceSelection, sampling: Sampling) -> None:
     """Raises ValueError where more traces are to be chosen than are drawn."""
-    if choosing.most > sampling.samples:
+    if selection.max_traces > sampling.samples:
         raise ValueError(
-            f"choosing.most ({choosing.most}) is more than sampling.samples ({sampling.samples}); lower the first or "
+            f"selection.max_traces ({selection.max_traces}) is more than sampling.samples ({sampling.samples}); lower "
+            f"the first or "
             f"raise the second"
         )
 
@@ -83,8 +88,10 @@ class EmbeddedRater(Settings):
 class LlmRater(LlmRole):
     """An auxiliary model rates each problem on the AoPS ladder, as in the paper."""
 
+    RENAMED: ClassVar[dict[str, str]] = {"most_unusable": "max_invalid_fraction"}
+
     type: Literal["llm"] = "llm"
-    most_unusable: Share = 0.05
+    max_invalid_fraction: Share = 0.05
     """Problems without a usable rating are set aside; above this share the run ends."""
 
 
@@ -97,8 +104,10 @@ class EmbeddedCompressor(Settings):
 class LlmCompressor(LlmRole):
     """An auxiliary model rewrites the thinking within the budget, as in the paper."""
 
+    RENAMED: ClassVar[dict[str, str]] = {"most_unusable": "max_invalid_fraction"}
+
     type: Literal["llm"] = "llm"
-    most_unusable: Share = 0.2
+    max_invalid_fraction: Share = 0.2
     """Traces without a usable reply are set aside; above this share the run ends."""
     slack: Annotated[float, Field(ge=1)] = 1.25
     """How many times its budget a rewritten trace may hold, since a model does not count tokens; longer ones are set
@@ -153,9 +162,11 @@ class Compression(Settings):
 class Judging(LlmRole):
     """An auxiliary model grades completions of every trained model, blind and in shuffled order (section A.5)."""
 
+    RENAMED: ClassVar[dict[str, str]] = {"most_unusable": "max_invalid_fraction"}
+
     problems: Positive = 50
     """Benchmark problems whose completions are judged. Not from the paper."""
-    most_unusable: Share = 0.2
+    max_invalid_fraction: Share = 0.2
     """Completions without a usable grade are left out; above this share the run ends."""
 
 
@@ -164,6 +175,8 @@ Variant = Literal["sft", "dpo", "sft-uncompressed", "shuffled-ratings"]
 
 class CotDistillation(Prompted):
     """One run: sample, choose, value, rate, compress, SFT, DPO, examine (papers, section A)."""
+
+    RENAMED: ClassVar[dict[str, str]] = {"choosing": "selection"}
 
     NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = Dto.NOT_IN_CACHE_KEY
 
@@ -179,7 +192,7 @@ class CotDistillation(Prompted):
     decontamination: Decontamination = NgramOverlap()
     sampling: Sampling = Sampling()
     """Of the teacher's traces."""
-    choosing: TraceSelection = TraceSelection()
+    selection: TraceSelection = TraceSelection()
     segmentation: Segmentation = Segmentation()
     probing: Probing = Probing()
     """How the value of a prefix is measured."""
@@ -217,7 +230,7 @@ class CotDistillation(Prompted):
 
     @model_validator(mode="after")
     def _effective(self) -> Self:
-        validate_max_traces(self.choosing, self.sampling)
+        validate_max_traces(self.selection, self.sampling)
         if len(set(self.variants)) < len(self.variants):
             raise ValueError(f"variants names one twice: {', '.join(self.variants)}; name it once")
         return self
@@ -250,7 +263,7 @@ class CotDistillation(Prompted):
     def room_for_prompt(self) -> int:
         """Tokens of the longest problem that can be sampled, brought to its end and examined."""
         curated = self.sampling.max_tokens + self.finalizing.longest
-        return self.engine.context - max(curated, self.benchmark_sampling.max_tokens)
+        return self.engine.max_model_len - max(curated, self.benchmark_sampling.max_tokens)
 
     @model_validator(mode="after")
     def _fits_context(self) -> Self:

@@ -41,7 +41,9 @@ class NoPruning(Settings):
 class CheckedPruning(Settings):
     """Inner segments without which the answer is still reached are taken out (section B.6), by `reasoning.pruning`."""
 
-    most_surprise: PositiveFloat = 3.0
+    RENAMED: ClassVar[dict[str, str]] = {"most_surprise": "max_logprob_drop"}
+
+    max_logprob_drop: PositiveFloat = 3.0
     """Nats: where leaving a segment out makes a kept token less likely by more than this, it comes back. Not from the
     paper."""
 
@@ -55,8 +57,10 @@ class EmbeddedPruning(CheckedPruning):
 class LlmPruning(CheckedPruning, LlmRole):
     """Those are tried that an auxiliary model proposes, as in the paper."""
 
+    RENAMED: ClassVar[dict[str, str]] = {"most_unusable": "max_invalid_fraction"}
+
     type: Literal["llm"] = "llm"
-    most_unusable: Share = 0.2
+    max_invalid_fraction: Share = 0.2
     """Traces without a usable reply stay as they were cut; above this share the run ends."""
 
 
@@ -161,7 +165,7 @@ class Dto(Prompted):
         """Tokens of the longest problem that can be sampled, brought to its end and examined."""
         brief = self.controls.fast_prompt
         examined = self.benchmark.sampling.max_tokens
-        return self.engine.context - max(
+        return self.engine.max_model_len - max(
             self.sampling.max_tokens + self.finalizing.longest,
             examined + self.finalizing.longest * self.controls.early_stop,
             examined + len(f" {brief}".encode()),

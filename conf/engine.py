@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -25,6 +25,13 @@ class Engine(Settings):
     """The vLLM server that one run owns, and others that it may use: speed and memory. Another `dtype` is another
     model, and sampled anew."""
 
+    RENAMED: ClassVar[dict[str, str]] = {
+        "context": "max_model_len",
+        "concurrency": "max_num_seqs",
+        "gpu_memory": "gpu_memory_utilization",
+        "side_by_side": "servers_per_gpu",
+    }
+
     endpoints: tuple[Annotated[str, Field(pattern=r"^https?://[^/\s]+")], ...] = ()
     """URLs of vLLM servers that run elsewhere and serve the base model under its fingerprint (docs/rollouts.md). What a
     run trains is served by its own server. Empty: so is the base."""
@@ -32,15 +39,15 @@ class Engine(Settings):
     """vLLM's, of a server of the run's own. Not given: the run's. Seeds of single requests would end vLLM on a CPU."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Weights and arithmetic. float32 on a CPU; bfloat16 for 7 B models on a GPU."""
-    context: Positive = 2048
+    max_model_len: Positive = 2048
     """Longest prompt + completion in tokens."""
-    concurrency: Positive = 256
+    max_num_seqs: Positive = 256
     """Completions in flight at once, on each server."""
     kv_cache_gib: Positive = 1
     """Room for the KV cache on a CPU."""
-    gpu_memory: Annotated[float, Field(gt=0, lt=1)] = 0.85
+    gpu_memory_utilization: Annotated[float, Field(gt=0, lt=1)] = 0.85
     """Share of GPU memory, for all servers of the run together; without effect on a CPU."""
-    side_by_side: Positive = 1
+    servers_per_gpu: Positive = 1
     """Servers that the run needs at the same time: each gets its part of the memory on a GPU, of the cores on a CPU."""
     start_timeout: PositiveFloat = 600
     """Seconds until a server that is not ready counts as failed."""
@@ -58,10 +65,10 @@ class Engine(Settings):
 
 def validate_fits_context(name: str, sampling: Sampling, engine: Engine, trace: int = 0) -> None:
     """Raises ValueError when prompt, `trace` and completion may be longer than the engine's context."""
-    if trace + sampling.max_tokens + MIN_PROMPT_TOKENS > engine.context:
+    if trace + sampling.max_tokens + MIN_PROMPT_TOKENS > engine.max_model_len:
         raise ValueError(
             f"{name}.max_tokens ({sampling.max_tokens}{f' after a trace of {trace}' if trace else ''}) leaves "
-            f"less than {MIN_PROMPT_TOKENS} tokens for the prompt in engine.context ({engine.context}); "
+            f"less than {MIN_PROMPT_TOKENS} tokens for the prompt in engine.max_model_len ({engine.max_model_len}); "
             f"lower the first or raise the second"
         )
 
@@ -79,7 +86,9 @@ def validate_training_length(name: str, training: Training, traces: Sampling) ->
 class Storage(Settings):
     """Where results live. References hold full paths: what is moved to another place is made anew there."""
 
+    RENAMED: ClassVar[dict[str, str]] = {"rollouts": "rollout_store"}
+
     root: SavedUrl = "runs"
     """A folder or an fsspec URL for artifacts; with a URL, the run's own folder stays local under `runs`."""
-    rollouts: SavedUrl = ""
+    rollout_store: SavedUrl = ""
     """SQLAlchemy URL of the rollout store; empty: an SQLite file in `root`, or under `runs` when `root` is a URL."""

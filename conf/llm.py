@@ -41,8 +41,10 @@ class LlmRole(Settings):
 class Llm(Settings):
     """An OpenAI-compatible endpoint for all roles of type `llm`."""
 
+    RENAMED: ClassVar[dict[str, str]] = {"concurrency": "max_concurrency", "tries": "max_tries"}
+
     NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = {
-        "concurrency": "speed",
+        "max_concurrency": "speed",
         "key_variable": "who pays",
         "price_in": "accounting",
         "price_out": "accounting",
@@ -63,11 +65,11 @@ class Llm(Settings):
     alone, and sent nowhere else."""
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     """Not from the paper."""
-    concurrency: Annotated[int, Field(ge=1)] = 8
+    max_concurrency: Annotated[int, Field(ge=1)] = 8
     """Requests in flight at once."""
     timeout: Annotated[float, Field(gt=0)] = 120.0
     """Seconds until a request without reply is given up."""
-    tries: Annotated[int, Field(ge=1)] = 6
+    max_tries: Annotated[int, Field(ge=1)] = 6
     """Of a request that fails for a reason that may pass: no connection, no reply in time, 429, 5xx."""
     max_retry_after: Annotated[float, Field(ge=0)] = 600.0
     """Seconds that the endpoint may ask to be left alone (Retry-After). A longer pause ends the run and is named. Not

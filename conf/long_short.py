@@ -38,8 +38,10 @@ class MarkerChunker(Settings):
 class LlmChunker(LlmRole):
     """An auxiliary model groups the numbered steps of a trace into thoughts, as in the paper."""
 
+    RENAMED: ClassVar[dict[str, str]] = {"most_unusable": "max_invalid_fraction"}
+
     type: Literal["llm"] = "llm"
-    most_unusable: Share = 0.2
+    max_invalid_fraction: Share = 0.2
     """Traces without a usable reply are set aside; above this share the run ends."""
 
 
@@ -61,6 +63,12 @@ class Importance(Settings):
 class Protocol(Settings):
     """How the two models talk (section C.4)."""
 
+    RENAMED: ClassVar[dict[str, str]] = {
+        "turn_tokens": "max_turn_tokens",
+        "most_rounds": "max_rounds",
+        "lead": "forced_answer_prefix",
+    }
+
     long_role: str = (
         "You solve problems together with another model. You are the thinker: think through what the dialogue needs "
         "next, between <think> and </think>."
@@ -72,12 +80,12 @@ class Protocol(Settings):
         "and end with </answer>."
     )
     """That of the short-thought model. Not from the paper."""
-    turn_tokens: Positive = 2048
+    max_turn_tokens: Positive = 2048
     """A turn is cut here. The authors' value."""
-    most_rounds: Positive = 4
+    max_rounds: Positive = 4
     """Times that the long-thought model may speak; a short-thought model that asks for more then is made to answer. Not
     from the paper, which has no limit."""
-    lead: Annotated[str, Field(pattern=r"\\boxed\{$")] = "\nThe answer is \\boxed{"
+    forced_answer_prefix: Annotated[str, Field(pattern=r"\\boxed\{$")] = "\nThe answer is \\boxed{"
     """How a forced answer begins. Must be natural for the model. Not from the paper."""
 
     @property
@@ -86,80 +94,100 @@ class Protocol(Settings):
 
     @property
     def most_turns(self) -> int:
-        return 2 * self.most_rounds + 1
+        return 2 * self.max_rounds + 1
 
     @property
     def longest(self) -> int:
         """Tokens of a dialogue in which every turn runs into its limit, at most: no token of the lead is shorter than a
         byte."""
-        return self.most_turns * (self.turn_tokens + TAGS) + len(self.lead.encode())
+        return self.most_turns * (self.max_turn_tokens + TAGS) + len(self.forced_answer_prefix.encode())
 
 
 class CollapseLimits(Settings):
     """Outside of these a training has collapsed, and ends; the best checkpoint stays."""
 
-    fewest_tokens: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    RENAMED: ClassVar[dict[str, str]] = {
+        "fewest_tokens": "min_tokens",
+        "most_tokens": "max_tokens",
+        "least_reward": "min_quality_reward",
+    }
+
+    min_tokens: Annotated[float, Field(ge=0, lt=1)] = 0.25
     """Mean tokens of a step's dialogues, in times of the round's first step. Not from the paper."""
-    most_tokens: Annotated[float, Field(gt=1)] = 2.0
+    max_tokens: Annotated[float, Field(gt=1)] = 2.0
     """The same, upwards. Not from the paper."""
-    least_reward: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    min_quality_reward: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Mean reward of a step, without that for length, in times of the round's first step. Not from the paper."""
 
 
 class Reinforcement(Settings):
     """Multi-turn GRPO (section C.5): one model trains, the other answers as it is; then they swap."""
 
+    RENAMED: ClassVar[dict[str, str]] = {
+        "group": "num_generations",
+        "correctness": "correctness_weight",
+        "form": "format_weight",
+        "length": "length_weight",
+        "micro_batch": "per_device_train_batch_size",
+        "save_every": "save_steps",
+        "warmup": "warmup_ratio",
+        "steps": "max_steps",
+        "problems": "problems_per_step",
+        "bounds": "collapse_limits",
+    }
+
     NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = {
-        "micro_batch": "splits the same step into smaller pieces; the gradient is the same",
-        "save_every": "how much work a kill may cost",
+        "per_device_train_batch_size": "splits the same step into smaller pieces; the gradient is the same",
+        "save_steps": "how much work a kill may cost",
         "rounds": "each round is a step with a key of its own",
-        "bounds": "they end a round, and change none that goes on",
+        "collapse_limits": "they end a round, and change none that goes on",
     }
 
     rounds: tuple[Who, ...] = ("long", "short")
     """Who trains, round by round. Not from the paper."""
-    steps: Positive = 100
+    max_steps: Positive = 100
     """Of each round. Not from the paper."""
-    problems: Positive = 16
+    problems_per_step: Positive = 16
     """Per step. Not from the paper."""
-    group: Annotated[int, Field(ge=2)] = 8
+    num_generations: Annotated[int, Field(ge=2)] = 8
     """Dialogues of one problem, whose rewards are compared. The authors' value is 2."""
     temperature: Annotated[float, Field(gt=0, le=2)] = 1.0
     """Of the dialogues that are trained on. Not from the paper."""
     learning_rate: PositiveFloat = 5e-6
     """With a cosine. The authors' value; far larger on the tiny model."""
-    warmup: Share = 0.05
+    warmup_ratio: Share = 0.05
     """Of the steps; the first then changes nothing, its rate is 0. Not from the paper."""
     beta: Annotated[float, Field(ge=0)] = 0.04
     """Weight of the divergence from the model that a round starts with. Not from the paper."""
-    correctness: Annotated[float, Field(ge=0)] = 1.0
+    correctness_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the reward for a right answer. The paper's value."""
-    form: Annotated[float, Field(ge=0)] = 1.0
+    format_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the reward for a dialogue that keeps to the protocol. The paper's value."""
-    length: Annotated[float, Field(ge=0)] = 1.0
+    length_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the reward for a dialogue shorter than the others of its problem. The paper's value."""
-    micro_batch: Positive = 16
+    per_device_train_batch_size: Positive = 16
     """Dialogues at one time, of which a forward pass takes eight at most; halved by itself when memory runs out."""
-    save_every: Positive = 1
+    save_steps: Positive = 1
     """Steps between checkpoints."""
     bf16: bool = True
     """As in `sft`. Not from the paper."""
     lora: Lora | None = None
     """Not given: all weights are trained, as in the paper."""
-    bounds: CollapseLimits = CollapseLimits()
+    collapse_limits: CollapseLimits = CollapseLimits()
 
     @property
     def batch(self) -> int:
         """Dialogues per step."""
-        return self.problems * self.group
+        return self.problems_per_step * self.num_generations
 
     @model_validator(mode="after")
     def _whole_batches(self) -> Self:
-        if self.batch % self.micro_batch:
+        if self.batch % self.per_device_train_batch_size:
             raise ValueError(
-                f"problems × group ({self.batch}) must be a multiple of micro_batch ({self.micro_batch}); change one"
+                f"problems_per_step × num_generations ({self.batch}) must be a multiple of "
+                f"per_device_train_batch_size ({self.per_device_train_batch_size}); change one"
             )
-        if not self.correctness + self.form + self.length:
+        if not self.correctness_weight + self.format_weight + self.length_weight:
             raise ValueError("all rewards weigh nothing; give correctness, form or length a weight")
         return self
 
@@ -190,10 +218,10 @@ class TurnSft(Sft):
 class TwoEngines(Engine):
     """Two servers; they, and the trainer while RL trains, share one GPU."""
 
-    context: Positive = 20480
+    max_model_len: Positive = 20480
     """Holds the longest dialogue with its prompt."""
-    gpu_memory: Annotated[float, Field(gt=0, lt=1)] = 0.6
-    side_by_side: Annotated[int, Field(ge=2)] = 2
+    gpu_memory_utilization: Annotated[float, Field(gt=0, lt=1)] = 0.6
+    servers_per_gpu: Annotated[int, Field(ge=2)] = 2
 
 
 class EarlyStop(Settings):
@@ -207,6 +235,8 @@ class EarlyStop(Settings):
 
 class LongShort(Prompted):
     """One run: sample, chunk, value thoughts, cold start of two models, alternating RL, examine (papers, section C)."""
+
+    RENAMED: ClassVar[dict[str, str]] = {"choosing": "selection"}
 
     NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = Dto.NOT_IN_CACHE_KEY
 
@@ -223,7 +253,7 @@ class LongShort(Prompted):
     decontamination: Decontamination = NgramOverlap()
     sampling: Sampling = Sampling()
     """Of the teacher's traces."""
-    choosing: TraceSelection = TraceSelection()
+    selection: TraceSelection = TraceSelection()
     chunking: Chunking = MarkerChunker()
     """How a trace is cut into thoughts."""
     rollouts: RolloutSampling = RolloutSampling()
@@ -251,7 +281,7 @@ class LongShort(Prompted):
     @model_validator(mode="after")
     def _everyone_has_a_role(self) -> Self:
         validate_llm_is_used(self.llm, ["chunking"] if self.chunking.type == "llm" else [])
-        validate_max_traces(self.choosing, self.sampling)
+        validate_max_traces(self.selection, self.sampling)
         if self.teacher and self.engine.endpoints:
             raise ValueError("engine.endpoints serve one model, and the teacher is another; leave one of them out")
         if self.teacher and self.one_model:
@@ -260,9 +290,10 @@ class LongShort(Prompted):
                 "take the teacher as model"
             )
         reinforced = bool(self.rl.rounds) or self.one_model
-        if isinstance(self.problems, Stories) and self.problems.count < self.rl.problems and reinforced:
+        if isinstance(self.problems, Stories) and self.problems.count < self.rl.problems_per_step and reinforced:
             raise ValueError(
-                f"problems.count ({self.problems.count}) is less than rl.problems ({self.rl.problems}), those of one "
+                f"problems.count ({self.problems.count}) is less than rl.problems_per_step "
+                f"({self.rl.problems_per_step}), those of one "
                 f"step; raise the first or lower the second"
             )
         return self
@@ -272,7 +303,7 @@ class LongShort(Prompted):
         """Tokens of the longest problem, with its role, that can be sampled, examined and talked about."""
         ending = self.early_stop.finalizing.longest if self.early_stop else 0
         examined = self.benchmark_sampling.max_tokens + ending
-        return self.engine.context - max(self.sampling.max_tokens, examined, self.protocol.longest)
+        return self.engine.max_model_len - max(self.sampling.max_tokens, examined, self.protocol.longest)
 
     @model_validator(mode="after")
     def _fits_context(self) -> Self:
@@ -286,16 +317,16 @@ class LongShort(Prompted):
                 sampling = getattr(self.early_stop, name).sampling
                 longest = self.benchmark_sampling.max_tokens
                 validate_fits_context(f"early_stop.{name}.sampling", sampling, self.engine, longest)
-        learnt = self.protocol.most_turns * self.protocol.turn_tokens + MIN_PROMPT_TOKENS
+        learnt = self.protocol.most_turns * self.protocol.max_turn_tokens + MIN_PROMPT_TOKENS
         limits = {
-            "engine.context": (self.protocol.longest + MIN_DIALOGUE_TOKENS, self.engine.context),
+            "engine.max_model_len": (self.protocol.longest + MIN_DIALOGUE_TOKENS, self.engine.max_model_len),
             "sft.max_length": (learnt, self.sft.max_length),
         }
         for name, (longest, limit) in limits.items():
             if longest > limit:
                 raise ValueError(
-                    f"protocol: {self.protocol.most_turns} turns of turn_tokens ({self.protocol.turn_tokens}), "
-                    f"with tags and prompt {longest} tokens, are more than {name} ({limit}); lower turn_tokens or "
-                    f"most_rounds, or raise the last"
+                    f"protocol: {self.protocol.most_turns} turns of max_turn_tokens ({self.protocol.max_turn_tokens}), "
+                    f"with tags and prompt {longest} tokens, are more than {name} ({limit}); lower max_turn_tokens or "
+                    f"max_rounds, or raise the last"
                 )
         return self

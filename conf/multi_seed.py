@@ -18,11 +18,13 @@ from conf.long_short import LongShort
 class MultiSeed(Settings):
     """A pipeline with its controls over several seeds, pooled: what the method is worth, and what it costs."""
 
+    RENAMED: ClassVar[dict[str, str]] = {"publish": "publish_dir", "earlier": "reuse_results_from"}
+
     NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = {
         "pipeline": "there is one pipeline per settings class",
         "preset": "a name; what it stands for is in the other fields",
-        "publish": "where the results are copied to",
-        "earlier": "where results are read that were made before",
+        "publish_dir": "where the results are copied to",
+        "reuse_results_from": "where results are read that were made before",
     }
 
     pipeline: Literal["claims"] = "claims"
@@ -35,10 +37,10 @@ class MultiSeed(Settings):
     """The same of another pipeline."""
     long_short: LongShort | None = None
     """And of a third. One of the three is given."""
-    publish: str = ""
+    publish_dir: str = ""
     """A folder whose README.md gets the table, whose docs/ gets the plot, and whose docs/outcomes/ gets each seed's
     scores. Empty: they stay in the run's folder."""
-    earlier: str = ""
+    reuse_results_from: str = ""
     """A folder of outcomes (docs/outcomes): seeds that it has, from another day or another machine, are not run again.
     Their settings and their model must be these. Empty: all seeds are run."""
 

@@ -24,6 +24,8 @@ class Stories(Settings):
 class ProblemFile(Settings):
     """Problems from files."""
 
+    RENAMED: ClassVar[dict[str, str]] = {"most_bad": "max_invalid_fraction"}
+
     NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = {"path": "the file's content is in the key, not its place"}
 
     type: Literal["file"] = "file"
@@ -34,12 +36,14 @@ class ProblemFile(Settings):
     count: Positive | None = None
     """So many, drawn at random by the run's seed, in the shares that subjects and levels have in the whole. More keep
     the ones already drawn. Not given: all, the same for every seed."""
-    most_bad: Share = 0.05
+    max_invalid_fraction: Share = 0.05
     """Bad rows are set aside and counted; above this share of bad rows the file is refused."""
 
 
 class Hub(Settings):
     """Problems from the Hugging Face hub."""
+
+    RENAMED: ClassVar[dict[str, str]] = {"most_bad": "max_invalid_fraction"}
 
     NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = {"revision": "the commit that it names is in the key"}
 
@@ -59,7 +63,7 @@ class Hub(Settings):
     """A draw is from this many rows, and only where they do not hold `count` different problems from the next so many,
     too. A set of no more rows is drawn from whole. Of a larger one as many rows are read, streamed: of Parquet files
     row groups chosen at random, 16 files in turn; files of other kinds from their beginning. Not from the paper."""
-    most_bad: Share = 0.05
+    max_invalid_fraction: Share = 0.05
     """Bad rows are set aside and counted; above this share of bad rows the data set is refused."""
 
     @model_validator(mode="before")
@@ -80,11 +84,13 @@ class NgramOverlap(Settings):
     """Problems that a benchmark of the run holds, too, are removed and listed before anything is sampled; so are
     problems that stand in the training set twice."""
 
+    RENAMED: ClassVar[dict[str, str]] = {"words": "ngram_size", "share": "min_overlap"}
+
     type: Literal["ngrams"] = "ngrams"
-    words: Positive = 10
+    ngram_size: Positive = 10
     """Words of a run that are compared; numbers, operators and variables count as words, case, spacing, punctuation
     and spelling (LaTeX, Unicode, plain) do not. Shorter problems are found as whole sentences. Not from the paper."""
-    share: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    min_overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Two problems are the same when more than this share of the shorter one's runs are in the other, and they differ
     in no number, sign, operator or variable but those of an added clause. Not from the paper."""
     against: tuple[Problems, ...] = ()

@@ -17,6 +17,8 @@ from conf.segmentation import Segmentation
 class Teacher(Settings):
     """The over-thinking teacher of the story world; see `reasoning.stories.OverThinker`."""
 
+    RENAMED: ClassVar[dict[str, str]] = {"most_rechecks": "max_rechecks"}
+
     slip_first: Share = 0.50
     """A mistake at a risky step, in the first pass."""
     slip_again: Share = 0.36
@@ -33,7 +35,7 @@ class Teacher(Settings):
     """An idle remark between two steps of the first pass."""
     close_plainly: Share = 0.12
     """Ending without naming the value: the form that probing uses."""
-    most_rechecks: Positive = 6
+    max_rechecks: Positive = 6
 
 
 class Lesson(Settings):
@@ -46,9 +48,11 @@ class Lesson(Settings):
 class Pretraining(Settings):
     """Training the tiny model from nothing, by SFT on the teacher's traces."""
 
+    RENAMED: ClassVar[dict[str, str]] = {"batch": "global_batch_size", "warmup": "warmup_ratio"}
+
     learning_rate: PositiveFloat = 2.5e-3
-    batch: Positive = 16
-    warmup: Share = 0.035
+    global_batch_size: Positive = 16
+    warmup_ratio: Share = 0.035
     adam_beta2: Share = 0.98
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
 

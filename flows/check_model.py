@@ -86,8 +86,8 @@ def _need(need: Need) -> str:
 
 def _doubts(model: Checkpoint, engine: Engine) -> Iterator[str]:
     longest = model.config.get("max_position_embeddings")
-    if isinstance(longest, int) and engine.context > longest:
-        yield f"engine.context ({engine.context}) is more than the {longest} tokens that config.json tells of"
+    if isinstance(longest, int) and engine.max_model_len > longest:
+        yield f"engine.max_model_len ({engine.max_model_len}) is over config.json's max_position_embeddings ({longest})"
     if not (model.folder / "generation_config.json").is_file():
         yield "no generation_config.json: completions end with the tokenizer's end token alone"
     if is_loaded_wrongly(model.folder):

@@ -99,7 +99,7 @@ def rate(ctx: RunContext, settings: CotDistillation, base: ArtifactRef, problems
     """From problems to rated traces."""
     seed, probing = settings.seed, settings.probing
     drawn = teach(ctx, settings, base, problems)
-    traces = select_traces(ctx, traces=drawn, choosing=settings.choosing)
+    traces = select_traces(ctx, traces=drawn, selection=settings.selection)
     values = None
     if settings.reads_values:
         values = estimate_prefix_values(

@@ -102,10 +102,10 @@ def curate(ctx: RunContext, settings: Dto, base: ArtifactRef, problems: Artifact
     made = Curated(base, problems, traces, scans, finalized, optimised=finalized)
     if settings.pruning.type == "none":
         return made
-    return made._replace(optimised=_pruned(ctx, settings, made, settings.pruning.most_surprise))
+    return made._replace(optimised=_pruned(ctx, settings, made, settings.pruning.max_logprob_drop))
 
 
-def _pruned(ctx: RunContext, settings: Dto, made: Curated, most_surprise: float) -> ArtifactRef:
+def _pruned(ctx: RunContext, settings: Dto, made: Curated, max_logprob_drop: float) -> ArtifactRef:
     rows = {
         "model": made.base,
         "problems": made.problems,
@@ -120,7 +120,7 @@ def _pruned(ctx: RunContext, settings: Dto, made: Curated, most_surprise: float)
         ctx,
         **rows,
         proposals=proposals,
-        most_surprise=most_surprise,
+        max_logprob_drop=max_logprob_drop,
         probing=settings.probing,
         finalizing=settings.finalizing,
         seed=settings.seed,

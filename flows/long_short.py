@@ -107,7 +107,7 @@ def cold_start(
     of those."""
     seed = settings.seed
     drawn = sample_traces(ctx, model=thinker, problems=problems, sampling=settings.sampling, seed=seed)
-    traces = select_traces(ctx, traces=drawn, choosing=settings.choosing)
+    traces = select_traces(ctx, traces=drawn, selection=settings.selection)
     chunked = chunk(ctx, settings, thinker, problems, traces)
     values = value_thoughts(
         ctx, model=thinker, problems=problems, traces=traces, chunked=chunked, rollouts=settings.rollouts, seed=seed
@@ -118,7 +118,7 @@ def cold_start(
         traces=traces,
         values=values,
         importance=settings.importance,
-        most_rounds=settings.protocol.most_rounds,
+        max_rounds=settings.protocol.max_rounds,
     )
     trained = [
         train_sft(
@@ -162,7 +162,7 @@ def play_round(ctx: RunContext, settings: LongShort, problems: ArtifactRef, two:
         trains=who,
         protocol=settings.protocol,
         rl=settings.rl,
-        max_tokens=settings.protocol.turn_tokens,
+        max_tokens=settings.protocol.max_turn_tokens,
         seed=settings.seed + number * ROUNDS_APART,
     )
     name = f"round {number}, {who}"
@@ -171,7 +171,7 @@ def play_round(ctx: RunContext, settings: LongShort, problems: ArtifactRef, two:
 
 def reinforce_alone(ctx: RunContext, settings: LongShort, base: ArtifactRef, problems: ArtifactRef) -> ArtifactRef:
     """The base by itself: the same rewards, and as many steps as all rounds have together."""
-    rl = settings.rl.model_copy(update={"steps": settings.rl.steps * max(1, len(settings.rl.rounds))})
+    rl = settings.rl.model_copy(update={"steps": settings.rl.max_steps * max(1, len(settings.rl.rounds))})
     return reinforce(
         ctx,
         model=base,

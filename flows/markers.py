@@ -27,7 +27,7 @@ def run_markers(ctx: RunContext, settings: MarkerReport) -> Path:
     ctx.save_settings(settings)
     drawn = load_problems(ctx, settings.problems, Split.TRAIN, settings.seed)
     model = ctx.model(settings.model)
-    room = settings.engine.context - settings.sampling.max_tokens
+    room = settings.engine.max_model_len - settings.sampling.max_tokens
     problems = filter_by_prompt_length(ctx, "problems", drawn, [model], room)
     traces = sample_traces(ctx, model=model, problems=problems, sampling=settings.sampling, seed=settings.seed)
     counted = count_sentence_openers(ctx, model=model, traces=traces, markers=settings.segmentation.markers)

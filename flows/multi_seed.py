@@ -25,15 +25,15 @@ def multi_seed(settings: MultiSeed) -> Path:
 
 def run_multi_seed(ctx: RunContext, settings: MultiSeed) -> Path:
     """The pipeline in a given workplace."""
-    validate_markers(settings.publish, settings.of.pipeline)
+    validate_markers(settings.publish_dir, settings.of.pipeline)
     earlier = load_earlier_results(ctx, settings)
     ctx.save_settings(settings)
     results: list[SeedResult] = []
     for seed in settings.seeds:
         results.append(earlier.get(seed) or evaluate_seed(ctx, settings, seed))
-        publish_seed_result(ctx, results[-1], settings.publish)
+        publish_seed_result(ctx, results[-1], settings.publish_dir)
     report = write_report(ctx, settings, results)
-    publish_report(ctx, report, settings.publish, settings.of.pipeline)
+    publish_report(ctx, report, settings.publish_dir, settings.of.pipeline)
     return ctx.report
 
 

@@ -22,7 +22,11 @@ def tiny_model(settings: TinyModel) -> Path:
         ctx.save_settings(settings)
         seed = settings.seed
         corpus = write_corpus(
-            ctx, lessons=settings.lessons, teacher=settings.teacher, batch=settings.training.batch, seed=seed
+            ctx,
+            lessons=settings.lessons,
+            teacher=settings.teacher,
+            batch=settings.training.global_batch_size,
+            seed=seed,
         )
         model = pretrain(ctx, corpus=corpus, training=settings.training, seed=seed)
         problems = draw_problems(ctx, source=settings.card.problems, split=Split.HELDOUT, seed=seed)

@@ -73,7 +73,7 @@ def find_overlap(path: str, other: str) -> None:
     rows = dict(numbered_rows(other))
     held = {str(line): text for line, row in rows.items() if (text := _problem_text(row)) is not None}
     gate = NgramOverlap()
-    overlap = Overlap({other: [_problem(line, text) for line, text in held.items()]}, gate.words, gate.share)
+    overlap = Overlap({other: [_problem(line, text) for line, text in held.items()]}, gate.ngram_size, gate.min_overlap)
 
     def look_up(row: Row) -> Row:
         text = _problem_text(row)

@@ -79,7 +79,7 @@ def open_client(stack: ExitStack, run: Path, urls: Sequence[str]) -> Callable[[]
     backends = dict(zip(SPEAKERS, backends_of(stack, run, models, settings.engine, urls), strict=True))
     codec, key = TurnCodec(models[0], settings.protocol), os.environ.get(KEY, "") if urls else ""
     engine, sampling = settings.engine, settings.benchmark_sampling
-    return lambda: TwoModelClient(codec, backends, sampling, engine.context, engine.timeout_for(0), key)
+    return lambda: TwoModelClient(codec, backends, sampling, engine.max_model_len, engine.timeout_for(0), key)
 
 
 def backends_of(

@@ -15,7 +15,7 @@ from reasoning.dialogue import Closing, Dialogue, Speaker, Turn, holds_tag
 from reasoning.segment import sentence_starts
 
 
-def as_dialogue(thoughts: Sequence[str], important: Sequence[bool], reply: str, most_rounds: int) -> Dialogue | None:
+def as_dialogue(thoughts: Sequence[str], important: Sequence[bool], reply: str, max_rounds: int) -> Dialogue | None:
     """None where Short would have to ask as often as it may, so that its answer would be a forced one, or more often;
     and where the trace itself holds a tag.
 
@@ -36,7 +36,7 @@ def as_dialogue(thoughts: Sequence[str], important: Sequence[bool], reply: str, 
     told = reply.strip() if is_long else f"{conclusion(text)}\n{reply.strip()}"
     turns.append(Turn(Speaker.SHORT, f"\n{told}\n", Closing.ANSWER))
     asked = sum(turn.closing is Closing.RETHINK for turn in turns)
-    return Dialogue(most_rounds, tuple(turns)) if asked < most_rounds else None
+    return Dialogue(max_rounds, tuple(turns)) if asked < max_rounds else None
 
 
 def _thought(text: str) -> Turn:

@@ -115,7 +115,7 @@ def force_answer(lead: str, said: str) -> Turn:
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """Turns so far. Long opens, then they alternate. When Short has asked `most_rounds` times, it is made to answer."""
+    """Turns so far. Long opens, then they alternate. When Short has asked `max_rounds` times, it is made to answer."""
 
     max_rounds: int
     turns: tuple[Turn, ...] = ()

@@ -193,7 +193,7 @@ class OverThinker:
         """A whole over-thinking trace of `story`: thinking text, conclusions, final answer."""
         text, value, doubtful = self._first_pass(story)
         conclusions = [value]
-        while len(conclusions) <= self._chances.most_rechecks and self._rng.random() < self._go_on(doubtful):
+        while len(conclusions) <= self._chances.max_rechecks and self._rng.random() < self._go_on(doubtful):
             again, value, doubtful = self._recheck(story, value)
             text += again
             conclusions.append(value)

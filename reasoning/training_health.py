@@ -29,9 +29,9 @@ class StepFigures(BaseModel):
 def collapse(history: Sequence[StepFigures], bounds: CollapseLimits) -> str | None:
     """Why the round has collapsed; None while it has not."""
     first, last = history[0], _mean(history[-SMOOTHED:])
-    if last.tokens < bounds.fewest_tokens * first.tokens or last.tokens > bounds.most_tokens * first.tokens:
+    if last.tokens < bounds.min_tokens * first.tokens or last.tokens > bounds.max_tokens * first.tokens:
         return f"dialogues went from {first.tokens:.0f} tokens to {last.tokens:.0f}"
-    if last.quality_reward < bounds.least_reward * first.quality_reward:
+    if last.quality_reward < bounds.min_quality_reward * first.quality_reward:
         return f"the reward went from {first.quality_reward:.2f} to {last.quality_reward:.2f}"
     return None
 

@@ -38,8 +38,9 @@ def serving(model: Checkpoint, engine: Engine) -> list[Need]:
         Need("KV cache of a token", each, "2 × layers × key-value heads × head size × bytes, at most"),
         Need(
             "KV cache, every sequence as long as can be",
-            each * engine.context * engine.concurrency,
-            f"{each:,} × engine.context {engine.context:,} × engine.concurrency {engine.concurrency}; vLLM needs less "
+            each * engine.max_model_len * engine.max_num_seqs,
+            f"{each:,} × engine.max_model_len {engine.max_model_len:,} × engine.max_num_seqs {engine.max_num_seqs}; "
+            f"vLLM needs less "
             f"room, and then runs fewer at once",
         ),
     ]
@@ -47,14 +48,14 @@ def serving(model: Checkpoint, engine: Engine) -> list[Need]:
 
 def training(model: Checkpoint, how: Training) -> list[Need]:
     weights, adapters = sum(model.tensor_sizes.values()), adapter_size(model, how.lora or Lora())
-    tokens = how.micro_batch * how.max_length
+    tokens = how.per_device_train_batch_size * how.max_length
     hidden, layers = model.number("hidden_size"), model.number("num_hidden_layers")
     return [
         Need(
             "training of all weights", 16.0 * weights, "16 × parameters: weights, gradient and two moments in float32"
         ),
         Need(
-            f"training of adapters of rank {(how.lora or Lora()).rank}",
+            f"training of adapters of rank {(how.lora or Lora()).r}",
             4.0 * weights + 16.0 * adapters,
             f"4 × parameters + 16 × {adapters:,} of the adapters",
         ),
@@ -62,12 +63,12 @@ def training(model: Checkpoint, how: Training) -> list[Need]:
         Need(
             "activations, kept between layers",
             2.0 * layers * tokens * hidden,
-            f"2 × layers × micro_batch {how.micro_batch} × max_length {how.max_length:,} × hidden size",
+            f"2 × layers × rows {how.per_device_train_batch_size} × max_length {how.max_length:,} × hidden size",
         ),
         Need(
             "logits of SFT and DPO",
             8.0 * tokens * model.vocabulary,
-            "8 × micro_batch × max_length × vocabulary: float32, with their gradient; SimPO keeps none",
+            "8 × rows × max_length × vocabulary: float32, with their gradient; SimPO keeps none",
         ),
     ]
 
@@ -81,4 +82,4 @@ def adapter_size(model: Checkpoint, lora: Lora) -> int:
         and not name.endswith(("embed_tokens.weight", "lm_head.weight"))
         and not NOT_LANGUAGE.search(name)
     ]
-    return sum(lora.rank * sum(shape) for shape in matrices)
+    return sum(lora.r * sum(shape) for shape in matrices)

@@ -55,9 +55,9 @@ class TurnCodec:
     """Turns in the tokens of one tokenizer."""
 
     def __init__(self, model: Checkpoint, protocol: Protocol):
-        self._model, self._forced_answer_prefix = model, protocol.lead
+        self._model, self._forced_answer_prefix = model, protocol.forced_answer_prefix
         self._roles = {Speaker.LONG: protocol.long_role, Speaker.SHORT: protocol.short_role}
-        self.most_rounds, self.turn_tokens = protocol.most_rounds, protocol.turn_tokens
+        self.max_rounds, self.max_turn_tokens = protocol.max_rounds, protocol.max_turn_tokens
         self.longest = protocol.longest
 
     def prompts(self, problem: Problem) -> dict[Speaker, TokenIds]:
@@ -178,8 +178,8 @@ class DialogueSampler:
 
     def __init__(self, codec: TurnCodec, prompts: Mapping[Speaker, TokenIds], count: int):
         """`prompts`: what each speaker is shown before the transcript."""
-        self._tongue, self._prompts = codec, prompts
-        self.dialogues = [DialogueState(Dialogue(codec.most_rounds))] * count
+        self._codec, self._prompts = codec, prompts
+        self.dialogues = [DialogueState(Dialogue(codec.max_rounds))] * count
         self._places: list[_Place] = []
         self._place_of: dict[TokenIds, int] = {}
         for number in range(count):
@@ -188,8 +188,8 @@ class DialogueSampler:
     def job(self, sampling: Sampling) -> Job:
         """What carries it out; a turn's limit of tokens is the protocol's. Few dialogues need more room than that of
         two turns."""
-        turn = sampling.model_copy(update={"max_tokens": self._tongue.turn_tokens})
-        room = max(map(len, self._prompts.values())) + 2 * self._tongue.turn_tokens
+        turn = sampling.model_copy(update={"max_tokens": self._codec.max_turn_tokens})
+        room = max(map(len, self._prompts.values())) + 2 * self._codec.max_turn_tokens
         return Job(self, self.prompt, turn, tuple, room, self.scheduler_index, STOPS)
 
     @property
@@ -210,7 +210,7 @@ class DialogueSampler:
         for number, completion in zip(place.waiting[ask.first : ask.first + ask.count], outcomes, strict=True):
             assert isinstance(completion, Completion)
             self.dialogues[number] = self.dialogues[number].with_turn(
-                self._tongue.decode_turn(place.state.dialogue, completion)
+                self._codec.decode_turn(place.state.dialogue, completion)
             )
             if not self.dialogues[number].dialogue.is_over:
                 self._put(number)
@@ -225,7 +225,7 @@ class DialogueSampler:
 
     def prompt(self, place: int) -> TokenIds:
         state = self._places[place].state
-        return self._prompts[state.dialogue.next_speaker] + state.token_ids + self._tongue.turn_prefix(state.dialogue)
+        return self._prompts[state.dialogue.next_speaker] + state.token_ids + self._codec.turn_prefix(state.dialogue)
 
     def scheduler_index(self, place: int) -> int:
         return SPEAKERS.index(self._places[place].state.dialogue.next_speaker)

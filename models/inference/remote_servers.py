@@ -55,7 +55,7 @@ class RemoteServer:
 
     def __init__(self, url: str, model: Checkpoint, settings: EngineSettings):
         self.url, self.name = base_url(url), model.fingerprint
-        self.max_concurrency = settings.concurrency
+        self.max_concurrency = settings.max_num_seqs
         self._patience = settings.start_timeout
         key = os.environ.get(KEY)
         self.headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -118,7 +118,7 @@ class RemoteServers:
 
     @property
     def max_concurrency(self) -> int:
-        return self._settings.concurrency * len(self._settings.endpoints)
+        return self._settings.max_num_seqs * len(self._settings.endpoints)
 
     @property
     def cache_tokens(self) -> int | None:

@@ -76,7 +76,7 @@ class VllmServer:
 
     @property
     def max_concurrency(self) -> int:
-        return self._settings.concurrency
+        return self._settings.max_num_seqs
 
     @property
     def block(self) -> int:
@@ -179,9 +179,9 @@ class VllmServer:
             "--dtype",
             self._settings.dtype,
             "--max-model-len",
-            str(self._settings.context),
+            str(self._settings.max_model_len),
             "--max-num-seqs",
-            str(self._settings.concurrency),
+            str(self._settings.max_num_seqs),
             "--enable-prefix-caching",
             "--worker-extension-cls",
             "models.inference.vllm_worker.WeightSwap",
@@ -203,7 +203,11 @@ class VllmServer:
                 "--distributed-executor-backend",
                 "uni",
             ]
-        return [*command, "--gpu-memory-utilization", str(self._settings.gpu_memory / self._settings.side_by_side)]
+        return [
+            *command,
+            "--gpu-memory-utilization",
+            str(self._settings.gpu_memory_utilization / self._settings.servers_per_gpu),
+        ]
 
     def _tokenizer(self, model: Checkpoint) -> list[str]:
         """vLLM finds texts to stop at with the tokenizer that transformers loads, which may not be as its file says."""
@@ -226,7 +230,7 @@ class VllmServer:
         if on_cpu():
             # Servers with more threads than cores between them wait for one another in every layer: a quarter of the
             # speed was seen.
-            threads = max(1, len(os.sched_getaffinity(0)) // self._settings.side_by_side)
+            threads = max(1, len(os.sched_getaffinity(0)) // self._settings.servers_per_gpu)
             environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": str(threads)}
         return environment
 

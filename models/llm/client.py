@@ -151,12 +151,12 @@ class LlmClient:
         return notes
 
     async def _ask_all(
-        self, asks: Sequence[LlmQuery[R]], progress: Callable[[int, int], None], most_unusable: float
+        self, asks: Sequence[LlmQuery[R]], progress: Callable[[int, int], None], max_invalid_fraction: float
     ) -> list[R | InvalidReply]:
         settings, before = self._settings, self._budget.spent
-        self._seats = asyncio.Semaphore(settings.concurrency)
+        self._seats = asyncio.Semaphore(settings.max_concurrency)
         self._locks: dict[bytes, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._given_up, self._bad, self._most_bad = False, list[InvalidReply](), most_unusable * len(asks)
+        self._given_up, self._bad, self._max_invalid = False, list[InvalidReply](), max_invalid_fraction * len(asks)
         # What is kept is counted first: then nothing is sent that would not fit beside it under the cap.
         for ask in asks:
             with suppress(_NotKept):
@@ -166,8 +166,8 @@ class LlmClient:
         for error in found:
             if isinstance(error, BaseException) and not isinstance(error, _NoMoney | _GivenUp):
                 raise error
-        if len(self._bad) > self._most_bad:
-            raise self._too_many(asks, most_unusable)
+        if len(self._bad) > self._max_invalid:
+            raise self._too_many(asks, max_invalid_fraction)
         missing = sum(isinstance(one, _NoMoney) for one in found)
         if missing:
             raise self._cap_reached(missing, len(asks), before)
@@ -182,7 +182,7 @@ class LlmClient:
         return TooManyInvalidReplies(
             f"{len(self._bad)} replies of {self._settings.model} cannot be used "
             f"({', '.join(f'{count} × {reason}' for reason, count in reasons)}; the first: {first.detail}); "
-            f"most_unusable allows {share:.0%} of {len(asks)}, so nothing more was asked. {remedy}"
+            f"max_invalid_fraction allows {share:.0%} of {len(asks)}, so nothing more was asked. {remedy}"
         )
 
     def _cap_reached(self, missing: int, asked: int, before: float) -> CapReached:
@@ -208,7 +208,7 @@ class LlmClient:
                 raise
         if isinstance(found, InvalidReply):
             self._bad.append(found)
-            self._given_up |= len(self._bad) > self._most_bad
+            self._given_up |= len(self._bad) > self._max_invalid
         progress(1, 0)
         return found
 
@@ -291,7 +291,7 @@ class LlmClient:
         try:
             return await self._endpoint.complete(body)
         except EndpointError as error:
-            tries = f"{self._settings.tries} tries failed: " if error.kind is Kind.TRANSIENT else ""
+            tries = f"{self._settings.max_tries} tries failed: " if error.kind is Kind.TRANSIENT else ""
             return InvalidReply(INVALID_REASONS.get(error.kind, error.kind.value), f"{tries}{error.text}")
 
     def _longest_prompt(self, request: KeyedRequest) -> int:

@@ -80,7 +80,7 @@ class ChatEndpoint:
         tries = AsyncRetrying(
             sleep=self._sleep,
             wait=self._wait,
-            stop=stop_after_attempt(self._settings.tries),
+            stop=stop_after_attempt(self._settings.max_tries),
             reraise=True,
             retry=retry_if_exception(lambda error: isinstance(error, EndpointError) and error.kind is Kind.TRANSIENT),
         )

@@ -76,7 +76,7 @@ class TwoModelClient:
         """`context`: tokens of the servers' longest prompt and completion; `timeout`: seconds of silence after which a
         server counts as gone; `key`: their API key."""
         self._context = context
-        self._tongue, self._backends, self._sampling = codec, backends, sampling
+        self._codec, self._backends, self._sampling = codec, backends, sampling
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         limits = httpx.Limits(max_connections=None, keepalive_expiry=2)
         self._client = httpx.AsyncClient(headers=headers, limits=limits, timeout=httpx.Timeout(timeout, connect=5))
@@ -90,14 +90,14 @@ class TwoModelClient:
     async def stream_dialogue(self, question: str) -> AsyncIterator[TextDelta | DialogueDone]:
         """Pieces of the turns as they are spoken, and at last the whole. Raises BackendDown, TooLong."""
         problem = Problem(id="", prompt=(TextPart(text=question),), answer="")
-        prompts, state = self._tongue.prompts(problem), DialogueState(Dialogue(self._tongue.most_rounds))
-        room = self._context - self._tongue.longest
+        prompts, state = self._codec.prompts(problem), DialogueState(Dialogue(self._codec.max_rounds))
+        room = self._context - self._codec.longest
         if max(map(len, prompts.values())) > room:
             raise TooLong(f"the question is too long: with its role it may hold {room} tokens")
         while not state.dialogue.is_over:
             speaker, token_ids, text, told = state.dialogue.next_speaker, (), "", ""
-            shown = prompts[speaker] + state.token_ids + self._tongue.turn_prefix(state.dialogue)
-            finished, listen = False, self._tongue.stream_decoder()
+            shown = prompts[speaker] + state.token_ids + self._codec.turn_prefix(state.dialogue)
+            finished, listen = False, self._codec.stream_decoder()
             yield TextDelta(speaker, "", begins=True)
             async for piece in self._stream_turn(speaker, shown):
                 token_ids += piece.token_ids
@@ -107,7 +107,7 @@ class TwoModelClient:
                 if heard.startswith(told) and heard != told:
                     yield TextDelta(speaker, heard[len(told) :])
                     told = heard
-            state = state.with_turn(self._tongue.decode_turn(state.dialogue, Completion(token_ids, finished)))
+            state = state.with_turn(self._codec.decode_turn(state.dialogue, Completion(token_ids, finished)))
             yield TextDelta(speaker, state.dialogue.turns[-1].text[len(told) :])
         calls = (call for one in Speaker for call in state.calls(one, len(prompts[one])))
         yield DialogueDone(state, sum(call.prompt_tokens for call in calls))
@@ -132,7 +132,7 @@ class TwoModelClient:
             "stream": True,
             "return_token_ids": True,
             **self._sampling.request,
-            "max_tokens": self._tongue.turn_tokens,
+            "max_tokens": self._codec.max_turn_tokens,
             "stop": STOPS,
             "include_stop_str_in_output": True,
             "skip_special_tokens": False,

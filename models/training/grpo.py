@@ -75,7 +75,7 @@ RL_SYNC_CHECK_TOKENS = 256
 
 
 class Collapsed(ReadableError):
-    """Dialogues have left the bounds of `rl.bounds`."""
+    """Dialogues have left the bounds of `rl.collapse_limits`."""
 
 
 class TooFewProblems(ReadableError):
@@ -113,11 +113,11 @@ class DialogueEnv:
     """Two models in dialogue; one of them is trained."""
 
     def __init__(self, codec: TurnCodec, trained: Speaker):
-        self._tongue, self._trained = codec, trained
+        self._codec, self._trained = codec, trained
 
     def start(self, problem: Problem, sampling: Sampling) -> tuple[Job, Callable[[], list[Rollout]]]:
-        prompts = self._tongue.prompts(problem)
-        plan = DialogueSampler(self._tongue, prompts, sampling.samples)
+        prompts = self._codec.prompts(problem)
+        plan = DialogueSampler(self._codec, prompts, sampling.samples)
         return plan.job(sampling), lambda: self._rollouts(plan, prompts[self._trained])
 
     def _rollouts(self, plan: DialogueSampler, prompt: tuple[int, ...]) -> list[Rollout]:
@@ -226,7 +226,9 @@ class RolloutFunction:
         )
         """What a server is asked about to show which weights it serves: the last dialogue. It is in a checkpoint's
         digest, so a resumed training must have the same."""
-        self._failures = FailureBudget("dialogues", job.rl.steps * job.rl.problems, job.engine.max_failed_fraction)
+        self._failures = FailureBudget(
+            "dialogues", job.rl.max_steps * job.rl.problems_per_step, job.engine.max_failed_fraction
+        )
         self._last = (0.0, 0.0)
         """When the last step began, and how long passes had taken by then."""
         self.figures: dict[str, float] = {}
@@ -272,7 +274,9 @@ class RolloutFunction:
     def _sample(self, problems: Sequence[Problem], models: Sequence[Checkpoint], step: int) -> list[list[Rollout]]:
         """The dialogues of each problem. Raises TooManyFailed."""
         rl = self._job.rl
-        sampling = Sampling(samples=rl.group, temperature=rl.temperature, top_p=1.0, max_tokens=self._job.max_tokens)
+        sampling = Sampling(
+            samples=rl.num_generations, temperature=rl.temperature, top_p=1.0, max_tokens=self._job.max_tokens
+        )
         begun = [self._env.start(problem, sampling) for problem in problems]
         schedulers = [EngineScheduler(engine, model) for engine, model in zip(self._engines, models, strict=True)]
         # Each step's samples are its own: the partner, which never changes, would say the same again to a problem that
@@ -294,7 +298,7 @@ class RolloutFunction:
         """What stands for a problem's dialogues where an engine failed: alike, and no token anybody's own, so that
         neither rewards nor loss come of them."""
         prompt, end = self._start.prompt_ids(problem), (self._start.end_id,)
-        return [Rollout(prompt, end, [False], None, 0, False, False, is_complete=False)] * self._job.rl.group
+        return [Rollout(prompt, end, [False], None, 0, False, False, is_complete=False)] * self._job.rl.num_generations
 
     def _rewards(self, problems: Sequence[Problem], groups: Sequence[Sequence[Rollout]]) -> list[Rewards]:
         """Of all dialogues, one after another."""
@@ -315,12 +319,12 @@ class RolloutFunction:
         """Keeps the step's figures, and its weights while they are the best. Raises Collapsed."""
         rl, count = self._job.rl, len(told)
         means = {kind: sum(getattr(one, kind) for one in rewards) / count for kind in KINDS}
-        praised = rl.correctness * means["correctness"] + rl.form * means["form"]
+        praised = rl.correctness_weight * means["correctness"] + rl.format_weight * means["form"]
         tokens = sum(one.tokens for one in told) / count
         self.history = [one for one in self.history if one.step < step]
         self.history.append(StepFigures(step=step, tokens=tokens, quality_reward=praised))
         atomic_write(self._job.work / "course.json", json.dumps([one.model_dump() for one in self.history]))
-        reason = collapse(self.history, rl.bounds)
+        reason = collapse(self.history, rl.collapse_limits)
         if not reason and is_best(self.history):
             atomic_write(self._job.work / "best", str(policy.folder))
         self._remove_old_weights(policy.folder)
@@ -333,7 +337,7 @@ class RolloutFunction:
             raise Collapsed(
                 f"the training of the {self._job.trains or 'one'} model collapsed in step {step}: {reason}. Its best "
                 f"weights are in {(self._job.work / 'best').read_text()}; lower rl.learning_rate, raise rl.beta, or "
-                f"widen rl.bounds"
+                f"widen rl.collapse_limits"
             )
 
     def _log_training_cost(self, told: Sequence[Rollout]) -> None:
@@ -418,16 +422,16 @@ def check_weights(weights: Mapping[str, torch.Tensor], tied: Set[str], folder: P
 
 def grpo_config(job: RlJob) -> GRPOConfig:
     """TRL's settings: one optimizer step for each set of dialogues, all drawn with the weights that it changes."""
-    cpu, pieces = not torch.cuda.is_available(), job.batch // job.micro_batch
+    cpu, pieces = not torch.cuda.is_available(), job.global_batch_size // job.per_device_train_batch_size
     return GRPOConfig(
         output_dir=str(job.work),
         seed=job.seed,
         data_seed=job.seed,
-        max_steps=job.rl.steps,
-        per_device_train_batch_size=job.micro_batch,
+        max_steps=job.rl.max_steps,
+        per_device_train_batch_size=job.per_device_train_batch_size,
         gradient_accumulation_steps=pieces,
         steps_per_generation=pieces,
-        num_generations=job.rl.group,
+        num_generations=job.rl.num_generations,
         shuffle_dataset=False,
         num_iterations=1,
         loss_type="grpo",
@@ -436,7 +440,7 @@ def grpo_config(job: RlJob) -> GRPOConfig:
         temperature=job.rl.temperature,
         reward_weights=[getattr(job.rl, kind) for kind in KINDS],
         learning_rate=job.learning_rate,
-        warmup_steps=job.warmup,
+        warmup_steps=job.warmup_ratio,
         lr_scheduler_type="cosine",
         bf16=job.bf16,
         use_cpu=cpu,
@@ -447,7 +451,7 @@ def grpo_config(job: RlJob) -> GRPOConfig:
         logging_first_step=True,
         logging_nan_inf_filter=False,
         save_strategy="steps",
-        save_steps=job.save_every,
+        save_steps=job.save_steps,
         save_total_limit=1,
     )
 
@@ -501,16 +505,17 @@ def reinforce(job: RlJob, engines: Sequence[Engine], store: RolloutStore, verifi
 def problem_order(names: Sequence[str], job: RlJob) -> list[str]:
     """The problems of all steps, in one epoch: a resumed training finds its place in it, which it would not in a second
     epoch of a sampler that shuffles. No problem comes twice in a step. Raises TooFewProblems."""
-    if len(names) < job.rl.problems:
+    if len(names) < job.rl.problems_per_step:
         raise TooFewProblems(
-            f"{len(names)} problems are left to train on, and each step takes rl.problems ({job.rl.problems}); lower "
+            f"{len(names)} problems are left to train on, and each step takes rl.problems_per_step "
+            f"({job.rl.problems_per_step}); lower "
             f"that, or give more problems"
         )
     luck, order = random.Random(f"reinforce/{job.seed}"), list[str]()
-    while len(order) < job.rl.steps * job.rl.problems:
+    while len(order) < job.rl.max_steps * job.rl.problems_per_step:
         shuffled = luck.sample(list(names), len(names))
-        order += shuffled[: len(names) // job.rl.problems * job.rl.problems]
-    return order[: job.rl.steps * job.rl.problems]
+        order += shuffled[: len(names) // job.rl.problems_per_step * job.rl.problems_per_step]
+    return order[: job.rl.max_steps * job.rl.problems_per_step]
 
 
 def env_for(job: RlJob, start: Checkpoint) -> RolloutEnv:

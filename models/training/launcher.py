@@ -62,16 +62,16 @@ class Job(BaseModel):
     """Holds an `Outcome` when the trainer gave up for a known reason, and what else there is to say of it."""
     seed: int
     learning_rate: float
-    batch: int
-    micro_batch: int
-    warmup: float
+    global_batch_size: int
+    per_device_train_batch_size: int
+    warmup_ratio: float
     max_length: int | None
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights that are kept."""
     bf16: bool = True
     lora: Lora | None = None
     log_every: int = 5
-    save_every: int = 50
+    save_steps: int = 50
 
     @property
     def too_long_message(self) -> str:
@@ -90,10 +90,10 @@ class TrainJob(Job):
     MODULE = "models.training.train"
 
     method: Literal["sft", "simpo", "dpo"]
-    epochs: int
+    num_train_epochs: int
     beta: float = 2.0
-    gamma: float = 0.3
-    sft_weight: float = 0.0
+    simpo_gamma: float = 0.3
+    cpo_alpha: float = 0.0
     adam_beta2: float = 0.999
     weight_decay: float = 0.0
     shuffle: bool = True
@@ -120,7 +120,7 @@ class RlJob(Job):
 
     @property
     def too_long(self) -> str:
-        return "protocol.turn_tokens or protocol.most_rounds"
+        return "protocol.max_turn_tokens or protocol.max_rounds"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -155,8 +155,12 @@ def train(job: Job, folder: Path, progress: Callable[[int, int], None], poll: fl
             for line in _figures(job.progress):
                 steps[line["step"]] = steps.get(line["step"], {}) | line
             return list(steps.values())
-        if outcome == ExitReason.OUT_OF_MEMORY and job.micro_batch > 1:
-            job = job.model_copy(update={"micro_batch": _next_divisor(job.batch, job.micro_batch)})
+        if outcome == ExitReason.OUT_OF_MEMORY and job.per_device_train_batch_size > 1:
+            job = job.model_copy(
+                update={
+                    "per_device_train_batch_size": _next_divisor(job.global_batch_size, job.per_device_train_batch_size)
+                }
+            )
         elif outcome == ExitReason.OUT_OF_MEMORY:
             raise TrainingFailed(f"one row does not fit into memory; lower {job.too_long_message}")
         elif outcome == ExitReason.NOT_FINITE:
@@ -202,6 +206,6 @@ def _figures(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}\n")]
 
 
-def _next_divisor(batch: int, micro_batch: int) -> int:
-    """The largest divisor of `batch` that is at most half of `micro_batch`."""
-    return next(size for size in range(micro_batch // 2, 0, -1) if batch % size == 0)
+def _next_divisor(batch: int, per_device: int) -> int:
+    """The largest divisor of `batch` that is at most half of `per_device_train_batch_size`."""
+    return next(size for size in range(per_device // 2, 0, -1) if batch % size == 0)

@@ -91,10 +91,11 @@ def recomputes() -> bool:
 
 def validate_trains(job: TrainJob, rows: int) -> None:
     """Raises NothingLearnt for a training of one step, since a warmup begins at the rate 0."""
-    if job.warmup and job.epochs * math.ceil(rows / job.batch) == 1:
+    if job.warmup_ratio and job.num_train_epochs * math.ceil(rows / job.global_batch_size) == 1:
         raise NoOptimizerStep(
-            f"{rows} rows in batches of {job.batch} are one step, and with a warmup its rate is 0, so nothing would be "
-            f"learnt; lower batch, raise epochs, or set warmup = 0"
+            f"{rows} rows in batches of {job.global_batch_size} are one step, and with a warmup the learning rate is "
+            f"0, so nothing would be "
+            f"learnt; lower global_batch_size, raise num_train_epochs, or set warmup_ratio = 0"
         )
 
 
@@ -120,19 +121,22 @@ def _is_whole(checkpoint: Path) -> bool:
 def _arguments(job: TrainJob) -> dict[str, Any]:
     cpu = not torch.cuda.is_available()
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if job.batch % processes:
-        raise ValueError(f"training.batch ({job.batch}) must be a multiple of the number of processes ({processes})")
-    rows_each = min(job.micro_batch, job.batch // processes)
+    if job.global_batch_size % processes:
+        raise ValueError(
+            f"training.global_batch_size ({job.global_batch_size}) must be a multiple of the number of processes "
+            f"({processes})"
+        )
+    rows_each = min(job.per_device_train_batch_size, job.global_batch_size // processes)
     return {
         "logging_nan_inf_filter": False,
         "output_dir": str(job.work),
         "seed": job.seed,
         "data_seed": job.seed,
-        "num_train_epochs": job.epochs,
+        "num_train_epochs": job.num_train_epochs,
         "per_device_train_batch_size": rows_each,
-        "gradient_accumulation_steps": job.batch // (rows_each * processes),
+        "gradient_accumulation_steps": job.global_batch_size // (rows_each * processes),
         "learning_rate": job.learning_rate,
-        "warmup_steps": job.warmup,
+        "warmup_steps": job.warmup_ratio,
         "lr_scheduler_type": "cosine",
         "bf16": job.bf16,
         "use_cpu": cpu,
@@ -141,7 +145,7 @@ def _arguments(job: TrainJob) -> dict[str, Any]:
         "logging_steps": job.log_every,
         "logging_first_step": True,
         "save_strategy": "steps",
-        "save_steps": job.save_every,
+        "save_steps": job.save_steps,
         "save_total_limit": 1,
         "gradient_checkpointing": recomputes(),
         "adam_beta2": job.adam_beta2,
@@ -157,8 +161,8 @@ def _simpo(job: TrainJob, model: Any, tokenizer: Any, rows: Dataset) -> IdsSimPO
         **_arguments(job),
         loss_type="simpo",
         beta=job.beta,
-        simpo_gamma=job.gamma,
-        cpo_alpha=job.sft_weight,
+        simpo_gamma=job.simpo_gamma,
+        cpo_alpha=job.cpo_alpha,
         remove_unused_columns=False,
     )
     return IdsSimPOTrainer(
@@ -203,7 +207,7 @@ def adapters(job: Job) -> LoraConfig | None:
     if job.lora is None:
         return None
     return LoraConfig(
-        r=job.lora.rank,
+        r=job.lora.r,
         lora_alpha=job.lora.alpha,
         lora_dropout=job.lora.dropout,
         target_modules="all-linear",

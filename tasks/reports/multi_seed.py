@@ -38,8 +38,8 @@ def validate_markers(target: str, pipeline: str) -> None:
 
 def load_earlier_results(ctx: RunContext, settings: MultiSeed) -> dict[int, SeedResult]:
     """Of the seeds that were examined before, by seed. Raises OutcomeError for those of other claims."""
-    folder = Path(settings.earlier)
-    if not settings.earlier:
+    folder = Path(settings.reuse_results_from)
+    if not settings.reuse_results_from:
         return {}
     if not folder.is_dir():
         raise SeedResultError(f"{folder}: no such folder; correct earlier, or leave it out to run all seeds")

@@ -5,6 +5,7 @@ Knows: scores, dialogues, ledger lines, settings as far as they decide. Must not
 
 from __future__ import annotations
 
+import json
 import lzma
 import os
 import platform
@@ -34,6 +35,15 @@ from tasks.steps.dialogues import MODEL_PAIR, models_of_pair
 PACKAGES = ("torch", "transformers", "trl", "prefect", "math-verify")
 Pipeline = Dto | CotDistillation | LongShort
 FILE = "{}-seed-{}.json.xz"
+RENAMED = {
+    "sets": "eval_sets",
+    "notes": "tables",
+    "talks": "dialogues",
+    "bill": "cost_bounds",
+    "payee": "billed_to",
+    "engine.context": "engine.max_model_len",
+}
+"""Fields of files that an earlier version wrote."""
 
 
 class SeedResultError(ReadableError):
@@ -159,7 +169,7 @@ def _result_settings(settings: Pipeline) -> dict[str, Any]:
 def _derived_settings(settings: Pipeline) -> dict[str, Any]:
     """What decides, and is in the settings left out or reckoned from several."""
     rounds = settings.rl.rounds if isinstance(settings, LongShort) else ()
-    return {"rounds": list(rounds), "engine.context": settings.room_for_prompt}
+    return {"rounds": list(rounds), "engine.max_model_len": settings.room_for_prompt}
 
 
 def save_seed_result(result: SeedResult, folders: Sequence[Path]) -> None:
@@ -180,7 +190,7 @@ def load_seed_result(folder: Path, settings: Pipeline, seed: int, base: str) -> 
     if not path.is_file():
         return None
     try:
-        result = SeedResult.model_validate_json(lzma.decompress(path.read_bytes()))
+        result = SeedResult.model_validate(json.loads(lzma.decompress(path.read_bytes()), object_hook=_under_new_names))
     except (lzma.LZMAError, ValidationError) as error:
         raise SeedResultError(
             f"{path}: holds no outcome ({str(error).splitlines()[0]}); run seed {seed} again"
@@ -193,6 +203,10 @@ def load_seed_result(folder: Path, settings: Pipeline, seed: int, base: str) -> 
     stale = sorted({line.stage for line in result.ledger if not _is_current(line)})
     told = (f"seed {seed} was examined with other code of {', '.join(stale)}: {path}",) if stale else ()
     return result.model_copy(update={"warnings": (*result.warnings, *told)})
+
+
+def _under_new_names(values: dict[str, Any]) -> dict[str, Any]:
+    return {RENAMED.get(name, name): value for name, value in values.items()}
 
 
 def _is_current(line: LedgerLine) -> bool:
@@ -212,6 +226,8 @@ def _changed_settings(section: Settings, stored: Any, within: str = "") -> list[
     """A setting that `stored` does not know is younger than it; at its default it stands for what was done before."""
     if not isinstance(stored, Mapping):
         return [within.removesuffix(".")]
+    renamed = section.renamed()
+    stored = {renamed.get(name, name): value for name, value in stored.items()}
     fields, found = keyed_fields(section), list[str]()
     for name in fields & stored.keys():
         value = getattr(section, name)

@@ -95,7 +95,7 @@ class RunContext:
         self.step_key = ""
         """Cache key of the step under way; names what a repeated step must find again."""
         self.trainer = trainer
-        self.rollouts_url = storage.rollouts or f"sqlite:///{self.local_root / 'rollouts.sqlite'}"
+        self.rollouts_url = storage.rollout_store or f"sqlite:///{self.local_root / 'rollouts.sqlite'}"
         self.engine_settings = engine
         self.prompt = prompt or Prompt()
         """How problems are shown to every model of the run; in the key of each step that reads a model."""

@@ -77,7 +77,7 @@ def write_traces(
         for problem in known
         for sample in range(sampling.samples)
     ]
-    found = query_llm(ctx, teacher.llm, "write traces", asks, teacher.most_unusable)
+    found = query_llm(ctx, teacher.llm, "write traces", asks, teacher.max_invalid_fraction)
     told = zip(product(known, range(sampling.samples)), found.replies, strict=True)
     used = [(*asked, reply) for asked, reply in told if not isinstance(reply, InvalidReply)]
     plain = [
@@ -112,7 +112,7 @@ def write_traces(
 
 
 @step
-def select_traces(ctx: RunContext, traces: ArtifactRef, choosing: TraceSelection) -> ArtifactRef:
+def select_traces(ctx: RunContext, traces: ArtifactRef, selection: TraceSelection) -> ArtifactRef:
     """Rows of Trace: of each problem's right ones, as many as are wanted."""
     started = time.monotonic()
     rows = ctx.rows(traces, Trace)
@@ -120,11 +120,11 @@ def select_traces(ctx: RunContext, traces: ArtifactRef, choosing: TraceSelection
     for row in rows:
         if row.verdict is Verdict.RIGHT and not row.truncated:
             right[row.problem_id].append(row)
-    sign = {"as-drawn": 0, "shortest": 1, "longest": -1}[choosing.order]
+    sign = {"as-drawn": 0, "shortest": 1, "longest": -1}[selection.order]
     chosen = [
         row
         for group in right.values()
-        for row in sorted(group, key=lambda row: sign * len(row.token_ids))[: choosing.most]
+        for row in sorted(group, key=lambda row: sign * len(row.token_ids))[: selection.max_traces]
     ]
     of_right = sum(map(len, right.values()))
     dropped = Counter({"not-right": len(rows) - of_right, "not-chosen": of_right - len(chosen)})
@@ -187,7 +187,7 @@ def rate_by_llm(ctx: RunContext, problems: ArtifactRef, traces: ArtifactRef, rat
     asks = with_token_limit(
         [difficulty.difficulty_query(known[name]) for name in names], rater.max_tokens, "rating.max_tokens"
     )
-    found = query_llm(ctx, llm, "rate", asks, rater.most_unusable)
+    found = query_llm(ctx, llm, "rate", asks, rater.max_invalid_fraction)
     ratings = [
         Rating(problem_id=name, level=reply.level)
         for name, reply in zip(names, found.replies, strict=True)
@@ -278,7 +278,7 @@ def compress_by_llm(
         for trace, _, tokens in due
     ]
     asks = with_token_limit(asks, compressor.max_tokens, "compression.by.max_tokens")
-    found = query_llm(ctx, llm, "compress", asks, compressor.most_unusable)
+    found = query_llm(ctx, llm, "compress", asks, compressor.max_invalid_fraction)
     dropped += found.unusable
     line_break = "" if finalizing.closing_text.startswith("\n") else "\n"
     thoughts = []

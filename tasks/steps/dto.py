@@ -241,7 +241,7 @@ def propose_removals(
         texts = parts_of(checkpoint, trace_of[name], (0, *scan_by_name[name].kept_ends))
         asks.append(pruning_query(known[name[0]].text, texts))
     asks = with_token_limit(asks, pruning.max_tokens, "pruning.max_tokens")
-    found = query_llm(ctx, llm, "propose removals", asks, pruning.most_unusable)
+    found = query_llm(ctx, llm, "propose removals", asks, pruning.max_invalid_fraction)
     proposed = [
         ProposedRemovals(problem_id=name[0], sample=name[1], segments=tuple(sorted(set(reply.remove))))
         for name, reply in zip(names, found.replies, strict=True)
@@ -268,7 +268,7 @@ def prune_traces(
     scans: ArtifactRef,
     optimised: ArtifactRef,
     proposals: ArtifactRef | None,
-    most_surprise: float,
+    max_logprob_drop: float,
     probing: Probing,
     finalizing: Finalizing,
     seed: int,
@@ -300,7 +300,7 @@ def prune_traces(
             item.restore_all()
     proposed = sum(len(item.removed) for item in prunings.values())
     scorer = LogProbScorer(ctx, checkpoint, known)
-    unnatural = restore_unnatural(scorer, list(prunings.values()), most_surprise)
+    unnatural = restore_unnatural(scorer, list(prunings.values()), max_logprob_drop)
     shortened = [name for name, item in prunings.items() if item.removed]
     finalizer = Finalizer(ctx, checkpoint, known, finalizing, seed)
     prefixes = [Prefix(name[0], prunings[name].prefix()) for name in shortened]

@@ -48,7 +48,7 @@ def judge_completions(
     luck.shuffle(entries)
     asks = [judging_query(known[trace.problem_id], trace.text) for _, trace in entries]
     asks = with_token_limit(asks, judging.max_tokens, "judging.max_tokens")
-    found = query_llm(ctx, llm, "judge", asks, judging.most_unusable)
+    found = query_llm(ctx, llm, "judge", asks, judging.max_invalid_fraction)
     rows = [
         JudgeGrades(model=index, problem_id=trace.problem_id, **reply.model_dump())
         for (index, trace), reply in zip(entries, found.replies, strict=True)

@@ -27,14 +27,14 @@ class LlmAnswers(NamedTuple, Generic[R]):
 
 
 def query_llm(
-    ctx: RunContext, llm: Llm, stage: str, asks: Sequence[LlmQuery[R]], most_unusable: float
+    ctx: RunContext, llm: Llm, stage: str, asks: Sequence[LlmQuery[R]], max_invalid_fraction: float
 ) -> LlmAnswers[R]:
     """Raises TooManyUnusable, LlmFailed, CapReached."""
     payee = f"{llm.model} at {llm.url}"
     counts = [entry.artifact.count for entry in ctx.ledger if entry.cached]
     before = sum(count.money for count in counts if count and count.billed_to == payee)
     client = ctx.llm_client(llm)
-    replies = client.ask(asks, ctx.progress.stage(stage, len(asks), "questions"), most_unusable, before)
+    replies = client.ask(asks, ctx.progress.stage(stage, len(asks), "questions"), max_invalid_fraction, before)
     for note in client.notes:
         ctx.warn(note)
     reasons = Counter(reply.reason for reply in replies if isinstance(reply, InvalidReply))

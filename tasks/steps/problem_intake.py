@@ -116,10 +116,11 @@ class Intake:
             raise ProblemsRefused(f"{name}: no rows; name a source that has some")
         chance = min(self.read, SMALLEST_SAMPLE)
         for bad, among in ((self.malformed, self.read), (self.unreadable, self.checked)):
-            if bad and (not self.good or len(bad) > self._source.most_bad * max(among, chance)):
+            if bad and (not self.good or len(bad) > self._source.max_invalid_fraction * max(among, chance)):
                 raise ProblemsRefused(
-                    f"{bad[0].location}: {bad[0].detail} ({len(bad)} of {among} rows are bad; problems.most_bad allows "
-                    f"{self._source.most_bad:.0%})"
+                    f"{bad[0].location}: {bad[0].detail} ({len(bad)} of {among} rows are bad; "
+                    f"problems.max_invalid_fraction allows "
+                    f"{self._source.max_invalid_fraction:.0%})"
                 )
 
 

@@ -80,7 +80,7 @@ def filter_by_prompt_length(
     if long := drawn.rows - fitting.rows:
         ctx.warn(
             f"{name}: {long} of {drawn.rows} are left out: with more than {room} tokens they leave no room in "
-            f"engine.context for what is to follow them"
+            f"engine.max_model_len for what is to follow them"
         )
     return fitting
 
@@ -130,7 +130,7 @@ def drop_long_prompts(
     prompts = [[checkpoint.prompt_ids(row), *(prompt_ids(checkpoint, row, role) for role in roles)] for row in rows]
     kept = [row for row, shown in zip(rows, prompts, strict=True) if max(map(len, shown)) <= room]
     if not kept:
-        raise ProblemsRefused(f"all {len(rows)} problems are longer than {room} tokens; raise engine.context")
+        raise ProblemsRefused(f"all {len(rows)} problems are longer than {room} tokens; raise engine.max_model_len")
     dropped = Counter({"prompt-too-long": len(rows) - len(kept)})
     return ctx.publish("problems", kept, rows_in=len(rows), dropped=dict(+dropped), started=started)
 
@@ -163,8 +163,8 @@ def decontaminate(ctx: RunContext, how: Decontamination, sources: Sources, seed:
         problems=sources.train,
         benchmarks=list(benchmarks.values()),
         names=list(benchmarks),
-        words=how.words,
-        share=how.share,
+        words=how.ngram_size,
+        share=how.min_overlap,
     )
     if found.rows:
         ctx.warn(

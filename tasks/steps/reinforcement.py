@@ -30,7 +30,7 @@ def reinforce(
     max_tokens: int,
     seed: int,
 ) -> ArtifactRef:
-    """A checkpoint of `model` after `rl.steps`: as one of two where it has a partner, alone where it has none.
+    """A checkpoint of `model` after `rl.max_steps`: as one of two where it has a partner, alone where it has none.
     `max_tokens` is the limit of what it says alone."""
 
     def usage(figures: Sequence[dict[str, Any]]) -> Usage:
@@ -59,12 +59,12 @@ def reinforce(
             exit_file=scratch / "exit_reason",
             seed=seed,
             learning_rate=rl.learning_rate,
-            batch=rl.batch,
-            micro_batch=rl.micro_batch,
-            warmup=rl.warmup,
+            global_batch_size=rl.batch,
+            per_device_train_batch_size=rl.per_device_train_batch_size,
+            warmup_ratio=rl.warmup_ratio,
             max_length=None,
             log_every=1,
-            save_every=rl.save_every,
+            save_steps=rl.save_steps,
             trains=trains,
             partner=ctx.checkpoint(partner).folder if partner else None,
             protocol=protocol,

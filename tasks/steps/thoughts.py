@@ -69,7 +69,7 @@ def chunk_by_llm(
     steps_of = [_steps(row.text, ctx.prompt.thinking) for row in rows]
     asks = [chunking.chunking_query(known[row.problem_id].text, s) for row, s in zip(rows, steps_of, strict=True)]
     asks = with_token_limit(asks, chunker.max_tokens, "chunking.max_tokens")
-    found = query_llm(ctx, llm, "chunk", asks, chunker.most_unusable)
+    found = query_llm(ctx, llm, "chunk", asks, chunker.max_invalid_fraction)
     told = zip(rows, steps_of, found.replies, strict=True)
     joined = {row.id: chunking.joined(steps, one) for row, steps, one in told if not isinstance(one, InvalidReply)}
     grouped = [row for row in rows if row.id in joined]
@@ -132,7 +132,7 @@ def build_cold_start_dialogues(
     traces: ArtifactRef,
     values: ArtifactRef,
     importance: Importance,
-    most_rounds: int,
+    max_rounds: int,
 ) -> ArtifactRef:
     """Rows of Rehearsed: important thoughts as the turns of one model, condensed others as those of the other."""
     started = time.monotonic()
@@ -144,7 +144,7 @@ def build_cold_start_dialogues(
         texts[0] = thought_of(texts[0], ctx.prompt.thinking)  # where the prompt leaves the opening to the model
         important = thoughts.are_long(thoughts.importance(row.values, row.lengths, importance))
         reply = reply_of(trace.text, ctx.prompt.thinking) or ""
-        dialogue = cold_start.as_dialogue(texts, important, reply, most_rounds)
+        dialogue = cold_start.as_dialogue(texts, important, reply, max_rounds)
         if dialogue is not None:
             rehearsed.append(
                 ColdStartDialogue(
@@ -182,7 +182,7 @@ def build_turn_sft_rows(
             shown += opening
             if turn.speaker is speaker:
                 turns += 1
-                if len(rest) > protocol.turn_tokens or len(shown) + len(rest) > max_length:
+                if len(rest) > protocol.max_turn_tokens or len(shown) + len(rest) > max_length:
                     dropped["too-long"] += 1
                 else:
                     learnt.append(

@@ -30,8 +30,8 @@ def train_simpo(ctx: RunContext, model: ArtifactRef, pairs: ArtifactRef, trainin
         training,
         seed,
         beta=training.beta,
-        gamma=training.gamma,
-        sft_weight=training.sft_weight,
+        gamma=training.simpo_gamma,
+        cpo_alpha=training.cpo_alpha,
     )
 
 
@@ -83,13 +83,13 @@ def _fit(
     shape = ctx.checkpoint(model).shape
 
     def usage(figures: Sequence[dict[str, Any]]) -> Usage:
-        flops = training.epochs * shape.training_flops(
+        flops = training.num_train_epochs * shape.training_flops(
             texts,
             are_weights_frozen=bool(training.lora),
             is_recomputed=any(line.get(RECOMPUTES) for line in figures),
             with_reference=method == "dpo",
         )
-        return Usage(prompt_tokens=training.epochs * sum(texts), flops=flops)
+        return Usage(prompt_tokens=training.num_train_epochs * sum(texts), flops=flops)
 
     return run_job(
         ctx,
@@ -106,10 +106,10 @@ def _fit(
             exit_file=scratch / "exit_reason",
             seed=seed,
             learning_rate=training.learning_rate,
-            epochs=training.epochs,
-            batch=training.batch,
-            micro_batch=training.micro_batch,
-            warmup=training.warmup,
+            num_train_epochs=training.num_train_epochs,
+            global_batch_size=training.global_batch_size,
+            per_device_train_batch_size=training.per_device_train_batch_size,
+            warmup_ratio=training.warmup_ratio,
             max_length=training.max_length,
             bf16=training.bf16,
             lora=training.lora,

@@ -85,7 +85,7 @@ def test_a_server_is_seeded_as_the_run():
     assert load(Dto, "tiny", ("seed=7",)).engine.seed == 7
     assert load(Dto, "tiny", ("seed=7", "engine.seed=3")).engine.seed == 3
     assert load(Dto, "tiny", (f"seed={2**32 + 5}",)).engine.seed == 5
-    assert load(LongShort, "tiny", ("seed=7",)).engine.side_by_side == 2
+    assert load(LongShort, "tiny", ("seed=7",)).engine.servers_per_gpu == 2
 
 
 def test_a_server_is_told_only_what_changes_something():

@@ -115,7 +115,7 @@ def test_an_endpoints_url_holds_no_secret_and_no_path_of_ours(url: str, words: s
 
 
 def test_no_password_is_saved_with_a_run():
-    for field in ("storage.rollouts", "storage.root"):
+    for field in ("storage.rollout_store", "storage.root"):
         with pytest.raises(SettingsError, match=f"{field}: Value error, holds a password") as caught:
             load(CotDistillation, "tiny", (f"{field}=postgresql+psycopg://me:hunter2@host/db",))
         assert "hunter2" not in str(caught.value)
@@ -124,7 +124,7 @@ def test_no_password_is_saved_with_a_run():
 
 def test_names_and_shapes_of_secrets():
     assert all(map(names_secret, ("key", "API_KEY", "hf_token", "password", "Authorization", "client_secret")))
-    assert not any(map(names_secret, ("max_tokens", "turn_tokens", "model", "url", "seed")))
+    assert not any(map(names_secret, ("max_tokens", "max_turn_tokens", "model", "url", "seed")))
     assert (
         redacted("postgresql://me:pw@host/db and a sketch of skill") == "postgresql://***@host/db and a sketch of skill"
     )

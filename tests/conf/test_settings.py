@@ -1,21 +1,23 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, ClassVar, get_args, get_origin
 
 import pytest
 from pydantic import BaseModel
 
-from conf.base import Settings
+from conf.base import RenamedSetting, Settings
 from conf.cot_distillation import CotDistillation
 from conf.datasets import DATASETS
 from conf.dto import Dto
+from conf.engine import Engine
 from conf.load import PRESETS, SettingsError, load
 from conf.long_short import LongShort
 from conf.markers import MarkerReport
 from conf.multi_seed import MultiSeed
 from conf.segmentation import MARKERS
 from conf.tiny_model import TinyModel
+from conf.training import Lora
 
 KINDS = {
     "claims": MultiSeed,
@@ -54,9 +56,15 @@ def test_assignments_reach_nested_fields_with_toml_types():
         ("sampling.sample=2", ["sampling.sample", "did you mean 'samples'"]),
         ("sampling.samples=0", ["sampling.samples", "greater than or equal to 1", "given: 0"]),
         ("seed=many", ["seed", "valid integer", "given: 'many'"]),
-        ("sampling.max_tokens=2048", ["sampling.max_tokens (2048)", "engine.context (2048)", "lower the first"]),
-        ("sampling.max_tokens=1790", ["probing.sampling.max_tokens (12 after a trace of 1790)", "engine.context"]),
-        ("training.micro_batch=5", ["batch (16) must be a multiple of micro_batch (5)"]),
+        ("sampling.max_tokens=2048", ["sampling.max_tokens (2048)", "engine.max_model_len (2048)", "lower the first"]),
+        (
+            "sampling.max_tokens=1790",
+            ["probing.sampling.max_tokens (12 after a trace of 1790)", "engine.max_model_len"],
+        ),
+        (
+            "training.per_device_train_batch_size=5",
+            ["global_batch_size (16) must be a multiple of per_device_train_batch_size (5)"],
+        ),
         ("training.max_length=1000", ["training.max_length (1000) holds no trace of sampling.max_tokens (768)"]),
         ("sampling.temperature=0", ["temperature 0 always draws the same completion", "set samples to 1, not 4"]),
         ("problems.type=nothing", ["problems.type: must be one of 'stories', 'file', 'hub'"]),
@@ -68,7 +76,7 @@ def test_assignments_reach_nested_fields_with_toml_types():
         ('controls.trained=["sft","sft"]', ["controls: ", "names a control twice"]),
         ("problems.cuont=3", ["problems.cuont: unknown setting", "did you mean 'count'"]),
         ("pruning.typ=none", ["pruning.typ: unknown setting", "did you mean 'type'"]),
-        ("training.lora.rnk=3", ["training.lora.rnk: unknown setting", "did you mean 'rank'"]),
+        ("training.lora.rnk=3", ["training.lora.rnk: unknown setting", "did you mean 'r'"]),
         ("segmentation.languages=[]", ["segmentation.languages", "at least 1 item"]),
         ("segmentation.languages=['klingon']", ["segmentation.languages.0", "'chinese'"]),
         ('controls.trained=["sfd"]', ["controls.trained.0", "'sft'"]),
@@ -161,7 +169,7 @@ def test_claims_that_cannot_be_made(assignment: str, words: str):
         (("teacher.model=other", 'engine.endpoints=["http://x"]'), "the teacher is another"),
         (("sft.max_length=1000",), r"sft.max_length (1000) holds no trace of sampling.max_tokens"),
         (("dpo.max_length=1000",), r"dpo.max_length (1000) holds no trace of sampling.max_tokens"),
-        (("choosing.most=5",), r"choosing.most (5) is more than sampling.samples (4)"),
+        (("selection.max_traces=5",), r"selection.max_traces (5) is more than sampling.samples (4)"),
         (('variants=["sft","sft"]',), "variants names one twice"),
         (("decontamination.type=off",), "decontamination.reason: Field required"),
         (("decontamination.type=off", "decontamination.reason=no"), "at least 10 characters"),
@@ -182,16 +190,19 @@ def test_distillations_that_cannot_be_run(assignments: tuple[str, ...], words: s
         (("llm.url=http://x", "llm.model=m"), "llm has no effect"),
         (("teacher=other", "one_model=true"), "one_model has no meaning beside a teacher"),
         (("teacher=other", 'engine.endpoints=["http://x"]'), "the teacher is another"),
-        (("problems.count=15",), "problems.count (15) is less than rl.problems (16)"),
-        (("problems.count=15", "rl.rounds=[]", "one_model=true"), "problems.count (15) is less than rl.problems (16)"),
+        (("problems.count=15",), "problems.count (15) is less than rl.problems_per_step (16)"),
+        (
+            ("problems.count=15", "rl.rounds=[]", "one_model=true"),
+            "problems.count (15) is less than rl.problems_per_step (16)",
+        ),
         (("rl.temperature=2.5",), "rl.temperature"),
-        (("rl.bounds.fewest_tokens=1.2",), "rl.bounds.fewest_tokens"),
-        (("rl.bounds.least_reward=1.0",), "rl.bounds.least_reward"),
-        (("choosing.most=9",), "choosing.most (9) is more than sampling.samples (4)"),
-        (("rl.micro_batch=33",), "must be a multiple of micro_batch (33)"),
-        (("protocol.turn_tokens=300",), "are more than engine.context (2048)"),
+        (("rl.collapse_limits.min_tokens=1.2",), "rl.collapse_limits.min_tokens"),
+        (("rl.collapse_limits.min_quality_reward=1.0",), "rl.collapse_limits.min_quality_reward"),
+        (("selection.max_traces=9",), "selection.max_traces (9) is more than sampling.samples (4)"),
+        (("rl.per_device_train_batch_size=33",), "must be a multiple of per_device_train_batch_size (33)"),
+        (("protocol.max_turn_tokens=300",), "are more than engine.max_model_len (2048)"),
         (("sft.max_length=1024",), "are more than sft.max_length (1024)"),
-        (("protocol.lead=So it is",), "protocol.lead"),
+        (("protocol.forced_answer_prefix=So it is",), "protocol.forced_answer_prefix"),
         (("sampling.max_tokens=2000",), "sampling.max_tokens (2000) leaves less than 256 tokens for the prompt"),
         (("rollouts.max_tokens=1200",), "rollouts.max_tokens (1200 after a trace of 768)"),
         (('rl.rounds=["both"]',), "rl.rounds"),
@@ -281,3 +292,22 @@ def test_servers_elsewhere_are_named_by_url_and_only_where_they_can_serve():
         load(Dto, "tiny", ('engine.endpoints=["a:8000"]',))
     with pytest.raises(SettingsError, match=r"engine\.endpoints has no effect here"):
         load(TinyModel, "tiny", ('engine.endpoints=["http://a:8000"]',))
+
+
+def test_settings_work_under_their_old_names_and_say_the_new_ones():
+    given = ("engine.context=3000", "training.batch=8", "training.micro_batch=4", "training.lora.rank=8")
+    with pytest.warns(RenamedSetting) as told:
+        settings = load(Dto, "tiny", given)
+    assert (settings.engine.max_model_len, settings.training.global_batch_size) == (3000, 8)
+    assert settings.training.lora == Lora(r=8)
+    assert "the setting context is called max_model_len now" in {str(one.message) for one in told}
+
+
+def test_of_an_old_and_a_new_name_the_later_one_counts_and_sections_are_merged():
+    class Outer(Settings):
+        RENAMED: ClassVar[dict[str, str]] = {"old": "new"}
+        new: Engine = Engine()
+
+    with pytest.warns(RenamedSetting):
+        made = Outer.model_validate({"new": {"seed": 5, "dtype": "bfloat16"}, "old": {"seed": 6}})
+    assert (made.new.seed, made.new.dtype) == (6, "bfloat16")

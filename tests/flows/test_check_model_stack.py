@@ -21,7 +21,7 @@ def test_it_tells_what_a_run_would_make_of_the_bundled_model(capsys: pytest.Capt
         "opened by    the chat template",
         "0 '<|endoftext|>'  (ends what is trained on)",
         # 2 × 4 layers × 2 key-value heads × 32 × 4 bytes = 2,048; × 2,048 × 256 = 1.07 GB
-        "2,048 × engine.context 2,048 × engine.concurrency 256",
+        "2,048 × engine.max_model_len 2,048 × engine.max_num_seqs 256",
         "1.07 GB  KV cache, every sequence as long as can be",
         "12.4 MB  training of all weights",  # 16 × 772,224
     ):
@@ -48,7 +48,7 @@ def test_it_takes_the_settings_of_the_run(tmp_path: Path, capsys: pytest.Capture
         "served in bfloat16  = 772,224 parameters × 2",
         "by [sft]:",
         "by [dpo]:",
-        "engine.context (16384) is more than the 2048 tokens that config.json tells of",
+        "engine.max_model_len (16384) is more than the 2048 tokens that config.json tells of",
         "prompt.template_arguments: the template does not read loud",
     ):
         assert line in told

@@ -29,7 +29,7 @@ SMALL = (
     "problems.count=12",
     "problems.levels=[1,2,3,4]",
     "sampling.samples=2",
-    "choosing.most=2",
+    "selection.max_traces=2",
     "benchmark_sampling.samples=2",
     'benchmarks={"main"={count=8,levels=[1,2,3,4]},"far"={count=2,levels=[9]}}',
 )
@@ -161,7 +161,7 @@ def test_a_trace_that_the_engine_cannot_value_is_counted_and_left_out(tmp_path: 
                 "evaluate",
             },
         ),
-        ("engine.concurrency=7", set()),
+        ("engine.max_num_seqs=7", set()),
     ],
 )
 def test_a_changed_setting_redoes_what_depends_on_it(first: Run, root: Path, change: str, redone: set[str]):
@@ -213,7 +213,7 @@ def by_llm(server: Chat, *more: str) -> tuple[str, ...]:
         "llm.price_in=1.0",
         "llm.price_out=1.0",
         "variants=['sft']",
-        "compression.by.most_unusable=0.5",
+        "compression.by.max_invalid_fraction=0.5",
         "probing={}",
         *more,
     )
@@ -283,7 +283,7 @@ def test_an_endpoint_may_be_the_teacher(tmp_path: Path, chat: Callable[[Script],
         f"teacher.llm.url={server.url}",
         "teacher.llm.model=big",
         "variants=[]",
-        "teacher.most_unusable=0.5",
+        "teacher.max_invalid_fraction=0.5",
     )
     assert len(server.asked) == 24
     line = next(line for line in run.report["ledger"] if line["stage"] == "write-traces")
@@ -301,7 +301,7 @@ def test_an_endpoint_may_be_the_teacher(tmp_path: Path, chat: Callable[[Script],
             f"teacher.llm.url={server.url}",
             "teacher.llm.model=big",
             "variants=[]",
-            "teacher.most_unusable=0.5",
+            "teacher.max_invalid_fraction=0.5",
         ).redone
         == []
     )
@@ -315,7 +315,7 @@ def test_a_teacher_that_hides_its_thinking_ends_the_run_early(tmp_path: Path, ch
             "teacher.type=endpoint",
             f"teacher.llm.url={server.url}",
             "teacher.llm.model=big",
-            "teacher.llm.concurrency=1",
+            "teacher.llm.max_concurrency=1",
         )
     assert len(server.asked) == 3
 

@@ -96,8 +96,8 @@ def test_an_unchanged_run_starts_no_engine(first: Run, root: Path):
     [
         # What depends on the change is redone; completions that the store holds are not drawn again.
         ("training.beta=1.0", ["train-simpo", "evaluate"], 16),
-        ("training.micro_batch=8", [], 0),
-        ("engine.concurrency=7", [], 0),
+        ("training.per_device_train_batch_size=8", [], 0),
+        ("engine.max_num_seqs=7", [], 0),
         ("pairing.rejected='longest'", ["build-pairs", "train-simpo", "evaluate"], 16),
         ("benchmark.sampling.samples=3", ["evaluate", "evaluate"], 16),
         ("sampling.temperature=0.7", ["sample-traces", *CURATION, "evaluate"], None),
@@ -243,7 +243,7 @@ def test_an_auxiliary_model_may_propose_what_is_pruned(first: Run, root: Path, c
         return Answer("I will not." if number == 2 else '{"remove": [1]}')
 
     server = chat(propose)
-    changes = ("pruning.type=llm", f"llm.url={server.url}", "llm.model=m", "pruning.most_unusable=0.5")
+    changes = ("pruning.type=llm", f"llm.url={server.url}", "llm.model=m", "pruning.max_invalid_fraction=0.5")
     run = Run(root, *changes)
     assert run.redone[:2] == ["propose-removals", "prune-traces"]
     line = next(line for line in run.report["ledger"] if line["stage"] == "propose-removals")

@@ -17,11 +17,11 @@ SMALL = (
     "sampling.samples=2",
     "benchmark.problems.count=12",
     "benchmark.sampling.samples=2",
-    "engine.concurrency=16",
+    "engine.max_num_seqs=16",
     "probing.sampling.samples=4",
     "finalizing.sampling.samples=4",
-    "training.batch=8",
-    "training.micro_batch=8",
+    "training.global_batch_size=8",
+    "training.per_device_train_batch_size=8",
 )
 GONE_WITHIN = 10
 

@@ -120,7 +120,7 @@ def test_cot_distillation(tmp_path: Path):
             'benchmarks={stories={type="stories",count=20,levels=[1,2,3,4]}}',
             "benchmark_sampling.samples=2",
             "variants=[]",
-            "choosing.most=2",
+            "selection.max_traces=2",
             f"storage.root={tmp_path}",
         ),
     )

@@ -138,7 +138,7 @@ def test_rounds_alternate_and_start_from_each_other(first: Run):
     assert (long.trains, str(long.model), str(long.partner)) == ("long", *cold)
     assert (short.trains, str(short.model), str(short.partner)) == ("short", cold[1], better)
     assert (alone.trains, alone.model, alone.partner) == (None, TINY_MODEL, None)
-    assert alone.rl.steps == 2 * long.rl.steps
+    assert alone.rl.max_steps == 2 * long.rl.max_steps
     assert len({long.seed, short.seed}) == 2
     line = next(line for line in first.report["ledger"] if line["stage"] == "reinforce")
     assert (line["generated_tokens"], line["prompt_tokens"]) == (5, 7)
@@ -171,13 +171,16 @@ def test_an_unchanged_run_starts_no_engine(first: Run, root: Path):
 @pytest.mark.parametrize(
     ("change", "redone"),
     [
-        ("rl.save_every=5", set()),
-        ("rl.bounds.most_tokens=9", set()),
-        ("engine.concurrency=7", set()),
-        ("rl.steps=3", {"reinforce", "evaluate-dialogues"}),
+        ("rl.save_steps=5", set()),
+        ("rl.collapse_limits.max_tokens=9", set()),
+        ("engine.max_num_seqs=7", set()),
+        ("rl.max_steps=3", {"reinforce", "evaluate-dialogues"}),
         ("sft.learning_rate=1e-4", {"train-sft", "reinforce", "evaluate-dialogues"}),
         ("importance.decay=0", {"build-cold-start-dialogues"}),  # with the scripted model's values nothing else changes
-        ("protocol.lead=So \\boxed{", {"drop-long-prompts", "build-turn-sft-rows", "reinforce", "evaluate-dialogues"}),
+        (
+            "protocol.forced_answer_prefix=So \\boxed{",
+            {"drop-long-prompts", "build-turn-sft-rows", "reinforce", "evaluate-dialogues"},
+        ),
         ("benchmark_sampling.temperature=0.5", {"evaluate", "evaluate-dialogues"}),
     ],
 )

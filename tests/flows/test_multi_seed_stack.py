@@ -42,7 +42,7 @@ SMALL = (
 
 COUPLES = (
     "seeds=[0,1]",
-    "long_short.rl.problems=4",
+    "long_short.rl.problems_per_step=4",
     "long_short.problems.count=6",
     "long_short.problems.levels=[1,2,3,4]",
     "long_short.sampling.samples=2",
@@ -87,7 +87,7 @@ def readme(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def report(published: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return claim(tmp_path_factory.mktemp("root"), f"publish={published}")
+    return claim(tmp_path_factory.mktemp("root"), f"publish_dir={published}")
 
 
 def test_seeds_are_pooled_and_told_apart(report: dict[str, Any]):
@@ -164,20 +164,20 @@ def test_seeds_that_were_examined_elsewhere_are_not_run_again(report: dict[str, 
     earlier = tmp_path / "earlier"
     earlier.mkdir()
     (earlier / "dto-seed-0.json.xz").write_bytes((kept / "dto-seed-0.json.xz").read_bytes())
-    half = claim(tmp_path / "half", f"earlier={earlier}", f"publish={readme(tmp_path / 'published')}")
+    half = claim(tmp_path / "half", f"reuse_results_from={earlier}", f"publish_dir={readme(tmp_path / 'published')}")
     assert half["by_seed"][0] == report["by_seed"][0]
     stages = [line["stage"] for line in report["ledger"]]
     assert [line["stage"] for line in half["ledger"]] == stages
     here = [bool(line["artifact"]) for line in half["ledger"]]
     assert here == [False] * (len(stages) // 2) + [True] * (len(stages) // 2)
-    whole = claim(tmp_path / "whole", f"earlier={tmp_path / 'published' / 'docs' / 'outcomes'}")
+    whole = claim(tmp_path / "whole", f"reuse_results_from={tmp_path / 'published' / 'docs' / 'outcomes'}")
     assert {name: whole[name] for name in FIGURES} == {name: half[name] for name in FIGURES}
     assert not (tmp_path / "whole" / "manifests").exists()
 
 
 def test_what_changes_no_result_may_be_another_machines(report: dict[str, Any], published: Path, tmp_path: Path):
     kept = published / "docs" / "outcomes"
-    changes = ("dto.training.micro_batch=1", "dto.engine.concurrency=8", f"earlier={kept}")
+    changes = ("dto.training.per_device_train_batch_size=1", "dto.engine.max_num_seqs=8", f"reuse_results_from={kept}")
     again = claim(tmp_path / "root", *changes)
     assert {name: again[name] for name in FIGURES} == {name: report[name] for name in FIGURES}
 
@@ -186,7 +186,7 @@ def test_outcomes_that_other_code_made_are_read_and_said_to_be(
     report: dict[str, Any], published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(STEPS["prune-traces"], "version", "0")
-    again = claim(tmp_path / "root", f"earlier={published / 'docs' / 'outcomes'}")
+    again = claim(tmp_path / "root", f"reuse_results_from={published / 'docs' / 'outcomes'}")
     assert {name: again[name] for name in FIGURES[:-1]} == {name: report[name] for name in FIGURES[:-1]}
     told = [line for line in again["warnings"] if line not in report["warnings"]]
     assert [line.partition(":")[0] for line in told] == [
@@ -196,14 +196,14 @@ def test_outcomes_that_other_code_made_are_read_and_said_to_be(
 
 def test_a_folder_of_outcomes_that_is_not_there_is_no_empty_one(tmp_path: Path):
     with pytest.raises(SeedResultError, match="no such folder; correct earlier"):
-        claim(tmp_path / "root", f"earlier={tmp_path / 'doc'}")
+        claim(tmp_path / "root", f"reuse_results_from={tmp_path / 'doc'}")
 
 
 @pytest.mark.parametrize(
     ("change", "content", "told"),
     [
         ("dto.training.learning_rate=1e-6", None, "other settings (training.learning_rate); run seed 0 again"),
-        ("dto.engine.context=4000", None, "other settings (engine.context); run seed 0 again"),
+        ("dto.engine.max_model_len=4000", None, "other settings (engine.max_model_len); run seed 0 again"),
         ("dto.engine.dtype=bfloat16", None, "of model [0-9a-f]{12}, and here it is [0-9a-f]{12}; run seed 0 again"),
         ("seeds=[0]", b"", "dto-seed-0.json.xz: holds no outcome"),
         ("seeds=[0]", lzma.compress(b'{"seed": 0}'), "dto-seed-0.json.xz: holds no outcome"),
@@ -216,14 +216,14 @@ def test_outcomes_of_other_claims_are_refused_before_anything_is_run(
     kept = (published / "docs" / "outcomes" / "dto-seed-0.json.xz").read_bytes()
     (tmp_path / "dto-seed-0.json.xz").write_bytes(kept if content is None else content)
     with pytest.raises(SeedResultError, match=told.replace("(", r"\(").replace(")", r"\)")):
-        claim(tmp_path / "root", f"earlier={tmp_path}", change)
+        claim(tmp_path / "root", f"reuse_results_from={tmp_path}", change)
     assert not (tmp_path / "root" / "manifests").exists()
 
 
 def test_couples_of_all_seeds_are_pooled(tmp_path: Path):
     start, end = START_OF.format("long-short"), END_OF.format("long-short")
     (tmp_path / "README.md").write_text(f"{start}\n{end}\n")
-    changes = (*COUPLES, f"long_short.storage.root={tmp_path / 'root'}", f"publish={tmp_path}")
+    changes = (*COUPLES, f"long_short.storage.root={tmp_path / 'root'}", f"publish_dir={tmp_path}")
     report = claimed(load(MultiSeed, "long-short", changes), speaking)
     names = ["base", "one model", "cold start", "round 1, long", "round 2, short", "early stop"]
     assert [(model["name"], model["samples"]) for model in report["models"]] == [(name, 32) for name in names]
@@ -238,7 +238,11 @@ def test_couples_of_all_seeds_are_pooled(tmp_path: Path):
     learnt = sum(line["rows_out"] for line in report["ledger"] if line["stage"] == "build-turn-sft-rows")
     assert pairs["cold start"]["trained_on"] == learnt / 2
     # From files, without the dialogues' words, all is the same.
-    changes = (*COUPLES, f"long_short.storage.root={tmp_path / 'other'}", f"earlier={tmp_path / 'docs' / 'outcomes'}")
+    changes = (
+        *COUPLES,
+        f"long_short.storage.root={tmp_path / 'other'}",
+        f"reuse_results_from={tmp_path / 'docs' / 'outcomes'}",
+    )
     again = claimed(load(MultiSeed, "long-short", changes), speaking)
     assert {name: again[name] for name in FIGURES} == {name: report[name] for name in FIGURES}
     kept = tmp_path / "docs" / "outcomes" / "long-short-seed-0.json.xz"
@@ -250,5 +254,5 @@ def test_a_readme_without_a_place_for_them_is_refused_before_anything_is_run(tmp
     if text is not None:
         (tmp_path / "README.md").write_text(text)
     with pytest.raises(MissingMarkers, match="write them where the results belong"):
-        claim(tmp_path / "root", f"publish={tmp_path}")
+        claim(tmp_path / "root", f"publish_dir={tmp_path}")
     assert not (tmp_path / "root" / "manifests").exists()

@@ -158,7 +158,7 @@ def test_a_paper_preset_of_dto_runs_dry(preset: str, tmp_path: Path, asked: list
     (job,) = run.jobs
     # The paper's one epoch; what it leaves open is as conf/training.py says.
     assert (job.epochs, job.learning_rate, job.beta, job.gamma, job.max_length) == (1, 5e-7, 2.0, 0.3, 9216)
-    assert job.batch % job.micro_batch == 0
+    assert job.batch % job.per_device_train_batch_size == 0
 
 
 @pytest.mark.parametrize("preset", ["paper-1.5b", "paper-7b"])
@@ -197,7 +197,7 @@ def test_a_paper_preset_of_long_short_runs_dry(
     assert [job.method for job in sft] == ["sft", "sft"]
     assert [job.trains for job in rl] == ["long", "short"]
     assert all(isinstance(job, RlJob) and job.learning_rate == 5e-6 and job.lora for job in rl)
-    assert {job.max_length for job in sft} == {settings.engine.context}
+    assert {job.max_length for job in sft} == {settings.engine.max_model_len}
 
 
 @pytest.mark.parametrize("preset", ["paper-r1-1.5b", "paper-deepscaler-1.5b"])

@@ -72,7 +72,7 @@ def real(tmp_path: Path, real_data: Path) -> Callable[..., str]:
 
 def learning(*sections: str) -> list[str]:
     """Several steps from few rows, at a rate that a server sees."""
-    told = {"batch": 2, "learning_rate": 1e-4, "bf16": "false"}
+    told = {"global_batch_size": 2, "learning_rate": 1e-4, "bf16": "false"}
     return [f"{section}.{name}={value}" for section in sections for name, value in told.items()]
 
 
@@ -175,7 +175,7 @@ def test_long_short(
     }
     # What is said changes from step to step at random, and no bounds of a training hold.
     steps = ("steps=2", "problems=2", "group=4", "warmup=0.0", "learning_rate=1e-4", "bf16=false")
-    bounds = ("fewest_tokens=0.0", "most_tokens=1e6", "least_reward=0.0")
+    bounds = ("min_tokens=0.0", "max_tokens=1e6", "min_quality_reward=0.0")
     changes = (
         f"model={made(model, turns())}",
         f"teacher={made(teacher, THINKERS[teacher])}",
@@ -186,7 +186,7 @@ def test_long_short(
         f"llm.url={server.url}",
         *learning("sft"),
         *(f"rl.{one}" for one in steps),
-        *(f"rl.bounds.{one}" for one in bounds),
+        *(f"rl.collapse_limits.{one}" for one in bounds),
         *shortened("rl.rounds=['long']"),
         FLOAT32,
         f"storage.root={tmp_path}",

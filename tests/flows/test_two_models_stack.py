@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-SMALL = ("rl.rounds=['long']", "rl.steps=2")
+SMALL = ("rl.rounds=['long']", "rl.max_steps=2")
 ASK: dict[str, Any] = {
     "model": "long-short",
     "messages": [{"role": "user", "content": "Ann has 4 apples. She gets 3 more apples. How many apples has Ann?"}],

@@ -12,7 +12,7 @@ from conf.long_short import Protocol
 from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
 
 MODEL = Checkpoint.open(TINY_MODEL)
-PROTOCOL = Protocol(long_role="<|long|>", short_role="<|short|>", turn_tokens=64, most_rounds=2)
+PROTOCOL = Protocol(long_role="<|long|>", short_role="<|short|>", max_turn_tokens=64, max_rounds=2)
 END = "<|endoftext|>"
 Script = Callable[[str], str | None]
 """From the prompt as text to the turn; None: the connection breaks."""

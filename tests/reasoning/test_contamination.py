@@ -46,7 +46,7 @@ def problem(text: str, name: str = "p") -> Problem:
 def same(one: str, other: str) -> bool:
     """Whichever of the two is the benchmark's."""
     found = {
-        bool(matches([problem(a)], {"exam": [problem(b)]}, GATE.words, GATE.share))
+        bool(matches([problem(a)], {"exam": [problem(b)]}, GATE.ngram_size, GATE.min_overlap))
         for a, b in [(one, other), (other, one)]
     }
     assert len(found) == 1
@@ -175,7 +175,7 @@ def test_a_template_of_many_problems_costs_no_pairs():
         ]
 
     started = time.process_time()
-    assert matches(told(0), {"exam": told(10**6)}, GATE.words, GATE.share) == []
+    assert matches(told(0), {"exam": told(10**6)}, GATE.ngram_size, GATE.min_overlap) == []
     assert time.process_time() - started < 60  # seconds; all pairs would be four million
 
 
@@ -216,16 +216,16 @@ def test_real_problems_are_found_respelled_and_instructed(real_data: Path):
         return f"Question: {text}{BEHIND[1]}"
 
     copies = [problem(respelled(row.text), row.id) for row in held]
-    found = matches(copies, {"math500": held}, GATE.words, GATE.share)
+    found = matches(copies, {"math500": held}, GATE.ngram_size, GATE.min_overlap)
     assert [(match.problem_id, match.benchmark_id) for match in found] == [(row.id, row.id) for row in held]
 
 
 def test_real_problems_with_another_number_are_other_problems(real_data: Path):
     held = [row for row in rows(real_data, "math500") if re.search(r"\d", row.text) and "[asy]" not in row.text]
     changed = [problem(re.sub(r"\d+", lambda m: str(int(m[0]) + 1), row.text, count=1), row.id) for row in held]
-    assert matches(changed, {"math500": held}, GATE.words, GATE.share) == []
+    assert matches(changed, {"math500": held}, GATE.ngram_size, GATE.min_overlap) == []
 
 
 def test_sets_without_common_problems_are_left_alone(real_data: Path):
     train = rows(real_data, "gsm8k_train_sample2000")
-    assert matches(train, {"test": rows(real_data, "gsm8k_test")}, GATE.words, GATE.share) == []
+    assert matches(train, {"test": rows(real_data, "gsm8k_test")}, GATE.ngram_size, GATE.min_overlap) == []

@@ -24,9 +24,9 @@ PIECES = st.sampled_from(
 SAID = st.lists(PIECES | st.text(max_size=8), max_size=8).map("".join)
 
 
-def play(said: list[str], most_rounds: int) -> Dialogue:
+def play(said: list[str], max_rounds: int) -> Dialogue:
     """A dialogue in which the models write `said`, one after another, as long as it lasts."""
-    dialogue = Dialogue(most_rounds)
+    dialogue = Dialogue(max_rounds)
     for text in said:
         if dialogue.is_over:
             break
@@ -93,10 +93,10 @@ def test_an_answer_that_is_not_given_is_none():
 
 
 @given(st.lists(SAID, max_size=12), st.integers(1, 4))
-def test_whatever_is_said_a_dialogue_ends_and_reads_as_it_was_written(said: list[str], most_rounds: int):
-    dialogue = play([*said, *["<answer>"] * 9], most_rounds)
+def test_whatever_is_said_a_dialogue_ends_and_reads_as_it_was_written(said: list[str], max_rounds: int):
+    dialogue = play([*said, *["<answer>"] * 9], max_rounds)
     assert dialogue.is_over
-    assert len(dialogue.turns) <= 2 * most_rounds + 1
+    assert len(dialogue.turns) <= 2 * max_rounds + 1
     told = [(turn.speaker, turn.text, turn.closing) for turn in dialogue.turns]
     assert [(turn.speaker, turn.text, turn.closing) for turn in turns_of(str(dialogue))] == told
     speakers = [turn.speaker for turn in dialogue.turns if not turn.was_forced]

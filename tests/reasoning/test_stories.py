@@ -81,4 +81,4 @@ def test_the_final_answer_is_the_last_conclusion_and_rechecks_are_bounded(seed: 
     teacher = Teacher(close_plainly=0)
     thinking = OverThinker(teacher, random.Random(seed)).think(story)
     assert f"Therefore the answer is {thinking.conclusions[-1]}." in thinking.text
-    assert 1 <= len(thinking.conclusions) <= teacher.most_rechecks + 1
+    assert 1 <= len(thinking.conclusions) <= teacher.max_rechecks + 1

@@ -64,7 +64,7 @@ REPLY = "\nThe answer is \\boxed{6}."
     ],
 )
 def test_a_trace_as_a_dialogue(important: tuple[bool, ...], transcript: str):
-    dialogue = as_dialogue(THOUGHTS, important, REPLY, most_rounds=4)
+    dialogue = as_dialogue(THOUGHTS, important, REPLY, max_rounds=4)
     assert str(dialogue) == transcript
     assert dialogue
     assert (dialogue.answer, dialogue.is_well_formed) == ("6", True)
@@ -72,8 +72,8 @@ def test_a_trace_as_a_dialogue(important: tuple[bool, ...], transcript: str):
 
 def test_what_would_ask_too_often_or_holds_a_tag_is_no_dialogue():
     important = (True, False, True, False)
-    assert as_dialogue(THOUGHTS, important, REPLY, most_rounds=2)
-    assert as_dialogue(THOUGHTS, important, REPLY, most_rounds=1) is None
+    assert as_dialogue(THOUGHTS, important, REPLY, max_rounds=2)
+    assert as_dialogue(THOUGHTS, important, REPLY, max_rounds=1) is None
     assert as_dialogue(("a </answer> b",), (True,), REPLY, 4) is None
     assert as_dialogue(("a",), (True,), "<think>", 4) is None
 
@@ -81,7 +81,7 @@ def test_what_would_ask_too_often_or_holds_a_tag_is_no_dialogue():
 @given(st.lists(st.booleans(), min_size=1, max_size=12))
 def test_every_important_thought_is_told_once_and_in_order(important: list[bool]):
     thoughts = [f"This is {n}.\n" for n in range(len(important))]
-    dialogue = as_dialogue(thoughts, important, REPLY, most_rounds=20)
+    dialogue = as_dialogue(thoughts, important, REPLY, max_rounds=20)
     assert dialogue
     assert dialogue.turns[-1].closing is Closing.ANSWER
     played = Dialogue(20)

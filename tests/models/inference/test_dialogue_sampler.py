@@ -24,7 +24,7 @@ from reasoning.dialogue import CLOSINGS, OPENING, TAGS, Dialogue, Fault, Speaker
 from reasoning.records import Problem, TextPart
 
 END = "<|endoftext|>"
-PROTOCOL = Protocol(long_role="<|long|>", short_role="<|short|>", turn_tokens=192)
+PROTOCOL = Protocol(long_role="<|long|>", short_role="<|short|>", max_turn_tokens=192)
 MODEL = Checkpoint.open(TINY_MODEL)
 TONGUE = TurnCodec(MODEL, PROTOCOL)
 PROMPTS = {Speaker.LONG: MODEL.encode("<|long|>Ann has 4."), Speaker.SHORT: MODEL.encode("<|short|>Ann has 4.")}
@@ -57,7 +57,7 @@ def test_any_of_the_models_end_tokens_ends_a_turn(tmp_path: Path):
     model = Checkpoint.open(tmp_path / "model")
     said = model.encode("\nIt is 4.</think>")
     for end in (0, 463):
-        line = TurnCodec(model, PROTOCOL).decode_turn(Dialogue(PROTOCOL.most_rounds), Completion((*said, end), True))
+        line = TurnCodec(model, PROTOCOL).decode_turn(Dialogue(PROTOCOL.max_rounds), Completion((*said, end), True))
         assert line.token_ids == (*model.encode("<think>"), *said, end)
         assert line.own == (False, *[True] * len(said), True)
 
@@ -65,16 +65,16 @@ def test_any_of_the_models_end_tokens_ends_a_turn(tmp_path: Path):
 def test_the_room_of_a_dialogue_holds_the_longest_of_any_tokenizer():
     """Long runs into its limit, Short asks again at its own; what tags and lead add is bounded by their bytes."""
     state, cut = (
-        DialogueState(Dialogue(PROTOCOL.most_rounds)),
-        MODEL.encode("12 " * PROTOCOL.turn_tokens)[: PROTOCOL.turn_tokens],
+        DialogueState(Dialogue(PROTOCOL.max_rounds)),
+        MODEL.encode("12 " * PROTOCOL.max_turn_tokens)[: PROTOCOL.max_turn_tokens],
     )
     ask = (*cut[:-1], *MODEL.encode("</rethink>"))
     while not state.dialogue.is_over:
         said = ask if state.dialogue.next_speaker is Speaker.SHORT and not state.dialogue.must_answer else cut
-        assert len(said) == PROTOCOL.turn_tokens
+        assert len(said) == PROTOCOL.max_turn_tokens
         state = state.with_turn(TONGUE.decode_turn(state.dialogue, Completion(said, False)))
     assert len(state.lines) == PROTOCOL.most_turns
-    assert PROTOCOL.most_turns * PROTOCOL.turn_tokens < len(state.token_ids) <= PROTOCOL.longest
+    assert PROTOCOL.most_turns * PROTOCOL.max_turn_tokens < len(state.token_ids) <= PROTOCOL.longest
     assert max(len(OPENING[one] + closing) for one in Speaker for closing in CLOSINGS[one]) < MOST_FOR_TAGS
 
 
@@ -155,8 +155,8 @@ def test_a_character_that_was_cut_off_is_mended():
 
 
 @given(st.lists(st.tuples(SAID, st.booleans()), min_size=9, max_size=9), st.integers(1, 4))
-def test_tokens_say_what_the_dialogue_says(said: list[tuple[str, bool]], most_rounds: int):
-    codec = TurnCodec(MODEL, PROTOCOL.model_copy(update={"most_rounds": most_rounds}))
+def test_tokens_say_what_the_dialogue_says(said: list[tuple[str, bool]], max_rounds: int):
+    codec = TurnCodec(MODEL, PROTOCOL.model_copy(update={"max_rounds": max_rounds}))
     plan, left = DialogueSampler(codec, PROMPTS, 1), iter(said)
     while plan.is_open:
         (ask,) = plan.next_ranges()

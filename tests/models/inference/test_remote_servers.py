@@ -35,7 +35,7 @@ def pair(model: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Se
 
 
 def engine(servers: list[Server], **settings: Any) -> RemoteServers:
-    return RemoteServers(Engine(endpoints=tuple(server.url + "/" for server in servers), concurrency=6, **settings))
+    return RemoteServers(Engine(endpoints=tuple(server.url + "/" for server in servers), max_num_seqs=6, **settings))
 
 
 def ask(servers: RemoteServers, model: Checkpoint, count: int) -> list[Any]:

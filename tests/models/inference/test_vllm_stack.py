@@ -45,7 +45,7 @@ class WithoutSpaces(VllmServer):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
-    server = WithoutSpaces(Engine(concurrency=16), tmp_path_factory.mktemp("vllm") / "log")
+    server = WithoutSpaces(Engine(max_num_seqs=16), tmp_path_factory.mktemp("vllm") / "log")
     yield server
     server.close()
 

@@ -64,11 +64,13 @@ class Client:
             Llm(url=server.url, model="m", **settings), replies, sleep=self.time.sleep, clock=self.time.clock
         )
 
-    def ask(self, count: int = 1, most_unusable: float = 1.0, max_tokens: int = 50) -> list[Grade | InvalidReply]:
+    def ask(
+        self, count: int = 1, max_invalid_fraction: float = 1.0, max_tokens: int = 50
+    ) -> list[Grade | InvalidReply]:
         asks = [
             LlmQuery("Grade this.", f"problem {n}", Grade, max_tokens, limit="rating.max_tokens") for n in range(count)
         ]
-        return self.llm.ask(asks, lambda done, tokens: None, most_unusable)
+        return self.llm.ask(asks, lambda done, tokens: None, max_invalid_fraction)
 
     def solve(self) -> Solution | InvalidReply:
         return self.llm.ask([LlmQuery("Think.", "1+1?", Solution, 9, 0.6, 0.95)], lambda done, tokens: None)[0]
@@ -216,7 +218,7 @@ def test_what_no_wording_helps_is_refused_with_its_name(client: Callable[..., Cl
     (found,) = one.ask()
     assert found == InvalidReply("refused", "400: Unknown parameter: 'model_kwargs'")
     with pytest.raises(TooManyInvalidReplies, match="refused; the first: 400: Unknown parameter: 'model_kwargs'"):
-        one.ask(20, most_unusable=0.1)
+        one.ask(20, max_invalid_fraction=0.1)
 
 
 def test_an_endpoint_that_has_answered_is_not_doubted_for_one_question(client: Callable[..., Client]):
@@ -235,7 +237,7 @@ def test_a_limit_beyond_the_context_is_no_refusal_of_max_tokens(client: Callable
     ):
         one = client(refusal(words, param="max_tokens"))
         with pytest.raises(TooManyInvalidReplies, match=r"too-long; .*Lower rating\.max_tokens"):
-            one.ask(3, most_unusable=0.1)
+            one.ask(3, max_invalid_fraction=0.1)
         assert all("max_tokens" in body for body in one.server.asked)
 
 
@@ -369,7 +371,7 @@ def test_thinking_that_leaves_no_room_names_the_roles_limit(client: Callable[...
     assert found == InvalidReply("cut-off", "it is longer than 50 tokens, thinking included; raise rating.max_tokens")
     assert len(one.server.asked) == 1  # a second asking would end the same way
     with pytest.raises(TooManyInvalidReplies, match=r"cut-off; .*Raise rating\.max_tokens"):
-        one.ask(20, most_unusable=0.1)
+        one.ask(20, max_invalid_fraction=0.1)
 
 
 @pytest.mark.parametrize(
@@ -385,7 +387,7 @@ def test_thinking_that_leaves_no_room_names_the_roles_limit(client: Callable[...
 )
 def test_the_end_of_the_allowed_tokens_has_many_names(client: Callable[..., Client], answer: Answer):
     with pytest.raises(TooManyInvalidReplies, match=r"cut-off; .*Raise rating\.max_tokens"):
-        client(answer).ask(20, most_unusable=0.1)
+        client(answer).ask(20, max_invalid_fraction=0.1)
 
 
 def test_a_higher_limit_asks_only_for_what_was_cut_off(client: Callable[..., Client]):
@@ -594,7 +596,7 @@ def test_a_page_in_place_of_a_reply_names_the_url(client: Callable[..., Client])
         TooManyInvalidReplies,
         match=r"no-chat; the first: http://.*/v1 answers .*Sign in.*Correct llm\.url: it usually ends in /v1",
     ) as caught:
-        one.ask(50, most_unusable=0.1)
+        one.ask(50, max_invalid_fraction=0.1)
     assert "\n" not in str(caught.value)
 
 
@@ -713,7 +715,7 @@ def test_an_endpoint_may_repeat_the_key(
         refusal("my-own-kind-of-key", 500),
     ):
         with pytest.raises((LlmFailed, TooManyInvalidReplies)) as caught:
-            client(answer).ask(3, most_unusable=0.0)
+            client(answer).ask(3, max_invalid_fraction=0.0)
         assert "my-own" not in str(caught.value)
     assert "my-own" not in caplog.text
 

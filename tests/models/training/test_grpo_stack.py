@@ -61,18 +61,18 @@ def job(folder: Path, **rl: Any) -> RlJob:
         exit_file=folder / "exit_reason",
         seed=0,
         learning_rate=1e-3,
-        batch=4,
-        micro_batch=4,
-        warmup=0.0,
+        global_batch_size=4,
+        per_device_train_batch_size=4,
+        warmup_ratio=0.0,
         max_length=None,
         log_every=1,
-        save_every=1,
+        save_steps=1,
         trains="short",
         partner=TINY_MODEL,
         protocol=Protocol(),
-        rl=Reinforcement(problems=2, group=2, micro_batch=4, **rl),
+        rl=Reinforcement(problems_per_step=2, num_generations=2, per_device_train_batch_size=4, **rl),
         max_tokens=64,
-        engine=Engine(side_by_side=2),
+        engine=Engine(servers_per_gpu=2),
         store="",
     )
 
@@ -190,9 +190,9 @@ def test_what_balances_experts_is_learnt_from(tmp_path: Path):
     assert float(losses[1] - losses[0]) > 0.01
 
 
-@pytest.mark.parametrize("side_by_side", [1, 3])
+@pytest.mark.parametrize("batch", [1, 3])
 def test_without_padding_the_gradient_is_the_same(
-    made: tuple[Any, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, side_by_side: int
+    made: tuple[Any, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, batch: int
 ):
     trainer, inputs = made
     pad = torch.nn.functional.pad
@@ -200,7 +200,7 @@ def test_without_padding_the_gradient_is_the_same(
         inputs[name] = pad(inputs[name], (7, 0))
     for name in ("completion_ids", "completion_mask", "tool_mask", "ref_per_token_logps"):
         inputs[name] = pad(inputs[name], (0, 5))
-    monkeypatch.setattr("models.training.grpo.LOGPROB_BATCH", side_by_side)
+    monkeypatch.setattr("models.training.grpo.LOGPROB_BATCH", batch)
     cells: list[int] = []
 
     def counted(*, input_ids: torch.Tensor, **others: Any) -> Any:
@@ -210,7 +210,7 @@ def test_without_padding_the_gradient_is_the_same(
     found = gradients(trainer, inputs, counted)
     tokens = int(inputs["prompt_mask"].sum() + inputs["completion_mask"].sum())
     padded = sum(inputs[name].numel() for name in ("prompt_mask", "completion_mask"))
-    assert sum(cells) == tokens if side_by_side == 1 else tokens < sum(cells) < padded
+    assert sum(cells) == tokens if batch == 1 else tokens < sum(cells) < padded
     monkeypatch.setattr(MemorySavingGRPOTrainer, PASSES, getattr(GRPOTrainer, PASSES))
     for name, gradient in gradients(trainer, inputs).items():
         assert (found[name] - gradient).norm() < 1e-4 * gradient.norm(), name
@@ -501,7 +501,7 @@ def test_a_collapse_ends_the_round_and_names_the_best_weights(tmp_path: Path):
             said = "\nIt is 7.\n</think>"
         return Completion(MODEL.encode(said + "<|endoftext|>"), True)
 
-    order = job(tmp_path, steps=9, bounds=CollapseLimits(most_tokens=1.5))
+    order = job(tmp_path, steps=9, bounds=CollapseLimits(max_tokens=1.5))
     with pytest.raises(Collapsed, match="collapsed in step 1: dialogues went from") as caught:
         played(order, f"sqlite:///{tmp_path / 'store'}", chatter)
     # Step 1 was as right as step 0, and it is what collapsed.

@@ -59,10 +59,10 @@ def job(folder: Path, rows: list[dict[str, Any]], **changes: Any) -> TrainJob:
         exit_file=folder / "exit_reason",
         seed=0,
         learning_rate=1e-3,
-        epochs=1,
-        batch=8,
-        micro_batch=8,
-        warmup=0.0,
+        num_train_epochs=1,
+        global_batch_size=8,
+        per_device_train_batch_size=8,
+        warmup_ratio=0.0,
         max_length=256,
         log_every=1,
     )
@@ -90,10 +90,10 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(tmp_path: Path, monk
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
     killed.mkdir()
-    train(job(whole, pairs(32), save_every=1), whole, lambda *_: None)
+    train(job(whole, pairs(32), save_steps=1), whole, lambda *_: None)
     (killed / "sitecustomize.py").write_text(DYING.replace("FLAG", str(killed / "flag")))
     monkeypatch.setenv("PYTHONPATH", str(killed))
-    order = job(killed, pairs(32), save_every=1)
+    order = job(killed, pairs(32), save_steps=1)
     with pytest.raises(TrainerCrashed):
         train(order, killed, lambda *_: None)
     assert last_whole_checkpoint(order.work) == str(order.work / "checkpoint-2")
@@ -133,13 +133,13 @@ def test_when_memory_runs_out_the_micro_batch_is_halved(tmp_path: Path, monkeypa
     crowd(tmp_path, 4, monkeypatch)
     figures = train(job(tmp_path, pairs(16)), tmp_path, lambda *_: None)
     assert figures[-1]["step"] == 2  # 16 pairs, still 8 a step
-    assert TrainJob.model_validate_json((tmp_path / "job.json").read_text()).micro_batch == 4
+    assert TrainJob.model_validate_json((tmp_path / "job.json").read_text()).per_device_train_batch_size == 4
 
 
 def test_when_one_row_is_too_much_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     crowd(tmp_path, 0, monkeypatch)
     with pytest.raises(TrainingFailed, match=r"lower its max_length"):
-        train(job(tmp_path, pairs(2), batch=2, micro_batch=1), tmp_path, lambda *_: None)
+        train(job(tmp_path, pairs(2), batch=2, per_device_train_batch_size=1), tmp_path, lambda *_: None)
 
 
 def test_a_checkpoint_that_was_not_finished_is_not_resumed_from(tmp_path: Path):
@@ -168,7 +168,7 @@ def test_simpo_widens_the_margin_and_leaves_a_proof(tmp_path: Path):
 
 
 def test_adapters_are_merged_into_the_saved_checkpoint(tmp_path: Path):
-    train(job(tmp_path, pairs(16), lora=Lora(rank=4, alpha=8)), tmp_path, lambda *_: None)
+    train(job(tmp_path, pairs(16), lora=Lora(r=4, alpha=8)), tmp_path, lambda *_: None)
     saved, base = Checkpoint.open(tmp_path / "out"), Checkpoint.open(TINY_MODEL)
     assert saved.tensor_sizes == base.tensor_sizes
     weights = {

@@ -13,13 +13,13 @@ from models.checkpoints.checkpoint import TINY_MODEL
 from models.training.simpo import IdsSimPOTrainer, completion_log_probs
 
 
-def trainer(folder: Path, sft_weight: float) -> Any:
+def trainer(folder: Path, cpo_alpha: float) -> Any:
     config = CPOConfig(
         output_dir=str(folder),
         loss_type="simpo",
         beta=2.0,
         simpo_gamma=0.3,
-        cpo_alpha=sft_weight,
+        cpo_alpha=cpo_alpha,
         bf16=False,
         use_cpu=True,
         report_to="none",
@@ -44,7 +44,7 @@ def loss_and_gradients(made: Any) -> tuple[float, dict[str, Any]]:
 
 
 def test_loss_and_gradients_equal_trls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    made = trainer(tmp_path, sft_weight=0.0)
+    made = trainer(tmp_path, cpo_alpha=0.0)
     torch.manual_seed(0)
     ours, gradients = loss_and_gradients(made)
     monkeypatch.setattr(IdsSimPOTrainer, "concatenated_forward", CPOTrainer.concatenated_forward)
@@ -56,7 +56,7 @@ def test_loss_and_gradients_equal_trls(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_micro_batches_do_not_change_the_gradient(tmp_path: Path):
-    made = trainer(tmp_path, sft_weight=0.7)
+    made = trainer(tmp_path, cpo_alpha=0.7)
     whole = next(iter(made.get_train_dataloader()))
     made.model.zero_grad()
     made.get_batch_loss_metrics(made.model, whole)[0].backward()

@@ -127,7 +127,9 @@ def test_every_section_of_a_pipeline_reaches_a_step_or_is_left_out(pipeline: typ
 
 
 def test_memory_settings_change_no_key():
-    assert key(a=SimPO(batch=16, micro_batch=4)) == key(a=SimPO(batch=16, micro_batch=8))
+    assert key(a=SimPO(global_batch_size=16, per_device_train_batch_size=4)) == key(
+        a=SimPO(global_batch_size=16, per_device_train_batch_size=8)
+    )
     assert key(a=Stories(count=3)) != key(a=Stories(count=4))
     assert key(a=Sampling()) != key(a=Sampling(top_p=0.9))
 

@@ -35,7 +35,7 @@ def intake(**settings: Any) -> Intake:
 def drawn(
     rows: Sequence[NamedProblem], count: int, seed: int = 0, backwards: bool = False, buffer: int | None = None
 ) -> Intake:
-    taken = intake(most_bad=1)
+    taken = intake(max_invalid_fraction=1)
     taken.draw(iter(rows), ProblemSelection(seed, backwards), count, buffer)
     return taken
 
@@ -149,12 +149,12 @@ def test_a_few_unreadable_answers_in_a_small_draw_do_not_refuse_a_large_set():
     taken.refuse("file")  # 3 of 8 tried, but not more than 5 of 100
     few = intake()
     few.draw(iter(named([row for row in rows if row["problem"] in order[:8]])), ProblemSelection(0, False), 5, None)
-    with pytest.raises(ProblemsRefused, match=r"3 of 8 rows are bad; problems\.most_bad allows 5%"):
+    with pytest.raises(ProblemsRefused, match=r"3 of 8 rows are bad; problems\.max_invalid_fraction allows 5%"):
         few.refuse("file")
 
 
 def test_ids_seen_twice_and_rows_that_are_none_are_set_aside():
-    taken = intake(most_bad=1)
+    taken = intake(max_invalid_fraction=1)
     taken.take_all(
         named([{"id": "a", "problem": "1?", "answer": 1}, {"id": "a", "problem": "2?", "answer": 2}, {"x": 1}])
     )
@@ -165,7 +165,7 @@ def test_ids_seen_twice_and_rows_that_are_none_are_set_aside():
 
 @pytest.mark.parametrize("rows", [[], [{"x": 1}], [{"problem": "?", "answer": "?"}]])
 def test_a_source_with_nothing_to_use_is_refused_whatever_it_may_hold(rows: list[dict[str, Any]]):
-    taken = intake(most_bad=1)
+    taken = intake(max_invalid_fraction=1)
     taken.take_all(named(rows))
     with pytest.raises(ProblemsRefused, match=r"no rows|1 of 1 rows are bad"):
         taken.refuse("file")

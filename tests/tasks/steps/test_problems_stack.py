@@ -96,7 +96,7 @@ def test_problems_that_leave_no_room_are_left_out_and_told(ctx: RunContext, tmp_
     assert fitting.count
     assert fitting.count.dropped == {"prompt-too-long": 1}
     assert ctx.warnings == [
-        "amc: 1 of 31 are left out: with more than 9 tokens they leave no room in engine.context for what is to "
+        "amc: 1 of 31 are left out: with more than 9 tokens they leave no room in engine.max_model_len for what is to "
         "follow them"
     ]
     with pytest.raises(ProblemsRefused, match=r"all 31 problems are longer than 9 tokens; raise engine\.context"):
@@ -111,7 +111,7 @@ def test_bad_rows_are_set_aside_with_id_and_reason(ctx: RunContext, tmp_path: Pa
         {"id": "x", "problem": "1?"},
         {"id": "y", "problem": "?", "answer": "\\frac{"},
     ]
-    problems = load(ctx, jsonl(tmp_path / "rows.jsonl", rows), most_bad=0.2)
+    problems = load(ctx, jsonl(tmp_path / "rows.jsonl", rows), max_invalid_fraction=0.2)
     assert [problem.id for problem in problems] == [row["id"] for row in GOOD]
     count = ctx.ledger[-1].artifact.count
     assert count
