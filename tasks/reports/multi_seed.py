@@ -86,7 +86,7 @@ def report_markdown(report: dict[str, Any]) -> str:
     shown = ": how much trainings differ shows in the column by seed.\n\n" if report["by_seed"] else ".\n\n"
     text = head + shown + _table(report["models"], report["comparisons"], report["by_seed"])
     if report["vs_method"]:
-        text += f"\nThe controls beside {report['beside_method'][0]['against']}, on the same problems:\n\n"
+        text += f"\nThe controls beside {report['vs_method'][0]['against']}, on the same problems:\n\n"
         text += _markdown([_beside(pair) for pair in report["vs_method"]])
     for note in report["tables"]:
         if note["is_pooled"]:

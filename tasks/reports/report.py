@@ -114,7 +114,7 @@ def _pooled(seeds: Sequence[Sequence[ModelScores]]) -> list[ModelScores]:
 
 
 def _figures(scored: Sequence[ModelScores]) -> dict[str, Any]:
-    """`models`; `comparisons`, each against the first; and `beside_method`, each control against the method."""
+    """`models`; `comparisons`, each against the first; and `vs_method`, each control against the method."""
     base, method = scored[0], next(item for item in scored if item.role == "method")
     controls = [item for item in scored if item.role == "control"]
     return {

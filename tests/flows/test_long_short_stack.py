@@ -224,7 +224,7 @@ def test_a_run_without_anything_to_learn_from_says_what_became_of_it(tmp_path: P
                 lambda model, *_: Completion(model.encode("Hmm.\n</think>\nI pass.<|endoftext|>"), True)
             )
 
-    with pytest.raises(TrainingFailed, match=r"dropped on the way: choose-traces: 32 not-right"):
+    with pytest.raises(TrainingFailed, match=r"dropped on the way: select-traces: 32 not-right"):
         Wrong(tmp_path, "rl.rounds=[]")
 
 

@@ -22,7 +22,7 @@ from models.inference import rollout_engine, rollout_store, scheduler
 from models.inference.engine import Completion
 from models.inference.rollout_engine import RolloutExecutor
 from models.inference.rollout_store import Purpose, RolloutStore
-from models.inference.scheduler import EngineScheduler, Job
+from models.inference.scheduler import EngineScheduler, Job, PendingRequest
 from models.inference.scripted_engine import ScriptedEngine
 from reasoning.sampling_plans import EarliestCrossing
 
@@ -55,11 +55,11 @@ def main(url: str, model: str, log: Path, lines: int) -> None:
     engine = ScriptedEngine(lambda *_: Completion((int(luck.random() < 0.35), luck.getrandbits(31)), True))
 
     class Logged(EngineScheduler):
-        def send(self, ticket: int, draw: Any) -> None:
-            first = draw.ask.first + len(draw.held)
+        def submit(self, ticket: int, pending: PendingRequest) -> None:
+            first = pending.ask.first + len(pending.completions)
             with log.open("a") as file:
-                file.write(json.dumps([draw.request.prompt_ids, first, draw.missing]) + "\n")
-            super().submit(ticket, draw)
+                file.write(json.dumps([pending.request.prompt_ids, first, pending.missing]) + "\n")
+            super().submit(ticket, pending)
 
     run = RolloutExecutor(RolloutStore(url), [Logged(engine, Checkpoint.open(Path(model)))], Purpose.PROBE, 0)
     jobs = [job(trace) for trace in range(TRACES)]
