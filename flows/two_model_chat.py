@@ -26,8 +26,8 @@ from models.inference.vllm_server import VllmServer, serve_all
 from models.serving.openai_server import NAME, create_app
 from models.serving.two_model_client import Backend, BackendDown, DialogueDone, TextDelta, TooLong, TwoModelClient
 from reasoning.dialogue import Speaker
+from tasks.reports.layout import strip_control_chars
 from tasks.reports.model_pair import load_model_pair
-from tasks.reports.report import harmless
 
 STYLES = {Speaker.LONG: "dim", Speaker.SHORT: "bold"}
 
@@ -105,10 +105,10 @@ async def _tell(client: TwoModelClient, question: str, console: Console) -> None
                 else:
                     _show(piece, console)
         except (BackendDown, TooLong) as error:
-            console.print(Text(harmless(f"\nerror: {error}")))
+            console.print(Text(strip_control_chars(f"\nerror: {error}")))
 
 
 def _show(piece: TextDelta, console: Console) -> None:
     if piece.begins:
         console.print(Text(f"\n{piece.speaker}: "), end="", style="italic")
-    console.print(Text(harmless(piece.text)), end="", style=STYLES[piece.speaker], soft_wrap=True)
+    console.print(Text(strip_control_chars(piece.text)), end="", style=STYLES[piece.speaker], soft_wrap=True)

@@ -1,90 +1,101 @@
-"""From examined completions to the figures of a report.
+"""From scored completions to the figures of a report.
 
-Knows: scores, intervals, cost formulas. Must not know: how completions were drawn, or what a report looks like.
+A frame of scores has one row per completion (`score_frame`); every figure is clustered by problem.
 """
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
 from typing import Any, Literal
 
-import numpy as np
+import pandas as pd
 
 from reasoning.cost import Shape, aes, efficiency
-from reasoning.records import ModelCall, Score, Verdict, completed
-from reasoning.stats import Interval, mean_interval, paired_difference, paired_ratio, problem_means
+from reasoning.records import ModelCall, Score, Verdict
+from reasoning.stats import mean_interval, paired_difference, paired_ratio, problem_means
 
 Role = Literal["base", "method", "control"]
+DTYPES = {
+    "problem_id": "object",  # isin is ten times as slow for "str"
+    "level": "Int64",
+    "subject": "str",
+    "sample": "int64",
+    "tokens": "int64",
+    "truncated": "bool",
+    "correct": "bool",
+    "completed": "bool",
+    "attention_flops": "float64",
+    "query_flops": "float64",
+}
+"""Columns of a frame of scores. `attention_flops` are those of generated tokens; `query_flops` are those of the whole
+query, prompt included. A row that is not `completed` has no completion: it is not correct, and has no length."""
 
 
-def calls_of(score: Score) -> tuple[ModelCall, ...]:
-    """The requests that a completion took."""
-    return score.calls or (ModelCall(prompt_tokens=score.prompt_tokens, tokens=score.tokens),)
+def score_frame(scores: Iterable[Score], shape: Shape) -> pd.DataFrame:
+    """One row per completion of a model of `shape`, in the given order; columns as in `DTYPES`."""
+    return pd.DataFrame([_score_row(score, shape) for score in scores], columns=list(DTYPES)).astype(DTYPES)
 
 
-def attention_flops(score: Score, shape: Shape) -> float:
-    """Of the tokens that were generated."""
-    return sum(shape.attention_flops(call.prompt_tokens, call.tokens) for call in calls_of(score))
-
-
-def completed_by_both(scores: Sequence[Score], base: Sequence[Score]) -> tuple[list[Score], list[Score]]:
-    """Those of completions that there are, of problems that have some on both sides."""
-    sides = completed(scores), completed(base)
-    common = {score.problem_id for score in sides[0]} & {score.problem_id for score in sides[1]}
-    first, second = ([score for score in side if score.problem_id in common] for side in sides)
-    return first, second
-
-
-def accuracy_by_problem(scores: Sequence[Score]) -> dict[str, float]:
-    return problem_means((score.problem_id, float(score.verdict is Verdict.RIGHT)) for score in scores)
-
-
-def tokens_by_problem(scores: Sequence[Score]) -> dict[str, float]:
-    return problem_means((score.problem_id, float(score.tokens)) for score in completed(scores))
-
-
-def model_figures(name: str, role: Role, scores: Sequence[Score], shape: Shape) -> dict[str, Any]:
-    """One entry of the report's `models`: fractions and tokens, intervals clustered by problem."""
-    levels = sorted({score.level for score in scores if score.level is not None})
+def _score_row(score: Score, shape: Shape) -> dict[str, Any]:
+    calls = score.calls or (ModelCall(prompt_tokens=score.prompt_tokens, tokens=score.tokens),)
     return {
-        "name": name,
-        "role": role,
-        **_core(scores),
-        "attention_flops": float(np.mean([attention_flops(score, shape) for score in completed(scores)])),
-        "by_level": {str(level): _core([s for s in scores if s.level == level]) for level in levels},
+        "problem_id": score.problem_id,
+        "level": score.level,
+        "subject": score.subject,
+        "sample": score.sample,
+        "tokens": score.tokens,
+        "truncated": score.truncated,
+        "correct": score.verdict is Verdict.RIGHT,
+        "completed": score.verdict is not Verdict.NO_COMPLETION,
+        "attention_flops": sum(shape.attention_flops(call.prompt_tokens, call.tokens) for call in calls),
+        "query_flops": sum(shape.forward_flops(call.prompt_tokens, 0, call.tokens) for call in calls),
     }
 
 
-def _core(scores: Sequence[Score]) -> dict[str, Any]:
-    accuracy, accuracy_ci = _mean(accuracy_by_problem(scores))
-    tokens, tokens_ci = _mean(tokens_by_problem(scores))
+def completed_by_both(scores: pd.DataFrame, base: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The completed rows of problems with at least one completion on both sides."""
+    scores, base = scores[scores["completed"]], base[base["completed"]]
+    in_both = scores["problem_id"].isin(base["problem_id"])
+    return scores[in_both], base[base["problem_id"].isin(scores["problem_id"])]
+
+
+def model_figures(name: str, role: Role, scores: pd.DataFrame) -> dict[str, Any]:
+    """One entry of the report's `models`: fractions and tokens, with 95 % intervals; also by level and by subject."""
+    return {
+        "name": name,
+        "role": role,
+        **_accuracy_and_tokens(scores),
+        "attention_flops": float(scores.loc[scores["completed"], "attention_flops"].mean()),
+        **{
+            f"by_{column}": {str(group): _accuracy_and_tokens(rows) for group, rows in scores.groupby(column)}
+            for column in ("level", "subject")
+        },
+    }
+
+
+def _accuracy_and_tokens(scores: pd.DataFrame) -> dict[str, Any]:
+    completed = scores[scores["completed"]]
+    accuracy, accuracy_ci = mean_interval(problem_means(scores, "correct"))
+    tokens, tokens_ci = mean_interval(problem_means(completed, "tokens"))
     return {
         "accuracy": accuracy,
         "accuracy_ci": list(accuracy_ci),
         "mean_tokens": tokens,
         "mean_tokens_ci": list(tokens_ci),
-        "truncated": sum(score.truncated for score in scores) / len(scores),
-        "failed": 1 - len(completed(scores)) / len(scores),
-        "problems": len({score.problem_id for score in scores}),
+        "truncated": float(scores["truncated"].mean()),
+        "failed": 1 - len(completed) / len(scores),
+        "problems": scores["problem_id"].nunique(),
         "samples": len(scores),
     }
 
 
-def _mean(by_problem: dict[str, float]) -> tuple[float, Interval]:
-    if not by_problem:
-        return math.nan, (math.nan, math.nan)
-    return mean_interval(np.array(list(by_problem.values())))
-
-
-def comparison(name: str, scores: Sequence[Score], against: str, base: Sequence[Score]) -> dict[str, Any]:
-    """One entry of the report's `comparisons`: paired over the same problems."""
-    accuracy, accuracy_0 = accuracy_by_problem(scores), accuracy_by_problem(base)
-    tokens, tokens_0 = map(tokens_by_problem, completed_by_both(scores, base))
+def comparison(name: str, scores: pd.DataFrame, against: str, base: pd.DataFrame) -> dict[str, Any]:
+    """One entry of the report's `comparisons`, paired over the same problems."""
+    accuracy, accuracy_0 = problem_means(scores, "correct"), problem_means(base, "correct")
+    tokens, tokens_0 = (problem_means(side, "tokens") for side in completed_by_both(scores, base))
     delta, delta_ci = paired_difference(accuracy, accuracy_0)
     ratio, ratio_ci = paired_ratio(tokens, tokens_0)
-    means = [sum(values.values()) / len(values) for values in (accuracy, tokens, accuracy_0, tokens_0)]
+    means = [float(values.mean()) for values in (accuracy, tokens, accuracy_0, tokens_0)]
     return {
         "model": name,
         "against": against,
@@ -97,74 +108,56 @@ def comparison(name: str, scores: Sequence[Score], against: str, base: Sequence[
     }
 
 
-def by_base_correctness(scores: Sequence[Score], base: Sequence[Score], shape: Shape) -> dict[str, float | None]:
-    """The method on what the base had right and on what it had wrong (section B, metrics). Fractions.
+def by_base_correctness(scores: pd.DataFrame, base: pd.DataFrame) -> dict[str, float | None]:
+    """Figures of the model where the base was right and where it was wrong, as fractions (section B, metrics).
 
-    Both models' samples must be independent. A problem weighs in each group by how many of the base's samples fall
-    into it, and is then compared with the base's *other* samples of it: those that chose the group are no fair measure
-    (right traces are shorter, so a second draw of the base itself would seem longer there). `attention_flops_right` and
-    `_wrong`: change of attention FLOPs. `wrong_to_right`: accuracy where the base was wrong; `wrong_to_right_of_base`:
-    the same for another sample of the base, which is right there now and then by chance. None where a group is empty
-    or no problem has several samples.
+    Both models' samples must be independent. A problem's weight in a group is the number of the base's samples in that
+    group. The model is compared with the base's *other* samples of the problem, because those that chose the group are
+    biased: right traces are shorter, so a second draw of the base itself would seem longer there.
+
+    `attention_flops_right`, `attention_flops_wrong`: relative change of attention FLOPs. `wrong_to_right`: accuracy
+    where the base was wrong. `wrong_to_right_of_base`: the same for another sample of the base, which is right by
+    chance. None for an empty group, and where no problem has several samples.
     """
-
     scores, base = completed_by_both(scores, base)
-
-    def flops(score: Score) -> float:
-        return attention_flops(score, shape)
-
-    def is_right(score: Score) -> float:
-        return float(score.verdict is Verdict.RIGHT)
-
-    right = [score for score in base if is_right(score)]
-    wrong = [score for score in base if not is_right(score)]
-    new_flops, new_accuracy = _mean_by_problem(scores, flops), accuracy_by_problem(scores)
-    changes = {
-        f"attention_flops_{name}": _change([new_flops[s.problem_id] for s in group], _of_the_others(base, group, flops))
-        for name, group in (("right", right), ("wrong", wrong))
+    of_model = {
+        column: base["problem_id"].map(problem_means(scores, column)) for column in ("attention_flops", "correct")
     }
-    return changes | {
-        "wrong_to_right": _average([new_accuracy[score.problem_id] for score in wrong]),
-        "wrong_to_right_of_base": _average(_of_the_others(base, wrong, is_right)),
+    of_base = {column: _mean_of_others(base, column) for column in ("attention_flops", "correct")}
+    right, wrong = base["correct"], ~base["correct"]
+    return {
+        **{
+            f"attention_flops_{name}": _change(of_model["attention_flops"][group], of_base["attention_flops"][group])
+            for name, group in (("right", right), ("wrong", wrong))
+        },
+        "wrong_to_right": _mean_or_none(of_model["correct"][wrong]),
+        "wrong_to_right_of_base": _mean_or_none(of_base["correct"][wrong]),
     }
 
 
-def _mean_by_problem(scores: Sequence[Score], value: Callable[[Score], float]) -> dict[str, float]:
-    return problem_means((score.problem_id, value(score)) for score in scores)
+def _mean_of_others(scores: pd.DataFrame, column: str) -> pd.Series:
+    """For each row the mean of its problem's other rows; NaN where it is the only one."""
+    values = scores[column].astype(float)
+    groups = values.groupby(scores["problem_id"])
+    return (groups.transform("sum") - values) / (groups.transform("count") - 1)
 
 
-def _of_the_others(base: Sequence[Score], group: Sequence[Score], value: Callable[[Score], float]) -> list[float]:
-    """For each score in `group` the mean value of its problem's other samples; nothing where it has none."""
-    of_problem: dict[str, list[float]] = defaultdict(list)
-    for score in base:
-        of_problem[score.problem_id].append(value(score))
-    return [
-        (sum(values) - value(score)) / (len(values) - 1)
-        for score in group
-        if len(values := of_problem[score.problem_id]) > 1
-    ]
+def _change(new: pd.Series, old: pd.Series) -> float | None:
+    return float(new.sum() / old.sum() - 1) if old.notna().all() and old.sum() else None
 
 
-def _change(new: Sequence[float], old: Sequence[float]) -> float | None:
-    return sum(new) / sum(old) - 1 if len(new) == len(old) and sum(old) else None
+def _mean_or_none(values: pd.Series) -> float | None:
+    return float(values.mean()) if values.notna().any() else None
 
 
-def _average(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def break_even(build_flops: float, scores: pd.DataFrame, base: pd.DataFrame) -> dict[str, Any]:
+    """After how many queries the FLOPs saved equal those that building the model took.
 
-
-def break_even(build_flops: float, scores: Sequence[Score], base: Sequence[Score], shape: Shape) -> dict[str, Any]:
-    """How many queries pay back what building the model cost; None where a query has not become surely cheaper.
-
-    The interval of `queries` follows from that of the saving, paired over the same problems.
+    The saving is paired over the same problems, and the interval of `queries` follows from its interval. `queries` is
+    None unless the saving is significantly above 0.
     """
-
-    scores, base = completed_by_both(scores, base)
-
-    def flops(score: Score) -> float:
-        return sum(shape.forward_flops(call.prompt_tokens, 0, call.tokens) for call in calls_of(score))
-
-    saved, (low, high) = paired_difference(_mean_by_problem(base, flops), _mean_by_problem(scores, flops))
+    flops, flops_0 = (problem_means(side, "query_flops") for side in completed_by_both(scores, base))
+    saved, (low, high) = paired_difference(flops_0, flops)
     return {
         "build_flops": build_flops,
         "saved_flops_per_query": saved,

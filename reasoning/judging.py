@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
+import pandas as pd
 from pydantic import Field
 
 from reasoning.llm_queries import LlmQuery, LlmReply, quote_parts
@@ -45,10 +45,7 @@ def judging_query(problem: Problem, completion: str) -> LlmQuery[Grades]:
 
 
 def means(rows: Sequence[JudgeGrades]) -> dict[str, tuple[float, float, float]]:
-    """Of each criterion the mean and its 95 % interval, clustered by problem."""
-    found = {}
-    for name in CRITERIA:
-        by_problem = problem_means((row.problem_id, float(getattr(row, name))) for row in rows)
-        mean, (low, high) = mean_interval(np.array(list(by_problem.values())))
-        found[name] = (mean, low, high)
-    return found
+    """Mean grade and the bounds of its 95 % interval, by criterion; clustered by problem."""
+    frame = pd.DataFrame([row.model_dump() for row in rows])
+    found = {name: mean_interval(problem_means(frame, name)) for name in CRITERIA}
+    return {name: (mean, low, high) for name, (mean, (low, high)) in found.items()}

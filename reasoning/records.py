@@ -383,6 +383,7 @@ class Score(Record):
 
     problem_id: str
     level: int | None
+    subject: str | None = None
     sample: int
     prompt_tokens: int
     tokens: int

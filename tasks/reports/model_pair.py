@@ -1,4 +1,4 @@
-"""Where the two models of a finished run are: written beside its report, read by whoever talks with them."""
+"""The folders of the two models of a finished run: written with its report, read by the chat and the server."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ MODEL_PAIR_FILE = "model_pair.json"
 
 
 class MissingModelPair(ReadableError):
-    """A folder that is no finished run of two models."""
+    """A folder that is not a finished run of two models."""
 
 
 def save_model_pair(ctx: RunContext, experiment: ExperimentResult) -> None:
-    """Writes where the method's two models are into the run's folder: whoever talks with them starts from there."""
+    """Writes the paths of the method's two models into the run's folder."""
     method = next(entry for entries in experiment.eval_sets.values() for entry in entries if entry.role == "method")
     (row,) = ctx.rows(method.model, ModelPair)
     models = zip(Speaker, models_of_pair(row), strict=True)
@@ -31,7 +31,7 @@ def save_model_pair(ctx: RunContext, experiment: ExperimentResult) -> None:
 
 
 def load_model_pair(run: Path) -> tuple[dict[Speaker, Path], LongShort]:
-    """The two models of a run, and its settings. Raises NoCouple."""
+    """The two models of a run, and its settings. Raises MissingModelPair."""
     try:
         folders = json.loads((run / MODEL_PAIR_FILE).read_text())
         settings = LongShort.model_validate_json((run / "config.json").read_text())

