@@ -45,6 +45,11 @@ TEXT = {"model", "role", "against", "benchmark", "subject"}
 COUNTS = {"problems", "samples"}
 
 
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """One dictionary per row, by the names of the columns."""
+    return [dict(zip(table.columns, row, strict=True)) for row in table.itertuples(index=False)]
+
+
 def with_new_names(values: dict[str, Any]) -> dict[str, Any]:
     """For `json.loads(object_hook=…)`: an object under the names of this version."""
     return {RENAMED.get(name, name): value for name, value in values.items()}
@@ -141,13 +146,14 @@ def _flat(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {"model": entry.get("name")} | flat | lows | highs
 
 
-def ledger_frame(lines: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+def ledger_frame(lines: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """One row per step. `dropped` and `counts` are JSON texts; the fields of `cost_bounds` are columns, NaN without."""
-    frame = pd.DataFrame(lines)
+    frame = pd.DataFrame([dict(line) for line in lines])
     if frame.empty:
         return frame
     bounds = pd.DataFrame([line or {} for line in frame.pop("cost_bounds")], columns=list(CostBounds.model_fields))
     texts = {
         name: frame[name].map(lambda counts: json.dumps(counts, ensure_ascii=False)) for name in ("dropped", "counts")
     }
-    return pd.concat([frame.assign(**texts), bounds.astype("float64")], axis=1)
+    columns = ["stage", *frame.columns.drop("stage")]
+    return pd.concat([frame.assign(**texts)[columns], bounds.astype("float64")], axis=1)

@@ -120,7 +120,7 @@ def _models_table(results: pd.DataFrame) -> pd.DataFrame:
     return table.assign(model=table["model"].mask(table["role"] == "method", "**" + table["model"] + "**"))[COLUMNS]
 
 
-def _by_seed(figures: pd.DataFrame, models: pd.Series) -> dict[str, list[str]]:
+def _by_seed(figures: pd.DataFrame, models: pd.Series) -> dict[str, Any]:
     """A column with each model's points and token ratio in each seed; no column without several seeds."""
     if figures.empty:
         return {}

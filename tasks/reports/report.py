@@ -11,10 +11,10 @@ import pandas as pd
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from conf.base import Settings
-from reasoning.evaluation import break_even, by_base_correctness, comparison, model_figures
 from reasoning.records import EvaluatedDialogue, completed
 from reasoning.rewards import reward_gain
-from tasks.reports.frames import ledger_frame, seed_models, seed_scores
+from tasks.reports.figures import figures, figures_by_seed
+from tasks.reports.frames import ledger_frame, records, seed_models, seed_scores
 from tasks.reports.layout import console, engine_table, report_tables
 from tasks.reports.seed_results import SeedResult
 from tasks.reports.show_report import print_report, show_report
@@ -32,7 +32,7 @@ def write_report(ctx: RunContext, settings: Settings, results: Sequence[SeedResu
     """Writes `report.json`, prints the tables, publishes Prefect artifacts; several seeds are pooled."""
     main, *others = results[0].eval_sets
     scores, models = seed_scores(results), seed_models(results)
-    pooled = {name: _figures(scores, models, benchmark=name) for name in (main, *others)}
+    pooled = {name: figures(scores, models, benchmark=name) for name in (main, *others)}
     report = {
         "pipeline": getattr(settings, "pipeline", ""),
         "preset": getattr(settings, "preset", ""),
@@ -41,7 +41,7 @@ def write_report(ctx: RunContext, settings: Settings, results: Sequence[SeedResu
         "benchmark": main,
         **pooled[main],
         "others": {name: pooled[name] for name in others},
-        "by_seed": _by_seed(scores, models, main) if len(results) > 1 else [],
+        "by_seed": figures_by_seed(scores, models, main) if len(results) > 1 else [],
         "tables": _tables(results),
         "ledger": [line.model_dump() for result in results for line in result.ledger],
         "config": settings.model_dump(mode="json"),
@@ -79,11 +79,11 @@ def model_pairs_table(seeds: Sequence[Mapping[str, Sequence[EvaluatedDialogue]]]
         return []
     first = next(iter(pairs))
     dialogues = pd.DataFrame([{"pair": name} | _dialogue_row(row) for name, rows in pairs.items() for row in rows])
-    means = dialogues.groupby("pair", sort=False).mean().reindex(pairs)
+    means = dialogues.groupby("pair", sort=False).mean().reindex(list(pairs))
     gains = [reward_gain(rows, pairs[first]) for rows in pairs.values()]
     table = pd.DataFrame({name: means[name].map(form.format) for name, form in DIALOGUE_FORMS.items()})
     table["reward"] = [f"{gain:+.3f} [{low:+.3f}, {high:+.3f}]" for gain, (low, high) in gains]
-    rows = table.reset_index(names="pair").to_dict("records")
+    rows = records(table.reset_index(names="pair"))
     return [{"title": f"Dialogues; rewards relative to {first}", "rows": rows, "is_pooled": True}]
 
 
@@ -108,46 +108,6 @@ def _dialogue_row(row: EvaluatedDialogue) -> dict[str, float]:
     }
 
 
-def _by_seed(scores: pd.DataFrame, models: pd.DataFrame, benchmark: str) -> list[dict[str, Any]]:
-    """Each seed's own figures: the pooled intervals do not show how much trainings differ."""
-    return [{"seed": seed, **_figures(scores, models, benchmark=benchmark, seed=seed)} for seed in _seeds(models)]
-
-
-def _seeds(models: pd.DataFrame) -> list[int]:
-    return models["seed"].drop_duplicates().tolist()
-
-
-def _figures(scores: pd.DataFrame, models: pd.DataFrame, **where: Any) -> dict[str, Any]:
-    """`models`; `comparisons`, each against the first; and `vs_method`, each control against the method.
-
-    `where`: values of the columns that select rows, of all seeds unless it names one. The problem stays the unit of
-    pooling: stories of different seeds are different problems; problems of a file or of the hub are the same in every
-    seed, with more samples each.
-    """
-    for column, value in where.items():
-        scores, models = scores[scores[column] == value], models[models[column] == value]
-    rows = dict(iter(scores.groupby("model", sort=False)))
-    pooled = models.groupby("model", sort=False).agg(
-        {"role": "first", "independent": "first", "build_flops": "mean", "trained_on": "mean"}
-    )
-    base, method = pooled.index[0], pooled.index[pooled["role"] == "method"][0]
-    return {
-        "models": [model_figures(name, role, rows[name]) for name, role in pooled["role"].items()],
-        "comparisons": [
-            {
-                **comparison(name, rows[name], base, rows[base]),
-                "by_base_correctness": by_base_correctness(rows[name], rows[base]) if model.independent else None,
-                "break_even": break_even(float(model.build_flops), rows[name], rows[base]),
-                "trained_on": float(model.trained_on),
-            }
-            for name, model in pooled.iloc[1:].iterrows()
-        ],
-        "vs_method": [
-            comparison(name, rows[name], method, rows[method]) for name in pooled.index[pooled["role"] == "control"]
-        ],
-    }
-
-
 def _finite(value: Any) -> Any:
     """None instead of NaN and of infinite bounds (intervals over one problem), which JSON cannot hold."""
     if isinstance(value, dict):
@@ -159,7 +119,7 @@ def _finite(value: Any) -> Any:
 
 def engine_rows(report: Mapping[str, Any]) -> list[dict[str, str]]:
     """The report's table of steps that used an engine, as records."""
-    return engine_table(ledger_frame(report["ledger"])).to_dict("records")
+    return records(engine_table(ledger_frame(report["ledger"])))
 
 
 def artifact_key(name: str) -> str:
@@ -171,7 +131,7 @@ def _publish(report: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> N
     key = artifact_key(f"{report['pipeline']}-{report['preset']}")
     for title, table in tables.items():
         create_table_artifact(
-            table.to_dict("records"), key=artifact_key(f"{key}-{title}"), description=DESCRIPTIONS.get(title, title)
+            records(table), key=artifact_key(f"{key}-{title}"), description=DESCRIPTIONS.get(title, title)
         )
     lines = [
         f"- **{entry['model']}** against {entry['against']}: tokens × {entry['tokens_ratio']:.3f}, "

@@ -10,6 +10,7 @@ from conf.cot_distillation import PAPER_RATIOS
 from reasoning import judging
 from reasoning.records import ColdStartDialogue, CompressedTrace, JudgeGrades, PrefixValues, Problem, Rating, by_trace
 from reasoning.stats import partial_correlation, proportion_difference, rank_correlation
+from tasks.reports.frames import records
 from tasks.reports.layout import formatted
 from tasks.reports.seed_results import ReportTable
 from tasks.runtime.artifacts import ArtifactRef
@@ -18,7 +19,7 @@ from tasks.runtime.context import RunContext
 
 def report_table(title: str, table: pd.DataFrame) -> ReportTable:
     """`table` holds texts; a missing one is empty."""
-    return ReportTable(title, table.fillna("").to_dict("records"))
+    return ReportTable(title, records(table.fillna("")))
 
 
 def rating_table(ctx: RunContext, problems: ArtifactRef, ratings: ArtifactRef) -> ReportTable:

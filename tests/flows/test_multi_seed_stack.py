@@ -115,6 +115,7 @@ def test_seeds_are_pooled_and_told_apart(report: dict[str, Any]):
     for pair in report["vs_method"]:
         difference = by_name[pair["model"]]["accuracy"] - by_name["dto"]["accuracy"]
         assert (pair["against"], pair["accuracy_delta"]) == ("dto", pytest.approx(difference))
+    assert set(report["models"][0]["by_level"]) == {"1", "2", "3", "4"}
     ((name, unseen),) = report["others"].items()
     assert name == "levels that no training has seen"
     assert [model["problems"] for model in unseen["models"]] == [4] * 7
@@ -190,12 +191,12 @@ def test_outcomes_that_other_code_made_are_read_and_said_to_be(
     assert {name: again[name] for name in FIGURES[:-1]} == {name: report[name] for name in FIGURES[:-1]}
     told = [line for line in again["warnings"] if line not in report["warnings"]]
     assert [line.partition(":")[0] for line in told] == [
-        f"seed {seed} was examined with other code of prune-traces" for seed in (0, 1)
+        f"seed {seed} was evaluated with other code of prune-traces" for seed in (0, 1)
     ]
 
 
 def test_a_folder_of_outcomes_that_is_not_there_is_no_empty_one(tmp_path: Path):
-    with pytest.raises(SeedResultError, match="no such folder; correct earlier"):
+    with pytest.raises(SeedResultError, match="no such folder; correct reuse_results_from"):
         claim(tmp_path / "root", f"reuse_results_from={tmp_path / 'doc'}")
 
 
@@ -204,9 +205,9 @@ def test_a_folder_of_outcomes_that_is_not_there_is_no_empty_one(tmp_path: Path):
     [
         ("dto.training.learning_rate=1e-6", None, "other settings (training.learning_rate); run seed 0 again"),
         ("dto.engine.max_model_len=4000", None, "other settings (engine.max_model_len); run seed 0 again"),
-        ("dto.engine.dtype=bfloat16", None, "of model [0-9a-f]{12}, and here it is [0-9a-f]{12}; run seed 0 again"),
-        ("seeds=[0]", b"", "dto-seed-0.json.xz: holds no outcome"),
-        ("seeds=[0]", lzma.compress(b'{"seed": 0}'), "dto-seed-0.json.xz: holds no outcome"),
+        ("dto.engine.dtype=bfloat16", None, "of model [0-9a-f]{12}, not of [0-9a-f]{12}; run seed 0 again"),
+        ("seeds=[0]", b"", "dto-seed-0.json.xz: holds no seed result"),
+        ("seeds=[0]", lzma.compress(b'{"seed": 0}'), "dto-seed-0.json.xz: holds no seed result"),
     ],
 )
 def test_outcomes_of_other_claims_are_refused_before_anything_is_run(
@@ -231,7 +232,7 @@ def test_couples_of_all_seeds_are_pooled(tmp_path: Path):
     assert [row["pair"] for row in note["rows"]] == names[2:5]
     text = (tmp_path / "README.md").read_text()
     assert "| **round 2, short** |" in text
-    assert "Dialogues; rewards beside those of cold start:\n\n| couple |" in text
+    assert "Dialogues; rewards relative to cold start:\n\n| pair |" in text
     # Each couple is built by all that led to either of its models.
     pairs = {pair["model"]: pair for pair in report["comparisons"]}
     assert pairs["cold start"]["break_even"]["build_flops"] > 0

@@ -1,15 +1,18 @@
-"""Statistics, cost and examination figures, each expectation worked out by hand."""
+"""Statistics, cost and evaluation figures, each expectation worked out by hand."""
 
+import json
 import math
+from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from reasoning.cost import Shape, aes, efficiency
-from reasoning.evaluation import break_even, by_base_correctness, comparison, model_figures
-from reasoning.records import Score, Usage, Verdict
+from reasoning.evaluation import break_even, by_base_correctness, comparison, model_figures, score_frame
+from reasoning.records import ModelCall, Score, Usage, Verdict
 from reasoning.stats import (
     mean_interval,
     paired_difference,
@@ -32,7 +35,15 @@ def test_mean_and_interval_over_three_problems():
 
 
 def test_samples_of_one_problem_count_once():
-    assert problem_means([("a", 1), ("a", 0), ("b", 1)]) == {"a": 0.5, "b": 1.0}
+    samples = pd.DataFrame({"problem_id": ["b", "a", "b"], "correct": [True, True, False]})
+    assert problem_means(samples, "correct").to_dict() == {"b": 0.5, "a": 1.0}
+    assert list(problem_means(samples, "correct").index) == ["b", "a"]
+
+
+def test_without_problems_there_are_no_figures():
+    none = pd.Series(dtype=float)
+    assert all(math.isnan(value) for value in (mean_interval(none)[0], paired_difference({}, none)[0]))
+    assert all(math.isnan(value) for value in paired_ratio({}, {})[1])
 
 
 def test_a_single_problem_tells_nothing_about_the_spread():
@@ -116,7 +127,7 @@ def test_efficiency_and_aes():
 
 
 def without(problem: str, level: int = 1) -> Score:
-    """An examined completion that was not to be had."""
+    """The score of a completion that failed."""
     return Score(
         problem_id=problem,
         level=level,
@@ -128,29 +139,51 @@ def without(problem: str, level: int = 1) -> Score:
     )
 
 
+SHAPE = Shape(parameters=10, layers=1, attention_width=1)
+UNIT = Shape(parameters=1, layers=1, attention_width=1)
+
+
+def frame(scores: Sequence[Score], shape: Shape = SHAPE) -> pd.DataFrame:
+    return score_frame(scores, shape)
+
+
 def test_a_completion_that_is_not_there_is_not_right_and_has_no_length():
-    shape = Shape(parameters=1, layers=1, attention_width=1)
-    scores = [score("a", 10, True), without("a"), score("b", 30, True), without("c", level=2)]
-    figures = model_figures("m", "base", scores, shape)
+    scores = frame([score("a", 10, True), without("a"), score("b", 30, True), without("c", level=2)], UNIT)
+    figures = model_figures("m", "base", scores)
     # accuracy: a ½, b 1, c 0; tokens: a 10, b 30
     assert (figures["accuracy"], figures["mean_tokens"], figures["failed"]) == (0.5, 20, 0.5)
     assert (figures["problems"], figures["samples"]) == (3, 4)
+    # attention after 3 prompt tokens, of completed rows: 4·10·(4 + 13)/2 and 4·30·(4 + 33)/2
+    assert figures["attention_flops"] == (340 + 2220) / 2
     assert math.isnan(figures["by_level"]["2"]["mean_tokens"])
-    base = [score("a", 20, True), score("b", 30, False), score("c", 100, True)]
-    told = comparison("m", scores, "base", base)
+    base = frame([score("a", 20, True), score("b", 30, False), score("c", 100, True)], UNIT)
+    pair = comparison("m", scores, "base", base)
     # accuracy over a, b and c: ½ − ⅔; tokens over a and b, which both have: (10 + 30) / (20 + 30)
-    assert told["accuracy_delta"] == pytest.approx(0.5 - 2 / 3)
-    assert told["tokens_ratio"] == pytest.approx(0.8)
-    even = break_even(100.0, scores, base, shape)
+    assert pair["accuracy_delta"] == pytest.approx(0.5 - 2 / 3)
+    assert pair["tokens_ratio"] == pytest.approx(0.8)
+    even = break_even(100.0, scores, base)
     # a: 2·13 + 4·13·14/2 against 2·23 + 4·23·24/2; b alike
     assert even["saved_flops_per_query"] == pytest.approx(((46 + 1104) - (26 + 364)) / 2)
-    assert by_base_correctness(scores, base, shape)["wrong_to_right"] == 1
+    assert by_base_correctness(scores, base)["wrong_to_right"] == 1
 
 
-def score(problem: str, tokens: int, right: bool, level: int = 1, truncated: bool = False) -> Score:
+def test_a_model_without_any_completion_has_an_accuracy_and_no_lengths():
+    scores, base = frame([without("a"), without("b")]), frame([score("a", 4, True), score("b", 4, False)])
+    pair = comparison("m", scores, "base", base)
+    assert pair["accuracy_delta"] == -0.5
+    assert math.isnan(pair["tokens_ratio"])
+    assert by_base_correctness(scores, base)["wrong_to_right"] is None
+    assert break_even(7.0, scores, base)["queries"] is None
+    assert math.isnan(model_figures("m", "base", scores)["attention_flops"])
+
+
+def score(
+    problem: str, tokens: int, right: bool, level: int = 1, truncated: bool = False, subject: str | None = None
+) -> Score:
     return Score(
         problem_id=problem,
         level=level,
+        subject=subject,
         sample=0,
         prompt_tokens=3,
         tokens=tokens,
@@ -160,18 +193,43 @@ def score(problem: str, tokens: int, right: bool, level: int = 1, truncated: boo
 
 
 def test_a_models_figures():
-    shape = Shape(parameters=1, layers=1, attention_width=1)
     scores = [score("a", 10, True), score("a", 20, False), score("b", 30, True, level=2, truncated=True)]
-    figures = model_figures("m", "base", scores, shape)
+    figures = model_figures("m", "base", frame(scores))
     # problem a: accuracy ½, 15 tokens; problem b: 1, 30 tokens
     assert (figures["accuracy"], figures["mean_tokens"]) == (0.75, 22.5)
     assert (figures["problems"], figures["samples"], figures["truncated"]) == (2, 3, pytest.approx(1 / 3))
     assert (figures["by_level"]["1"]["accuracy"], figures["by_level"]["2"]["mean_tokens"]) == (0.5, 30)
+    assert figures["by_subject"] == {}
+
+
+def test_figures_by_subject_are_clustered_by_problem():
+    scores = [
+        *(score("a", 10, right, subject="algebra") for right in (True, False)),
+        *(score("b", tokens, True, subject="algebra") for tokens in (20, 40)),
+        score("c", 50, False, subject="number theory"),
+        score("d", 70, True),
+    ]
+    figures = model_figures("m", "base", frame(scores))
+    assert list(figures["by_subject"]) == ["algebra", "number theory"]
+    algebra = figures["by_subject"]["algebra"]
+    # a: accuracy ½, 10 tokens; b: 1, 30 tokens; t(1 degree, 0.975) = 12.706 times √(2·¼²) / √2
+    assert (algebra["accuracy"], algebra["mean_tokens"], algebra["problems"], algebra["samples"]) == (0.75, 20, 2, 4)
+    assert algebra["accuracy_ci"] == pytest.approx([0.75 - 12.706 * 0.25, 0.75 + 12.706 * 0.25], rel=1e-3)
+    assert figures["by_subject"]["number theory"]["accuracy"] == 0
+    json.dumps(algebra)  # plain numbers
+
+
+def test_the_calls_of_a_dialogue_cost_one_by_one():
+    calls = (ModelCall(prompt_tokens=3, tokens=2), ModelCall(prompt_tokens=6, tokens=1))
+    row = score("a", 3, True).model_copy(update={"calls": calls})
+    # attention: 4·(4 + 5) + 4·7; whole queries: 2·10 per token of 5 and 7, attention 4·(1+…+5) + 4·(1+…+7)
+    figures = frame([row]).iloc[0]
+    assert (figures["attention_flops"], figures["query_flops"]) == (36 + 28, 20 * 12 + 4 * 15 + 4 * 28)
 
 
 def test_a_comparison():
-    base = [score("a", 40, True), score("b", 60, False)]
-    new = [score("a", 10, True), score("b", 40, True)]
+    base = frame([score("a", 40, True), score("b", 60, False)])
+    new = frame([score("a", 10, True), score("b", 40, True)])
     pair = comparison("new", new, "base", base)
     assert (pair["accuracy_delta"], pair["tokens_ratio"]) == (0.5, 0.5)
     assert pair["efficiency"] == pytest.approx((1 / 0.5) / 0.5)
@@ -184,13 +242,10 @@ def test_usage_adds_up():
     )
 
 
-SHAPE = Shape(parameters=10, layers=1, attention_width=1)
-
-
 def test_right_and_wrong_answers_of_the_base_are_told_apart():
-    base = [score("a", 4, True), score("a", 4, False), score("b", 6, False), score("b", 6, False)]
-    new = [score("a", 2, True), score("a", 2, True), score("b", 6, True), score("b", 6, False)]
-    figures = by_base_correctness(new, base, SHAPE)
+    base = frame([score("a", 4, True), score("a", 4, False), score("b", 6, False), score("b", 6, False)])
+    new = frame([score("a", 2, True), score("a", 2, True), score("b", 6, True), score("b", 6, False)])
+    figures = by_base_correctness(new, base)
     # Attention after 3 prompt tokens: 2 new 4·(4+5) = 36, 4 new 4·(4+5+6+7) = 88, 6 new 4·(4+…+9) = 156.
     assert figures["attention_flops_right"] == pytest.approx(36 / 88 - 1)
     assert figures["attention_flops_wrong"] == pytest.approx((36 + 156 + 156) / (88 + 156 + 156) - 1)
@@ -201,7 +256,7 @@ def test_right_and_wrong_answers_of_the_base_are_told_apart():
 
 
 def test_nothing_is_said_of_an_empty_group():
-    figures = by_base_correctness([score("a", 2, True)], [score("a", 4, True)], SHAPE)
+    figures = by_base_correctness(frame([score("a", 2, True)]), frame([score("a", 4, True)]))
     assert figures["attention_flops_right"] is None  # the base has no other sample of it
     assert figures["attention_flops_wrong"] is None
     assert figures["wrong_to_right"] is None
@@ -212,35 +267,37 @@ def test_a_second_draw_of_the_base_has_changed_nothing():
     """Right traces are shorter; that alone must not look like a change."""
     rng = np.random.default_rng(0)
 
-    def draw() -> list[Score]:
+    def draw() -> pd.DataFrame:
         right = rng.random((3000, 4)) < 0.7
-        return [score(f"p{p}", 50 if right[p, k] else 75, bool(right[p, k])) for p in range(3000) for k in range(4)]
+        rows = [(f"p{p}", bool(right[p, k])) for p in range(3000) for k in range(4)]
+        return frame([score(problem, 50 if is_right else 75, is_right) for problem, is_right in rows])
 
-    figures = by_base_correctness(draw(), draw(), SHAPE)
+    figures = by_base_correctness(draw(), draw())
     assert figures["attention_flops_right"] == pytest.approx(0, abs=0.03)
     assert figures["attention_flops_wrong"] == pytest.approx(0, abs=0.03)
     assert figures["wrong_to_right"] == pytest.approx(figures["wrong_to_right_of_base"], abs=0.03)
 
 
 def test_break_even_is_build_cost_over_saving():
-    base, new = [score("a", 4, True), score("b", 4, True)], [score("a", 2, True), score("b", 3, True)]
+    base = frame([score("a", 4, True), score("b", 4, True)])
+    new = frame([score("a", 2, True), score("b", 3, True)])
     # "a": 2·10·2 for two tokens fewer, and their attention: positions 6 and 7 after 3 + 2 tokens are saved: 4·13 = 52.
     # "b": 2·10 and position 7: 4·7 = 28. Their mean is 70; t(1 degree, 0.975) = 12.706 times √(22² + 22²) / √2 = 22.
-    found = break_even(700, new, base, SHAPE)
+    found = break_even(700, new, base)
     assert (found["build_flops"], found["saved_flops_per_query"]) == (700, pytest.approx(70))
     assert found["saved_flops_per_query_ci"] == pytest.approx([70 - 12.706 * 22, 70 + 12.706 * 22], rel=1e-3)
     assert found["queries"] is None  # with two problems the saving is not sure
 
 
 def test_a_sure_saving_pays_back_within_its_interval():
-    base = [score(f"p{n}", 4, True) for n in range(8)]
-    new = [score(f"p{n}", 2 + n % 2, True) for n in range(8)]
-    found = break_even(700, new, base, SHAPE)
+    base = frame([score(f"p{n}", 4, True) for n in range(8)])
+    new = frame([score(f"p{n}", 2 + n % 2, True) for n in range(8)])
+    found = break_even(700, new, base)
     # Savings of 92 and 48, four each: mean 70, deviation 22·√(8/7), t(7, 0.975) = 2.3646.
     half = 2.3646 * 22 * (8 / 7) ** 0.5 / 8**0.5
     assert found["queries"] == pytest.approx(10)
     assert found["queries_ci"] == pytest.approx([700 / (70 + half), 700 / (70 - half)], rel=1e-3)
-    assert break_even(700, base, new, SHAPE)["queries"] is None
+    assert break_even(700, base, new)["queries"] is None
 
 
 def test_how_certain_a_share_is_and_that_it_rose():
