@@ -59,16 +59,16 @@ def cot_distillation(settings: CotDistillation) -> Path:
 
 def run_cot_distillation(ctx: RunContext, settings: CotDistillation) -> Path:
     """The pipeline in a given workplace."""
-    ctx.save_settings(settings)
+    ctx.directory.save_settings(settings)
     write_report(ctx, settings, [build_seed_result(ctx, settings, run_experiment(ctx, settings))])
-    return ctx.report
+    return ctx.directory.report
 
 
 def run_experiment(ctx: RunContext, settings: CotDistillation) -> ExperimentResult:
     """Base, method, its parts and controls, trained and examined."""
     seed = settings.seed
     drawn = load_sources(ctx, settings.problems, settings.benchmarks, seed)
-    base = ctx.model(settings.model)
+    base = ctx.resources.model(settings.model)
     sources = filter_sources_by_prompt_length(ctx, drawn, [base], settings.room_for_prompt)
     problems, eval_sets = decontaminate(ctx, settings.decontamination, sources, seed), sources.eval_sets
     rated = rate(ctx, settings, base, problems)
@@ -125,7 +125,9 @@ def teach(ctx: RunContext, settings: CotDistillation, base: ArtifactRef, problem
         return write_traces(ctx, model=base, problems=problems, teacher=teacher, sampling=sampling, seed=seed)
     if not teacher.model:
         return sample_traces(ctx, model=base, problems=problems, sampling=sampling, seed=seed)
-    drawn = sample_traces(ctx, model=ctx.model(teacher.model), problems=problems, sampling=sampling, seed=seed)
+    drawn = sample_traces(
+        ctx, model=ctx.resources.model(teacher.model), problems=problems, sampling=sampling, seed=seed
+    )
     return import_traces(ctx, model=base, traces=drawn)
 
 

@@ -53,9 +53,9 @@ def dto(settings: Dto) -> Path:
 
 def run_dto(ctx: RunContext, settings: Dto) -> Path:
     """The pipeline in a given workplace."""
-    ctx.save_settings(settings)
+    ctx.directory.save_settings(settings)
     write_report(ctx, settings, [build_seed_result(ctx, settings, run_experiment(ctx, settings))])
-    return ctx.report
+    return ctx.directory.report
 
 
 def run_experiment(ctx: RunContext, settings: Dto) -> ExperimentResult:
@@ -63,8 +63,8 @@ def run_experiment(ctx: RunContext, settings: Dto) -> ExperimentResult:
     seed, controls, benchmark = settings.seed, settings.controls.trained, settings.benchmark
     benchmarks = {MAIN: benchmark.problems} | ({UNSEEN: benchmark.unseen} if benchmark.unseen else {})
     drawn = load_sources(ctx, settings.problems, benchmarks, seed)
-    base = ctx.model(settings.model)
-    validate_plain_logits(ctx.checkpoint(base))
+    base = ctx.resources.model(settings.model)
+    validate_plain_logits(ctx.resources.checkpoint(base))
     sources = filter_sources_by_prompt_length(ctx, drawn, [base], settings.room_for_prompt)
     problems, eval_sets = decontaminate(ctx, settings.decontamination, sources, seed), sources.eval_sets
     made = curate(ctx, settings, base, problems)

@@ -52,19 +52,19 @@ def long_short(settings: LongShort) -> Path:
 
 def run_long_short(ctx: RunContext, settings: LongShort) -> Path:
     """The pipeline in a given workplace."""
-    ctx.save_settings(settings)
+    ctx.directory.save_settings(settings)
     experiment = run_experiment(ctx, settings)
     write_report(ctx, settings, [build_seed_result(ctx, settings, experiment)])
     save_model_pair(ctx, experiment)
-    return ctx.report
+    return ctx.directory.report
 
 
 def run_experiment(ctx: RunContext, settings: LongShort) -> ExperimentResult:
     """Base, cold start, the two models after each round, and the controls, examined."""
     seed, sampling = settings.seed, settings.benchmark_sampling
     drawn = load_sources(ctx, settings.problems, settings.benchmarks, seed)
-    base = ctx.model(settings.model)
-    thinker = ctx.model(settings.teacher) if settings.teacher else base
+    base = ctx.resources.model(settings.model)
+    thinker = ctx.resources.model(settings.teacher) if settings.teacher else base
     readers = [base] if thinker is base else [base, thinker]
     sources = filter_sources_by_prompt_length(ctx, drawn, readers, settings.room_for_prompt, settings.protocol.roles)
     problems, eval_sets = decontaminate(ctx, settings.decontamination, sources, seed), sources.eval_sets

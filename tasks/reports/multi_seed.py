@@ -43,7 +43,7 @@ def load_earlier_results(ctx: RunContext, settings: MultiSeed) -> dict[int, Seed
         return {}
     if not folder.is_dir():
         raise SeedResultError(f"{folder}: no such folder; correct earlier, or leave it out to run all seeds")
-    base = ctx.model(settings.of.model).digest
+    base = ctx.resources.model(settings.of.model).digest
     found = {seed: load_seed_result(folder, settings.of, seed, base) for seed in settings.seeds}
     for seed in (seed for seed, result in found.items() if result):
         ctx.progress.note(f"seed {seed}: examined before, read from {folder}")
@@ -52,7 +52,7 @@ def load_earlier_results(ctx: RunContext, settings: MultiSeed) -> dict[int, Seed
 
 def publish_seed_result(ctx: RunContext, result: SeedResult, target: str) -> None:
     """Into the run's folder, and into `target` where it is named."""
-    save_seed_result(result, [ctx.folder, Path(target) / OUTCOMES] if target else [ctx.folder])
+    save_seed_result(result, [ctx.directory.path, Path(target) / OUTCOMES] if target else [ctx.directory.path])
 
 
 def publish_report(ctx: RunContext, report: dict[str, Any], target: str, pipeline: str) -> None:
@@ -60,8 +60,8 @@ def publish_report(ctx: RunContext, report: dict[str, Any], target: str, pipelin
 
     Raises NoPlace.
     """
-    table, plot = report_markdown(report), ctx.folder / "claims.svg"
-    (ctx.folder / "claims.md").write_text(table)
+    table, plot = report_markdown(report), ctx.directory.path / "claims.svg"
+    (ctx.directory.path / "claims.md").write_text(table)
     draw_pareto(report, plot)
     if target:
         validate_markers(target, pipeline)

@@ -55,7 +55,7 @@ def write_report(ctx: RunContext, settings: Settings, results: Sequence[SeedResu
         "written_on": _all_of(result.machine for result in results),
     }
     report = _finite(report)
-    path = ctx.save_report(report)
+    path = ctx.directory.save_report(report)
     _print(report, path)
     _publish(report)
     return report

@@ -17,7 +17,7 @@ SHOWN = 40
 
 def write_sentence_openers(ctx: RunContext, settings: MarkerReport, counted: ArtifactRef, traces: int) -> Path:
     """Prints the most frequent openings, and every marker; writes all that were kept to `report.json`."""
-    rows = ctx.rows(counted, SentenceOpener)
+    rows = ctx.artifacts.rows(counted, SentenceOpener)
     shown = [row for index, row in enumerate(rows) if index < SHOWN or row.is_marker]
     print_table("Sentence openings", [_line(row, traces) for row in shown])
     report = {
@@ -28,7 +28,7 @@ def write_sentence_openers(ctx: RunContext, settings: MarkerReport, counted: Art
         "ledger": [line.model_dump() for line in ledger_lines(ctx)],
         "config": settings.model_dump(mode="json"),
     }
-    path = ctx.save_report(report)
+    path = ctx.directory.save_report(report)
     ctx.progress.note(f"report: {path}")
     return path
 

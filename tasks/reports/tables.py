@@ -21,8 +21,8 @@ from tasks.runtime.context import RunContext
 
 def rating_table(ctx: RunContext, problems: ArtifactRef, ratings: ArtifactRef) -> ReportTable:
     """Ratings against the level that the data set gives, where it does, with what the text's length alone tells."""
-    known = {problem.id: problem for problem in ctx.rows(problems, Problem)}
-    rated = [(row.level, known[row.problem_id]) for row in ctx.rows(ratings, Rating)]
+    known = {problem.id: problem for problem in ctx.artifacts.rows(problems, Problem)}
+    rated = [(row.level, known[row.problem_id]) for row in ctx.artifacts.rows(ratings, Rating)]
     both = [(level, problem) for level, problem in rated if problem.level is not None]
     title = f"Ratings of {len(rated)} problems against their true level (Spearman)"
     if len({problem.level for _, problem in both}) < 2:
@@ -41,7 +41,7 @@ def rating_table(ctx: RunContext, problems: ArtifactRef, ratings: ArtifactRef) -
 def compression_table(ctx: RunContext, compressed: ArtifactRef) -> ReportTable:
     """By level: how many traces, how long they were and are, by how much shorter, and by how much the paper's are."""
     by_level: dict[int, list[CompressedTrace]] = defaultdict(list)
-    for row in ctx.rows(compressed, CompressedTrace):
+    for row in ctx.artifacts.rows(compressed, CompressedTrace):
         by_level[row.level].append(row)
     rows = []
     for level in range(1, LEVELS + 1):
@@ -65,9 +65,9 @@ def compression_table(ctx: RunContext, compressed: ArtifactRef) -> ReportTable:
 
 def thought_table(ctx: RunContext, values: ArtifactRef, rehearsals: ArtifactRef) -> ReportTable:
     """Important thoughts and the others: how many, how long, what they gain, and of how many that is certain."""
-    valued = by_trace(ctx.rows(values, PrefixValues))
+    valued = by_trace(ctx.artifacts.rows(values, PrefixValues))
     groups: dict[bool, list[tuple[int, float, bool]]] = {True: [], False: []}
-    for row in ctx.rows(rehearsals, ColdStartDialogue):
+    for row in ctx.artifacts.rows(rehearsals, ColdStartDialogue):
         found = valued[row.problem_id, row.sample]
         for (before, after), tokens, important in zip(pairwise(found.right), found.lengths, row.important, strict=True):
             low, _ = proportion_difference(after, before, found.total)
@@ -90,7 +90,7 @@ def thought_table(ctx: RunContext, values: ArtifactRef, rehearsals: ArtifactRef)
 
 def judge_table(ctx: RunContext, judged: ArtifactRef, names: Sequence[str]) -> ReportTable:
     """Each model's mean grades with their intervals."""
-    rows = ctx.rows(judged, JudgeGrades)
+    rows = ctx.artifacts.rows(judged, JudgeGrades)
     table = []
     for index, name in enumerate(names):
         own = [row for row in rows if row.model == index]

@@ -33,7 +33,8 @@ from models.inference.vllm_server import ServerFailed
 from models.training.launcher import TrainerCrashed
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.code_version import code_version
-from tasks.runtime.context import LedgerEntry, RunContext
+from tasks.runtime.context import RunContext, StepContext
+from tasks.runtime.ledger import LedgerEntry
 
 MODEL_KINDS = ("base-model", "checkpoint")
 STEPS: dict[str, Step] = {}
@@ -92,7 +93,7 @@ class ContentKey(CachePolicy):
     ) -> str:
         _ = task_ctx, flow_parameters, kwargs
         told = {name: value for name, value in inputs.items() if name != "ctx"}
-        return key_of(recipe_of(self.step.name, self.step.version, told, inputs["ctx"].prompt))
+        return key_of(recipe_of(self.step.name, self.step.version, told, inputs["ctx"].resources.prompt))
 
 
 class VerifiedJSON(JSONSerializer):
@@ -145,26 +146,30 @@ class Step:
         """Follows from the code that the result rests on (`code_version`); read when the step is first taken."""
         return code_version(self.body)
 
-    def __call__(self, ctx: RunContext, **inputs: Any) -> ArtifactRef:
+    def __call__(self, run: RunContext, **inputs: Any) -> ArtifactRef:
         """Raises TypeError, before anything runs, for an input without certain content."""
-        bound = inspect.signature(self.body).bind(ctx, **inputs).arguments
-        told = {name: bound[name] for name in bound if name != "ctx"}
-        recipe = recipe_of(self.name, self.version, told, ctx.prompt)
-        ctx.step_key = key_of(recipe)
-        state = self._at(ctx)(ctx, **inputs, return_state=True)
+        bound = inspect.signature(self.body).bind(run, **inputs).arguments
+        given = {name: bound[name] for name in bound if name != "ctx"}
+        recipe = recipe_of(self.name, self.version, given, run.resources.prompt)
+        ctx = StepContext(run, key_of(recipe))
+        state = self._at(run)(ctx, **inputs, return_state=True)
         ref = state.result()
         cached = state.name == "Cached"
         if cached:
-            ctx.progress.note(f"{self.name}: cached, {ref.rows} rows")
-        ctx.artifacts.record(ctx.step_key, recipe, ref)
+            run.progress.note(f"{self.name}: cached, {ref.rows} rows")
+        run.artifacts.record(ctx.key, recipe, ref)
         refs = [value for value in inputs.values() if isinstance(value, ArtifactRef)]
         read = frozenset(read.entry for read in refs if read.entry is not None)
-        ctx.ledger.append(LedgerEntry(self.name, self.version, ref, cached, read))
-        return ref.model_copy(update={"entry": len(ctx.ledger) - 1})
+        position = run.ledger.add(LedgerEntry(self.name, self.version, ref, cached, read))
+        return ref.model_copy(update={"entry": position})
 
-    def _at(self, ctx: RunContext) -> Any:
+    def _at(self, run: RunContext) -> Any:
         """Cache records lie beside the artifacts; for a remote root, where Prefect is set to keep results."""
-        return self.task.with_options(result_storage=Path(ctx.root) / "cache") if ctx.is_local else self.task
+        return (
+            self.task.with_options(result_storage=Path(run.directory.root) / "cache")
+            if run.directory.is_local
+            else self.task
+        )
 
 
 def step(body: Callable[..., ArtifactRef]) -> Step:

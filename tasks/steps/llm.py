@@ -33,7 +33,7 @@ def query_llm(
     payee = f"{llm.model} at {llm.url}"
     counts = [entry.artifact.count for entry in ctx.ledger if entry.cached]
     before = sum(count.money for count in counts if count and count.billed_to == payee)
-    client = ctx.llm_client(llm)
+    client = ctx.resources.llm_client(llm)
     replies = client.ask(asks, ctx.progress.stage(stage, len(asks), "questions"), max_invalid_fraction, before)
     for note in client.notes:
         ctx.warn(note)

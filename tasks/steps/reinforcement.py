@@ -14,13 +14,13 @@ from models.training.launcher import FAILED, RlJob
 from reasoning.records import Usage
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import step
-from tasks.runtime.context import RunContext
+from tasks.runtime.context import StepContext
 from tasks.steps.training import run_job
 
 
 @step
 def reinforce(
-    ctx: RunContext,
+    ctx: StepContext,
     model: ArtifactRef,
     partner: ArtifactRef | None,
     problems: ArtifactRef,
@@ -51,7 +51,7 @@ def reinforce(
         usage=usage,
         counts=failed,
         job=lambda scratch: RlJob(
-            model=ctx.checkpoint(model).folder,
+            model=ctx.resources.checkpoint(model).folder,
             rows=ctx.artifacts.local_path(problems),
             output=scratch / "model",
             work=scratch / "checkpoints",
@@ -66,13 +66,13 @@ def reinforce(
             log_every=1,
             save_steps=rl.save_steps,
             trains=trains,
-            partner=ctx.checkpoint(partner).folder if partner else None,
+            partner=ctx.resources.checkpoint(partner).folder if partner else None,
             protocol=protocol,
             rl=rl,
             max_tokens=max_tokens,
-            engine=ctx.engine_settings,
-            prompt=ctx.prompt,
-            store=ctx.rollouts_url,
+            engine=ctx.resources.engine_settings,
+            prompt=ctx.resources.prompt,
+            store=ctx.resources.rollouts_url,
             bf16=rl.bf16,
             lora=rl.lora,
         ),

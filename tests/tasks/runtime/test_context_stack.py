@@ -15,6 +15,8 @@ def test_servers_elsewhere_serve_the_base_and_nothing_that_a_run_made(tmp_path: 
     storage = Storage(root=str(tmp_path / "runs"))
     for endpoints in ((), ("http://127.0.0.1:9",)):
         with RunContext("test", storage, Engine(endpoints=endpoints), make_engine=own) as ctx:
-            base = ctx.checkpoint(ctx.model("tiny"))
-            assert ctx.engine_for(made) is ctx.engine
-            assert ctx.engine_for(base) is (ctx.remote_servers if endpoints else ctx.engine)
+            base = ctx.resources.checkpoint(ctx.resources.model("tiny"))
+            assert ctx.resources.engine_for(made) is ctx.resources.engine
+            assert ctx.resources.engine_for(base) is (
+                ctx.resources.remote_servers if endpoints else ctx.resources.engine
+            )
