@@ -29,7 +29,7 @@ def train_simpo(ctx: StepContext, model: ArtifactRef, pairs: ArtifactRef, traini
         training,
         seed,
         beta=training.beta,
-        gamma=training.simpo_gamma,
+        simpo_gamma=training.simpo_gamma,
         cpo_alpha=training.cpo_alpha,
     )
 

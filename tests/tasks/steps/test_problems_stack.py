@@ -100,7 +100,7 @@ def test_problems_that_leave_no_room_are_left_out_and_told(ctx: RunContext, tmp_
         "amc: 1 of 31 are left out: with more than 9 tokens they leave no room in engine.max_model_len for what is to "
         "follow them"
     ]
-    with pytest.raises(ProblemsRefused, match=r"all 31 problems are longer than 9 tokens; raise engine\.context"):
+    with pytest.raises(ProblemsRefused, match=r"all 31 problems are longer than 9 tokens; raise engine\.max_model_len"):
         filter_by_prompt_length(ctx, "amc", drawn, [tiny], 9, ("1", "1+1+1=3"))
 
 
