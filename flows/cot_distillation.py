@@ -16,6 +16,7 @@ from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.context import RunContext
 from tasks.steps.controls import build_sft_rows
 from tasks.steps.distillation import (
+    CompressionInputs,
     compress_by_llm,
     compress_by_value,
     estimate_prefix_values,
@@ -133,31 +134,19 @@ def teach(ctx: RunContext, settings: CotDistillation, base: ArtifactRef, problem
 
 def compress(ctx: RunContext, settings: CotDistillation, rated: Rated) -> ArtifactRef:
     """Rows of Compressed."""
-    by, seed = settings.compression.by, settings.seed
-    if isinstance(by, LlmCompressor):
-        return compress_by_llm(
-            ctx,
-            model=rated.base,
-            problems=rated.problems,
-            traces=rated.traces,
-            ratings=rated.ratings,
-            budget=settings.compression.budget,
-            finalizing=settings.finalizing,
-            compressor=by,
-            llm=settings.llm,
-            seed=seed,
-        )
-    return compress_by_value(
-        ctx,
+    by = settings.compression.by
+    inputs = CompressionInputs(
         model=rated.base,
         problems=rated.problems,
         traces=rated.traces,
-        values=rated.values,
         ratings=rated.ratings,
         budget=settings.compression.budget,
         finalizing=settings.finalizing,
-        seed=seed,
+        seed=settings.seed,
     )
+    if isinstance(by, LlmCompressor):
+        return compress_by_llm(ctx, inputs=inputs, compressor=by, llm=settings.llm)
+    return compress_by_value(ctx, inputs=inputs, values=rated.values)
 
 
 def train_all(ctx: RunContext, settings: CotDistillation, rated: Rated, compressed: ArtifactRef) -> list[NamedModel]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
@@ -25,6 +25,7 @@ from prefect.cache_policies import CachePolicy
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
 from prefect.serializers import JSONSerializer
+from pydantic import BaseModel, ConfigDict
 
 from conf.base import Settings
 from conf.prompts import Prompt
@@ -41,10 +42,18 @@ STEPS: dict[str, Step] = {}
 """By name."""
 
 
+class StepInputs(BaseModel):
+    """Inputs of a step that would have more than six: artifacts, settings and plain values, by name."""
+
+    model_config = ConfigDict(frozen=True)
+
+
 def canonical(value: Any) -> Any:
     """`value` as JSON that depends on content alone. Raises TypeError for anything whose content is not certain."""
     if isinstance(value, ArtifactRef):
         return value.fingerprint()
+    if isinstance(value, StepInputs):
+        return {name: canonical(item) for name, item in value}
     if isinstance(value, Settings):
         return {name: canonical(getattr(value, name)) for name in sorted(keyed_fields(value))}
     if isinstance(value, Enum):
@@ -65,16 +74,24 @@ def keyed_fields(section: Settings) -> set[str]:
 
 def recipe_of(step: str, version: str, inputs: dict[str, Any], prompt: Prompt | None = None) -> dict[str, Any]:
     """`prompt`: how the run shows problems; it counts where a model is read, and where it says anything."""
-    told = {"prompt": canonical(prompt)} if prompt not in (None, Prompt()) and _reads_model(inputs.values()) else {}
+    told = (
+        {"prompt": canonical(prompt)}
+        if prompt not in (None, Prompt())
+        and any(ref.kind in MODEL_KINDS for ref in artifacts_in(list(inputs.values())))
+        else {}
+    )
     return {"step": step, "version": version, "inputs": canonical(inputs), **told}
 
 
-def _reads_model(values: Iterable[Any]) -> bool:
-    return any(
-        value.kind in MODEL_KINDS if isinstance(value, ArtifactRef) else _reads_model(value)
-        for value in values
-        if isinstance(value, ArtifactRef | list | tuple)
-    )
+def artifacts_in(value: Any) -> Iterator[ArtifactRef]:
+    """All references within an input, in order."""
+    if isinstance(value, ArtifactRef):
+        yield value
+    elif isinstance(value, StepInputs):
+        yield from artifacts_in([item for _, item in value])
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from artifacts_in(item)
 
 
 def key_of(recipe: dict[str, Any]) -> str:
@@ -158,8 +175,7 @@ class Step:
         if cached:
             run.progress.note(f"{self.name}: cached, {ref.rows} rows")
         run.artifacts.record(ctx.key, recipe, ref)
-        refs = [value for value in inputs.values() if isinstance(value, ArtifactRef)]
-        read = frozenset(read.entry for read in refs if read.entry is not None)
+        read = frozenset(ref.entry for ref in artifacts_in(list(inputs.values())) if ref.entry is not None)
         position = run.ledger.add(LedgerEntry(self.name, self.version, ref, cached, read))
         return ref.model_copy(update={"entry": position})
 

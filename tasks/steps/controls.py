@@ -28,7 +28,7 @@ from reasoning.records import (
 )
 from reasoning.sampling_plans import EarliestCrossing, count_agreeing
 from tasks.runtime.artifacts import ArtifactRef
-from tasks.runtime.caching import step
+from tasks.runtime.caching import StepInputs, step
 from tasks.runtime.context import RunContext, StepContext
 from tasks.steps.dto import all_segment_ends, cut
 from tasks.steps.prefix_sampling import Endings, Finalizer, PrefixSampler, answer_probe, query_prefixes, skipped_rows
@@ -93,26 +93,34 @@ def add_instruction(ctx: StepContext, problems: ArtifactRef, instruction: str) -
     return ctx.publish("problems", rows, rows_in=len(rows))
 
 
+class EarlyStopInputs(StepInputs):
+    """A model, the problems, and how completions are sampled, probed and finished."""
+
+    model: ArtifactRef
+    problems: ArtifactRef
+    sampling: Sampling
+    segmentation: Segmentation
+    probing: Probing
+    finalizing: Finalizing
+    seed: int
+
+
 @step
 def evaluate_early_stop(
     ctx: StepContext,
-    model: ArtifactRef,
-    problems: ArtifactRef,
-    sampling: Sampling,
-    segmentation: Segmentation,
-    probing: Probing,
-    finalizing: Finalizing,
-    seed: int,
+    inputs: EarlyStopInputs,
 ) -> ArtifactRef:
     """Rows of Score: the model's own benchmark completions, each stopped where its probes agree with one another.
 
     No right answer is looked at before the end, as none is known in use.
     """
-    checkpoint, known = ctx.resources.checkpoint(model), by_id(ctx, problems)
-    drawn = sample_and_verify(ctx, "benchmark", checkpoint, list(known.values()), sampling, Purpose.BENCHMARK, seed)
-    sampler = PrefixSampler(ctx.resources, checkpoint, known, answer_probe(probing), seed)
-    cuts = _agreeing_cuts(ctx, sampler, checkpoint, drawn.traces, segmentation, probing)
-    finalizer = Finalizer(ctx.resources, checkpoint, known, finalizing, seed)
+    checkpoint, known = ctx.resources.checkpoint(inputs.model), by_id(ctx, inputs.problems)
+    drawn = sample_and_verify(
+        ctx, "benchmark", checkpoint, list(known.values()), inputs.sampling, Purpose.BENCHMARK, inputs.seed
+    )
+    sampler = PrefixSampler(ctx.resources, checkpoint, known, answer_probe(inputs.probing), inputs.seed)
+    cuts = _agreeing_cuts(ctx, sampler, checkpoint, drawn.traces, inputs.segmentation, inputs.probing)
+    finalizer = Finalizer(ctx.resources, checkpoint, known, inputs.finalizing, inputs.seed)
     stopped = [trace for trace in drawn.traces if trace.id in cuts]
     endings = finalizer.sample_endings(
         "early end", Purpose.EARLY_STOP, [cut(trace, cuts[trace.id]) for trace in stopped], count=1
@@ -124,7 +132,7 @@ def evaluate_early_stop(
     ctx.report_skipped(skipped_rows(refused))
     return ctx.publish(
         "scores",
-        scores + scores_of_failed(checkpoint, known, drawn.refused, sampling),
+        scores + scores_of_failed(checkpoint, known, drawn.refused, inputs.sampling),
         rows_in=len(known),
         usage=drawn.usage + sampler.usage + finalizer.usage,
         counts=failed_counts(refused),

@@ -26,7 +26,7 @@ from reasoning.pairs import distillation_pairs, fit_pairs
 from reasoning.records import CompressedTrace, PrefixValues, Rating, Trace, Usage, Verdict, by_trace
 from reasoning.thinking import CLOSE_THINK, final_answer, thinking_of, thought_of, written_as
 from tasks.runtime.artifacts import ArtifactRef
-from tasks.runtime.caching import step
+from tasks.runtime.caching import StepInputs, step
 from tasks.runtime.context import RunContext, StepContext
 from tasks.steps.dto import all_segment_ends
 from tasks.steps.llm import query_llm
@@ -103,7 +103,7 @@ def write_traces(
         rows_in=len(asks),
         dropped=dict(+dropped),
         usage=found.usage + checks,
-        billed_to=found.payee,
+        billed_to=found.billed_to,
     )
 
 
@@ -190,7 +190,7 @@ def rate_by_llm(ctx: StepContext, problems: ArtifactRef, traces: ArtifactRef, ra
         rows_in=len(names),
         dropped=found.unusable,
         usage=found.usage,
-        billed_to=found.payee,
+        billed_to=found.billed_to,
     )
 
 
@@ -213,20 +213,26 @@ class Thought(NamedTuple):
     kept: tuple[int, ...] = ()
 
 
+class CompressionInputs(StepInputs):
+    """Rated traces, the budget of each level, and how compressed thinking is finished."""
+
+    model: ArtifactRef
+    problems: ArtifactRef
+    traces: ArtifactRef
+    ratings: ArtifactRef
+    budget: LengthBudget
+    finalizing: Finalizing
+    seed: int
+
+
 @step
 def compress_by_value(
     ctx: StepContext,
-    model: ArtifactRef,
-    problems: ArtifactRef,
-    traces: ArtifactRef,
+    inputs: CompressionInputs,
     values: ArtifactRef,
-    ratings: ArtifactRef,
-    budget: LengthBudget,
-    finalizing: Finalizing,
-    seed: int,
 ) -> ArtifactRef:
     """Rows of Compressed: the segments that contribute most, as many as the problem's level allows."""
-    due, dropped = _compression_jobs(ctx, model, traces, ratings, budget)
+    due, dropped = _compression_jobs(ctx, inputs)
     valued = by_trace(ctx.artifacts.rows(values, PrefixValues))
     thoughts = []
     for trace, level, tokens in due:
@@ -239,25 +245,19 @@ def compress_by_value(
         thoughts.append(Thought(trace, level, tuple(chain.from_iterable(parts)), kept))
     fitting = [thought for thought in thoughts if thought.kept]
     dropped["over-budget"] += len(thoughts) - len(fitting)
-    return _finished(ctx, model, problems, fitting, finalizing, seed, dropped, Usage())
+    return _finished(ctx, inputs, fitting, dropped, Usage())
 
 
 @step
 def compress_by_llm(
     ctx: StepContext,
-    model: ArtifactRef,
-    problems: ArtifactRef,
-    traces: ArtifactRef,
-    ratings: ArtifactRef,
-    budget: LengthBudget,
-    finalizing: Finalizing,
+    inputs: CompressionInputs,
     compressor: LlmCompressor,
     llm: Llm,
-    seed: int,
 ) -> ArtifactRef:
     """Rows of Compressed: thinking as an auxiliary model writes it anew. Raises what its client does."""
-    checkpoint, known = ctx.resources.checkpoint(model), by_id(ctx, problems)
-    due, dropped = _compression_jobs(ctx, model, traces, ratings, budget)
+    checkpoint, known = ctx.resources.checkpoint(inputs.model), by_id(ctx, inputs.problems)
+    due, dropped = _compression_jobs(ctx, inputs)
     asks = [
         compression.compression_query(
             known[trace.problem_id], thinking_of(trace.text, checkpoint.prompt.thinking), max(1, round(tokens))
@@ -267,7 +267,7 @@ def compress_by_llm(
     asks = with_token_limit(asks, compressor.max_tokens, "compression.by.max_tokens")
     found = query_llm(ctx, llm, "compress", asks, compressor.max_invalid_fraction)
     dropped += found.unusable
-    line_break = "" if finalizing.closing_text.startswith("\n") else "\n"
+    line_break = "" if inputs.finalizing.closing_text.startswith("\n") else "\n"
     thoughts = []
     for (trace, level, tokens), reply in zip(due, found.replies, strict=True):
         if isinstance(reply, InvalidReply):
@@ -278,7 +278,7 @@ def compress_by_llm(
             dropped[refusal] += 1
         else:
             thoughts.append(thought)
-    return _finished(ctx, model, problems, thoughts, finalizing, seed, dropped, found.usage, found.payee)
+    return _finished(ctx, inputs, thoughts, dropped, found.usage, found.billed_to)
 
 
 def _invalid_reason(checkpoint: Checkpoint, text: str, tokens: int, most: float) -> str:
@@ -299,17 +299,15 @@ class CompressionJob(NamedTuple):
     """That its thinking may keep."""
 
 
-def _compression_jobs(
-    ctx: RunContext, model: ArtifactRef, traces: ArtifactRef, ratings: ArtifactRef, budget: LengthBudget
-) -> tuple[list[CompressionJob], Counter[str]]:
+def _compression_jobs(ctx: RunContext, inputs: CompressionInputs) -> tuple[list[CompressionJob], Counter[str]]:
     """Traces longer than their level allows, and what was left out by reason."""
-    checkpoint, rows = ctx.resources.checkpoint(model), ctx.artifacts.rows(traces, Trace)
-    level_of = {row.problem_id: row.level for row in ctx.artifacts.rows(ratings, Rating)}
+    checkpoint, rows = ctx.resources.checkpoint(inputs.model), ctx.artifacts.rows(inputs.traces, Trace)
+    level_of = {row.problem_id: row.level for row in ctx.artifacts.rows(inputs.ratings, Rating)}
     rated = [(row, level_of[row.problem_id]) for row in rows if row.problem_id in level_of]
     due = []
     for trace, level in rated:
         thinking = len(checkpoint.encode(thinking_of(trace.text, checkpoint.prompt.thinking)))
-        tokens = budget.tokens(level, thinking)
+        tokens = inputs.budget.tokens(level, thinking)
         if tokens < thinking:
             due.append(CompressionJob(trace, level, tokens))
     return due, Counter({"unrated": len(rows) - len(rated), "within-budget": len(rated) - len(due)})
@@ -317,17 +315,20 @@ def _compression_jobs(
 
 def _finished(
     ctx: StepContext,
-    model: ArtifactRef,
-    problems: ArtifactRef,
+    inputs: CompressionInputs,
     thoughts: Sequence[Thought],
-    finalizing: Finalizing,
-    seed: int,
     dropped: Counter[str],
     usage: Usage,
-    payee: str = "",
+    billed_to: str = "",
 ) -> ArtifactRef:
     """The gate: what still answers right, and is shorter than it was."""
-    finalizer = Finalizer(ctx.resources, ctx.resources.checkpoint(model), by_id(ctx, problems), finalizing, seed)
+    finalizer = Finalizer(
+        ctx.resources,
+        ctx.resources.checkpoint(inputs.model),
+        by_id(ctx, inputs.problems),
+        inputs.finalizing,
+        inputs.seed,
+    )
     prefixes = [Prefix(thought.trace.problem_id, thought.token_ids) for thought in thoughts]
     rows, refused = list[CompressedTrace](), dict[str, Refused]()
     for thought, endings in zip(
@@ -360,7 +361,7 @@ def _finished(
         rows_in=rows_in,
         dropped=dict(+dropped),
         usage=usage + finalizer.usage,
-        billed_to=payee,
+        billed_to=billed_to,
         skipped=skipped_rows(refused),
     )
 

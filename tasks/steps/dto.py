@@ -40,7 +40,7 @@ from reasoning.sampling_plans import (
 from reasoning.segment import segment_text, token_ends
 from reasoning.thinking import thinking_of
 from tasks.runtime.artifacts import ArtifactRef
-from tasks.runtime.caching import step
+from tasks.runtime.caching import StepInputs, step
 from tasks.runtime.context import RunContext, StepContext
 from tasks.steps.llm import query_llm
 from tasks.steps.prefix_sampling import (
@@ -212,23 +212,29 @@ def _premature_stops(
     }
 
 
+class PruningInputs(StepInputs):
+    """Traces, where they were cut, and their finalized form."""
+
+    model: ArtifactRef
+    problems: ArtifactRef
+    traces: ArtifactRef
+    scans: ArtifactRef
+    optimised: ArtifactRef
+
+
 @step
 def propose_removals(
     ctx: StepContext,
-    model: ArtifactRef,
-    problems: ArtifactRef,
-    traces: ArtifactRef,
-    scans: ArtifactRef,
-    optimised: ArtifactRef,
+    inputs: PruningInputs,
     pruning: LlmPruning,
     llm: Llm,
 ) -> ArtifactRef:
     """Rows of Proposed: what an auxiliary model would leave out of each row of Optimised with an inner segment. Raises
     what the model's client does, and TooManyUnusable."""
-    checkpoint, known = ctx.resources.checkpoint(model), by_id(ctx, problems)
-    trace_of = by_trace(ctx.artifacts.rows(traces, Trace))
-    scan_by_name = by_trace(ctx.artifacts.rows(scans, Scan))
-    rows = ctx.artifacts.rows(optimised, OptimisedTrace)
+    checkpoint, known = ctx.resources.checkpoint(inputs.model), by_id(ctx, inputs.problems)
+    trace_of = by_trace(ctx.artifacts.rows(inputs.traces, Trace))
+    scan_by_name = by_trace(ctx.artifacts.rows(inputs.scans, Scan))
+    rows = ctx.artifacts.rows(inputs.optimised, OptimisedTrace)
     names = [name for row in rows if len(scan_by_name[name := (row.problem_id, row.sample)].kept_ends) > 2]
     asks = []
     for name in names:
@@ -248,18 +254,14 @@ def propose_removals(
         rows_in=len(rows),
         dropped=dict(+dropped),
         usage=found.usage,
-        billed_to=found.payee,
+        billed_to=found.billed_to,
     )
 
 
 @step
 def prune_traces(
     ctx: StepContext,
-    model: ArtifactRef,
-    problems: ArtifactRef,
-    traces: ArtifactRef,
-    scans: ArtifactRef,
-    optimised: ArtifactRef,
+    inputs: PruningInputs,
     proposals: ArtifactRef | None,
     max_logprob_drop: float,
     probing: Probing,
@@ -268,10 +270,10 @@ def prune_traces(
 ) -> ArtifactRef:
     """Rows of Optimised without their redundant segments, confirmed by fresh endings; the others as they were, those
     among them for which an engine failed. Without `proposals` every inner segment is tried."""
-    checkpoint, known = ctx.resources.checkpoint(model), by_id(ctx, problems)
-    trace_of = by_trace(ctx.artifacts.rows(traces, Trace))
-    scan_by_name = by_trace(ctx.artifacts.rows(scans, Scan))
-    rows = by_trace(ctx.artifacts.rows(optimised, OptimisedTrace))
+    checkpoint, known = ctx.resources.checkpoint(inputs.model), by_id(ctx, inputs.problems)
+    trace_of = by_trace(ctx.artifacts.rows(inputs.traces, Trace))
+    scan_by_name = by_trace(ctx.artifacts.rows(inputs.scans, Scan))
+    rows = by_trace(ctx.artifacts.rows(inputs.optimised, OptimisedTrace))
     told = ctx.artifacts.rows(proposals, ProposedRemovals) if proposals else []
     proposed_of = {(row.problem_id, row.sample): row.segments for row in told}
     prunings = {

@@ -58,5 +58,5 @@ def judge_completions(
         rows_in=len(entries),
         dropped=dict(found.unusable),
         usage=usage + found.usage,
-        billed_to=found.payee,
+        billed_to=found.billed_to,
     )

@@ -76,7 +76,7 @@ def chunk_by_llm(
         rows_in=len(rows) + dropped.total(),
         dropped=dict(+(found.unusable + dropped)),
         usage=found.usage,
-        billed_to=found.payee,
+        billed_to=found.billed_to,
         skipped=undecodable,
     )
 

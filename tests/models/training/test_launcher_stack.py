@@ -205,7 +205,9 @@ def test_dpo_is_measured_against_the_model_it_starts_from(tmp_path: Path):
         folder.mkdir()
     settings: dict[str, Any] = {"method": "dpo", "beta": 0.1, "learning_rate": 2e-5}
     train(job(once, rows, **settings), once, lambda *_: None)
-    first, second = (line["loss"] for line in train(job(twice, rows, num_train_epochs=2, **settings), twice, lambda *_: None)[:2])
+    first, second = (
+        line["loss"] for line in train(job(twice, rows, num_train_epochs=2, **settings), twice, lambda *_: None)[:2]
+    )
     assert first == pytest.approx(math.log(2), abs=1e-3)  # nothing is added yet
     assert second == pytest.approx(dpo_loss(once / "out", rows, 0.1), rel=0.02)
     assert second < first - 0.01
