@@ -232,7 +232,7 @@ def test_couples_of_all_seeds_are_pooled(tmp_path: Path):
     assert [row["pair"] for row in note["rows"]] == names[2:5]
     text = (tmp_path / RESULTS).read_text()
     assert "| **round 2, short** |" in text
-    assert "Dialogues; rewards beside those of cold start:\n\n| couple |" in text
+    assert "Dialogues; rewards beside those of cold start:\n\n| pair |" in text
     # Each couple is built by all that led to either of its models.
     pairs = {pair["model"]: pair for pair in report["comparisons"]}
     assert pairs["cold start"]["break_even"]["build_flops"] > 0
