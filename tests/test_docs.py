@@ -5,21 +5,36 @@ docs/log.md and the decisions are records: they name what existed when they were
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+
+from conf.base import Settings
+from conf.cot_distillation import CotDistillation
+from conf.dto import Dto
+from conf.long_short import LongShort
+from conf.markers import MarkerReport
+from conf.multi_seed import MultiSeed
 
 ROOT = Path(__file__).parent.parent
 TOP = "flows|tasks|models|reasoning|conf|tests|bench|docs"
 DOCUMENTS = sorted(
-    path for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")) if path.name != "log.md"
+    path
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"))
+    if path.name != "log.md"
 )
 PATH = re.compile(rf"(?<![\w/.:-])(?:{TOP})/[\w./*-]*[\w*/]")
 LINK = re.compile(r"\]\(([^)#\s]+)")
 CODE = re.compile(r"`([^`\n]+)`")
 NAME = re.compile(rf"(?<![\w./-])(?:{TOP})(?:\.\w+)+(?![\w/-])")
+SETTING = re.compile(r"`(?:--set )?([a-z_]+(?:\.[a-z_]+)+)(?: ?=[^`\n]*)?`")
+TOML = re.compile(r"```toml\n(.*?)```", re.S)
+NO_SETTINGS = {"llm.key", "prompt.template_arguments.enable_thinking"}
+"""Named as what is refused; an argument of a chat template."""
 TEST = re.compile(r"(?<![\w/])(?:[\w/]+/)?(test_\w+\.py)(?:::(\w+))?")
 
 
@@ -69,6 +84,34 @@ def has_test(file: str, start: str) -> bool:
     return any(f"def {start}" in text for text in texts) if start else bool(texts)
 
 
+def setting_names(annotation: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all settings in an annotation, sections included."""
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        for name, field in annotation.model_fields.items():
+            yield prefix + name
+            yield from setting_names(field.annotation, f"{prefix}{name}.")
+    for part in get_args(annotation):
+        yield from setting_names(part, prefix)
+
+
+def names_in_toml(table: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in table.items():
+        yield prefix + name
+        if isinstance(value, dict):
+            yield from names_in_toml(value, f"{prefix}{name}.")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_settings_that_a_document_names_exist(document: Path):
+    known = {
+        name for kind in (Dto, CotDistillation, LongShort, MultiSeed, MarkerReport) for name in setting_names(kind)
+    }
+    text = document.read_text()
+    named = {name for name in SETTING.findall(text) if name.partition(".")[0] in known}
+    named |= {name for block in TOML.findall(text) for name in names_in_toml(tomllib.loads(block))}
+    assert named - known - NO_SETTINGS == set()
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_what_a_document_names_exists(document: Path):
     codes = " ".join(CODE.findall(document.read_text()))
@@ -79,7 +122,9 @@ def test_what_a_document_names_exists(document: Path):
 
 
 def test_each_question_of_the_architecture_names_functions_of_its_files():
-    rows = [line.split(" | ") for line in (ROOT / "docs/architecture.md").read_text().splitlines() if "| Where " in line]
+    rows = [
+        line.split(" | ") for line in (ROOT / "docs/architecture.md").read_text().splitlines() if "| Where " in line
+    ]
     assert len(rows) >= 10
     for question, files, functions in rows:
         modules = [path.removesuffix(".py").replace("/", ".") for path in PATH.findall(files)]

@@ -16,8 +16,8 @@ from conf.multi_seed import MultiSeed
 from flows.multi_seed import run_multi_seed
 from models.inference.scripted_engine import ScriptedEngine
 from tasks.reports.multi_seed import END as END_OF
-from tasks.reports.multi_seed import START as START_OF
 from tasks.reports.multi_seed import RESULTS, MissingMarkers
+from tasks.reports.multi_seed import START as START_OF
 from tasks.reports.seed_results import SeedResultError
 from tasks.runtime.caching import STEPS
 from tasks.runtime.context import RunContext
@@ -165,7 +165,9 @@ def test_seeds_that_were_examined_elsewhere_are_not_run_again(report: dict[str, 
     earlier = tmp_path / "earlier"
     earlier.mkdir()
     (earlier / "dto-seed-0.json.xz").write_bytes((kept / "dto-seed-0.json.xz").read_bytes())
-    half = claim(tmp_path / "half", f"reuse_results_from={earlier}", f"publish_dir={with_markers(tmp_path / 'published')}")
+    half = claim(
+        tmp_path / "half", f"reuse_results_from={earlier}", f"publish_dir={with_markers(tmp_path / 'published')}"
+    )
     assert half["by_seed"][0] == report["by_seed"][0]
     stages = [line["stage"] for line in report["ledger"]]
     assert [line["stage"] for line in half["ledger"]] == stages
