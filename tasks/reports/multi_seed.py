@@ -1,4 +1,4 @@
-"""Results as readers of a README meet them: a Markdown table, a plot, and what both are made of.
+"""Results as readers of docs/results.md meet them: a Markdown table, a plot, and what both are made of.
 
 Knows: a report's layout, Markdown, matplotlib. Must not know: how figures arose.
 """
@@ -20,20 +20,20 @@ from tasks.reports.seed_results import SeedResult, SeedResultError, load_seed_re
 from tasks.runtime.context import RunContext
 
 START, END = "<!-- claims of {}: written by `make claims` -->", "<!-- end of claims of {} -->"
-PLOT, OUTCOMES = "docs/claims-{}.svg", "docs/outcomes"
+RESULTS, PLOT, OUTCOMES = "docs/results.md", "docs/claims-{}.svg", "docs/outcomes"
 
 
 class MissingMarkers(ReadableError):
-    """A README without the two lines between which the table goes."""
+    """A file of results without the two lines between which the table goes."""
 
 
 def validate_markers(target: str, pipeline: str) -> None:
-    """Raises NoPlace when the README in `target` cannot take the table."""
-    readme = Path(target) / "README.md"
+    """Raises MissingMarkers when docs/results.md in `target` cannot take the table."""
+    results = Path(target) / RESULTS
     start, end = START.format(pipeline), END.format(pipeline)
-    text = readme.read_text() if readme.is_file() else ""
+    text = results.read_text() if results.is_file() else ""
     if target and not 0 <= text.find(start) < text.find(end):
-        raise MissingMarkers(f"{readme}: no lines {start!r} and {end!r}; write them where the results belong")
+        raise MissingMarkers(f"{results}: no lines {start!r} and {end!r}; write them where the results belong")
 
 
 def load_earlier_results(ctx: RunContext, settings: MultiSeed) -> dict[int, SeedResult]:
@@ -58,7 +58,7 @@ def publish_seed_result(ctx: RunContext, result: SeedResult, target: str) -> Non
 def publish_report(ctx: RunContext, report: dict[str, Any], target: str, pipeline: str) -> None:
     """Writes `claims.md` and `claims.svg` into the run's folder, and into `target` where it is named.
 
-    Raises NoPlace.
+    Raises MissingMarkers.
     """
     table, plot = report_markdown(report), ctx.directory.path / "claims.svg"
     (ctx.directory.path / "claims.md").write_text(table)
@@ -66,11 +66,10 @@ def publish_report(ctx: RunContext, report: dict[str, Any], target: str, pipelin
     if target:
         validate_markers(target, pipeline)
         start, end, shown = START.format(pipeline), END.format(pipeline), PLOT.format(pipeline)
-        before, _, rest = (Path(target) / "README.md").read_text().partition(start)
+        before, _, rest = (Path(target) / RESULTS).read_text().partition(start)
         after = rest.partition(end)[2]
-        picture = f"![accuracy against tokens, every model]({shown})"
-        atomic_write(Path(target) / "README.md", f"{before}{start}\n{table}\n{picture}\n{end}{after}")
-        (Path(target) / shown).parent.mkdir(exist_ok=True)
+        picture = f"![accuracy against tokens, every model]({Path(shown).name})"
+        atomic_write(Path(target) / RESULTS, f"{before}{start}\n{table}\n{picture}\n{end}{after}")
         atomic_write(Path(target) / shown, plot.read_text())
 
 
