@@ -48,7 +48,7 @@ demo: setup
 	@$(BIN)/python -m flows run dto --preset tiny
 
 # Three seeds with all controls, of each pipeline (DTO: 107 minutes when it was last run, beside other work); writes the
-# README's tables, docs/claims-*.svg and docs/outcomes.
+# tables of docs/results.md, docs/claims-*.svg and docs/outcomes.
 claims: setup
 	@$(BIN)/python -m flows run claims --preset dto --set publish=.
 	@$(BIN)/python -m flows run claims --preset cot-distillation --set publish=.

@@ -38,8 +38,8 @@ class MultiSeed(Settings):
     long_short: LongShort | None = None
     """And of a third. One of the three is given."""
     publish_dir: str = ""
-    """A folder whose README.md gets the table, whose docs/ gets the plot, and whose docs/outcomes/ gets each seed's
-    scores. Empty: they stay in the run's folder."""
+    """A folder whose docs/results.md gets the table, whose docs/ gets the plot, and whose docs/outcomes/ gets each
+    seed's scores. Empty: they stay in the run's folder."""
     reuse_results_from: str = ""
     """A folder of outcomes (docs/outcomes): seeds that it has, from another day or another machine, are not run again.
     Their settings and their model must be these. Empty: all seeds are run."""

@@ -16,6 +16,7 @@ from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.context import RunContext
 from tasks.steps.controls import build_sft_rows
 from tasks.steps.distillation import (
+    CompressionInputs,
     compress_by_llm,
     compress_by_value,
     estimate_prefix_values,
@@ -59,16 +60,16 @@ def cot_distillation(settings: CotDistillation) -> Path:
 
 def run_cot_distillation(ctx: RunContext, settings: CotDistillation) -> Path:
     """The pipeline in a given workplace."""
-    ctx.save_settings(settings)
+    ctx.directory.save_settings(settings)
     write_report(ctx, settings, [build_seed_result(ctx, settings, run_experiment(ctx, settings))])
-    return ctx.report
+    return ctx.directory.report
 
 
 def run_experiment(ctx: RunContext, settings: CotDistillation) -> ExperimentResult:
     """Base, method, its parts and controls, trained and examined."""
     seed = settings.seed
     drawn = load_sources(ctx, settings.problems, settings.benchmarks, seed)
-    base = ctx.model(settings.model)
+    base = ctx.resources.model(settings.model)
     sources = filter_sources_by_prompt_length(ctx, drawn, [base], settings.room_for_prompt)
     problems, eval_sets = decontaminate(ctx, settings.decontamination, sources, seed), sources.eval_sets
     rated = rate(ctx, settings, base, problems)
@@ -125,37 +126,27 @@ def teach(ctx: RunContext, settings: CotDistillation, base: ArtifactRef, problem
         return write_traces(ctx, model=base, problems=problems, teacher=teacher, sampling=sampling, seed=seed)
     if not teacher.model:
         return sample_traces(ctx, model=base, problems=problems, sampling=sampling, seed=seed)
-    drawn = sample_traces(ctx, model=ctx.model(teacher.model), problems=problems, sampling=sampling, seed=seed)
+    drawn = sample_traces(
+        ctx, model=ctx.resources.model(teacher.model), problems=problems, sampling=sampling, seed=seed
+    )
     return import_traces(ctx, model=base, traces=drawn)
 
 
 def compress(ctx: RunContext, settings: CotDistillation, rated: Rated) -> ArtifactRef:
     """Rows of Compressed."""
-    by, seed = settings.compression.by, settings.seed
-    if isinstance(by, LlmCompressor):
-        return compress_by_llm(
-            ctx,
-            model=rated.base,
-            problems=rated.problems,
-            traces=rated.traces,
-            ratings=rated.ratings,
-            budget=settings.compression.budget,
-            finalizing=settings.finalizing,
-            compressor=by,
-            llm=settings.llm,
-            seed=seed,
-        )
-    return compress_by_value(
-        ctx,
+    by = settings.compression.by
+    inputs = CompressionInputs(
         model=rated.base,
         problems=rated.problems,
         traces=rated.traces,
-        values=rated.values,
         ratings=rated.ratings,
         budget=settings.compression.budget,
         finalizing=settings.finalizing,
-        seed=seed,
+        seed=settings.seed,
     )
+    if isinstance(by, LlmCompressor):
+        return compress_by_llm(ctx, inputs=inputs, compressor=by, llm=settings.llm)
+    return compress_by_value(ctx, inputs=inputs, values=rated.values)
 
 
 def train_all(ctx: RunContext, settings: CotDistillation, rated: Rated, compressed: ArtifactRef) -> list[NamedModel]:

@@ -14,8 +14,16 @@ from tasks.reports.report import write_report
 from tasks.reports.seed_results import EvaluatedModel, ExperimentResult, NamedModel, build_seed_result
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.context import RunContext
-from tasks.steps.controls import add_instruction, build_sft_rows, contrast_pairs, evaluate_early_stop, select_pairs
+from tasks.steps.controls import (
+    EarlyStopInputs,
+    add_instruction,
+    build_sft_rows,
+    contrast_pairs,
+    evaluate_early_stop,
+    select_pairs,
+)
 from tasks.steps.dto import (
+    PruningInputs,
     build_pairs,
     finalize_traces,
     probe_prefixes,
@@ -53,9 +61,9 @@ def dto(settings: Dto) -> Path:
 
 def run_dto(ctx: RunContext, settings: Dto) -> Path:
     """The pipeline in a given workplace."""
-    ctx.save_settings(settings)
+    ctx.directory.save_settings(settings)
     write_report(ctx, settings, [build_seed_result(ctx, settings, run_experiment(ctx, settings))])
-    return ctx.report
+    return ctx.directory.report
 
 
 def run_experiment(ctx: RunContext, settings: Dto) -> ExperimentResult:
@@ -63,8 +71,8 @@ def run_experiment(ctx: RunContext, settings: Dto) -> ExperimentResult:
     seed, controls, benchmark = settings.seed, settings.controls.trained, settings.benchmark
     benchmarks = {MAIN: benchmark.problems} | ({UNSEEN: benchmark.unseen} if benchmark.unseen else {})
     drawn = load_sources(ctx, settings.problems, benchmarks, seed)
-    base = ctx.model(settings.model)
-    validate_plain_logits(ctx.checkpoint(base))
+    base = ctx.resources.model(settings.model)
+    validate_plain_logits(ctx.resources.checkpoint(base))
     sources = filter_sources_by_prompt_length(ctx, drawn, [base], settings.room_for_prompt)
     problems, eval_sets = decontaminate(ctx, settings.decontamination, sources, seed), sources.eval_sets
     made = curate(ctx, settings, base, problems)
@@ -106,19 +114,19 @@ def curate(ctx: RunContext, settings: Dto, base: ArtifactRef, problems: Artifact
 
 
 def _pruned(ctx: RunContext, settings: Dto, made: Curated, max_logprob_drop: float) -> ArtifactRef:
-    rows = {
-        "model": made.base,
-        "problems": made.problems,
-        "traces": made.traces,
-        "scans": made.scans,
-        "optimised": made.finalized,
-    }
+    inputs = PruningInputs(
+        model=made.base,
+        problems=made.problems,
+        traces=made.traces,
+        scans=made.scans,
+        optimised=made.finalized,
+    )
     proposals = None
     if isinstance(settings.pruning, LlmPruning):
-        proposals = propose_removals(ctx, **rows, pruning=settings.pruning, llm=settings.llm)
+        proposals = propose_removals(ctx, inputs=inputs, pruning=settings.pruning, llm=settings.llm)
     return prune_traces(
         ctx,
-        **rows,
+        inputs=inputs,
         proposals=proposals,
         max_logprob_drop=max_logprob_drop,
         probing=settings.probing,
@@ -179,13 +187,15 @@ def evaluate_untrained(
     if settings.controls.early_stop:
         scores = evaluate_early_stop(
             ctx,
-            model=base,
-            problems=problems,
-            sampling=sampling,
-            segmentation=settings.segmentation,
-            probing=settings.probing,
-            finalizing=settings.finalizing,
-            seed=seed,
+            inputs=EarlyStopInputs(
+                model=base,
+                problems=problems,
+                sampling=sampling,
+                segmentation=settings.segmentation,
+                probing=settings.probing,
+                finalizing=settings.finalizing,
+                seed=seed,
+            ),
         )
         evaluated.append(EvaluatedModel("early-stop", "control", base, scores, independent=False))
     if settings.controls.fast_prompt:

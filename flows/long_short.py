@@ -16,11 +16,11 @@ from tasks.reports.seed_results import EvaluatedModel, ExperimentResult, NamedMo
 from tasks.reports.tables import thought_table
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.context import RunContext
-from tasks.steps.controls import evaluate_early_stop
+from tasks.steps.controls import EarlyStopInputs, evaluate_early_stop
 from tasks.steps.dialogues import evaluate_dialogues, pair_models, score_dialogues
 from tasks.steps.distillation import select_traces
 from tasks.steps.problems import decontaminate, filter_sources_by_prompt_length, load_sources
-from tasks.steps.reinforcement import reinforce
+from tasks.steps.reinforcement import ReinforcementInputs, reinforce
 from tasks.steps.sampling import evaluate, sample_traces
 from tasks.steps.thoughts import (
     build_cold_start_dialogues,
@@ -52,19 +52,19 @@ def long_short(settings: LongShort) -> Path:
 
 def run_long_short(ctx: RunContext, settings: LongShort) -> Path:
     """The pipeline in a given workplace."""
-    ctx.save_settings(settings)
+    ctx.directory.save_settings(settings)
     experiment = run_experiment(ctx, settings)
     write_report(ctx, settings, [build_seed_result(ctx, settings, experiment)])
     save_model_pair(ctx, experiment)
-    return ctx.report
+    return ctx.directory.report
 
 
 def run_experiment(ctx: RunContext, settings: LongShort) -> ExperimentResult:
     """Base, cold start, the two models after each round, and the controls, examined."""
     seed, sampling = settings.seed, settings.benchmark_sampling
     drawn = load_sources(ctx, settings.problems, settings.benchmarks, seed)
-    base = ctx.model(settings.model)
-    thinker = ctx.model(settings.teacher) if settings.teacher else base
+    base = ctx.resources.model(settings.model)
+    thinker = ctx.resources.model(settings.teacher) if settings.teacher else base
     readers = [base] if thinker is base else [base, thinker]
     sources = filter_sources_by_prompt_length(ctx, drawn, readers, settings.room_for_prompt, settings.protocol.roles)
     problems, eval_sets = decontaminate(ctx, settings.decontamination, sources, seed), sources.eval_sets
@@ -156,14 +156,16 @@ def play_round(ctx: RunContext, settings: LongShort, problems: ArtifactRef, two:
     model, partner = (two.long, two.short) if who == "long" else (two.short, two.long)
     better = reinforce(
         ctx,
-        model=model,
-        partner=partner,
-        problems=problems,
-        trains=who,
-        protocol=settings.protocol,
-        rl=settings.rl,
-        max_tokens=settings.protocol.max_turn_tokens,
-        seed=settings.seed + number * ROUNDS_APART,
+        inputs=ReinforcementInputs(
+            model=model,
+            partner=partner,
+            problems=problems,
+            trains=who,
+            protocol=settings.protocol,
+            rl=settings.rl,
+            max_tokens=settings.protocol.max_turn_tokens,
+            seed=settings.seed + number * ROUNDS_APART,
+        ),
     )
     name = f"round {number}, {who}"
     return Two(name, better, two.short) if who == "long" else Two(name, two.long, better)
@@ -171,17 +173,19 @@ def play_round(ctx: RunContext, settings: LongShort, problems: ArtifactRef, two:
 
 def reinforce_alone(ctx: RunContext, settings: LongShort, base: ArtifactRef, problems: ArtifactRef) -> ArtifactRef:
     """The base by itself: the same rewards, and as many steps as all rounds have together."""
-    rl = settings.rl.model_copy(update={"steps": settings.rl.max_steps * max(1, len(settings.rl.rounds))})
+    rl = settings.rl.model_copy(update={"max_steps": settings.rl.max_steps * max(1, len(settings.rl.rounds))})
     return reinforce(
         ctx,
-        model=base,
-        partner=None,
-        problems=problems,
-        trains=None,
-        protocol=None,
-        rl=rl,
-        max_tokens=settings.benchmark_sampling.max_tokens,
-        seed=settings.seed,
+        inputs=ReinforcementInputs(
+            model=base,
+            partner=None,
+            problems=problems,
+            trains=None,
+            protocol=None,
+            rl=rl,
+            max_tokens=settings.benchmark_sampling.max_tokens,
+            seed=settings.seed,
+        ),
     )
 
 
@@ -194,12 +198,14 @@ def stopped_early(
         return []
     scores = evaluate_early_stop(
         ctx,
-        model=base,
-        problems=experiment,
-        sampling=settings.benchmark_sampling,
-        segmentation=how.segmentation,
-        probing=how.probing,
-        finalizing=how.finalizing,
-        seed=settings.seed,
+        inputs=EarlyStopInputs(
+            model=base,
+            problems=experiment,
+            sampling=settings.benchmark_sampling,
+            segmentation=how.segmentation,
+            probing=how.probing,
+            finalizing=how.finalizing,
+            seed=settings.seed,
+        ),
     )
     return [EvaluatedModel("early stop", "control", base, scores, independent=False)]

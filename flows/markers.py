@@ -24,9 +24,9 @@ def markers(settings: MarkerReport) -> Path:
 
 def run_markers(ctx: RunContext, settings: MarkerReport) -> Path:
     """The pipeline in a given workplace. Its traces are those that `dto` would sample with the same settings."""
-    ctx.save_settings(settings)
+    ctx.directory.save_settings(settings)
     drawn = load_problems(ctx, settings.problems, Split.TRAIN, settings.seed)
-    model = ctx.model(settings.model)
+    model = ctx.resources.model(settings.model)
     room = settings.engine.max_model_len - settings.sampling.max_tokens
     problems = filter_by_prompt_length(ctx, "problems", drawn, [model], room)
     traces = sample_traces(ctx, model=model, problems=problems, sampling=settings.sampling, seed=settings.seed)

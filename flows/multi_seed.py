@@ -27,19 +27,19 @@ def run_multi_seed(ctx: RunContext, settings: MultiSeed) -> Path:
     """The pipeline in a given workplace."""
     validate_markers(settings.publish_dir, settings.of.pipeline)
     earlier = load_earlier_results(ctx, settings)
-    ctx.save_settings(settings)
+    ctx.directory.save_settings(settings)
     results: list[SeedResult] = []
     for seed in settings.seeds:
         results.append(earlier.get(seed) or evaluate_seed(ctx, settings, seed))
         publish_seed_result(ctx, results[-1], settings.publish_dir)
     report = write_report(ctx, settings, results)
     publish_report(ctx, report, settings.publish_dir, settings.of.pipeline)
-    return ctx.report
+    return ctx.directory.report
 
 
 def evaluate_seed(ctx: RunContext, settings: MultiSeed, seed: int) -> SeedResult:
     """Runs the pipeline."""
-    one, since = settings.of.model_copy(update={"seed": seed}), (len(ctx.ledger), len(ctx.warnings))
+    one, since = settings.of.model_copy(update={"seed": seed}), (len(ctx.ledger), len(ctx.ledger.warnings))
     return build_seed_result(ctx, one, _experiment(ctx, one), since)
 
 

@@ -19,7 +19,7 @@ from tasks.steps.tiny_model import first_samples, pretrain, write_card, write_co
 def tiny_model(settings: TinyModel) -> Path:
     """Returns the path of the card."""
     with RunContext("tiny-model", settings.storage, settings.engine) as ctx:
-        ctx.save_settings(settings)
+        ctx.directory.save_settings(settings)
         seed = settings.seed
         corpus = write_corpus(
             ctx,

@@ -438,7 +438,7 @@ def grpo_config(job: RlJob) -> GRPOConfig:
         scale_rewards="group",
         beta=job.rl.beta,
         temperature=job.rl.temperature,
-        reward_weights=[getattr(job.rl, kind) for kind in KINDS],
+        reward_weights=[getattr(job.rl, f"{kind}_weight") for kind in KINDS],
         learning_rate=job.learning_rate,
         warmup_steps=job.warmup_ratio,
         lr_scheduler_type="cosine",

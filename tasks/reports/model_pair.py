@@ -24,10 +24,10 @@ class MissingModelPair(ReadableError):
 def save_model_pair(ctx: RunContext, experiment: ExperimentResult) -> None:
     """Writes the paths of the method's two models into the run's folder."""
     method = next(entry for entries in experiment.eval_sets.values() for entry in entries if entry.role == "method")
-    (row,) = ctx.rows(method.model, ModelPair)
+    (row,) = ctx.artifacts.rows(method.model, ModelPair)
     models = zip(Speaker, models_of_pair(row), strict=True)
     folders = {speaker: str(ctx.artifacts.local_path(model)) for speaker, model in models}
-    atomic_write(ctx.folder / MODEL_PAIR_FILE, json.dumps(folders, indent=2))
+    atomic_write(ctx.directory.path / MODEL_PAIR_FILE, json.dumps(folders, indent=2))
 
 
 def load_model_pair(run: Path) -> tuple[dict[Speaker, Path], LongShort]:

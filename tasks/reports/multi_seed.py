@@ -1,4 +1,4 @@
-"""Results of several seeds for a README: a Markdown table, a plot, and the seed results that both are made of."""
+"""Results of several seeds for docs/results.md: a Markdown table, a plot, and the seed results that both are made of."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tasks.reports.seed_results import SeedResult, SeedResultError, load_seed_re
 from tasks.runtime.context import RunContext
 
 START, END = "<!-- claims of {}: written by `make claims` -->", "<!-- end of claims of {} -->"
-PLOT, SEED_RESULTS = "docs/claims-{}.svg", "docs/outcomes"
+RESULTS, PLOT, SEED_RESULTS = "docs/results.md", "docs/claims-{}.svg", "docs/outcomes"
 COLUMNS = [
     "model",
     "accuracy %",
@@ -34,20 +34,20 @@ COLUMNS = [
     "build TFLOPs",
     "break-even queries",
 ]
-"""Of `result_table`, those that a README shows."""
+"""Of `result_table`, those that docs/results.md shows."""
 
 
 class MissingMarkers(ReadableError):
-    """A README without the two marker lines that enclose the table."""
+    """A file of results without the two marker lines that enclose the table."""
 
 
 def validate_markers(target: str, pipeline: str) -> None:
-    """Raises MissingMarkers if the README in `target` lacks the marker lines."""
-    readme = Path(target) / "README.md"
+    """Raises MissingMarkers if docs/results.md in `target` lacks the marker lines."""
+    results = Path(target) / RESULTS
     start, end = START.format(pipeline), END.format(pipeline)
-    text = readme.read_text() if readme.is_file() else ""
+    text = results.read_text() if results.is_file() else ""
     if target and not 0 <= text.find(start) < text.find(end):
-        raise MissingMarkers(f"{readme}: no lines {start!r} and {end!r}; write them where the results belong")
+        raise MissingMarkers(f"{results}: no lines {start!r} and {end!r}; write them where the results belong")
 
 
 def load_earlier_results(ctx: RunContext, settings: MultiSeed) -> dict[int, SeedResult]:
@@ -57,7 +57,7 @@ def load_earlier_results(ctx: RunContext, settings: MultiSeed) -> dict[int, Seed
         return {}
     if not folder.is_dir():
         raise SeedResultError(f"{folder}: no such folder; correct reuse_results_from, or leave it out to run all seeds")
-    base = ctx.model(settings.of.model).digest
+    base = ctx.resources.model(settings.of.model).digest
     found = {seed: load_seed_result(folder, settings.of, seed, base) for seed in settings.seeds}
     for seed in (seed for seed, result in found.items() if result):
         ctx.progress.note(f"seed {seed}: result read from {folder}")
@@ -66,25 +66,24 @@ def load_earlier_results(ctx: RunContext, settings: MultiSeed) -> dict[int, Seed
 
 def publish_seed_result(ctx: RunContext, result: SeedResult, target: str) -> None:
     """Writes the result into the run's folder, and into `target` if given."""
-    save_seed_result(result, [ctx.folder, Path(target) / SEED_RESULTS] if target else [ctx.folder])
+    save_seed_result(result, [ctx.directory.path, Path(target) / SEED_RESULTS] if target else [ctx.directory.path])
 
 
 def publish_report(ctx: RunContext, report: dict[str, Any], target: str, pipeline: str) -> None:
-    """Writes `claims.md` and `claims.svg` into the run's folder, and into the README of `target` if given.
+    """Writes `claims.md` and `claims.svg` into the run's folder, and into docs/results.md of `target` if given.
 
     Raises MissingMarkers.
     """
-    table, plot = report_markdown(report), ctx.folder / "claims.svg"
-    (ctx.folder / "claims.md").write_text(table)
+    table, plot = report_markdown(report), ctx.directory.path / "claims.svg"
+    (ctx.directory.path / "claims.md").write_text(table)
     draw_pareto(report, plot)
     if target:
         validate_markers(target, pipeline)
         start, end, shown = START.format(pipeline), END.format(pipeline), PLOT.format(pipeline)
-        before, _, rest = (Path(target) / "README.md").read_text().partition(start)
+        before, _, rest = (Path(target) / RESULTS).read_text().partition(start)
         after = rest.partition(end)[2]
-        picture = f"![accuracy against tokens, every model]({shown})"
-        atomic_write(Path(target) / "README.md", f"{before}{start}\n{table}\n{picture}\n{end}{after}")
-        (Path(target) / shown).parent.mkdir(exist_ok=True)
+        picture = f"![accuracy against tokens, every model]({Path(shown).name})"
+        atomic_write(Path(target) / RESULTS, f"{before}{start}\n{table}\n{picture}\n{end}{after}")
         atomic_write(Path(target) / shown, plot.read_text())
 
 

@@ -49,7 +49,7 @@ def write_report(ctx: RunContext, settings: Settings, results: Sequence[SeedResu
         "written_on": _each_once(result.machine for result in results),
     }
     report = _finite(report)
-    path = ctx.save_report(report)
+    path = ctx.directory.save_report(report)
     tables = report_tables(report)
     print_report(report["warnings"], tables)
     console().print(f"Report: {path}", soft_wrap=True)

@@ -27,7 +27,8 @@ from reasoning.records import EvaluatedDialogue, ModelPair, Record, Score, Stage
 from tasks.reports.frames import with_new_names
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import STEPS, canonical, keyed_fields
-from tasks.runtime.context import LedgerEntry, RunContext, upstream_steps
+from tasks.runtime.context import RunContext
+from tasks.runtime.ledger import LedgerEntry
 from tasks.steps.dialogues import MODEL_PAIR, models_of_pair
 
 PACKAGES = ("torch", "transformers", "trl", "prefect", "math-verify")
@@ -140,10 +141,10 @@ def build_seed_result(
         },
         tables=tuple(experiment.tables),
         dialogues={
-            name: tuple(row.model_copy(update={"transcript": ""}) for row in ctx.rows(ref, EvaluatedDialogue))
+            name: tuple(row.model_copy(update={"transcript": ""}) for row in ctx.artifacts.rows(ref, EvaluatedDialogue))
             for name, ref in experiment.dialogues.items()
         },
-        warnings=tuple(ctx.warnings[warnings:]),
+        warnings=tuple(ctx.ledger.warnings[warnings:]),
         ledger=tuple(ledger_lines(ctx)[lines:]),
         versions=_versions(),
         machine=_machine(),
@@ -237,7 +238,7 @@ def _is_default(section: Settings, name: str) -> bool:
 
 
 def _scored(ctx: RunContext, entry: EvaluatedModel) -> ModelScores:
-    counts = [step.artifact.count for step in upstream_steps(entry.model, ctx.ledger) if step.artifact.count]
+    counts = [step.artifact.count for step in ctx.ledger.upstream_steps(entry.model) if step.artifact.count]
     return ModelScores(
         name=entry.name,
         role=entry.role,
@@ -246,16 +247,16 @@ def _scored(ctx: RunContext, entry: EvaluatedModel) -> ModelScores:
         # An earlier run paid for what came from the rollout store; building the model took it all the same.
         build_flops=sum(count.flops + count.reused_flops for count in counts),
         trained_on=counts[0].rows_in if counts else 0,
-        rows=tuple(ctx.rows(entry.scores, Score)),
+        rows=tuple(ctx.artifacts.rows(entry.scores, Score)),
     )
 
 
 def _shape(ctx: RunContext, model: ArtifactRef) -> Shape:
     """The shape of a model; the models of a pair have the same shape."""
     if model.kind != MODEL_PAIR:
-        return ctx.checkpoint(model).shape
-    (pair,) = ctx.rows(model, ModelPair)
-    return ctx.checkpoint(models_of_pair(pair)[0]).shape
+        return ctx.resources.checkpoint(model).shape
+    (pair,) = ctx.artifacts.rows(model, ModelPair)
+    return ctx.resources.checkpoint(models_of_pair(pair)[0]).shape
 
 
 def ledger_lines(ctx: RunContext) -> list[LedgerLine]:

@@ -16,7 +16,7 @@ from tasks.runtime.context import RunContext
 
 def write_sentence_openers(ctx: RunContext, settings: MarkerReport, counted: ArtifactRef, traces: int) -> Path:
     """Prints the most frequent openers and every marker; writes all counted openers to `report.json`."""
-    openers = [row.model_dump() for row in ctx.rows(counted, SentenceOpener)]
+    openers = [row.model_dump() for row in ctx.artifacts.rows(counted, SentenceOpener)]
     print_table("Sentence openers", opener_table(pd.DataFrame(openers), traces))
     report = {
         "pipeline": settings.pipeline,
@@ -26,6 +26,6 @@ def write_sentence_openers(ctx: RunContext, settings: MarkerReport, counted: Art
         "ledger": [line.model_dump() for line in ledger_lines(ctx)],
         "config": settings.model_dump(mode="json"),
     }
-    path = ctx.save_report(report)
+    path = ctx.directory.save_report(report)
     ctx.progress.note(f"report: {path}")
     return path

@@ -28,10 +28,15 @@ def rating_table(ctx: RunContext, problems: ArtifactRef, ratings: ArtifactRef) -
     No rows unless the rated problems have two different levels.
     """
     texts = pd.DataFrame(
-        [{"problem_id": row.id, "true": row.level, "length": len(row.text)} for row in ctx.rows(problems, Problem)],
+        [
+            {"problem_id": row.id, "true": row.level, "length": len(row.text)}
+            for row in ctx.artifacts.rows(problems, Problem)
+        ],
         columns=["problem_id", "true", "length"],
     )
-    rated = pd.DataFrame([row.model_dump() for row in ctx.rows(ratings, Rating)], columns=list(Rating.model_fields))
+    rated = pd.DataFrame(
+        [row.model_dump() for row in ctx.artifacts.rows(ratings, Rating)], columns=list(Rating.model_fields)
+    )
     title = f"Ratings of {len(rated)} problems against their true level (Spearman)"
     both = rated.merge(texts, how="left", on="problem_id").dropna(subset="true").astype({"true": float})
     if both["true"].nunique() < 2:
@@ -47,7 +52,7 @@ def rating_table(ctx: RunContext, problems: ArtifactRef, ratings: ArtifactRef) -
 
 def compression_table(ctx: RunContext, compressed: ArtifactRef) -> ReportTable:
     """By level: number of traces, mean tokens before and after, mean reduction, and the paper's reduction."""
-    rows = ctx.rows(compressed, CompressedTrace)
+    rows = ctx.artifacts.rows(compressed, CompressedTrace)
     lengths = [(row.level, row.original_tokens, len(row.token_ids)) for row in rows]
     traces = pd.DataFrame(lengths, columns=["level", "before", "after"])
     levels = traces.assign(reduction=100 * (1 - traces["after"] / traces["before"])).groupby("level")
@@ -66,11 +71,11 @@ def compression_table(ctx: RunContext, compressed: ArtifactRef) -> ReportTable:
 
 def thought_table(ctx: RunContext, values: ArtifactRef, dialogues: ArtifactRef) -> ReportTable:
     """Important thoughts and others: number, mean tokens, mean gain in value, and how often the gain is significant."""
-    valued = by_trace(ctx.rows(values, PrefixValues))
+    valued = by_trace(ctx.artifacts.rows(values, PrefixValues))
     thoughts = pd.DataFrame(
         [
             {"thoughts": "important" if important else "others", **thought}
-            for row in ctx.rows(dialogues, ColdStartDialogue)
+            for row in ctx.artifacts.rows(dialogues, ColdStartDialogue)
             for important, thought in zip(row.important, _gains(valued[row.problem_id, row.sample]), strict=True)
         ],
         columns=["thoughts", "tokens", "gain", "significant"],
@@ -104,7 +109,7 @@ def _gains(values: PrefixValues) -> list[dict[str, float]]:
 
 def judge_table(ctx: RunContext, judged: ArtifactRef, names: Sequence[str]) -> ReportTable:
     """Each model's mean grades with their 95 % intervals."""
-    rows = ctx.rows(judged, JudgeGrades)
+    rows = ctx.artifacts.rows(judged, JudgeGrades)
     table = []
     for index, name in enumerate(names):
         own = [row for row in rows if row.model == index]

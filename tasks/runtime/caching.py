@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
@@ -25,6 +25,7 @@ from prefect.cache_policies import CachePolicy
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
 from prefect.serializers import JSONSerializer
+from pydantic import BaseModel, ConfigDict
 
 from conf.base import Settings
 from conf.prompts import Prompt
@@ -33,17 +34,26 @@ from models.inference.vllm_server import ServerFailed
 from models.training.launcher import TrainerCrashed
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.code_version import code_version
-from tasks.runtime.context import LedgerEntry, RunContext
+from tasks.runtime.context import RunContext, StepContext
+from tasks.runtime.ledger import LedgerEntry
 
 MODEL_KINDS = ("base-model", "checkpoint")
 STEPS: dict[str, Step] = {}
 """By name."""
 
 
+class StepInputs(BaseModel):
+    """Inputs of a step that would have more than six: artifacts, settings and plain values, by name."""
+
+    model_config = ConfigDict(frozen=True)
+
+
 def canonical(value: Any) -> Any:
     """`value` as JSON that depends on content alone. Raises TypeError for anything whose content is not certain."""
     if isinstance(value, ArtifactRef):
         return value.fingerprint()
+    if isinstance(value, StepInputs):
+        return {name: canonical(item) for name, item in value}
     if isinstance(value, Settings):
         return {name: canonical(getattr(value, name)) for name in sorted(keyed_fields(value))}
     if isinstance(value, Enum):
@@ -64,16 +74,24 @@ def keyed_fields(section: Settings) -> set[str]:
 
 def recipe_of(step: str, version: str, inputs: dict[str, Any], prompt: Prompt | None = None) -> dict[str, Any]:
     """`prompt`: how the run shows problems; it counts where a model is read, and where it says anything."""
-    told = {"prompt": canonical(prompt)} if prompt not in (None, Prompt()) and _reads_model(inputs.values()) else {}
+    told = (
+        {"prompt": canonical(prompt)}
+        if prompt not in (None, Prompt())
+        and any(ref.kind in MODEL_KINDS for ref in artifacts_in(list(inputs.values())))
+        else {}
+    )
     return {"step": step, "version": version, "inputs": canonical(inputs), **told}
 
 
-def _reads_model(values: Iterable[Any]) -> bool:
-    return any(
-        value.kind in MODEL_KINDS if isinstance(value, ArtifactRef) else _reads_model(value)
-        for value in values
-        if isinstance(value, ArtifactRef | list | tuple)
-    )
+def artifacts_in(value: Any) -> Iterator[ArtifactRef]:
+    """All references within an input, in order."""
+    if isinstance(value, ArtifactRef):
+        yield value
+    elif isinstance(value, StepInputs):
+        yield from artifacts_in([item for _, item in value])
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from artifacts_in(item)
 
 
 def key_of(recipe: dict[str, Any]) -> str:
@@ -92,7 +110,7 @@ class ContentKey(CachePolicy):
     ) -> str:
         _ = task_ctx, flow_parameters, kwargs
         told = {name: value for name, value in inputs.items() if name != "ctx"}
-        return key_of(recipe_of(self.step.name, self.step.version, told, inputs["ctx"].prompt))
+        return key_of(recipe_of(self.step.name, self.step.version, told, inputs["ctx"].resources.prompt))
 
 
 class VerifiedJSON(JSONSerializer):
@@ -145,26 +163,29 @@ class Step:
         """Follows from the code that the result rests on (`code_version`); read when the step is first taken."""
         return code_version(self.body)
 
-    def __call__(self, ctx: RunContext, **inputs: Any) -> ArtifactRef:
+    def __call__(self, run: RunContext, **inputs: Any) -> ArtifactRef:
         """Raises TypeError, before anything runs, for an input without certain content."""
-        bound = inspect.signature(self.body).bind(ctx, **inputs).arguments
-        told = {name: bound[name] for name in bound if name != "ctx"}
-        recipe = recipe_of(self.name, self.version, told, ctx.prompt)
-        ctx.step_key = key_of(recipe)
-        state = self._at(ctx)(ctx, **inputs, return_state=True)
+        bound = inspect.signature(self.body).bind(run, **inputs).arguments
+        given = {name: bound[name] for name in bound if name != "ctx"}
+        recipe = recipe_of(self.name, self.version, given, run.resources.prompt)
+        ctx = StepContext(run, key_of(recipe))
+        state = self._at(run)(ctx, **inputs, return_state=True)
         ref = state.result()
         cached = state.name == "Cached"
         if cached:
-            ctx.progress.note(f"{self.name}: cached, {ref.rows} rows")
-        ctx.artifacts.record(ctx.step_key, recipe, ref)
-        refs = [value for value in inputs.values() if isinstance(value, ArtifactRef)]
-        read = frozenset(read.entry for read in refs if read.entry is not None)
-        ctx.ledger.append(LedgerEntry(self.name, self.version, ref, cached, read))
-        return ref.model_copy(update={"entry": len(ctx.ledger) - 1})
+            run.progress.note(f"{self.name}: cached, {ref.rows} rows")
+        run.artifacts.record(ctx.key, recipe, ref)
+        read = frozenset(ref.entry for ref in artifacts_in(list(inputs.values())) if ref.entry is not None)
+        position = run.ledger.add(LedgerEntry(self.name, self.version, ref, cached, read))
+        return ref.model_copy(update={"entry": position})
 
-    def _at(self, ctx: RunContext) -> Any:
+    def _at(self, run: RunContext) -> Any:
         """Cache records lie beside the artifacts; for a remote root, where Prefect is set to keep results."""
-        return self.task.with_options(result_storage=Path(ctx.root) / "cache") if ctx.is_local else self.task
+        return (
+            self.task.with_options(result_storage=Path(run.directory.root) / "cache")
+            if run.directory.is_local
+            else self.task
+        )
 
 
 def step(body: Callable[..., ArtifactRef]) -> Step:

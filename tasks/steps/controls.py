@@ -5,7 +5,6 @@ Knows: records and the steps that they share with DTO. Must not know: which cont
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Sequence, Set
 
@@ -29,8 +28,8 @@ from reasoning.records import (
 )
 from reasoning.sampling_plans import EarliestCrossing, count_agreeing
 from tasks.runtime.artifacts import ArtifactRef
-from tasks.runtime.caching import step
-from tasks.runtime.context import RunContext
+from tasks.runtime.caching import StepInputs, step
+from tasks.runtime.context import RunContext, StepContext
 from tasks.steps.dto import all_segment_ends, cut
 from tasks.steps.prefix_sampling import Endings, Finalizer, PrefixSampler, answer_probe, query_prefixes, skipped_rows
 from tasks.steps.problems import by_id, prompts_of
@@ -39,24 +38,20 @@ from tasks.steps.sampling import failed_counts, sample_and_verify, score, scores
 
 @step
 def contrast_pairs(
-    ctx: RunContext, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, max_length: int
+    ctx: StepContext, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, max_length: int
 ) -> ArtifactRef:
     """Rows of Pair: each problem's shortest right trace against its longest."""
-    started = time.monotonic()
     prompts = prompts_of(ctx, model, problems)
-    pairs, dropped = shortest_longest_pairs(prompts, ctx.rows(traces, Trace), max_length)
-    return ctx.publish("pairs", pairs, rows_in=len(pairs) + dropped.total(), dropped=dict(dropped), started=started)
+    pairs, dropped = shortest_longest_pairs(prompts, ctx.artifacts.rows(traces, Trace), max_length)
+    return ctx.publish("pairs", pairs, rows_in=len(pairs) + dropped.total(), dropped=dict(dropped))
 
 
 @step
-def select_pairs(ctx: RunContext, pairs: ArtifactRef, kind: PairKind) -> ArtifactRef:
+def select_pairs(ctx: StepContext, pairs: ArtifactRef, kind: PairKind) -> ArtifactRef:
     """Rows of Pair of one kind."""
-    started = time.monotonic()
-    rows = ctx.rows(pairs, Pair)
+    rows = ctx.artifacts.rows(pairs, Pair)
     kept = [row for row in rows if row.kind is kind]
-    return ctx.publish(
-        "pairs", kept, rows_in=len(rows), dropped={"another-kind": len(rows) - len(kept)}, started=started
-    )
+    return ctx.publish("pairs", kept, rows_in=len(rows), dropped={"another-kind": len(rows) - len(kept)})
 
 
 KINDS: dict[str, type[OptimisedTrace | CompressedTrace | Trace]] = {
@@ -69,10 +64,9 @@ KINDS: dict[str, type[OptimisedTrace | CompressedTrace | Trace]] = {
 
 @step
 def build_sft_rows(
-    ctx: RunContext, model: ArtifactRef, problems: ArtifactRef, completions: ArtifactRef, max_length: int
+    ctx: StepContext, model: ArtifactRef, problems: ArtifactRef, completions: ArtifactRef, max_length: int
 ) -> ArtifactRef:
     """Rows of Demonstration: completions to be imitated, whole. Longer ones and empty ones are refused."""
-    started = time.monotonic()
     prompts = prompts_of(ctx, model, problems)
     rows = [
         Demonstration(
@@ -81,46 +75,52 @@ def build_sft_rows(
             prompt_ids=prompts[row.problem_id],
             completion_ids=row.token_ids,
         )
-        for row in ctx.rows(completions, KINDS[completions.kind])
+        for row in ctx.artifacts.rows(completions, KINDS[completions.kind])
     ]
     whole = [row for row in rows if row.completion_ids]
     kept = [row for row in whole if len(row.prompt_ids) + len(row.completion_ids) <= max_length]
     dropped = Counter({"empty": len(rows) - len(whole), "too-long": len(whole) - len(kept)})
-    return ctx.publish("demonstrations", kept, rows_in=len(rows), dropped=dict(+dropped), started=started)
+    return ctx.publish("demonstrations", kept, rows_in=len(rows), dropped=dict(+dropped))
 
 
 @step
-def add_instruction(ctx: RunContext, problems: ArtifactRef, instruction: str) -> ArtifactRef:
+def add_instruction(ctx: StepContext, problems: ArtifactRef, instruction: str) -> ArtifactRef:
     """The same problems, by the same ids, with an instruction after each."""
-    started = time.monotonic()
     rows = [
         row.model_copy(update={"prompt": (*row.prompt, InstructionPart(text=f" {instruction}"))})
-        for row in ctx.rows(problems, Problem)
+        for row in ctx.artifacts.rows(problems, Problem)
     ]
-    return ctx.publish("problems", rows, rows_in=len(rows), started=started)
+    return ctx.publish("problems", rows, rows_in=len(rows))
+
+
+class EarlyStopInputs(StepInputs):
+    """A model, the problems, and how completions are sampled, probed and finished."""
+
+    model: ArtifactRef
+    problems: ArtifactRef
+    sampling: Sampling
+    segmentation: Segmentation
+    probing: Probing
+    finalizing: Finalizing
+    seed: int
 
 
 @step
 def evaluate_early_stop(
-    ctx: RunContext,
-    model: ArtifactRef,
-    problems: ArtifactRef,
-    sampling: Sampling,
-    segmentation: Segmentation,
-    probing: Probing,
-    finalizing: Finalizing,
-    seed: int,
+    ctx: StepContext,
+    inputs: EarlyStopInputs,
 ) -> ArtifactRef:
     """Rows of Score: the model's own benchmark completions, each stopped where its probes agree with one another.
 
     No right answer is looked at before the end, as none is known in use.
     """
-    started = time.monotonic()
-    checkpoint, known = ctx.checkpoint(model), by_id(ctx, problems)
-    drawn = sample_and_verify(ctx, "benchmark", checkpoint, list(known.values()), sampling, Purpose.BENCHMARK, seed)
-    sampler = PrefixSampler(ctx, checkpoint, known, answer_probe(probing), seed)
-    cuts = _agreeing_cuts(ctx, sampler, checkpoint, drawn.traces, segmentation, probing)
-    finalizer = Finalizer(ctx, checkpoint, known, finalizing, seed)
+    checkpoint, known = ctx.resources.checkpoint(inputs.model), by_id(ctx, inputs.problems)
+    drawn = sample_and_verify(
+        ctx, "benchmark", checkpoint, list(known.values()), inputs.sampling, Purpose.BENCHMARK, inputs.seed
+    )
+    sampler = PrefixSampler(ctx.resources, checkpoint, known, answer_probe(inputs.probing), inputs.seed)
+    cuts = _agreeing_cuts(ctx, sampler, checkpoint, drawn.traces, inputs.segmentation, inputs.probing)
+    finalizer = Finalizer(ctx.resources, checkpoint, known, inputs.finalizing, inputs.seed)
     stopped = [trace for trace in drawn.traces if trace.id in cuts]
     endings = finalizer.sample_endings(
         "early end", Purpose.EARLY_STOP, [cut(trace, cuts[trace.id]) for trace in stopped], count=1
@@ -132,10 +132,9 @@ def evaluate_early_stop(
     ctx.report_skipped(skipped_rows(refused))
     return ctx.publish(
         "scores",
-        scores + scores_of_failed(checkpoint, known, drawn.refused, sampling),
+        scores + scores_of_failed(checkpoint, known, drawn.refused, inputs.sampling),
         rows_in=len(known),
         usage=drawn.usage + sampler.usage + finalizer.usage,
-        started=started,
         counts=failed_counts(refused),
     )
 

@@ -5,8 +5,6 @@ Knows: couples, problems, the protocol's settings, the answer check. Must not kn
 
 from __future__ import annotations
 
-import time
-
 from conf.long_short import Protocol
 from conf.sampling import Sampling
 from models.inference.dialogue_sampler import DialogueSampler, DialogueState, TurnCodec
@@ -15,7 +13,7 @@ from reasoning.dialogue import Speaker
 from reasoning.records import EvaluatedDialogue, ModelPair, Problem, Score, Usage, Verdict
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import step
-from tasks.runtime.context import RunContext
+from tasks.runtime.context import StepContext
 from tasks.steps.prefix_sampling import skipped_rows
 from tasks.steps.problems import by_id
 from tasks.steps.sampling import failed_counts, validate_some_served
@@ -25,17 +23,16 @@ MODEL_PAIR = "model-pair"
 
 
 @step
-def pair_models(ctx: RunContext, long: ArtifactRef, short: ArtifactRef) -> ArtifactRef:
+def pair_models(ctx: StepContext, long: ArtifactRef, short: ArtifactRef) -> ArtifactRef:
     """One row of Couple."""
-    started = time.monotonic()
     row = ModelPair(long_uri=long.uri, long_digest=long.digest, short_uri=short.uri, short_digest=short.digest)
     trained_on = sum(model.count.rows_in for model in (long, short) if model.count)
-    return ctx.publish(MODEL_PAIR, [row], rows_in=trained_on, started=started)
+    return ctx.publish(MODEL_PAIR, [row], rows_in=trained_on)
 
 
 @step
 def evaluate_dialogues(
-    ctx: RunContext,
+    ctx: StepContext,
     long: ArtifactRef,
     short: ArtifactRef,
     problems: ArtifactRef,
@@ -44,17 +41,19 @@ def evaluate_dialogues(
     seed: int,
 ) -> ArtifactRef:
     """Rows of Conversation on problems that nothing else has read. Those that are not to be had count as not right."""
-    started = time.monotonic()
-    known, models = list(by_id(ctx, problems).values()), (ctx.checkpoint(long), ctx.checkpoint(short))
+    known, models = (
+        list(by_id(ctx, problems).values()),
+        (ctx.resources.checkpoint(long), ctx.resources.checkpoint(short)),
+    )
     codec = TurnCodec(models[0], protocol)
     prompts = [codec.prompts(problem) for problem in known]
     plans = [DialogueSampler(codec, shown, sampling.samples) for shown in prompts]
     jobs = [plan.job(sampling) for plan in plans]
-    usage = ctx.run_pair("talk", models, jobs, Purpose.BENCHMARK, seed)
+    usage = ctx.resources.run_pair("talk", models, jobs, Purpose.BENCHMARK, seed)
     refused = {problem.id: job.refused for problem, job in zip(known, jobs, strict=True) if job.refused}
     validate_some_served("talk", refused, known)
     answers = [[state.dialogue.answer for state in plan.dialogues] for plan in plans]
-    verdicts, checks = ctx.verdicts(known, answers)
+    verdicts, checks = ctx.resources.verdicts(known, answers)
     rows = [
         evaluated_dialogue(problem, sample, state, {speaker: len(ids) for speaker, ids in shown.items()}, verdict)
         for problem, plan, shown, judged in zip(known, plans, prompts, verdicts, strict=True)
@@ -65,7 +64,7 @@ def evaluate_dialogues(
     rows += [dialogue_without_completion(name, sample) for name in refused for sample in range(sampling.samples)]
     counts |= failed_counts(refused)
     ctx.report_skipped(skipped_rows(refused))
-    return ctx.publish("dialogues", rows, rows_in=len(known), usage=usage + checks, started=started, counts=counts)
+    return ctx.publish("dialogues", rows, rows_in=len(known), usage=usage + checks, counts=counts)
 
 
 def evaluated_dialogue(
@@ -99,11 +98,10 @@ def dialogue_without_completion(problem_id: str, sample: int) -> EvaluatedDialog
 
 
 @step
-def score_dialogues(ctx: RunContext, problems: ArtifactRef, conversations: ArtifactRef) -> ArtifactRef:
+def score_dialogues(ctx: StepContext, problems: ArtifactRef, conversations: ArtifactRef) -> ArtifactRef:
     """Rows of Score: tokens are those of both models together."""
-    started = time.monotonic()
     known = by_id(ctx, problems)
-    rows = ctx.rows(conversations, EvaluatedDialogue)
+    rows = ctx.artifacts.rows(conversations, EvaluatedDialogue)
     scores = [
         Score(
             problem_id=row.problem_id,
@@ -118,7 +116,7 @@ def score_dialogues(ctx: RunContext, problems: ArtifactRef, conversations: Artif
         )
         for row in rows
     ]
-    return ctx.publish("scores", scores, rows_in=len(rows), usage=Usage(), started=started)
+    return ctx.publish("scores", scores, rows_in=len(rows), usage=Usage())
 
 
 def models_of_pair(pair: ModelPair) -> tuple[ArtifactRef, ArtifactRef]:

@@ -6,7 +6,6 @@ Knows: which records each of `reasoning`'s rules wants. Must not know: the rules
 from __future__ import annotations
 
 import random
-import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from itertools import chain, product
@@ -27,8 +26,8 @@ from reasoning.pairs import distillation_pairs, fit_pairs
 from reasoning.records import CompressedTrace, PrefixValues, Rating, Trace, Usage, Verdict, by_trace
 from reasoning.thinking import CLOSE_THINK, final_answer, thinking_of, thought_of, written_as
 from tasks.runtime.artifacts import ArtifactRef
-from tasks.runtime.caching import step
-from tasks.runtime.context import RunContext
+from tasks.runtime.caching import StepInputs, step
+from tasks.runtime.context import RunContext, StepContext
 from tasks.steps.dto import all_segment_ends
 from tasks.steps.llm import query_llm
 from tasks.steps.prefix_sampling import Finalizer, Prefix, PrefixSampler, TokenIds, answer_probe, skipped_rows
@@ -39,20 +38,19 @@ SAMPLES_APART = 1_000_000
 
 
 @step
-def import_traces(ctx: RunContext, model: ArtifactRef, traces: ArtifactRef) -> ArtifactRef:
+def import_traces(ctx: StepContext, model: ArtifactRef, traces: ArtifactRef) -> ArtifactRef:
     """Rows of Trace: another model's traces in the token ids of `model`."""
-    started = time.monotonic()
-    checkpoint, rows = ctx.checkpoint(model), ctx.rows(traces, Trace)
+    checkpoint, rows = ctx.resources.checkpoint(model), ctx.artifacts.rows(traces, Trace)
     end = (checkpoint.end_id,)
     adopted = [
         row.model_copy(update={"token_ids": checkpoint.encode(row.text) + end * (not row.truncated)}) for row in rows
     ]
-    return ctx.publish("traces", adopted, rows_in=len(rows), started=started)
+    return ctx.publish("traces", adopted, rows_in=len(rows))
 
 
 @step
 def write_traces(
-    ctx: RunContext,
+    ctx: StepContext,
     model: ArtifactRef,
     problems: ArtifactRef,
     teacher: EndpointTeacher,
@@ -60,8 +58,7 @@ def write_traces(
     seed: int,
 ) -> ArtifactRef:
     """Rows of Trace in the token ids of `model`, written by an endpoint. Raises what its client does."""
-    started = time.monotonic()
-    checkpoint, known = ctx.checkpoint(model), list(by_id(ctx, problems).values())
+    checkpoint, known = ctx.resources.checkpoint(model), list(by_id(ctx, problems).values())
     tags = checkpoint.prompt.thinking
     asks = [
         LlmQuery(
@@ -85,7 +82,7 @@ def write_traces(
         for problem, sample, reply in used
         if not checkpoint.holds_control(thought_of(reply.text).replace(CLOSE_THINK, "", 1))
     ]
-    verdicts, checks = ctx.verdicts(
+    verdicts, checks = ctx.resources.verdicts(
         [problem for problem, *_ in plain], [[final_answer(text, tags)] for *_, text in plain]
     )
     rows = [
@@ -106,16 +103,14 @@ def write_traces(
         rows_in=len(asks),
         dropped=dict(+dropped),
         usage=found.usage + checks,
-        started=started,
-        payee=found.payee,
+        billed_to=found.billed_to,
     )
 
 
 @step
-def select_traces(ctx: RunContext, traces: ArtifactRef, selection: TraceSelection) -> ArtifactRef:
+def select_traces(ctx: StepContext, traces: ArtifactRef, selection: TraceSelection) -> ArtifactRef:
     """Rows of Trace: of each problem's right ones, as many as are wanted."""
-    started = time.monotonic()
-    rows = ctx.rows(traces, Trace)
+    rows = ctx.artifacts.rows(traces, Trace)
     right: dict[str, list[Trace]] = defaultdict(list)
     for row in rows:
         if row.verdict is Verdict.RIGHT and not row.truncated:
@@ -129,12 +124,12 @@ def select_traces(ctx: RunContext, traces: ArtifactRef, selection: TraceSelectio
     of_right = sum(map(len, right.values()))
     dropped = Counter({"not-right": len(rows) - of_right, "not-chosen": of_right - len(chosen)})
     counts = {"problems": len({row.problem_id for row in rows}), "problems with a right trace": len(right)}
-    return ctx.publish("traces", chosen, rows_in=len(rows), dropped=dict(+dropped), started=started, counts=counts)
+    return ctx.publish("traces", chosen, rows_in=len(rows), dropped=dict(+dropped), counts=counts)
 
 
 @step
 def estimate_prefix_values(
-    ctx: RunContext,
+    ctx: StepContext,
     model: ArtifactRef,
     problems: ArtifactRef,
     traces: ArtifactRef,
@@ -143,47 +138,43 @@ def estimate_prefix_values(
     seed: int,
 ) -> ArtifactRef:
     """Rows of Valued: the right ones among the rollouts of every prefix, and of no thinking at all."""
-    started = time.monotonic()
-    checkpoint, rows = ctx.checkpoint(model), ctx.rows(traces, Trace)
+    checkpoint, rows = ctx.resources.checkpoint(model), ctx.artifacts.rows(traces, Trace)
     ends_of, undecodable = all_segment_ends(ctx, checkpoint, rows, segmentation)
     ends = {name: [0, *segments] for name, segments in ends_of.items()}
-    sampler = PrefixSampler(ctx, checkpoint, by_id(ctx, problems), answer_probe(probing), seed)
+    sampler = PrefixSampler(ctx.resources, checkpoint, by_id(ctx, problems), answer_probe(probing), seed)
     valued = sampler.estimate_values("value prefixes", [row for row in rows if row.id in ends], ends)
     return ctx.publish(
         "values",
         valued,
         rows_in=len(rows),
         usage=sampler.usage,
-        started=started,
-        aside=undecodable + skipped_rows(sampler.refused),
+        skipped=undecodable + skipped_rows(sampler.refused),
     )
 
 
 @step
-def rate_by_effort(ctx: RunContext, traces: ArtifactRef, values: ArtifactRef, threshold: float) -> ArtifactRef:
+def rate_by_effort(ctx: StepContext, traces: ArtifactRef, values: ArtifactRef, threshold: float) -> ArtifactRef:
     """Rows of Rating: of each problem with a valued trace, from all its traces and what the valued ones need."""
-    started = time.monotonic()
     drawn, right = Counter[str](), Counter[str]()
-    for row in ctx.rows(traces, Trace):
+    for row in ctx.artifacts.rows(traces, Trace):
         drawn[row.problem_id] += 1
         right[row.problem_id] += row.verdict is Verdict.RIGHT
     needed: dict[str, list[int]] = defaultdict(list)
-    for row in ctx.rows(values, PrefixValues):
+    for row in ctx.artifacts.rows(values, PrefixValues):
         needed[row.problem_id].append(row.needed(threshold))
     efforts = {
         name: difficulty.effort(right[name], drawn[name], sum(lengths) / len(lengths))
         for name, lengths in needed.items()
     }
     ratings = [Rating(problem_id=name, level=level) for name, level in difficulty.levels(efforts).items()]
-    return ctx.publish("ratings", ratings, rows_in=len(needed), started=started)
+    return ctx.publish("ratings", ratings, rows_in=len(needed))
 
 
 @step
-def rate_by_llm(ctx: RunContext, problems: ArtifactRef, traces: ArtifactRef, rater: LlmRater, llm: Llm) -> ArtifactRef:
+def rate_by_llm(ctx: StepContext, problems: ArtifactRef, traces: ArtifactRef, rater: LlmRater, llm: Llm) -> ArtifactRef:
     """Rows of Rating: of each problem with a trace, by an auxiliary model. Raises what the model's client does, and
     TooManyUnusable."""
-    started = time.monotonic()
-    known, names = by_id(ctx, problems), {row.problem_id: None for row in ctx.rows(traces, Trace)}
+    known, names = by_id(ctx, problems), {row.problem_id: None for row in ctx.artifacts.rows(traces, Trace)}
     asks = with_token_limit(
         [difficulty.difficulty_query(known[name]) for name in names], rater.max_tokens, "rating.max_tokens"
     )
@@ -199,20 +190,18 @@ def rate_by_llm(ctx: RunContext, problems: ArtifactRef, traces: ArtifactRef, rat
         rows_in=len(names),
         dropped=found.unusable,
         usage=found.usage,
-        started=started,
-        payee=found.payee,
+        billed_to=found.billed_to,
     )
 
 
 @step
-def permute_ratings(ctx: RunContext, ratings: ArtifactRef, seed: int) -> ArtifactRef:
+def permute_ratings(ctx: StepContext, ratings: ArtifactRef, seed: int) -> ArtifactRef:
     """Rows of Rating: the same levels, each at another problem. A control."""
-    started = time.monotonic()
-    rows = ctx.rows(ratings, Rating)
+    rows = ctx.artifacts.rows(ratings, Rating)
     levels = [row.level for row in rows]
     random.Random(f"exchange/{seed}").shuffle(levels)
     exchanged = [Rating(problem_id=row.problem_id, level=level) for row, level in zip(rows, levels, strict=True)]
-    return ctx.publish("ratings", exchanged, rows_in=len(rows), started=started)
+    return ctx.publish("ratings", exchanged, rows_in=len(rows))
 
 
 class Thought(NamedTuple):
@@ -224,22 +213,27 @@ class Thought(NamedTuple):
     kept: tuple[int, ...] = ()
 
 
+class CompressionInputs(StepInputs):
+    """Rated traces, the budget of each level, and how compressed thinking is finished."""
+
+    model: ArtifactRef
+    problems: ArtifactRef
+    traces: ArtifactRef
+    ratings: ArtifactRef
+    budget: LengthBudget
+    finalizing: Finalizing
+    seed: int
+
+
 @step
 def compress_by_value(
-    ctx: RunContext,
-    model: ArtifactRef,
-    problems: ArtifactRef,
-    traces: ArtifactRef,
+    ctx: StepContext,
+    inputs: CompressionInputs,
     values: ArtifactRef,
-    ratings: ArtifactRef,
-    budget: LengthBudget,
-    finalizing: Finalizing,
-    seed: int,
 ) -> ArtifactRef:
     """Rows of Compressed: the segments that contribute most, as many as the problem's level allows."""
-    started = time.monotonic()
-    due, dropped = _compression_jobs(ctx, model, traces, ratings, budget)
-    valued = by_trace(ctx.rows(values, PrefixValues))
+    due, dropped = _compression_jobs(ctx, inputs)
+    valued = by_trace(ctx.artifacts.rows(values, PrefixValues))
     thoughts = []
     for trace, level, tokens in due:
         row = valued.get((trace.problem_id, trace.sample))
@@ -251,26 +245,19 @@ def compress_by_value(
         thoughts.append(Thought(trace, level, tuple(chain.from_iterable(parts)), kept))
     fitting = [thought for thought in thoughts if thought.kept]
     dropped["over-budget"] += len(thoughts) - len(fitting)
-    return _finished(ctx, model, problems, fitting, finalizing, seed, started, dropped, Usage())
+    return _finished(ctx, inputs, fitting, dropped, Usage())
 
 
 @step
 def compress_by_llm(
-    ctx: RunContext,
-    model: ArtifactRef,
-    problems: ArtifactRef,
-    traces: ArtifactRef,
-    ratings: ArtifactRef,
-    budget: LengthBudget,
-    finalizing: Finalizing,
+    ctx: StepContext,
+    inputs: CompressionInputs,
     compressor: LlmCompressor,
     llm: Llm,
-    seed: int,
 ) -> ArtifactRef:
     """Rows of Compressed: thinking as an auxiliary model writes it anew. Raises what its client does."""
-    started = time.monotonic()
-    checkpoint, known = ctx.checkpoint(model), by_id(ctx, problems)
-    due, dropped = _compression_jobs(ctx, model, traces, ratings, budget)
+    checkpoint, known = ctx.resources.checkpoint(inputs.model), by_id(ctx, inputs.problems)
+    due, dropped = _compression_jobs(ctx, inputs)
     asks = [
         compression.compression_query(
             known[trace.problem_id], thinking_of(trace.text, checkpoint.prompt.thinking), max(1, round(tokens))
@@ -280,7 +267,7 @@ def compress_by_llm(
     asks = with_token_limit(asks, compressor.max_tokens, "compression.by.max_tokens")
     found = query_llm(ctx, llm, "compress", asks, compressor.max_invalid_fraction)
     dropped += found.unusable
-    line_break = "" if finalizing.closing_text.startswith("\n") else "\n"
+    line_break = "" if inputs.finalizing.closing_text.startswith("\n") else "\n"
     thoughts = []
     for (trace, level, tokens), reply in zip(due, found.replies, strict=True):
         if isinstance(reply, InvalidReply):
@@ -291,7 +278,7 @@ def compress_by_llm(
             dropped[refusal] += 1
         else:
             thoughts.append(thought)
-    return _finished(ctx, model, problems, thoughts, finalizing, seed, started, dropped, found.usage, found.payee)
+    return _finished(ctx, inputs, thoughts, dropped, found.usage, found.billed_to)
 
 
 def _invalid_reason(checkpoint: Checkpoint, text: str, tokens: int, most: float) -> str:
@@ -312,36 +299,36 @@ class CompressionJob(NamedTuple):
     """That its thinking may keep."""
 
 
-def _compression_jobs(
-    ctx: RunContext, model: ArtifactRef, traces: ArtifactRef, ratings: ArtifactRef, budget: LengthBudget
-) -> tuple[list[CompressionJob], Counter[str]]:
+def _compression_jobs(ctx: RunContext, inputs: CompressionInputs) -> tuple[list[CompressionJob], Counter[str]]:
     """Traces longer than their level allows, and what was left out by reason."""
-    checkpoint, rows = ctx.checkpoint(model), ctx.rows(traces, Trace)
-    level_of = {row.problem_id: row.level for row in ctx.rows(ratings, Rating)}
+    checkpoint, rows = ctx.resources.checkpoint(inputs.model), ctx.artifacts.rows(inputs.traces, Trace)
+    level_of = {row.problem_id: row.level for row in ctx.artifacts.rows(inputs.ratings, Rating)}
     rated = [(row, level_of[row.problem_id]) for row in rows if row.problem_id in level_of]
     due = []
     for trace, level in rated:
         thinking = len(checkpoint.encode(thinking_of(trace.text, checkpoint.prompt.thinking)))
-        tokens = budget.tokens(level, thinking)
+        tokens = inputs.budget.tokens(level, thinking)
         if tokens < thinking:
             due.append(CompressionJob(trace, level, tokens))
     return due, Counter({"unrated": len(rows) - len(rated), "within-budget": len(rated) - len(due)})
 
 
 def _finished(
-    ctx: RunContext,
-    model: ArtifactRef,
-    problems: ArtifactRef,
+    ctx: StepContext,
+    inputs: CompressionInputs,
     thoughts: Sequence[Thought],
-    finalizing: Finalizing,
-    seed: int,
-    started: float,
     dropped: Counter[str],
     usage: Usage,
-    payee: str = "",
+    billed_to: str = "",
 ) -> ArtifactRef:
     """The gate: what still answers right, and is shorter than it was."""
-    finalizer = Finalizer(ctx, ctx.checkpoint(model), by_id(ctx, problems), finalizing, seed)
+    finalizer = Finalizer(
+        ctx.resources,
+        ctx.resources.checkpoint(inputs.model),
+        by_id(ctx, inputs.problems),
+        inputs.finalizing,
+        inputs.seed,
+    )
     prefixes = [Prefix(thought.trace.problem_id, thought.token_ids) for thought in thoughts]
     rows, refused = list[CompressedTrace](), dict[str, Refused]()
     for thought, endings in zip(
@@ -374,26 +361,24 @@ def _finished(
         rows_in=rows_in,
         dropped=dict(+dropped),
         usage=usage + finalizer.usage,
-        started=started,
-        payee=payee,
-        aside=skipped_rows(refused),
+        billed_to=billed_to,
+        skipped=skipped_rows(refused),
     )
 
 
 @step
-def uncompressed(ctx: RunContext, traces: ArtifactRef, compressed: ArtifactRef) -> ArtifactRef:
+def uncompressed(ctx: StepContext, traces: ArtifactRef, compressed: ArtifactRef) -> ArtifactRef:
     """Rows of Trace: those that were compressed, as they were. A control."""
-    started = time.monotonic()
-    names = {(row.problem_id, row.sample) for row in ctx.rows(compressed, CompressedTrace)}
-    rows = ctx.rows(traces, Trace)
+    names = {(row.problem_id, row.sample) for row in ctx.artifacts.rows(compressed, CompressedTrace)}
+    rows = ctx.artifacts.rows(traces, Trace)
     kept = [row for row in rows if (row.problem_id, row.sample) in names]
     dropped = {"not-compressed": len(rows) - len(kept)} if len(kept) < len(rows) else {}
-    return ctx.publish("traces", kept, rows_in=len(rows), dropped=dropped, started=started)
+    return ctx.publish("traces", kept, rows_in=len(rows), dropped=dropped)
 
 
 @step
 def pair_compressed(
-    ctx: RunContext,
+    ctx: StepContext,
     model: ArtifactRef,
     problems: ArtifactRef,
     traces: ArtifactRef,
@@ -401,8 +386,7 @@ def pair_compressed(
     max_length: int,
 ) -> ArtifactRef:
     """Rows of Pair: the compressed trace against itself as it was."""
-    started = time.monotonic()
-    prompts, rows = prompts_of(ctx, model, problems), ctx.rows(compressed, CompressedTrace)
-    made = distillation_pairs(prompts, ctx.rows(traces, Trace), rows)
+    prompts, rows = prompts_of(ctx, model, problems), ctx.artifacts.rows(compressed, CompressedTrace)
+    made = distillation_pairs(prompts, ctx.artifacts.rows(traces, Trace), rows)
     pairs, dropped = fit_pairs(made, max_length)
-    return ctx.publish("pairs", pairs, rows_in=len(made), dropped=dict(dropped), started=started)
+    return ctx.publish("pairs", pairs, rows_in=len(made), dropped=dict(dropped))

@@ -6,7 +6,6 @@ Knows: which records each of `reasoning`'s rules wants. Must not know: the rules
 from __future__ import annotations
 
 import random
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -41,8 +40,8 @@ from reasoning.sampling_plans import (
 from reasoning.segment import segment_text, token_ends
 from reasoning.thinking import thinking_of
 from tasks.runtime.artifacts import ArtifactRef
-from tasks.runtime.caching import step
-from tasks.runtime.context import RunContext
+from tasks.runtime.caching import StepInputs, step
+from tasks.runtime.context import RunContext, StepContext
 from tasks.steps.llm import query_llm
 from tasks.steps.prefix_sampling import (
     Finalizer,
@@ -60,7 +59,7 @@ from tasks.steps.problems import by_id, prompts_of
 
 @step
 def probe_prefixes(
-    ctx: RunContext,
+    ctx: StepContext,
     model: ArtifactRef,
     problems: ArtifactRef,
     traces: ArtifactRef,
@@ -69,9 +68,8 @@ def probe_prefixes(
     seed: int,
 ) -> ArtifactRef:
     """Rows of Scan: each trace's prefixes from the front until one passes. Traces cut by max_tokens are set aside."""
-    started = time.monotonic()
-    checkpoint = ctx.checkpoint(model)
-    rows = ctx.rows(traces, Trace)
+    checkpoint = ctx.resources.checkpoint(model)
+    rows = ctx.artifacts.rows(traces, Trace)
     finished = [trace for trace in rows if not trace.truncated]
     ends, undecodable = all_segment_ends(ctx, checkpoint, finished, segmentation)
     whole = [trace for trace in finished if trace.id in ends]
@@ -81,7 +79,7 @@ def probe_prefixes(
         for trace in whole
         if audited(probing, trace, seed)
     }
-    sampler = PrefixSampler(ctx, checkpoint, by_id(ctx, problems), answer_probe(probing), seed)
+    sampler = PrefixSampler(ctx.resources, checkpoint, by_id(ctx, problems), answer_probe(probing), seed)
     asked = [query_prefixes(t, ends[t.id], found[t.id]) for found in (plans, audits) for t in whole if t.id in found]
     sampler.run_queries("probe prefixes", Purpose.PROBE, asked)
     served = [trace for trace in whole if trace.id not in sampler.refused]
@@ -96,16 +94,15 @@ def probe_prefixes(
         rows_in=len(rows),
         dropped=dict(+dropped),
         usage=sampler.usage,
-        started=started,
-        bill=sampler.cost_bounds([(trace, ends[trace.id], plans[trace.id]) for trace in served]),
+        cost_bounds=sampler.cost_bounds([(trace, ends[trace.id], plans[trace.id]) for trace in served]),
         counts=counts,
-        aside=undecodable + skipped_rows(sampler.refused),
+        skipped=undecodable + skipped_rows(sampler.refused),
     )
 
 
 @step
 def reestimate_crossings(
-    ctx: RunContext,
+    ctx: StepContext,
     model: ArtifactRef,
     problems: ArtifactRef,
     traces: ArtifactRef,
@@ -117,14 +114,15 @@ def reestimate_crossings(
 
     The first estimate is the one that was chosen for being high. A crossing that does not pass again was lucky.
     """
-    started = time.monotonic()
-    trace_of = {trace.id: trace for trace in ctx.rows(traces, Trace)}
-    by_name = {scan.trace_id: scan for scan in ctx.rows(scans, Scan) if scan.crossing is not None}
+    trace_of = {trace.id: trace for trace in ctx.artifacts.rows(traces, Trace)}
+    by_name = {scan.trace_id: scan for scan in ctx.artifacts.rows(scans, Scan) if scan.crossing is not None}
     # All probes, not only as many as decide: a share of those would not be an unbiased estimate.
     total = probing.sampling.samples
     plans = {name: FullEstimate(1, total) for name in by_name}
     asked = [query_prefixes(trace_of[name], [scan.cut], plans[name]) for name, scan in by_name.items()]
-    sampler = PrefixSampler(ctx, ctx.checkpoint(model), by_id(ctx, problems), answer_probe(probing), seed)
+    sampler = PrefixSampler(
+        ctx.resources, ctx.resources.checkpoint(model), by_id(ctx, problems), answer_probe(probing), seed
+    )
     sampler.run_queries("probe again", Purpose.RECHECK, asked)
     rows = [
         CrossingEstimate(
@@ -143,15 +141,14 @@ def reestimate_crossings(
         rows,
         rows_in=len(by_name),
         usage=sampler.usage,
-        started=started,
         counts=counts,
-        aside=skipped_rows(sampler.refused),
+        skipped=skipped_rows(sampler.refused),
     )
 
 
 @step
 def finalize_traces(
-    ctx: RunContext,
+    ctx: StepContext,
     model: ArtifactRef,
     problems: ArtifactRef,
     traces: ArtifactRef,
@@ -160,13 +157,12 @@ def finalize_traces(
     seed: int,
 ) -> ArtifactRef:
     """Rows of Optimised: traces cut at their crossing with the shortest correct ending."""
-    started = time.monotonic()
-    trace_of = by_trace(ctx.rows(traces, Trace))
-    all_scans = ctx.rows(scans, Scan)
+    trace_of = by_trace(ctx.artifacts.rows(traces, Trace))
+    all_scans = ctx.artifacts.rows(scans, Scan)
     crossed = [scan for scan in all_scans if scan.crossing is not None]
     sources = [trace_of[scan.problem_id, scan.sample] for scan in crossed]
     prefixes = [cut(trace, scan.cut) for trace, scan in zip(sources, crossed, strict=True)]
-    finalizer = Finalizer(ctx, ctx.checkpoint(model), by_id(ctx, problems), finalizing, seed)
+    finalizer = Finalizer(ctx.resources, ctx.resources.checkpoint(model), by_id(ctx, problems), finalizing, seed)
     endings = finalizer.sample_endings("finalize", Purpose.FINALIZE, prefixes)
     premature = _premature_stops(finalizer, sources, crossed) if finalizing.premature_stop else {}
     rows, refused = list[OptimisedTrace](), dict[str, Refused]()
@@ -193,8 +189,7 @@ def finalize_traces(
         rows_in=len(all_scans),
         dropped=dict(dropped),
         usage=finalizer.usage,
-        started=started,
-        aside=skipped_rows(refused),
+        skipped=skipped_rows(refused),
     )
 
 
@@ -217,24 +212,29 @@ def _premature_stops(
     }
 
 
+class PruningInputs(StepInputs):
+    """Traces, where they were cut, and their finalized form."""
+
+    model: ArtifactRef
+    problems: ArtifactRef
+    traces: ArtifactRef
+    scans: ArtifactRef
+    optimised: ArtifactRef
+
+
 @step
 def propose_removals(
-    ctx: RunContext,
-    model: ArtifactRef,
-    problems: ArtifactRef,
-    traces: ArtifactRef,
-    scans: ArtifactRef,
-    optimised: ArtifactRef,
+    ctx: StepContext,
+    inputs: PruningInputs,
     pruning: LlmPruning,
     llm: Llm,
 ) -> ArtifactRef:
     """Rows of Proposed: what an auxiliary model would leave out of each row of Optimised with an inner segment. Raises
     what the model's client does, and TooManyUnusable."""
-    started = time.monotonic()
-    checkpoint, known = ctx.checkpoint(model), by_id(ctx, problems)
-    trace_of = by_trace(ctx.rows(traces, Trace))
-    scan_by_name = by_trace(ctx.rows(scans, Scan))
-    rows = ctx.rows(optimised, OptimisedTrace)
+    checkpoint, known = ctx.resources.checkpoint(inputs.model), by_id(ctx, inputs.problems)
+    trace_of = by_trace(ctx.artifacts.rows(inputs.traces, Trace))
+    scan_by_name = by_trace(ctx.artifacts.rows(inputs.scans, Scan))
+    rows = ctx.artifacts.rows(inputs.optimised, OptimisedTrace)
     names = [name for row in rows if len(scan_by_name[name := (row.problem_id, row.sample)].kept_ends) > 2]
     asks = []
     for name in names:
@@ -254,19 +254,14 @@ def propose_removals(
         rows_in=len(rows),
         dropped=dict(+dropped),
         usage=found.usage,
-        started=started,
-        payee=found.payee,
+        billed_to=found.billed_to,
     )
 
 
 @step
 def prune_traces(
-    ctx: RunContext,
-    model: ArtifactRef,
-    problems: ArtifactRef,
-    traces: ArtifactRef,
-    scans: ArtifactRef,
-    optimised: ArtifactRef,
+    ctx: StepContext,
+    inputs: PruningInputs,
     proposals: ArtifactRef | None,
     max_logprob_drop: float,
     probing: Probing,
@@ -275,12 +270,11 @@ def prune_traces(
 ) -> ArtifactRef:
     """Rows of Optimised without their redundant segments, confirmed by fresh endings; the others as they were, those
     among them for which an engine failed. Without `proposals` every inner segment is tried."""
-    started = time.monotonic()
-    checkpoint, known = ctx.checkpoint(model), by_id(ctx, problems)
-    trace_of = by_trace(ctx.rows(traces, Trace))
-    scan_by_name = by_trace(ctx.rows(scans, Scan))
-    rows = by_trace(ctx.rows(optimised, OptimisedTrace))
-    told = ctx.rows(proposals, ProposedRemovals) if proposals else []
+    checkpoint, known = ctx.resources.checkpoint(inputs.model), by_id(ctx, inputs.problems)
+    trace_of = by_trace(ctx.artifacts.rows(inputs.traces, Trace))
+    scan_by_name = by_trace(ctx.artifacts.rows(inputs.scans, Scan))
+    rows = by_trace(ctx.artifacts.rows(inputs.optimised, OptimisedTrace))
+    told = ctx.artifacts.rows(proposals, ProposedRemovals) if proposals else []
     proposed_of = {(row.problem_id, row.sample): row.segments for row in told}
     prunings = {
         name: OpenPruning(
@@ -292,17 +286,17 @@ def prune_traces(
         )
         for name in rows
     }
-    sampler = PrefixSampler(ctx, checkpoint, known, answer_probe(probing), seed)
+    sampler = PrefixSampler(ctx.resources, checkpoint, known, answer_probe(probing), seed)
     asked = [PrefixQuery(item.trace, item, item.without, len(item.whole_prefix())) for item in prunings.values()]
     sampler.run_queries("prune segments", Purpose.PRUNE, asked)
     for item in prunings.values():
         if item.trace.id in sampler.refused:
             item.restore_all()
     proposed = sum(len(item.removed) for item in prunings.values())
-    scorer = LogProbScorer(ctx, checkpoint, known)
+    scorer = LogProbScorer(ctx.resources, checkpoint, known)
     unnatural = restore_unnatural(scorer, list(prunings.values()), max_logprob_drop)
     shortened = [name for name, item in prunings.items() if item.removed]
-    finalizer = Finalizer(ctx, checkpoint, known, finalizing, seed)
+    finalizer = Finalizer(ctx.resources, checkpoint, known, finalizing, seed)
     prefixes = [Prefix(name[0], prunings[name].prefix()) for name in shortened]
     endings = finalizer.sample_endings("prune check", Purpose.PRUNE_CHECK, prefixes)
     results = dict(rows)
@@ -325,7 +319,6 @@ def prune_traces(
         list(results.values()),
         rows_in=len(rows),
         usage=sampler.usage + scorer.usage + finalizer.usage,
-        started=started,
         counts=counts,
     )
 
@@ -359,7 +352,7 @@ def restore_unnatural(scorer: LogProbScorer, prunings: Sequence[OpenPruning], mo
 
 @step
 def build_pairs(
-    ctx: RunContext,
+    ctx: StepContext,
     model: ArtifactRef,
     problems: ArtifactRef,
     traces: ArtifactRef,
@@ -368,10 +361,9 @@ def build_pairs(
     max_length: int,
 ) -> ArtifactRef:
     """Rows of Pair, in token ids."""
-    started = time.monotonic()
-    prompts, rows = prompts_of(ctx, model, problems), ctx.rows(optimised, OptimisedTrace)
-    pairs, dropped = preference_pairs(prompts, ctx.rows(traces, Trace), rows, pairing.rejected, max_length)
-    return ctx.publish("pairs", pairs, rows_in=len(pairs) + dropped.total(), dropped=dict(dropped), started=started)
+    prompts, rows = prompts_of(ctx, model, problems), ctx.artifacts.rows(optimised, OptimisedTrace)
+    pairs, dropped = preference_pairs(prompts, ctx.artifacts.rows(traces, Trace), rows, pairing.rejected, max_length)
+    return ctx.publish("pairs", pairs, rows_in=len(pairs) + dropped.total(), dropped=dict(dropped))
 
 
 def search(prefixes: int, probing: DtoProbing) -> CrossingSearch:
@@ -415,7 +407,11 @@ def all_ends(
 ) -> tuple[dict[str, list[int]], list[SkippedRow]]:
     """Token ends of the `parts` that each trace begins with, by trace id, and the traces whose tokens cannot be told
     apart. Raises TooManyFailed."""
-    ends, aside, failures = dict[str, list[int]](), list[SkippedRow](), ctx.failures("read tokens", len(traces))
+    ends, aside, failures = (
+        dict[str, list[int]](),
+        list[SkippedRow](),
+        ctx.resources.failures("read tokens", len(traces)),
+    )
     for trace in traces:
         try:
             ends[trace.id] = token_ends(parts(trace), model.token_texts(trace.token_ids))

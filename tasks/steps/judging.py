@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Sequence
 
 from conf.cot_distillation import Judging
@@ -15,7 +14,7 @@ from reasoning.llm_queries import InvalidReply, with_token_limit
 from reasoning.records import JudgeGrades, Usage
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import step
-from tasks.runtime.context import RunContext
+from tasks.runtime.context import StepContext
 from tasks.steps.llm import query_llm
 from tasks.steps.problems import by_id
 from tasks.steps.sampling import sample_and_verify
@@ -23,7 +22,7 @@ from tasks.steps.sampling import sample_and_verify
 
 @step
 def judge_completions(
-    ctx: RunContext,
+    ctx: StepContext,
     models: Sequence[ArtifactRef],
     problems: ArtifactRef,
     sampling: Sampling,
@@ -33,7 +32,6 @@ def judge_completions(
 ) -> ArtifactRef:
     """Rows of Judged: of each model the first completion that it was examined on, of the same problems, in an order
     that tells nothing."""
-    started = time.monotonic()
     known = by_id(ctx, problems)
     luck = random.Random(f"judge/{seed}")
     chosen = luck.sample(sorted(known), min(judging.problems, len(known)))
@@ -41,7 +39,7 @@ def judge_completions(
     for index, model in enumerate(models):
         asked = [known[name] for name in chosen]
         drawn = sample_and_verify(
-            ctx, "judged", ctx.checkpoint(model), asked, sampling, Purpose.BENCHMARK, seed
+            ctx, "judged", ctx.resources.checkpoint(model), asked, sampling, Purpose.BENCHMARK, seed
         )  # from the store: the models were examined on them
         usage += drawn.usage
         entries += [(index, trace) for trace in drawn.traces if trace.sample == 0]
@@ -60,6 +58,5 @@ def judge_completions(
         rows_in=len(entries),
         dropped=dict(found.unusable),
         usage=usage + found.usage,
-        started=started,
-        payee=found.payee,
+        billed_to=found.billed_to,
     )

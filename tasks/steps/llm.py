@@ -22,7 +22,7 @@ class LlmAnswers(NamedTuple, Generic[R]):
     unusable: Counter[str]
     """By reason."""
     usage: Usage
-    payee: str
+    billed_to: str
     """Whom the usage's money went to."""
 
 
@@ -30,12 +30,12 @@ def query_llm(
     ctx: RunContext, llm: Llm, stage: str, asks: Sequence[LlmQuery[R]], max_invalid_fraction: float
 ) -> LlmAnswers[R]:
     """Raises TooManyUnusable, LlmFailed, CapReached."""
-    payee = f"{llm.model} at {llm.url}"
+    billed_to = f"{llm.model} at {llm.url}"
     counts = [entry.artifact.count for entry in ctx.ledger if entry.cached]
-    before = sum(count.money for count in counts if count and count.billed_to == payee)
-    client = ctx.llm_client(llm)
+    before = sum(count.money for count in counts if count and count.billed_to == billed_to)
+    client = ctx.resources.llm_client(llm)
     replies = client.ask(asks, ctx.progress.stage(stage, len(asks), "questions"), max_invalid_fraction, before)
     for note in client.notes:
         ctx.warn(note)
     reasons = Counter(reply.reason for reply in replies if isinstance(reply, InvalidReply))
-    return LlmAnswers(replies, reasons, client.usage, payee)
+    return LlmAnswers(replies, reasons, client.usage, billed_to)

@@ -21,7 +21,7 @@ from reasoning.answers.boxed import until_closing_brace
 from reasoning.records import CostBounds, PrefixValues, Problem, SkippedRow, Trace, Usage, Verdict
 from reasoning.sampling_plans import CrossingSearch, FullEstimate, Outcomes, SamplingPlan, cost_bounds, count_right
 from reasoning.thinking import Thinking, final_answer, is_closed_once
-from tasks.runtime.context import RunContext
+from tasks.runtime.resources import Resources
 
 TokenIds = tuple[int, ...]
 
@@ -80,9 +80,9 @@ class PrefixSampler:
     """Samples what prefixes lead to."""
 
     def __init__(
-        self, ctx: RunContext, model: Checkpoint, problems: dict[str, Problem], asking: ProbeFormat, seed: int
+        self, resources: Resources, model: Checkpoint, problems: dict[str, Problem], asking: ProbeFormat, seed: int
     ):
-        self._ctx, self._model, self._problems, self._seed = ctx, model, problems, seed
+        self._resources, self._model, self._problems, self._seed = resources, model, problems, seed
         self._exit, self._answer = model.encode(asking.exit_text), asking.answer
         self._sampling = asking.sampling
         self._unverified = 0
@@ -103,7 +103,7 @@ class PrefixSampler:
         """Closes all plans but those of `refused` traces. `judge` stands in for the answer check where it is given.
         Raises TooManyFailed."""
         jobs = {self._job(one, judge or self._right): one.trace for one in asked}
-        for job in self._ctx.run_jobs(stage, self._model, list(jobs), purpose, self._seed, self._account):
+        for job in self._resources.run_jobs(stage, self._model, list(jobs), purpose, self._seed, self._account):
             if job.refused:
                 self.refused[jobs[job].id] = job.refused
 
@@ -129,7 +129,7 @@ class PrefixSampler:
 
     def cost_bounds(self, searches: Sequence[tuple[Trace, Sequence[int], CrossingSearch]]) -> CostBounds:
         """What searches took beside what they might have taken. Each comes with its segments' ends."""
-        total, block = CostBounds(), self._ctx.engine_for(self._model).block
+        total, block = CostBounds(), self._resources.engine_for(self._model).block
         for trace, ends, plan in searches:
             prompt = len(self._model.prompt_ids(self._problems[trace.problem_id]))
             lengths = [prompt + end for end in ends]
@@ -157,7 +157,7 @@ class PrefixSampler:
         )
 
     def _right(self, trace: Trace, answers: Sequence[str | None]) -> Outcomes:
-        (verdicts,), checks = self._ctx.verdicts([self._problems[trace.problem_id]], [answers])
+        (verdicts,), checks = self._resources.verdicts([self._problems[trace.problem_id]], [answers])
         with self._lock:
             self._unverified += checks.unverified
         return [verdict is Verdict.RIGHT for verdict in verdicts]
@@ -171,9 +171,9 @@ class Finalizer:
     """Draws endings for cut traces: the closing text, then whatever the model goes on with (section B.5)."""
 
     def __init__(
-        self, ctx: RunContext, model: Checkpoint, problems: dict[str, Problem], finalizing: Finalizing, seed: int
+        self, resources: Resources, model: Checkpoint, problems: dict[str, Problem], finalizing: Finalizing, seed: int
     ):
-        self._ctx, self._model, self._problems, self._seed = ctx, model, problems, seed
+        self._resources, self._model, self._problems, self._seed = resources, model, problems, seed
         self._closing = model.encode(finalizing.closing_text)
         self._sampling = finalizing.sampling
         self.usage = Usage()
@@ -194,10 +194,10 @@ class Finalizer:
             )
             for problem, prefix in zip(asked, prefixes, strict=True)
         ]
-        drawn = self._ctx.sample(stage, self._model, requests, purpose, self._seed)
+        drawn = self._resources.sample(stage, self._model, requests, purpose, self._seed)
         groups = [() if isinstance(group, Refused) else group for group in drawn.completions]
         answers = [[self._answer(completion) for completion in group] for group in groups]
-        verdicts, checks = self._ctx.verdicts(asked, answers)
+        verdicts, checks = self._resources.verdicts(asked, answers)
         self.usage += drawn.usage + checks
         ended = [
             [(self._closing + c.token_ids, v) for c, v in zip(group, judged, strict=True)]
@@ -217,8 +217,8 @@ class Finalizer:
 class LogProbScorer:
     """Reads prefixes as their model would have written them."""
 
-    def __init__(self, ctx: RunContext, model: Checkpoint, problems: dict[str, Problem]):
-        self._ctx, self._model, self._problems = ctx, model, problems
+    def __init__(self, resources: Resources, model: Checkpoint, problems: dict[str, Problem]):
+        self._resources, self._model, self._problems = resources, model, problems
         self.usage = Usage()
         self.refused = 0
         """Prefixes that no engine could read."""
@@ -228,7 +228,7 @@ class LogProbScorer:
         are none. Raises TooManyFailed."""
         prompts = [self._model.prompt_ids(self._problems[prefix.problem_id]) for prefix in prefixes]
         texts = [prompt + prefix.token_ids for prompt, prefix in zip(prompts, prefixes, strict=True)]
-        found, usage = self._ctx.log_probs(stage, self._model, texts)
+        found, usage = self._resources.log_probs(stage, self._model, texts)
         self.usage += usage
         self.refused += sum(isinstance(values, Refused) for values in found)
         return [

@@ -5,7 +5,6 @@ Knows: files, the hub, which rows to set aside, how long prompts are. Must not k
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -19,7 +18,7 @@ from reasoning.records import Match, Problem, TextPart
 from reasoning.stories import Split, Story, draw_stories
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import step
-from tasks.runtime.context import RunContext
+from tasks.runtime.context import RunContext, StepContext
 from tasks.steps.problem_files import Fields, ProblemsRefused, digest_of, files_of, rows_of
 from tasks.steps.problem_hub import commit_of, files_of_hub, rows_of_hub
 from tasks.steps.problem_intake import Intake, NamedProblem
@@ -95,16 +94,15 @@ def story_problem(story: Story, split: Split, seed: int, index: int) -> Problem:
 
 
 @step
-def draw_problems(ctx: RunContext, source: Stories, split: Split, seed: int) -> ArtifactRef:
+def draw_problems(ctx: StepContext, source: Stories, split: Split, seed: int) -> ArtifactRef:
     """Rows of Problem. No two splits can share one, whatever the seeds."""
-    started = time.monotonic()
     stories = draw_stories(split, seed, source.count, source.levels)
     rows = [story_problem(story, split, seed, index) for index, story in enumerate(stories)]
-    return ctx.publish("problems", rows, rows_in=len(rows), started=started)
+    return ctx.publish("problems", rows, rows_in=len(rows))
 
 
 @step
-def load_file(ctx: RunContext, file: ArtifactRef, source: ProblemFile, draw: ProblemSelection | None) -> ArtifactRef:
+def load_file(ctx: StepContext, file: ArtifactRef, source: ProblemFile, draw: ProblemSelection | None) -> ArtifactRef:
     """Rows of Problem from the files at `file.uri`, whose content is what the cache key holds."""
     rows = (row for name in files_of(file.uri) for row in rows_of(name, _fields(source)))
     named = (NamedProblem(f"row-{index}", "", row) for index, row in enumerate(rows))
@@ -112,7 +110,7 @@ def load_file(ctx: RunContext, file: ArtifactRef, source: ProblemFile, draw: Pro
 
 
 @step
-def load_hub(ctx: RunContext, source: Hub, commit: str, draw: ProblemSelection | None) -> ArtifactRef:
+def load_hub(ctx: StepContext, source: Hub, commit: str, draw: ProblemSelection | None) -> ArtifactRef:
     """Rows of Problem from one commit of a data set on the hub."""
     rows = rows_of_hub(files_of_hub(source, commit), _fields(source), draw)
     named = (NamedProblem(f"{file.name}:{row.number}", file.subset, row) for file, row in rows)
@@ -121,27 +119,26 @@ def load_hub(ctx: RunContext, source: Hub, commit: str, draw: ProblemSelection |
 
 @step
 def drop_long_prompts(
-    ctx: RunContext, model: ArtifactRef, problems: ArtifactRef, room: int, roles: tuple[str, ...]
+    ctx: StepContext, model: ArtifactRef, problems: ArtifactRef, room: int, roles: tuple[str, ...]
 ) -> ArtifactRef:
     """Rows of Problem: those whose prompt, by itself and to each of the `roles`, takes at most `room` tokens. One that
     no engine can serve would end a run wherever it comes up. Raises ProblemsRefused when none is left."""
-    started = time.monotonic()
-    checkpoint, rows = ctx.checkpoint(model), ctx.rows(problems, Problem)
+    checkpoint, rows = ctx.resources.checkpoint(model), ctx.artifacts.rows(problems, Problem)
     prompts = [[checkpoint.prompt_ids(row), *(prompt_ids(checkpoint, row, role) for role in roles)] for row in rows]
     kept = [row for row, shown in zip(rows, prompts, strict=True) if max(map(len, shown)) <= room]
     if not kept:
         raise ProblemsRefused(f"all {len(rows)} problems are longer than {room} tokens; raise engine.max_model_len")
     dropped = Counter({"prompt-too-long": len(rows) - len(kept)})
-    return ctx.publish("problems", kept, rows_in=len(rows), dropped=dict(+dropped), started=started)
+    return ctx.publish("problems", kept, rows_in=len(rows), dropped=dict(+dropped))
 
 
 def by_id(ctx: RunContext, problems: ArtifactRef) -> dict[str, Problem]:
-    return {problem.id: problem for problem in ctx.rows(problems, Problem)}
+    return {problem.id: problem for problem in ctx.artifacts.rows(problems, Problem)}
 
 
 def prompts_of(ctx: RunContext, model: ArtifactRef, problems: ArtifactRef) -> dict[str, tuple[int, ...]]:
     """Each problem's prompt in the model's token ids, by problem id."""
-    checkpoint = ctx.checkpoint(model)
+    checkpoint = ctx.resources.checkpoint(model)
     return {name: checkpoint.prompt_ids(problem) for name, problem in by_id(ctx, problems).items()}
 
 
@@ -176,7 +173,7 @@ def decontaminate(ctx: RunContext, how: Decontamination, sources: Sources, seed:
 
 @step
 def find_overlap(
-    ctx: RunContext,
+    ctx: StepContext,
     problems: ArtifactRef,
     benchmarks: Sequence[ArtifactRef],
     names: Sequence[str],
@@ -184,19 +181,17 @@ def find_overlap(
     share: float,
 ) -> ArtifactRef:
     """Rows of Match: problems that one of the benchmarks holds, too."""
-    started = time.monotonic()
-    held = {name: ctx.rows(experiment, Problem) for name, experiment in zip(names, benchmarks, strict=True)}
-    rows = ctx.rows(problems, Problem)
+    held = {name: ctx.artifacts.rows(experiment, Problem) for name, experiment in zip(names, benchmarks, strict=True)}
+    rows = ctx.artifacts.rows(problems, Problem)
     found = matches(rows, held, words, share)
     counts = {f"compared with {name}": len(group) for name, group in held.items()}
-    return ctx.publish("matches", found, rows_in=len(rows), started=started, counts=counts)
+    return ctx.publish("matches", found, rows_in=len(rows), counts=counts)
 
 
 @step
-def drop_problems(ctx: RunContext, problems: ArtifactRef, matches: ArtifactRef) -> ArtifactRef:
+def drop_problems(ctx: StepContext, problems: ArtifactRef, matches: ArtifactRef) -> ArtifactRef:
     """Rows of Problem: those without a match, each once. Raises ProblemsRefused when none is left."""
-    started = time.monotonic()
-    rows, held = ctx.rows(problems, Problem), {row.problem_id for row in ctx.rows(matches, Match)}
+    rows, held = ctx.artifacts.rows(problems, Problem), {row.problem_id for row in ctx.artifacts.rows(matches, Match)}
     clean = [row for row in rows if row.id not in held]
     kept = deduplicate(clean)
     if not kept:
@@ -204,7 +199,7 @@ def drop_problems(ctx: RunContext, problems: ArtifactRef, matches: ArtifactRef) 
             f"all {len(rows)} problems stand in a benchmark, too (listed in {matches.uri}); take others for problems"
         )
     dropped = Counter({"in-a-benchmark": len(rows) - len(clean), "double": len(clean) - len(kept)})
-    return ctx.publish("problems", kept, rows_in=len(rows), dropped=dict(+dropped), started=started)
+    return ctx.publish("problems", kept, rows_in=len(rows), dropped=dict(+dropped))
 
 
 def _draw(source: ProblemFile | Hub, split: Split, seed: int) -> ProblemSelection | None:
@@ -217,7 +212,7 @@ def _fields(source: ProblemFile | Hub) -> Fields:
 
 
 def _publish(
-    ctx: RunContext,
+    ctx: StepContext,
     source: ProblemFile | Hub,
     name: str,
     rows: Iterator[NamedProblem],
@@ -225,8 +220,7 @@ def _publish(
     buffer: int | None = None,
 ) -> ArtifactRef:
     """The problems in `rows`; bad rows are set aside. Raises ProblemsRefused."""
-    started = time.monotonic()
-    intake = Intake(source, ctx.verifier)
+    intake = Intake(source, ctx.resources.verifier)
     if draw and source.count:
         intake.draw(rows, draw, source.count, buffer)
     else:
@@ -236,4 +230,4 @@ def _publish(
     ctx.report_skipped(bad, f"bad rows of {name}")
     dropped = Counter(row.reason for row in bad) + Counter({"double": intake.doubles})
     dropped["beyond-count"] = intake.read - len(intake.good) - dropped.total()
-    return ctx.publish("problems", intake.good, rows_in=intake.read, dropped=dict(+dropped), started=started)
+    return ctx.publish("problems", intake.good, rows_in=intake.read, dropped=dict(+dropped))

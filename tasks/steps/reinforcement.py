@@ -13,22 +13,28 @@ from conf.long_short import Protocol, Reinforcement, Who
 from models.training.launcher import FAILED, RlJob
 from reasoning.records import Usage
 from tasks.runtime.artifacts import ArtifactRef
-from tasks.runtime.caching import step
-from tasks.runtime.context import RunContext
+from tasks.runtime.caching import StepInputs, step
+from tasks.runtime.context import StepContext
 from tasks.steps.training import run_job
+
+
+class ReinforcementInputs(StepInputs):
+    """The model to train, its partner and their protocol, or neither where it is trained alone."""
+
+    model: ArtifactRef
+    partner: ArtifactRef | None
+    problems: ArtifactRef
+    trains: Who | None
+    protocol: Protocol | None
+    rl: Reinforcement
+    max_tokens: int
+    seed: int
 
 
 @step
 def reinforce(
-    ctx: RunContext,
-    model: ArtifactRef,
-    partner: ArtifactRef | None,
-    problems: ArtifactRef,
-    trains: Who | None,
-    protocol: Protocol | None,
-    rl: Reinforcement,
-    max_tokens: int,
-    seed: int,
+    ctx: StepContext,
+    inputs: ReinforcementInputs,
 ) -> ArtifactRef:
     """A checkpoint of `model` after `rl.max_steps`: as one of two where it has a partner, alone where it has none.
     `max_tokens` is the limit of what it says alone."""
@@ -46,34 +52,34 @@ def reinforce(
 
     return run_job(
         ctx,
-        f"grpo-{trains or 'alone'}",
-        rows_in=problems.rows,
+        f"grpo-{inputs.trains or 'alone'}",
+        rows_in=inputs.problems.rows,
         usage=usage,
         counts=failed,
         job=lambda scratch: RlJob(
-            model=ctx.checkpoint(model).folder,
-            rows=ctx.artifacts.local_path(problems),
+            model=ctx.resources.checkpoint(inputs.model).folder,
+            rows=ctx.artifacts.local_path(inputs.problems),
             output=scratch / "model",
             work=scratch / "checkpoints",
             progress=scratch / "progress.jsonl",
             exit_file=scratch / "exit_reason",
-            seed=seed,
-            learning_rate=rl.learning_rate,
-            global_batch_size=rl.batch,
-            per_device_train_batch_size=rl.per_device_train_batch_size,
-            warmup_ratio=rl.warmup_ratio,
+            seed=inputs.seed,
+            learning_rate=inputs.rl.learning_rate,
+            global_batch_size=inputs.rl.batch,
+            per_device_train_batch_size=inputs.rl.per_device_train_batch_size,
+            warmup_ratio=inputs.rl.warmup_ratio,
             max_length=None,
             log_every=1,
-            save_steps=rl.save_steps,
-            trains=trains,
-            partner=ctx.checkpoint(partner).folder if partner else None,
-            protocol=protocol,
-            rl=rl,
-            max_tokens=max_tokens,
-            engine=ctx.engine_settings,
-            prompt=ctx.prompt,
-            store=ctx.rollouts_url,
-            bf16=rl.bf16,
-            lora=rl.lora,
+            save_steps=inputs.rl.save_steps,
+            trains=inputs.trains,
+            partner=ctx.resources.checkpoint(inputs.partner).folder if inputs.partner else None,
+            protocol=inputs.protocol,
+            rl=inputs.rl,
+            max_tokens=inputs.max_tokens,
+            engine=ctx.resources.engine_settings,
+            prompt=ctx.resources.prompt,
+            store=ctx.resources.rollouts_url,
+            bf16=inputs.rl.bf16,
+            lora=inputs.rl.lora,
         ),
     )

@@ -5,7 +5,6 @@ Knows: problems, engines, the answer check. Must not know: what a method makes o
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -19,37 +18,33 @@ from reasoning.records import Problem, Score, Trace, Usage, Verdict
 from reasoning.thinking import final_answer
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import step
-from tasks.runtime.context import RunContext
+from tasks.runtime.context import RunContext, StepContext
 from tasks.steps.prefix_sampling import skipped_rows
 from tasks.steps.problems import by_id
 
 
 @step
 def sample_traces(
-    ctx: RunContext, model: ArtifactRef, problems: ArtifactRef, sampling: Sampling, seed: int
+    ctx: StepContext, model: ArtifactRef, problems: ArtifactRef, sampling: Sampling, seed: int
 ) -> ArtifactRef:
     """Rows of Trace, right and wrong ones alike. Problems without completions are set aside."""
-    started = time.monotonic()
-    rows = ctx.rows(problems, Problem)
-    drawn = sample_and_verify(ctx, "sample", ctx.checkpoint(model), rows, sampling, Purpose.TRAIN, seed)
+    rows = ctx.artifacts.rows(problems, Problem)
+    drawn = sample_and_verify(ctx, "sample", ctx.resources.checkpoint(model), rows, sampling, Purpose.TRAIN, seed)
     return ctx.publish(
-        "traces", drawn.traces, rows_in=len(rows), usage=drawn.usage, started=started, aside=skipped_rows(drawn.refused)
+        "traces", drawn.traces, rows_in=len(rows), usage=drawn.usage, skipped=skipped_rows(drawn.refused)
     )
 
 
 @step
-def evaluate(ctx: RunContext, model: ArtifactRef, problems: ArtifactRef, sampling: Sampling, seed: int) -> ArtifactRef:
+def evaluate(ctx: StepContext, model: ArtifactRef, problems: ArtifactRef, sampling: Sampling, seed: int) -> ArtifactRef:
     """Rows of Score on problems that nothing else has read, from samples that nothing else uses. Completions that are
     not to be had count as not right."""
-    started = time.monotonic()
-    checkpoint, known = ctx.checkpoint(model), by_id(ctx, problems)
+    checkpoint, known = ctx.resources.checkpoint(model), by_id(ctx, problems)
     drawn = sample_and_verify(ctx, "benchmark", checkpoint, list(known.values()), sampling, Purpose.BENCHMARK, seed)
     scores = [score(checkpoint, known[trace.problem_id], trace) for trace in drawn.traces]
     scores += scores_of_failed(checkpoint, known, drawn.refused, sampling)
     ctx.report_skipped(skipped_rows(drawn.refused))
-    return ctx.publish(
-        "scores", scores, rows_in=len(known), usage=drawn.usage, started=started, counts=failed_counts(drawn.refused)
-    )
+    return ctx.publish("scores", scores, rows_in=len(known), usage=drawn.usage, counts=failed_counts(drawn.refused))
 
 
 class SampledTraces(NamedTuple):
@@ -71,14 +66,14 @@ def sample_and_verify(
     """Completions of `problems`, verified, and what they cost. Raises TooManyFailed, and where there are none at
     all."""
     requests = [Request(model.prompt_ids(problem), sampling, sampling.samples) for problem in problems]
-    drawn = ctx.sample(stage, model, requests, purpose, seed)
+    drawn = ctx.resources.sample(stage, model, requests, purpose, seed)
     asked = list(zip(problems, drawn.completions, strict=True))
     refused = {problem.id: one for problem, one in asked if isinstance(one, Refused)}
     served = [(problem, group) for problem, group in asked if not isinstance(group, Refused)]
     validate_some_served(stage, refused, problems)
     texts = [[model.decode(c.token_ids) for c in group] for _, group in served]
-    answers = [[final_answer(text, ctx.prompt.thinking) for text in group] for group in texts]
-    verdicts, checks = ctx.verdicts([problem for problem, _ in served], answers)
+    answers = [[final_answer(text, ctx.resources.prompt.thinking) for text in group] for group in texts]
+    verdicts, checks = ctx.resources.verdicts([problem for problem, _ in served], answers)
     traces = [
         Trace(
             problem_id=problem.id,

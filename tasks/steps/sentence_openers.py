@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 from reasoning.records import Trace
@@ -10,17 +9,16 @@ from reasoning.sentence_openers import sentence_openers
 from reasoning.thinking import thinking_of
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import step
-from tasks.runtime.context import RunContext
+from tasks.runtime.context import StepContext
 
 
 @step
 def count_sentence_openers(
-    ctx: RunContext, model: ArtifactRef, traces: ArtifactRef, markers: Sequence[str]
+    ctx: StepContext, model: ArtifactRef, traces: ArtifactRef, markers: Sequence[str]
 ) -> ArtifactRef:
     """Rows of Opening, over the thinking parts: all markers, and what opens sentences in two traces or more."""
-    started = time.monotonic()
-    rows, thinking = ctx.rows(traces, Trace), ctx.checkpoint(model).prompt.thinking
+    rows, thinking = ctx.artifacts.rows(traces, Trace), ctx.resources.checkpoint(model).prompt.thinking
     found = sentence_openers([thinking_of(row.text, thinking) for row in rows], markers)
     kept = [row for row in found if row.is_marker or row.traces > 1]
     counts = {"openings": len(found), "in one trace only": len(found) - len(kept)}
-    return ctx.publish("openings", kept, rows_in=len(rows), started=started, counts=counts)
+    return ctx.publish("openings", kept, rows_in=len(rows), counts=counts)

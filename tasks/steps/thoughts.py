@@ -5,7 +5,6 @@ Knows: which records each of `reasoning`'s rules wants. Must not know: the rules
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -21,7 +20,7 @@ from reasoning.records import ChunkedTrace, ColdStartDialogue, Demonstration, Pr
 from reasoning.thinking import Thinking, reply_of, thinking_of, thought_of
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import step
-from tasks.runtime.context import RunContext
+from tasks.runtime.context import RunContext, StepContext
 from tasks.steps.dto import all_ends, all_segment_ends, parts_of
 from tasks.steps.llm import query_llm
 from tasks.steps.prefix_sampling import PrefixSampler, continuation, skipped_rows
@@ -30,26 +29,24 @@ from tasks.steps.problems import by_id
 
 @step
 def chunk_by_markers(
-    ctx: RunContext, model: ArtifactRef, traces: ArtifactRef, segmentation: Segmentation
+    ctx: StepContext, model: ArtifactRef, traces: ArtifactRef, segmentation: Segmentation
 ) -> ArtifactRef:
     """Rows of Chunked: thoughts begin where segments do."""
-    started = time.monotonic()
     rows, dropped = _thinking(ctx, traces)
-    ends, undecodable = all_segment_ends(ctx, ctx.checkpoint(model), rows, segmentation)
+    ends, undecodable = all_segment_ends(ctx, ctx.resources.checkpoint(model), rows, segmentation)
     return ctx.publish(
         "thoughts",
         _chunked(rows, ends),
         rows_in=len(rows) + dropped.total(),
         dropped=dict(+dropped),
-        started=started,
-        aside=undecodable,
+        skipped=undecodable,
     )
 
 
 def _thinking(ctx: RunContext, traces: ArtifactRef) -> tuple[list[Trace], Counter[str]]:
     """Traces that can be taken apart, and what was left out by reason: no thinking, or a tag within it."""
-    rows = ctx.rows(traces, Trace)
-    tags = ctx.prompt.thinking
+    rows = ctx.artifacts.rows(traces, Trace)
+    tags = ctx.resources.prompt.thinking
     thoughts_of = [thinking_of(thought_of(row.text, tags), tags) for row in rows]
     told = list(zip(rows, thoughts_of, strict=True))
     some = [(row, text) for row, text in told if text.strip()]
@@ -59,14 +56,13 @@ def _thinking(ctx: RunContext, traces: ArtifactRef) -> tuple[list[Trace], Counte
 
 @step
 def chunk_by_llm(
-    ctx: RunContext, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, chunker: LlmChunker, llm: Llm
+    ctx: StepContext, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, chunker: LlmChunker, llm: Llm
 ) -> ArtifactRef:
     """Rows of Chunked: steps of the thinking, grouped by an auxiliary model. Raises what its client does, and
     TooManyUnusable."""
-    started = time.monotonic()
-    checkpoint, known = ctx.checkpoint(model), by_id(ctx, problems)
+    checkpoint, known = ctx.resources.checkpoint(model), by_id(ctx, problems)
     rows, dropped = _thinking(ctx, traces)
-    steps_of = [_steps(row.text, ctx.prompt.thinking) for row in rows]
+    steps_of = [_steps(row.text, ctx.resources.prompt.thinking) for row in rows]
     asks = [chunking.chunking_query(known[row.problem_id].text, s) for row, s in zip(rows, steps_of, strict=True)]
     asks = with_token_limit(asks, chunker.max_tokens, "chunking.max_tokens")
     found = query_llm(ctx, llm, "chunk", asks, chunker.max_invalid_fraction)
@@ -80,9 +76,8 @@ def chunk_by_llm(
         rows_in=len(rows) + dropped.total(),
         dropped=dict(+(found.unusable + dropped)),
         usage=found.usage,
-        started=started,
-        payee=found.payee,
-        aside=undecodable,
+        billed_to=found.billed_to,
+        skipped=undecodable,
     )
 
 
@@ -103,7 +98,7 @@ def _steps(text: str, thinking: Thinking) -> list[str]:
 
 @step
 def value_thoughts(
-    ctx: RunContext,
+    ctx: StepContext,
     model: ArtifactRef,
     problems: ArtifactRef,
     traces: ArtifactRef,
@@ -112,22 +107,23 @@ def value_thoughts(
     seed: int,
 ) -> ArtifactRef:
     """Rows of Valued: the right ones among the rollouts that go on after each thought, and after none."""
-    started = time.monotonic()
-    thoughts_of = by_trace(ctx.rows(chunked, ChunkedTrace))
-    rows = [row for row in ctx.rows(traces, Trace) if (row.problem_id, row.sample) in thoughts_of]
+    thoughts_of = by_trace(ctx.artifacts.rows(chunked, ChunkedTrace))
+    rows = [row for row in ctx.artifacts.rows(traces, Trace) if (row.problem_id, row.sample) in thoughts_of]
     ends = {row.id: (0, *thoughts_of[row.problem_id, row.sample].ends) for row in rows}
     sampler = PrefixSampler(
-        ctx, ctx.checkpoint(model), by_id(ctx, problems), continuation(rollouts, ctx.prompt.thinking), seed
+        ctx.resources,
+        ctx.resources.checkpoint(model),
+        by_id(ctx, problems),
+        continuation(rollouts, ctx.resources.prompt.thinking),
+        seed,
     )
     valued = sampler.estimate_values("value thoughts", rows, ends)
-    return ctx.publish(
-        "values", valued, rows_in=len(rows), usage=sampler.usage, started=started, aside=skipped_rows(sampler.refused)
-    )
+    return ctx.publish("values", valued, rows_in=len(rows), usage=sampler.usage, skipped=skipped_rows(sampler.refused))
 
 
 @step
 def build_cold_start_dialogues(
-    ctx: RunContext,
+    ctx: StepContext,
     model: ArtifactRef,
     traces: ArtifactRef,
     values: ArtifactRef,
@@ -135,15 +131,16 @@ def build_cold_start_dialogues(
     max_rounds: int,
 ) -> ArtifactRef:
     """Rows of Rehearsed: important thoughts as the turns of one model, condensed others as those of the other."""
-    started = time.monotonic()
-    checkpoint, trace_of = ctx.checkpoint(model), by_trace(ctx.rows(traces, Trace))
-    rows, rehearsed = ctx.rows(values, PrefixValues), []
+    checkpoint, trace_of = ctx.resources.checkpoint(model), by_trace(ctx.artifacts.rows(traces, Trace))
+    rows, rehearsed = ctx.artifacts.rows(values, PrefixValues), []
     for row in rows:
         trace = trace_of[row.problem_id, row.sample]
         texts = parts_of(checkpoint, trace, row.ends)
-        texts[0] = thought_of(texts[0], ctx.prompt.thinking)  # where the prompt leaves the opening to the model
+        texts[0] = thought_of(
+            texts[0], ctx.resources.prompt.thinking
+        )  # where the prompt leaves the opening to the model
         important = thoughts.are_long(thoughts.importance(row.values, row.lengths, importance))
-        reply = reply_of(trace.text, ctx.prompt.thinking) or ""
+        reply = reply_of(trace.text, ctx.resources.prompt.thinking) or ""
         dialogue = cold_start.as_dialogue(texts, important, reply, max_rounds)
         if dialogue is not None:
             rehearsed.append(
@@ -157,12 +154,12 @@ def build_cold_start_dialogues(
         "important": sum(sum(row.important) for row in rehearsed),
         "turns": sum(len(turns_of(row.transcript)) for row in rehearsed),
     }
-    return ctx.publish("rehearsals", rehearsed, rows_in=len(rows), dropped=dropped, started=started, counts=counts)
+    return ctx.publish("rehearsals", rehearsed, rows_in=len(rows), dropped=dropped, counts=counts)
 
 
 @step
 def build_turn_sft_rows(
-    ctx: RunContext,
+    ctx: StepContext,
     model: ArtifactRef,
     problems: ArtifactRef,
     rehearsals: ArtifactRef,
@@ -172,10 +169,9 @@ def build_turn_sft_rows(
 ) -> ArtifactRef:
     """Rows of Demonstration: each turn of one speaker, after what it was shown. Turns longer than the protocol allows
     are set aside."""
-    started = time.monotonic()
-    codec, known = TurnCodec(ctx.checkpoint(model), protocol), by_id(ctx, problems)
+    codec, known = TurnCodec(ctx.resources.checkpoint(model), protocol), by_id(ctx, problems)
     learnt, dropped, turns = [], Counter[str](), 0
-    for row in ctx.rows(rehearsals, ColdStartDialogue):
+    for row in ctx.artifacts.rows(rehearsals, ColdStartDialogue):
         shown = codec.prompts(known[row.problem_id])[speaker]
         for turn in turns_of(row.transcript):
             opening, rest = codec.encode_turn(turn)
@@ -191,4 +187,4 @@ def build_turn_sft_rows(
                         )
                     )
             shown += rest
-    return ctx.publish("demonstrations", learnt, rows_in=turns, dropped=dict(dropped), started=started)
+    return ctx.publish("demonstrations", learnt, rows_in=turns, dropped=dict(dropped))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,16 +20,15 @@ from reasoning.model_card import card_figures, card_text
 from reasoning.records import Problem, Scan, Trace, Usage
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import step
-from tasks.runtime.context import RunContext, stage_count
+from tasks.runtime.context import RunContext, StepContext
 from tasks.steps.training import run_job
 
 TOKENIZER_TEXTS = 8_000
 
 
 @step
-def write_corpus(ctx: RunContext, lessons: tuple[Lesson, ...], teacher: Teacher, batch: int, seed: int) -> ArtifactRef:
+def write_corpus(ctx: StepContext, lessons: tuple[Lesson, ...], teacher: Teacher, batch: int, seed: int) -> ArtifactRef:
     """A folder with the untrained model, its tokenizer, and `rows.parquet` in the order of training."""
-    started = time.monotonic()
     texts = teacher_texts(lessons, teacher, seed)
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer = train_tokenizer([f"{problem} {trace}" for problem, trace in texts[-1][:TOKENIZER_TEXTS]])
@@ -39,17 +37,17 @@ def write_corpus(ctx: RunContext, lessons: tuple[Lesson, ...], teacher: Teacher,
         rows = [row for lesson in texts for row in training_rows(tokenizer, lesson, batch, seed)]
         pq.write_table(pa.Table.from_pylist(rows), Path(scratch) / "rows.parquet")
         written = sum(map(len, texts))
-        count = stage_count(written, len(rows), {"incomplete-batch": written - len(rows)}, None, started)
+        count = ctx.count(written, len(rows), {"incomplete-batch": written - len(rows)})
         return ctx.artifacts.publish_folder("corpus", Path(scratch), count)
 
 
 @step
-def pretrain(ctx: RunContext, corpus: ArtifactRef, training: Pretraining, seed: int) -> ArtifactRef:
+def pretrain(ctx: StepContext, corpus: ArtifactRef, training: Pretraining, seed: int) -> ArtifactRef:
     """The trained checkpoint, in bfloat16."""
     folder = ctx.artifacts.local_path(corpus)
     rows = pq.read_table(folder / "rows.parquet")
     texts = [len(p) + len(c) for p, c in zip(*(column.to_pylist() for column in rows.columns), strict=True)]
-    shape = ctx.checkpoint(corpus).shape
+    shape = ctx.resources.checkpoint(corpus).shape
 
     def usage(figures: Sequence[dict[str, Any]]) -> Usage:
         flops = shape.training_flops(texts, is_recomputed=any(line.get(RECOMPUTES) for line in figures))
@@ -86,14 +84,11 @@ def pretrain(ctx: RunContext, corpus: ArtifactRef, training: Pretraining, seed: 
 
 
 @step
-def first_samples(ctx: RunContext, traces: ArtifactRef, count: int) -> ArtifactRef:
+def first_samples(ctx: StepContext, traces: ArtifactRef, count: int) -> ArtifactRef:
     """Only each problem's first `count` traces: the others need no probing."""
-    started = time.monotonic()
-    rows = ctx.rows(traces, Trace)
+    rows = ctx.artifacts.rows(traces, Trace)
     kept = [row for row in rows if row.sample < count]
-    return ctx.publish(
-        "traces", kept, rows_in=len(rows), dropped={"not-probed": len(rows) - len(kept)}, started=started
-    )
+    return ctx.publish("traces", kept, rows_in=len(rows), dropped={"not-probed": len(rows) - len(kept)})
 
 
 def write_card(
@@ -105,9 +100,14 @@ def write_card(
     scans: ArtifactRef,
 ) -> Path:
     """Moves weights and card (README.md, figures.json) into the folder `settings.output` once all of it is written."""
-    checkpoint = ctx.checkpoint(model)
+    checkpoint = ctx.resources.checkpoint(model)
     ending_tokens = len(checkpoint.encode(settings.probing.exit_text)) + settings.probing.sampling.max_tokens // 2
-    figures = card_figures(ctx.rows(problems, Problem), ctx.rows(traces, Trace), ctx.rows(scans, Scan), ending_tokens)
+    figures = card_figures(
+        ctx.artifacts.rows(problems, Problem),
+        ctx.artifacts.rows(traces, Trace),
+        ctx.artifacts.rows(scans, Scan),
+        ending_tokens,
+    )
     output = Path(settings.output)
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output) as scratch:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,12 +13,12 @@ from models.training.launcher import LOG, RECOMPUTES, Job, TrainingFailed, Train
 from reasoning.records import Demonstration, Pair, Usage
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import step
-from tasks.runtime.context import RunContext, stage_count, upstream_steps
+from tasks.runtime.context import RunContext, StepContext
 from tasks.runtime.progress import Stage
 
 
 @step
-def train_simpo(ctx: RunContext, model: ArtifactRef, pairs: ArtifactRef, training: SimPO, seed: int) -> ArtifactRef:
+def train_simpo(ctx: StepContext, model: ArtifactRef, pairs: ArtifactRef, training: SimPO, seed: int) -> ArtifactRef:
     """A checkpoint trained from `model` on preference pairs."""
     return _fit(
         ctx,
@@ -30,20 +29,20 @@ def train_simpo(ctx: RunContext, model: ArtifactRef, pairs: ArtifactRef, trainin
         training,
         seed,
         beta=training.beta,
-        gamma=training.simpo_gamma,
+        simpo_gamma=training.simpo_gamma,
         cpo_alpha=training.cpo_alpha,
     )
 
 
 @step
-def train_dpo(ctx: RunContext, model: ArtifactRef, pairs: ArtifactRef, training: Dpo, seed: int) -> ArtifactRef:
+def train_dpo(ctx: StepContext, model: ArtifactRef, pairs: ArtifactRef, training: Dpo, seed: int) -> ArtifactRef:
     """A checkpoint trained from `model` on preference pairs, with `model` itself as the reference."""
     return _fit(ctx, "dpo", model, pairs, _texts(ctx, pairs), training, seed, beta=training.beta)
 
 
 def _texts(ctx: RunContext, pairs: ArtifactRef) -> list[int]:
     """Tokens of both sides of all pairs, each with its prompt."""
-    rows = ctx.rows(pairs, Pair)
+    rows = ctx.artifacts.rows(pairs, Pair)
     if not rows:
         raise _nothing_left(ctx, pairs, "preference pair")
     return [len(row.prompt_ids) + len(side) for row in rows for side in (row.chosen_ids, row.rejected_ids)]
@@ -52,16 +51,16 @@ def _texts(ctx: RunContext, pairs: ArtifactRef) -> list[int]:
 def _nothing_left(ctx: RunContext, rows: ArtifactRef, name: str) -> TrainingFailed:
     reasons = [
         f"{entry.step}: {', '.join(f'{number:,} {why}' for why, number in entry.artifact.count.dropped.items())}"
-        for entry in reversed(upstream_steps(rows, ctx.ledger))
+        for entry in reversed(ctx.ledger.upstream_steps(rows))
         if entry.artifact.count and entry.artifact.count.dropped
     ]
     return TrainingFailed(f"no {name} is left to train on; dropped on the way: {'; '.join(reasons) or 'nothing'}")
 
 
 @step
-def train_sft(ctx: RunContext, model: ArtifactRef, rows: ArtifactRef, training: Sft, seed: int) -> ArtifactRef:
+def train_sft(ctx: StepContext, model: ArtifactRef, rows: ArtifactRef, training: Sft, seed: int) -> ArtifactRef:
     """A checkpoint trained from `model` on demonstrations."""
-    found = ctx.rows(rows, Demonstration)
+    found = ctx.artifacts.rows(rows, Demonstration)
     if not found:
         raise _nothing_left(ctx, rows, "demonstration")
     texts = [len(row.prompt_ids) + len(row.completion_ids) for row in found]
@@ -69,7 +68,7 @@ def train_sft(ctx: RunContext, model: ArtifactRef, rows: ArtifactRef, training: 
 
 
 def _fit(
-    ctx: RunContext,
+    ctx: StepContext,
     method: Literal["simpo", "dpo", "sft"],
     model: ArtifactRef,
     rows: ArtifactRef,
@@ -80,7 +79,7 @@ def _fit(
 ) -> ArtifactRef:
     """Trains `model` on `rows`; `texts` are the lengths of all that an epoch reads, `objective` is what only `method`
     knows."""
-    shape = ctx.checkpoint(model).shape
+    shape = ctx.resources.checkpoint(model).shape
 
     def usage(figures: Sequence[dict[str, Any]]) -> Usage:
         flops = training.num_train_epochs * shape.training_flops(
@@ -98,7 +97,7 @@ def _fit(
         usage=usage,
         job=lambda scratch: TrainJob(
             method=method,
-            model=ctx.checkpoint(model).folder,
+            model=ctx.resources.checkpoint(model).folder,
             rows=ctx.artifacts.local_path(rows),
             output=scratch / "model",
             work=scratch / "checkpoints",
@@ -119,7 +118,7 @@ def _fit(
 
 
 def run_job(
-    ctx: RunContext,
+    ctx: StepContext,
     name: str,
     *,
     rows_in: int,
@@ -132,19 +131,18 @@ def run_job(
     `usage`: what it cost, from the trainer's figures, one line a logged step; `counts`: what else the ledger tells of
     it. Log and figures are kept in the run's folder, named by the end of the key: a run may train several.
     """
-    started = time.monotonic()
-    scratch = ctx.scratch(ctx.step_key)
+    scratch = ctx.directory.scratch(ctx.key)
     shutil.rmtree(scratch / "model", ignore_errors=True)
     order = job(scratch)
     ctx.progress.note(f"{name}: log in {scratch / LOG}")
-    ctx.release_gpu()
-    figures = ctx.trainer(order, scratch, _steps(ctx, name))
+    ctx.resources.release_gpu()
+    figures = ctx.resources.trainer(order, scratch, _steps(ctx, name))
     _tell_start(ctx, name, figures[0] if figures else {})
-    kept_as = f"{name}-{ctx.step_key[-8:]}"
-    (ctx.folder / f"{kept_as}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in figures))
+    kept_as = f"{name}-{ctx.key[-8:]}"
+    (ctx.directory.path / f"{kept_as}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in figures))
     if (scratch / LOG).exists():
-        shutil.copy(scratch / LOG, ctx.folder / f"{kept_as}.log")
-    count = stage_count(rows_in, 1, None, usage(figures), started)
+        shutil.copy(scratch / LOG, ctx.directory.path / f"{kept_as}.log")
+    count = ctx.count(rows_in, 1, usage=usage(figures))
     published = ctx.artifacts.publish_folder(
         "checkpoint", order.output, count.model_copy(update={"counts": counts(figures)})
     )

@@ -260,7 +260,7 @@ def test_a_rewritten_trace_that_is_none_is_set_aside(
     line = next(line for line in run.report["ledger"] if line["stage"] == "compress-by-llm")
     assert line["dropped"][reason] > 0
     assert line["rows_in"] == line["rows_out"] + sum(line["dropped"].values())
-    model = run.ctx.checkpoint(run.made("train-sft"))
+    model = run.ctx.resources.checkpoint(run.made("train-sft"))
     texts = [model.decode(row.token_ids) for row in run.rows("compress-by-llm", CompressedTrace)]
     assert all(text.count("</think>") == 1 and text.split("</think>")[0].strip() for text in texts)
 
@@ -292,7 +292,7 @@ def test_an_endpoint_may_be_the_teacher(tmp_path: Path, chat: Callable[[Script],
     assert all(trace.text.startswith("Start with") for trace in traces)
     assert {trace.verdict for trace in traces} <= {Verdict.RIGHT, Verdict.WRONG}
     assert run.rows("compress-by-value", CompressedTrace)
-    model = run.ctx.checkpoint(run.made("train-sft"))
+    model = run.ctx.resources.checkpoint(run.made("train-sft"))
     assert all(model.decode(trace.token_ids) == trace.text for trace in traces)
     assert (
         Run(

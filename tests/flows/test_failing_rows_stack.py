@@ -58,7 +58,7 @@ class Moody(ScriptedEngine):
 def refusals_of(run: ScriptedRun) -> Counter[str]:
     return Counter(
         json.loads(line)["reason"]
-        for path in (run.ctx.local_root / "set-aside").glob("*.jsonl")
+        for path in (run.ctx.directory.local_root / "set-aside").glob("*.jsonl")
         for line in path.read_text().splitlines()
     )
 
@@ -78,7 +78,7 @@ def check(run: ScriptedRun, samples: int) -> None:
     for kind in ("evaluate", "evaluate-early-stop", "score-dialogues"):
         for entry in run.ctx.ledger:
             if entry.step == kind:
-                rows = run.ctx.rows(entry.artifact, Score)
+                rows = run.ctx.artifacts.rows(entry.artifact, Score)
                 assert len({(row.problem_id, row.sample) for row in rows}) == len(rows) == 20 * samples
     assert any(model["failed"] for model in run.report["models"])
 
@@ -107,7 +107,7 @@ def test_dto(tmp_path: Path):
     assert lines["prune-traces"]["rows_in"] == lines["prune-traces"]["rows_out"]
     assert lines["sample-traces"]["rows_out"] == 2 * (40 - sum(lines["sample-traces"]["dropped"].values()))
     (stop,) = (entry for entry in run.ctx.ledger if entry.step == "evaluate-early-stop")
-    failed = [row for row in run.ctx.rows(stop.artifact, Score) if row.verdict is Verdict.NO_COMPLETION]
+    failed = [row for row in run.ctx.artifacts.rows(stop.artifact, Score) if row.verdict is Verdict.NO_COMPLETION]
     assert {row.sample for row in failed} == {0, 1}  # of whole problems, and of single traces whose probes failed
 
 

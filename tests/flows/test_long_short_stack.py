@@ -243,7 +243,7 @@ def test_a_language_model_may_cut_the_thoughts(tmp_path: Path, chat: Callable[..
 
 
 def test_the_runs_models_can_be_found_again(first: Run, tmp_path: Path):
-    folders, settings = load_model_pair(first.ctx.folder)
+    folders, settings = load_model_pair(first.ctx.directory.path)
     assert folders == {
         Speaker.LONG: Path(first.made("reinforce", 0).uri),
         Speaker.SHORT: Path(first.made("reinforce", 1).uri),
@@ -251,4 +251,4 @@ def test_the_runs_models_can_be_found_again(first: Run, tmp_path: Path):
     assert settings.protocol.long_role == "<|long|>"
     with pytest.raises(MissingModelPair, match="name the folder of a finished run"):
         load_model_pair(tmp_path)
-    assert json.loads((first.ctx.folder / "model_pair.json").read_text()).keys() == {"long", "short"}
+    assert json.loads((first.ctx.directory.path / "model_pair.json").read_text()).keys() == {"long", "short"}

@@ -16,8 +16,8 @@ from conf.multi_seed import MultiSeed
 from flows.multi_seed import run_multi_seed
 from models.inference.scripted_engine import ScriptedEngine
 from tasks.reports.multi_seed import END as END_OF
+from tasks.reports.multi_seed import RESULTS, MissingMarkers
 from tasks.reports.multi_seed import START as START_OF
-from tasks.reports.multi_seed import MissingMarkers
 from tasks.reports.seed_results import SeedResultError
 from tasks.runtime.caching import STEPS
 from tasks.runtime.context import RunContext
@@ -75,13 +75,13 @@ def claimed(settings: MultiSeed, make: Callable[[], ScriptedEngine]) -> dict[str
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return readme(tmp_path_factory.mktemp("published"))
+    return with_markers(tmp_path_factory.mktemp("published"))
 
 
-def readme(folder: Path) -> Path:
-    """A folder with a place for the claims."""
-    folder.mkdir(exist_ok=True)
-    (folder / "README.md").write_text(f"before\n{START}\nold\n{END}\nafter\n")
+def with_markers(folder: Path, text: str = f"before\n{START}\nold\n{END}\nafter\n") -> Path:
+    """A folder whose docs/results.md can take the table."""
+    (folder / RESULTS).parent.mkdir(parents=True)
+    (folder / RESULTS).write_text(text)
     return folder
 
 
@@ -144,12 +144,13 @@ def test_each_model_pays_for_the_steps_that_led_to_it(report: dict[str, Any]):
     )
 
 
-def test_the_readme_gets_table_and_plot(report: dict[str, Any], published: Path):
-    text = (published / "README.md").read_text()
+def test_the_file_of_results_gets_table_and_plot(report: dict[str, Any], published: Path):
+    text = (published / RESULTS).read_text()
     assert text.startswith(f"before\n{START}\nSeeds 0, 1 together: 16 problems, 32 samples a model, on ")
     assert text.endswith(f"{END}\nafter\n")
     assert "old" not in text
     assert "| **dto** |" in text
+    assert "(claims-dto.svg)" in text
     assert (published / "docs" / "claims-dto.svg").read_text().startswith("<?xml")
     assert sum(line.startswith("| ") for line in text.splitlines()) == (2 + 9) + (2 + 7) + (2 + 7)
 
@@ -165,7 +166,9 @@ def test_seeds_that_were_examined_elsewhere_are_not_run_again(report: dict[str, 
     earlier = tmp_path / "earlier"
     earlier.mkdir()
     (earlier / "dto-seed-0.json.xz").write_bytes((kept / "dto-seed-0.json.xz").read_bytes())
-    half = claim(tmp_path / "half", f"reuse_results_from={earlier}", f"publish_dir={readme(tmp_path / 'published')}")
+    half = claim(
+        tmp_path / "half", f"reuse_results_from={earlier}", f"publish_dir={with_markers(tmp_path / 'published')}"
+    )
     assert half["by_seed"][0] == report["by_seed"][0]
     stages = [line["stage"] for line in report["ledger"]]
     assert [line["stage"] for line in half["ledger"]] == stages
@@ -223,14 +226,14 @@ def test_outcomes_of_other_claims_are_refused_before_anything_is_run(
 
 def test_couples_of_all_seeds_are_pooled(tmp_path: Path):
     start, end = START_OF.format("long-short"), END_OF.format("long-short")
-    (tmp_path / "README.md").write_text(f"{start}\n{end}\n")
+    with_markers(tmp_path, f"{start}\n{end}\n")
     changes = (*COUPLES, f"long_short.storage.root={tmp_path / 'root'}", f"publish_dir={tmp_path}")
     report = claimed(load(MultiSeed, "long-short", changes), speaking)
     names = ["base", "one model", "cold start", "round 1, long", "round 2, short", "early stop"]
     assert [(model["name"], model["samples"]) for model in report["models"]] == [(name, 32) for name in names]
     (note,) = (note for note in report["tables"] if note["is_pooled"])
     assert [row["pair"] for row in note["rows"]] == names[2:5]
-    text = (tmp_path / "README.md").read_text()
+    text = (tmp_path / RESULTS).read_text()
     assert "| **round 2, short** |" in text
     assert "Dialogues; rewards relative to cold start:\n\n| pair |" in text
     # Each couple is built by all that led to either of its models.
@@ -251,9 +254,9 @@ def test_couples_of_all_seeds_are_pooled(tmp_path: Path):
 
 
 @pytest.mark.parametrize("text", [None, "nothing", f"{END}\n{START}"])
-def test_a_readme_without_a_place_for_them_is_refused_before_anything_is_run(tmp_path: Path, text: str | None):
+def test_a_file_of_results_without_markers_is_refused_before_anything_is_run(tmp_path: Path, text: str | None):
     if text is not None:
-        (tmp_path / "README.md").write_text(text)
+        with_markers(tmp_path, text)
     with pytest.raises(MissingMarkers, match="write them where the results belong"):
         claim(tmp_path / "root", f"publish_dir={tmp_path}")
     assert not (tmp_path / "root" / "manifests").exists()

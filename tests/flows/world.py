@@ -143,7 +143,7 @@ class ScriptedRun:
 
     def rows(self, step: str, kind: type[Any], which: int = 0) -> list[Any]:
         """What the step's first, or `which`th, call made."""
-        return self.ctx.rows(self.made(step, which), kind)
+        return self.ctx.artifacts.rows(self.made(step, which), kind)
 
     def made(self, step: str, which: int = 0) -> ArtifactRef:
         return [entry.artifact for entry in self.ctx.ledger if entry.step == step][which]

@@ -46,7 +46,7 @@ def reader() -> Reader:
 @pytest.fixture
 def scorer(tmp_path: Path, reader: Reader) -> Iterator[LogProbScorer]:
     with RunContext("test", Storage(root=str(tmp_path)), Engine(), make_engine=lambda *_: reader) as ctx:
-        yield LogProbScorer(ctx, Checkpoint.open(TINY_MODEL), {"p": PROBLEM})
+        yield LogProbScorer(ctx.resources, Checkpoint.open(TINY_MODEL), {"p": PROBLEM})
 
 
 def pruning(spans: Sequence[tuple[int, ...]], removed: Sequence[int]) -> OpenPruning:

@@ -1,7 +1,6 @@
 """What is set aside: counted in the ledger, listed in a file, and too much of it ends the run."""
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,18 +13,17 @@ from models.inference.engine import Failure, Refused
 from models.inference.rollout_engine import TooManyFailed
 from models.inference.scripted_engine import ScriptedEngine
 from reasoning.records import SkippedRow, Trace, Verdict
-from tasks.runtime.context import RunContext
+from tasks.runtime.context import RunContext, StepContext
 from tasks.steps.dto import all_ends
 from tasks.steps.prefix_sampling import skipped_rows
 from tests.flows.world import speak
 
 
 @pytest.fixture
-def ctx(tmp_path: Path) -> Iterator[RunContext]:
+def ctx(tmp_path: Path) -> Iterator[StepContext]:
     settings = Engine(max_failed_fraction=0.25)
-    with RunContext("test", Storage(root=str(tmp_path)), settings, make_engine=lambda *_: ScriptedEngine(speak)) as ctx:
-        ctx.step_key = "a-step-of-tests"
-        yield ctx
+    with RunContext("test", Storage(root=str(tmp_path)), settings, make_engine=lambda *_: ScriptedEngine(speak)) as run:
+        yield StepContext(run, "a-step-of-tests")
 
 
 class Odd:
@@ -48,12 +46,12 @@ def trace(number: int) -> Trace:
     )
 
 
-def ends(ctx: RunContext, numbers: list[int]) -> tuple[dict[str, list[int]], list[SkippedRow]]:
+def ends(ctx: StepContext, numbers: list[int]) -> tuple[dict[str, list[int]], list[SkippedRow]]:
     model: Any = Odd()
     return all_ends(ctx, model, [trace(number) for number in numbers], lambda row: [row.text[:2], row.text[2:]])
 
 
-def test_traces_whose_tokens_cannot_be_told_apart_are_set_aside(ctx: RunContext):
+def test_traces_whose_tokens_cannot_be_told_apart_are_set_aside(ctx: StepContext):
     found, aside = ends(ctx, [1, 2, 13, 4])
     assert found == {f"p{number}/0": [1, 3] for number in (1, 2, 4)}
     with pytest.raises(TooManyFailed, match=r"^read tokens: 2 of 4 failed.*2 undecodable \(3 tokens\)"):
@@ -63,18 +61,17 @@ def test_traces_whose_tokens_cannot_be_told_apart_are_set_aside(ctx: RunContext)
         [trace(1)],
         rows_in=4,
         dropped={"truncated": 1},
-        started=time.monotonic(),
-        aside=aside + skipped_rows({"p7/0": Refused(0, "no reply within 9 s", Failure.TIMED_OUT)}),
+        skipped=aside + skipped_rows({"p7/0": Refused(0, "no reply within 9 s", Failure.TIMED_OUT)}),
     )
     assert ref.count
     assert ref.count.dropped == {"truncated": 1, "undecodable": 1, "timed-out": 1}
-    listed = (ctx.local_root / "set-aside" / "a-step-of-tests.jsonl").read_text().splitlines()
+    listed = (ctx.directory.local_root / "set-aside" / "a-step-of-tests.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in listed] == [
         {"id": "p13/0", "reason": "undecodable", "detail": "3 tokens"},
         {"id": "p7/0", "reason": "timed-out", "detail": "no reply within 9 s"},
     ]
 
 
-def test_nothing_set_aside_leaves_no_file(ctx: RunContext):
-    ctx.publish("traces", [trace(1)], rows_in=1, started=time.monotonic())
-    assert not (ctx.local_root / "set-aside").exists()
+def test_nothing_set_aside_leaves_no_file(ctx: StepContext):
+    ctx.publish("traces", [trace(1)], rows_in=1)
+    assert not (ctx.directory.local_root / "set-aside").exists()

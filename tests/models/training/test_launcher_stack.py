@@ -139,7 +139,7 @@ def test_when_memory_runs_out_the_micro_batch_is_halved(tmp_path: Path, monkeypa
 def test_when_one_row_is_too_much_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     crowd(tmp_path, 0, monkeypatch)
     with pytest.raises(TrainingFailed, match=r"lower its max_length"):
-        train(job(tmp_path, pairs(2), batch=2, per_device_train_batch_size=1), tmp_path, lambda *_: None)
+        train(job(tmp_path, pairs(2), global_batch_size=2, per_device_train_batch_size=1), tmp_path, lambda *_: None)
 
 
 def test_a_checkpoint_that_was_not_finished_is_not_resumed_from(tmp_path: Path):
@@ -205,7 +205,9 @@ def test_dpo_is_measured_against_the_model_it_starts_from(tmp_path: Path):
         folder.mkdir()
     settings: dict[str, Any] = {"method": "dpo", "beta": 0.1, "learning_rate": 2e-5}
     train(job(once, rows, **settings), once, lambda *_: None)
-    first, second = (line["loss"] for line in train(job(twice, rows, epochs=2, **settings), twice, lambda *_: None)[:2])
+    first, second = (
+        line["loss"] for line in train(job(twice, rows, num_train_epochs=2, **settings), twice, lambda *_: None)[:2]
+    )
     assert first == pytest.approx(math.log(2), abs=1e-3)  # nothing is added yet
     assert second == pytest.approx(dpo_loss(once / "out", rows, 0.1), rel=0.02)
     assert second < first - 0.01

@@ -24,7 +24,7 @@ from models.inference.dispatcher import ServerFailed
 from models.inference.remote_servers import WrongEndpoint
 from models.inference.rollout_engine import TooManyFailed
 from tasks.runtime.artifacts import ArtifactRef
-from tasks.runtime.caching import Step, canonical, is_transient, key_of, recipe_of
+from tasks.runtime.caching import Step, StepInputs, canonical, is_transient, key_of, recipe_of
 from tests.conf.test_settings import ALL_SECTIONS
 
 REF = ArtifactRef(kind="traces", uri="/here", digest="abc", rows=1)
@@ -117,6 +117,7 @@ def steps() -> list[Step]:
 @pytest.mark.parametrize("pipeline", [Dto, CotDistillation, LongShort])
 def test_every_section_of_a_pipeline_reaches_a_step_or_is_left_out(pipeline: type[Settings]):
     inputs = [item for step in steps() for item in step.body.__annotations__.items()]
+    inputs += [item for kind in StepInputs.__subclasses__() for item in kind.__annotations__.items()]
     names, kinds = {name for name, _ in inputs}, {str(kind) for _, kind in inputs}
     for name, field in pipeline.model_fields.items():
         section = field.annotation

@@ -30,7 +30,7 @@ def ctx(tmp_path: Path) -> Iterator[RunContext]:
 
 def load(ctx: RunContext, path: Path, **settings: Any) -> list[Problem]:
     source = ProblemFile(path=str(path), **settings)
-    return ctx.rows(load_problems(ctx, source, Split.TRAIN, 0), Problem)
+    return ctx.artifacts.rows(load_problems(ctx, source, Split.TRAIN, 0), Problem)
 
 
 def jsonl(path: Path, rows: list[dict[str, Any] | str]) -> Path:
@@ -49,7 +49,7 @@ def test_a_file_and_the_same_rows_as_parquet_give_the_same_problems(ctx: RunCont
 def test_a_draw_is_the_seeds_own_and_grows(ctx: RunContext, tmp_path: Path):
     path = jsonl(tmp_path / "rows.jsonl", [*GOOD])
     small, large, other = (
-        ctx.rows(load_problems(ctx, ProblemFile(path=str(path), count=count), Split.TRAIN, seed), Problem)
+        ctx.artifacts.rows(load_problems(ctx, ProblemFile(path=str(path), count=count), Split.TRAIN, seed), Problem)
         for count, seed in ((7, 0), (8, 0), (7, 1))
     )
     assert large[:7] == small
@@ -72,7 +72,8 @@ def test_training_and_benchmark_from_one_file_share_nothing(ctx: RunContext, tmp
     source = ProblemFile(path=str(jsonl(tmp_path / "rows.jsonl", [*GOOD])), count=15)
     sources = load_sources(ctx, source, {"held out": source}, 0)
     drawn = [
-        {problem.id for problem in ctx.rows(ref, Problem)} for ref in (sources.train, sources.eval_sets["held out"])
+        {problem.id for problem in ctx.artifacts.rows(ref, Problem)}
+        for ref in (sources.train, sources.eval_sets["held out"])
     ]
     assert len(drawn[0] | drawn[1]) == 30
 
@@ -90,16 +91,16 @@ def test_several_files_by_a_pattern(ctx: RunContext, tmp_path: Path):
 def test_problems_that_leave_no_room_are_left_out_and_told(ctx: RunContext, tmp_path: Path):
     rows: list[dict[str, Any] | str] = [*GOOD, {"id": "long", "problem": "1+" * 60 + "1?", "answer": "61"}]
     source = ProblemFile(path=str(jsonl(tmp_path / "rows.jsonl", rows)))
-    tiny, drawn = ctx.model("tiny"), load_problems(ctx, source, Split.TRAIN, 0)
+    tiny, drawn = ctx.resources.model("tiny"), load_problems(ctx, source, Split.TRAIN, 0)
     fitting = filter_by_prompt_length(ctx, "amc", drawn, [tiny], 9)  # user 2 9 + 1 ? assistant think newline
-    assert ctx.rows(fitting, Problem)[-1].id == "p29"
+    assert ctx.artifacts.rows(fitting, Problem)[-1].id == "p29"
     assert fitting.count
     assert fitting.count.dropped == {"prompt-too-long": 1}
-    assert ctx.warnings == [
+    assert ctx.ledger.warnings == [
         "amc: 1 of 31 are left out: with more than 9 tokens they leave no room in engine.max_model_len for what is to "
         "follow them"
     ]
-    with pytest.raises(ProblemsRefused, match=r"all 31 problems are longer than 9 tokens; raise engine\.context"):
+    with pytest.raises(ProblemsRefused, match=r"all 31 problems are longer than 9 tokens; raise engine\.max_model_len"):
         filter_by_prompt_length(ctx, "amc", drawn, [tiny], 9, ("1", "1+1+1=3"))
 
 
@@ -117,7 +118,7 @@ def test_bad_rows_are_set_aside_with_id_and_reason(ctx: RunContext, tmp_path: Pa
     assert count
     assert count.rows_in == 34
     assert count.dropped == {"malformed-json": 1, "duplicate-id": 1, "missing-field": 1, "unreadable-answer": 1}
-    (aside,) = (ctx.local_root / "set-aside").iterdir()
+    (aside,) = (ctx.directory.local_root / "set-aside").iterdir()
     told = [InvalidRow.model_validate_json(line) for line in aside.read_text().splitlines()]
     assert [(row.location.rpartition(":")[2], row.id, row.reason) for row in told] == [
         ("31", None, "malformed-json"),
@@ -165,14 +166,14 @@ def test_a_hub_data_set_is_read_at_the_commit_that_its_branch_names(
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: SimpleNamespace(sha=next(commits)))
     columns = {"id": "", "answer": "solution", "answer_is": "boxed"}
     source = Hub.model_validate({"name": str(tmp_path), "subsets": ["x", "y"], "columns": columns})
-    problems = [ctx.rows(load_problems(ctx, source, Split.TRAIN, 0), Problem) for _ in range(3)]
+    problems = [ctx.artifacts.rows(load_problems(ctx, source, Split.TRAIN, 0), Problem) for _ in range(3)]
     assert [(problem.id, problem.text, problem.answer) for problem in problems[0]] == [
         ("x/0:0", "x+1?", "2"),
         ("y/0:0", "y+1?", "2"),
     ]
     assert [entry.cached for entry in ctx.ledger] == [False, True, False]
     drawn = source.model_copy(update={"count": 1, "revision": "c" * 40})
-    seeds = [ctx.rows(load_problems(ctx, drawn, Split.TRAIN, seed), Problem)[0].id for seed in range(6)]
+    seeds = [ctx.artifacts.rows(load_problems(ctx, drawn, Split.TRAIN, seed), Problem)[0].id for seed in range(6)]
     assert set(seeds) == {"x/0:0", "y/0:0"}
 
 

@@ -1,0 +1,65 @@
+"""The folder of one run on this machine: settings, report, logs, unfinished work, skipped rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from conf.base import Settings
+from conf.engine import Storage
+from models.files import atomic_write
+from reasoning.records import InvalidRow, SkippedRow
+
+
+class RunDirectory:
+    """`path` is the run's own folder. `root` holds all runs and may be remote; `local_root` is on this machine."""
+
+    def __init__(self, name: str, storage: Storage, is_local: bool):
+        self.is_local = is_local
+        self.root = str(Path(storage.root).resolve()) if is_local else storage.root
+        self.local_root = Path(self.root) if is_local else Path("runs").resolve()
+        self.path = _new_folder(self.local_root, name)
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.json"
+
+    def save_settings(self, settings: Settings) -> None:
+        (self.path / "config.json").write_text(settings.model_dump_json(indent=2))
+
+    def save_report(self, report: dict[str, Any]) -> Path:
+        """Writes `report.json` and lets the link `latest` point to this run."""
+        atomic_write(self.report, json.dumps(report, indent=2, allow_nan=False))
+        link = self.local_root / f".latest-{self.path.name}"
+        link.symlink_to(self.path.name)
+        link.rename(self.local_root / "latest")
+        return self.report
+
+    def scratch(self, name: str) -> Path:
+        """A folder for unfinished work that a repeated step finds again."""
+        folder = self.local_root / "work" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def save_skipped(self, step_key: str, rows: Sequence[SkippedRow | InvalidRow]) -> Path:
+        """Writes `set-aside/STEP_KEY.jsonl`."""
+        path = self.local_root / "set-aside" / f"{step_key}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, "".join(row.model_dump_json() + "\n" for row in rows))
+        return path
+
+
+def _new_folder(root: Path, name: str) -> Path:
+    """`<name>-<UTC time>`, numbered when two runs start in one second."""
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    for number in range(1, 1000):
+        folder = root / (f"{name}-{stamp}" if number == 1 else f"{name}-{stamp}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise RuntimeError(f"too many runs named {name} in {root}")
