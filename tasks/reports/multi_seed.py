@@ -1,4 +1,4 @@
-"""Results of several seeds for docs/results.md: a Markdown table, a plot, and the seed results that both are made of."""
+"""Results of several seeds for publication: a Markdown table, a plot, and the seed results behind them."""
 
 from __future__ import annotations
 

@@ -27,16 +27,10 @@ def rating_table(ctx: RunContext, problems: ArtifactRef, ratings: ArtifactRef) -
 
     No rows unless the rated problems have two different levels.
     """
-    texts = pd.DataFrame(
-        [
-            {"problem_id": row.id, "true": row.level, "length": len(row.text)}
-            for row in ctx.artifacts.rows(problems, Problem)
-        ],
-        columns=["problem_id", "true", "length"],
-    )
-    rated = pd.DataFrame(
-        [row.model_dump() for row in ctx.artifacts.rows(ratings, Rating)], columns=list(Rating.model_fields)
-    )
+    known = [(row.id, row.level, len(row.text)) for row in ctx.artifacts.rows(problems, Problem)]
+    texts = pd.DataFrame(known, columns=["problem_id", "true", "length"])
+    levels = [(row.problem_id, row.level) for row in ctx.artifacts.rows(ratings, Rating)]
+    rated = pd.DataFrame(levels, columns=["problem_id", "level"])
     title = f"Ratings of {len(rated)} problems against their true level (Spearman)"
     both = rated.merge(texts, how="left", on="problem_id").dropna(subset="true").astype({"true": float})
     if both["true"].nunique() < 2:
