@@ -33,9 +33,6 @@ IDENTITY = ("config.json", "generation_config.json", "tokenizer.json", "tokenize
 NOT_LANGUAGE = re.compile(r"(^|\.)(visual|vision_tower|vision_model|multi_modal_projector|audio_tower)\.")
 """Tensors that read pictures or sound: no token of text goes through them."""
 
-CHANGES_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
-"""Fields of a config by which a model changes its logits after the output head (Gemma 2, Granite, Cohere)."""
-
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -223,17 +220,6 @@ class Checkpoint:
     @cached_property
     def _reader(self) -> TokenReader:
         return TokenReader(self.tokenizer, self.decode)
-
-
-def validate_plain_logits(model: Checkpoint) -> None:
-    """Raises CheckpointError for a model that SimPO's memory-safe loss cannot train, before anything is sampled."""
-    found = {name: model.config[name] for name in CHANGES_LOGITS if model.config.get(name) not in (None, 1)}
-    if found:
-        raise CheckpointError(
-            f"{model.folder}/config.json: {', '.join(f'{name} = {value}' for name, value in found.items())}: this "
-            f"model changes its logits after the output head, which the memory-safe SimPO loss does not know; take "
-            f"another model"
-        )
 
 
 def found_checkpoint(name: str) -> Path:

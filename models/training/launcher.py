@@ -36,7 +36,6 @@ class ExitReason(StrEnum):
 
     OUT_OF_MEMORY = "out-of-memory"
     NOT_FINITE = "not-finite"
-    UNKNOWN_HEAD = "unknown-head"
     GIVEN_UP = "given-up"
     """For a reason that the next lines tell a person."""
 
@@ -165,11 +164,6 @@ def train(job: Job, folder: Path, progress: Callable[[int, int], None], poll: fl
             raise TrainingFailed(f"one row does not fit into memory; lower {job.too_long_message}")
         elif outcome == ExitReason.NOT_FINITE:
             raise TrainingFailed(f"the loss is no longer finite; lower its learning_rate ({job.learning_rate:g})")
-        elif outcome == ExitReason.UNKNOWN_HEAD:
-            raise TrainingFailed(
-                f"{job.model}: this model changes its logits after the output head (a soft cap or a scale), which the "
-                f"memory-safe SimPO loss does not know; train another model"
-            )
         elif outcome == ExitReason.GIVEN_UP:
             raise TrainingFailed(detail)
         else:

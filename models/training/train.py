@@ -31,7 +31,7 @@ from conf.errors import ReadableError
 from models.checkpoints.tokenizer import load_tokenizer
 from models.inference.vllm_server import SYNC_CHECK_FILE
 from models.training.launcher import RECOMPUTES, ExitReason, Job, TrainJob
-from models.training.simpo import IdsSimPOTrainer, UnknownHead, validate_head
+from models.training.simpo import IdsSimPOTrainer
 
 SYNC_CHECK_TOKENS = 64
 J = TypeVar("J", bound=Job)
@@ -156,7 +156,6 @@ def _arguments(job: TrainJob) -> dict[str, Any]:
 
 
 def _simpo(job: TrainJob, model: Any, tokenizer: Any, rows: Dataset) -> IdsSimPOTrainer:
-    validate_head(model)
     config = CPOConfig(
         **_arguments(job),
         loss_type="simpo",
@@ -253,9 +252,6 @@ def record_exit_reason(job: J, do: Callable[[J], None]) -> None:
         raise
     except NotFinite:
         job.exit_file.write_text(ExitReason.NOT_FINITE)
-        raise
-    except UnknownHead:
-        job.exit_file.write_text(ExitReason.UNKNOWN_HEAD)
         raise
     except NoOptimizerStep as error:
         job.exit_file.write_text(f"{ExitReason.GIVEN_UP}\n{error}")

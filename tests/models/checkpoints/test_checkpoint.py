@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from models.checkpoints.checkpoint import Checkpoint, CheckpointError, found_checkpoint, validate_plain_logits
+from models.checkpoints.checkpoint import Checkpoint, CheckpointError, found_checkpoint
 from tests.models.fakes import fake_checkpoint, write_safetensors
 
 
@@ -39,16 +39,6 @@ def test_tied_weights_multiply_once_and_untied_lookups_not_at_all(tmp_path: Path
     assert tied.shape.parameters == 5 * 8 + 64
     assert fake_checkpoint(tmp_path / "untied", untied).shape.parameters == 5 * 8 + 64
     assert tied.shape.attention_width == 8
-
-
-@pytest.mark.parametrize(("field", "value"), [("final_logit_softcapping", 30.0), ("logits_scaling", 8.0)])
-def test_a_model_that_changes_its_logits_is_refused(tmp_path: Path, field: str, value: float):
-    fake_checkpoint(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({field: value}))
-    with pytest.raises(CheckpointError, match=f"{field} = {value}: this model changes its logits"):
-        validate_plain_logits(Checkpoint.open(tmp_path))
-    (tmp_path / "config.json").write_text(json.dumps({"final_logit_softcapping": None, "logits_scaling": 1.0}))
-    validate_plain_logits(Checkpoint.open(tmp_path))
 
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 3554214752\n"

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GraniteConfig, GraniteForCausalLM
+from transformers import AutoModelForCausalLM
 
 from conf.training import Lora
 from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
@@ -105,23 +105,6 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(tmp_path: Path, monk
     expected, found = (load_file(folder / "out" / "model.safetensors") for folder in (whole, killed))
     for name, weight in expected.items():
         torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=1e-5)
-
-
-def test_a_model_that_scales_its_logits_is_refused(tmp_path: Path):
-    torch.manual_seed(0)
-    config = GraniteConfig(
-        vocab_size=640,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        logits_scaling=8.0,
-    )
-    GraniteForCausalLM(config).save_pretrained(tmp_path / "granite")
-    AutoTokenizer.from_pretrained(TINY_MODEL).save_pretrained(tmp_path / "granite")
-    with pytest.raises(TrainingFailed, match="changes its logits after the output head"):
-        train(job(tmp_path, pairs(8), model=tmp_path / "granite"), tmp_path, lambda *_: None)
 
 
 def test_a_training_whose_only_step_has_the_rate_0_is_refused(tmp_path: Path):
