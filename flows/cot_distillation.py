@@ -69,7 +69,7 @@ def run_experiment(ctx: RunContext, settings: CotDistillation) -> ExperimentResu
     seed = settings.seed
     drawn = load_sources(ctx, settings.problems, settings.benchmarks, seed)
     base = ctx.model(settings.model)
-    sources = filter_sources_by_prompt_length(ctx, drawn, [base], settings.room_for_prompt)
+    sources = filter_sources_by_prompt_length(ctx, drawn, [base], settings.max_prompt_tokens)
     problems, eval_sets = decontaminate(ctx, settings.decontamination, sources, seed), sources.eval_sets
     rated = rate(ctx, settings, base, problems)
     compressed = compress(ctx, settings, rated)
@@ -101,7 +101,7 @@ def rate(ctx: RunContext, settings: CotDistillation, base: ArtifactRef, problems
     drawn = teach(ctx, settings, base, problems)
     traces = select_traces(ctx, traces=drawn, selection=settings.selection)
     values = None
-    if settings.reads_values:
+    if settings.needs_prefix_values:
         values = estimate_prefix_values(
             ctx,
             model=base,

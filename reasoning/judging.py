@@ -1,7 +1,4 @@
-"""How good a completion reads (papers, section A.5): what a judge model is asked, and what its grades come to.
-
-Knows: completions, grades, intervals. Must not know: which model wrote a completion, who judges.
-"""
+"""Grades how well a completion reads: query to a judge model and mean grades (CoT distillation, arXiv 2509.05226)."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from reasoning.stats import mean_interval, problem_means
 
 CRITERIA = ("clarity", "completeness", "correctness", "redundancy")
 SHOWN = 40_000
-"""Characters of a completion that the judge reads; a longer one is cut in the middle, and says so."""
+"""Maximum characters of a completion that the judge sees. The middle of a longer one is replaced by a note."""
 TASK = """You grade a worked solution to a mathematics problem by four criteria, each from 1 (worst) to 5 (best):
 clarity: every step can be followed by a reader who knows the subject
 completeness: no step that is needed is missing
@@ -36,7 +33,7 @@ class Grades(LlmReply):
 
 
 def judging_query(problem: Problem, completion: str) -> LlmQuery[Grades]:
-    """What a judge is asked; who wrote the completion is not told."""
+    """Query that asks a judge to grade a completion. It does not say which model wrote it."""
     if len(completion) > SHOWN:
         left_out = len(completion) - SHOWN
         half = SHOWN // 2

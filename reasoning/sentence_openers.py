@@ -1,9 +1,7 @@
-"""How a model's sentences really begin: the report from which markers for a new model are chosen.
+"""Counts how a model's sentences begin, to choose segment markers for a new model.
 
-Knows: thinking texts, the segmenter's sentence starts. Must not know: models, or which markers are good.
-
-A marker is a good one where the model, by its own habit, turns: it opens sentences in many traces, of many problems,
-and rather late than early. Openings that are about the problem ("Ann has 12") occur in few traces each.
+A good marker signals a change of direction: it opens sentences in many traces and rather late in them. Openers that
+refer to the problem ("Ann has 12") occur in few traces each.
 """
 
 from __future__ import annotations
@@ -16,16 +14,15 @@ from reasoning.cues import UNSPACED
 from reasoning.records import SentenceOpener
 from reasoning.segment import marker_starts, sentence_starts
 
-"""Part of the report's cache key."""
 WORDS, CHARACTERS = 3, 6
-"""An opening ends at the first punctuation mark, or after so many words; in an unspaced script, so many characters."""
+"""Maximum length of an opener in words, or in characters for scripts without spaces. Punctuation also ends it."""
 _WORDS = re.compile(rf"{UNSPACED}{{1,{CHARACTERS}}}|[^\W\d_][\w'’-]*(?: [\w'’-]+){{0,{WORDS - 1}}}")
 
 
 def sentence_openers(thinking: Sequence[str], markers: Sequence[str]) -> list[SentenceOpener]:
-    """One row per opening found in `thinking` texts, the one in most of them first; markers never met come last.
+    """One row per opener in `thinking`, sorted by the number of traces. Markers that never occur come last.
 
-    What begins with a marker counts as that marker alone, in whatever case and behind whatever interjection.
+    An opener that starts with a marker counts as that marker, regardless of case and interjections.
     """
     places: dict[str, list[tuple[int, float]]] = {marker: [] for marker in markers}
     for index, text in enumerate(thinking):

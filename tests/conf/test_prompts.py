@@ -7,7 +7,7 @@ from conf.load import SettingsError, load
 from conf.long_short import LongShort
 from conf.markers import MarkerReport
 from conf.multi_seed import MultiSeed
-from conf.prompts import ADVICE, Harmony, Prompt, Tags
+from conf.prompts import DEFAULT_INSTRUCTIONS, Harmony, Prompt, Tags
 from conf.sampling import Sampling
 
 PIPELINES = [Dto, CotDistillation, LongShort, MarkerReport]
@@ -19,7 +19,7 @@ EXIT = r"probing.exit_text='Enough.[/THINK]\boxed{'"
 def test_other_models_are_told_what_their_makers_advise_and_the_bundled_one_nothing(kind: type[Settings]):
     assert load(kind, "tiny").prompt == Prompt()  # type: ignore[attr-defined]
     other = load(kind, "tiny", ("model=owner/name", "prompt.system=Be exact."))
-    assert other.prompt == Prompt(system="Be exact.", **ADVICE)  # type: ignore[attr-defined]
+    assert other.prompt == Prompt(system="Be exact.", **DEFAULT_INSTRUCTIONS)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -37,13 +37,13 @@ def test_the_papers_presets_ask_for_a_box(kind: type[Settings], preset: str):
 
 def test_what_is_said_explicitly_wins_and_is_kept():
     silent = load(Dto, "tiny", ("model=owner/name", "prompt.instruction=''"))
-    assert (silent.prompt.instruction, silent.prompt.instruction_choices) == ("", ADVICE["instruction_choices"])
+    assert (silent.prompt.instruction, silent.prompt.instruction_choices) == ("", DEFAULT_INSTRUCTIONS["instruction_choices"])
     told = load(Dto, "tiny", ("prompt.instruction=Think.",))
     assert told.prompt.instruction == "Think."
     for settings in (silent, told, load(Dto, "paper-r1-1.5b")):
         assert Dto.model_validate_json(settings.model_dump_json()) == settings
     claims = load(MultiSeed, "dto", ("dto.model=owner/name",))
-    assert claims.of.prompt.instruction == ADVICE["instruction"]
+    assert claims.of.prompt.instruction == DEFAULT_INSTRUCTIONS["instruction"]
 
 
 def test_formats_of_thinking_are_chosen_by_type():

@@ -456,10 +456,10 @@ def test_an_absent_wrong_option():
     ("columns", "words"),
     [
         ({"choices": "c", "wrong_choices": ("d",), "answer_is": "choice"}, "name one"),
-        ({"choices": ("answer", "d")}, "'answer' is the answer and an option, too"),
+        ({"choices": ("answer", "d")}, "'answer' is both the answer and an option"),
         ({"wrong_choices": ("d",)}, "go together"),
         ({"answer_is": "choice"}, "go together"),
-        ({"answer_is": "index"}, "a place among choices"),
+        ({"answer_is": "index"}, "needs the column of the options"),
     ],
 )
 def test_columns_that_do_not_fit_together(columns: dict[str, Any], words: str):
