@@ -1,11 +1,9 @@
-"""Problems that another set holds, too, however they are spelled: the gate before any token is spent.
+"""Finds training problems that a benchmark also contains, in any notation.
 
-Knows: problems' words, n-grams, how instructions read. Must not know: where problems come from, who is trained on them.
-
-Two problems are the same where one says the other, perhaps in another spelling, inside an instruction or with small
-edits. Problems that differ in a number, a sign, an operator or a variable are different ones, however long they are.
-So are short ones that differ in a word. What is compared in full are few pairs: texts that hold one another whole, and
-those that share runs of words which few others have. So time grows with the texts, not with their pairs.
+Two problems match if one contains the other, possibly in another notation, inside an instruction, or with small edits.
+Problems that differ in a number, sign, operator or variable do not match, however long they are; neither do short ones
+that differ in a word. Only candidate pairs are compared in full: texts of which one contains the other, and texts that
+share rare n-grams. So the running time grows with the texts, not with the number of pairs.
 """
 
 from __future__ import annotations
@@ -21,38 +19,38 @@ from reasoning.records import Match, Problem
 from reasoning.text_normalization import Words, is_prose, listed, sentences, words
 
 COMMON = 100
-"""Runs of words that so many problems share are a template's or an instruction's, and find nothing."""
+"""N-grams that more problems than this share belong to a template or an instruction and are ignored."""
 WORDS_PER_EDIT = 20
-"""A copy may differ in one prose word of so many."""
+"""A copy may differ in one prose word per this many words."""
 CLAUSE = 4
-"""So many more prose words in one of two texts are a clause that was added, not another problem."""
+"""A difference of at least this many prose words is an added clause."""
 LONGEST = 2000
-"""Words up to which two texts are laid side by side; longer ones match where they hold one another."""
+"""Maximum number of words for aligning two texts. Longer ones match only if one contains the other."""
 _CONTEXT = 3
-"""Words that must stand together in both texts to be the same place."""
+"""Minimum number of equal consecutive words that end a difference."""
 _ALIKE = 0.8
-"""Share of letters by which a word is another one, misspelled."""
+"""Minimum similarity ratio of a word and its misspelling."""
 _NAME = re.compile(r"\b[A-Z]{2,}\b")
 _SUBSTANCE = 3
-"""Words of formulas by which a short problem is known for itself."""
+"""Minimum number of formula words that identify a short problem."""
 _IDLE = listed(
     "find determine compute calculate evaluate solve what which is are the a an of value please give given "
     "that then following for question problem exercise answer"
 )
-"""Words that ask for the same thing in other words, or that hold a sentence together."""
+"""Words that phrase a request or connect a sentence."""
 _ABOUT_ANSWERS = listed(
     "answer answers step steps think thinking reason reasoning explain solution solutions final box format "
     "response respond reply instruction instructions simplest 答 步 推"
 )
-"""Words by which a sentence is told to be about answering, not about the problem."""
+"""A sentence with one of these words, and no formula, is about answering rather than the problem."""
 _ADDRESSING = listed(
     "user system human input output you your please question problem exercise example task following "
     "assistant helpful hint carefully lets concise correct correctly efficiently clearly show work express "
     "simplify solve 请 题 解 问"
 )
-"""Words that a problem may hold, too, but hardly one without numbers and formulas."""
+"""Words of instructions that may also occur in a problem, but rarely in one without numbers and formulas."""
 _ALSO_PROSE = listed("a i")
-"""Variables that are words, too: where one stands for another variable, that one tells."""
+"""Variables that are also words. They count if the other text has a different variable."""
 _NUMBERED = listed("question problem exercise example task")
 _DECIDING = listed(
     "plus minus sum difference product quotient remainder ratio even odd prime composite positive negative "
@@ -60,7 +58,7 @@ _DECIDING = listed(
     "twice double triple third integer integers real complex rational irrational natural first last left "
     "right inside outside 大 小 奇 偶 正 负 和 差 积 商 不 非"
 )
-"""Prose that decides a problem as a number or an operator does."""
+"""Prose that changes a problem as a number or an operator does."""
 _SYNONYMS = {
     "smallest": "least",
     "minimum": "least",
@@ -71,10 +69,10 @@ _SYNONYMS = {
 
 
 class _Text:
-    """What a problem says."""
+    """A problem's text, analysed for comparison."""
 
     def __init__(self, problem: Problem, length: int, group: str = ""):
-        """`length`: words of the runs by which a text is found."""
+        """`length`: n-gram size. `group`: name of the benchmark."""
         self.problem, self.group, self.length = problem, group, length
         self.sentences = sentences(problem.text)
         self.words: Words = tuple(word for sentence in self.sentences for word in sentence)
@@ -85,8 +83,8 @@ class _Text:
         return ngrams(self.words, self.length)
 
     def parts(self) -> dict[Words, tuple[int, int]]:
-        """What is asked by whole sentences that follow one another with fewer than `length` words, and by the whole
-        text, however long; from which sentence to which."""
+        """Content words of sequences of sentences with fewer than `length` words and of the whole text, with the range
+        of sentences."""
         found = {self.asked: (0, len(self.sentences))}
         for first in range(len(self.sentences)):
             run: Words = ()
@@ -98,9 +96,9 @@ class _Text:
         return found
 
     def says_alone(self, asked: Words, first: int, last: int) -> bool:
-        """Whether the sentences around some only say how to answer them.
+        """Whether the sentences outside first … last only give instructions.
 
-        A problem that is known for itself may also stand among prose without formulas.
+        Around a part with enough formula words, sentences without formulas are allowed too.
         """
         is_substantial = sum(map(_decides, asked)) >= _SUBSTANCE
         around = chain(islice(self.sentences, first), islice(self.sentences, last, None))
@@ -114,21 +112,21 @@ class _Text:
 
     @cached_property
     def drawn(self) -> Words:
-        """All words but instructions."""
+        """All words except instructions."""
         return _problem_alone(self.sentences)
 
     @cached_property
     def told(self) -> Words:
-        """The same without the code of drawings: copies draw the same figure in other ways."""
+        """The same without the code of drawings: copies draw the same figure with other code."""
         return _problem_alone(sentences(_without_drawings(self.problem.text)))
 
 
 class Overlap:
-    """Sets of problems by what they say, in whole, in part and in runs of words."""
+    """Index of problem sets by whole text, by part and by n-gram."""
 
     def __init__(self, others: Mapping[str, Sequence[Problem]], length: int, share: float):
-        """`others`: by name; `length`: words of a run; `share`: of the runs, how much two problems have in common at
-        least, where neither says all of the other."""
+        """`others`: problem sets by name. `length`: n-gram size. `share`: minimum fraction of shared n-grams, unless
+        one problem contains the other."""
         self._length, self._share = length, share
         self._texts = [_Text(other, length, name) for name, group in others.items() for other in group]
         self._wholes: dict[Words, _Text] = {}
@@ -148,7 +146,7 @@ class Overlap:
             self._runs.setdefault(run, []).append(index)
 
     def match(self, problem: Problem) -> Match | None:
-        """The problem of the others that is the same, the closest one; None where there is none."""
+        """The closest matching problem of the index, or None."""
         text = _Text(problem, self._length)
         whole = self._holder(text) or self._misspelled(text)
         closest = (whole, 1.0) if whole else self._closest(text)
@@ -165,7 +163,7 @@ class Overlap:
         )
 
     def _holder(self, text: _Text) -> _Text | None:
-        """A problem that says all of `text`, or all of which `text` says, but for instructions."""
+        """A problem that contains `text` or is contained in it, except for instructions."""
         for held, first, last in self._parts.get(text.asked, ()):
             if held.says_alone(text.asked, first, last):
                 return held
@@ -175,13 +173,13 @@ class Overlap:
         return None
 
     def _misspelled(self, text: _Text) -> _Text | None:
-        """A problem with the same numbers, operators and variables, and nearly the same prose."""
+        """A problem with the same numbers, operators and variables and nearly the same prose."""
         alike = self._alike.get(text.decisive, ()) if len(text.decisive) >= _SUBSTANCE else ()
         said = set(text.words)
         return next((other for other in alike[:COMMON] if _reads_same(text, said, other, set(other.words))), None)
 
     def _closest(self, text: _Text) -> tuple[_Text, float] | None:
-        """The problem that shares most of the runs of the shorter of both texts, and is the same."""
+        """The matching problem that shares the largest fraction of the shorter text's n-grams."""
         rare = [indices for run in text.runs() if len(indices := self._runs.get(run, [])) <= COMMON]
         common = Counter(index for indices in rare for index in indices)
         shares = {index: count / min(len(rare), self._rare[index]) for index, count in common.items()}
@@ -194,24 +192,24 @@ class Overlap:
 
 
 def ngrams(said: Words, length: int) -> set[Words]:
-    """All runs of `length` words; the whole text where it is shorter."""
+    """All n-grams with `length` words; the whole text if it is shorter."""
     return {said[start : start + length] for start in range(max(1, len(said) - length + 1))}
 
 
 def matches(
     problems: Iterable[Problem], others: Mapping[str, Sequence[Problem]], length: int, share: float
 ) -> list[Match]:
-    """For each problem that some of `others` (sets of problems by name) hold, too, its closest match there.
+    """Closest match of each problem that occurs in one of `others` (problem sets by name).
 
-    Two problems match when one says the other but for an instruction, or when more than `share` of the `length`-grams
-    of the shorter one are in the other and they differ in nothing that decides a problem.
+    Two problems match if one contains the other except for instructions, or if they share more than `share` of the
+    shorter one's n-grams of `length` words and differ in nothing that changes the problem.
     """
     overlap = Overlap(others, length, share)
     return [match for problem in problems if (match := overlap.match(problem))]
 
 
 def deduplicate(problems: Iterable[Problem]) -> list[Problem]:
-    """Each problem that says something new."""
+    """Problems without duplicates; the first of each is kept."""
     first: dict[Words, Problem] = {}
     for problem in problems:
         first.setdefault(words(problem.text), problem)
@@ -219,13 +217,13 @@ def deduplicate(problems: Iterable[Problem]) -> list[Problem]:
 
 
 def _without_drawings(text: str) -> str:
-    """Without `[asy]…[/asy]`: copies draw the same figure with other code."""
+    """`text` without `[asy]…[/asy]`: copies draw the same figure with other code."""
     before, *drawn = text.split("[asy]")
     return before + "".join(after if end else code for code, end, after in (part.partition("[/asy]") for part in drawn))
 
 
 def _asked(said: Words) -> Words:
-    """Without words that ask for the same thing in other words."""
+    """`said` without words that only phrase the request."""
     return tuple(word for word in said if word not in _IDLE) or said
 
 
@@ -249,7 +247,7 @@ def _instructs(sentence: Words) -> bool:
 
 
 def _says_same(one: _Text, other: _Text) -> bool:
-    """Whether two texts that share runs of words differ in nothing that decides a problem."""
+    """Whether two texts that share n-grams differ in nothing that changes the problem."""
     is_told = min(len(one.told), len(other.told)) >= WORDS_PER_EDIT
     said = (one.told, other.told) if is_told else (one.drawn, other.drawn)
     if _each_decides_more(*said):
@@ -263,14 +261,14 @@ def _says_same(one: _Text, other: _Text) -> bool:
 
 
 def _each_decides_more(one: Words, other: Words) -> bool:
-    """Whether each of two texts has a number, operator or variable that the other has not."""
+    """Whether each text has a number, operator or variable that the other lacks."""
     ones, others = Counter(_decisive(one)), Counter(_decisive(other))
     return bool(ones - others and others - ones)
 
 
 def _differences(one: Words, other: Words) -> list[tuple[Words, Words]] | None:
-    """Where two texts differ: the words of each. A few equal words between two places do not part them; prose around
-    one of the texts is no difference. None where the texts are too long to tell."""
+    """Regions in which two texts differ, as the words of each. Short matches between two regions do not separate them;
+    prose at the edge of one text is ignored. None if the texts are too long to align."""
     if max(len(one), len(other)) > LONGEST:
         return None
     regions: list[tuple[Words, Words]] = []
@@ -288,8 +286,8 @@ def _differences(one: Words, other: Words) -> list[tuple[Words, Words]] | None:
 
 
 def _decides_the_same(one: Words, other: Words) -> bool:
-    """Whether a place where two texts differ has the same numbers, operators and variables in both, or more of them in
-    one because a clause is added there: "Given that the sum is m/n, find m + n"."""
+    """Whether a region has the same numbers, operators and variables in both texts, or more in one because of an added
+    clause: "Given that the sum is m/n, find m + n"."""
     few, many = sorted((_decisive(one), _decisive(other)), key=len)
     if few == many:
         return True
@@ -304,14 +302,15 @@ def _prose(said: Words) -> int:
 
 
 def _reads_same(one: _Text, mine: set[str], other: _Text, theirs: set[str]) -> bool:
-    """Whether the prose of two texts differs in few words, given words of each where they may differ."""
+    """Whether the prose of two texts differs in few words. `mine`, `theirs`: words in the regions that may differ."""
     names = set(_NAME.findall(f"{one.problem.text} {other.problem.text}"))
     edits = max(_unlike(mine - theirs, theirs - mine, names), _unlike(theirs - mine, mine - theirs, names))
     return edits <= min(len(one.words), len(other.words)) // WORDS_PER_EDIT
 
 
 def _unlike(mine: set[str], theirs: set[str], names: set[str]) -> int:
-    """How many of `mine` are no misspelling of one of `theirs`: ELLIPSE is none of ECLIPSE."""
+    """Number of words in `mine` that are not misspellings of a word in `theirs`. Capitalised names like ELLIPSE and
+    ECLIPSE count as different."""
     return sum(
         word.upper() in names or not any(SequenceMatcher(None, word, other).ratio() >= _ALIKE for other in theirs)
         for word in mine - _IDLE

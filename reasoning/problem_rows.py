@@ -1,7 +1,4 @@
-"""From a row of somebody's data set to a problem, or to the reason why it is none.
-
-Knows: column names, what a problem needs. Must not know: files, hubs, where a row lies.
-"""
+"""Converts data set rows to problems, or to the reason why a row is invalid."""
 
 from __future__ import annotations
 
@@ -17,9 +14,9 @@ from reasoning.answers.boxed import boxed
 from reasoning.records import InvalidRow, Problem, TextPart
 
 LONGEST_TEXT = 1_000_000
-"""Characters of a problem or a right answer's field; no model reads that much."""
+"""Maximum characters of a problem or answer field."""
 LONGEST_ANSWER = 10_000
-"""Characters of a right answer."""
+"""Maximum characters of an answer."""
 MOST_DIGITS = 1000
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _ABSENT = object()
@@ -28,7 +25,7 @@ _SPEAKERS = {"problem": ("user", "human"), "answer": ("assistant", "gpt", "model
 
 
 class _Unfit(Exception):
-    """Why a row is no problem."""
+    """The row is not a valid problem."""
 
     def __init__(self, reason: str, detail: str):
         super().__init__(detail)
@@ -36,17 +33,18 @@ class _Unfit(Exception):
 
 
 def needed_fields(columns: Columns) -> frozenset[str]:
-    """Without these, as they are written in the settings, a row is no problem."""
+    """Columns that a row must have, as written in the settings."""
     single = (columns.choices,) if isinstance(columns.choices, str) and columns.choices else ()
     return frozenset((columns.problem, columns.answer, *columns.options, *single))
 
 
 def optional_fields(columns: Columns) -> frozenset[str]:
+    """Columns that a row may have."""
     return frozenset((columns.id, columns.level, columns.subject)) - {""}
 
 
 def problem_of(row: Any, place: str, name: str, columns: Columns) -> Problem | InvalidRow:
-    """The problem in `row`. `place` tells a person where the row lies; `name` is its id where it has no own."""
+    """Converts `row` to a problem. `location` tells the user where the row is; `name` is the id of rows without one."""
     if not isinstance(row, Mapping):
         return InvalidRow(
             location=place, id=None, reason="not-an-object", detail="a row must be a JSON object with fields"
@@ -79,7 +77,7 @@ def _made(row: Mapping[str, Any], name: str, columns: Columns) -> Problem:
 
 
 def value_at(row: Mapping[str, Any], path: str) -> Any:
-    """The field `path`, or where a dotted path leads in objects and lists; `_ABSENT` where there is none."""
+    """Field `path`, or the value that a dotted path leads to in objects and lists; `_ABSENT` if there is none."""
     if path in row:
         return row[path]
     value: Any = row
@@ -94,7 +92,7 @@ def value_at(row: Mapping[str, Any], path: str) -> Any:
 
 
 def _needed(row: Mapping[str, Any], what: str, column: str) -> str:
-    """The text of a field that must be there. Raises _Unfit with what a person has to hear."""
+    """Text of a required field. Raises _Unfit with a message for the user."""
     value = value_at(row, column)
     if value is _ABSENT:
         known = ", ".join(map(repr, list(row)[:12])) or "none"
@@ -111,8 +109,8 @@ def _needed(row: Mapping[str, Any], what: str, column: str) -> str:
 
 
 def _text(value: Any, speakers: Sequence[str] = ()) -> str | None:
-    """A field's text; None when it is absent, empty or no text or number. Of messages the last one by `speakers`; of a
-    list of one its entry."""
+    """Text of a field: of a list with one entry, that entry; of messages, the last one by `roles`. None if it is
+    missing, empty, or neither text nor number."""
     while isinstance(value, list | tuple) and not _are_messages(value):
         if len(value) != 1:
             return None
@@ -128,7 +126,7 @@ def _are_messages(value: Sequence[Any]) -> bool:
 
 
 def _said(messages: Sequence[Mapping[str, Any]], speakers: Sequence[str]) -> str | None:
-    """The text of the last message by one of `speakers`; None where there is none, or where it holds more than text."""
+    """Text of the last message by one of `roles`. None if there is none or it contains anything but text."""
     for message in reversed(messages):
         if message.get("role", message.get("from")) in speakers:
             content = message.get("content", message.get("value"))
@@ -144,7 +142,7 @@ def _part(part: Any) -> str | None:
 
 
 def _number(value: Any) -> str | None:
-    """A number's value in plain decimals: `1e-05` would be read as a formula with e. None for anything else."""
+    """A number in plain decimal notation, because `1e-05` would be read as a formula with e. None for anything else."""
     if isinstance(value, bool) or not isinstance(value, Integral | Real | Decimal):
         return None
     number = Decimal(int(value)) if isinstance(value, Integral) else Decimal(str(value))
@@ -156,7 +154,7 @@ def _number(value: Any) -> str | None:
 
 
 def _is_storable(text: str) -> bool:
-    """JSON can spell lone surrogates, which no file takes."""
+    """False for lone surrogates, which JSON can spell but no file can store."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -165,8 +163,8 @@ def _is_storable(text: str) -> bool:
 
 
 def _choices(row: Mapping[str, Any], columns: Columns, question: str) -> tuple[str, ...] | None:
-    """The options, in the row's order; with the right one in a column of its own in an order that the question alone
-    decides. Raises _Unfit."""
+    """Options in the row's order; shuffled with the question as seed if the answer's column is one of them. Raises
+    _Unfit."""
     if not columns.choices and not columns.wrong_choices:
         return None
     if isinstance(columns.choices, str) and columns.choices:
@@ -181,7 +179,7 @@ def _choices(row: Mapping[str, Any], columns: Columns, question: str) -> tuple[s
 
 
 def _options(value: Any, column: str) -> list[str]:
-    """From a list, or from an object with an option under each letter."""
+    """Options from a list, or from an object with one option per letter. Raises _Unfit."""
     values = [given for given in value.values() if given is not None] if isinstance(value, Mapping) else value
     texts = [_text(given) for given in values] if isinstance(values, list | tuple) else []
     options = [text for text in texts if text is not None]
@@ -192,6 +190,7 @@ def _options(value: Any, column: str) -> list[str]:
 
 
 def _option(row: Mapping[str, Any], column: str, columns: Columns) -> str:
+    """One option from its own column. Raises _Unfit."""
     text = _text(value_at(row, column))
     if text is None:
         setting = "wrong_choices" if columns.wrong_choices else "choices"
@@ -200,7 +199,7 @@ def _option(row: Mapping[str, Any], column: str, columns: Columns) -> str:
 
 
 def _answer(text: str, choices: Sequence[str], kind: str) -> str | None:
-    """None or nothing where there is none of that kind."""
+    """Answer in the format `kind`. None or empty if there is none."""
     if kind == "choice":
         same = [index for index, choice in enumerate(choices) if choice.strip() == text.strip()]
         return LETTERS[same[0]] if len(same) == 1 else None
@@ -216,13 +215,14 @@ def _answer(text: str, choices: Sequence[str], kind: str) -> str | None:
 
 
 def _asked(problem: str, choices: tuple[str, ...] | None) -> str:
-    """The question, with lettered options where there are any."""
+    """The problem, with lettered options if there are any."""
     if not choices:
         return problem
     return problem + "\n" + "\n".join(f"({letter}) {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
 
 
 def _level(value: Any) -> int | None:
-    """The whole part of a number below 1,000, or the last one in a text such as "Level 5"; None for anything else."""
+    """Integer part of a number below 1,000, or the last such number in a text like "Level 5". None for anything
+    else."""
     digits = re.findall(r"(?<![\d.,-])\d{1,3}(?!\d)", _text(value) or "")
     return int(digits[-1]) if digits else None

@@ -1,13 +1,11 @@
-"""Which Monte-Carlo rollouts a question about a trace's prefixes needs: enough to answer it, and not one more.
+"""Sampling plans: which Monte-Carlo rollouts are needed to evaluate the prefixes of a trace, and not one more.
 
-Knows: counts of rollouts that speak for a prefix, indices of prefixes. Must not know: tokens, texts, engines, stores.
+A prefix *passes* if strictly more than T of its k rollouts are successes; r is the smallest sufficient number. The
+decision is final once r rollouts succeed, or so many fail that r cannot be reached: the same decision as with all k
+(exact curtailment). Each batch has the smallest size that could decide, so no rollout is wasted.
 
-A prefix *passes* when strictly more than T of its k rollouts speak for it; r is the smallest number that is enough. It
-is decided as soon as r do, or as soon as too many do not: the same decision as with all k (exact curtailment). Rollouts
-are asked for in waves of the fewest that could decide, so none is drawn in vain.
-
-Two questions: where does a trace first pass (`EarliestCrossing`; `Bisection` where passing may be taken for monotone),
-and how good is each prefix (`AllValues`). All are plans: they say what to draw next, and are told what came of it.
+Plans: the first passing prefix (`EarliestCrossing`; `BinarySearchPlan` if passing is assumed to be monotone), and the
+value of every prefix (`FullEstimate`). A plan says what to sample next and receives the outcomes.
 """
 
 from __future__ import annotations
@@ -22,14 +20,14 @@ from typing import NamedTuple, Protocol
 from reasoning.records import CostBounds
 
 Z = 1.959964
-"""Of a 95 % interval."""
+"""Normal quantile of a 95 % interval."""
 Outcomes = Sequence[Hashable]
-"""What came of each rollout: whether it is right or, where no right answer is known, the answer that it gives."""
+"""Result of each rollout: whether it is correct or, without ground truth, the answer that it gives."""
 
 
 @dataclass(frozen=True, slots=True)
 class SampleRange:
-    """Rollouts to draw: samples `first` … `first` + `count` − 1 of prefix `prefix`."""
+    """Rollouts to sample: samples `first` … `first` + `count` − 1 of prefix `prefix`."""
 
     prefix: int
     first: int
@@ -37,7 +35,8 @@ class SampleRange:
 
 
 class SamplingPlan(Protocol):
-    """Says what to draw, each ask once; closed when it knows enough, whatever may still be under way."""
+    """Says which rollouts to sample; each range is returned once. Closed when the result is known, even if rollouts are
+    still in flight."""
 
     @property
     def is_open(self) -> bool: ...
@@ -46,23 +45,23 @@ class SamplingPlan(Protocol):
 
 
 def min_successes(total: int, threshold: float) -> int:
-    """r: the fewest of `total` rollouts that are strictly more than `threshold`, in exact arithmetic: T is the decimal
-    that was written, not its nearest float."""
+    """r: the smallest number of successes that is strictly more than `threshold` of `total`. Exact: `threshold` counts
+    as the decimal written, not as its nearest float."""
     return int(Fraction(str(threshold)) * total) + 1
 
 
 def count_right(outcomes: Outcomes) -> int:
-    """How many rollouts speak for a prefix where right and wrong are known."""
+    """Number of correct rollouts, where ground truth is used."""
     return sum(outcome is True for outcome in outcomes)
 
 
 def count_agreeing(outcomes: Outcomes) -> int:
-    """The same where no right answer is known: how many give the most frequent answer; none (None) is no answer."""
+    """Number of rollouts with the most frequent answer, where ground truth is not used. None is no answer."""
     return max(Counter(outcome for outcome in outcomes if outcome is not None).values(), default=0)
 
 
 class SequentialTest:
-    """The rollouts of one prefix, up to its decision."""
+    """Rollouts of one prefix up to its decision."""
 
     def __init__(self, total: int, threshold: float, speaking: Callable[[Outcomes], int] = count_right):
         self._total, self._min_successes, self._speaking = total, min_successes(total, threshold), speaking
@@ -74,12 +73,12 @@ class SequentialTest:
 
     @property
     def passed(self) -> bool | None:
-        """None while it is not decided."""
+        """None while undecided."""
         missing, left = self._min_successes - self.successes, self._total - len(self.outcomes)
         return True if missing <= 0 else False if missing > left else None
 
     def next_batch_size(self) -> int:
-        """The fewest further rollouts that could decide; 0 when it is decided."""
+        """Smallest number of further rollouts that could decide; 0 once decided."""
         missing, left = self._min_successes - self.successes, self._total - len(self.outcomes)
         return max(0, min(missing, left - missing + 1))
 
@@ -88,10 +87,10 @@ class SequentialTest:
 
 
 class EarliestCrossing:
-    """The first prefix that passes, by a scan from the front.
+    """Scans prefixes from the front for the first that passes.
 
-    `lookahead` prefixes after the one in question are asked for before it is decided: a fuller batch, at the price of
-    rollouts that a crossing makes useless (`wasted`).
+    Up to `lookahead` later prefixes are sampled speculatively: better utilisation, but rollouts after the crossing are
+    wasted (`wasted`).
     """
 
     def __init__(
@@ -109,7 +108,7 @@ class EarliestCrossing:
 
     @property
     def crossing(self) -> int | None:
-        """Index of the first prefix that passes; None while that is open, and when none does."""
+        """Index of the first passing prefix. None while undecided, and if none passes."""
         return self._at if self._at < len(self._trials) and self._trials[self._at].passed else None
 
     @property
@@ -118,12 +117,12 @@ class EarliestCrossing:
 
     @property
     def tested(self) -> dict[int, SequentialTest]:
-        """The prefixes that the answer rests on, by index, from the front."""
+        """Tests that the result rests on, by prefix index, in ascending order."""
         return dict(enumerate(self._trials[: self._at + 1]))
 
     @property
     def wasted(self) -> int:
-        """Rollouts of prefixes after the crossing."""
+        """Number of rollouts of prefixes after the crossing."""
         return sum(len(trial.outcomes) for trial in self._trials[self._at + 1 :])
 
     def next_ranges(self) -> list[SampleRange]:
@@ -146,7 +145,8 @@ class EarliestCrossing:
 
 
 class BinarySearchPlan:
-    """A crossing in ⌈log₂(N+1)⌉ trials, the earliest one only where a prefix passes whenever a shorter one does."""
+    """Finds a crossing in ⌈log₂(N+1)⌉ tests. It is the earliest one only if every prefix after a passing one passes
+    too."""
 
     def __init__(self, prefixes: int, total: int, threshold: float):
         self._low, self._high, self._none = 0, prefixes, prefixes
@@ -160,12 +160,12 @@ class BinarySearchPlan:
 
     @property
     def tested(self) -> dict[int, SequentialTest]:
-        """The prefixes that the answer rests on, by index, from the front."""
+        """Tests that the result rests on, by prefix index, in ascending order."""
         return dict(sorted(self._trials.items()))
 
     @property
     def crossing(self) -> int | None:
-        """Index of a prefix that passes; None while that is open, and when none was found."""
+        """Index of a passing prefix. None while undecided, and if none was found."""
         return None if self.is_open or self._low == self._none else self._low
 
     def next_ranges(self) -> list[SampleRange]:
@@ -187,7 +187,7 @@ class BinarySearchPlan:
 
 
 class FullEstimate:
-    """The value of every prefix from `total` rollouts each, the shortest prefix first."""
+    """Samples `total` rollouts of every prefix, shortest first."""
 
     def __init__(self, prefixes: int, total: int):
         self._unasked = [SampleRange(index, 0, total) for index in range(prefixes)]
@@ -211,8 +211,8 @@ CrossingSearch = EarliestCrossing | BinarySearchPlan
 
 
 def cost_bounds(plan: CrossingSearch, lengths: Sequence[int], opening: int, total: int, block: int) -> CostBounds:
-    """Of one closed search. `lengths`: tokens of each prefix with its problem; `opening`: tokens that open its
-    rollouts; `block`: tokens of one block of the engine's cache."""
+    """Cost bounds of one finished search. `lengths`: tokens of each prefix with its problem; `opening`: tokens appended
+    to it for a rollout; `block`: tokens per block of the KV cache."""
     tried = plan.tested
     needed = sum(len(trial.outcomes) for trial in tried.values())
     in_vain = plan.wasted if isinstance(plan, EarliestCrossing) else 0
@@ -226,7 +226,7 @@ def cost_bounds(plan: CrossingSearch, lengths: Sequence[int], opening: int, tota
 
 
 class ValueEstimate(NamedTuple):
-    """The share of rollouts that are right, with its 95 % interval (Wilson's)."""
+    """Fraction of correct rollouts with its 95 % Wilson interval."""
 
     share: float
     low: float
@@ -234,7 +234,7 @@ class ValueEstimate(NamedTuple):
 
 
 def estimate_value(outcomes: Outcomes) -> ValueEstimate:
-    """Of a prefix whose rollouts were all drawn; after a stop at a decision their share would be biased."""
+    """Value of a prefix from a complete set of rollouts. After early stopping the fraction would be biased."""
     total, share = len(outcomes), count_right(outcomes) / len(outcomes)
     centre = (share + Z**2 / (2 * total)) / (1 + Z**2 / total)
     half = Z / (1 + Z**2 / total) * sqrt(share * (1 - share) / total + Z**2 / (4 * total**2))

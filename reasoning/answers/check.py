@@ -1,8 +1,6 @@
-r"""Whether an answer is the right one, as far as this project's own reading goes: options, texts, formulas.
+r"""Decides whether an answer is correct by this project's own parser: options, texts, formulas.
 
-Knows: how options, texts and forms are compared. Must not know: math-verify, processes, time limits.
-
-Sound: what is not understood wholly is `None`, never right.
+Sound: anything not fully understood gives None, never "correct".
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ _DECIMAL_COMMA = re.compile(r"([+-]?)(\d{1,3}(?:[. ]\d{3})+|\d+),(\d+)")
 
 
 def same(said: str, gold: str, choices: Sequence[str] | None = None) -> bool | None:
-    """Whether `said` is the right answer `gold`; None where that cannot be told here. Never raises."""
+    """Whether `answer` equals the correct answer `gold`; None if undecided. Never raises."""
     if choices is not None:
         return _same_option(said, gold, choices)
     said = stated(said)
@@ -56,7 +54,8 @@ def _same_form(said: str, gold: str) -> bool | None:
 
 
 def _with_decimal_comma(one: str, other: str) -> bool:
-    """1000,99 for 1000.99: only beside a number with decimals, as 1,5 may be a list, and 1,500 is 1500."""
+    """Whether `one` is `other` with a decimal comma, such as 1000,99 for 1000.99. Requires decimals on the other side,
+    because 1,5 may be a list and 1,500 is 1500."""
     match = _DECIMAL_COMMA.fullmatch(stripped(one).replace("{,}", ","))
     if not match or not re.fullmatch(r"[+-]?\d+\.\d+", stripped(other)):
         return False
@@ -67,7 +66,8 @@ def _with_decimal_comma(one: str, other: str) -> bool:
 
 
 def is_readable(gold: str, choices: Sequence[str] | None = None) -> bool:
-    """Whether a right answer can be told from others: a formula, a text without LaTeX that is left over, an option."""
+    """Whether a correct answer can be distinguished from wrong ones: a formula, a text without leftover LaTeX, or an
+    option."""
     if choices is not None:
         return bool(_options(gold, choices, several=True))
     return bool(readings(gold)) or bool(re.fullmatch(r"[^\\{}$^_]*\w[^\\{}$^_]*", as_text(gold)))

@@ -1,10 +1,7 @@
-r"""When an answer is the right one: two forms compared.
+r"""Compares the forms of two answers.
 
-The conventions, each a test: lists without brackets have no order, tuples have one; a unit may be left out, another is
-wrong; `x = 3` answers for `3`, and `y = 3` does not answer for `x = 3`; `x > 3` is `(3, \infty)`; `\pm 2` is the list
-2, -2.
-
-Knows: forms and what is equal. Must not know: how forms are written.
+Conventions, each with a test: lists without brackets have no order, tuples do; a unit may be omitted, a different unit
+is wrong; `x = 3` matches `3`, `y = 3` does not match `x = 3`; `x > 3` is `(3, \infty)`; `\pm 2` is the list 2, -2.
 """
 
 from __future__ import annotations
@@ -33,7 +30,7 @@ from reasoning.answers.latex import Unreadable
 
 
 def equal(said: Form, gold: Form) -> bool:
-    """Whether the answer `said` is the right one. Raises TooLarge where that would take long."""
+    """Whether `answer` equals `gold`. Raises TooLarge if the comparison would take long."""
     try:
         return _same(_expanded(said), _expanded(gold))
     except (Undefined, Unreadable):
@@ -41,7 +38,7 @@ def equal(said: Form, gold: Form) -> bool:
 
 
 def _expanded(form: Form) -> Form:
-    """± as the list of both values, wherever it stands."""
+    """`form` with ± replaced by the list of both values."""
     if isinstance(form, Quantity) and form.value.has_sign:
         return Items("list", tuple(replace(form, value=formulas.with_sign(form.value, sign)) for sign in (1, -1)))
     if isinstance(form, Assignment):
@@ -72,7 +69,7 @@ def _same(said: Form, gold: Form) -> bool:
 
 
 def _same_single(said: Form, gold: Form) -> bool:
-    """One that stands in braces, and a ratio of two as their quotient."""
+    """Compares a set with one element to the element, and a ratio of two numbers to their quotient."""
     for one, other in ((said, gold), (gold, said)):
         if isinstance(one, Items) and one.kind == "{}" and len(one.items) == 1:
             return _same(one.items[0], other)
@@ -105,7 +102,7 @@ def _same_assigned(said: Form, gold: Form) -> bool:
 
 
 def _agrees_with_itself(form: Form) -> bool:
-    """x = 1/2 = 0.5 does, 3 = 4 does not."""
+    """Whether all parts of a chain of equations are equal: true for x = 1/2 = 0.5, false for 3 = 4."""
     if not isinstance(form, Assignment):
         return True
     return all(_same(one, other) for one, other in pairwise(form.values)) and all(
@@ -114,7 +111,7 @@ def _agrees_with_itself(form: Form) -> bool:
 
 
 def _is_near(about: Form, value: Form) -> bool:
-    """Within one part in twenty: more than any rounding takes away."""
+    """Whether two values differ by at most 5 %, more than any rounding changes."""
     if not (isinstance(about, Quantity) and isinstance(value, Quantity)):
         return about == value
     a, b = (formulas.inexact(value_of(form.value)) for form in (about, value))
@@ -122,19 +119,19 @@ def _is_near(about: Form, value: Form) -> bool:
 
 
 def _answers_for(assignment: Assignment, other: Form) -> bool:
-    """Whether an assignment says the same as an equation, or as a value without a name."""
+    """Whether an assignment equals an equation, or a value without a name."""
     if isinstance(other, Relation):
         return assignment.equation is not None and _same_relation(assignment.equation, other)
     return any(_same(one, other) for one in _answers(assignment))
 
 
 def _answers(form: Assignment) -> tuple[Form, ...]:
-    """The value and its roundings."""
+    """The value and its approximations."""
     return (form.values[-1], *form.near)
 
 
 def _is_function(form: Assignment) -> bool:
-    """Whether it gives a function by its values: f(x) and y are names for the same."""
+    """Whether the assignment defines a function. f(x) and y are equivalent names."""
     value = form.values[-1]
     if not isinstance(value, Quantity) or not value.value.letters:
         return False
@@ -200,7 +197,7 @@ def _same_in_order(said: Relation, gold: Relation) -> bool:
 
 
 def _same_link(sign: str, other: str, a: tuple[Expression, Expression], b: tuple[Expression, Expression]) -> bool:
-    """Whether a₁ `sign` a₂ and b₁ `other` b₂ say the same: their differences are proportional."""
+    """Whether a₁ `sign` a₂ and b₁ `other` b₂ are equivalent: their differences are proportional."""
     ratio = formulas.proportion(formulas.difference(*a), formulas.difference(*b))
     if sign in ("=", "ne", "approx"):
         return sign == other and ratio != 0
@@ -233,20 +230,20 @@ def _proportional(said: Items, gold: Items) -> bool:
 
 
 def _as_vector(form: Items) -> Items:
-    """A matrix of one column as a tuple."""
+    """A one-column matrix as a tuple."""
     if form.kind == "matrix" and all(isinstance(row, Items) and len(row.items) == 1 for row in form.items):
         return Items("()", tuple(row.items[0] for row in form.items if isinstance(row, Items)))
     return form
 
 
 def _names_decide(said: Items, gold: Items) -> bool:
-    """Whether one side names its items and the other does not: then their order tells which is which."""
+    """Whether one side names its items and the other does not; then the order matters."""
     counts = [len({item.name for item in form.items if isinstance(item, Assignment)}) for form in (said, gold)]
     return max(counts) > 1 and min(counts) == 0
 
 
 def _matched(said: list[Form], gold: list[Form]) -> bool:
-    """Whether each of `said` has a partner of its own in `gold`."""
+    """Whether the items of `answer` and `gold` can be paired one to one."""
     left = list(gold)
     for one in said:
         partner = next((other for other in left if _same(one, other)), None)

@@ -1,8 +1,6 @@
-r"""What an answer is: a number with its unit, a list, a set, an interval, a matrix, an equation, …
+r"""Parses an answer into a form: a number with unit, list, set, interval, matrix, equation, …
 
-Knows: forms of answers, how they are written. Must not know: when two are equal, options.
-
-A form is read whole or not at all, so that no answer is right because a part of it is.
+A form is parsed whole or not at all, so an answer never counts as correct because a part of it is.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ MOST_ITEMS = 200
 
 @dataclass(frozen=True)
 class Quantity:
-    """A value with its unit; empty: none."""
+    """A value with its unit; an empty string if it has none."""
 
     value: Expression
     unit: str = ""
@@ -35,7 +33,7 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Items:
-    """Several forms: a list (no brackets), a set, a tuple (its brackets are the kind), a matrix, its rows, a ratio."""
+    """Several forms. `kind`: list (no brackets), set, tuple (its brackets), matrix, row, ratio."""
 
     kind: str
     items: tuple[Form, ...]
@@ -43,18 +41,18 @@ class Items:
 
 @dataclass(frozen=True)
 class Assignment:
-    """A name with all that it is said to equal, and the equation that this is. No name: numbers said to be equal."""
+    """A name and everything it equals, with the equation. Without a name: numbers that are stated to be equal."""
 
     name: str
     values: tuple[Form, ...]
     equation: Relation | None = None
     near: tuple[Form, ...] = ()
-    """What it is said to be about."""
+    """Approximate values."""
 
 
 @dataclass(frozen=True)
 class Relation:
-    """Expressions with a relation between each two neighbours."""
+    """Expressions with a relation sign between neighbours."""
 
     sides: tuple[Expression, ...]
     signs: tuple[str, ...]
@@ -62,12 +60,12 @@ class Relation:
 
 @dataclass(frozen=True)
 class Region:
-    """The real numbers that a letter may be, in ascending intervals. No letter: any."""
+    """Real numbers that a letter may take, as ascending intervals. Without a letter: a plain set of numbers."""
 
     letter: str
     intervals: Intervals
     relation: Relation | None = None
-    """The inequality that says so."""
+    """The inequality that defines the region."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,8 @@ Form = Quantity | Items | Assignment | Relation | Region | Symbol
 
 
 def readings(text: str) -> list[Form]:
-    """What `text` may be: with commas that part thousands, and with commas that part items. Empty: nothing known."""
+    """Possible forms of `text`: with commas as thousands separators, and with commas as list separators. Empty if
+    nothing can be parsed."""
     bare, found = stripped(text), []
     is_ambiguous = re.search(r"\d,\d{3}(?!\d)", bare) and not re.search(r"\d,0\d\d(?!\d)", bare)
     ways = (True, False) if is_ambiguous else (True,)
@@ -98,7 +97,7 @@ def readings(text: str) -> list[Form]:
 
 
 def _with_letter_unit(given: list[Token]) -> list[Token]:
-    """`given` with its last letter as the unit that it may be, as in `5 m`; nothing where it may be none."""
+    """`given` with its last letter read as a unit, as in `5 m`; empty if that is not possible."""
     before, last = given[:-1], given[-1]
     if not before or last.kind != "name" or last.text not in LETTER_UNITS or not last.spaced:
         return []
@@ -108,7 +107,7 @@ def _with_letter_unit(given: list[Token]) -> list[Token]:
 
 
 def read(given: Sequence[Token]) -> Form:
-    """The form that `given` spells. Raises Unreadable, TooLarge."""
+    """Form of a sequence of tokens. Raises Unreadable, TooLarge."""
     given = _trimmed(list(given))
     if not given:
         raise Unreadable("nothing")
@@ -128,7 +127,7 @@ def _trimmed(given: list[Token]) -> list[Token]:
 
 
 def _joined(forms: list[Form], marks: list[str]) -> Form:
-    """Relations about one letter as the numbers that fulfil them; all else as a list."""
+    """Inequalities about one letter as a region; everything else as a list."""
     if len(forms) > MOST_ITEMS:
         raise Unreadable("too many items")
     parts = [form for form in forms if isinstance(form, Region)]
@@ -138,7 +137,7 @@ def _joined(forms: list[Form], marks: list[str]) -> Form:
 
 
 def _split(given: Sequence[Token], marks: Sequence[str]) -> tuple[list[list[Token]], list[str]]:
-    """`given` parted at each of `marks` outside of brackets, and the marks."""
+    """Parts of `given` between separators outside brackets, and the separators."""
     parts: list[list[Token]] = [[]]
     found, depth = [], 0
     for token in given:
@@ -200,7 +199,7 @@ def _named_region(name: str, form: Form) -> Form:
 
 
 def _bracketed(given: list[Token]) -> Form | None:
-    """A set, a tuple or an interval; None where brackets do not stand around the whole."""
+    """A set, tuple or interval; None if brackets do not enclose the whole sequence."""
     first, last = given[0], given[-1]
     if first.kind != "op" or first.text not in ("(", "[", "{", "{{") or last.text not in CLOSING or len(given) < 2:
         return None
@@ -249,7 +248,7 @@ def _matrix(given: list[Token]) -> Form:
 
 
 def _quantity(given: Sequence[Token]) -> Quantity:
-    """An expression, with words of a unit behind it or a currency before it."""
+    """An expression, with a unit after it or a currency before it."""
     given = list(given)
     sign = given[:1] if len(given) > 1 and given[0].text == "-" and given[1].kind == "word" else []
     start = 2 if sign else int(bool(given) and _is_currency(given[0]))
@@ -267,7 +266,7 @@ def _is_currency(token: Token) -> bool:
 
 
 def _with_mark(found: Quantity, given: Sequence[Token]) -> Quantity:
-    """A degree or percent sign at the very end is a unit."""
+    """Reads a trailing degree or percent sign as a unit."""
     if given[-1].text == "deg" and found.unit in ("f", "c", "celsius", "fahrenheit"):
         return Quantity(formulas.expression(list(given[:-1])), found.unit[0])
     is_marked = given[-1].kind == "op" and given[-1].text in ("deg", "%") and not found.unit
@@ -277,7 +276,7 @@ def _with_mark(found: Quantity, given: Sequence[Token]) -> Quantity:
 
 
 def _unit_start(given: Sequence[Token], start: int) -> int:
-    """Where the words of a unit begin."""
+    """Index at which the words of a unit start."""
     depths = _depths(given)
     for place in range(start, len(given)):
         token = given[place]
@@ -289,7 +288,7 @@ def _unit_start(given: Sequence[Token], start: int) -> int:
 
 
 def _unit_words(given: Sequence[Token]) -> list[str]:
-    """The words of a unit with their powers. Raises Unreadable for anything else, such as a further number."""
+    """Words of a unit with powers. Raises Unreadable for anything else, such as another number."""
     words: list[str] = []
     given = [token for token in given if token.text not in ("{", "}", ".")]
     place = 0
@@ -309,7 +308,7 @@ def _unit_words(given: Sequence[Token]) -> list[str]:
 
 
 def _name(given: Sequence[Token]) -> str:
-    """The name that `given` are, such as x, f(x), AB, S_{1} or the area; empty where they are none."""
+    """The name that `given` spells, such as x, f(x), AB, S_{1} or the area; empty if it is not a name."""
     kinds = {token.kind for token in given}
     if not given or not kinds <= {"name", "word", "op", "num", "func"} or given[0].kind not in ("name", "word", "op"):
         return ""
@@ -345,7 +344,7 @@ def _relation(sides: list[list[Token]], signs: list[str]) -> Form:
 
 
 def _side(given: list[Token]) -> Expression:
-    """A side of an inequality; f(x) is a letter there."""
+    """A side of an inequality. f(x) counts as a letter."""
     name = _name(given)
     if name and any(token.text == "(" for token in given):
         return Expression(lambda p: p.letters[name], frozenset({name}))
@@ -382,7 +381,7 @@ def value_of(found: Expression) -> Any:
 
 
 def _as_region(relation: Relation) -> Region | None:
-    """An inequality between one letter and numbers as the numbers that it allows."""
+    """An inequality between one letter and numbers as a region; None for other relations."""
     letters = {letter for side in relation.sides for letter in side.letters}
     if len(letters) != 1 or len(relation.sides) > 3 or not set(relation.signs) <= {"<", ">", "le", "ge", "ne"}:
         return None
@@ -403,7 +402,7 @@ def _as_region(relation: Relation) -> Region | None:
 
 
 def _allowed(sign: str, bound: Any) -> list[Interval]:
-    """The numbers that stand in a relation to `bound`."""
+    """Numbers in the relation `sign` to `bound`."""
     below, above = EVERYWHERE._replace(high=bound), EVERYWHERE._replace(low=bound)
     return {
         "<": [below],
@@ -415,6 +414,7 @@ def _allowed(sign: str, bound: Any) -> list[Interval]:
 
 
 TURNED = {"<": ">", ">": "<", "le": "ge", "ge": "le"}
+"""Relation signs with both sides swapped."""
 
 
 def _is_letter(side: Expression, letter: str) -> bool:
@@ -446,6 +446,6 @@ def _union(parts: Sequence[Region]) -> Region:
 
 
 def _meeting(a: Region, b: Region) -> Region:
-    """What fulfils both; where nothing does, what fulfils one of them."""
+    """Intersection; the union if the intersection is empty."""
     both = [met for x in a.intervals for y in b.intervals if (met := regions.intersection(x, y))]
     return Region(a.letter, regions.union(both)) if both else _union([a, b])

@@ -1,10 +1,8 @@
-r"""Formulas read from tokens, and compared by value: exactly where both are rational, else to 35 digits; at several
-points where there are letters.
+r"""Parses formulas and compares them by value: exactly if both are rational, else to 35 digits; at several points if
+they contain letters.
 
-Knows: arithmetic, elementary functions, letters. Must not know: lists, relations, units, what an answer is.
-
-Sound rather than complete: what is not wholly understood is Unreadable, and what would take long is TooLarge, so that
-no equality rests on a part of a formula. Letters stand for real numbers; `i` and `e` are the constants.
+Sound rather than complete: a formula that is not fully understood raises Unreadable, and one that would take long
+raises TooLarge, so no equality rests on part of a formula. Letters stand for real numbers; `i` and `e` are constants.
 """
 
 from __future__ import annotations
@@ -23,18 +21,19 @@ from reasoning.answers.latex import NUMBER_WORDS, Token, Unreadable
 Value = Any
 """A Fraction, or a real or complex number of `mp`."""
 DIGITS = 60
+"""Working precision in decimal digits."""
 NEAR = mpmath.mpf(10) ** -35
-"""Two inexact values are equal when they differ by less than this share of the larger, or of 1."""
+"""Relative tolerance of inexact values; relative to 1e-10 for smaller ones."""
 MOST_BITS = 1 << 18
-"""Of an exact integer."""
+"""Maximum bits of an exact integer."""
 POINTS, WITHIN = 9, 3
-"""Values tried for the letters, and how many of them must have said something."""
+"""Number of points at which letters are evaluated, and how many must have a value."""
 mp = mpmath.MPContext()
 mp.dps = DIGITS
 
 
 class TooLarge(Exception):
-    """A number that cannot be worked out in reasonable time."""
+    """A value that would take too long to compute."""
 
 
 class Undefined(Exception):
@@ -42,13 +41,13 @@ class Undefined(Exception):
 
 
 class Point(NamedTuple):
-    """Where a formula is evaluated."""
+    """Values at which a formula is evaluated."""
 
     letters: dict[str, Fraction]
     sign: int = 1
-    """Of ±; ∓ has the other."""
+    """Sign of ±; ∓ has the opposite one."""
     log_is_common: bool = False
-    """Whether `\\log` is to the base 10, not e."""
+    """Whether `\\log` has base 10 instead of e."""
 
 
 Formula = Callable[[Point], Value]
@@ -56,18 +55,18 @@ Formula = Callable[[Point], Value]
 
 @dataclass
 class Expression:
-    """A formula with what must be known of it to compare it."""
+    """A formula and the properties needed to compare it."""
 
     at: Formula
     letters: frozenset[str] = frozenset()
     has_sign: bool = False
-    """Whether ± or ∓ is in it."""
+    """Whether it contains ± or ∓."""
     decimals: int | None = None
-    """Digits after the point, where it is a plain decimal number."""
+    """Digits after the decimal point if it is a plain decimal number."""
 
 
 def number(text: str) -> Value:
-    """The value of a number as `reasoning.answers.latex` spells it, such as 1.5, 2e-3 or 0.\\overline{3}."""
+    """Value of a number token, such as 1.5, 2e-3 or 0.\\overline{3}."""
     if "overline" in text or "(" in text or "\\" in text:
         head, _, repeated = text.replace("{", "(").replace("}", "").rpartition("(")
         head = head.partition("\\")[0].rstrip()
@@ -125,7 +124,7 @@ def power(base: Value, exponent: Value) -> Value:
 
 
 def factorial(value: Value) -> Value:
-    """n!, and Γ(n + 1) between the natural numbers, so that formulas with letters can be compared."""
+    """n!, and Γ(n + 1) for other numbers, so that formulas with letters can be compared."""
     if isinstance(value, Fraction) and value.denominator == 1:
         if value < 0:
             raise Undefined("factorial of a negative number")
@@ -199,7 +198,7 @@ _ACCENTS = ("overline", "bar", "vec", "hat", "widehat", "overrightarrow")
 
 @dataclass
 class Parser:
-    """Reads one expression from the front of `tokens`. Raises Unreadable."""
+    """Recursive-descent parser for one expression. Raises Unreadable."""
 
     tokens: list[Token]
     place: int = 0
@@ -208,7 +207,7 @@ class Parser:
     depth: int = 0
 
     def whole(self) -> Expression:
-        """The expression that all tokens make up."""
+        """The expression that consists of all tokens."""
         found = self.expression()
         if self.place < len(self.tokens):
             raise Unreadable(f"{self.tokens[self.place].text!r} out of place")
@@ -353,7 +352,7 @@ class Parser:
         return lambda p: value
 
     def _fraction_after(self, token: Token) -> Fraction | None:
-        """The second part of a mixed number, such as 1 1/2 or 2\\frac{1}{3}."""
+        """Fraction of a mixed number, such as 1 1/2 or 2\\frac{1}{3}; None if there is none."""
         if not token.text.isdigit():
             return None
         parts = [self._peek(ahead) for ahead in range(7)]
@@ -392,7 +391,7 @@ class Parser:
         return lambda p: p.letters[name]
 
     def _verbatim(self) -> str:
-        """The next group or token as it is written."""
+        """The next group or token as written."""
         if not self._is("{"):
             return self._next().text
         depth, said = 0, []
@@ -461,7 +460,7 @@ class Parser:
         return lambda p: _SEVERAL[name]([part(p) for part in parts])
 
     def _operand(self) -> Formula:
-        """What a function without brackets applies to: factors that stand together, up to a sign or a function."""
+        """Argument of a function without brackets: adjacent factors, up to a sign or a function."""
         if self._is("(", "[", "{"):
             return self._bracket()
         if self._is("-"):
@@ -485,7 +484,7 @@ class Parser:
         return inner
 
     def _argument(self, one_digit: bool = True) -> Formula:
-        """A command's argument: a group, or the next token; of a number its first digit, as in \\frac12."""
+        """Argument of a command: a group or the next token; of a number its first digit, as in \\frac12."""
         if self._is("{", "("):
             return self._bracket()
         token = self._peek()
@@ -503,7 +502,7 @@ def _applied(work: Callable[[Value, Value], Value], left: Formula, right: Formul
 
 
 def expression(tokens: list[Token]) -> Expression:
-    """The expression that `tokens` are. Raises Unreadable."""
+    """The expression that `tokens` spell. Raises Unreadable."""
     try:
         return Parser(list(tokens)).whole()
     except RecursionError:
@@ -511,7 +510,7 @@ def expression(tokens: list[Token]) -> Expression:
 
 
 def value_of(found: Expression, point: Point | None = None) -> Value:
-    """Its value at `point`. Raises Undefined where it has none, TooLarge."""
+    """Value of `found` at `point`. Raises Undefined, TooLarge."""
     try:
         value = found.at(point or Point({}))
     except (ZeroDivisionError, ValueError, OverflowError, TypeError, KeyError) as error:
@@ -533,7 +532,7 @@ def same_value(a: Value, b: Value) -> bool:
 
 
 def points(letters: Iterable[str], log_is_common: bool = False, sign: int = 1) -> list[Point]:
-    """Where formulas with these `letters` are compared: the same for the same letters; the last third is negative."""
+    """Points at which formulas with these letters are compared; deterministic. The last third is negative."""
     names, chance = sorted(letters), random.Random(7)
     if not names:
         return [Point({}, sign, log_is_common)]
@@ -545,7 +544,7 @@ def points(letters: Iterable[str], log_is_common: bool = False, sign: int = 1) -
 
 
 def equal(a: Expression, b: Expression) -> bool:
-    """Whether both have the same value wherever both have one; ± is not expanded here. Raises TooLarge."""
+    """Whether both have the same value wherever both are defined. Does not expand ±. Raises TooLarge."""
     return any(_agree(a, b, points(a.letters | b.letters, log_is_common)) for log_is_common in (False, True))
 
 
@@ -570,7 +569,7 @@ def _is_real(value: Value) -> bool:
 
 
 def proportion(a: Expression, b: Expression) -> int:
-    """The sign of the constant c ≠ 0 with a = c·b wherever both have values; 0 where there is none. Raises TooLarge."""
+    """Sign of the constant c ≠ 0 with a = c·b wherever both are defined; 0 if there is none. Raises TooLarge."""
     ratios: list[Value] = []
     for point in points(a.letters | b.letters):
         try:
@@ -593,12 +592,12 @@ def difference(a: Expression, b: Expression) -> Expression:
 
 
 def with_sign(found: Expression, sign: int) -> Expression:
-    """`found` with ± taken as +1 or -1."""
+    """`found` with ± read as +1 or −1."""
     return Expression(lambda p: found.at(p._replace(sign=sign)), found.letters)
 
 
 def rounds_to(exact: Value, decimal: Value, decimals: int) -> bool:
-    """Whether the plain `decimal`, of at least six digits after the point and six that count, is `exact` rounded."""
+    """Whether `decimal` is `exact` rounded, with at least six decimals and six significant digits."""
     if decimals < 6 or not isinstance(decimal, Fraction) or not _is_real(exact) or abs(decimal) * 10**decimals < 10**5:
         return False
     return bool(abs(inexact(exact) - inexact(decimal)) <= mp.mpf(10) ** -decimals / 2 * (1 + NEAR))

@@ -1,7 +1,4 @@
-"""An answer as a text: what it says, without how it is set.
-
-Knows: wrappers, blanks, case. Must not know: values.
-"""
+"""Normalises an answer as text, without typesetting."""
 
 from __future__ import annotations
 
@@ -21,11 +18,11 @@ _STATED = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 STATED_WITHIN = 300
-"""Characters from the end in which an answer may be stated in words."""
+"""Characters from the end in which "the answer is …" is searched."""
 
 
 def stripped(text: str) -> str:
-    """`text` without what only surrounds an answer: delimiters of mathematics, bold, quotes, a full stop."""
+    """`text` without delimiters around an answer: math delimiters, bold, quotes, final full stop."""
     before, text = None, plain(text).strip()
     if "\\begin" not in text:
         text = re.sub(r"\\\\(?=[a-zA-Z]{2})", lambda _: "\\", text)  # escaped once too often
@@ -50,7 +47,7 @@ def _is_balanced(text: str) -> bool:
 
 
 def as_text(text: str) -> str:
-    """What an answer says: case, blanks, wrappers such as \\text{…} and a full stop make no difference."""
+    """An answer's text; case, blanks, wrappers such as \\text{…} and a final full stop are ignored."""
     text, before = stripped(text), None
     while text != before and len(text) < 10_000:
         before = text
@@ -61,6 +58,6 @@ def as_text(text: str) -> str:
 
 
 def stated(text: str) -> str:
-    """What follows the last "the answer is" of a text, up to its end; the text itself where nothing says so."""
+    """Text after the last "the answer is"; the whole text if it does not occur."""
     *_, last = [None, *_STATED.finditer(text[-STATED_WITHIN:])]
     return last[1] if last else text

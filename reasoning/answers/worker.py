@@ -1,10 +1,8 @@
-r"""The answer check's child processes: this project's own reading first, math-verify where that says nothing.
+r"""Runs in the answer check's child processes: this project's own parser first, math-verify if that is undecided.
 
-Knows: both readings, and how far math-verify is trusted. Must not know: processes, time limits, what answers are for.
-
-math-verify finds an answer in a text, and may find a part of it: `5` in `5 \pmod 3`. So it is believed only where both
-texts are made of the same numbers, letters and commands: it may tell that they are in another order, not that one of
-them does not matter.
+math-verify searches a text for an answer and may find only a part: `5` in `5 \pmod 3`. So it is trusted only if both
+texts consist of the same numbers, letters and commands. It can then decide that order does not matter, but not that a
+part does not.
 """
 
 from __future__ import annotations
@@ -24,12 +22,12 @@ from reasoning.answers.text import stripped
 
 PR_SET_PDEATHSIG = 1
 MEMORY = 4 << 30
-"""Bytes that a child may use."""
+"""Memory limit of a child in bytes."""
 _PART = re.compile(r"\d[\d,.]*|\\?[a-zA-Z]+|[<>=!|%'/^_+-]")
 
 
 def start() -> None:
-    """Makes a child ready: it cannot outgrow its memory, ends with its owner, and has loaded what takes long."""
+    """Prepares a child: limits its memory, ties it to its parent's lifetime, and preloads slow imports."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     logging.disable()  # math-verify warns that it has no time limit: its process has one
@@ -37,13 +35,13 @@ def start() -> None:
 
 
 def is_right(said: str, gold: str, choices: Sequence[str] | None) -> bool:
-    """Whether `said` is the right answer. Never raises for any text."""
+    """Whether `answer` is correct. Never raises."""
     known = same(said, gold, choices)
     return known if known is not None else _parts(said) == _parts(gold) and by_library(said, gold)
 
 
 def by_library(said: str, gold: str) -> bool:
-    """math-verify's verdict, each text read as its authors say: `$gold$` beside `\\boxed{said}`."""
+    """math-verify's verdict, with each text passed as its authors recommend: `$gold$` and `\\boxed{answer}`."""
     from math_verify import parse, verify
 
     if max(len(said), len(gold)) > LONGEST:
@@ -57,7 +55,7 @@ def by_library(said: str, gold: str) -> bool:
 
 
 def _parts(text: str) -> Counter[str]:
-    """What a text is made of, without how it is set."""
+    """Numbers, letters and commands in a text, without typesetting."""
     bare = SPACE.sub(" ", SETTING.sub("", stripped(text)))
     found = (part.replace(",", "").strip(".") if part[0].isdigit() else part for part in _PART.findall(bare))
     return Counter([_name_of(part) for part in found if part != "\\text"])
