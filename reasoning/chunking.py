@@ -54,7 +54,7 @@ class Thoughts(LlmReply):
 
 
 @cache
-def thoughts(last: int) -> type[Thoughts]:
+def thoughts_schema(last: int) -> type[Thoughts]:
     """Reply schema for steps 0 … `last`: blocks that cover all of them in order."""
 
     class Covering(Thoughts):
@@ -77,11 +77,11 @@ def thoughts(last: int) -> type[Thoughts]:
 
 def steps(text: str) -> list[str]:
     """Paragraphs of `text`, or lines if there is only one paragraph. Each keeps the blank lines that follow it."""
-    paragraphs = _cut(text, r"\n[ \t]*\n\s*")
-    return paragraphs if len(paragraphs) > 1 else _cut(text, r"\n\s*")
+    paragraphs = _split_after(text, r"\n[ \t]*\n\s*")
+    return paragraphs if len(paragraphs) > 1 else _split_after(text, r"\n\s*")
 
 
-def _cut(text: str, end: str) -> list[str]:
+def _split_after(text: str, end: str) -> list[str]:
     cuts = [0, *(match.end() for match in re.finditer(end, text)), len(text)]
     pieces = [text[start:stop] for start, stop in pairwise(cuts)]
     first, rest = pieces[0], [piece for piece in pieces[1:] if piece]
@@ -94,10 +94,10 @@ def chunking_query(problem: str, numbered: Sequence[str]) -> LlmQuery[Thoughts]:
     lines = "\n".join(f"{index}: {json.dumps(step)}" for index, step in enumerate(numbered))
     last = len(numbered) - 1
     return LlmQuery(
-        TASK, quote_parts(problem=problem, steps=lines), thoughts(last), 64 + 32 * len(numbered), TEMPERATURE
+        TASK, quote_parts(problem=problem, steps=lines), thoughts_schema(last), 64 + 32 * len(numbered), TEMPERATURE
     )
 
 
-def joined(numbered: Sequence[str], reply: Thoughts) -> list[str]:
+def join_thoughts(numbered: Sequence[str], reply: Thoughts) -> list[str]:
     """Text of each thought."""
     return ["".join(numbered[block.start : block.end + 1]) for block in reply.blocks]

@@ -21,27 +21,27 @@ def as_dialogue(thoughts: Sequence[str], important: Sequence[bool], reply: str, 
     """
     if any(map(holds_tag, (*thoughts, reply))):
         return None
-    whose = [True, *important[1:]]
+    is_important = [True, *important[1:]]
     runs = [
         (is_long, "".join(text for _, text in run))
-        for is_long, run in groupby(zip(whose, thoughts, strict=True), key=lambda pair: pair[0])
+        for is_long, run in groupby(zip(is_important, thoughts, strict=True), key=lambda pair: pair[0])
     ]
     turns = []
     for is_long, text in runs[:-1]:
-        turns.append(_thought(text) if is_long else Turn(Speaker.SHORT, f"\n{conclusion(text)}\n", Closing.RETHINK))
+        turns.append(_long_turn(text) if is_long else Turn(Speaker.SHORT, f"\n{conclusion(text)}\n", Closing.RETHINK))
     is_long, text = runs[-1]
-    turns += [_thought(text)] if is_long else []
-    told = reply.strip() if is_long else f"{conclusion(text)}\n{reply.strip()}"
-    turns.append(Turn(Speaker.SHORT, f"\n{told}\n", Closing.ANSWER))
-    asked = sum(turn.closing is Closing.RETHINK for turn in turns)
-    return Dialogue(max_rounds, tuple(turns)) if asked < max_rounds else None
+    turns += [_long_turn(text)] if is_long else []
+    final_text = reply.strip() if is_long else f"{conclusion(text)}\n{reply.strip()}"
+    turns.append(Turn(Speaker.SHORT, f"\n{final_text}\n", Closing.ANSWER))
+    rethinks = sum(turn.closing is Closing.RETHINK for turn in turns)
+    return Dialogue(max_rounds, tuple(turns)) if rethinks < max_rounds else None
 
 
-def _thought(text: str) -> Turn:
+def _long_turn(text: str) -> Turn:
     return Turn(Speaker.LONG, f"\n{text}", Closing.THOUGHT)
 
 
 def conclusion(text: str) -> str:
     """Last sentence of `text`."""
-    said = text.strip()
-    return said[max((cut for cut, _ in sentence_starts(said)), default=0) :].strip()
+    stripped = text.strip()
+    return stripped[max((cut for cut, _ in sentence_starts(stripped)), default=0) :].strip()

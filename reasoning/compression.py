@@ -18,7 +18,7 @@ from reasoning.records import Problem
 
 CHARACTERS_PER_TOKEN = 4
 """Estimate for ordinary text; converts token budgets to words for the prompt and to a reply limit."""
-STEP = 512
+LIMIT_STEP = 512
 """The reply limit is rounded up to a multiple of this many characters, so that similar queries share a schema."""
 TASK = """You shorten the reasoning of a language model on a mathematics problem. Keep the steps that lead to the
 answer, in their order, in the writer's own voice and notation. Leave out repetition, idle remarks, detours that come to
@@ -35,7 +35,7 @@ def contributions(values: Sequence[float]) -> list[float]:
     return found
 
 
-def order(values: Sequence[float]) -> list[int]:
+def priority_order(values: Sequence[float]) -> list[int]:
     """Segment indices by priority: the first segment, which sets up the problem; then by contribution, highest first;
     ties in order of position."""
     shares = contributions(values)
@@ -49,11 +49,11 @@ def kept_segments(values: Sequence[float], lengths: Sequence[int], budget: float
     Nested in the budget: the priority does not depend on it, and selection stops at the first segment that does not
     fit.
     """
-    kept, left = [], budget
-    for index in order(values):
-        if lengths[index] > left:
+    kept, remaining = [], budget
+    for index in priority_order(values):
+        if lengths[index] > remaining:
             break
-        left -= lengths[index]
+        remaining -= lengths[index]
         kept.append(index)
     return tuple(sorted(kept))
 
@@ -65,7 +65,7 @@ class Shortened(LlmReply):
 
 
 @cache
-def shortened(characters: int) -> type[Shortened]:
+def shortened_schema(characters: int) -> type[Shortened]:
     """Reply schema with a limit of `characters`."""
     text: Any = (str, Field(min_length=1, max_length=characters))
     return create_model("Shortened", __base__=Shortened, thinking=text)
@@ -74,11 +74,11 @@ def shortened(characters: int) -> type[Shortened]:
 def compression_query(problem: Problem, thinking: str, tokens: int) -> LlmQuery[Shortened]:
     """Query that asks a language model to shorten `thinking` to `tokens` tokens."""
     words = max(1, tokens * CHARACTERS_PER_TOKEN // 6)
-    characters = -(-tokens * CHARACTERS_PER_TOKEN // STEP) * STEP
+    characters = -(-tokens * CHARACTERS_PER_TOKEN // LIMIT_STEP) * LIMIT_STEP
     # Formulas hold backslashes, which JSON writes twice: a reply within its bound must not be cut off.
     return LlmQuery(
         TASK.format(words=words),
         quote_parts(problem=problem.text, thinking=thinking),
-        shortened(characters),
+        shortened_schema(characters),
         max_tokens=characters + 64,
     )

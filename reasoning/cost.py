@@ -19,8 +19,8 @@ class Shape(BaseModel):
     """Query heads × head size."""
 
     def attention_flops(self, prompt: int, new: int) -> float:
-        """4·L·d·Σ t over the positions t = m+1 … m+n of the n new tokens after m prompt tokens. Not from the papers,
-        which do not print a formula."""
+        """4·L·d·Σ t over the positions t = m+1 … m+n of the n new tokens after m prompt tokens. DTO reports
+        attention FLOPs without printing a formula."""
         positions = (prompt + 1 + prompt + new) * new / 2
         return 4.0 * self.layers * self.attention_width * positions
 

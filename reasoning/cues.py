@@ -1,17 +1,17 @@
 """Context around a segment marker: what may precede it and what must follow it, in English, German and Chinese.
 
-A marker can also be another word (`Moment` in physics) or the start of one (`不过原点` is "not through the origin"). A list
-of such words would never be complete, so the text after the marker decides: a pause, or how a clause continues. If both
-readings are valid Chinese, the text is not cut.
+A marker can also be another word (`Moment` in physics) or the start of one (`不过原点` is "not through the origin").
+A list of such words would never be complete, so the text after the marker decides: a pause, or how a clause continues.
+If both readings are valid Chinese, the text is not cut.
 """
 
 from __future__ import annotations
 
-from reasoning.text_normalization import listed
+from reasoning.text_normalization import word_set
 
 UNSPACED = r"[\u3040-\u30ff\u3400-\u9fff]"
 """Scripts written without spaces between words."""
-LEADS = listed(
+LEADS = word_set(
     "no nope oh ah and but so ok okay well now yes yeah hm hmm alright um uh huh hey then or nein aber ach "
     "und also doch ja gut oder 不 哦 啊 哎 呃 那"
 )

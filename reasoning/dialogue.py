@@ -14,10 +14,10 @@ from enum import StrEnum
 from reasoning.answers.boxed import boxed, until_closing_brace
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>", "<rethink>", "</rethink>")
-_ANY = "|".join(TAGS)
-_LONGEST = max(map(len, TAGS))
-_TAG = re.compile(_ANY)
-_TEXT = rf"(?:(?!{_ANY}).)*"
+_ANY_TAG = "|".join(TAGS)
+_MAX_TAG_CHARS = max(map(len, TAGS))
+_TAG = re.compile(_ANY_TAG)
+_TEXT = rf"(?:(?!{_ANY_TAG}).)*"
 _TURN = re.compile(
     rf"<think>(?P<thought>{_TEXT})(?P<thought_end></think>)|<answer>(?P<reply>{_TEXT})(?P<reply_end></answer>|</rethink>)",
     re.DOTALL,
@@ -79,40 +79,42 @@ class Turn:
         return f"{OPENING[self.speaker]}{self.text}{self.closing}"
 
 
-def parse_turn(speaker: Speaker, said: str) -> Turn:
+def parse_turn(speaker: Speaker, generated: str) -> Turn:
     """Parses a turn from `generated`, the model's text after the opening tag."""
-    tag = _TAG.search(said)
-    text, closings = said[: tag.start()] if tag else said, CLOSINGS[speaker]
+    tag = _TAG.search(generated)
+    text, closings = generated[: tag.start()] if tag else generated, CLOSINGS[speaker]
     if tag is None:
         return Turn(speaker, text, closings[0], Fault.UNCLOSED)
     if tag[0] not in closings:
         return Turn(speaker, text, closings[0], Fault.FOREIGN)
-    fault = Fault.TRAILING if said[tag.end() :].strip() else None if text.strip() else Fault.EMPTY
+    fault = Fault.TRAILING if generated[tag.end() :].strip() else None if text.strip() else Fault.EMPTY
     return Turn(speaker, text, Closing(tag[0]), fault)
 
 
-def settled_text(said: str) -> str:
+def settled_text(generated: str) -> str:
     """The part of an unfinished turn that later text cannot change, for streaming."""
-    tag = _TAG.search(said)
+    tag = _TAG.search(generated)
     if tag:
-        return said[: tag.start()]
-    begun = (size for size in range(min(_LONGEST - 1, len(said)), 0, -1) if _may_become_tag(said[-size:]))
-    return said[: len(said) - next(begun, 0)]
+        return generated[: tag.start()]
+    partial_tags = (
+        size for size in range(min(_MAX_TAG_CHARS - 1, len(generated)), 0, -1) if _is_tag_prefix(generated[-size:])
+    )
+    return generated[: len(generated) - next(partial_tags, 0)]
 
 
-def _may_become_tag(text: str) -> bool:
+def _is_tag_prefix(text: str) -> bool:
     return any(tag.startswith(text) for tag in TAGS)
 
 
-def force_answer(lead: str, said: str) -> Turn:
+def force_answer(prefix: str, generated: str) -> Turn:
     """Short's last turn. It starts with `prefix`, which ends in an open `\\boxed{`; only the answer up to the closing
     brace is kept."""
-    tag = _TAG.search(said)
-    text = said[: tag.start()] if tag else said
+    tag = _TAG.search(generated)
+    text = generated[: tag.start()] if tag else generated
     answer = until_closing_brace(text)
     if answer is None:
-        return Turn(Speaker.SHORT, lead + text, Closing.ANSWER, Fault.UNCLOSED, was_forced=True)
-    return Turn(Speaker.SHORT, f"{lead}{answer}}}", Closing.ANSWER, was_forced=True)
+        return Turn(Speaker.SHORT, prefix + text, Closing.ANSWER, Fault.UNCLOSED, was_forced=True)
+    return Turn(Speaker.SHORT, f"{prefix}{answer}}}", Closing.ANSWER, was_forced=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +131,8 @@ class Dialogue:
     @property
     def must_answer(self) -> bool:
         """Whether the next turn is Short's forced answer."""
-        asked = sum(turn.closing is Closing.RETHINK for turn in self.turns)
-        return not self.is_over and asked == self.max_rounds
+        rethinks = sum(turn.closing is Closing.RETHINK for turn in self.turns)
+        return not self.is_over and rethinks == self.max_rounds
 
     @property
     def next_speaker(self) -> Speaker:
@@ -150,8 +152,8 @@ class Dialogue:
     @property
     def is_well_formed(self) -> bool:
         """Whether the dialogue earns the format reward: over, not forced, with a boxed answer and without faults."""
-        flawless = all(turn.fault is None for turn in self.turns)
-        return self.is_over and not self.hit_cap and self.answer is not None and flawless
+        no_faults = all(turn.fault is None for turn in self.turns)
+        return self.is_over and not self.hit_cap and self.answer is not None and no_faults
 
     @property
     def answer(self) -> str | None:
@@ -164,15 +166,15 @@ class Dialogue:
 
 def turns_of(transcript: str) -> list[Turn]:
     """Turns of a transcript. Raises ValueError if it does not parse."""
-    turns, place = [], 0
+    turns, position = [], 0
     for match in _TURN.finditer(transcript):
-        if match.start() != place:
+        if match.start() != position:
             break
-        place = match.end()
+        position = match.end()
         if match["thought_end"]:
             turns.append(Turn(Speaker.LONG, match["thought"], Closing.THOUGHT))
         else:
             turns.append(Turn(Speaker.SHORT, match["reply"], Closing(match["reply_end"])))
-    if place != len(transcript):
-        raise ValueError(f"no turn begins at character {place}: {transcript[place : place + 40]!r}")
+    if position != len(transcript):
+        raise ValueError(f"no turn begins at character {position}: {transcript[position : position + 40]!r}")
     return turns

@@ -2,7 +2,8 @@
 
 Deviations from the paper:
 
-- Premature-stop pairs are ours. Rejected side, threshold, sample counts and closing text are settings, because the paper leaves them open.
+- Premature-stop pairs are ours. Rejected side, threshold, sample counts and closing text are settings, because the
+  paper leaves them open.
 - Prefixes after the first passing one are not probed, because the earliest crossing does not depend on them.
 """
 
@@ -24,8 +25,8 @@ def scan_of(trace: Trace, ends: Sequence[int], plan: CrossingSearch) -> Scan:
         ends=tuple(ends),
         crossing=plan.crossing,
         probes=tuple(
-            Probe(segment=index, right=count_right(trial.outcomes), total=len(trial.outcomes))
-            for index, trial in plan.tested.items()
+            Probe(segment=index, right=count_right(test.outcomes), total=len(test.outcomes))
+            for index, test in plan.tested.items()
         ),
     )
 
@@ -40,7 +41,7 @@ def first_wrong(endings: Iterable[tuple[tuple[int, ...], Verdict]]) -> tuple[int
     return next((ids for ids, verdict in endings if verdict is Verdict.WRONG), None)
 
 
-def last_refused(scan: Scan) -> Probe | None:
+def last_failed_probe(scan: Scan) -> Probe | None:
     """Last prefix before the crossing that did not pass: stopping there would have been premature. None if the trace
     never crosses, or at once."""
     if scan.crossing is None:

@@ -12,7 +12,7 @@ from reasoning.records import JudgeGrades, Problem
 from reasoning.stats import mean_interval, problem_means
 
 CRITERIA = ("clarity", "completeness", "correctness", "redundancy")
-SHOWN = 40_000
+MAX_COMPLETION_CHARS = 40_000
 """Maximum characters of a completion that the judge sees. The middle of a longer one is replaced by a note."""
 TASK = """You grade a worked solution to a mathematics problem by four criteria, each from 1 (worst) to 5 (best):
 clarity: every step can be followed by a reader who knows the subject
@@ -34,9 +34,9 @@ class Grades(LlmReply):
 
 def judging_query(problem: Problem, completion: str) -> LlmQuery[Grades]:
     """Query that asks a judge to grade a completion. It does not say which model wrote it."""
-    if len(completion) > SHOWN:
-        left_out = len(completion) - SHOWN
-        half = SHOWN // 2
+    if len(completion) > MAX_COMPLETION_CHARS:
+        left_out = len(completion) - MAX_COMPLETION_CHARS
+        half = MAX_COMPLETION_CHARS // 2
         completion = f"{completion[:half]}\n[{left_out} characters left out]\n{completion[-half:]}"
     return LlmQuery(TASK, quote_parts(problem=problem.text, solution=completion), Grades, max_tokens=96)
 

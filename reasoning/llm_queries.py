@@ -61,10 +61,10 @@ class InvalidReply:
     """Explanation for the user."""
 
 
-def with_token_limit(asks: Sequence[LlmQuery[R]], max_tokens: int, limit: str) -> list[LlmQuery[R]]:
+def with_token_limit(queries: Sequence[LlmQuery[R]], max_tokens: int, limit: str) -> list[LlmQuery[R]]:
     """Queries with at least `max_tokens` tokens for the reply, to leave room for thinking; more where the schema needs
     more."""
-    return [replace(ask, max_tokens=max(ask.max_tokens, max_tokens), limit=limit) for ask in asks]
+    return [replace(query, max_tokens=max(query.max_tokens, max_tokens), limit=limit) for query in queries]
 
 
 def quote_parts(**parts: str) -> str:

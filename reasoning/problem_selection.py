@@ -63,10 +63,10 @@ def selection_order(candidates: Iterable[Candidate], depth: int = 0) -> list[Can
         groups.setdefault((*candidate.strata, None)[depth], []).append(candidate)
     if None in groups:
         return sorted(groups[None])
-    return _in_proportion([selection_order(group, depth + 1) for group in groups.values()])
+    return _merge_proportionally([selection_order(group, depth + 1) for group in groups.values()])
 
 
-def _in_proportion(groups: Sequence[Sequence[Candidate]]) -> list[Candidate]:
+def _merge_proportionally(groups: Sequence[Sequence[Candidate]]) -> list[Candidate]:
     """Merges groups into one order, keeping each group's own order. Among the first n, a group with share p has n·p
     members, rounded up or down: its member of rank r is at position floor(r / p) at the earliest and ceil((r + 1) / p)
     − 1 at the latest."""

@@ -21,7 +21,7 @@ from reasoning.records import OptimisedTrace, Trace, Verdict
 from reasoning.sampling_plans import Outcomes, SampleRange, SequentialTest, min_successes
 
 
-class OpenPruning:
+class PruningPlan:
     """A `SamplingPlan` that removes inner segments of a cut trace one at a time."""
 
     def __init__(
@@ -31,14 +31,14 @@ class OpenPruning:
         all inner ones."""
         self._spans = [trace.token_ids[start:end] for start, end in pairwise((0, *ends))]
         self._kept = list(range(len(ends)))
-        self._open = [
+        self._pending = [
             index
             for index in sorted(set(range(len(ends)) if proposed is None else proposed))
             if 0 < index < len(ends) - 1
         ]
         self._total, self._threshold = total, threshold
-        self._trial = SequentialTest(total, threshold)
-        self._under_way = False
+        self._test = SequentialTest(total, threshold)
+        self._in_flight = False
         self._trace = trace
 
     @property
@@ -47,28 +47,28 @@ class OpenPruning:
 
     @property
     def is_open(self) -> bool:
-        return bool(self._open)
+        return bool(self._pending)
 
     def next_ranges(self) -> list[SampleRange]:
         """Rollouts of the kept text without the next proposed segment. `SampleRange.prefix` is that segment's index."""
-        if self._under_way or not self._open:
+        if self._in_flight or not self._pending:
             return []
-        self._under_way = True
-        return [SampleRange(self._open[0], len(self._trial.outcomes), self._trial.next_batch_size())]
+        self._in_flight = True
+        return [SampleRange(self._pending[0], len(self._test.outcomes), self._test.next_batch_size())]
 
     def without(self, segment: int) -> tuple[int, ...]:
         """Token ids of the kept segments except `segment`."""
         return self._join(index for index in self._kept if index != segment)
 
-    def add(self, ask: SampleRange, outcomes: Outcomes) -> None:
-        self._under_way = False
-        self._trial.add(outcomes)
-        if self._trial.passed is None:
+    def add(self, drawn: SampleRange, outcomes: Outcomes) -> None:
+        self._in_flight = False
+        self._test.add(outcomes)
+        if self._test.passed is None:
             return
-        if self._trial.passed:
-            self._kept.remove(ask.prefix)
-        self._open.pop(0)
-        self._trial = SequentialTest(self._total, self._threshold)
+        if self._test.passed:
+            self._kept.remove(drawn.prefix)
+        self._pending.pop(0)
+        self._test = SequentialTest(self._total, self._threshold)
 
     @property
     def removed(self) -> tuple[int, ...]:
@@ -83,7 +83,7 @@ class OpenPruning:
         """Token ids of the cut trace before pruning."""
         return self._join(range(len(self._spans)))
 
-    def first_unnatural(self, whole: Sequence[float], kept: Sequence[float], most: float) -> int | None:
+    def first_unnatural(self, whole: Sequence[float], kept: Sequence[float], max_drop: float) -> int | None:
         """Index of the first kept segment with a token whose log-probability dropped by more than `max_drop` nats, or
         None.
 
@@ -96,7 +96,7 @@ class OpenPruning:
             width = len(self._spans[index])
             before = whole[starts[index] : starts[index] + width]
             after = kept[position : position + width]
-            if index > min(self.removed) and any(old - new > most for old, new in zip(before, after, strict=True)):
+            if index > min(self.removed) and any(old - new > max_drop for old, new in zip(before, after, strict=True)):
                 return index
             position += width
         return None
@@ -114,7 +114,7 @@ class OpenPruning:
 
 
 def pruned_trace(
-    row: OptimisedTrace, pruning: OpenPruning, endings: Sequence[tuple[tuple[int, ...], Verdict]], threshold: float
+    row: OptimisedTrace, pruning: PruningPlan, endings: Sequence[tuple[tuple[int, ...], Verdict]], threshold: float
 ) -> OptimisedTrace:
     """`row` without the removed segments, completed with the shortest correct one of fresh `endings`.
 

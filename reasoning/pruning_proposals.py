@@ -25,7 +25,7 @@ class Proposal(LlmReply):
 
 
 @cache
-def proposal(last: int) -> type[Proposal]:
+def proposal_schema(last: int) -> type[Proposal]:
     """Reply schema for segments 0 … `last`: a list of inner segments."""
     inner = Annotated[int, Field(ge=1, lt=last)]
     numbers: Any = (Annotated[tuple[inner, ...], Field(max_length=last - 1)], ...)
@@ -36,4 +36,4 @@ def pruning_query(problem: str, segments: Sequence[str]) -> LlmQuery[Proposal]:
     """Query that asks which segments to remove from a trace with three or more segments."""
     lines = "\n".join(f"{index}: {json.dumps(segment)}" for index, segment in enumerate(segments))
     last = len(segments) - 1
-    return LlmQuery(TASK, quote_parts(problem=problem, segments=lines), proposal(last), max_tokens=32 + 8 * last)
+    return LlmQuery(TASK, quote_parts(problem=problem, segments=lines), proposal_schema(last), max_tokens=32 + 8 * last)

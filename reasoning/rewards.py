@@ -20,7 +20,7 @@ class DialogueOutcome(NamedTuple):
 
 
 class Rewards(NamedTuple):
-    """Unweighted rewards of one dialogue."""
+    """Unweighted rewards of outcome dialogue."""
 
     correctness: float
     form: float
@@ -28,11 +28,11 @@ class Rewards(NamedTuple):
 
 
 def group_rewards(outcomes: Sequence[DialogueOutcome]) -> list[Rewards]:
-    """Rewards of all dialogues of one problem."""
-    lengths = length_rewards([one.tokens for one in outcomes], [one.is_right for one in outcomes])
+    """Rewards of all dialogues of outcome problem."""
+    lengths = length_rewards([outcome.tokens for outcome in outcomes], [outcome.is_right for outcome in outcomes])
     return [
-        Rewards(float(one.is_right), float(one.is_well_formed), length)
-        for one, length in zip(outcomes, lengths, strict=True)
+        Rewards(float(outcome.is_right), float(outcome.is_well_formed), length)
+        for outcome, length in zip(outcomes, lengths, strict=True)
     ]
 
 
@@ -49,7 +49,7 @@ def reward_gain(new: Sequence[EvaluatedDialogue], old: Sequence[EvaluatedDialogu
     means: tuple[dict[str, float], dict[str, float]] = ({}, {})
     both = {name: group for name, group in groups.items() if all(group)}
     for name, group in both.items():
-        rewards = [sum(one) for one in group_rewards([_outcome(row) for row in (*group[0], *group[1])])]
+        rewards = [sum(outcome) for outcome in group_rewards([_outcome(row) for row in (*group[0], *group[1])])]
         parts = (rewards[: len(group[0])], rewards[len(group[0]) :])
         for mean, part in zip(means, parts, strict=True):
             mean[name] = sum(part) / len(part)
@@ -61,8 +61,8 @@ def _outcome(row: EvaluatedDialogue) -> DialogueOutcome:
 
 
 def length_rewards(tokens: Sequence[int], right: Sequence[bool]) -> list[float]:
-    """Length rewards of the dialogues of one problem: 0.5 for the shortest to −0.5 for the longest, at most 0 for a
-    wrong one, 0 if all are equally long."""
+    """Length rewards of the dialogues of outcome problem: 0.5 for the shortest to −0.5 for the longest, at most 0 for a
+    wrong outcome, 0 if all are equally long."""
     shortest, longest = min(tokens), max(tokens)
     if shortest == longest:
         return [0.0] * len(tokens)

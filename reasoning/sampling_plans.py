@@ -41,7 +41,7 @@ class SamplingPlan(Protocol):
     @property
     def is_open(self) -> bool: ...
     def next_ranges(self) -> list[SampleRange]: ...
-    def add(self, ask: SampleRange, outcomes: Outcomes) -> None: ...
+    def add(self, drawn: SampleRange, outcomes: Outcomes, /) -> None: ...
 
 
 def min_successes(total: int, threshold: float) -> int:
@@ -63,13 +63,17 @@ def count_agreeing(outcomes: Outcomes) -> int:
 class SequentialTest:
     """Rollouts of one prefix up to its decision."""
 
-    def __init__(self, total: int, threshold: float, speaking: Callable[[Outcomes], int] = count_right):
-        self._total, self._min_successes, self._speaking = total, min_successes(total, threshold), speaking
+    def __init__(self, total: int, threshold: float, count_successes: Callable[[Outcomes], int] = count_right):
+        self._total, self._min_successes, self._count_successes = (
+            total,
+            min_successes(total, threshold),
+            count_successes,
+        )
         self.outcomes: list[Hashable] = []
 
     @property
     def successes(self) -> int:
-        return self._speaking(self.outcomes)
+        return self._count_successes(self.outcomes)
 
     @property
     def passed(self) -> bool | None:
@@ -99,49 +103,49 @@ class EarliestCrossing:
         total: int,
         threshold: float,
         lookahead: int = 0,
-        speaking: Callable[[Outcomes], int] = count_right,
+        count_successes: Callable[[Outcomes], int] = count_right,
     ):
-        self._trials = [SequentialTest(total, threshold, speaking) for _ in range(prefixes)]
+        self._tests = [SequentialTest(total, threshold, count_successes) for _ in range(prefixes)]
         self._lookahead = lookahead
-        self._at = 0
-        self._under_way: set[int] = set()
+        self._current = 0
+        self._in_flight: set[int] = set()
 
     @property
     def crossing(self) -> int | None:
         """Index of the first passing prefix. None while undecided, and if none passes."""
-        return self._at if self._at < len(self._trials) and self._trials[self._at].passed else None
+        return self._current if self._current < len(self._tests) and self._tests[self._current].passed else None
 
     @property
     def is_open(self) -> bool:
-        return self._at < len(self._trials) and self.crossing is None
+        return self._current < len(self._tests) and self.crossing is None
 
     @property
     def tested(self) -> dict[int, SequentialTest]:
         """Tests that the result rests on, by prefix index, in ascending order."""
-        return dict(enumerate(self._trials[: self._at + 1]))
+        return dict(enumerate(self._tests[: self._current + 1]))
 
     @property
     def wasted(self) -> int:
         """Number of rollouts of prefixes after the crossing."""
-        return sum(len(trial.outcomes) for trial in self._trials[self._at + 1 :])
+        return sum(len(test.outcomes) for test in self._tests[self._current + 1 :])
 
     def next_ranges(self) -> list[SampleRange]:
         if not self.is_open:
             return []
-        within = range(self._at, min(self._at + self._lookahead + 1, len(self._trials)))
-        asks = [
-            SampleRange(index, len(self._trials[index].outcomes), count)
+        within = range(self._current, min(self._current + self._lookahead + 1, len(self._tests)))
+        ranges = [
+            SampleRange(index, len(self._tests[index].outcomes), count)
             for index in within
-            if index not in self._under_way and (count := self._trials[index].next_batch_size())
+            if index not in self._in_flight and (count := self._tests[index].next_batch_size())
         ]
-        self._under_way.update(ask.prefix for ask in asks)
-        return asks
+        self._in_flight.update(drawn.prefix for drawn in ranges)
+        return ranges
 
-    def add(self, ask: SampleRange, outcomes: Outcomes) -> None:
-        self._under_way.remove(ask.prefix)
-        self._trials[ask.prefix].add(outcomes)
-        while self._at < len(self._trials) and self._trials[self._at].passed is False:
-            self._at += 1
+    def add(self, drawn: SampleRange, outcomes: Outcomes) -> None:
+        self._in_flight.remove(drawn.prefix)
+        self._tests[drawn.prefix].add(outcomes)
+        while self._current < len(self._tests) and self._tests[self._current].passed is False:
+            self._current += 1
 
 
 class BinarySearchPlan:
@@ -151,8 +155,8 @@ class BinarySearchPlan:
     def __init__(self, prefixes: int, total: int, threshold: float):
         self._low, self._high, self._none = 0, prefixes, prefixes
         self._total, self._threshold = total, threshold
-        self._under_way = False
-        self._trials: dict[int, SequentialTest] = {}
+        self._in_flight = False
+        self._tests: dict[int, SequentialTest] = {}
 
     @property
     def is_open(self) -> bool:
@@ -161,7 +165,7 @@ class BinarySearchPlan:
     @property
     def tested(self) -> dict[int, SequentialTest]:
         """Tests that the result rests on, by prefix index, in ascending order."""
-        return dict(sorted(self._trials.items()))
+        return dict(sorted(self._tests.items()))
 
     @property
     def crossing(self) -> int | None:
@@ -169,28 +173,28 @@ class BinarySearchPlan:
         return None if self.is_open or self._low == self._none else self._low
 
     def next_ranges(self) -> list[SampleRange]:
-        if self._under_way or not self.is_open:
+        if self._in_flight or not self.is_open:
             return []
-        self._under_way = True
+        self._in_flight = True
         middle = (self._low + self._high) // 2
-        trial = self._trials.setdefault(middle, SequentialTest(self._total, self._threshold))
-        return [SampleRange(middle, len(trial.outcomes), trial.next_batch_size())]
+        test = self._tests.setdefault(middle, SequentialTest(self._total, self._threshold))
+        return [SampleRange(middle, len(test.outcomes), test.next_batch_size())]
 
-    def add(self, ask: SampleRange, outcomes: Outcomes) -> None:
-        self._under_way = False
-        trial = self._trials[ask.prefix]
-        trial.add(outcomes)
-        if trial.passed is True:
-            self._high = ask.prefix
-        elif trial.passed is False:
-            self._low = ask.prefix + 1
+    def add(self, drawn: SampleRange, outcomes: Outcomes) -> None:
+        self._in_flight = False
+        test = self._tests[drawn.prefix]
+        test.add(outcomes)
+        if test.passed is True:
+            self._high = drawn.prefix
+        elif test.passed is False:
+            self._low = drawn.prefix + 1
 
 
 class FullEstimate:
     """Samples `total` rollouts of every prefix, shortest first."""
 
     def __init__(self, prefixes: int, total: int):
-        self._unasked = [SampleRange(index, 0, total) for index in range(prefixes)]
+        self._pending = [SampleRange(index, 0, total) for index in range(prefixes)]
         self._missing = prefixes
         self.outcomes: list[Outcomes] = [()] * prefixes
 
@@ -199,11 +203,11 @@ class FullEstimate:
         return self._missing > 0
 
     def next_ranges(self) -> list[SampleRange]:
-        asks, self._unasked = self._unasked, []
-        return asks
+        ranges, self._pending = self._pending, []
+        return ranges
 
-    def add(self, ask: SampleRange, outcomes: Outcomes) -> None:
-        self.outcomes[ask.prefix] = outcomes
+    def add(self, drawn: SampleRange, outcomes: Outcomes) -> None:
+        self.outcomes[drawn.prefix] = outcomes
         self._missing -= 1
 
 
@@ -213,15 +217,15 @@ CrossingSearch = EarliestCrossing | BinarySearchPlan
 def cost_bounds(plan: CrossingSearch, lengths: Sequence[int], opening: int, total: int, block: int) -> CostBounds:
     """Cost bounds of one finished search. `lengths`: tokens of each prefix with its problem; `opening`: tokens appended
     to it for a rollout; `block`: tokens per block of the KV cache."""
-    tried = plan.tested
-    needed = sum(len(trial.outcomes) for trial in tried.values())
-    in_vain = plan.wasted if isinstance(plan, EarliestCrossing) else 0
+    tested = plan.tested
+    needed = sum(len(test.outcomes) for test in tested.values())
+    wasted = plan.wasted if isinstance(plan, EarliestCrossing) else 0
     return CostBounds(
-        rollouts=needed + in_vain,
+        rollouts=needed + wasted,
         rollouts_floor=needed,
         rollouts_naive=len(lengths) * total,
         prefill_naive=total * sum(length + opening for length in lengths),
-        prefill_floor=lengths[max(tried)] + needed * (block + opening) if tried else 0,
+        prefill_floor=lengths[max(tested)] + needed * (block + opening) if tested else 0,
     )
 
 
@@ -236,6 +240,6 @@ class ValueEstimate(NamedTuple):
 def estimate_value(outcomes: Outcomes) -> ValueEstimate:
     """Value of a prefix from a complete set of rollouts. After early stopping the fraction would be biased."""
     total, share = len(outcomes), count_right(outcomes) / len(outcomes)
-    centre = (share + Z**2 / (2 * total)) / (1 + Z**2 / total)
+    center = (share + Z**2 / (2 * total)) / (1 + Z**2 / total)
     half = Z / (1 + Z**2 / total) * sqrt(share * (1 - share) / total + Z**2 / (4 * total**2))
-    return ValueEstimate(share, max(0.0, centre - half), min(1.0, centre + half))
+    return ValueEstimate(share, max(0.0, center - half), min(1.0, center + half))

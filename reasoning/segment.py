@@ -19,25 +19,30 @@ from reasoning.cues import FILLER, FOLLOWED, LEADS, UNSPACED
 
 _BLANK = r"[ \t\u00a0\u1680\u2000-\u200b\u202f\u205f\u3000\ufeff]"
 _BREAK = r"[\n\r\v\f\x85\u2028\u2029]"
-_CLOSED = r"""(?:\\[)\]]|["'”’»)\]}*_$`])*+"""
+_CLOSING = r"""(?:\\[)\]]|["'”’»)\]}*_$`])*+"""
 """Ends of formulas, quotes and Markdown after a stop."""
-_OPENED = r"""[*_`"'“‘„«「『（(\[【]*+"""
+_OPENING = r"""[*_`"'“‘„«「『（(\[【]*+"""
 """Quotes and Markdown before a word."""
-_LISTED = rf"(?:[-+*•‣◦▪·–—>#]++{_BLANK}*+|[(（]?(?:\d{{1,3}}|[A-Za-z])(?:[)）、]{_BLANK}*+|[.．]{_BLANK}++))*+"
+_BULLET = rf"(?:[-+*•‣◦▪·–—>#]++{_BLANK}*+|[(（]?(?:\d{{1,3}}|[A-Za-z])(?:[)）、]{_BLANK}*+|[.．]{_BLANK}++))*+"
 """List bullets, numbering, heading and quotation marks."""
 _START = re.compile(
-    rf"(?P<line>\A|{_BREAK}){_BLANK}*+{_LISTED}{_OPENED}"
-    rf"|(?P<unspaced>[。！？．][”’」』）】]*+){_BLANK}*+{_OPENED}"
-    rf"|(?P<stop>[.!?…]{_CLOSED}){_BLANK}*+{_OPENED}"
-    rf"|(?P<formula>\$|\\[)\]]|\}}){_BLANK}++{_OPENED}"
+    rf"(?P<line>\A|{_BREAK}){_BLANK}*+{_BULLET}{_OPENING}"
+    rf"|(?P<unspaced>[。！？．][”’」』）】]*+){_BLANK}*+{_OPENING}"
+    rf"|(?P<stop>[.!?…]{_CLOSING}){_BLANK}*+{_OPENING}"
+    rf"|(?P<formula>\$|\\[)\]]|\}}){_BLANK}++{_OPENING}"
 )
 _WORD = re.compile(rf"{UNSPACED}|[^\W\d_]+")
 _AFTER_LEAD = re.compile(rf"(?:,?{_BLANK}++|[—–-]|，)")
 _ONE_BLANK = re.compile(_BLANK)
 _ABBREVIATED = re.compile(r"\b(?:e\.g|i\.e|etc|vs|cf|approx|resp|z\. ?B|d\. ?h|bzw|usw|ca)\.\Z")
-_BOUNDS = tuple(
-    re.compile(bound)
-    for bound in (rf"{_BREAK}{_BLANK}*+{_BREAK}++", _BREAK, rf"[.!?…]{_CLOSED}(?={_BLANK})|[。！？]", rf"(?={_BLANK})")
+_BOUNDARIES = tuple(
+    re.compile(boundary)
+    for boundary in (
+        rf"{_BREAK}{_BLANK}*+{_BREAK}++",
+        _BREAK,
+        rf"[.!?…]{_CLOSING}(?={_BLANK})|[。！？]",
+        rf"(?={_BLANK})",
+    )
 )
 """Where a long segment is split, in order of preference: ends of paragraphs, lines, sentences, words."""
 
@@ -53,25 +58,27 @@ def segment_text(text: str, markers: Sequence[str], min_chars: int, max_chars: i
         if cut - kept[-1] >= min_chars:
             kept.append(cut)
     cuts = [
-        cut for start, end in pairwise([*kept, len(text)]) for cut in (start, *_splits(text, start, end, max_chars))
+        cut
+        for start, end in pairwise([*kept, len(text)])
+        for cut in (start, *_split_positions(text, start, end, max_chars))
     ]
     return [text[start:end] for start, end in pairwise([*cuts, len(text)]) if end > start]
 
 
-def _splits(text: str, start: int, end: int, longest: int) -> Iterator[int]:
+def _split_positions(text: str, start: int, end: int, max_chars: int) -> Iterator[int]:
     """Positions that split a segment into parts of at most `max_chars` and at least a quarter of it. Only a single
     longer word stays whole."""
-    while end - start > longest:
-        last = min(start + longest, end - longest // 4)
-        start = _split(text, start + longest // 4, last, end)
+    while end - start > max_chars:
+        last = min(start + max_chars, end - max_chars // 4)
+        start = _split_position(text, start + max_chars // 4, last, end)
         if start < end:
             yield start
 
 
-def _split(text: str, first: int, last: int, end: int) -> int:
+def _split_position(text: str, first: int, last: int, end: int) -> int:
     """The last boundary of the best kind between `first` and `last`; if there is none, the next one after."""
-    for bound in _BOUNDS:
-        found = [match.end() for match in bound.finditer(text, first, last)]
+    for boundary in _BOUNDARIES:
+        found = [match.end() for match in boundary.finditer(text, first, last)]
         if found:
             return found[-1]
     beyond = re.compile(rf"(?={_BLANK})|{_BREAK}").search(text, last, end)
@@ -81,7 +88,7 @@ def _split(text: str, first: int, last: int, end: int) -> int:
 def sentence_starts(text: str) -> Iterator[tuple[int, int]]:
     """Starts of sentences and lines, each with the start of its first word, after Markdown and list bullets."""
     for match in _START.finditer(text):
-        if match.end() < len(text) and _is_sure(match):
+        if match.end() < len(text) and _is_certain(match):
             yield _cut(match), match.end()
 
 
@@ -90,24 +97,24 @@ def marker_starts(text: str, markers: Sequence[str]) -> Iterator[tuple[int, int,
     by_word = _by_first_word(tuple(markers))
     for match in _START.finditer(text):
         marker = _marker_at(text, match.end(), by_word)
-        if marker and _begins(match, text[match.end()]):
+        if marker and _starts_sentence(match, text[match.end()]):
             yield _cut(match), match.end(), marker
 
 
-def _marker_at(text: str, place: int, by_word: Mapping[str, list[str]]) -> str | None:
-    """The longest marker at `position`, possibly after interjections. None if there is none."""
+def _marker_at(text: str, position: int, by_word: Mapping[str, list[str]]) -> str | None:
+    """The max_chars marker at `position`, possibly after interjections. None if there is none."""
     while True:
-        word = _first_word(text, place)
+        word = _first_word(text, position)
         for marker in by_word.get(word, ()):
-            if _pattern(marker).match(text, place):
+            if _pattern(marker).match(text, position):
                 return marker
-        lead = _AFTER_LEAD.match(text, place + len(word)) if word in LEADS else None
+        lead = _AFTER_LEAD.match(text, position + len(word)) if word in LEADS else None
         if not lead:
             return None
-        place = lead.end()
+        position = lead.end()
 
 
-def _begins(start: re.Match[str], first: str) -> bool:
+def _starts_sentence(start: re.Match[str], first: str) -> bool:
     """Whether a marker with first character `first` begins a sentence at `start`.
 
     In scripts without spaces, a space after the stop is optional. Elsewhere it is required, and without a certain stop
@@ -115,17 +122,17 @@ def _begins(start: re.Match[str], first: str) -> bool:
     """
     if re.match(UNSPACED, first):
         return start.lastgroup != "formula"
-    return _is_sure(start) or (_is_spaced(start) and not first.islower())
+    return _is_certain(start) or (_is_followed_by_space(start) and not first.islower())
 
 
-def _is_sure(start: re.Match[str]) -> bool:
+def _is_certain(start: re.Match[str]) -> bool:
     """False after a formula without a stop, after an abbreviation, and after a stop without a space."""
     cut = _cut(start)
     abbreviated = _ABBREVIATED.search(start.string, max(0, cut - 8), cut)
-    return start.lastgroup != "formula" and _is_spaced(start) and not abbreviated
+    return start.lastgroup != "formula" and _is_followed_by_space(start) and not abbreviated
 
 
-def _is_spaced(start: re.Match[str]) -> bool:
+def _is_followed_by_space(start: re.Match[str]) -> bool:
     return start.lastgroup != "stop" or bool(_ONE_BLANK.match(start.string, _cut(start)))
 
 
@@ -134,15 +141,15 @@ def _cut(start: re.Match[str]) -> int:
     return start.end(str(start.lastgroup))
 
 
-def _first_word(text: str, place: int = 0) -> str:
+def _first_word(text: str, position: int = 0) -> str:
     """Lower-case word at `position`; in scripts without spaces its first character; empty if there is no letter."""
-    found = _WORD.match(text, place)
+    found = _WORD.match(text, position)
     return found[0].lower() if found else ""
 
 
 @cache
 def _by_first_word(markers: tuple[str, ...]) -> Mapping[str, list[str]]:
-    """Markers by their first word, longest first."""
+    """Markers by their first word, max_chars first."""
     groups: dict[str, list[str]] = {}
     for marker in sorted(markers, key=len, reverse=True):
         groups.setdefault(_first_word(marker), []).append(marker)

@@ -24,24 +24,24 @@ def sentence_openers(thinking: Sequence[str], markers: Sequence[str]) -> list[Se
 
     An opener that starts with a marker counts as that marker, regardless of case and interjections.
     """
-    places: dict[str, list[tuple[int, float]]] = {marker: [] for marker in markers}
+    occurrences: dict[str, list[tuple[int, float]]] = {marker: [] for marker in markers}
     for index, text in enumerate(thinking):
-        for start, said in _said(text, markers).items():
-            places.setdefault(said, []).append((index, start / len(text)))
+        for start, opener in _openers_by_position(text, markers).items():
+            occurrences.setdefault(opener, []).append((index, start / len(text)))
     rows = [
         SentenceOpener(
             text=text,
             is_marker=text in markers,
-            count=len(met),
-            traces=len({index for index, _ in met}),
-            position=mean(place for _, place in met) if met else None,
+            count=len(found),
+            traces=len({index for index, _ in found}),
+            position=mean(position for _, position in found) if found else None,
         )
-        for text, met in places.items()
+        for text, found in occurrences.items()
     ]
     return sorted(rows, key=lambda row: (-row.traces, row.text))
 
 
-def _said(text: str, markers: Sequence[str]) -> dict[int, str]:
-    """By the place of its first word, how each sentence opens."""
+def _openers_by_position(text: str, markers: Sequence[str]) -> dict[int, str]:
+    """By the position of its first word, how each sentence opens."""
     found = {start: match[0] for _, start in sentence_starts(text) if (match := _WORDS.match(text, start))}
     return found | {start: marker for _, start, marker in marker_starts(text, markers)}

@@ -16,7 +16,7 @@ END = "\n"
 """Marks the end of a sentence or a line among the words."""
 
 
-def listed(text: str) -> frozenset[str]:
+def word_set(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
@@ -128,7 +128,7 @@ _SYNONYMS = {
     "eleven": "11",
     "twelve": "12",
 }
-FUNCTIONS = listed(
+FUNCTIONS = word_set(
     "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp lim max min sup inf gcd lcm mod "
     "bmod pmod det deg dim ker arg int sum prod choose alpha beta gamma delta epsilon zeta eta theta iota "
     "kappa lambda mu nu xi omicron pi rho sigma tau upsilon phi chi psi omega partial nabla forall exists neg "
@@ -197,17 +197,19 @@ _INFIX = {
     r"\tbinom": "choose",
 }
 """LaTeX commands with two arguments, and the infix operator that plain text uses."""
-_SHORT = listed("of is in to be it an at by if on or as we he so no do up my me us go am")
+_SHORT = word_set("of is in to be it an at by if on or as we he so no do up my me us go am")
 
 
 def words(text: str) -> Words:
     """Words of a text, independent of notation."""
-    return tuple(word for word in _marked(text) if word != END)
+    return tuple(word for word in _words_with_ends(text) if word != END)
 
 
 def sentences(text: str) -> list[Words]:
     """Words of each sentence or line that has any."""
-    return [tuple(group) for is_end, group in groupby(_marked(text), key=lambda word: word == END) if not is_end]
+    return [
+        tuple(group) for is_end, group in groupby(_words_with_ends(text), key=lambda word: word == END) if not is_end
+    ]
 
 
 def is_prose(word: str) -> bool:
@@ -217,24 +219,24 @@ def is_prose(word: str) -> bool:
     return word.isalpha() and word not in FUNCTIONS
 
 
-def _marked(text: str) -> list[str]:
+def _words_with_ends(text: str) -> list[str]:
     """Words, with END at the end of each sentence."""
-    found = (_spelled(match) for match in _WORD.finditer(_plain(text)))
-    said = list(_without_idle_brackets([word for word in found if word]))
-    return ["×" if word == "·" and _is_between_numbers(said, place) else word for place, word in enumerate(said)]
+    found = (_to_word(match) for match in _WORD.finditer(_normalize_notation(text)))
+    said = list(_normalize_brackets([word for word in found if word]))
+    return ["×" if word == "·" and _is_between_numbers(said, position) else word for position, word in enumerate(said)]
 
 
-def _is_between_numbers(said: Sequence[str], place: int) -> bool:
+def _is_between_numbers(said: Sequence[str], position: int) -> bool:
     """Whether a factor of the product at `position` is a number. For vectors, · and × differ."""
-    return any(word[0].isdigit() for word in said[max(0, place - 1) : place + 2])
+    return any(word[0].isdigit() for word in said[max(0, position - 1) : position + 2])
 
 
-def _plain(text: str) -> str:
+def _normalize_notation(text: str) -> str:
     """Lower-case text in one notation."""
     raised = _SUPERSCRIPT.sub(lambda match: f"^{{{match[0]}}}", _VULGAR.sub(" ", text.translate(_DEGREES)))
     lowered = _SUBSCRIPT.sub(lambda match: f"_{{{match[0]}}}", raised)
-    told_apart = _FORMULA_END.sub(r"\1. ", lowered)
-    plain = _greek(unicodedata.normalize("NFKC", told_apart)).translate(_PLAIN).lower()
+    separated = _FORMULA_END.sub(r"\1. ", lowered)
+    plain = _greek(unicodedata.normalize("NFKC", separated)).translate(_PLAIN).lower()
     plain = _GROUPED.sub("", plain)
     for pattern, spelled in _SPELLINGS:
         plain = pattern.sub(spelled, plain)
@@ -246,7 +248,7 @@ def _greek(text: str) -> str:
     return _GREEK.sub(lambda match: f" {unicodedata.name(match[0], 'letter ').rsplit(' ', 1)[-1].lower()} ", text)
 
 
-def _spelled(match: re.Match[str]) -> str:
+def _to_word(match: re.Match[str]) -> str:
     """Word for a match; empty for typesetting."""
     read = match[0]
     if match["end"]:
@@ -257,36 +259,36 @@ def _spelled(match: re.Match[str]) -> str:
     return f"0{read}" if read.startswith(".") else _SYNONYMS.get(read, read)
 
 
-def _without_idle_brackets(found: Sequence[str]) -> Iterator[str]:
+def _normalize_brackets(found: Sequence[str]) -> Iterator[str]:
     """`found` without brackets around a single word or prose, with LaTeX groups as brackets and fractions as infix."""
     ends = _bracket_ends(found)
-    rewritten = _rewritten(found, ends)
+    rewritten = _bracket_replacements(found, ends)
     after: dict[int, list[str]] = {}
-    for place, word in enumerate(found):
+    for position, word in enumerate(found):
         if word in _INFIX:
-            after.setdefault(ends.get(place + 1, place + 1), []).append(_INFIX[word])
-        elif word in "{}" or place in rewritten:
-            yield from rewritten.get(place, "")
+            after.setdefault(ends.get(position + 1, position + 1), []).append(_INFIX[word])
+        elif word in "{}" or position in rewritten:
+            yield from rewritten.get(position, "")
         else:
             yield word
-        yield from after.get(place, ())
+        yield from after.get(position, ())
 
 
 def _bracket_ends(found: Sequence[str]) -> dict[int, int]:
     """Position of the closing bracket of each group and round bracket. Half-open intervals leave some unclosed."""
     ends: dict[int, int] = {}
-    begun: list[int] = []
-    for place, word in enumerate(found):
+    opened: list[int] = []
+    for position, word in enumerate(found):
         if word in "{(":
-            begun.append(place)
-        while word == "}" and begun and found[begun[-1]] == "(":
-            begun.pop()
-        if word in "})" and begun and found[begun[-1]] == {"}": "{", ")": "("}[word]:
-            ends[begun.pop()] = place
+            opened.append(position)
+        while word == "}" and opened and found[opened[-1]] == "(":
+            opened.pop()
+        if word in "})" and opened and found[opened[-1]] == {"}": "{", ")": "("}[word]:
+            ends[opened.pop()] = position
     return ends
 
 
-def _rewritten(found: Sequence[str], ends: Mapping[int, int]) -> dict[int, str]:
+def _bracket_replacements(found: Sequence[str], ends: Mapping[int, int]) -> dict[int, str]:
     """Replacement of each bracket, by position."""
     said = [0, *accumulate(word not in "{}()" and word != END for word in found)]
     prose = [0, *accumulate(len(word) > 1 and is_prose(word) for word in found)]
@@ -294,7 +296,7 @@ def _rewritten(found: Sequence[str], ends: Mapping[int, int]) -> dict[int, str]:
     rewritten: dict[int, str] = {}
     for start, end in ends.items():
         first, last = start + 1, end - 1
-        is_idle = (
+        is_redundant = (
             said[end] - said[first] <= 1
             or prose[end] > prose[first]
             or (found[start] == "{" and chosen[end] > chosen[first])
@@ -303,5 +305,5 @@ def _rewritten(found: Sequence[str], ends: Mapping[int, int]) -> dict[int, str]:
             or (found[first] == "√" and said[end] - said[first] == 2)
             or (found[start - 1 : end] == ["^", found[start], "-", found[last]] and last == first + 1)
         )
-        rewritten[start], rewritten[end] = ("", "") if is_idle else ("(", ")")
+        rewritten[start], rewritten[end] = ("", "") if is_redundant else ("(", ")")
     return rewritten

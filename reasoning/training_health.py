@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from conf.long_short import CollapseLimits
 
-SMOOTHED = 5
+SMOOTHING_STEPS = 5
 """Steps to average over, because a single step has few dialogues."""
 
 
@@ -24,19 +24,19 @@ class StepFigures(BaseModel):
     """Weighted reward without the length reward, whose group mean is no measure of quality."""
 
 
-def collapse(history: Sequence[StepFigures], bounds: CollapseLimits) -> str | None:
+def collapse(history: Sequence[StepFigures], limits: CollapseLimits) -> str | None:
     """Reason why the round has collapsed, or None."""
-    first, last = history[0], _mean(history[-SMOOTHED:])
-    if last.tokens < bounds.min_tokens * first.tokens or last.tokens > bounds.max_tokens * first.tokens:
+    first, last = history[0], _mean(history[-SMOOTHING_STEPS:])
+    if last.tokens < limits.min_tokens * first.tokens or last.tokens > limits.max_tokens * first.tokens:
         return f"dialogues went from {first.tokens:.0f} tokens to {last.tokens:.0f}"
-    if last.quality_reward < bounds.min_quality_reward * first.quality_reward:
+    if last.quality_reward < limits.min_quality_reward * first.quality_reward:
         return f"the reward went from {first.quality_reward:.2f} to {last.quality_reward:.2f}"
     return None
 
 
 def is_best(history: Sequence[StepFigures]) -> bool:
     """Whether the last step is the best so far, by the mean over recent steps."""
-    means = [_mean(history[max(0, end - SMOOTHED) : end]).quality_reward for end in range(1, len(history) + 1)]
+    means = [_mean(history[max(0, end - SMOOTHING_STEPS) : end]).quality_reward for end in range(1, len(history) + 1)]
     return means[-1] >= max(means)
 
 

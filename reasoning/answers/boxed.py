@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-LONGEST_NUMBER = 1000
+MAX_NUMBER_CHARS = 1000
 """Maximum characters of a number. Python does not parse much longer integers."""
 _BRACE = re.compile(r"\\\\(?!(?:boxed|fbox)\b)|\\[{}]|(?P<open>(?P<box>\\(?:boxed|fbox)\s*)?\{)|(?P<close>\})")
 """Braces, with those of boxes. Escaped braces `\\{`, and a line break `\\\\` before a brace, are consumed."""
@@ -48,7 +48,7 @@ def plain_number(text: str) -> Fraction | None:
     bare = text.strip().removeprefix("\\$")
     if bare.startswith("$") and bare.endswith("$") and len(bare) > 1:
         bare = bare[1:-1].strip()
-    if len(bare) > LONGEST_NUMBER or not bare.isascii() or not _NUMBER.fullmatch(bare):
+    if len(bare) > MAX_NUMBER_CHARS or not bare.isascii() or not _NUMBER.fullmatch(bare):
         return None
     return Fraction(bare.replace(",", ""))
 

@@ -19,32 +19,32 @@ _OPTION = re.compile(r"\(([a-z])\)")
 _DECIMAL_COMMA = re.compile(r"([+-]?)(\d{1,3}(?:[. ]\d{3})+|\d+),(\d+)")
 
 
-def same(said: str, gold: str, choices: Sequence[str] | None = None) -> bool | None:
+def same(answer: str, gold: str, choices: Sequence[str] | None = None) -> bool | None:
     """Whether `answer` equals the correct answer `gold`; None if undecided. Never raises."""
     if choices is not None:
-        return _same_option(said, gold, choices)
-    said = stated(said)
-    text, right = as_text(said), as_text(gold)
+        return _same_option(answer, gold, choices)
+    answer = stated(answer)
+    text, right = as_text(answer), as_text(gold)
     if text == right:
         return True
     if (option := _OPTION.fullmatch(right)) and re.fullmatch(rf"\({option[1]}\)\s?\w\w[^()]*", text):
         return True
-    if _with_decimal_comma(said, gold) or _with_decimal_comma(gold, said):
+    if _with_decimal_comma(answer, gold) or _with_decimal_comma(gold, answer):
         return True
-    return _same_form(said, gold)
+    return _same_form(answer, gold)
 
 
-def _same_option(said: str, gold: str, choices: Sequence[str]) -> bool:
+def _same_option(answer: str, gold: str, choices: Sequence[str]) -> bool:
     right = _options(gold, choices, several=True)
-    return bool(right) and _options(said, choices, several=len(right) > 1) == right
+    return bool(right) and _options(answer, choices, several=len(right) > 1) == right
 
 
 def _options(answer: str, choices: Sequence[str], several: bool) -> frozenset[str]:
     return chosen(answer, choices, lambda text, choice: same(text, choice) is True, several)
 
 
-def _same_form(said: str, gold: str) -> bool | None:
-    given, right = readings(said), readings(gold)
+def _same_form(answer: str, gold: str) -> bool | None:
+    given, right = readings(answer), readings(gold)
     if not given or not right:
         return None
     try:

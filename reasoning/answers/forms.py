@@ -20,7 +20,7 @@ from reasoning.answers.text import stripped
 RELATIONS = ("=", "<", ">", "le", "ge", "ne", "approx")
 OPENING, CLOSING = ("(", "[", "{", "{{", "lfloor", "lceil"), (")", "]", "}", "}}", "rfloor", "rceil")
 LETTER_UNITS = frozenset(["m", "s", "g", "h", "l"])
-MOST_ITEMS = 200
+MAX_ITEMS = 200
 
 
 @dataclass(frozen=True)
@@ -128,11 +128,11 @@ def _trimmed(given: list[Token]) -> list[Token]:
 
 def _joined(forms: list[Form], marks: list[str]) -> Form:
     """Inequalities about one letter as a region; everything else as a list."""
-    if len(forms) > MOST_ITEMS:
+    if len(forms) > MAX_ITEMS:
         raise Unreadable("too many items")
     parts = [form for form in forms if isinstance(form, Region)]
     if len(parts) == len(forms) and len({part.letter for part in parts}) == 1:
-        return _meeting(*parts) if marks[-1] == "and" and len(parts) == 2 else _union(parts)
+        return _intersection(*parts) if marks[-1] == "and" and len(parts) == 2 else _union(parts)
     return Items("list", tuple(forms))
 
 
@@ -203,7 +203,7 @@ def _bracketed(given: list[Token]) -> Form | None:
     first, last = given[0], given[-1]
     if first.kind != "op" or first.text not in ("(", "[", "{", "{{") or last.text not in CLOSING or len(given) < 2:
         return None
-    if any(depth <= 0 for depth in _depths(given)[:-1]):
+    if any(depth <= 0 for depth in _bracket_depths(given)[:-1]):
         return None
     inside = given[1:-1]
     if first.text == "{{":
@@ -216,7 +216,7 @@ def _bracketed(given: list[Token]) -> Form | None:
     return Items(first.text + last.text, tuple(map(_item, parts)))
 
 
-def _depths(given: Sequence[Token]) -> list[int]:
+def _bracket_depths(given: Sequence[Token]) -> list[int]:
     depth, found = 0, []
     for token in given:
         depth += _opens(token)
@@ -239,7 +239,7 @@ def _set(inside: list[Token]) -> Form:
 
 def _matrix(given: list[Token]) -> Form:
     name = re.fullmatch(r"\\begin\{([pbBv]?matrix|smallmatrix|array)\}(?:\{[clr|]*\})?", given[0].text)
-    if not name or name[1] == "vmatrix" or not given[-1].text.startswith("\\end") or 0 in _depths(given)[:-1]:
+    if not name or name[1] == "vmatrix" or not given[-1].text.startswith("\\end") or 0 in _bracket_depths(given)[:-1]:
         raise Unreadable("an environment that is no matrix")
     rows, _ = _split(given[1:-1], ("\\\\",))
     rows = [row for row in rows if row]
@@ -277,13 +277,13 @@ def _with_mark(found: Quantity, given: Sequence[Token]) -> Quantity:
 
 def _unit_start(given: Sequence[Token], start: int) -> int:
     """Index at which the words of a unit start."""
-    depths = _depths(given)
-    for place in range(start, len(given)):
-        token = given[place]
-        if depths[place] > 0:
+    depths = _bracket_depths(given)
+    for position in range(start, len(given)):
+        token = given[position]
+        if depths[position] > 0:
             continue
         if token.kind == "word" or (token.is_set_as_text and token.kind == "name"):
-            return place - (given[place - 1].text == "/" and place - 1 > start)
+            return position - (given[position - 1].text == "/" and position - 1 > start)
     return len(given)
 
 
@@ -291,19 +291,19 @@ def _unit_words(given: Sequence[Token]) -> list[str]:
     """Words of a unit with powers. Raises Unreadable for anything else, such as another number."""
     words: list[str] = []
     given = [token for token in given if token.text not in ("{", "}", ".")]
-    place = 0
-    while place < len(given):
-        token = given[place]
-        if token.text == "^" and place + 1 < len(given) and given[place + 1].text in ("2", "3") and words:
-            words.append({"2": "squared", "3": "cubed"}[given[place + 1].text])
-            place += 1
+    position = 0
+    while position < len(given):
+        token = given[position]
+        if token.text == "^" and position + 1 < len(given) and given[position + 1].text in ("2", "3") and words:
+            words.append({"2": "squared", "3": "cubed"}[given[position + 1].text])
+            position += 1
         elif token.text == "/" and token.kind == "op":
             words.append("per")
         elif token.kind == "word" or token.is_set_as_text or token.text == "in":
             words.append(token.text)
         elif token.text not in ("(", ")", "*"):
             raise Unreadable("no unit")
-        place += 1
+        position += 1
     return words
 
 
@@ -394,7 +394,7 @@ def _as_region(relation: Relation) -> Region | None:
     for index, sign in enumerate(relation.signs):
         is_left = index < middle[0]
         bound = value_of(relation.sides[index if is_left else index + 1])
-        allowed = _allowed(sign if not is_left else TURNED.get(sign, sign), bound)
+        allowed = _allowed(sign if not is_left else FLIPPED.get(sign, sign), bound)
         if not all(map(regions.is_real, allowed)):
             return None
         found = [both for one in found for other in allowed if (both := regions.intersection(one, other))]
@@ -413,7 +413,7 @@ def _allowed(sign: str, bound: Any) -> list[Interval]:
     }[sign]
 
 
-TURNED = {"<": ">", ">": "<", "le": "ge", "ge": "le"}
+FLIPPED = {"<": ">", ">": "<", "le": "ge", "ge": "le"}
 """Relation signs with both sides swapped."""
 
 
@@ -445,7 +445,7 @@ def _union(parts: Sequence[Region]) -> Region:
     return Region(next(iter(letters), ""), regions.union(intervals))
 
 
-def _meeting(a: Region, b: Region) -> Region:
+def _intersection(a: Region, b: Region) -> Region:
     """Intersection; the union if the intersection is empty."""
     both = [met for x in a.intervals for y in b.intervals if (met := regions.intersection(x, y))]
     return Region(a.letter, regions.union(both)) if both else _union([a, b])

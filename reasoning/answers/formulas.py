@@ -24,9 +24,9 @@ DIGITS = 60
 """Working precision in decimal digits."""
 NEAR = mpmath.mpf(10) ** -35
 """Relative tolerance of inexact values; relative to 1e-10 for smaller ones."""
-MOST_BITS = 1 << 18
+MAX_BITS = 1 << 18
 """Maximum bits of an exact integer."""
-POINTS, WITHIN = 9, 3
+POINTS, MIN_DEFINED = 9, 3
 """Number of points at which letters are evaluated, and how many must have a value."""
 mp = mpmath.MPContext()
 mp.dps = DIGITS
@@ -95,7 +95,7 @@ def _both(
 
 
 def _bounded(value: Fraction) -> Fraction:
-    if max(value.numerator.bit_length(), value.denominator.bit_length()) > MOST_BITS:
+    if max(value.numerator.bit_length(), value.denominator.bit_length()) > MAX_BITS:
         raise TooLarge("an integer of too many digits")
     return value
 
@@ -116,7 +116,7 @@ def power(base: Value, exponent: Value) -> Value:
         if base == 0 and exponent < 0:
             raise Undefined("division by zero")
         bits = max(base.numerator.bit_length(), base.denominator.bit_length())
-        if bits * abs(exponent.numerator) <= MOST_BITS or abs(base) in (0, 1):
+        if bits * abs(exponent.numerator) <= MAX_BITS or abs(base) in (0, 1):
             return base ** (exponent.numerator % 2 + 2 if abs(base) == 1 else exponent.numerator)
     if abs(inexact(exponent)) > 10**7 or abs(inexact(base)) > mp.mpf(10) ** 10**6:
         raise TooLarge("a power of too many digits")
@@ -201,7 +201,7 @@ class Parser:
     """Recursive-descent parser for one expression. Raises Unreadable."""
 
     tokens: list[Token]
-    place: int = 0
+    position: int = 0
     letters: set[str] = field(default_factory=set)
     has_sign: bool = False
     depth: int = 0
@@ -209,8 +209,8 @@ class Parser:
     def whole(self) -> Expression:
         """The expression that consists of all tokens."""
         found = self.expression()
-        if self.place < len(self.tokens):
-            raise Unreadable(f"{self.tokens[self.place].text!r} out of place")
+        if self.position < len(self.tokens):
+            raise Unreadable(f"{self.tokens[self.position].text!r} out of position")
         return found
 
     def expression(self) -> Expression:
@@ -224,8 +224,8 @@ class Parser:
         return Expression(formula, frozenset(self.letters), self.has_sign, decimals or None)
 
     def _peek(self, ahead: int = 0) -> Token:
-        place = self.place + ahead
-        return self.tokens[place] if place < len(self.tokens) else Token("end", "")
+        position = self.position + ahead
+        return self.tokens[position] if position < len(self.tokens) else Token("end", "")
 
     def _is(self, *texts: str) -> bool:
         token = self._peek()
@@ -233,13 +233,13 @@ class Parser:
 
     def _next(self) -> Token:
         token = self._peek()
-        self.place += 1
+        self.position += 1
         return token
 
     def _expect(self, text: str) -> None:
         if not self._is(text):
             raise Unreadable(f"{text!r} is missing")
-        self.place += 1
+        self.position += 1
 
     def _sum(self) -> Formula:
         self.depth += 1
@@ -263,10 +263,10 @@ class Parser:
         total = self._signed()
         while True:
             if self._is("*"):
-                self.place += 1
+                self.position += 1
                 total = _applied(multiply, total, self._signed())
             elif self._is("/"):
-                self.place += 1
+                self.position += 1
                 total = _applied(divide, total, self._signed())
             elif self._begins_factor():
                 total = _applied(multiply, total, self._power())
@@ -276,7 +276,7 @@ class Parser:
     def _begins_factor(self) -> bool:
         token = self._peek()
         if token.kind == "num":
-            return self.tokens[self.place - 1].kind != "num"
+            return self.tokens[self.position - 1].kind != "num"
         opens = token.text in ("(", "[", "{", "lfloor", "lceil", "frac", "binom", *_ACCENTS)
         return token.kind in ("name", "func") or (token.kind == "op" and opens)
 
@@ -294,7 +294,7 @@ class Parser:
         base = self._postfixed()
         if not self._is("^"):
             return base
-        self.place += 1
+        self.position += 1
         return _applied(power, base, self._exponent())
 
     def _exponent(self) -> Formula:
@@ -302,7 +302,7 @@ class Parser:
             return self._signed()
         exponent = self._group() if self._is("{") else self._postfixed()
         if self._is("^"):
-            self.place += 1
+            self.position += 1
             return _applied(power, exponent, self._exponent())
         return exponent
 
@@ -330,21 +330,21 @@ class Parser:
         if token.kind == "op" and token.text in _OPENING:
             number_in_base = [self._peek(ahead).text for ahead in (1, 2)] == [")", "_"]
             if token.text == "(" and number_in_base and self._peek().kind == "num":
-                digits, self.place = self._next(), self.place + 1
+                digits, self.position = self._next(), self.position + 1
                 return self._number(digits)
-            self.place -= 1
+            self.position -= 1
             return self._bracket()
         if token.kind == "op" and token.text in ("frac", "binom"):
             top, bottom = self._argument(), self._argument()
             return _applied(divide if token.text == "frac" else binomial, top, bottom)
         if token.kind == "op" and token.text in _ACCENTS:
             return self._letter(f"{token.text} {self._verbatim()}")
-        raise Unreadable(f"{token.text!r} out of place")
+        raise Unreadable(f"{token.text!r} out of position")
 
     def _number(self, token: Token) -> Formula:
         value = number(token.text)
         if self._is("_"):  # a number in another base stands for itself: its digits and its base must agree
-            self.place += 1
+            self.position += 1
             base = self._verbatim()
             return self._letter(f"{token.text} in base {NUMBER_WORDS.get(base, base)}")
         if (part := self._fraction_after(token)) is not None:
@@ -367,12 +367,12 @@ class Parser:
             return None
         if not (over.isdigit() and under.isdigit() and 0 < int(over) < int(under)):
             return None
-        self.place += length
+        self.position += length
         return Fraction(int(over), int(under))
 
     def _name(self, token: Token) -> Formula:
         if self._is("_"):
-            self.place += 1
+            self.position += 1
             return self._letter(f"{token.text}_{self._verbatim()}")
         if token.text == "i":
             return lambda p: mp.mpc(0, 1)
@@ -385,7 +385,7 @@ class Parser:
 
     def _letter(self, name: str) -> Formula:
         while self._is("'"):
-            self.place += 1
+            self.position += 1
             name += "'"
         self.letters.add(name)
         return lambda p: p.letters[name]
@@ -394,15 +394,15 @@ class Parser:
         """The next group or token as written."""
         if not self._is("{"):
             return self._next().text
-        depth, said = 0, []
+        depth, texts = 0, []
         while True:
             token = self._next()
             if token.kind == "end":
                 raise Unreadable("an open brace")
             depth += (token.text == "{") - (token.text == "}")
             if depth == 0:
-                return " ".join(said[1:]).lower()
-            said.append(token.text)
+                return " ".join(texts[1:]).lower()
+            texts.append(token.text)
 
     def _function(self, name: str) -> Formula:
         if name == "sqrt":
@@ -411,10 +411,10 @@ class Parser:
             return self._log()
         exponent = None
         if self._is("^"):
-            self.place += 1
+            self.position += 1
             inverse = [self._peek(ahead).text for ahead in range(4)] == ["{", "-", "1", "}"]
             if inverse and f"arc{name}" in _ELEMENTARY:
-                self.place, name = self.place + 4, f"arc{name}"
+                self.position, name = self.position + 4, f"arc{name}"
             else:
                 exponent = self._exponent()
         if name in _SEVERAL:
@@ -428,7 +428,7 @@ class Parser:
         if not self._is("["):
             inner = self._argument(one_digit=False)
             return lambda p: root(inner(p), Fraction(2))
-        self.place += 1
+        self.position += 1
         degree = self._sum()
         self._expect("]")
         return _applied(root, self._argument(one_digit=False), degree)
@@ -436,7 +436,7 @@ class Parser:
     def _log(self) -> Formula:
         base = None
         if self._is("_"):
-            self.place += 1
+            self.position += 1
             base = self._argument()
         inner = self._operand()
 
@@ -454,7 +454,7 @@ class Parser:
         closing = _OPENING[self._next().text]
         parts = [self._sum()]
         while self._is(","):
-            self.place += 1
+            self.position += 1
             parts.append(self._sum())
         self._expect(closing)
         return lambda p: _SEVERAL[name]([part(p) for part in parts])
@@ -466,7 +466,7 @@ class Parser:
         if self._is("-"):
             return self._signed()
         operand = self._power()
-        while self._peek().kind in ("num", "name") and self.tokens[self.place - 1].kind in ("num", "name"):
+        while self._peek().kind in ("num", "name") and self.tokens[self.position - 1].kind in ("num", "name"):
             operand = _applied(multiply, operand, self._power())
         return operand
 
@@ -489,7 +489,7 @@ class Parser:
             return self._bracket()
         token = self._peek()
         if token.kind == "num" and one_digit and len(token.text) > 1:
-            self.tokens[self.place] = Token("num", token.text[1:])
+            self.tokens[self.position] = Token("num", token.text[1:])
             digit = number(token.text[0])
             return lambda p: digit
         if token.kind not in ("num", "name", "func"):
@@ -533,13 +533,13 @@ def same_value(a: Value, b: Value) -> bool:
 
 def points(letters: Iterable[str], log_is_common: bool = False, sign: int = 1) -> list[Point]:
     """Points at which formulas with these letters are compared; deterministic. The last third is negative."""
-    names, chance = sorted(letters), random.Random(7)
+    names, rng = sorted(letters), random.Random(7)
     if not names:
         return [Point({}, sign, log_is_common)]
-    turns = [1] * (POINTS - POINTS // 3) + [-1] * (POINTS // 3)
+    signs = [1] * (POINTS - POINTS // 3) + [-1] * (POINTS // 3)
     return [
-        Point({name: turn * Fraction(chance.randint(211, 4999), 1009) for name in names}, sign, log_is_common)
-        for turn in turns
+        Point({name: turn * Fraction(rng.randint(211, 4999), 1009) for name in names}, sign, log_is_common)
+        for turn in signs
     ]
 
 
@@ -549,19 +549,19 @@ def equal(a: Expression, b: Expression) -> bool:
 
 
 def _agree(a: Expression, b: Expression, where: list[Point]) -> bool:
-    told = 0
+    compared = 0
     for point in where:
         try:
             first, second = value_of(a, point), value_of(b, point)
         except Undefined:
             continue
-        told += 1
+        compared += 1
         if not same_value(first, second):
             negative = any(value < 0 for value in point.letters.values())
             if negative and not (_is_real(first) and _is_real(second)):
                 continue  # roots of negative letters have branches, about which a formula says nothing
             return False
-    return told >= min(len(where), WITHIN)
+    return compared >= min(len(where), MIN_DEFINED)
 
 
 def _is_real(value: Value) -> bool:
@@ -580,7 +580,7 @@ def proportion(a: Expression, b: Expression) -> int:
             return 0
         ratios.append(divide(first, second))
     known = [ratio for ratio in ratios if _is_real(ratio)]
-    if len(known) < min(WITHIN, POINTS if a.letters | b.letters else 1) or len(known) < len(ratios) - POINTS // 3:
+    if len(known) < min(MIN_DEFINED, POINTS if a.letters | b.letters else 1) or len(known) < len(ratios) - POINTS // 3:
         return 0
     if not all(same_value(ratio, known[0]) for ratio in known):
         return 0

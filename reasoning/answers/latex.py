@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from reasoning.answers.boxed import until_closing_brace
 
-LONGEST = 2000
+MAX_CHARS = 2000
 """Maximum characters of an answer that is parsed; longer ones are only compared as text."""
 _words = str.split
 GREEK = _words(
@@ -141,7 +141,7 @@ SIGNS = {
     "ℂ": r"\mathbb{C}",
     "∖": r"\setminus ",
 }
-SETTING = re.compile(
+TYPESETTING = re.compile(
     r"\\(?:left|right|[bB]igg?[lrm]?|middle)(?![a-zA-Z])\s*\.?"
     r"|\\(?:displaystyle|textstyle|scriptstyle|limits|rm|bf|it|nonumber)(?![a-zA-Z])|\\[hv]?phantom\s*(?:\{[^{}]*\}|.)"
     r"|\\!|\\(?:color|textcolor)\s*\{[^{}]*\}"
@@ -200,7 +200,7 @@ class Unreadable(Exception):
 
 
 def plain(text: str) -> str:
-    """`text` with LaTeX in place of Unicode mathematics, and ASCII digits."""
+    """`text` with LaTeX in position of Unicode mathematics, and ASCII digits."""
     return "".join(_run(kind, "".join(chars)) for kind, chars in groupby(text, _script))
 
 
@@ -240,7 +240,7 @@ def tokens(text: str, commas_group: bool) -> list[Token]:
 
     Raises Unreadable.
     """
-    if len(text) > LONGEST:
+    if len(text) > MAX_CHARS:
         raise Unreadable("too long")
     marked = re.sub(r",\s*\\!\s*", ",\x00", text)
     marked = re.sub(r"\^\s*(?:\{\s*\\prime\s*\}|\\prime(?![a-zA-Z]))", "'", marked)
@@ -248,35 +248,35 @@ def tokens(text: str, commas_group: bool) -> list[Token]:
     marked = re.sub(
         r"\^\s*(?:\{\s*\\(?:circ|deg(?:ree)?)(?![a-zA-Z])\s*\}|\\(?:circ|deg(?:ree)?)(?![a-zA-Z]))", r"\\deg ", marked
     )
-    marked = re.sub(r"\b([AaPp])\.\s?([Mm])\b\.?", r"\1\2", SETTING.sub("", marked))
+    marked = re.sub(r"\b([AaPp])\.\s?([Mm])\b\.?", r"\1\2", TYPESETTING.sub("", marked))
     return list(_scan(marked, commas_group))
 
 
 def _scan(text: str, commas_group: bool) -> Iterator[Token]:
     pattern = _GROUPING if commas_group else _PARTING
-    place, spaced = 0, False
-    while place < len(text):
-        match = pattern.match(text, place)
+    position, spaced = 0, False
+    while position < len(text):
+        match = pattern.match(text, position)
         if match is None:
-            raise Unreadable(f"unknown sign {text[place]!r}")
-        place, kind, found = match.end(), match.lastgroup, match[0]
+            raise Unreadable(f"unknown sign {text[position]!r}")
+        position, kind, found = match.end(), match.lastgroup, match[0]
         if kind == "blank":
             spaced = True
             continue
         if kind == "text":
-            content, place = _braced(text, place)
+            content, position = _braced(text, position)
             yield from _set_as_text(content, spaced, commas_group, match[0])
         else:
             yield from _token(kind or "", found, spaced)
         spaced = False
 
 
-def _braced(text: str, place: int) -> tuple[str, int]:
+def _braced(text: str, position: int) -> tuple[str, int]:
     """Content of the group that opens at `position`, and the position after it."""
-    content = until_closing_brace(text[place + 1 :])
+    content = until_closing_brace(text[position + 1 :])
     if content is None:
         raise Unreadable("an open brace")
-    return content, place + len(content) + 2
+    return content, position + len(content) + 2
 
 
 def _token(kind: str, found: str, spaced: bool) -> Iterator[Token]:

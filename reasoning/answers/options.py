@@ -24,13 +24,13 @@ def chosen(answer: str, choices: Sequence[str], same: Callable[[str, str], bool]
 
     `same`: whether two texts are equal. `several`: whether letters may be joined, as in AC.
     """
-    said, known = as_text(answer), letters(len(choices))
-    if _SEVERAL.fullmatch(said):
-        named = re.findall(r"(?<![a-z])[a-z](?![a-z])", said)
+    normalized, known = as_text(answer), letters(len(choices))
+    if _SEVERAL.fullmatch(normalized):
+        named = re.findall(r"(?<![a-z])[a-z](?![a-z])", normalized)
         return frozenset(named) if set(named) <= set(known) else frozenset()
-    if (together := _TOGETHER.fullmatch(said)) and several and set(together[1]) <= set(known):
+    if (together := _TOGETHER.fullmatch(normalized)) and several and set(together[1]) <= set(known):
         return frozenset(together[1])
-    one = _ONE.fullmatch(said)
+    one = _ONE.fullmatch(normalized)
     letter = one and (one[1] or one[2])
     if not one or not letter or letter not in known:
         return _own_text(answer, choices, same)
@@ -43,7 +43,7 @@ def chosen(answer: str, choices: Sequence[str], same: Callable[[str, str], bool]
         return frozenset(letter)
     if _own_text(rest, choices, same):
         return frozenset()
-    is_set_apart = one[1] or re.match(rf"{_LEAD}{letter}\s*[).:,]", said)
+    is_set_apart = one[1] or re.match(rf"{_LEAD}{letter}\s*[).:,]", normalized)
     return frozenset(letter) if is_set_apart else _own_text(answer, choices, same)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from reasoning.answers.latex import SETTING, SPACE, TEXT, plain
+from reasoning.answers.latex import SPACE, TEXT, TYPESETTING, plain
 
 _WRAPPED = re.compile(rf"(?:{TEXT})\{{([^{{}}]*)\}}|\{{([^{{}}]*)\}}")
 _DELIMITERS = re.compile(
@@ -52,7 +52,7 @@ def as_text(text: str) -> str:
     while text != before and len(text) < 10_000:
         before = text
         text = _WRAPPED.sub(lambda match: match[1] if match[1] is not None else match[2], text)
-    text = SPACE.sub(" ", SETTING.sub("", text)).lower()
+    text = SPACE.sub(" ", TYPESETTING.sub("", text)).lower()
     text = re.sub(r"\s+", " ", text).strip(" .\"'")
     return re.sub(r"(?<![\w.]) | (?![\w.])|(?<=\\\w{3}) (?=\d)|(?<=\\\w{4}) (?=\d)", "", text)
 

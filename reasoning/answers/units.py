@@ -63,8 +63,8 @@ def canonical(words: list[str]) -> str:
         else:
             found.append(low + pending)
             pending = ""
-    said = " ".join(found)
-    return "" if re.fullmatch(r"(?:unit(?:\^\d)?)?", said) else said
+    unit = " ".join(found)
+    return "" if re.fullmatch(r"(?:unit(?:\^\d)?)?", unit) else unit
 
 
 def _singular(word: str) -> str:

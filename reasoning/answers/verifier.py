@@ -6,7 +6,7 @@ import logging
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import TimeoutError as Late
+from concurrent.futures import TimeoutError as CheckTimeout
 from functools import cached_property
 from typing import Any, NamedTuple, Self
 
@@ -77,7 +77,7 @@ class Verifier:
         for future, call in zip(futures, calls, strict=True):
             try:
                 yield Verdict.RIGHT if future.result() else Verdict.WRONG
-            except (Late, ProcessExpired, MemoryError):
+            except (CheckTimeout, ProcessExpired, MemoryError):
                 logger.warning("answer check given up, counted as not verified: %.80r", call[0])
                 yield Verdict.TIMEOUT
 

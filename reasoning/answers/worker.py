@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from reasoning.answers.check import same
-from reasoning.answers.latex import LONGEST, SETTING, SPACE, SYNONYMS
+from reasoning.answers.latex import MAX_CHARS, SPACE, SYNONYMS, TYPESETTING
 from reasoning.answers.text import stripped
 
 PR_SET_PDEATHSIG = 1
@@ -34,21 +34,21 @@ def start() -> None:
     importlib.import_module("math_verify")
 
 
-def is_right(said: str, gold: str, choices: Sequence[str] | None) -> bool:
+def is_right(answer: str, gold: str, choices: Sequence[str] | None) -> bool:
     """Whether `answer` is correct. Never raises."""
-    known = same(said, gold, choices)
-    return known if known is not None else _parts(said) == _parts(gold) and by_library(said, gold)
+    known = same(answer, gold, choices)
+    return known if known is not None else _parts(answer) == _parts(gold) and by_library(answer, gold)
 
 
-def by_library(said: str, gold: str) -> bool:
+def by_library(answer: str, gold: str) -> bool:
     """math-verify's verdict, with each text passed as its authors recommend: `$gold$` and `\\boxed{answer}`."""
     from math_verify import parse, verify
 
-    if max(len(said), len(gold)) > LONGEST:
+    if max(len(answer), len(gold)) > MAX_CHARS:
         return False
     try:
         right = parse(f"${stripped(gold)}$", parsing_timeout=0)
-        given = parse(rf"\boxed{{{stripped(said)}}}", parsing_timeout=0)
+        given = parse(rf"\boxed{{{stripped(answer)}}}", parsing_timeout=0)
         return verify(right, given, timeout_seconds=0)
     except Exception:  # hostile text reaches a parser: whatever it raises, the answer is not verified
         return False
@@ -56,7 +56,7 @@ def by_library(said: str, gold: str) -> bool:
 
 def _parts(text: str) -> Counter[str]:
     """Numbers, letters and commands in a text, without typesetting."""
-    bare = SPACE.sub(" ", SETTING.sub("", stripped(text)))
+    bare = SPACE.sub(" ", TYPESETTING.sub("", stripped(text)))
     found = (part.replace(",", "").strip(".") if part[0].isdigit() else part for part in _PART.findall(bare))
     return Counter([_name_of(part) for part in found if part != "\\text"])
 

@@ -37,7 +37,10 @@ def test_the_papers_presets_ask_for_a_box(kind: type[Settings], preset: str):
 
 def test_what_is_said_explicitly_wins_and_is_kept():
     silent = load(Dto, "tiny", ("model=owner/name", "prompt.instruction=''"))
-    assert (silent.prompt.instruction, silent.prompt.instruction_choices) == ("", DEFAULT_INSTRUCTIONS["instruction_choices"])
+    assert (silent.prompt.instruction, silent.prompt.instruction_choices) == (
+        "",
+        DEFAULT_INSTRUCTIONS["instruction_choices"],
+    )
     told = load(Dto, "tiny", ("prompt.instruction=Think.",))
     assert told.prompt.instruction == "Think."
     for settings in (silent, told, load(Dto, "paper-r1-1.5b")):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasoning.compression import compression_query, contributions, kept_segments, order
+from reasoning.compression import compression_query, contributions, kept_segments, priority_order
 from reasoning.records import Problem, TextPart
 
 # No thinking answers 1 in 10; a wrong first pass makes it worse; the third and the fifth segment help.
@@ -19,7 +19,7 @@ def test_a_contribution_is_what_was_never_reached_before():
 
 
 def test_the_first_then_what_contributes_then_the_rest():
-    assert order(VALUES) == [0, 2, 4, 1, 3, 5]
+    assert priority_order(VALUES) == [0, 2, 4, 1, 3, 5]
 
 
 @pytest.mark.parametrize(

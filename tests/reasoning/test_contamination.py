@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conf.problems import NgramOverlap
-from reasoning.contamination import COMMON, deduplicate, matches, ngrams
+from reasoning.contamination import MAX_PROBLEMS_PER_NGRAM, deduplicate, matches, ngrams
 from reasoning.records import Problem, TextPart
 
 GATE = NgramOverlap()
@@ -171,7 +171,7 @@ def test_a_template_of_many_problems_costs_no_pairs():
             problem(
                 f"A train that leaves the station at noon goes {n} miles at the same rate as the one before. How far?"
             )
-            for n in range(start, start + 20 * COMMON)
+            for n in range(start, start + 20 * MAX_PROBLEMS_PER_NGRAM)
         ]
 
     started = time.process_time()

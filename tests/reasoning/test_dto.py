@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from reasoning.dto import (
     first_wrong,
-    last_refused,
+    last_failed_probe,
     preference_pairs,
     scan_of,
     shortest_longest_pairs,
@@ -45,11 +45,11 @@ def test_a_scan_tells_what_was_probed_up_to_the_first_prefix_that_passes(right_c
 def test_the_last_refused_prefix_is_where_stopping_would_have_been_premature():
     probes = tuple(Probe(segment=index, right=right, total=5) for index, right in ((0, 0), (1, 5), (3, 5)))
     crossed = Scan(problem_id="p", sample=0, ends=(4, 10, 12, 15), probes=probes, crossing=1)
-    refused = last_refused(crossed)
+    refused = last_failed_probe(crossed)
     assert refused is not None
     assert (refused.segment, refused.right) == (0, 0)
-    assert last_refused(crossed.model_copy(update={"crossing": None})) is None  # it never crossed
-    assert last_refused(crossed.model_copy(update={"probes": probes[1:]})) is None  # it crossed at once
+    assert last_failed_probe(crossed.model_copy(update={"crossing": None})) is None  # it never crossed
+    assert last_failed_probe(crossed.model_copy(update={"probes": probes[1:]})) is None  # it crossed at once
 
 
 def test_endings():

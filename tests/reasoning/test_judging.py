@@ -2,7 +2,7 @@
 
 import pytest
 
-from reasoning.judging import CRITERIA, SHOWN, Grades, judging_query, means
+from reasoning.judging import CRITERIA, MAX_COMPLETION_CHARS, Grades, judging_query, means
 from reasoning.records import JudgeGrades, Problem, TextPart
 
 PROBLEM = Problem(id="p", prompt=(TextPart(text="1+1?"),), answer="2")
@@ -22,7 +22,7 @@ def test_means_are_over_problems():
 
 
 def test_a_long_completion_is_cut_in_its_middle():
-    asked = judging_query(PROBLEM, "a" * SHOWN + "b" * 7)
+    asked = judging_query(PROBLEM, "a" * MAX_COMPLETION_CHARS + "b" * 7)
     assert "[7 characters left out]" in asked.material
     assert asked.material.count("b") > 7
     assert "bbbbbbb\n" in asked.material

@@ -455,7 +455,7 @@ def test_an_absent_wrong_option():
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
-        ({"choices": "c", "wrong_choices": ("d",), "answer_is": "choice"}, "name one"),
+        ({"choices": "c", "wrong_choices": ("d",), "answer_is": "choice"}, "set only one"),
         ({"choices": ("answer", "d")}, "'answer' is both the answer and an option"),
         ({"wrong_choices": ("d",)}, "go together"),
         ({"answer_is": "choice"}, "go together"),

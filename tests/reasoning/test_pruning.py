@@ -3,20 +3,20 @@ from collections.abc import Iterable, Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasoning.pruning import OpenPruning, pruned_trace
+from reasoning.pruning import PruningPlan, pruned_trace
 from reasoning.records import OptimisedTrace, Trace, Verdict
 
 RIGHT, WRONG = [True] * 8, [True] * 4 + [False] * 4  # 4 of 8 is not more than half
 
 
-def opened(ends: Sequence[int], proposed: Sequence[int] | None = None) -> OpenPruning:
+def opened(ends: Sequence[int], proposed: Sequence[int] | None = None) -> PruningPlan:
     trace = Trace(
         problem_id="p", sample=0, token_ids=tuple(range(ends[-1] + 5)), text="", truncated=False, verdict=Verdict.RIGHT
     )
-    return OpenPruning(trace, ends, 8, 0.5, proposed)
+    return PruningPlan(trace, ends, 8, 0.5, proposed)
 
 
-def play(pruning: OpenPruning, outcomes: Iterable[Sequence[bool]]) -> list[tuple[int, ...]]:
+def play(pruning: PruningPlan, outcomes: Iterable[Sequence[bool]]) -> list[tuple[int, ...]]:
     """Answers the asks for each proposed segment from the next of `outcomes`; the prefixes that were asked about."""
     prefixes, sample = [], iter(outcomes)
     judged: Sequence[bool] = ()

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from reasoning.pruning_proposals import proposal, pruning_query
+from reasoning.pruning_proposals import proposal_schema, pruning_query
 
 
 def test_segments_are_shown_as_material_on_one_line_each():
@@ -32,7 +32,7 @@ def test_segments_are_shown_as_material_on_one_line_each():
     ],
 )
 def test_a_reply_of_another_form_is_refused(reply: str):
-    form = proposal(3)
+    form = proposal_schema(3)
     with pytest.raises(ValidationError):
         form.model_validate_json(reply)
     assert form.model_validate_json('{"remove": [2, 1]}').remove == (2, 1)

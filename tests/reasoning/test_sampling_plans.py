@@ -121,7 +121,7 @@ def test_a_trace_without_prefixes_has_no_crossing():
 
 def test_agreement_stands_in_for_right_answers():
     answers = ["7", None, "8", "7", "7", "9", "7", "7"]
-    plan = EarliestCrossing(1, K, 0.5, speaking=count_agreeing)
+    plan = EarliestCrossing(1, K, 0.5, count_successes=count_agreeing)
     asked = play(plan, [answers])
     # 5 of 8 must agree: after 4 samples two 7s lack three; after 7 four lack one, and one sample is left.
     assert [(ask.first, ask.count) for ask in asked] == [(0, 4), (4, 2), (6, 1), (7, 1)]

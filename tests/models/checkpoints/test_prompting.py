@@ -73,7 +73,8 @@ def test_thinking_is_opened_once_by_whomever(make: Make):
     for template in (OPENED, ROLE):
         model = make(template, Prompt.model_validate(DEFAULT_INSTRUCTIONS))
         role = model.decode(prompt_ids(model, PROBLEM, "You think."))
-        assert role == f"<|system|>You think.<|user|>Ann has 12 apples.\n\n{DEFAULT_INSTRUCTIONS['instruction']}<|assistant|>"
+        instruction = DEFAULT_INSTRUCTIONS["instruction"]
+        assert role == f"<|system|>You think.<|user|>Ann has 12 apples.\n\n{instruction}<|assistant|>"
 
 
 @pytest.mark.parametrize("template", [NO_SYSTEM + ROLE, SILENT_SYSTEM])
