@@ -75,7 +75,7 @@ def compression_query(problem: Problem, thinking: str, tokens: int) -> LlmQuery[
     """Query that asks a language model to shorten `thinking` to `tokens` tokens."""
     words = max(1, tokens * CHARACTERS_PER_TOKEN // 6)
     characters = -(-tokens * CHARACTERS_PER_TOKEN // LIMIT_STEP) * LIMIT_STEP
-    # Formulas hold backslashes, which JSON writes twice: a reply within its bound must not be cut off.
+    # One token per character leaves room for backslashes, which JSON doubles.
     return LlmQuery(
         TASK.format(words=words),
         quote_parts(problem=problem.text, thinking=thinking),

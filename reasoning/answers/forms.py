@@ -312,7 +312,7 @@ def _name(given: Sequence[Token]) -> str:
     kinds = {token.kind for token in given}
     if not given or not kinds <= {"name", "word", "op", "num", "func"} or given[0].kind not in ("name", "word", "op"):
         return ""
-    # Between segments and areas, / and : are part of the name of what is asked.
+    # Between names of segments or areas, / and : belong to the name.
     of_segments = all(token.text.isupper() for token in given if token.kind == "name")
     accents = ("overline", "bar", "vec", *(("/", ":", "frac", "{") if of_segments else ()))
     depth, said = 0, []

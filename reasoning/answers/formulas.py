@@ -210,7 +210,7 @@ class Parser:
         """The expression that consists of all tokens."""
         found = self.expression()
         if self.position < len(self.tokens):
-            raise Unreadable(f"{self.tokens[self.position].text!r} out of position")
+            raise Unreadable(f"{self.tokens[self.position].text!r} out of place")
         return found
 
     def expression(self) -> Expression:
@@ -339,11 +339,11 @@ class Parser:
             return _applied(divide if token.text == "frac" else binomial, top, bottom)
         if token.kind == "op" and token.text in _ACCENTS:
             return self._letter(f"{token.text} {self._verbatim()}")
-        raise Unreadable(f"{token.text!r} out of position")
+        raise Unreadable(f"{token.text!r} out of place")
 
     def _number(self, token: Token) -> Formula:
         value = number(token.text)
-        if self._is("_"):  # a number in another base stands for itself: its digits and its base must agree
+        if self._is("_"):  # a number in another base is a symbol: digits and base must be equal
             self.position += 1
             base = self._verbatim()
             return self._letter(f"{token.text} in base {NUMBER_WORDS.get(base, base)}")
@@ -559,7 +559,7 @@ def _agree(a: Expression, b: Expression, where: list[Point]) -> bool:
         if not same_value(first, second):
             negative = any(value < 0 for value in point.letters.values())
             if negative and not (_is_real(first) and _is_real(second)):
-                continue  # roots of negative letters have branches, about which a formula says nothing
+                continue  # roots of negative letters have several branches
             return False
     return compared >= min(len(where), MIN_DEFINED)
 

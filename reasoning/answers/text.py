@@ -25,7 +25,7 @@ def stripped(text: str) -> str:
     """`text` without delimiters around an answer: math delimiters, bold, quotes, final full stop."""
     before, text = None, plain(text).strip()
     if "\\begin" not in text:
-        text = re.sub(r"\\\\(?=[a-zA-Z]{2})", lambda _: "\\", text)  # escaped once too often
+        text = re.sub(r"\\\\(?=[a-zA-Z]{2})", lambda _: "\\", text)  # double-escaped commands
     while text != before:
         before = text
         text = re.sub(r"(?<!\\)\.$|[,;]$|(?:\\[,;:! ]|\\\\|\\q?quad|~)$|\\$", "", text).strip()
@@ -33,7 +33,7 @@ def stripped(text: str) -> str:
         inside = next((group for group in match.groups() if group is not None), "") if match else ""
         if match and _is_balanced(inside):
             text = inside.strip()
-    # Dollars in pairs are delimiters of mathematics; one alone is money.
+    # Paired dollar signs delimit math; a single one is a currency.
     return re.sub(r"(?<!\\)\$", "", text).strip() if len(re.findall(r"(?<!\\)\$", text)) % 2 == 0 else text
 
 

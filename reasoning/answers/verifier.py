@@ -44,7 +44,7 @@ class Verifier:
 
     @cached_property
     def _pool(self) -> ProcessPool:
-        # Spawned: a fork of a process with threads may take a lock with it that nobody gives back.
+        # Spawned, because forking a multi-threaded process may copy a held lock that is never released.
         context = multiprocessing.get_context("spawn")
         return ProcessPool(max_workers=self._workers, initializer=start, context=context)
 
@@ -78,7 +78,7 @@ class Verifier:
             try:
                 yield Verdict.RIGHT if future.result() else Verdict.WRONG
             except (CheckTimeout, ProcessExpired, MemoryError):
-                logger.warning("answer check given up, counted as not verified: %.80r", call[0])
+                logger.warning("answer check timed out or failed, counted as not verified: %.80r", call[0])
                 yield Verdict.TIMEOUT
 
     def close(self) -> None:

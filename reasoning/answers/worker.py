@@ -30,7 +30,7 @@ def start() -> None:
     """Prepares a child: limits its memory, ties it to its parent's lifetime, and preloads slow imports."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    logging.disable()  # math-verify warns that it has no time limit: its process has one
+    logging.disable()  # math-verify warns about its missing time limit; the pool enforces one
     importlib.import_module("math_verify")
 
 
@@ -50,7 +50,7 @@ def by_library(answer: str, gold: str) -> bool:
         right = parse(f"${stripped(gold)}$", parsing_timeout=0)
         given = parse(rf"\boxed{{{stripped(answer)}}}", parsing_timeout=0)
         return verify(right, given, timeout_seconds=0)
-    except Exception:  # hostile text reaches a parser: whatever it raises, the answer is not verified
+    except Exception:  # the parser may raise anything on untrusted text; the answer then counts as not verified
         return False
 
 
