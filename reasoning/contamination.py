@@ -177,12 +177,12 @@ class Overlap:
     def _with_small_edits(self, text: _Text) -> _Text | None:
         """A problem with the same numbers, operators and variables and nearly the same prose."""
         candidates = self._by_decisive_words.get(text.decisive, ()) if len(text.decisive) >= _MIN_FORMULA_WORDS else ()
-        said = set(text.words)
+        own_words = set(text.words)
         return next(
             (
                 other
                 for other in candidates[:MAX_PROBLEMS_PER_NGRAM]
-                if _same_prose(text, said, other, set(other.words))
+                if _same_prose(text, own_words, other, set(other.words))
             ),
             None,
         )
@@ -202,9 +202,9 @@ class Overlap:
         return None
 
 
-def ngrams(said: Words, length: int) -> set[Words]:
+def ngrams(sequence: Words, length: int) -> set[Words]:
     """All n-grams with `length` words; the whole text if it is shorter."""
-    return {said[start : start + length] for start in range(max(1, len(said) - length + 1))}
+    return {sequence[start : start + length] for start in range(max(1, len(sequence) - length + 1))}
 
 
 def matches(
@@ -233,21 +233,21 @@ def _without_drawings(text: str) -> str:
     return before + "".join(after if end else code for code, end, after in (part.partition("[/asy]") for part in drawn))
 
 
-def _content_words(said: Words) -> Words:
-    """`said` without words that only phrase the request."""
-    return tuple(word for word in said if word not in _FILLER_WORDS) or said
+def _content_words(sequence: Words) -> Words:
+    """`sequence` without words that only phrase the request."""
+    return tuple(word for word in sequence if word not in _FILLER_WORDS) or sequence
 
 
-def _decisive(said: Words) -> Words:
-    return tuple(_SYNONYMS.get(word, word) for word in said if _is_decisive(word))
+def _decisive(sequence: Words) -> Words:
+    return tuple(_SYNONYMS.get(word, word) for word in sequence if _is_decisive(word))
 
 
 def _is_decisive(word: str) -> bool:
     return not (is_prose(word) or word in _WORD_VARIABLES) or word in _DECISIVE_WORDS
 
 
-def _without_instructions(said: Sequence[Words]) -> Words:
-    return tuple(word for sentence in said if not _is_instruction(sentence) for word in sentence)
+def _without_instructions(sequence: Sequence[Words]) -> Words:
+    return tuple(word for sentence in sequence if not _is_instruction(sentence) for word in sentence)
 
 
 def _is_instruction(sentence: Words) -> bool:
@@ -260,10 +260,10 @@ def _is_instruction(sentence: Words) -> bool:
 def _same_content(one: _Text, other: _Text) -> bool:
     """Whether two texts that share n-grams differ in nothing that changes the problem."""
     enough_words = min(len(one.without_drawings), len(other.without_drawings)) >= WORDS_PER_EDIT
-    said = (one.without_drawings, other.without_drawings) if enough_words else (one.with_drawings, other.with_drawings)
-    if _both_have_more(*said):
+    both = (one.without_drawings, other.without_drawings) if enough_words else (one.with_drawings, other.with_drawings)
+    if _both_have_more(*both):
         return False
-    regions = _differences(*said)
+    regions = _differences(*both)
     if regions is None or not all(_same_decisive_words(*region) for region in regions):
         return False
     edited = [region for region in regions if abs(_count_prose(region[0]) - _count_prose(region[1])) < MIN_CLAUSE_WORDS]
@@ -310,8 +310,8 @@ def _same_decisive_words(one: Words, other: Words) -> bool:
     )
 
 
-def _count_prose(said: Words) -> int:
-    return len(said) - len(_decisive(said))
+def _count_prose(sequence: Words) -> int:
+    return len(sequence) - len(_decisive(sequence))
 
 
 def _same_prose(one: _Text, mine: set[str], other: _Text, theirs: set[str]) -> bool:

@@ -131,14 +131,14 @@ def draw_stories(split: Split, seed: int, count: int, levels: tuple[int, ...]) -
 def _draw_story(rng: random.Random, level: int) -> Story:
     """A random story. About a third has no risky step; in the others their number grows with the level."""
     risky = 0 if rng.random() < 0.35 else min(level, rng.choice((1, 1, 2)) + level // 3)
-    places = set(rng.sample(range(level), risky))
+    risky_indices = set(rng.sample(range(level), risky))
     name = rng.choice(_NAMES)
     while True:
         start = rng.randrange(3, 60)
         steps: list[Step] = []
         value = start
-        for place in range(level):
-            step = _draw_step(rng, name, value, place in places)
+        for index in range(level):
+            step = _draw_step(rng, name, value, index in risky_indices)
             if step is None:
                 break
             steps.append(step)

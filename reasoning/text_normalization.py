@@ -222,13 +222,16 @@ def is_prose(word: str) -> bool:
 def _words_with_ends(text: str) -> list[str]:
     """Words, with END at the end of each sentence."""
     found = (_to_word(match) for match in _WORD.finditer(_normalize_notation(text)))
-    said = list(_normalize_brackets([word for word in found if word]))
-    return ["×" if word == "·" and _is_between_numbers(said, position) else word for position, word in enumerate(said)]
+    sequence = list(_normalize_brackets([word for word in found if word]))
+    return [
+        "×" if word == "·" and _is_between_numbers(sequence, position) else word
+        for position, word in enumerate(sequence)
+    ]
 
 
-def _is_between_numbers(said: Sequence[str], position: int) -> bool:
+def _is_between_numbers(sequence: Sequence[str], position: int) -> bool:
     """Whether a factor of the product at `position` is a number. For vectors, · and × differ."""
-    return any(word[0].isdigit() for word in said[max(0, position - 1) : position + 2])
+    return any(word[0].isdigit() for word in sequence[max(0, position - 1) : position + 2])
 
 
 def _normalize_notation(text: str) -> str:
@@ -290,19 +293,19 @@ def _bracket_ends(found: Sequence[str]) -> dict[int, int]:
 
 def _bracket_replacements(found: Sequence[str], ends: Mapping[int, int]) -> dict[int, str]:
     """Replacement of each bracket, by position."""
-    said = [0, *accumulate(word not in "{}()" and word != END for word in found)]
+    word_counts = [0, *accumulate(word not in "{}()" and word != END for word in found)]
     prose = [0, *accumulate(len(word) > 1 and is_prose(word) for word in found)]
     chosen = [0, *accumulate(word == "choose" for word in found)]
     rewritten: dict[int, str] = {}
     for start, end in ends.items():
         first, last = start + 1, end - 1
         is_redundant = (
-            said[end] - said[first] <= 1
+            word_counts[end] - word_counts[first] <= 1
             or prose[end] > prose[first]
             or (found[start] == "{" and chosen[end] > chosen[first])
             or (ends.get(first) == last and rewritten[first] == "(")
-            or (found[first + 1 : first + 2] == ["choose"] and said[end] - said[first] == 3)
-            or (found[first] == "√" and said[end] - said[first] == 2)
+            or (found[first + 1 : first + 2] == ["choose"] and word_counts[end] - word_counts[first] == 3)
+            or (found[first] == "√" and word_counts[end] - word_counts[first] == 2)
             or (found[start - 1 : end] == ["^", found[start], "-", found[last]] and last == first + 1)
         )
         rewritten[start], rewritten[end] = ("", "") if is_redundant else ("(", ")")

@@ -257,8 +257,8 @@ def _quantity(given: Sequence[Token]) -> Quantity:
     if end == start:
         raise Unreadable("no formula")
     value = formulas.expression([*sign, *given[start:end]])
-    said = [*prefix, *_unit_words(given[end:])]
-    return _with_mark(Quantity(value, units.canonical(said)), given[start:end])
+    spelled = [*prefix, *_unit_words(given[end:])]
+    return _with_mark(Quantity(value, units.canonical(spelled)), given[start:end])
 
 
 def _is_currency(token: Token) -> bool:
@@ -315,7 +315,7 @@ def _name(given: Sequence[Token]) -> str:
     # Between names of segments or areas, / and : belong to the name.
     of_segments = all(token.text.isupper() for token in given if token.kind == "name")
     accents = ("overline", "bar", "vec", *(("/", ":", "frac", "{") if of_segments else ()))
-    depth, said = 0, []
+    depth, spelled = 0, []
     for index, token in enumerate(given):
         depth += _opens(token)
         follows_subscript = index > 0 and given[index - 1].text == "_"
@@ -327,8 +327,8 @@ def _name(given: Sequence[Token]) -> str:
         if not allowed and token.text not in accents:
             return ""
         if token.text not in ("{", "}"):
-            said.append(token.text)
-    return " ".join(said) if any(token.kind in ("name", "word") for token in given) else ""
+            spelled.append(token.text)
+    return " ".join(spelled) if any(token.kind in ("name", "word") for token in given) else ""
 
 
 def _relation(sides: list[list[Token]], signs: list[str]) -> Form:

@@ -156,15 +156,15 @@ def test_deduplicate_keeps_the_first_and_respects_signs():
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=12), st.integers(1, 5))
-def test_ngrams_occur_in_the_text(said: list[str], length: int):
-    grams = ngrams(tuple(said), length)
+def test_ngrams_occur_in_the_text(tokens: list[str], length: int):
+    grams = ngrams(tuple(tokens), length)
     assert grams
-    assert all("".join(gram) in "".join(said) for gram in grams)
+    assert all("".join(gram) in "".join(tokens) for gram in grams)
 
 
 @given(st.lists(st.sampled_from(["sum", "x", "3", "+", "-", "find", "word", ".", "\n", "of"]), min_size=1, max_size=30))
-def test_problem_matches_itself(said: list[str]):
-    assert len(matches([problem(" ".join(said))], {"exam": [problem(" ".join(said))]}, 5, 0.99)) == 1
+def test_problem_matches_itself(tokens: list[str]):
+    assert len(matches([problem(" ".join(tokens))], {"exam": [problem(" ".join(tokens))]}, 5, 0.99)) == 1
 
 
 def test_template_shared_by_many_problems_stays_fast():

@@ -29,10 +29,10 @@ def trace(problem: str = "p", sample: int = 0, length: int = 10, verdict: Verdic
 def test_scan_holds_the_probes_up_to_the_first_passing_prefix(right_counts: list[int]):
     ends = [3 * (index + 1) for index in range(len(right_counts))]
     plan = EarliestCrossing(len(ends), 8, 0.5)
-    while asks := plan.next_ranges():
-        for ask in asks:
-            right = right_counts[ask.prefix]
-            plan.add(ask, ([True] * right + [False] * (8 - right))[ask.first : ask.first + ask.count])
+    while ranges := plan.next_ranges():
+        for drawn in ranges:
+            right = right_counts[drawn.prefix]
+            plan.add(drawn, ([True] * right + [False] * (8 - right))[drawn.first : drawn.first + drawn.count])
     scan = scan_of(trace(length=3 * len(right_counts)), ends, plan)
     expected = next((index for index, right in enumerate(right_counts) if right > 4), None)
     assert (scan.crossing, list(scan.ends)) == (expected, ends)

@@ -425,12 +425,12 @@ def test_correct_and_wrong_options_in_separate_columns():
     assert problem.choices["ABCD".index(problem.answer)] == "the right one"
     assert f"({problem.answer}) the right one" in problem.text
     assert problem == problem_of(dict(reversed(GPQA.items())), "hub", "row-7", DATASETS["Idavidrein/gpqa"])
-    places = {
+    letters = {
         found.answer
         for n in range(50)
         if isinstance(found := problem_of(GPQA | {"Question": str(n)}, "", "", DATASETS["Idavidrein/gpqa"]), Problem)
     }
-    assert places == set("ABCD")
+    assert letters == set("ABCD")
 
 
 def test_every_known_data_set_is_covered():

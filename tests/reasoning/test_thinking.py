@@ -25,11 +25,11 @@ def test_public_cases(cases: Callable[[str], list[dict[str, Any]]]):
 
 
 def test_harmony_reply_without_analysis_has_an_answer():
-    said = "<|channel|>final<|message|>It is \\boxed{4}"
-    assert final_answer(said, Harmony()) == "4"
+    completion = "<|channel|>final<|message|>It is \\boxed{4}"
+    assert final_answer(completion, Harmony()) == "4"
     assert final_answer("<|channel|>analysis<|message|>It is \\boxed{4}", Harmony()) is None
-    assert final_answer(said) is None
-    assert not is_closed_once(said, Harmony())
+    assert final_answer(completion) is None
+    assert not is_closed_once(completion, Harmony())
 
 
 @given(words, words, st.sampled_from(FORMATS), st.booleans())
