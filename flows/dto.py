@@ -71,7 +71,7 @@ def run_experiment(ctx: RunContext, settings: Dto) -> ExperimentResult:
     benchmarks = {MAIN: benchmark.problems} | ({UNSEEN: benchmark.unseen} if benchmark.unseen else {})
     drawn = load_sources(ctx, settings.problems, benchmarks, seed)
     base = ctx.resources.model(settings.model)
-    sources = filter_sources_by_prompt_length(ctx, drawn, [base], settings.room_for_prompt)
+    sources = filter_sources_by_prompt_length(ctx, drawn, [base], settings.max_prompt_tokens)
     problems, eval_sets = decontaminate(ctx, settings.decontamination, sources, seed), sources.eval_sets
     made = curate(ctx, settings, base, problems)
     pairs = _pairs(ctx, settings, made, made.optimised)

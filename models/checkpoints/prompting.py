@@ -46,7 +46,7 @@ GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 
 def content_of(problem: Problem, prompt: Prompt) -> str:
     """The user's message: the problem, the run's advice, and what one set of problems is told beside it."""
-    advice = prompt.advice(problem.choices is not None)
+    advice = prompt.instruction_for(problem.choices is not None)
     return problem.text + (f"\n\n{advice}" if advice else "") + problem.instruction
 
 

@@ -58,7 +58,7 @@ class TurnCodec:
         self._model, self._forced_answer_prefix = model, protocol.forced_answer_prefix
         self._roles = {Speaker.LONG: protocol.long_role, Speaker.SHORT: protocol.short_role}
         self.max_rounds, self.max_turn_tokens = protocol.max_rounds, protocol.max_turn_tokens
-        self.longest = protocol.longest
+        self.longest = protocol.max_dialogue_tokens
 
     def prompts(self, problem: Problem) -> dict[Speaker, TokenIds]:
         """What each speaker is shown before the transcript."""

@@ -176,7 +176,7 @@ class LlmClient:
     def _too_many(self, asks: Sequence[LlmQuery[Any]], share: float) -> TooManyInvalidReplies:
         reasons = Counter(one.reason for one in self._bad).most_common()
         remedy = REMEDIES[reasons[0][0]].format(
-            limit=asks[0].limit, url=self._settings.url, llm=self._settings.STANDS_AT
+            limit=asks[0].limit, url=self._settings.url, llm=self._settings.SECTION_NAME
         )
         first = next(one for one in self._bad if one.reason == reasons[0][0])
         return TooManyInvalidReplies(
@@ -191,7 +191,7 @@ class LlmClient:
         guess = f"about {mean * missing:.4g} more, as these did" if there else "an unknown sum: none is answered yet"
         return CapReached(
             f"the spending cap is reached: {spent:.4g} of {self._settings.cap:.4g} are spent, {there} of {asked} "
-            f"questions are answered, the others would cost {guess}; raise {self._settings.STANDS_AT}.cap and start "
+            f"questions are answered, the others would cost {guess}; raise {self._settings.SECTION_NAME}.cap and start "
             f"the same run again: what is answered is kept"
         )
 

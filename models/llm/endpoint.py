@@ -122,7 +122,7 @@ class ChatEndpoint:
 
     def _final(self, error: EndpointError) -> EndpointError | LlmFailed:
         """What the error comes to. What would meet all requests is kept, and ends them; a pause is kept by all."""
-        settings, pause, here = self._settings, error.retry_after, self._settings.STANDS_AT
+        settings, pause, here = self._settings, error.retry_after, self._settings.SECTION_NAME
         again = "then start the same run again: what is answered is kept"
         match error.kind:
             case Kind.NO_MONEY:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from conf.prompts import ADVICE, Harmony, Prompt, Tags
+from conf.prompts import DEFAULT_INSTRUCTIONS, Harmony, Prompt, Tags
 from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint, CheckpointError
 from models.checkpoints.tokenizer import load_tokenizer
 from models.inference.dialogue_sampler import prompt_ids
@@ -57,7 +57,7 @@ def test_the_bundled_model_is_shown_the_bare_problem():
 
 
 def test_the_advice_follows_the_problem_and_what_one_set_is_told_follows_that(make: Make):
-    advised = make(prompt=Prompt.model_validate(ADVICE))
+    advised = make(prompt=Prompt.model_validate(DEFAULT_INSTRUCTIONS))
     brief = PROBLEM.model_copy(update={"prompt": (*PROBLEM.prompt, InstructionPart(text=" Be brief."))})
     advice = "Please reason step by step, and put your final answer within \\boxed{}."
     assert shown(advised, brief) == f"<|user|>Ann has 12 apples.\n\n{advice} Be brief.<|assistant|><think>"
@@ -71,9 +71,10 @@ def test_thinking_is_opened_once_by_whomever(make: Make):
     assert shown(make(ROLE)).endswith("<|assistant|><think>")
     assert shown(make(ROLE, Prompt(thinking=Harmony()))).endswith("<|assistant|><|channel|>analysis<|message|>")
     for template in (OPENED, ROLE):
-        model = make(template, Prompt.model_validate(ADVICE))
+        model = make(template, Prompt.model_validate(DEFAULT_INSTRUCTIONS))
         role = model.decode(prompt_ids(model, PROBLEM, "You think."))
-        assert role == f"<|system|>You think.<|user|>Ann has 12 apples.\n\n{ADVICE['instruction']}<|assistant|>"
+        instruction = DEFAULT_INSTRUCTIONS["instruction"]
+        assert role == f"<|system|>You think.<|user|>Ann has 12 apples.\n\n{instruction}<|assistant|>"
 
 
 @pytest.mark.parametrize("template", [NO_SYSTEM + ROLE, SILENT_SYSTEM])

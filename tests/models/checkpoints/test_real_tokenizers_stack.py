@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from conf.engine import Engine
-from conf.prompts import ADVICE, Harmony, Prompt
+from conf.prompts import DEFAULT_INSTRUCTIONS, Harmony, Prompt
 from models.checkpoints.checkpoint import Checkpoint, CheckpointError
 from models.checkpoints.tokenizer import SAMPLES, ids_of, is_loaded_wrongly
 from models.inference.vllm_server import VllmServer
@@ -51,7 +51,7 @@ def unpacked(
     (folder / "config.json").write_text(json.dumps({"model_type": kind, **SIZES}))
     (folder / "generation_config.json").write_text(json.dumps(generation or {}))
     write_safetensors(folder / "model.safetensors", {"model.embed_tokens.weight": [202_000, 2]})
-    return Checkpoint.open(folder, prompt=prompt or Prompt.model_validate(ADVICE))
+    return Checkpoint.open(folder, prompt=prompt or Prompt.model_validate(DEFAULT_INSTRUCTIONS))
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_text_comes_back_and_is_saved_so_that_others_read_it_rightly(
     assert [model.decode(model.encode(text)) for text in SAMPLES] == list(SAMPLES)
     prompt = model.prompt_ids(PROBLEM)
     assert model.end_id == model.tokenizer.eos_token_id
-    assert PROBLEM.text + "\n\n" + ADVICE["instruction"] in model.decode(prompt)
+    assert PROBLEM.text + "\n\n" + DEFAULT_INSTRUCTIONS["instruction"] in model.decode(prompt)
     assert prompt.count(model.tokenizer.bos_token_id) == (name != "qwen3")
     model.tokenizer.save_pretrained(tmp_path / "alone")
     again = AutoTokenizer.from_pretrained(tmp_path / "alone")  # what vLLM is given

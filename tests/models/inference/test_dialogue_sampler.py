@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conf.long_short import TAGS as MOST_FOR_TAGS
+from conf.long_short import MAX_TAG_TOKENS as MOST_FOR_TAGS
 from conf.long_short import Protocol
 from conf.sampling import Sampling
 from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
@@ -73,8 +73,8 @@ def test_the_room_of_a_dialogue_holds_the_longest_of_any_tokenizer():
         said = ask if state.dialogue.next_speaker is Speaker.SHORT and not state.dialogue.must_answer else cut
         assert len(said) == PROTOCOL.max_turn_tokens
         state = state.with_turn(TONGUE.decode_turn(state.dialogue, Completion(said, False)))
-    assert len(state.lines) == PROTOCOL.most_turns
-    assert PROTOCOL.most_turns * PROTOCOL.max_turn_tokens < len(state.token_ids) <= PROTOCOL.longest
+    assert len(state.lines) == PROTOCOL.max_turns
+    assert PROTOCOL.max_turns * PROTOCOL.max_turn_tokens < len(state.token_ids) <= PROTOCOL.max_dialogue_tokens
     assert max(len(OPENING[one] + closing) for one in Speaker for closing in CLOSINGS[one]) < MOST_FOR_TAGS
 
 
