@@ -23,7 +23,7 @@ class Rewards(NamedTuple):
     """Unweighted rewards of outcome dialogue."""
 
     correctness: float
-    form: float
+    format: float
     length: float
 
 

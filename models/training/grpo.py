@@ -319,7 +319,7 @@ class RolloutFunction:
         """Keeps the step's figures, and its weights while they are the best. Raises Collapsed."""
         rl, count = self._job.rl, len(told)
         means = {kind: sum(getattr(one, kind) for one in rewards) / count for kind in KINDS}
-        praised = rl.correctness_weight * means["correctness"] + rl.format_weight * means["form"]
+        praised = rl.correctness_weight * means["correctness"] + rl.format_weight * means["format"]
         tokens = sum(one.tokens for one in told) / count
         self.history = [one for one in self.history if one.step < step]
         self.history.append(StepFigures(step=step, tokens=tokens, quality_reward=praised))

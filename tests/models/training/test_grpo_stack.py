@@ -88,7 +88,7 @@ def dialogues(names: list[str], trainer: Any) -> dict[str, Any]:
         "env_mask": [[index % 2 for index, part in enumerate(parts) for _ in part] for parts in ids],
         "logprobs": None,
         "correctness": [float(number % 2) for number, _ in rows],
-        "form": [1.0] * len(rows),
+        "format": [1.0] * len(rows),
         "length": [0.5 - 0.75 * (number % 2) for number, _ in rows],
     }
 
@@ -263,7 +263,7 @@ def test_rewards_are_compared_within_a_problem_and_logged_one_by_one(made: tuple
     share = 0.125 / (0.25 / 2**0.5 + 1e-4)
     assert inputs["advantages"].tolist() == pytest.approx([-share, share] * 2)
     logged = trainer._metrics["train"]
-    assert [logged[f"rewards/{kind}/mean"] for kind in ("correctness", "form", "length")] == [[0.5], [1.0], [0.125]]
+    assert [logged[f"rewards/{kind}/mean"] for kind in ("correctness", "format", "length")] == [[0.5], [1.0], [0.125]]
 
 
 def check(model: Any, folder: Path) -> None:
@@ -388,11 +388,11 @@ def test_a_round_that_was_cut_off_goes_on_as_if_it_had_not_been(tmp_path: Path, 
         folder.mkdir()
         problems(folder)
     url = f"sqlite:///{tmp_path / 'store'}"
-    drawn = played(job(whole, steps=5), url)
+    drawn = played(job(whole, max_steps=5), url)
     told = [json.loads(line) for line in (whole / "progress.jsonl").read_text().splitlines()]
     assert [line["step"] for line in told if "loss" in line] == [1, 2, 3, 4, 5]
     assert sum(line["generated_tokens"] for line in told if "loss" in line) > 0
-    assert {"correctness", "form", "length", "dialogue_tokens", "seconds_sync"} <= told[0].keys()
+    assert {"correctness", "format", "length", "dialogue_tokens", "seconds_sync"} <= told[0].keys()
 
     def die(self: Any, *arguments: Any) -> None:
         note(self, *arguments)
@@ -402,9 +402,9 @@ def test_a_round_that_was_cut_off_goes_on_as_if_it_had_not_been(tmp_path: Path, 
     note = RolloutFunction._log_step
     monkeypatch.setattr(RolloutFunction, "_log_step", die)
     with pytest.raises(KeyboardInterrupt):
-        played(job(cut, steps=5), url)
+        played(job(cut, max_steps=5), url)
     monkeypatch.undo()
-    assert played(job(cut, steps=5), url) == 0  # every dialogue was stored: weights are bit for bit the same
+    assert played(job(cut, max_steps=5), url) == 0  # every dialogue was stored: weights are bit for bit the same
     assert drawn > 0
     again = [json.loads(line) for line in (cut / "progress.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in again if "loss" in line]
@@ -417,20 +417,20 @@ def test_a_round_that_was_cut_off_goes_on_as_if_it_had_not_been(tmp_path: Path, 
 
 
 def test_no_problem_comes_twice_in_a_step_and_all_come_equally_often(tmp_path: Path):
-    order = problem_order(list("abcdefg"), job(tmp_path, steps=9))  # two a step: one of seven waits in each epoch
+    order = problem_order(list("abcdefg"), job(tmp_path, max_steps=9))  # two a step: one of seven waits in each epoch
     steps = [order[at : at + 2] for at in range(0, 18, 2)]
     assert len(steps) == 9
     assert all(len(set(step)) == 2 for step in steps)
     for epoch in (order[:6], order[6:12], order[12:]):
         assert len(set(epoch)) == 6
-    assert order != problem_order(list("abcdefg"), job(tmp_path, steps=9).model_copy(update={"seed": 1}))
+    assert order != problem_order(list("abcdefg"), job(tmp_path, max_steps=9).model_copy(update={"seed": 1}))
     with pytest.raises(TooFewProblems, match="1 problems are left"):
         problem_order(["a"], job(tmp_path))
 
 
 def test_nobody_says_the_same_again_when_a_problem_comes_again(tmp_path: Path):
     problems(tmp_path)
-    played(job(tmp_path, steps=7), f"sqlite:///{tmp_path / 'store'}")
+    played(job(tmp_path, max_steps=7), f"sqlite:///{tmp_path / 'store'}")
     lines = [json.loads(line) for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
     assert [line["reused_completions"] for line in lines if "loss" in line] == [0] * 7
 
@@ -442,10 +442,10 @@ def test_a_model_can_be_reinforced_alone(tmp_path: Path):
         said = f"It is 7.{' Wait.' * (number % 3)}\n</think>\nThe answer is \\boxed{{{number % 2 + 6}}}."
         return Completion(MODEL.encode(said + "<|endoftext|>"), True)
 
-    order = job(tmp_path, steps=1).model_copy(update={"trains": None, "partner": None, "protocol": None})
+    order = job(tmp_path, max_steps=1).model_copy(update={"trains": None, "partner": None, "protocol": None})
     assert played(order, f"sqlite:///{tmp_path / 'store'}", think) == 4
     line = json.loads((tmp_path / "progress.jsonl").read_text().splitlines()[0])
-    assert (line["correctness"], line["form"]) == (0.5, 1.0)
+    assert (line["correctness"], line["format"]) == (0.5, 1.0)
 
 
 class Picky(ScriptedEngine):
@@ -461,7 +461,7 @@ class Picky(ScriptedEngine):
 
 
 def alone(folder: Path, **rl: Any) -> RlJob:
-    return job(folder, steps=1, **rl).model_copy(update={"trains": None, "partner": None, "protocol": None})
+    return job(folder, max_steps=1, **rl).model_copy(update={"trains": None, "partner": None, "protocol": None})
 
 
 def test_of_a_problem_without_dialogues_nothing_is_learnt(tmp_path: Path):
@@ -501,7 +501,7 @@ def test_a_collapse_ends_the_round_and_names_the_best_weights(tmp_path: Path):
             said = "\nIt is 7.\n</think>"
         return Completion(MODEL.encode(said + "<|endoftext|>"), True)
 
-    order = job(tmp_path, steps=9, bounds=CollapseLimits(max_tokens=1.5))
+    order = job(tmp_path, max_steps=9, collapse_limits=CollapseLimits(max_tokens=1.5))
     with pytest.raises(Collapsed, match="collapsed in step 1: dialogues went from") as caught:
         played(order, f"sqlite:///{tmp_path / 'store'}", chatter)
     # Step 1 was as right as step 0, and it is what collapsed.

@@ -108,8 +108,8 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(tmp_path: Path, monk
 
 
 def test_a_training_whose_only_step_has_the_rate_0_is_refused(tmp_path: Path):
-    with pytest.raises(TrainingFailed, match=r"8 rows in batches of 8 are one step.*lower batch"):
-        train(job(tmp_path, pairs(8), warmup=0.1), tmp_path, lambda *_: None)
+    with pytest.raises(TrainingFailed, match=r"8 rows in batches of 8 are one step.*lower global_batch_size"):
+        train(job(tmp_path, pairs(8), warmup_ratio=0.1), tmp_path, lambda *_: None)
 
 
 def test_when_memory_runs_out_the_micro_batch_is_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
