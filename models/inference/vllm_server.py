@@ -104,9 +104,9 @@ class VllmServer:
         """See `Endpoint.is_serving`. Always true: a session starts the server."""
         return True
 
-    def restart(self, given_up: threading.Event) -> None:
+    def restart(self, closed: threading.Event) -> None:
         """Restarts the server with the model it served. Raises ServerFailed."""
-        _ = given_up
+        _ = closed
         model, self._served = self._served, None
         assert model
         self.close()
