@@ -1,10 +1,8 @@
-"""SimPO on rows of token ids, without ever holding the logits of a whole batch.
+"""SimPO on rows of token ids, without materialising the logits of a whole batch.
 
-Knows: TRL's CPO trainer, the model's output head. Must not know: jobs, files, where pairs come from.
-
-TRL computes logits [2B, T, V] for all positions, in float32, and keeps them for the backward pass: 2 · 8,192 · 152,000
-of them are 10 GB for one pair of a 7 B model. Here the head sees the completion's positions only, `CHUNK` at a time,
-and each chunk is computed again on the way back, so the peak is CHUNK · V. The SimPO loss is TRL's own.
+TRL computes float32 logits [2B, T, V] for all positions and keeps them for the backward pass: 2 · 8,192 · 152,000 of
+them take 10 GB for one pair of a 7 B model. Here the output head only processes completion positions, `CHUNK` at a
+time, and recomputes each chunk in the backward pass, so the peak is CHUNK · V. The loss is TRL's own.
 """
 
 from __future__ import annotations
@@ -17,16 +15,16 @@ from torch.utils.checkpoint import checkpoint
 from trl.experimental.cpo import CPOTrainer
 
 CHUNK = 1024
-"""Positions whose logits exist at one time."""
+"""Positions whose logits are in memory at a time."""
 IGNORED = -100
 
 
 class UnknownHead(RuntimeError):
-    """The model's logits are not what its output head gives."""
+    """The model changes its logits after the output head."""
 
 
 class IdsSimPOTrainer(CPOTrainer):
-    """TRL's SimPO on rows that already hold token ids, with chunked log-probs."""
+    """TRL's SimPO on rows of token ids, with chunked log-probs."""
 
     def tokenize_row(self, feature: dict[str, Any], model: Any = None) -> dict[str, Any]:  # noqa: ARG002
         prompt = feature["prompt_ids"]
@@ -42,9 +40,9 @@ class IdsSimPOTrainer(CPOTrainer):
     def concatenated_forward(self, model: nn.Module, batch: dict[str, Any]) -> Any:
         """Mean log-prob per completion token of both sides, each [B], and the chosen side's cross-entropy per token.
 
-        The third and fourth values stand where TRL returns logits, which it uses for two log entries alone. The
-        cross-entropy is a mean over rows of each row's mean, as SimPO's own terms are, so that micro-batches do not
-        change the gradient; TRL takes one mean over all tokens of a micro-batch.
+        The third and fourth values replace TRL's logits, which it only logs. The cross-entropy is the mean over rows of
+        each row's mean, as in SimPO's own terms, so that micro-batches do not change the gradient; TRL takes one mean
+        over all tokens of a micro-batch.
         """
         joined = self.concatenated_inputs(
             batch,
@@ -71,7 +69,7 @@ class IdsSimPOTrainer(CPOTrainer):
 @torch.no_grad()
 def validate_head(model: Any) -> None:
     """Raises UnknownHead for a model that caps or scales its logits after the head: the chunked log-probs would be
-    those of another model."""
+    wrong."""
     head, token_ids = model.get_output_embeddings(), torch.zeros((1, 1), dtype=torch.long, device=model.device)
     logits = model(token_ids).logits
     read = hidden_states(model, head, token_ids, torch.ones_like(token_ids))
@@ -80,25 +78,25 @@ def validate_head(model: Any) -> None:
 
 
 def hidden_states(model: nn.Module, head: nn.Module, token_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """What the output head reads [B, T, H]; the head itself works on one position only."""
-    seen: list[Tensor] = []
+    """Input of the output head [B, T, H]. The head itself runs on one position only."""
+    captured: list[Tensor] = []
 
-    def take(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        seen.append(inputs[0])
+    def capture(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        captured.append(inputs[0])
         return (inputs[0][:, -1:],)
 
-    hook = head.register_forward_pre_hook(take)
+    hook = head.register_forward_pre_hook(capture)
     try:
         model(token_ids, attention_mask=attention_mask, use_cache=False)
     finally:
         hook.remove()
-    return seen[0]
+    return captured[0]
 
 
 def completion_log_probs(hidden: Tensor, head: nn.Module, labels: Tensor, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
-    """Log-prob of each label [B, T−1], 0 where it is ignored, and the mask of those that are not.
+    """Log-prob of each label [B, T−1], 0 where it is ignored, and the mask of labels that are not ignored.
 
-    Position t predicts label t+1. Backward recomputes each chunk's logits.
+    Position t predicts label t+1. The backward pass recomputes each chunk's logits.
     """
     targets, before = labels[:, 1:], hidden[:, :-1]
     mask = targets != IGNORED
