@@ -180,7 +180,7 @@ class EndpointState:
     def _running(self) -> int:
         return sum(request.count for request in self.in_flight)
 
-    def has_room(self, request: InFlightRequest) -> bool:
+    def has_capacity(self, request: InFlightRequest) -> bool:
         """Whether the request fits. One that is larger than all slots runs alone."""
         if not self.is_up or (self._quarantined and request not in self._quarantined[-1]):
             return False
@@ -318,9 +318,11 @@ class Dispatcher:
         """An endpoint with free slots, pinned to the request's affinity key: the pinned one; another if that is down,
         or full while the other is at most half full."""
         own = self._pins.get(request.affinity_key)
-        state = min((state for state in self._states if state.has_room(request)), key=EndpointState.load, default=None)
+        state = min(
+            (state for state in self._states if state.has_capacity(request)), key=EndpointState.load, default=None
+        )
         if own and own.is_up:
-            state = own if own.has_room(request) else state if state and state.load() <= 0.5 else None
+            state = own if own.has_capacity(request) else state if state and state.load() <= 0.5 else None
         if state:
             self._pins[request.affinity_key] = state
             self._pins.move_to_end(request.affinity_key)

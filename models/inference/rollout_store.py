@@ -226,7 +226,7 @@ class RolloutStore:
                 f"{key.hex()}: {count} samples, the last is number {last}"
                 for key, count, last in connection.execute(gaps)
             ]
-            found += [f"{key.hex()}, sample {n}: not whole tokens" for key, n in connection.execute(torn)]
+            found += [f"{key.hex()}, sample {n}: incomplete tokens" for key, n in connection.execute(torn)]
         return found
 
     def delete_unused(self, keep: Sequence[str], before: float) -> int:

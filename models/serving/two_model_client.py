@@ -22,7 +22,7 @@ class BackendDown(ReadableError):
 
 
 class TooLong(ReadableError):
-    """The question leaves no max_prompt_tokens in the context for a dialogue."""
+    """The question leaves no room in the context for a dialogue."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -339,7 +339,8 @@ class RolloutFunction:
         if reason:
             raise Collapsed(
                 f"the training of the {self._job.trains or 'single'} model collapsed in step {step}: {reason}. Its "
-                f"best weights are in {(self._job.work / 'best').read_text()}; lower rl.learning_rate, raise rl.beta, or "
+                f"best weights are in {(self._job.work / 'best').read_text()}; "
+                f"lower rl.learning_rate, raise rl.beta, or "
                 f"widen rl.collapse_limits"
             )
 
@@ -507,7 +508,8 @@ def reinforce(job: RlJob, engines: Sequence[Engine], store: RolloutStore, verifi
 
 
 def problem_order(names: Sequence[str], job: RlJob) -> list[str]:
-    """Problem ids of all steps, as one epoch, since a sampler that shuffles each epoch cannot be resumed in a later one. No problem occurs twice in a step. Raises TooFewProblems."""
+    """Problem ids of all steps, as one epoch, since a sampler that shuffles each epoch cannot be resumed in a
+    later one. No problem occurs twice in a step. Raises TooFewProblems."""
     if len(names) < job.rl.problems_per_step:
         raise TooFewProblems(
             f"{len(names)} problems are left to train on, but each step needs rl.problems_per_step "
