@@ -1,4 +1,4 @@
-"""The chunked SimPO loss is TRL's own, in value and in gradient."""
+"""The chunked SimPO loss equals TRL's, in value and gradient."""
 
 from pathlib import Path
 from typing import Any
@@ -36,46 +36,48 @@ def trainer(folder: Path, cpo_alpha: float) -> Any:
     return IdsSimPOTrainer(model=model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
 
 
-def loss_and_gradients(made: Any) -> tuple[float, dict[str, Any]]:
-    made.model.zero_grad()
-    loss, _ = made.get_batch_loss_metrics(made.model, next(iter(made.get_train_dataloader())))
+def loss_and_gradients(simpo_trainer: Any) -> tuple[float, dict[str, Any]]:
+    simpo_trainer.model.zero_grad()
+    loss, _ = simpo_trainer.get_batch_loss_metrics(
+        simpo_trainer.model, next(iter(simpo_trainer.get_train_dataloader()))
+    )
     loss.backward()
-    return loss.item(), {name: weight.grad.clone() for name, weight in made.model.named_parameters()}
+    return loss.item(), {name: weight.grad.clone() for name, weight in simpo_trainer.model.named_parameters()}
 
 
 def test_loss_and_gradients_equal_trls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    made = trainer(tmp_path, cpo_alpha=0.0)
+    simpo_trainer = trainer(tmp_path, cpo_alpha=0.0)
     torch.manual_seed(0)
-    ours, gradients = loss_and_gradients(made)
+    ours, gradients = loss_and_gradients(simpo_trainer)
     monkeypatch.setattr(IdsSimPOTrainer, "concatenated_forward", CPOTrainer.concatenated_forward)
     torch.manual_seed(0)
-    theirs, expected = loss_and_gradients(made)
+    theirs, expected = loss_and_gradients(simpo_trainer)
     assert ours == pytest.approx(theirs, rel=1e-5)
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-6)
 
 
 def test_micro_batches_do_not_change_the_gradient(tmp_path: Path):
-    made = trainer(tmp_path, cpo_alpha=0.7)
-    whole = next(iter(made.get_train_dataloader()))
-    made.model.zero_grad()
-    made.get_batch_loss_metrics(made.model, whole)[0].backward()
-    expected = {name: weight.grad.clone() for name, weight in made.model.named_parameters()}
-    made.model.zero_grad()
+    simpo_trainer = trainer(tmp_path, cpo_alpha=0.7)
+    full = next(iter(simpo_trainer.get_train_dataloader()))
+    simpo_trainer.model.zero_grad()
+    simpo_trainer.get_batch_loss_metrics(simpo_trainer.model, full)[0].backward()
+    expected = {name: weight.grad.clone() for name, weight in simpo_trainer.model.named_parameters()}
+    simpo_trainer.model.zero_grad()
     for row in range(3):
-        part = {name: value[row : row + 1] for name, value in whole.items() if isinstance(value, torch.Tensor)}
-        (made.get_batch_loss_metrics(made.model, part)[0] / 3).backward()
-    for name, weight in made.model.named_parameters():
+        part = {name: value[row : row + 1] for name, value in full.items() if isinstance(value, torch.Tensor)}
+        (simpo_trainer.get_batch_loss_metrics(simpo_trainer.model, part)[0] / 3).backward()
+    for name, weight in simpo_trainer.model.named_parameters():
         torch.testing.assert_close(weight.grad, expected[name], rtol=1e-3, atol=1e-6)
 
 
-def test_the_size_of_the_chunks_changes_nothing():
+def test_the_chunk_size_does_not_matter():
     torch.manual_seed(0)
     head, hidden = torch.nn.Linear(8, 30, bias=False), torch.randn(2, 11, 8, requires_grad=True)
     labels = torch.randint(0, 30, (2, 11))
     labels[0, :4] = labels[1, 8:] = -100
-    whole, mask = completion_log_probs(hidden, head, labels)
+    full, mask = completion_log_probs(hidden, head, labels)
     small, _ = completion_log_probs(hidden, head, labels, chunk=2)
-    torch.testing.assert_close(small, whole)
+    torch.testing.assert_close(small, full)
     expected = head(hidden[:, :-1]).log_softmax(-1).gather(-1, labels[:, 1:].clamp(min=0)[..., None])[..., 0] * mask
-    torch.testing.assert_close(whole, expected)
+    torch.testing.assert_close(full, expected)
