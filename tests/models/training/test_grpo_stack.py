@@ -122,7 +122,7 @@ def own(inputs: dict[str, Any]) -> torch.Tensor:
 
 
 def by_length(inputs: dict[str, Any]) -> torch.Tensor:
-    """The grpo_job in which dialogues pass through the model."""
+    """The order in which dialogues pass through the model."""
     return inputs["completion_mask"].sum(1).argsort()  # all prompts have the same length
 
 
@@ -140,9 +140,8 @@ def test_only_own_tokens_have_a_gradient(trainer_and_inputs: tuple[Any, dict[str
         output.retain_grad()
         seen.append(output)
 
-    hook = trainer.model.model.norm.register_forward_hook(
-        keep
-    )  # logits are a linear map of its output at each position
+    # Logits are a linear map of this module's output at each position.
+    hook = trainer.model.model.norm.register_forward_hook(keep)
     gradients(trainer, inputs)
     hook.remove()
     (hidden,) = seen
@@ -350,7 +349,7 @@ RNG = random.Random(5)
 
 
 def dialogue_script(model: Checkpoint, request: Request, number: int) -> Completion:
-    """Long proposes a number; Short answers, sometimes after asking resumed."""
+    """Long proposes a number; Short answers, sometimes after asking again."""
     if model.decode(request.prompt_ids).endswith("<think>"):
         text = f"\nIt is {RNG.choice('789')}.{' Wait.' * RNG.randrange(4)}\n</think>"
     else:
