@@ -271,7 +271,7 @@ def test_a_reply_used_twice_in_a_run_is_paid_for_once(chat: Callable[..., Chat],
     assert client.usage.money == pytest.approx(110e-6)
 
 
-def test_like_questions_at_one_time_are_sent_once(chat: Callable[..., Chat], replies: ReplyStore):
+def test_identical_concurrent_queries_are_sent_once(chat: Callable[..., Chat], replies: ReplyStore):
     server = chat(lambda body, number: Answer(GOOD))
     found = llm(server, replies).ask(queries(1) * 8, lambda done, tokens: None)
     assert found == [Grade(level=3, note="easy")] * 8
