@@ -1,6 +1,6 @@
 """Throughput of dialogues during GRPO, compared with the same requests sent at once.
 
-    python -m bench.dialogues LONG SHORT     # two checkpoint folders, such as those in a run's couple.json
+    python -m bench.dialogues LONG SHORT     # two checkpoint folders, such as those in a run's model_pair.json
 
 Two models hold the dialogues of one step (16 problems × 8, as in the tiny preset). All their requests are then known,
 and the same two servers sample them again at once, with as many in flight: the throughput where no request waits for a
