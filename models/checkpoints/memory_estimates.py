@@ -34,7 +34,7 @@ def serving(model: Checkpoint, engine: Engine) -> list[Need]:
         Need(f"weights, served in {engine.dtype}", weights * size, f"{weights:,} parameters × {size}"),
         Need("KV cache of a token", each, "2 × layers × key-value heads × head size × bytes, at most"),
         Need(
-            "KV cache, all sequences at full length",
+            "KV cache, every sequence as long as can be",
             each * engine.max_model_len * engine.max_num_seqs,
             f"{each:,} × engine.max_model_len {engine.max_model_len:,} × engine.max_num_seqs {engine.max_num_seqs}; "
             f"with less, vLLM "
