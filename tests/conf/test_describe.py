@@ -25,7 +25,7 @@ def row(name: str, *assignments: str) -> Setting:
 def test_a_setting_comes_with_type_bounds_default_and_meaning():
     found = row("engine.gpu_memory_utilization")
     assert (found.type, found.bounds, found.default) == ("number", "> 0, < 1", "0.85")
-    assert found.description.startswith("Share of GPU memory")
+    assert found.description.startswith("Fraction of GPU memory")
     assert row("engine.dtype").type == "float32 | bfloat16 | float16"
     assert row("controls.trained").type.startswith("list of shortest-longest | sft")
     assert row("engine.request_timeout").default == "not given"

@@ -41,4 +41,4 @@ def test_a_schema_finds_what_loading_refuses(values: dict[str, Any], paths: list
 def test_an_editor_can_show_what_a_setting_means():
     schema = preset_schema(Dto)
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
-    assert schema["$defs"]["Engine"]["properties"]["dtype"]["description"].startswith("Weights and arithmetic.")
+    assert schema["$defs"]["Engine"]["properties"]["dtype"]["description"].startswith("Data type of weights")
