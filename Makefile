@@ -50,9 +50,9 @@ demo: setup
 # Three seeds with all controls, of each pipeline (DTO: 107 minutes when it was last run, beside other work); writes the
 # tables of docs/results.md, docs/claims-*.svg and docs/outcomes.
 claims: setup
-	@$(BIN)/python -m flows run claims --preset dto --set publish=.
-	@$(BIN)/python -m flows run claims --preset cot-distillation --set publish=.
-	@$(BIN)/python -m flows run claims --preset long-short --set publish=.
+	@$(BIN)/python -m flows run multi-seed --preset dto --set publish_dir=.
+	@$(BIN)/python -m flows run multi-seed --preset cot-distillation --set publish_dir=.
+	@$(BIN)/python -m flows run multi-seed --preset long-short --set publish_dir=.
 
 test: setup check
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest

@@ -1,10 +1,10 @@
-"""How fast dialogues are drawn during reinforcement, beside the rollout engine on the same requests.
+"""Throughput of dialogues during GRPO, compared with the same requests sent at once.
 
-    python -m bench.dialogues LONG SHORT     # two checkpoint folders; such as those of a run's couple.json
+    python -m bench.dialogues LONG SHORT     # two checkpoint folders, such as those in a run's model_pair.json
 
-One step's dialogues (16 problems × 8, as in the tiny preset) are held by two models. Then every request of theirs is
-known, and all are drawn anew by the same two servers at once, with as many in flight: that is what the engine can do
-where nobody waits for what a partner says. Both in turn, several rounds, nothing reused; medians of tokens a second.
+Two models hold the dialogues of one step (16 problems × 8, as in the tiny preset). All their requests are then known,
+and the same two servers sample them again at once, with as many in flight: the throughput where no request waits for a
+partner's turn. Both modes alternate for several rounds without reuse; the result is the median of tokens per second.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SAMPLING = Sampling(samples=1, temperature=1.0, top_p=1.0)
 
 
 class Limited(VllmServer):
-    """Takes fewer requests at once than it could."""
+    """A server with a lower limit of concurrent requests."""
 
     limit = 1
 
@@ -65,14 +65,16 @@ def main(folders: Sequence[str]) -> None:
             plans = [DialogueSampler(codec, codec.prompts(problem), rl.num_generations) for problem in part]
             for server in servers:
                 server.limit = rl.batch
-            talked = timed(servers, models, [plan.job(SAMPLING) for plan in plans], store, Purpose.REINFORCE)
-            asked = [job for plan, problem in zip(plans, part, strict=True) for job in requests(codec, plan, problem)]
-            for server in servers:  # as many in flight as there are dialogues, on both together
+            dialogue_speed = timed(servers, models, [plan.job(SAMPLING) for plan in plans], store, Purpose.REINFORCE)
+            request_jobs = [
+                job for plan, problem in zip(plans, part, strict=True) for job in requests(codec, plan, problem)
+            ]
+            for server in servers:  # as many in flight as there are dialogues, over both servers
                 server.limit = rl.batch // len(servers)
-            drawn = timed(servers, models, asked, store, Purpose.VALUE)
+            request_speed = timed(servers, models, request_jobs, store, Purpose.VALUE)
             if number:  # the first round warms up
-                speeds[0].append(talked)
-                speeds[1].append(drawn)
+                speeds[0].append(dialogue_speed)
+                speeds[1].append(request_speed)
     ratios = [first / second for first, second in zip(*speeds, strict=True)]
     print(f"dialogues: {median(speeds[0]):,.0f} tokens/s; the same requests at once: {median(speeds[1]):,.0f}")
     print(f"ratio, median of {ROUNDS}: {median(ratios):.2f} ({', '.join(f'{ratio:.2f}' for ratio in ratios)})")
@@ -85,7 +87,7 @@ def timed(
     store: RolloutStore,
     purpose: Purpose,
 ) -> float:
-    """Tokens a second."""
+    """Tokens per second."""
     schedulers = [EngineScheduler(server, model) for server, model in zip(servers, models, strict=True)]
     rollouts = RolloutExecutor(store, schedulers, purpose, 0)
     started = time.monotonic()
@@ -94,26 +96,26 @@ def timed(
 
 
 def requests(codec: TurnCodec, plan: DialogueSampler, problem: Problem) -> list[Job]:
-    """All turns that were drawn, none waiting for another: as many samples of each prompt, drawn anew."""
-    prompts, wanted = codec.prompts(problem), Counter[tuple[int, tuple[int, ...]]]()
+    """Requests for all sampled turns, independent of each other: as many samples of each prompt."""
+    prompts, counts = codec.prompts(problem), Counter[tuple[int, tuple[int, ...]]]()
     for state in plan.dialogues:
         before: tuple[int, ...] = ()
-        for line in state.lines:
-            shown = prompts[line.turn.speaker] + before + line.token_ids[: line.opening]
-            wanted[SPEAKERS.index(line.turn.speaker), shown] += 1
-            before += line.token_ids
+        for turn_tokens in state.turns:
+            prompt = prompts[turn_tokens.turn.speaker] + before + turn_tokens.token_ids[: turn_tokens.opening]
+            counts[SPEAKERS.index(turn_tokens.turn.speaker), prompt] += 1
+            before += turn_tokens.token_ids
     sampling = SAMPLING.model_copy(update={"max_tokens": codec.max_turn_tokens})
     return [
         Job(
             FullEstimate(1, count),
-            lambda _, shown=shown: shown,
+            lambda _, prompt=prompt: prompt,
             sampling,
             tuple,
-            len(shown),
+            len(prompt),
             lambda _, scheduler=scheduler: scheduler,
             STOPS,
         )
-        for (scheduler, shown), count in wanted.items()
+        for (scheduler, prompt), count in counts.items()
     ]
 
 

@@ -1,9 +1,9 @@
-"""Whether the rollout engine survives what happens to real servers. Prints what it saw, ends with an error if not.
+"""Fault injection for the rollout engine. Prints what happened; ends with an error if a check fails.
 
-    python -m bench.faults kills      # SIGKILL of a run's whole process group, twenty times
-    python -m bench.faults servers    # two servers elsewhere; one is killed half-way, and later brought back
+    python -m bench.faults kills      # SIGKILL of a run's process group, twenty times
+    python -m bench.faults servers    # two remote servers; one is killed half-way and later restarted
 
-Needs the traces of `bench.rollouts`, and draws them where they are not stored yet.
+Uses the traces of `bench.rollouts`, and samples them if they are not stored yet.
 """
 
 from __future__ import annotations
@@ -39,28 +39,28 @@ from reasoning.sampling_plans import Outcomes, SampleRange
 
 TRACES = 200
 KILLS = 20
-WHILE_STARTING = 4
-"""Kills that come at any moment since the start; the others come when the run is drawing."""
-LONGEST_START, LONGEST_DRAWING = 30.0, 1.2
-"""Seconds after which a kill comes at the latest: since the start, or since something was stored."""
-SEATS = 64
-"""Few, so that the run is long enough to be killed so often while it draws."""
+KILLS_AT_START = 4
+"""Number of kills at any time after the start; the others come while the run is sampling."""
+LATEST_KILL_STARTING, LATEST_KILL_SAMPLING = 30.0, 1.2
+"""Latest time of a kill in seconds, after the start or after the first stored completion."""
+SLOTS = 64
+"""Few slots, so that the run lasts long enough for all kills."""
 
 
 class Logged(EngineScheduler):
-    """Writes down which samples it asks for, before it does."""
+    """Logs the samples of each request before it is sent."""
 
     log: Path
 
-    def send(self, ticket: int, draw: PendingRequest) -> None:
-        first = draw.ask.first + len(draw.completions)
+    def submit(self, ticket: int, pending: PendingRequest) -> None:
+        first = pending.sample_range.first + len(pending.completions)
         with self.log.open("a") as file:
-            file.write(json.dumps([draw.key.hex(), first, draw.missing]) + "\n")
-        super().submit(ticket, draw)
+            file.write(json.dumps([pending.key.hex(), first, pending.missing]) + "\n")
+        super().submit(ticket, pending)
 
 
 def run(url: str, log: Path) -> None:
-    """One run, which may be killed: it says when something is stored, and its crossings at the end."""
+    """One run, which may be killed. Prints a line for each commit, and its crossings at the end."""
 
     def progress(_: int, tokens: int) -> None:
         if tokens:
@@ -68,8 +68,8 @@ def run(url: str, log: Path) -> None:
 
     model = Checkpoint.open(TINY_MODEL)
     with tempfile.TemporaryDirectory() as folder:
-        server = Recording(Engine(max_num_seqs=SEATS), Path(folder) / "vllm.log")
-        server.asked = []
+        server = Recording(Engine(max_num_seqs=SLOTS), Path(folder) / "vllm.log")
+        server.recorded = []
         try:
             start(server, model)
             question = crossing(server, model)
@@ -88,7 +88,7 @@ def crossing(server: Recording, model: Checkpoint) -> Question:
 
 
 def stored(url: str, question: Question) -> dict[str, list[Completion]]:
-    """All samples of all prefixes, by their key."""
+    """All stored samples of all prefixes, by key."""
     keys = [key_of(question, prompt) for prompt in question.prompts()]
     return {key.hex(): held for key, held in RolloutStore(url).find(keys).items()}
 
@@ -98,12 +98,14 @@ def key_of(question: Question, prompt: tuple[int, ...]) -> bytes:
 
 
 def replayed(question: Question, samples: dict[str, list[Completion]]) -> list[int | None]:
-    """The crossings that stored samples give."""
+    """The crossings that follow from stored samples."""
 
-    def outcomes(case: Case, ask: SampleRange) -> Outcomes:
-        group = samples[key_of(question, question.prompt(case, ask.prefix)).hex()][ask.first : ask.first + ask.count]
-        assert len(group) == ask.count, "a sample that decided is not stored"
-        return question.judge(case, [completion.token_ids for completion in group])
+    def outcomes(case: Case, sample_range: SampleRange) -> Outcomes:
+        group = samples[key_of(question, question.prompt(case, sample_range.prefix)).hex()][
+            sample_range.first : sample_range.first + sample_range.count
+        ]
+        assert len(group) == sample_range.count, "a sample that a decision used is not stored"
+        return question.score(case, [completion.token_ids for completion in group])
 
     plans = [question.plan(len(case.ends)) for case in question.cases]
     for case, plan in zip(question.cases, plans, strict=True):
@@ -112,51 +114,52 @@ def replayed(question: Question, samples: dict[str, list[Completion]]) -> list[i
 
 
 def kills() -> None:
-    model, luck = Checkpoint.open(TINY_MODEL), random.Random(20)
+    model, rng = Checkpoint.open(TINY_MODEL), random.Random(20)
     with tempfile.TemporaryDirectory() as folder:
         url, log = f"sqlite:///{folder}/store", Path(folder) / "log"
         log.touch()
         server = Recording(Engine(), Path(folder) / "vllm.log")
         question = crossing(server, model)
         server.close()
-        before, read, said = stored(url, question), 0, ""
+        before, read, last_line = stored(url, question), 0, ""
         for number in range(KILLS + 1):
-            delay = None if number == KILLS else luck.uniform(0, 1)
-            said = killed(url, log, delay, number < WHILE_STARTING)
-            asked = [json.loads(line) for line in log.read_text().splitlines()]
-            again = sum(first < len(before[key]) for key, first, _ in asked[read:])
+            delay = None if number == KILLS else rng.uniform(0, 1)
+            last_line = killed(url, log, delay, number < KILLS_AT_START)
+            requests = [json.loads(line) for line in log.read_text().splitlines()]
+            again = sum(first < len(before[key]) for key, first, _ in requests[read:])
             after = stored(url, question)
             changed = sum(after[key][: len(group)] != group for key, group in before.items())
             new = sum(map(len, after.values())) - sum(map(len, before.values()))
-            sent = sum(count for _, _, count in asked[read:])
-            print(f"{number}: sent {sent}, stored {new}, drawn again {again}, changed {changed}", flush=True)
+            sent = sum(count for _, _, count in requests[read:])
+            print(f"{number}: sent {sent}, stored {new}, sampled again {again}, changed {changed}", flush=True)
             assert not again
             assert not changed
             assert delay is not None or sent == new, "an uninterrupted run lost something"
-            before, read = after, len(asked)
-        assert json.loads(said) == replayed(question, before)
-        print(f"{len(question.cases)} decisions are those that {sum(map(len, before.values()))} stored samples give")
+            before, read = after, len(requests)
+        assert json.loads(last_line) == replayed(question, before)
+        print(f"{len(question.cases)} decisions follow from the {sum(map(len, before.values()))} stored samples")
 
 
-def killed(url: str, log: Path, delay: float | None, while_starting: bool) -> str:
-    """A run that is killed after `delay`, a share of the longest; None: not at all. Returns its last line."""
+def killed(url: str, log: Path, delay: float | None, at_start: bool) -> str:
+    """Runs a process and kills it after `delay`, a fraction of the latest time; None: no kill. Returns its last
+    line."""
     command = [sys.executable, "-m", "bench.faults", "run", url, str(log)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stdout
         if delay is not None:
-            if while_starting:
-                time.sleep(delay * LONGEST_START)
+            if at_start:
+                time.sleep(delay * LATEST_KILL_STARTING)
             else:
                 assert process.stdout.readline().startswith("stored")
-                time.sleep(delay * LONGEST_DRAWING)
+                time.sleep(delay * LATEST_KILL_SAMPLING)
             os.killpg(process.pid, signal.SIGKILL)
         *_, last = ["", *process.stdout.read().splitlines()]
-    assert process.returncode == (0 if delay is None else -signal.SIGKILL), "it ended before it could be killed"
+    assert process.returncode == (0 if delay is None else -signal.SIGKILL), "it ended before it was killed"
     return last
 
 
 def served(model: Checkpoint, port: int, log: Path) -> GuardedProcess:
-    """A server as its owner would start it, under the model's fingerprint."""
+    """Starts a server as its owner would, under the model's fingerprint."""
     command = [
         sys.executable,
         "-m",
@@ -169,7 +172,7 @@ def served(model: Checkpoint, port: int, log: Path) -> GuardedProcess:
         str(port),
         "--enable-prefix-caching",
         "--max-num-seqs",
-        str(SEATS),
+        str(SLOTS),
         "--dtype",
         "float32",
         "--max-model-len",
@@ -195,12 +198,12 @@ def free_ports(count: int) -> list[int]:
 def wait_for(ports: Sequence[int]) -> None:
     deadline = time.monotonic() + 300
     for port in ports:
-        while not is_well(port):
-            assert time.monotonic() < deadline, f"the server on port {port} does not get ready"
+        while not is_healthy(port):
+            assert time.monotonic() < deadline, f"the server on port {port} did not start"
             time.sleep(0.5)
 
 
-def is_well(port: int) -> bool:
+def is_healthy(port: int) -> bool:
     try:
         return httpx.get(f"http://127.0.0.1:{port}/health", timeout=2).is_success
     except httpx.HTTPError:
@@ -224,34 +227,37 @@ def servers() -> None:
             stack.callback(process.end)
         wait_for(ports)
         engine = RemoteServers(
-            Engine(endpoints=tuple(f"http://127.0.0.1:{port}" for port in ports), max_num_seqs=SEATS)
+            Engine(endpoints=tuple(f"http://127.0.0.1:{port}" for port in ports), max_num_seqs=SLOTS)
         )
         plans = [question.plan(len(case.ends)) for case in question.cases]
         jobs = [question.job(case, plan) for case, plan in zip(question.cases, plans, strict=True)]
         url = f"sqlite:///{folder / 'store'}"
-        closed, begun = 0, time.monotonic()
+        closed, started = 0, time.monotonic()
 
-        def note(what: str) -> None:
-            told = ", ".join(str(finished_by(port)) if is_well(port) else "gone" for port in ports)
-            print(f"{time.monotonic() - begun:6.1f} s: {what}; {closed} closed; finished by each: {told}", flush=True)
+        def log_state(what: str) -> None:
+            finished = ", ".join(str(finished_by(port)) if is_healthy(port) else "down" for port in ports)
+            print(
+                f"{time.monotonic() - started:6.1f} s: {what}; {closed} closed; finished by each: {finished}",
+                flush=True,
+            )
 
         def bring_back() -> None:
             stack.callback(served(model, ports[0], folder / "again.log").end)
             wait_for(ports[:1])
-            note("the first server is back")
+            log_state("the first server is back")
 
         helper = threading.Thread(target=bring_back)
         for job in RolloutExecutor(RolloutStore(url), [EngineScheduler(engine, model)], Purpose.PROBE, 0).run(jobs):
             assert not job.refused, job.refused
             closed += 1
             if closed == len(jobs) // 4:
-                note("the first server is killed")
+                log_state("the first server is killed")
                 os.killpg(both[0].pid, signal.SIGKILL)
                 helper.start()
         helper.join()
-        note("all closed")
+        log_state("all closed")
         assert [plan.crossing for plan in plans] == replayed(question, stored(url, question))
-        print("decisions are those that the stored samples give")
+        print("decisions follow from the stored samples")
 
 
 if __name__ == "__main__":

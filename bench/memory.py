@@ -1,8 +1,8 @@
-"""Memory of the rollout engine: the most that its process held, for 1,000 traces and for 10,000.
+"""Peak memory of the rollout engine's process with 1,000 traces and with 10,000.
 
-    python -m bench.memory                    # to bench/results/memory.json
+    python -m bench.memory                    # writes bench/results/memory.json
 
-With the scripted engine and traces that are made as they are taken up, so that what grows is the engine's own.
+Uses the scripted engine and traces that are generated on demand, so that only the engine's own memory grows.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ def jobs(traces: int) -> Iterator[Job]:
 
 
 def right_late(_: Checkpoint, request: Request, number: int) -> Completion:
-    """More often right the longer the prefix."""
+    """Longer prefixes are right more often."""
     return Completion((int(number % PREFIXES < len(request.prompt_ids) // TOKENS - 3), 2), True)
 
 
 def run(traces: int) -> int:
-    """The process's largest resident set, KiB."""
+    """Peak resident set size of the process, KiB."""
     with tempfile.TemporaryDirectory() as folder:
         store = RolloutStore(f"sqlite:///{folder}/store.sqlite")
         rollouts = RolloutExecutor(

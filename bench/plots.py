@@ -1,4 +1,4 @@
-"""The rollout benchmark as a picture: docs/rollouts.svg, from bench/results/rollouts.json."""
+"""Plots the rollout benchmark: docs/rollouts.svg, from bench/results/rollouts.json."""
 
 from __future__ import annotations
 

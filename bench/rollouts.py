@@ -1,15 +1,15 @@
-"""The rollout engine against doing it plainly, on one vLLM server in one run, and against the floor.
+"""The rollout engine compared with simpler baselines on one vLLM server, and with the lower bound.
 
     python -m bench.rollouts          # 5 rounds, medians, to bench/results/rollouts.json and docs/rollouts.svg
 
-Traces: right ones of the bundled model, lengthened to 16 segments and more by joining re-checks that other samples of
-the same problem went through, so that they cross late. Three questions: where they cross; the same with a right answer
-that none of them reaches, so that they never cross; and the value of every prefix, from rollouts that go on thinking.
+Traces: right traces of the bundled model, lengthened to at least 16 segments with re-checks from other samples of the
+same problem, so that they cross late. Three questions: where they cross; the same with an answer that no trace reaches,
+so that they never cross; and the value of every prefix, from rollouts that continue the thinking.
 
-- naive: every prefix × k, each rollout a request of its own that shares nothing (a `cache_salt` each)
-- naive_cached: every prefix × k, k rollouts a request, in order, the prefix cache on
+- naive: every prefix × k, one request per rollout without prefix caching (a `cache_salt` each)
+- naive_cached: every prefix × k, k rollouts per request, in order, with prefix caching
 - ours: the rollout engine
-- raw: the requests that ours made, given to the server all at once
+- raw: the requests of ours, sent to the server all at once
 """
 
 from __future__ import annotations
@@ -60,18 +60,18 @@ from tasks.steps.problems import story_problem
 
 RESULT = Path(__file__).parent / "results" / "rollouts.json"
 STORE = "sqlite:///runs/bench.sqlite"
-"""Keeps the traces that the benchmark is made of; the rollouts that it measures are never kept."""
+"""Stores the benchmark's traces; the measured rollouts are never stored."""
 MODES = ("naive", "naive_cached", "ours", "raw")
 SEGMENTS = 16
 PROBING = Probing()
 THOUGHTS = Sampling(samples=5, max_tokens=256)
-"""Rollouts that go on thinking, as many a prefix as the Long⊗Short paper draws."""
+"""Rollouts that continue the thinking; samples per prefix as in the Long⊗Short paper."""
 NEVER = "-1"
 """An answer that no story has."""
 
 
 class Case(NamedTuple):
-    """One trace: its prompt, the token ends of its segments, and the answer that is taken for right."""
+    """One trace: its prompt, its token ids, the end of each segment in tokens, and the answer that counts as right."""
 
     prompt: tuple[int, ...]
     ids: tuple[int, ...]
@@ -80,16 +80,16 @@ class Case(NamedTuple):
 
 
 class Question(NamedTuple):
-    """What is asked of each case's prefixes."""
+    """What to measure for the prefixes of each case."""
 
     cases: Sequence[Case]
     opening: tuple[int, ...]
-    """Tokens that open a prefix's rollouts."""
+    """Tokens appended to a prefix to open its rollouts."""
     sampling: Sampling
     plan: Callable[[int], Any]
-    """From a number of prefixes."""
+    """From the number of prefixes to a sampling plan."""
     answer: Callable[[str], str | None]
-    """A rollout's, from its text."""
+    """From a rollout's text to its answer."""
     model: Checkpoint
 
     def prompt(self, case: Case, index: int) -> tuple[int, ...]:
@@ -98,31 +98,31 @@ class Question(NamedTuple):
     def prompts(self) -> list[tuple[int, ...]]:
         return [self.prompt(case, index) for case in self.cases for index in range(len(case.ends))]
 
-    def judge(self, case: Case, tokens: Sequence[Sequence[int]]) -> list[bool]:
+    def score(self, case: Case, tokens: Sequence[Sequence[int]]) -> list[bool]:
         gold = plain_number(case.answer)
         answers = [self.answer(self.model.decode(tuple(ids))) for ids in tokens]
         return [answer is not None and plain_number(answer) == gold for answer in answers]
 
     def job(self, case: Case, plan: SamplingPlan) -> Job:
         def outcomes(completions: Sequence[Completion]) -> Outcomes:
-            return self.judge(case, [completion.token_ids for completion in completions])
+            return self.score(case, [completion.token_ids for completion in completions])
 
-        room = len(case.prompt) + len(case.ids) + len(self.opening)
-        return Job(plan, lambda index: self.prompt(case, index), self.sampling, outcomes, room)
+        prompt_tokens = len(case.prompt) + len(case.ids) + len(self.opening)
+        return Job(plan, lambda index: self.prompt(case, index), self.sampling, outcomes, prompt_tokens)
 
 
 class Recording(VllmServer):
-    """Keeps what was asked of it."""
+    """A server that records its requests."""
 
-    asked: list[Request]
+    recorded: list[Request]
 
     def session(self, model: Checkpoint, deliver: Deliver) -> Any:
-        return _Recorder(super().session(model, deliver), self.asked)
+        return _Recorder(super().session(model, deliver), self.recorded)
 
 
 class _Recorder:
-    def __init__(self, session: Any, asked: list[Request]):
-        self._manager, self._asked = session, asked
+    def __init__(self, session: Any, recorded: list[Request]):
+        self._manager, self._recorded = session, recorded
 
     def __enter__(self) -> Session:
         self._session = self._manager.__enter__()
@@ -132,7 +132,7 @@ class _Recorder:
         return self._manager.__exit__(*error)
 
     def submit(self, ticket: int, request: Request, affinity_key: int) -> None:
-        self._asked.append(request)
+        self._recorded.append(request)
         self._session.submit(ticket, request, affinity_key)
 
 
@@ -142,20 +142,20 @@ def lengthened(server: VllmServer, model: Checkpoint, count: int) -> list[Case]:
     problems = [story_problem(story, Split.HELDOUT, 0, index) for index, story in enumerate(stories)]
     prompts = [model.prompt_ids(problem) for problem in problems]
     sampler = RolloutExecutor(RolloutStore(STORE), [EngineScheduler(server, model)], Purpose.TRAIN, 0)
-    drawn = sampler.sample([Request(prompt, Sampling(samples=8), 8) for prompt in prompts])
+    completions_by_prompt = sampler.sample([Request(prompt, Sampling(samples=8), 8) for prompt in prompts])
     found = []
-    for problem, prompt, completions in zip(problems, prompts, drawn, strict=True):
+    for problem, prompt, completions in zip(problems, prompts, completions_by_prompt, strict=True):
         assert not isinstance(completions, Refused), completions
         texts = [model.decode(completion.token_ids) for completion in completions if completion.finished]
-        segments = joined(texts, problem.answer)
+        segments = lengthened_segments(texts, problem.answer)
         if len(segments) >= SEGMENTS:
             ids = model.encode("".join(segments))
             found.append(Case(prompt, ids, tuple(token_ends(segments, model.token_texts(ids))), problem.answer))
     return sorted(found, key=lambda case: len(case.ids))[:count]
 
 
-def joined(texts: Sequence[str], answer: str) -> list[str]:
-    """Segments of the thinking of wrong traces, until they are enough, and then of the shortest right one."""
+def lengthened_segments(texts: Sequence[str], answer: str) -> list[str]:
+    """Segments of wrong traces' thinking, as many as needed, followed by those of the shortest right one."""
 
     def segments(text: str) -> list[str]:
         how = Segmentation()
@@ -173,7 +173,7 @@ def joined(texts: Sequence[str], answer: str) -> list[str]:
 
 
 def ours(server: Recording, question: Question, seed: int) -> dict[str, Any]:
-    server.asked = []
+    server.recorded = []
     plans = [question.plan(len(case.ends)) for case in question.cases]
     jobs = [question.job(case, plan) for case, plan in zip(question.cases, plans, strict=True)]
     rollouts = RolloutExecutor(
@@ -194,13 +194,13 @@ def ours(server: Recording, question: Question, seed: int) -> dict[str, Any]:
 
 
 def floor(server: Recording, question: Question, plans: Sequence[Any], generated: int) -> dict[str, float]:
-    """The least for the answers that were found: tokens of the samples that decided; each trace computed once up to its
-    longest prefix asked about, and per rollout one block of the cache and what opens it."""
+    """Lower bound for the same results: tokens of the samples that decided; each trace computed once up to its longest
+    tested prefix, and per rollout one KV-cache block and the opening."""
     slack = server.block + len(question.opening)
     if isinstance(plans[0], FullEstimate):
-        rollouts = sum(request.count for request in server.asked)
-        whole = sum(len(case.prompt) + case.ends[-1] for case in question.cases)
-        return {"generated_tokens": generated, "prefill_tokens": whole + rollouts * slack}
+        rollouts = sum(request.count for request in server.recorded)
+        prompt_tokens = sum(len(case.prompt) + case.ends[-1] for case in question.cases)
+        return {"generated_tokens": generated, "prefill_tokens": prompt_tokens + rollouts * slack}
     total = CostBounds()
     for case, plan in zip(question.cases, plans, strict=True):
         lengths = [len(case.prompt) + end for end in case.ends]
@@ -209,11 +209,11 @@ def floor(server: Recording, question: Question, plans: Sequence[Any], generated
     return {"generated_tokens": needed, "prefill_tokens": total.prefill_floor}
 
 
-async def flood(url: str, bodies: Sequence[dict[str, Any]], seats: int) -> list[dict[str, Any]]:
-    """All replies; at most `seats` completions in flight."""
-    room = asyncio.Semaphore(seats)
-    connector, patience = aiohttp.TCPConnector(limit=seats), aiohttp.ClientTimeout(total=3600)
-    async with aiohttp.ClientSession(connector=connector, timeout=patience) as client:
+async def post_all(url: str, bodies: Sequence[dict[str, Any]], slots: int) -> list[dict[str, Any]]:
+    """All replies, with at most `slots` completions in flight."""
+    free_slots = asyncio.Semaphore(slots)
+    connector, timeout = aiohttp.TCPConnector(limit=slots), aiohttp.ClientTimeout(total=3600)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as client:
 
         async def one(body: dict[str, Any]) -> dict[str, Any]:
             try:
@@ -222,19 +222,19 @@ async def flood(url: str, bodies: Sequence[dict[str, Any]], seats: int) -> list[
                     return await reply.json()
             finally:
                 for _ in range(body["n"]):
-                    room.release()
+                    free_slots.release()
 
         tasks = []
         for body in bodies:
             for _ in range(body["n"]):
-                await room.acquire()
+                await free_slots.acquire()
             tasks.append(asyncio.create_task(one(body)))
         return await asyncio.gather(*tasks)
 
 
-def plainly(server: VllmServer, bodies: Sequence[dict[str, Any]], seats: int) -> dict[str, Any]:
+def send_all(server: VllmServer, bodies: Sequence[dict[str, Any]], slots: int) -> dict[str, Any]:
     started = time.monotonic()
-    replies = asyncio.run(flood(server.url, bodies, seats))
+    replies = asyncio.run(post_all(server.url, bodies, slots))
     seconds = time.monotonic() - started
     tokens = [[choice["token_ids"] for choice in sorted(r["choices"], key=lambda c: c["index"])] for r in replies]
     return {"seconds": seconds, "generated_tokens": sum(len(t) for group in tokens for t in group), "tokens": tokens}
@@ -257,7 +257,7 @@ def measure(server: Recording, question: Question, seed: int) -> dict[str, Any]:
     """One round of all modes."""
     sampling, prompts = question.sampling, question.prompts()
     result: dict[str, Any] = {mode: run_mode(server, question, mode, seed) for mode in MODES}
-    # A salted prompt is computed whole, whatever the server's counters say of it.
+    # A salted prompt is computed in full, whatever the server's counters say.
     result["naive"]["prefill_tokens"] = sampling.samples * sum(map(len, prompts))
     result["decisions_equal"] = replayed(question, result["naive_cached"]["tokens"])
     for mode in MODES:
@@ -266,20 +266,20 @@ def measure(server: Recording, question: Question, seed: int) -> dict[str, Any]:
 
 
 def run_mode(server: Recording, question: Question, mode: str, seed: int) -> dict[str, Any]:
-    """From an empty prefix cache."""
+    """Runs one mode, starting with an empty prefix cache."""
     httpx.post(f"{server.url}/reset_prefix_cache").raise_for_status()
     before = server.computed_prompt_tokens
     if mode == "ours":
         found = ours(server, question, seed)
     else:
-        asked = bodies(mode, question.prompts(), question.sampling, server.asked, seed)
-        seats = sum(body["n"] for body in asked) if mode == "raw" else server.max_concurrency
-        found = plainly(server, asked, seats)
+        requests = bodies(mode, question.prompts(), question.sampling, server.recorded, seed)
+        slots = sum(body["n"] for body in requests) if mode == "raw" else server.max_concurrency
+        found = send_all(server, requests, slots)
     return found | {"prefill_tokens": server.computed_prompt_tokens - before}
 
 
 def bodies(
-    mode: str, prompts: Sequence[tuple[int, ...]], sampling: Sampling, asked: Sequence[Request], seed: int
+    mode: str, prompts: Sequence[tuple[int, ...]], sampling: Sampling, recorded: Sequence[Request], seed: int
 ) -> list[dict[str, Any]]:
     if mode == "naive":
         return [
@@ -289,18 +289,18 @@ def bodies(
         ]
     if mode == "naive_cached":
         return [body_of(prompt, sampling, sampling.samples) for prompt in prompts]
-    return [body_of(request.prompt_ids, sampling, request.count) for request in asked]
+    return [body_of(request.prompt_ids, sampling, request.count) for request in recorded]
 
 
 def replayed(question: Question, tokens: Sequence[Sequence[Sequence[int]]]) -> bool | None:
-    """Whether plans decide on the k samples of every prefix as counting all of them does; None for values."""
+    """Whether plans, given the k samples of every prefix, decide as counting all of them does; None for values."""
     groups, total = iter(tokens), question.sampling.samples
     for case in question.cases:
-        rows = [question.judge(case, next(groups)) for _ in case.ends]
+        rows = [question.score(case, next(groups)) for _ in case.ends]
         plan = question.plan(len(rows))
         if not isinstance(plan, EarliestCrossing):
             return None
-        play(plan, lambda ask, rows=rows: rows[ask.prefix][ask.first : ask.first + ask.count])
+        play(plan, lambda part, rows=rows: rows[part.prefix][part.first : part.first + part.count])
         needed = min_successes(total, PROBING.threshold)
         if plan.crossing != next((i for i, row in enumerate(rows) if count_right(row) >= needed), None):
             return False
@@ -308,33 +308,33 @@ def replayed(question: Question, tokens: Sequence[Sequence[Sequence[int]]]) -> b
 
 
 def play(plan: SamplingPlan, outcomes_of: Callable[[SampleRange], Outcomes]) -> None:
-    """Closes a plan on samples that are there already."""
-    while asks := plan.next_ranges():
-        for ask in asks:
-            plan.add(ask, outcomes_of(ask))
+    """Runs a plan on existing samples."""
+    while sample_ranges := plan.next_ranges():
+        for sample_range in sample_ranges:
+            plan.add(sample_range, outcomes_of(sample_range))
 
 
 def figures(question: Question, rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Medians over rounds."""
 
-    def middle(name: str, of: Callable[[dict[str, Any]], dict[str, Any]]) -> float:
+    def median_of(name: str, of: Callable[[dict[str, Any]], dict[str, Any]]) -> float:
         return median(of(one)[name] for one in rounds)
 
     found: dict[str, Any] = {
         mode: {
-            name: middle(name, lambda one, mode=mode: one[mode])
+            name: median_of(name, lambda one, mode=mode: one[mode])
             for name in ("generated_tokens", "prefill_tokens", "seconds")
         }
         for mode in MODES
     }
     return found | {
         "floor": {
-            name: middle(name, lambda one: one["ours"]["floor"]) for name in ("generated_tokens", "prefill_tokens")
+            name: median_of(name, lambda one: one["ours"]["floor"]) for name in ("generated_tokens", "prefill_tokens")
         },
         "decisions_equal": None if rounds[0]["decisions_equal"] is None else all(r["decisions_equal"] for r in rounds),
-        "engine_idle_share": middle("idle_share", lambda one: one["ours"]),
-        "engine_tail_share": middle("tail_share", lambda one: one["ours"]),
-        "prefill_tokens_by_our_ledger": middle("prefill_by_ledger", lambda one: one["ours"]),
+        "engine_idle_share": median_of("idle_share", lambda one: one["ours"]),
+        "engine_tail_share": median_of("tail_share", lambda one: one["ours"]),
+        "prefill_tokens_by_our_ledger": median_of("prefill_by_ledger", lambda one: one["ours"]),
         "ratios": {
             "speed_to_raw": median(one["raw"]["seconds"] / one["ours"]["seconds"] for one in rounds),
             "naive_cached_to_ours": median(one["naive_cached"]["seconds"] / one["ours"]["seconds"] for one in rounds),
@@ -355,8 +355,8 @@ def questions(server: Recording, model: Checkpoint, traces: int, fewer: int) -> 
     def scan(prefixes: int) -> EarliestCrossing:
         return EarliestCrossing(prefixes, probes.samples, PROBING.threshold)
 
-    def crossing(asked: Sequence[Case]) -> Question:
-        return Question(asked, model.encode(PROBING.exit_text), probes, scan, until_closing_brace, model)
+    def crossing(chosen: Sequence[Case]) -> Question:
+        return Question(chosen, model.encode(PROBING.exit_text), probes, scan, until_closing_brace, model)
 
     def values(prefixes: int) -> FullEstimate:
         return FullEstimate(prefixes, THOUGHTS.samples)
@@ -379,20 +379,20 @@ def main() -> None:
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         server = Recording(Engine(), Path(folder) / "vllm.log")
-        server.asked = []
+        server.recorded = []
         try:
             start(server, model)
-            asked = questions(server, model, options.traces, max(2, options.traces // 5))
+            all_questions = questions(server, model, options.traces, max(2, options.traces // 5))
             if options.speed:
-                print_speed(server, asked["crossing"], options.rounds)
+                print_speed(server, all_questions["crossing"], options.rounds)
                 return
-            for name, question in asked.items():
+            for name, question in all_questions.items():
                 print(f"{name}: {len(question.cases)} traces", flush=True)
                 rounds = []
                 for seed in range(options.rounds):
                     rounds.append(measure(server, question, seed))
-                    told = ", ".join(f"{mode} {rounds[-1][mode]['seconds']:.1f} s" for mode in MODES)
-                    print(f"  round {seed}: {told}", flush=True)
+                    seconds = ", ".join(f"{mode} {rounds[-1][mode]['seconds']:.1f} s" for mode in MODES)
+                    print(f"  round {seed}: {seconds}", flush=True)
                 found[name] = figures(question, rounds)
         finally:
             server.close()
@@ -416,7 +416,7 @@ def print_speed(server: Recording, question: Question, rounds: int) -> None:
 
 
 def start(server: VllmServer, model: Checkpoint) -> None:
-    """Has the server started before anything is measured, even where all traces are stored already."""
+    """Starts the server before the measurement, even if all traces are stored."""
     request = Request(model.encode("Ann"), Sampling(samples=1, max_tokens=1), 1)
     RolloutExecutor(RolloutStore("sqlite://"), [EngineScheduler(server, model)], Purpose.TRAIN, 0).sample([request])
 

@@ -1,10 +1,10 @@
-"""Peak memory of one SimPO step on a pair of 8,192 tokens a side: ours against TRL's plain loss.
+"""Peak memory of one SimPO step on a pair of 8,192 tokens per side: the chunked loss against TRL's.
 
     python -m bench.simpo_memory          # 5 rounds each, medians, to bench/results/simpo_memory.json
 
-Once on the tiny model as it is, whose vocabulary of 640 makes logits small, and once with its vocabulary enlarged to
-32,768 (real models have up to 150,000). Each step runs in a process of its own; what is reported is its peak resident
-memory less that after loading the model.
+Measured on the tiny model, whose vocabulary of 640 makes logits small, and on a copy with a vocabulary of 32,768 (real
+models have up to 150,000). Each step runs in its own process; the result is its peak resident memory minus that after
+loading the model.
 """
 
 from __future__ import annotations
@@ -55,15 +55,15 @@ def step(which: str, vocabulary: int) -> dict[str, float]:
         ids = torch.randint(20, 600, (2, LENGTH - 3)).tolist()
         rows = Dataset.from_list([{"prompt_ids": [5, 6, 7], "chosen_ids": ids[0], "rejected_ids": ids[1]}])
         tokenizer = AutoTokenizer.from_pretrained(TINY_MODEL)
-        made = IdsSimPOTrainer(model=model, args=config, train_dataset=rows, processing_class=tokenizer)
+        simpo_trainer = IdsSimPOTrainer(model=model, args=config, train_dataset=rows, processing_class=tokenizer)
         model.gradient_checkpointing_enable()
         model.train()
-        batch = next(iter(made.get_train_dataloader()))
+        batch = next(iter(simpo_trainer.get_train_dataloader()))
         if which == "trl":
             IdsSimPOTrainer.concatenated_forward = CPOTrainer.concatenated_forward
             IdsSimPOTrainer.get_batch_loss_metrics = CPOTrainer.get_batch_loss_metrics
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        loss, _ = made.get_batch_loss_metrics(model, batch)
+        loss, _ = simpo_trainer.get_batch_loss_metrics(model, batch)
         loss.backward()
     return {"mib": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, "loss": loss.item()}
 
@@ -71,10 +71,12 @@ def step(which: str, vocabulary: int) -> dict[str, float]:
 def measure(vocabulary: int) -> dict[str, dict[str, float]]:
     rounds: dict[str, list[dict[str, float]]] = {"trl": [], "ours": []}
     for _ in range(ROUNDS):
-        for which, taken in rounds.items():
+        for which, results in rounds.items():
             command = [sys.executable, "-m", "bench.simpo_memory", which, str(vocabulary)]
-            taken.append(json.loads(subprocess.check_output(command, text=True).splitlines()[-1]))
-    return {name: {"mib": median(r["mib"] for r in taken), "loss": taken[0]["loss"]} for name, taken in rounds.items()}
+            results.append(json.loads(subprocess.check_output(command, text=True).splitlines()[-1]))
+    return {
+        name: {"mib": median(r["mib"] for r in results), "loss": results[0]["loss"]} for name, results in rounds.items()
+    }
 
 
 def main() -> None:

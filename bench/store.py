@@ -1,9 +1,9 @@
-"""The rollout store: completions in and looked up, a second.
+"""Throughput of the rollout store: completions written and looked up per second.
 
-    python -m bench.store                     # 1 M completions, SQLite and a PostgreSQL server of its own
+    python -m bench.store                     # 1 M completions, on SQLite and on a PostgreSQL server of its own
 
-Eight completions a key, twelve token ids each, committed 96 at a time (what a commit of the rollout engine holds when
-an engine's replies come fast) and looked up 500 keys at a time.
+Eight completions per key with twelve token ids each, committed 96 at a time (the size of a commit of the rollout engine
+under load) and looked up 500 keys at a time.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def measure(url: str, completions: int) -> dict[str, Any]:
 
     def get() -> None:
         for start in range(0, len(keys), LOOKUP):
-            held = store.find(keys[start : start + LOOKUP])
-            assert all(len(group) == SAMPLES for group in held.values())
+            found = store.find(keys[start : start + LOOKUP])
+            assert all(len(group) == SAMPLES for group in found.values())
 
     rows = len(keys) * SAMPLES
     return {"rows": rows, "rows_in_per_second": rows / timed(put), "rows_looked_up_per_second": rows / timed(get)}

@@ -1,4 +1,4 @@
-"""What every group of settings is. Knows: pydantic. Must not know: any setting."""
+"""Base class of all settings sections, and the number types that they share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 
 
 class RenamedSetting(FutureWarning):
-    """A setting was given under its old name, which the next version will not know."""
+    """Warning: a setting was given under its old name, which the next version will reject."""
 
 
 class Settings(BaseModel):
@@ -22,19 +22,19 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = {}
-    """Fields that change no result, each with the reason; all others are in the cache key."""
+    """Fields left out of the step cache key, each with the reason. All other fields are in the key."""
     RENAMED: ClassVar[dict[str, str]] = {}
-    """New names of fields by their old ones, which work for one more version."""
+    """Old field names and their new names. Old names work for one more version."""
 
     @classmethod
     def renamed(cls) -> dict[str, str]:
-        """`RENAMED` of this class and of those that it extends."""
+        """`RENAMED` of this class and its base classes."""
         return {old: new for base in reversed(cls.__mro__) for old, new in vars(base).get("RENAMED", {}).items()}
 
     @model_validator(mode="before")
     @classmethod
     def _use_new_names(cls, values: Any) -> Any:
-        """Of two values for one field the later one counts, as where a preset is overridden; sections are merged."""
+        """Replaces old field names. If a field is given under both names, the later value wins; sections are merged."""
         renamed = cls.renamed()
         if not isinstance(values, dict) or not renamed.keys() & values.keys():
             return values
@@ -49,7 +49,7 @@ class Settings(BaseModel):
 
 
 def type_or(default: str) -> Discriminator:
-    """Chooses among sections by their `type`, which may be left out for the default one."""
+    """Selects a union member by its `type` field; `default` when `type` is omitted."""
 
     def kind(value: Any) -> str | None:
         return value.get("type", default) if isinstance(value, dict) else getattr(value, "type", None)

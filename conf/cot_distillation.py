@@ -1,7 +1,4 @@
-"""Settings of difficulty-aware CoT distillation (papers, section A).
-
-Knows: names, bounds, where a default comes from. Must not know: what the settings are used for.
-"""
+"""Settings of difficulty-aware CoT distillation (arXiv 2509.05226)."""
 
 from __future__ import annotations
 
@@ -21,8 +18,9 @@ from conf.segmentation import Segmentation
 from conf.training import Dpo, Sft
 
 LEVELS = 10
+"""Number of difficulty levels."""
 PAPER_RATIOS = (79.1, 84.5, 87.0, 88.0, 88.8, 89.4, 90.5, 90.6, 90.4, 88.8)
-"""Percent by which the paper's text traces get shorter, by level (its Table 1)."""
+"""Compression ratios of text traces in the paper, in percent, by level (its Table 1)."""
 
 
 class LocalTeacher(Settings):
@@ -30,26 +28,27 @@ class LocalTeacher(Settings):
 
     type: Literal["local"] = "local"
     model: str = ""
-    """As the student's. Empty: the student itself."""
+    """The teacher, given like the student's `model`. Empty: the student itself."""
 
 
 class TeacherLlm(Llm):
-    """The teacher's own endpoint."""
+    """The teacher's endpoint."""
 
-    STANDS_AT: ClassVar[str] = "teacher.llm"
+    SECTION_NAME: ClassVar[str] = "teacher.llm"
 
 
 class EndpointTeacher(Settings):
-    """A model behind an OpenAI-compatible endpoint writes the traces; the student's tokenizer reads them."""
+    """A model behind an OpenAI-compatible endpoint writes the traces; they are tokenized with the student's
+    tokenizer."""
 
     RENAMED: ClassVar[dict[str, str]] = {"most_unusable": "max_invalid_fraction"}
 
     type: Literal["endpoint"] = "endpoint"
     llm: TeacherLlm
     instruction: str = "Please reason step by step, and put your final answer within \\boxed{}."
-    """The system message. Not from the paper."""
+    """System message. Not from the paper."""
     max_invalid_fraction: Share = 0.1
-    """Traces that do not come, or come without thinking, are set aside; above this share the run ends."""
+    """Maximum fraction of traces that fail or have no thinking. They are skipped; above this fraction the run ends."""
 
 
 Teacher = Annotated[
@@ -58,60 +57,60 @@ Teacher = Annotated[
 
 
 class TraceSelection(Settings):
-    """Which of a problem's right traces are distilled."""
+    """Which of a problem's correct traces are distilled."""
 
     RENAMED: ClassVar[dict[str, str]] = {"most": "max_traces"}
 
     order: Literal["as-drawn", "shortest", "longest"] = "as-drawn"
-    """Who comes first. Not from the paper."""
+    """Order in which correct traces are selected. Not from the paper."""
     max_traces: Positive = 1
-    """Traces per problem. Not from the paper."""
+    """Maximum number of traces per problem. Not from the paper."""
 
 
 def validate_max_traces(selection: TraceSelection, sampling: Sampling) -> None:
-    """Raises ValueError where more traces are to be chosen than are drawn."""
+    """Raises ValueError if more traces are selected than sampled."""
     if selection.max_traces > sampling.samples:
         raise ValueError(
             f"selection.max_traces ({selection.max_traces}) is more than sampling.samples ({sampling.samples}); lower "
-            f"the first or "
-            f"raise the second"
+            f"the first or raise the second"
         )
 
 
 class EmbeddedRater(Settings):
-    """Tenths of the problems in the order of the tokens that a right answer takes the model: how many a trace needs
-    until its prefixes answer right, over the share of right traces. The level that a data set gives is not read."""
+    """Rates problems with the model's own samples: by the tokens that a trace needs until its prefixes answer
+    correctly, divided by the fraction of correct traces. Levels are deciles. A level given by the data set is not
+    used."""
 
     type: Literal["embedded"] = "embedded"
 
 
 class LlmRater(LlmRole):
-    """An auxiliary model rates each problem on the AoPS ladder, as in the paper."""
+    """An auxiliary model rates each problem on the AoPS difficulty scale, as in the paper."""
 
     RENAMED: ClassVar[dict[str, str]] = {"most_unusable": "max_invalid_fraction"}
 
     type: Literal["llm"] = "llm"
     max_invalid_fraction: Share = 0.05
-    """Problems without a usable rating are set aside; above this share the run ends."""
+    """Maximum fraction of problems without a valid rating. They are skipped; above this fraction the run ends."""
 
 
 class EmbeddedCompressor(Settings):
-    """The segments that bring the thinking nearer to the answer, by the values of its prefixes."""
+    """Keeps the segments that raise the estimated value of the prefix most."""
 
     type: Literal["embedded"] = "embedded"
 
 
 class LlmCompressor(LlmRole):
-    """An auxiliary model rewrites the thinking within the budget, as in the paper."""
+    """An auxiliary model rewrites the thinking within the length budget, as in the paper."""
 
     RENAMED: ClassVar[dict[str, str]] = {"most_unusable": "max_invalid_fraction"}
 
     type: Literal["llm"] = "llm"
     max_invalid_fraction: Share = 0.2
-    """Traces without a usable reply are set aside; above this share the run ends."""
+    """Maximum fraction of traces without a valid reply. They are skipped; above this fraction the run ends."""
     slack: Annotated[float, Field(ge=1)] = 1.25
-    """How many times its budget a rewritten trace may hold, since a model does not count tokens; longer ones are set
-    aside. Not from the paper."""
+    """Factor by which a rewritten trace may exceed its budget, because a model cannot count tokens exactly. Longer ones
+    are dropped. Not from the paper."""
 
 
 Rater = Annotated[Annotated[EmbeddedRater, Tag("embedded")] | Annotated[LlmRater, Tag("llm")], type_or("embedded")]
@@ -121,10 +120,11 @@ Compressor = Annotated[
 
 
 class LengthBudget(Settings):
-    """How much of a trace's thinking may stay, by the problem's level (section A.3)."""
+    """How much of a trace's thinking is kept, by difficulty level."""
 
     unit: Literal["share", "tokens"] = "share"
-    """Of the trace's own thinking, or tokens: as many for every trace of a level. Not from the paper."""
+    """Unit of `by_level`. `share`: fraction of the trace's own thinking. `tokens`: tokens, the same for every trace of
+    a level. Not from the paper."""
     by_level: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=LEVELS, max_length=LEVELS)] = (
         0.21,
         0.22,
@@ -137,44 +137,54 @@ class LengthBudget(Settings):
         0.29,
         0.30,
     )
-    """Level 1 first. Not from the paper: its ratios by level (79.1 … 90.6 % shorter) were not chosen, and do not rise;
-    here the same trace never gets shorter as its level rises."""
+    """Budget per level, level 1 first; must not decrease. Not from the paper, which reports the resulting compression
+    ratios (79.1 … 90.6 %) but sets no budget. A higher level never shortens the same trace."""
 
     def tokens(self, level: int, thinking: int) -> float:
-        """Of a trace with so many tokens of thinking, those that may stay."""
+        """Tokens to keep of a trace with `thinking` tokens of thinking."""
         allowed = self.by_level[level - 1]
         return allowed * thinking if self.unit == "share" else allowed
 
     @model_validator(mode="after")
-    def _possible(self) -> Self:
+    def _valid_budget(self) -> Self:
         if list(self.by_level) != sorted(self.by_level):
-            raise ValueError("by_level must not fall as the level rises: harder problems keep more of their thinking")
+            raise ValueError(
+                "by_level must not fall as the level rises: harder problems keep at least as much of their thinking"
+            )
         if self.unit == "share" and self.by_level[-1] > 1:
-            raise ValueError(f"by_level holds {self.by_level[-1]:g}, more than the whole thinking; set unit = 'tokens'")
+            raise ValueError(
+                f"by_level holds {self.by_level[-1]:g}, more than the whole thinking; for tokens set unit = 'tokens'"
+            )
         return self
 
 
 class Compression(Settings):
+    """How traces are compressed."""
+
     budget: LengthBudget = LengthBudget()
+    """Length to compress to."""
     by: Compressor = EmbeddedCompressor()
+    """What compresses the traces."""
 
 
 class Judging(LlmRole):
-    """An auxiliary model grades completions of every trained model, blind and in shuffled order (section A.5)."""
+    """An auxiliary model grades completions of every trained model, blind and in random order (CoT distillation, arXiv
+    2509.05226)."""
 
     RENAMED: ClassVar[dict[str, str]] = {"most_unusable": "max_invalid_fraction"}
 
     problems: Positive = 50
-    """Benchmark problems whose completions are judged. Not from the paper."""
+    """Number of benchmark problems whose completions are graded. Not from the paper."""
     max_invalid_fraction: Share = 0.2
-    """Completions without a usable grade are left out; above this share the run ends."""
+    """Maximum fraction of completions without a valid grade. They are left out; above this fraction the run ends."""
 
 
 Variant = Literal["sft", "dpo", "sft-uncompressed", "shuffled-ratings"]
 
 
 class CotDistillation(Prompted):
-    """One run: sample, choose, value, rate, compress, SFT, DPO, examine (papers, section A)."""
+    """One run of CoT distillation (arXiv 2509.05226): sample, select, estimate values, rate, compress, SFT, DPO,
+    evaluate."""
 
     RENAMED: ClassVar[dict[str, str]] = {"choosing": "selection"}
 
@@ -183,38 +193,44 @@ class CotDistillation(Prompted):
     pipeline: Literal["cot-distillation"] = "cot-distillation"
     preset: str = "tiny"
     seed: Annotated[int, Field(ge=0)] = 0
-    """Seeds problems, sampling purposes and training order."""
+    """Seed for problem selection and training order; part of the sample-store key."""
     model: str = "tiny"
-    """The student: a checkpoint folder, a model on the Hugging Face hub (`owner/name`), or `tiny`."""
+    """The student: a checkpoint folder, a model on the Hugging Face hub (`owner/name`), or `tiny` for the bundled
+    one."""
     teacher: Teacher = LocalTeacher()
-    """Who writes the traces."""
+    """Model that writes the traces."""
     problems: Problems = Stories()
+    """Training problems."""
     decontamination: Decontamination = NgramOverlap()
+    """Removal of training problems that a benchmark contains."""
     sampling: Sampling = Sampling()
-    """Of the teacher's traces."""
+    """Sampling parameters of the teacher's traces."""
     selection: TraceSelection = TraceSelection()
     segmentation: Segmentation = Segmentation()
+    """How traces are split into segments."""
     probing: Probing = Probing()
-    """How the value of a prefix is measured."""
+    """How the value of a prefix is estimated."""
     rating: Rater = EmbeddedRater()
+    """How problems are rated by difficulty."""
     compression: Compression = Compression()
     finalizing: Finalizing = Finalizing()
-    """How kept thinking is brought to its answer."""
+    """How compressed thinking is completed to an answer."""
     sft: Sft = Sft()
     dpo: Dpo = Dpo()
-    """From the SFT checkpoint: chosen is the compressed trace, rejected the trace as it was."""
+    """Starts from the SFT checkpoint. Chosen: the compressed trace; rejected: the original trace."""
     variants: tuple[Variant, ...] = ("sft", "dpo")
-    """Examined beside the method: SFT alone; DPO alone; the control SFT on the same traces, uncompressed; the method
-    with the ratings of the problems exchanged at random."""
+    """Models to evaluate beside the method. `sft`: SFT only. `dpo`: DPO only. `sft-uncompressed`: SFT on the same
+    traces without compression. `shuffled-ratings`: the method with ratings permuted among the problems."""
     benchmarks: Annotated[dict[str, Problems], Field(min_length=1)] = Field(
         default_factory=lambda: {"stories": Stories(count=480)}
     )
-    """By the name that reports use; the first is the main one."""
+    """Benchmarks by name, as shown in reports. The first is the main one."""
     benchmark_sampling: Sampling = Sampling()
+    """Sampling parameters of the evaluation."""
     judging: Judging | None = None
-    """Not given: nobody judges."""
+    """Grading by an LLM judge. Omit to disable judging."""
     llm: Llm | None = None
-    """Who plays the roles of type `llm`, and the judge."""
+    """Auxiliary model for judging and for roles of type `llm`."""
     engine: Engine = Engine()
     storage: Storage = Storage()
 
@@ -229,20 +245,20 @@ class CotDistillation(Prompted):
         return self
 
     @model_validator(mode="after")
-    def _effective(self) -> Self:
+    def _valid_selection(self) -> Self:
         validate_max_traces(self.selection, self.sampling)
         if len(set(self.variants)) < len(self.variants):
             raise ValueError(f"variants names one twice: {', '.join(self.variants)}; name it once")
         return self
 
     @property
-    def reads_values(self) -> bool:
-        """Whether a role needs to know how good prefixes are."""
+    def needs_prefix_values(self) -> bool:
+        """Whether rating or compression needs prefix values."""
         return "embedded" in (self.rating.type, self.compression.by.type)
 
     @model_validator(mode="after")
-    def _nothing_idle(self) -> Self:
-        if not self.reads_values and (self.probing != Probing() or self.segmentation != Segmentation()):
+    def _no_unused_settings(self) -> Self:
+        if not self.needs_prefix_values and (self.probing != Probing() or self.segmentation != Segmentation()):
             raise ValueError(
                 "probing and segmentation have no effect: no role is of type 'embedded'; leave them out, or undo a "
                 "preset's with probing={} and segmentation={}"
@@ -254,23 +270,24 @@ class CotDistillation(Prompted):
             raise ValueError("teacher.llm.temperature has no effect: traces are drawn as in sampling; set it there")
         if teacher.type == "local" and teacher.model and self.engine.endpoints:
             raise ValueError(
-                "engine.endpoints serve one model, and the teacher is another; leave them out, or take a teacher of "
+                "engine.endpoints serve one model, and the teacher is another; leave them out, or use a teacher of "
                 "type 'endpoint'"
             )
         return self
 
     @property
-    def room_for_prompt(self) -> int:
-        """Tokens of the longest problem that can be sampled, brought to its end and examined."""
-        curated = self.sampling.max_tokens + self.finalizing.longest
-        return self.engine.max_model_len - max(curated, self.benchmark_sampling.max_tokens)
+    def max_prompt_tokens(self) -> int:
+        """Maximum length of a problem's prompt in tokens, so that sampling, finalizing and evaluation fit the
+        context."""
+        finalized = self.sampling.max_tokens + self.finalizing.max_ending_tokens
+        return self.engine.max_model_len - max(finalized, self.benchmark_sampling.max_tokens)
 
     @model_validator(mode="after")
     def _fits_context(self) -> Self:
         trace = self.sampling.max_tokens
         validate_fits_context("sampling", self.sampling, self.engine)
         validate_fits_context("benchmark_sampling", self.benchmark_sampling, self.engine)
-        if self.reads_values:
+        if self.needs_prefix_values:
             validate_fits_context("probing.sampling", self.probing.sampling, self.engine, trace)
             validate_exit_text("probing.exit_text", self.probing.exit_text, self.prompt.thinking)
         validate_fits_context("finalizing.sampling", self.finalizing.sampling, self.engine, trace)

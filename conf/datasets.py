@@ -1,7 +1,4 @@
-"""Where data sets on the Hugging Face hub keep what a problem needs.
-
-Knows: names of data sets and of their columns. Must not know: rows, files, the hub.
-"""
+"""Column names of data sets on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -13,48 +10,52 @@ from conf.base import Settings
 
 
 class Columns(Settings):
-    """Where a data set keeps what a problem needs. A dotted name leads into objects and lists:
-    `reward_model.ground_truth`, `conversations.0.value`."""
+    """Names of a data set's columns. Dots reach into objects and lists: `reward_model.ground_truth`,
+    `conversations.0.value`."""
 
     id: str = "id"
-    """Empty: rows are named by their position."""
+    """Column of the row id. Empty: the row's position is used."""
     problem: str = "problem"
-    """Text, or a list of messages, of which the last one by the user counts."""
+    """Column of the problem: text, or a list of messages, whose last user message is used."""
     answer: str = "answer"
-    """Text, a number, a list of one, or a list of messages, of which the last one by the assistant counts."""
+    """Column of the answer: text, a number, a list with one entry, or a list of messages, whose last assistant message
+    is used."""
     answer_is: Literal["plain", "boxed", "hashes", "index", "choice"] = "plain"
-    """The whole field, what stands in its last \\boxed{}, what follows its last ####, the right option's number from 0
-    (alone or in a list), or the right option itself."""
+    """Format of the answer column. `plain`: the whole field. `boxed`: content of the last \\boxed{}. `hashes`: text
+    after the last ####. `index`: zero-based index of the correct option, alone or in a list. `choice`: the correct
+    option itself."""
     choices: str | tuple[str, ...] = ""
-    """A list of options, or columns of one option each; the answer is then a letter. Where the answer's own column is
-    among them, the question alone decides their order. Empty: no multiple choice."""
+    """For multiple choice: column with a list of options, or one column per option. The answer is stored as a letter.
+    If the answer's own column is one of them, the options are shuffled with the question as seed. Empty: not multiple
+    choice."""
     wrong_choices: tuple[str, ...] = ()
-    """Columns of one wrong option each, where there is no list: with the answer they are the options, in an order that
-    the question alone decides."""
+    """Columns of the wrong options, one each, for data sets without a list of options. They are shuffled together with
+    the answer, with the question as seed."""
     level: str = "level"
-    """A difficulty, for reports and for draws: a number, or a text with one such as "Level 5". May be absent."""
+    """Column of the difficulty, for reports and stratified draws: a number, or text that contains one, such as "Level
+    5". May be missing."""
     subject: str = "subject"
-    """A field of knowledge, for draws. May be absent."""
+    """Column of the subject, for stratified draws. May be missing."""
 
     @property
     def options(self) -> tuple[str, ...]:
-        """Columns of one option each."""
+        """Columns that hold one option each."""
         if self.wrong_choices:
             return (self.answer, *self.wrong_choices)
         return self.choices if isinstance(self.choices, tuple) else ()
 
     @model_validator(mode="after")
-    def _fit(self) -> Self:
+    def _consistent_columns(self) -> Self:
         if self.choices and self.wrong_choices:
-            raise ValueError("choices and wrong_choices are two ways of saying the same; name one of them")
+            raise ValueError("choices and wrong_choices both name the options; set only one of them")
         if self.wrong_choices and self.answer_is != "choice":
             raise ValueError("answer_is = 'choice' and wrong_choices go together; give both or neither")
         if self.answer_is == "choice" and not self.choices and not self.wrong_choices:
             raise ValueError("answer_is = 'choice' and choices or wrong_choices go together; give both or neither")
         if self.answer_is == "index" and not self.choices:
-            raise ValueError("answer_is = 'index' is a place among choices; name their column")
+            raise ValueError("answer_is = 'index' needs the column of the options; set choices")
         if isinstance(self.choices, tuple) and self.answer in self.choices and self.answer_is != "choice":
-            raise ValueError(f"{self.answer!r} is the answer and an option, too; set answer_is to 'choice'")
+            raise ValueError(f"{self.answer!r} is both the answer and an option; set answer_is to 'choice'")
         return self
 
 
@@ -89,6 +90,6 @@ DATASETS: dict[str, Columns] = {
         wrong_choices=("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"),
     ),
 }
-"""By the data set's name, from its card or from published code that reads it. Tested on made-up rows of the same shape:
-no machine here reaches the hub. A sixteenth of the rows of PRIME-RL/Eurus-2-RL-Data are programs to write, whose
-"answers" are test cases: they are set aside."""
+"""By data set name, taken from its card or from published code that reads it. Tested on synthetic rows of the same
+format, without access to the hub. One sixteenth of PRIME-RL/Eurus-2-RL-Data are programming problems whose answers are
+test cases; those rows are dropped."""

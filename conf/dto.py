@@ -1,4 +1,4 @@
-"""Settings of DTO."""
+"""Settings of DTO (arXiv 2505.21765)."""
 
 from __future__ import annotations
 
@@ -18,50 +18,52 @@ from conf.training import Sft, SimPO, Training
 
 
 class DtoProbing(Probing):
-    """… and which prefixes are."""
+    """How prefixes are probed, and in which order."""
 
     search: Search = ForwardScan()
-    """How the prefix is found at which a trace is cut."""
+    """How the crossing is searched: the prefix at which a trace is cut."""
 
 
 class DtoFinalizing(Finalizing):
-    """… and to ends that came too early."""
+    """How shortened traces are completed, and whether premature stops are sampled."""
 
     premature_stop: bool = True
-    """Also ends each cut trace too early, at the last prefix that did not pass: a wrong answer there makes one more
-    pair, which teaches when not to stop. Not from the paper."""
+    """Also completes each cut trace too early, at the last prefix that did not pass. A wrong answer there becomes the
+    rejected side of an additional pair, which teaches when not to stop. Not from the paper."""
 
 
 class NoPruning(Settings):
-    """Shortened traces stay as they were cut."""
+    """Disables pruning."""
 
     type: Literal["none"] = "none"
 
 
 class CheckedPruning(Settings):
-    """Inner segments without which the answer is still reached are taken out (section B.6), by `reasoning.pruning`."""
+    """Removes inner segments without which the answer is still reached (DTO, arXiv 2505.21765). Each removal is
+    verified by probes."""
 
     RENAMED: ClassVar[dict[str, str]] = {"most_surprise": "max_logprob_drop"}
 
     max_logprob_drop: PositiveFloat = 3.0
-    """Nats: where leaving a segment out makes a kept token less likely by more than this, it comes back. Not from the
-    paper."""
+    """Maximum drop in log-probability, in nats, of any kept token when a segment is removed; above it, the segment is
+    restored. Not from the paper."""
 
 
 class EmbeddedPruning(CheckedPruning):
-    """Every inner segment is tried."""
+    """Tries to remove every inner segment."""
 
     type: Literal["embedded"] = "embedded"
 
 
 class LlmPruning(CheckedPruning, LlmRole):
-    """Those are tried that an auxiliary model proposes, as in the paper."""
+    """Tries to remove the segments that an auxiliary model proposes, as in the paper."""
 
     RENAMED: ClassVar[dict[str, str]] = {"most_unusable": "max_invalid_fraction"}
 
     type: Literal["llm"] = "llm"
     max_invalid_fraction: Share = 0.2
-    """Traces without a usable reply stay as they were cut; above this share the run ends."""
+    """Maximum fraction of traces without a valid reply. Those traces stay unpruned; above this fraction the run
+    ends."""
 
 
 Pruning = Annotated[
@@ -71,27 +73,28 @@ Pruning = Annotated[
 
 
 class Pairing(Settings):
-    """Which preference pairs are made (section B.7)."""
+    """How preference pairs are built."""
 
     rejected: Literal["original", "longest"] = "original"
-    """The rejected side: the trace that was shortened, or the longest of the problem's traces. Not from the
-    paper."""
+    """Rejected side of a pair. `original`: the trace that was shortened. `longest`: the problem's longest trace. Not
+    from the paper."""
 
 
 class Controls(Settings):
-    """What is examined beside the method, in the same run and on the same problems."""
+    """Controls to compare the method with, evaluated on the same problems in the same run."""
 
     trained: tuple[Literal["shortest-longest", "sft", "paper-pairs", "unpruned", "probe-pruned"], ...] = ()
-    """Other trainings of the same base: SimPO on each problem's shortest right trace against its longest, SFT on the
-    optimised traces, SimPO without premature-stop pairs, without pruning, and with pruning by probes alone, however
-    unnatural the text becomes."""
+    """Alternative trainings of the base model. `shortest-longest`: SimPO on each problem's shortest right trace against
+    its longest. `sft`: SFT on the optimised traces. `paper-pairs`: SimPO without premature-stop pairs. `unpruned`:
+    SimPO without pruning. `probe-pruned`: SimPO with pruning checked by probes only, without `max_logprob_drop`."""
     sft_learning_rate: PositiveFloat = 1e-5
-    """Of the control `sft`; all else is as in `training`. Not from the paper."""
+    """Learning rate of the control `sft`; its other settings are those of `training`. Not from the paper."""
     early_stop: bool = False
-    """No training: each trace of the base stops at the first prefix where more than `probing.threshold` of the probes
-    agree with one another. Its probes count as generated tokens."""
+    """Evaluates the untrained base with early stopping: a trace stops at the first prefix where more than
+    `probing.threshold` of the probes agree. Stopping does not use ground truth. Probe tokens count as generated
+    tokens."""
     fast_prompt: str = ""
-    """No training: an instruction to be brief, put after each problem. Empty: not examined."""
+    """Evaluates the untrained base with this instruction to be brief after each problem. Empty: not evaluated."""
 
     @model_validator(mode="after")
     def _effective(self) -> Controls:
@@ -105,38 +108,42 @@ class Controls(Settings):
         return self
 
     def sft(self, training: SimPO) -> Sft:
-        """The control's training: the method's own but for the objective and its rate."""
+        """Training settings of the control `sft`: those of `training` with SFT's objective and its own learning
+        rate."""
         shared = {name: getattr(training, name) for name in Training.model_fields if name != "learning_rate"}
         return Sft(learning_rate=self.sft_learning_rate, **shared)
 
 
 class Dto(Prompted):
-    """One run of DTO: sample, segment, probe, cut, finalize, pair, train, examine (papers, section B)."""
+    """One run of DTO (arXiv 2505.21765): sample, segment, probe, cut, finalize, pair, train, evaluate."""
 
     NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = {
         "pipeline": "there is one pipeline per settings class",
-        "preset": "a name; what it stands for is in the other fields",
-        "engine": "speed, memory, and which of all possible samples are drawn; its dtype is in a sampled checkpoint's "
-        "fingerprint, its context an input where it decides",
+        "preset": "a name; its content is in the other fields",
+        "engine": "speed, memory and the choice of samples; its dtype is in a sampled checkpoint's fingerprint, its "
+        "max_model_len is an input of the steps that need it",
         "storage": "where results live",
     }
 
     pipeline: Literal["dto"] = "dto"
     preset: str = "tiny"
     seed: Annotated[int, Field(ge=0)] = 0
-    """Seeds problems, sampling purposes and training order."""
+    """Seed for problem selection and training order; part of the sample-store key."""
     model: str = "tiny"
     """A checkpoint folder, a model on the Hugging Face hub (`owner/name`), or `tiny` for the bundled one."""
     problems: Problems = Stories()
+    """Training problems."""
     decontamination: Decontamination = NgramOverlap()
+    """Removal of training problems that a benchmark contains."""
     sampling: Sampling = Sampling()
+    """Sampling parameters of the traces to shorten."""
     segmentation: Segmentation = Segmentation()
     probing: DtoProbing = DtoProbing()
     finalizing: DtoFinalizing = DtoFinalizing()
     pruning: Pruning = EmbeddedPruning()
-    """Who proposes what to take out; the probes decide."""
+    """How segments to remove are proposed. Probes verify each removal."""
     llm: Llm | None = None
-    """Who proposes where pruning is of type `llm`."""
+    """Auxiliary model that proposes removals if `pruning.type` is `llm`."""
     pairing: Pairing = Pairing()
     training: SimPO = SimPO()
     controls: Controls = Controls()
@@ -161,13 +168,14 @@ class Dto(Prompted):
         return self
 
     @property
-    def room_for_prompt(self) -> int:
-        """Tokens of the longest problem that can be sampled, brought to its end and examined."""
+    def max_prompt_tokens(self) -> int:
+        """Maximum length of a problem's prompt in tokens, so that sampling, finalizing and evaluation fit the
+        context."""
         brief = self.controls.fast_prompt
         examined = self.benchmark.sampling.max_tokens
         return self.engine.max_model_len - max(
-            self.sampling.max_tokens + self.finalizing.longest,
-            examined + self.finalizing.longest * self.controls.early_stop,
+            self.sampling.max_tokens + self.finalizing.max_ending_tokens,
+            examined + self.finalizing.max_ending_tokens * self.controls.early_stop,
             examined + len(f" {brief}".encode()),
         )
 
@@ -179,7 +187,7 @@ class Dto(Prompted):
             ("finalizing.sampling", self.finalizing.sampling),
             ("benchmark.sampling", self.benchmark.sampling),
         ):
-            # Probes and endings go on from a prefix that may be almost a whole trace.
+            # Probes and completions continue a prefix that may be almost as long as the trace.
             longest = max(self.sampling.max_tokens, self.benchmark.sampling.max_tokens * self.controls.early_stop)
             trace = longest if name in ("probing.sampling", "finalizing.sampling") else 0
             validate_fits_context(name, section, self.engine, trace)

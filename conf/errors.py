@@ -1,5 +1,5 @@
-"""Errors that people read. Knows: nothing. Must not know: where they are raised."""
+"""Base class of errors whose message is meant for users."""
 
 
 class ReadableError(Exception):
-    """The message alone says what was wrong, where, and what to do; the command line shows no stack trace."""
+    """Its message says what is wrong, where, and how to fix it. The command line prints it without a stack trace."""

@@ -1,7 +1,4 @@
-"""From a preset, a TOML file and `--set` assignments to one validated settings object.
-
-Knows: files, TOML, dotted paths, how to tell a person what is wrong. Must not know: any pipeline.
-"""
+"""Loads settings from a preset or a TOML file and `--set` assignments, and explains mistakes (decision 12)."""
 
 from __future__ import annotations
 
@@ -28,20 +25,13 @@ class SettingsError(ReadableError):
     """A mistake in the settings, worded for the person who made it."""
 
 
-def load(kind: type[S], preset: str, assignments: tuple[str, ...] = ()) -> S:
+def load(kind: type[S], preset: str, assignments: Sequence[str] = ()) -> S:
     """Settings of `kind` from `preset` (a bundled name or a path to a .toml) with `a.b=value` assignments applied.
 
     Raises SettingsError naming the file or assignment, the field, and the remedy.
     """
-    path = _preset_path(kind, preset)
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError:
-        raise SettingsError(f"{path}: not UTF-8; save the file as UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{path}: not valid TOML: {error}") from None
-    for assignment in assignments:
-        _assign(values, assignment)
+    path = preset_path(kind, preset)
+    values = assign(read_toml(path), assignments)
     values.setdefault("preset", Path(preset).name.removesuffix(".toml"))
     try:
         return kind.model_validate(values)
@@ -49,22 +39,46 @@ def load(kind: type[S], preset: str, assignments: tuple[str, ...] = ()) -> S:
         raise SettingsError(_explain(error, kind, path)) from None
 
 
-def _preset_path(kind: type[Settings], preset: str) -> Path:
+def read_toml(path: Path) -> dict[str, Any]:
+    """The file's values as they stand there. Raises SettingsError."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError:
+        raise SettingsError(f"{path}: not UTF-8; save the file as UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{path}: not valid TOML: {error}") from None
+
+
+def presets(kind: type[Settings]) -> dict[str, Path]:
+    """The bundled presets of a pipeline, by name."""
+    folder = PRESETS / kind.model_fields["pipeline"].default
+    return {path.name.removesuffix(".toml"): path for path in sorted(folder.glob("*.toml"))}
+
+
+def preset_path(kind: type[Settings], preset: str) -> Path:
+    """The file of a bundled preset, or the file itself. Raises SettingsError where there is none."""
     if preset.endswith(".toml"):
         if not Path(preset).is_file():
             raise SettingsError(f"{preset}: no such file")
         return Path(preset)
-    pipeline = kind.model_fields["pipeline"].default
-    known = {path.name.removesuffix(".toml"): path for path in sorted((PRESETS / pipeline).glob("*.toml"))}
+    known = presets(kind)
     if preset not in known:
+        pipeline = kind.model_fields["pipeline"].default
         raise SettingsError(
             f"unknown preset {preset!r} for {pipeline}; known: {', '.join(known)}, or a path to a .toml"
         )
     return known[preset]
 
 
+def assign(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """Applies each `a.b=value` to `values`, in place. Raises SettingsError."""
+    for assignment in assignments:
+        _assign(values, assignment)
+    return values
+
+
 def _assign(values: dict[str, Any], assignment: str) -> None:
-    """Applies one `a.b=value`; the value is read as TOML, and as plain text where that fails."""
+    """The value is read as TOML, and as plain text where that fails."""
     path, equals, text = assignment.partition("=")
     if not equals or not path:
         raise SettingsError(f"--set {_named(assignment)}: write it as section.field=value")
@@ -120,13 +134,13 @@ def _locate(kind: type[Settings], location: tuple[int | str, ...]) -> tuple[list
             kind, choices = choices[part], {}
             continue
         where.append(part)
-        choices = _sections(kind.model_fields[part].annotation) if part in kind.model_fields else {}
+        choices = sections_of(kind.model_fields[part].annotation) if part in kind.model_fields else {}
         if list(choices) == [""]:
             kind, choices = choices[""], {}
     return where, kind
 
 
-def _sections(annotation: Any) -> dict[str, type[Settings]]:
+def sections_of(annotation: Any) -> dict[str, type[Settings]]:
     """The sections that a field may hold, by their tag in its union."""
     if isinstance(annotation, type):
         return {"": annotation} if issubclass(annotation, Settings) else {}
@@ -136,7 +150,7 @@ def _sections(annotation: Any) -> dict[str, type[Settings]]:
             (section,) = found.values()
             found = {argument.tag: section}
         else:
-            found |= _sections(argument)
+            found |= sections_of(argument)
     return found
 
 

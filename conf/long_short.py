@@ -1,7 +1,4 @@
-"""Settings of Long⊗Short (arXiv 2505.11827): what can be chosen, its bounds and its defaults.
-
-Knows: names, bounds, where a default comes from. Must not know: what the settings are used for.
-"""
+"""Settings of Long⊗Short (arXiv 2505.11827)."""
 
 from __future__ import annotations
 
@@ -23,13 +20,13 @@ from conf.training import Lora, Sft
 
 Who = Literal["long", "short"]
 MIN_DIALOGUE_TOKENS = 64
-"""Tokens of a problem with its role, for which a context must have room at least."""
-TAGS = len("<answer></rethink>") + 1
-"""Tokens of a turn's tags, at most, and of what ends it."""
+"""Tokens that the context must leave for a problem with its role prompt."""
+MAX_TAG_TOKENS = len("<answer></rethink>") + 1
+"""Upper bound of the tokens of a turn's tags and its end-of-text token."""
 
 
 class MarkerChunker(Settings):
-    """Thoughts begin at linguistic cues, as DTO's segments do."""
+    """Splits a trace into thoughts at linguistic markers, like DTO's segments."""
 
     type: Literal["markers"] = "markers"
     segmentation: Segmentation = Segmentation()
@@ -42,26 +39,26 @@ class LlmChunker(LlmRole):
 
     type: Literal["llm"] = "llm"
     max_invalid_fraction: Share = 0.2
-    """Traces without a usable reply are set aside; above this share the run ends."""
+    """Maximum fraction of traces without a valid reply. They are skipped; above this fraction the run ends."""
 
 
 Chunking = Annotated[Annotated[MarkerChunker, Tag("markers")] | Annotated[LlmChunker, Tag("llm")], type_or("markers")]
 
 
 class Importance(Settings):
-    """The joint metric of a thought (section C.2), whose formula the paper does not print."""
+    """The joint metric that scores a thought. The paper does not print its formula."""
 
     form: Literal["gain", "level"] = "gain"
-    """What is praised: by how much a thought raises the value, since the paper speaks of improvement, or the value that
-    is reached. Not from the paper. By level, late thoughts that repeat what is settled outrank what settled it."""
+    """`gain`: scores how much a thought raises the value, since the paper speaks of improvement. `level`: scores the
+    value reached, which ranks late redundant thoughts above the productive ones. Not from the paper."""
     length_weight: Annotated[float, Field(ge=0)] = 0.25
-    """λ, of the thought's share of the trace's tokens. Not from the paper."""
+    """λ, weight of the thought's fraction of the trace's tokens. Not from the paper."""
     decay: Annotated[float, Field(ge=0)] = 0.25
-    """δ, for a thought that raises nothing. The paper's value."""
+    """δ, penalty for a thought that does not raise the value. The paper uses 0.25."""
 
 
 class Protocol(Settings):
-    """How the two models talk (section C.4)."""
+    """How the two models alternate in a dialogue."""
 
     RENAMED: ClassVar[dict[str, str]] = {
         "turn_tokens": "max_turn_tokens",
@@ -73,38 +70,38 @@ class Protocol(Settings):
         "You solve problems together with another model. You are the thinker: think through what the dialogue needs "
         "next, between <think> and </think>."
     )
-    """The system message of the long-thought model. Not from the paper."""
+    """System message of the long-thought model. Not from the paper."""
     short_role: str = (
         "You solve problems together with another model. You are the answerer: after <answer> write what follows from "
         "the thinking so far. End with </rethink> to have the thinker go on, or put the final answer into \\boxed{} "
         "and end with </answer>."
     )
-    """That of the short-thought model. Not from the paper."""
+    """System message of the short-thought model. Not from the paper."""
     max_turn_tokens: Positive = 2048
-    """A turn is cut here. The authors' value."""
+    """Maximum length of a turn in tokens; longer ones are truncated. The authors' code uses 2048."""
     max_rounds: Positive = 4
-    """Times that the long-thought model may speak; a short-thought model that asks for more then is made to answer. Not
+    """Maximum number of turns of the long-thought model. After that, the short-thought model is forced to answer. Not
     from the paper, which has no limit."""
     forced_answer_prefix: Annotated[str, Field(pattern=r"\\boxed\{$")] = "\nThe answer is \\boxed{"
-    """How a forced answer begins. Must be natural for the model. Not from the paper."""
+    """Beginning of a forced answer. Must end in an open `\\boxed{` and be natural for the model. Not from the paper."""
 
     @property
     def roles(self) -> tuple[str, str]:
         return self.long_role, self.short_role
 
     @property
-    def most_turns(self) -> int:
+    def max_turns(self) -> int:
+        """Maximum number of turns of a dialogue."""
         return 2 * self.max_rounds + 1
 
     @property
-    def longest(self) -> int:
-        """Tokens of a dialogue in which every turn runs into its limit, at most: no token of the lead is shorter than a
-        byte."""
-        return self.most_turns * (self.max_turn_tokens + TAGS) + len(self.forced_answer_prefix.encode())
+    def max_dialogue_tokens(self) -> int:
+        """Upper bound of a dialogue's length in tokens. A token of the forced prefix is at least one byte."""
+        return self.max_turns * (self.max_turn_tokens + MAX_TAG_TOKENS) + len(self.forced_answer_prefix.encode())
 
 
 class CollapseLimits(Settings):
-    """Outside of these a training has collapsed, and ends; the best checkpoint stays."""
+    """Limits outside of which training counts as collapsed and stops. The best checkpoint is kept."""
 
     RENAMED: ClassVar[dict[str, str]] = {
         "fewest_tokens": "min_tokens",
@@ -113,15 +110,15 @@ class CollapseLimits(Settings):
     }
 
     min_tokens: Annotated[float, Field(ge=0, lt=1)] = 0.25
-    """Mean tokens of a step's dialogues, in times of the round's first step. Not from the paper."""
+    """Minimum mean dialogue length, relative to the round's first step. Not from the paper."""
     max_tokens: Annotated[float, Field(gt=1)] = 2.0
-    """The same, upwards. Not from the paper."""
+    """Maximum mean dialogue length, relative to the round's first step. Not from the paper."""
     min_quality_reward: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Mean reward of a step, without that for length, in times of the round's first step. Not from the paper."""
+    """Minimum mean reward without the length reward, relative to the round's first step. Not from the paper."""
 
 
 class Reinforcement(Settings):
-    """Multi-turn GRPO (section C.5): one model trains, the other answers as it is; then they swap."""
+    """Multi-turn GRPO (Long⊗Short, arXiv 2505.11827): one model trains against the frozen other one, then they swap."""
 
     RENAMED: ClassVar[dict[str, str]] = {
         "group": "num_generations",
@@ -138,46 +135,49 @@ class Reinforcement(Settings):
 
     NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = {
         "per_device_train_batch_size": "splits the same step into smaller pieces; the gradient is the same",
-        "save_steps": "how much work a kill may cost",
-        "rounds": "each round is a step with a key of its own",
-        "collapse_limits": "they end a round, and change none that goes on",
+        "save_steps": "how much work a killed run repeats",
+        "rounds": "each round is a step with its own key",
+        "collapse_limits": "they stop a round and change none that continues",
     }
 
     rounds: tuple[Who, ...] = ("long", "short")
-    """Who trains, round by round. Not from the paper."""
+    """Model to train in each round. Not from the paper."""
     max_steps: Positive = 100
-    """Of each round. Not from the paper."""
+    """Optimizer steps per round. Not from the paper."""
     problems_per_step: Positive = 16
-    """Per step. Not from the paper."""
+    """Problems per optimizer step. Not from the paper."""
     num_generations: Annotated[int, Field(ge=2)] = 8
-    """Dialogues of one problem, whose rewards are compared. The authors' value is 2."""
+    """Dialogues per problem: the group whose rewards GRPO compares (TRL's `num_generations`). The authors' code uses
+    2."""
     temperature: Annotated[float, Field(gt=0, le=2)] = 1.0
-    """Of the dialogues that are trained on. Not from the paper."""
+    """Sampling temperature of the training dialogues. Not from the paper."""
     learning_rate: PositiveFloat = 5e-6
-    """With a cosine. The authors' value; far larger on the tiny model."""
+    """Peak learning rate, with cosine decay. The authors' code uses 5e-6. The tiny model needs far more."""
     warmup_ratio: Share = 0.05
-    """Of the steps; the first then changes nothing, its rate is 0. Not from the paper."""
+    """Fraction of steps with linear warmup. The first step has learning rate 0 if this is not 0. Not from the paper."""
     beta: Annotated[float, Field(ge=0)] = 0.04
-    """Weight of the divergence from the model that a round starts with. Not from the paper."""
+    """Weight of the KL divergence from the model that the round starts with. Not from the paper."""
     correctness_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the reward for a right answer. The paper's value."""
+    """Weight of the reward for a correct answer. The paper uses 1."""
     format_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the reward for a dialogue that keeps to the protocol. The paper's value."""
+    """Weight of the reward for following the protocol. The paper uses 1."""
     length_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the reward for a dialogue shorter than the others of its problem. The paper's value."""
+    """Weight of the reward for being shorter than the other dialogues of the same problem. The paper uses 1."""
     per_device_train_batch_size: Positive = 16
-    """Dialogues at one time, of which a forward pass takes eight at most; halved by itself when memory runs out."""
+    """Dialogues per gradient-accumulation step; a forward pass takes at most eight. Halved automatically when memory
+    runs out."""
     save_steps: Positive = 1
     """Steps between checkpoints."""
     bf16: bool = True
-    """As in `sft`. Not from the paper."""
+    """Computes in bfloat16, as in `sft`. Not from the paper."""
     lora: Lora | None = None
-    """Not given: all weights are trained, as in the paper."""
+    """LoRA settings. Omit to train all weights, as in the paper."""
     collapse_limits: CollapseLimits = CollapseLimits()
+    """When to stop a collapsed training."""
 
     @property
     def batch(self) -> int:
-        """Dialogues per step."""
+        """Dialogues per optimizer step."""
         return self.problems_per_step * self.num_generations
 
     @model_validator(mode="after")
@@ -188,45 +188,45 @@ class Reinforcement(Settings):
                 f"per_device_train_batch_size ({self.per_device_train_batch_size}); change one"
             )
         if not self.correctness_weight + self.format_weight + self.length_weight:
-            raise ValueError("all rewards weigh nothing; give correctness, form or length a weight")
+            raise ValueError("all reward weights are 0; set correctness_weight, format_weight or length_weight")
         return self
 
 
 class RolloutSampling(Sampling):
-    """How rollouts are drawn."""
+    """Sampling parameters of rollouts."""
 
     samples: Positive = 5
-    """The paper's value."""
+    """Rollouts per prefix. The paper uses 5."""
 
 
 class EvalSampling(Sampling):
-    """How examined completions and turns are drawn."""
+    """Sampling parameters of the evaluation."""
 
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.3
-    """The authors' value."""
+    """Sampling temperature. The authors' code uses 0.3."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Not from the paper."""
+    """Nucleus sampling: cumulative probability to sample from. Not from the paper."""
 
 
 class TurnSft(Sft):
-    """Supervised fine-tuning on turns, each after the dialogue so far."""
+    """Supervised fine-tuning on single turns, each conditioned on the dialogue before it."""
 
     max_length: Positive = 20480
-    """Holds the longest dialogue."""
+    """Maximum prompt + completion length in tokens; must hold the longest dialogue."""
 
 
 class TwoEngines(Engine):
-    """Two servers; they, and the trainer while RL trains, share one GPU."""
+    """Two vLLM servers that share one GPU, with the trainer too during RL."""
 
     max_model_len: Positive = 20480
-    """Holds the longest dialogue with its prompt."""
+    """Maximum length of prompt + completion in tokens; must hold the longest dialogue with its prompt."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, lt=1)] = 0.6
     servers_per_gpu: Annotated[int, Field(ge=2)] = 2
 
 
 class EarlyStop(Settings):
-    """A control without training: each trace of the base stops at the first prefix where more than `probing.threshold`
-    of the probes agree with one another. Its probes count as generated tokens."""
+    """Control without training: a trace of the base stops at the first prefix where more than `probing.threshold` of
+    the probes agree. Stopping does not use ground truth. Probe tokens count as generated tokens."""
 
     segmentation: Segmentation = Segmentation()
     probing: Probing = Probing()
@@ -234,7 +234,8 @@ class EarlyStop(Settings):
 
 
 class LongShort(Prompted):
-    """One run: sample, chunk, value thoughts, cold start of two models, alternating RL, examine (papers, section C)."""
+    """One run of Long⊗Short (arXiv 2505.11827): sample, chunk, estimate values, cold start of two models, alternating
+    RL, evaluate."""
 
     RENAMED: ClassVar[dict[str, str]] = {"choosing": "selection"}
 
@@ -243,38 +244,42 @@ class LongShort(Prompted):
     pipeline: Literal["long-short"] = "long-short"
     preset: str = "tiny"
     seed: Annotated[int, Field(ge=0)] = 0
-    """Seeds problems, sampling purposes and training order."""
+    """Seed for problem selection and training order; part of the sample-store key."""
     model: str = "tiny"
-    """Both models' base: a checkpoint folder, a model on the Hugging Face hub (`owner/name`), or `tiny`."""
+    """Base of both models: a checkpoint folder, a model on the Hugging Face hub (`owner/name`), or `tiny` for the
+    bundled one."""
     teacher: str = ""
-    """Whose traces are taken apart, whose rollouts value their thoughts, and with whom all is compared; as `model`, and
-    it must think between the tags. Empty: the base itself."""
+    """Model that writes the traces and the rollouts, and that results are compared with. Given like `model`; must think
+    between the tags. Empty: the base itself."""
     problems: Problems = Stories()
+    """Training problems."""
     decontamination: Decontamination = NgramOverlap()
+    """Removal of training problems that a benchmark contains."""
     sampling: Sampling = Sampling()
-    """Of the teacher's traces."""
+    """Sampling parameters of the teacher's traces."""
     selection: TraceSelection = TraceSelection()
     chunking: Chunking = MarkerChunker()
-    """How a trace is cut into thoughts."""
+    """How a trace is split into thoughts."""
     rollouts: RolloutSampling = RolloutSampling()
-    """That go on thinking after each prefix, and tell its value."""
+    """Sampling parameters of the rollouts that continue each prefix and estimate its value."""
     importance: Importance = Importance()
+    """How thoughts are scored."""
     protocol: Protocol = Protocol()
     sft: TurnSft = TurnSft()
-    """The cold start of each of the two models."""
+    """Cold start of each of the two models."""
     rl: Reinforcement = Reinforcement()
     one_model: bool = False
-    """A control: the base by itself, reinforced with the same rewards for as many steps as all rounds have."""
+    """Control: trains a single model from the base with the same rewards, for as many steps as all rounds together."""
     early_stop: EarlyStop | None = None
-    """Not given: not examined."""
+    """Control: early stopping of the base. Omit to skip it."""
     benchmarks: Annotated[dict[str, Problems], Field(min_length=1)] = Field(
         default_factory=lambda: {"stories": Stories(count=480)}
     )
-    """By the name that reports use; the first is the main one."""
+    """Benchmarks by name, as shown in reports. The first is the main one."""
     benchmark_sampling: EvalSampling = EvalSampling()
-    """Of every model; a turn's own limit of tokens is in `protocol`."""
+    """Sampling parameters of the evaluation, for all models. `protocol.max_turn_tokens` limits a turn."""
     llm: Llm | None = None
-    """Who cuts traces into thoughts where chunking is of type `llm`."""
+    """Auxiliary model that splits traces into thoughts if `chunking.type` is `llm`."""
     engine: TwoEngines = TwoEngines()
     storage: Storage = Storage()
 
@@ -287,23 +292,24 @@ class LongShort(Prompted):
         if self.teacher and self.one_model:
             raise ValueError(
                 "one_model has no meaning beside a teacher: the base does not think between the tags; leave it out, or "
-                "take the teacher as model"
+                "set model to the teacher"
             )
         reinforced = bool(self.rl.rounds) or self.one_model
         if isinstance(self.problems, Stories) and self.problems.count < self.rl.problems_per_step and reinforced:
             raise ValueError(
                 f"problems.count ({self.problems.count}) is less than rl.problems_per_step "
-                f"({self.rl.problems_per_step}), those of one "
-                f"step; raise the first or lower the second"
+                f"({self.rl.problems_per_step}); raise the "
+                f"first or lower the second"
             )
         return self
 
     @property
-    def room_for_prompt(self) -> int:
-        """Tokens of the longest problem, with its role, that can be sampled, examined and talked about."""
-        ending = self.early_stop.finalizing.longest if self.early_stop else 0
+    def max_prompt_tokens(self) -> int:
+        """Maximum length of a problem's prompt with its role in tokens, so that sampling, evaluation and dialogues fit
+        the context."""
+        ending = self.early_stop.finalizing.max_ending_tokens if self.early_stop else 0
         examined = self.benchmark_sampling.max_tokens + ending
-        return self.engine.max_model_len - max(self.sampling.max_tokens, examined, self.protocol.longest)
+        return self.engine.max_model_len - max(self.sampling.max_tokens, examined, self.protocol.max_dialogue_tokens)
 
     @model_validator(mode="after")
     def _fits_context(self) -> Self:
@@ -317,15 +323,18 @@ class LongShort(Prompted):
                 sampling = getattr(self.early_stop, name).sampling
                 longest = self.benchmark_sampling.max_tokens
                 validate_fits_context(f"early_stop.{name}.sampling", sampling, self.engine, longest)
-        learnt = self.protocol.most_turns * self.protocol.max_turn_tokens + MIN_PROMPT_TOKENS
+        trained = self.protocol.max_turns * self.protocol.max_turn_tokens + MIN_PROMPT_TOKENS
         limits = {
-            "engine.max_model_len": (self.protocol.longest + MIN_DIALOGUE_TOKENS, self.engine.max_model_len),
-            "sft.max_length": (learnt, self.sft.max_length),
+            "engine.max_model_len": (
+                self.protocol.max_dialogue_tokens + MIN_DIALOGUE_TOKENS,
+                self.engine.max_model_len,
+            ),
+            "sft.max_length": (trained, self.sft.max_length),
         }
         for name, (longest, limit) in limits.items():
             if longest > limit:
                 raise ValueError(
-                    f"protocol: {self.protocol.most_turns} turns of max_turn_tokens ({self.protocol.max_turn_tokens}), "
+                    f"protocol: {self.protocol.max_turns} turns of max_turn_tokens ({self.protocol.max_turn_tokens}), "
                     f"with tags and prompt {longest} tokens, are more than {name} ({limit}); lower max_turn_tokens or "
                     f"max_rounds, or raise the last"
                 )

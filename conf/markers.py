@@ -15,19 +15,22 @@ from conf.segmentation import Markers
 
 
 class MarkerReport(Prompted):
-    """Traces of a model, and how their sentences begin: from this its segment markers are chosen."""
+    """Samples traces and counts how their sentences begin. Helps to choose segment markers for a model."""
 
     NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = Dto.NOT_IN_CACHE_KEY
 
     pipeline: Literal["markers"] = "markers"
     preset: str = "tiny"
     seed: Annotated[int, Field(ge=0)] = 0
+    """Seed for problem selection and sampling; part of the sample-store key."""
     model: str = "tiny"
-    """As in `Dto`."""
+    """A checkpoint folder, a model on the Hugging Face hub (`owner/name`), or `tiny` for the bundled one."""
     problems: Problems = Stories(count=100)
+    """Problems whose traces are sampled."""
     sampling: Sampling = Sampling()
+    """Sampling parameters of the traces."""
     segmentation: Markers = Markers()
-    """Which openings the report calls markers."""
+    """Sentence openers that the report counts as markers."""
     engine: Engine = Engine()
     storage: Storage = Storage()
 

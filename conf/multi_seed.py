@@ -1,18 +1,27 @@
-"""Settings of claims: one method and what it is compared with, over several seeds.
-
-Knows: the settings of the pipelines. Must not know: what they do.
-"""
+"""Settings of multi-seed runs: one method and its controls over several seeds."""
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+import warnings
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from conf.base import Settings
+from conf.base import RenamedSetting, Settings
 from conf.cot_distillation import CotDistillation
 from conf.dto import Dto
 from conf.long_short import LongShort
+
+NAME: Literal["multi-seed"] = "multi-seed"
+OLD_NAME = "claims"
+
+
+def present_name(pipeline: Any) -> Any:
+    """The pipeline's name; for the old one, which works for one more version, the new one and a RenamedSetting."""
+    if pipeline != OLD_NAME:
+        return pipeline
+    warnings.warn(RenamedSetting(f"the pipeline {OLD_NAME} is called {NAME} now"), stacklevel=2)
+    return NAME
 
 
 class MultiSeed(Settings):
@@ -27,7 +36,7 @@ class MultiSeed(Settings):
         "reuse_results_from": "where results are read that were made before",
     }
 
-    pipeline: Literal["claims"] = "claims"
+    pipeline: Annotated[Literal["multi-seed"], BeforeValidator(present_name)] = NAME
     preset: str = "dto"
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2)
     """Each draws problems, samples and the order of training anew. Not from the paper."""
@@ -46,7 +55,7 @@ class MultiSeed(Settings):
 
     @property
     def of(self) -> Dto | CotDistillation | LongShort:
-        """The pipeline that the claims are about."""
+        """The settings of the one pipeline that is run on each seed."""
         found = self.dto or self.cot_distillation or self.long_short
         assert found
         return found
@@ -55,7 +64,7 @@ class MultiSeed(Settings):
     def _one_pipeline(self) -> Self:
         given = [one for one in (self.dto, self.cot_distillation, self.long_short) if one]
         if len(given) != 1:
-            raise ValueError("claims are about one pipeline: give dto, cot_distillation or long_short")
+            raise ValueError("multi-seed runs one pipeline: give dto, cot_distillation or long_short")
         return self
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""How prefixes of a trace are valued and finished."""
+"""How prefixes of a trace are probed, and how shortened traces are finalized."""
 
 from __future__ import annotations
 
@@ -11,51 +11,54 @@ from conf.sampling import Sampling
 
 
 class ForwardScan(Settings):
-    """Prefixes are probed from the front until one passes: that one is the earliest."""
+    """Probes prefixes from the first one on and stops at the first that passes. Finds the earliest crossing."""
 
     NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = {
-        "lookahead": "the same prefixes pass, with more or fewer probes in vain"
+        "lookahead": "the same prefixes pass, with more or fewer wasted probes"
     }
 
     type: Literal["forward"] = "forward"
     lookahead: Annotated[int, Field(ge=0)] = 0
-    """Prefixes of a trace that are probed before it is known whether the one before them passes: a fuller engine where
-    traces are few, at the price of probes in vain. Not from the paper."""
+    """Speculatively probes this many later prefixes: better utilisation on small runs, some wasted probes. Not from the
+    paper."""
 
 
 class BinarySearch(Settings):
-    """Few prefixes are probed, as if every one after a passing one passed, too: cheaper for long traces, and the prefix
-    found passes, but need not be the earliest. Not from the paper."""
+    """Finds a passing prefix by binary search, which assumes that every longer prefix passes too. Probes fewer prefixes
+    of long traces, but may miss the earliest crossing. Not from the paper."""
 
     type: Literal["binary"] = "binary"
     audited: Share = 0.1
-    """Share of the traces that are also scanned from the front; the ledger counts those whose crossing is another."""
+    """Fraction of traces that are also scanned from the front. The ledger counts those whose crossings differ."""
 
 
 Search = Annotated[Annotated[ForwardScan, Tag("forward")] | Annotated[BinarySearch, Tag("binary")], type_or("forward")]
 
 
 class Probing(Settings):
-    """How a prefix is tested: it is closed, the answer alone is sampled, and verified (section B.2–B.4)."""
+    """How a prefix is tested: the exit text closes it, answers are sampled and verified (DTO, arXiv 2505.21765)."""
 
     exit_text: str = "Now the answer is clear.\n</think>\nThe answer is \\boxed{"
-    """Closes a prefix so that the completion is the answer alone. Must be natural for the model."""
+    """Text appended to a prefix so that the completion is the answer alone. Must end the thinking and be natural for
+    the model."""
     threshold: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """T: a prefix passes when strictly more than this share of its probes is right. Not from the paper."""
+    """T: a prefix passes if strictly more than this fraction of its probes is right. Not from the paper."""
     sampling: Sampling = Sampling(samples=8, max_tokens=12)
-    """At most M probes per prefix, no more than decide; M = 8 is not from the paper."""
+    """Sampling parameters of the probes. `samples` is M, the maximum number of probes per prefix; probing stops once
+    the outcome is decided. M = 8 is not from the paper."""
 
 
 class Finalizing(Settings):
-    """How a shortened trace is brought to its end (section B.5)."""
+    """How a shortened trace is completed: K completions are sampled after a closing text, and the shortest correct one
+    is kept (DTO, arXiv 2505.21765)."""
 
     closing_text: str = "Therefore the answer is"
-    """Opens the closing thought; the model goes on from here. Must be natural for the model, or training on it
-    pushes the model apart."""
+    """Text appended to a shortened trace; the model continues from there. Must be natural for the model: unnatural text
+    in the training data degrades it."""
     sampling: Sampling = Sampling(samples=8, max_tokens=48)
-    """K endings, the shortest correct one is kept; K = 8 is not from the paper."""
+    """Sampling parameters of the completions. `samples` is K. K = 8 is not from the paper."""
 
     @property
-    def longest(self) -> int:
-        """Tokens of an ending, at most: none of the closing text's is shorter than a byte."""
+    def max_ending_tokens(self) -> int:
+        """Upper bound of closing text + completion in tokens. A token is at least one byte."""
         return len(self.closing_text.encode()) + self.sampling.max_tokens

@@ -1,4 +1,4 @@
-"""Where problems come from, and what is done about overlap with benchmarks."""
+"""Sources of problems, and decontamination."""
 
 from __future__ import annotations
 
@@ -12,59 +12,65 @@ from conf.sampling import Sampling
 
 
 class Stories(Settings):
-    """Problems from the bundled world of arithmetic stories."""
+    """Problems from the bundled generator of arithmetic stories."""
 
     type: Literal["stories"] = "stories"
     count: Positive = 800
-    """How many problems. More problems keep the ones already drawn. Not from the paper."""
+    """Number of problems. A larger number keeps the problems of a smaller one. Not from the paper."""
     levels: tuple[Annotated[int, Field(ge=1, le=10)], ...] = (1, 2, 3, 4, 5, 6, 7, 8)
-    """Levels (numbers of steps) drawn in turn. Levels 9 and 10 were never seen by the tiny model."""
+    """Levels, taken in turn. A level is the number of steps. The tiny model was never trained on levels 9 and 10."""
 
 
 class ProblemFile(Settings):
-    """Problems from files."""
+    """Problems from local or remote files."""
 
     RENAMED: ClassVar[dict[str, str]] = {"most_bad": "max_invalid_fraction"}
 
-    NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = {"path": "the file's content is in the key, not its place"}
+    NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = {"path": "the key holds the file's content, not its path"}
 
     type: Literal["file"] = "file"
     path: str
-    """A local path or an fsspec URL, also a pattern such as `data/*.jsonl`. Kinds: .parquet; .jsonl, .json and .csv,
-    also with .gz."""
+    """Local path or fsspec URL, or a pattern such as `data/*.jsonl`. Formats: .parquet; .jsonl, .json and .csv, also
+    with .gz."""
     columns: Columns = Columns()
+    """Names of the columns."""
     count: Positive | None = None
-    """So many, drawn at random by the run's seed, in the shares that subjects and levels have in the whole. More keep
-    the ones already drawn. Not given: all, the same for every seed."""
+    """Number of problems, drawn at random with the run's seed and stratified by subject and level. A larger number
+    keeps the problems of a smaller one. Omit to take all, which is the same for every seed."""
     max_invalid_fraction: Share = 0.05
-    """Bad rows are set aside and counted; above this share of bad rows the file is refused."""
+    """Maximum fraction of invalid rows. Invalid rows are skipped and counted; above this fraction the file is
+    rejected."""
 
 
 class Hub(Settings):
-    """Problems from the Hugging Face hub."""
+    """Problems from a data set on the Hugging Face hub."""
 
     RENAMED: ClassVar[dict[str, str]] = {"most_bad": "max_invalid_fraction"}
 
-    NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = {"revision": "the commit that it names is in the key"}
+    NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = {"revision": "the key holds the commit that it resolves to"}
 
     type: Literal["hub"] = "hub"
     name: str
+    """Name of the data set, such as `HuggingFaceH4/MATH-500`."""
     subsets: tuple[str, ...] = ()
     """Configurations of the data set. Empty: its only one."""
     split: str = "train"
+    """Split of the data set."""
     revision: str = "main"
-    """A branch, tag or commit. A branch is looked up when the run starts; the commit found is what counts."""
+    """Branch, tag or commit. A branch is resolved when the run starts, and the commit is part of the cache key."""
     columns: Columns = Field(default_factory=lambda known: DATASETS.get(known.get("name", ""), Columns()))
-    """What is not given is as in `conf.datasets`, where the data set is known there."""
+    """Names of the columns. Default: those in `conf.datasets` if the data set is known there; you can override single
+    ones."""
     count: Positive | None = None
-    """So many, drawn at random by the run's seed, in the shares that subsets, subjects and levels have in the rows that
-    are drawn from. More keep the ones already drawn. Not given: all, the same for every seed."""
+    """Number of problems, drawn at random with the run's seed and stratified by subset, subject and level. A larger
+    number keeps the problems of a smaller one. Omit to take all, which is the same for every seed."""
     shuffle_buffer: Positive = 50_000
-    """A draw is from this many rows, and only where they do not hold `count` different problems from the next so many,
-    too. A set of no more rows is drawn from whole. Of a larger one as many rows are read, streamed: of Parquet files
-    row groups chosen at random, 16 files in turn; files of other kinds from their beginning. Not from the paper."""
+    """Rows that a random draw selects from; extended by as many rows again while they hold fewer than `count` distinct
+    problems. Smaller data sets are read whole. Larger ones are streamed up to this number of rows: random row groups of
+    Parquet files, 16 files in turn, or the beginning of files in other formats. Not from the paper."""
     max_invalid_fraction: Share = 0.05
-    """Bad rows are set aside and counted; above this share of bad rows the data set is refused."""
+    """Maximum fraction of invalid rows. Invalid rows are skipped and counted; above this fraction the data set is
+    rejected."""
 
     @model_validator(mode="before")
     @classmethod
@@ -81,28 +87,28 @@ Problems = Annotated[
 
 
 class NgramOverlap(Settings):
-    """Problems that a benchmark of the run holds, too, are removed and listed before anything is sampled; so are
-    problems that stand in the training set twice."""
+    """Removes training problems that also occur in a benchmark of the run, and duplicates within the training set. Runs
+    before any sampling and lists what it removed."""
 
     RENAMED: ClassVar[dict[str, str]] = {"words": "ngram_size", "share": "min_overlap"}
 
     type: Literal["ngrams"] = "ngrams"
     ngram_size: Positive = 10
-    """Words of a run that are compared; numbers, operators and variables count as words, case, spacing, punctuation
-    and spelling (LaTeX, Unicode, plain) do not. Shorter problems are found as whole sentences. Not from the paper."""
+    """Words per n-gram. Numbers, operators and variables count as words; case, spacing, punctuation and notation
+    (LaTeX, Unicode, plain text) are ignored. Shorter problems are compared by whole sentences. Not from the paper."""
     min_overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Two problems are the same when more than this share of the shorter one's runs are in the other, and they differ
-    in no number, sign, operator or variable but those of an added clause. Not from the paper."""
+    """Two problems match if they share more than this fraction of the shorter one's n-grams and have the same numbers,
+    signs, operators and variables, except in an added clause. Not from the paper."""
     against: tuple[Problems, ...] = ()
-    """Further benchmarks that are not examined in this run, but some day."""
+    """Additional benchmarks to decontaminate against, which this run does not evaluate."""
 
 
 class NoDecontamination(Settings):
-    """Nothing is compared: the report begins with a warning."""
+    """Disables decontamination. The report starts with a warning."""
 
     type: Literal["off"] = "off"
     reason: Annotated[str, Field(min_length=10)]
-    """Why that is right; told in the report."""
+    """Why this is acceptable; shown in the report."""
 
 
 Decontamination = Annotated[
@@ -111,9 +117,11 @@ Decontamination = Annotated[
 
 
 class Benchmark(Settings):
-    """The examination: fresh problems that nothing else has read."""
+    """Evaluation on problems that no other step reads."""
 
     problems: Problems = Stories(count=480)
+    """Problems to evaluate on."""
     sampling: Sampling = Sampling()
+    """Sampling parameters of the evaluation."""
     unseen: Problems | None = None
-    """Problems of levels that no training has seen, examined on their own."""
+    """Problems of levels that are not in the training set, evaluated separately. Omit to skip."""

@@ -1,7 +1,4 @@
-"""What a model is shown beside a problem, and how it writes its thinking.
-
-Knows: the makers' advice, thinking tags. Must not know: chat templates, tokens, problems.
-"""
+"""How problems are put into prompts, and how a model marks its thinking."""
 
 from __future__ import annotations
 
@@ -13,43 +10,44 @@ from conf.base import Settings, type_or
 
 Text = Annotated[str, Field(min_length=1)]
 BUNDLED = "tiny"
-"""The bundled model; it was taught its problems without an instruction."""
-ADVICE = {
+"""Name of the bundled model, which is trained without an instruction."""
+DEFAULT_INSTRUCTIONS = {
     "instruction": "Please reason step by step, and put your final answer within \\boxed{}.",
     "instruction_choices": "Please reason step by step, and put only the letter of the right option within \\boxed{}.",
 }
-"""What the makers of R1, Qwen3 and their like ask for, and what the answer check reads."""
+"""Default instructions for other models: what the authors of R1, Qwen3 and similar models recommend, and what the
+answer check can read."""
 
 
 class Tags(Settings):
-    """Thinking between two texts, tokens of their own or not; the reply follows."""
+    """Thinking between an opening and a closing text, which may be special tokens or not. The reply follows."""
 
     type: Literal["tags"] = "tags"
     open: Text = "<think>"
-    """Begins the thinking. Where the chat template leaves it to the model, it is added to the prompt. Not from the
+    """Text that opens the thinking. Added to the prompt if the chat template leaves it to the model. Not from the
     paper."""
     close: Text = "</think>"
-    """Ends the thinking. Not from the paper."""
+    """Text that closes the thinking. Not from the paper."""
     answer_open: str = ""
-    """Begins the reply, where the model has a text for that (`<|begin_of_solution|>`). Not from the paper."""
+    """Text that opens the reply, for models that use one (`<|begin_of_solution|>`). Not from the paper."""
     answer_close: str = ""
-    """Ends the reply, where the model has a text for that. Not from the paper."""
+    """Text that closes the reply, for models that use one. Not from the paper."""
 
     @model_validator(mode="after")
     def _differ(self) -> Self:
         if self.open == self.close:
-            raise ValueError(f"open and close are both {self.open!r}: nothing would tell thinking from reply")
+            raise ValueError(f"open and close are both {self.open!r}; thinking and reply could not be separated")
         return self
 
 
 class Harmony(Settings):
-    """The channels of gpt-oss: thinking in `analysis`, the reply in `final`. Not from the paper."""
+    """The channels of gpt-oss: thinking in `analysis`, reply in `final`. Not from the paper."""
 
     type: Literal["harmony"] = "harmony"
     open: ClassVar[str] = "<|channel|>analysis<|message|>"
-    opens_reply: ClassVar[str] = "<|channel|>final<|message|>"
-    """A completion that begins with it has no thinking."""
-    close: ClassVar[str] = f"<|end|><|start|>assistant{opens_reply}"
+    reply_open: ClassVar[str] = "<|channel|>final<|message|>"
+    """A completion that starts with this text has no thinking."""
+    close: ClassVar[str] = f"<|end|><|start|>assistant{reply_open}"
     answer_open: ClassVar[str] = ""
     answer_close: ClassVar[str] = ""
 
@@ -58,52 +56,55 @@ Thinking = Annotated[Annotated[Tags, Tag("tags")] | Annotated[Harmony, Tag("harm
 
 
 class Prompt(Settings):
-    """What stands beside a problem in every prompt of a run: sampled, probed, trained on and examined alike."""
+    """Text around each problem, the same for sampling, probing, training and evaluation."""
 
     instruction: str = ""
-    """After the problem, a blank line between. For models other than the bundled one the default is the makers' advice
-    (`ADVICE`). Not from the paper."""
+    """Instruction after the problem, separated by a blank line. Default for models other than the bundled one: the
+    recommendation of the makers of R1 and Qwen3. Not from the paper."""
     instruction_choices: str = ""
-    """The same for problems with options. Not from the paper."""
+    """The same for multiple-choice problems. Not from the paper."""
     system: str = ""
-    """The system message; before the problem where the chat template knows none. Not from the paper."""
+    """System message; placed before the problem if the chat template has no system role. Not from the paper."""
     template_arguments: dict[str, JsonValue] = Field(default_factory=dict)
-    """Further arguments of the chat template, as enable_thinking = true. Not from the paper."""
+    """Additional arguments of the chat template, such as `enable_thinking = true`. Not from the paper."""
     thinking: Thinking = Tags()
-    """How the model writes its thinking. Not from the paper."""
+    """How the model marks its thinking. Not from the paper."""
 
-    def advice(self, has_choices: bool) -> str:
+    def instruction_for(self, has_choices: bool) -> str:
         return self.instruction_choices if has_choices else self.instruction
 
 
 class Prompted(Settings):
-    """A run whose models are shown problems."""
+    """A pipeline that prompts a model with problems."""
 
     prompt: Prompt = Prompt()
-    """What stands beside each problem, and how thinking is written."""
+    """Text around each problem, and how the model marks its thinking."""
 
     @model_validator(mode="before")
     @classmethod
-    def _advice(cls, values: Any) -> Any:
-        """Written out, so that a run's saved settings show its prompts whole."""
-        advice = {} if not isinstance(values, dict) or values.get("model", BUNDLED) == BUNDLED else ADVICE
-        return _with_defaults(values, "prompt", advice)
+    def _fill_instructions(cls, values: Any) -> Any:
+        """Fills in the default instructions, so that a run's saved settings show complete prompts."""
+        defaults = (
+            {} if not isinstance(values, dict) or values.get("model", BUNDLED) == BUNDLED else DEFAULT_INSTRUCTIONS
+        )
+        return _with_defaults(values, "prompt", defaults)
 
     @model_validator(mode="before")
     @classmethod
-    def _one_seed(cls, values: Any) -> Any:
+    def _seed_engine(cls, values: Any) -> Any:
+        """Uses the run's seed for the engine unless `engine.seed` is given."""
         seed = values.get("seed") if isinstance(values, dict) else None
         return _with_defaults(values, "engine", {"seed": seed % 2**32} if isinstance(seed, int) else {})
 
 
 def _with_defaults(values: Any, section: str, defaults: dict[str, Any]) -> Any:
-    """Raw settings in which a section's fields have these values where they are not given."""
+    """`values` with `defaults` for fields of `section` that are not given."""
     given = values.get(section, {}) if defaults else None
     return {**values, section: {**defaults, **given}} if isinstance(given, dict) else values
 
 
 def validate_exit_text(name: str, exit_text: str, thinking: Tags | Harmony) -> None:
-    """Raises ValueError for a text that is to end the thinking and does not."""
+    """Raises ValueError if `exit_text` does not close the thinking."""
     if thinking.close not in exit_text:
         fitting = f"Now the answer is clear.\n{thinking.close}{thinking.answer_open}\nThe answer is \\boxed{{"
         raise ValueError(

@@ -1,7 +1,4 @@
-"""What must not be shown: keys and passwords in settings, messages and files.
-
-Knows: names and shapes of secrets. Must not know: settings, endpoints.
-"""
+"""Hides keys and passwords in settings, messages and files."""
 
 from __future__ import annotations
 
@@ -11,30 +8,30 @@ from urllib.parse import urlsplit
 HIDDEN = "***"
 NAME = re.compile(r"key|secret|passw|pwd|token(?!s)|auth|credential|bearer|cookie", re.IGNORECASE)
 KEY = re.compile(
-    r"\b(?:(?:sk|pk|rk|gsk|hf|xai|nvapi|ghp|r8)[-_]|AIza|AKIA|eyJ)[\w.*-]{2,}"  # as common providers shape them
+    r"\b(?:(?:sk|pk|rk|gsk|hf|xai|nvapi|ghp|r8)[-_]|AIza|AKIA|eyJ)[\w.*-]{2,}"  # key formats of common providers
     r"|(?<=bearer )\S+"
     r"|\b(?=[a-z]*[0-9])(?=[0-9]*[a-z])[a-z0-9]{24,}\b"
-    r"|(?<=://)[^/@\s]+(?=@)",  # a URL's name and password
+    r"|(?<=://)[^/@\s]+(?=@)",  # user name and password of a URL
     re.IGNORECASE,
 )
 PARAMETER = re.compile(r"([?&][\w-]*(?:key|secret|passw|token|sig)[\w-]*=)[^&#\s]+", re.IGNORECASE)
 
 
 def names_secret(name: str) -> bool:
-    """Whether a setting of this name may hold a secret; `max_tokens` may not."""
+    """Whether a setting with this name may hold a secret. `max_tokens` may not."""
     return NAME.search(name) is not None
 
 
 def redacted(text: str) -> str:
-    """The text without what looks like a secret."""
+    """`text` with everything that looks like a secret replaced by `***`."""
     return PARAMETER.sub(rf"\1{HIDDEN}", KEY.sub(HIDDEN, text))
 
 
 def without_password(url: str) -> str:
-    """The URL itself. Raises ValueError where it holds what would be saved with the run."""
+    """Returns `url` unchanged. Raises ValueError if it contains a password, which would be saved with the run."""
     if urlsplit(url).password:
         raise ValueError(
-            "holds a password, which would be saved with the run; leave it out and give it as the server's client "
-            "reads it: in PGPASSWORD or ~/.pgpass for PostgreSQL, in the environment for object stores"
+            "holds a password, which would be saved with the run; leave it out and provide it where the client reads "
+            "it: in PGPASSWORD or ~/.pgpass for PostgreSQL, in the environment for object stores"
         )
     return url

@@ -1,4 +1,4 @@
-"""Where thinking is cut into segments."""
+"""How thinking text is split into segments."""
 
 from __future__ import annotations
 
@@ -71,8 +71,12 @@ MARKERS: dict[Language, tuple[str, ...]] = {
         "Just to be sure",
         "Just to make sure",
         "Just to confirm",
-        *(f"{who} {deed}" for who in ("Let me", "Let's") for deed in (*_RECHECKS, *_RESTARTS)),
-        *(f"{who} {deed}" for who in ("I should", "I need to", "We should", "We need to") for deed in _RECHECKS),
+        *(f"{subject} {verb}" for subject in ("Let me", "Let's") for verb in (*_RECHECKS, *_RESTARTS)),
+        *(
+            f"{subject} {verb}"
+            for subject in ("I should", "I need to", "We should", "We need to")
+            for verb in _RECHECKS
+        ),
         "So the answer",
         "So the final answer",
         "Thus the answer",
@@ -174,29 +178,31 @@ MARKERS: dict[Language, tuple[str, ...]] = {
         "Somit",
     ),
 }
-"""Openings of a new thinking pattern. "Wait" and "Alternatively" are the paper's; the others are not from the paper."""
+"""Phrases that open a new thinking pattern, by language. "Wait" and "Alternatively" are from the DTO paper; the others
+are not from the paper."""
 
 
 def markers_of(languages: tuple[Language, ...]) -> tuple[str, ...]:
+    """Markers of all `languages`, without duplicates."""
     return tuple(dict.fromkeys(marker for name in languages for marker in MARKERS[name]))
 
 
 class Markers(Settings):
-    """Which openings begin a new thinking pattern (papers, section B.1)."""
+    """Phrases that open a new thinking pattern (DTO, arXiv 2505.21765)."""
 
-    NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = {"languages": "the markers that it chooses are in the key"}
+    NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = {"languages": "the key holds the markers that it selects"}
 
     languages: Annotated[tuple[Language, ...], Field(min_length=1)] = ("english",)
-    """Whose `MARKERS` are taken. Not from the paper, which knows English only."""
+    """Languages whose bundled markers are used. Not from the paper, which covers English only."""
     markers: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         default_factory=lambda known: markers_of(known.get("languages", ())), min_length=1
     )
-    """A segment starts where a sentence or a line starts with one of these: in any case, behind Markdown, quotes, marks
-    of lists and interjections ("No, wait"). Given, they replace those of `languages`; `python -m flows run markers`
-    tells which a model really uses."""
+    """A segment starts where a sentence or a line starts with one of these phrases, in any case, after Markdown,
+    quotes, list bullets and interjections ("No, wait"). Overrides `languages`. `python -m flows run markers` shows
+    which ones a model uses."""
 
     @model_validator(mode="after")
-    def _one_choice(self) -> Self:
+    def _languages_or_markers(self) -> Self:
         default = Markers.model_fields["languages"].default
         if self.languages != default and self.markers != markers_of(self.languages):
             raise ValueError("languages has no effect where markers are given; leave one of them out")
@@ -204,20 +210,20 @@ class Markers(Settings):
 
 
 class Segmentation(Markers):
-    """Where thinking text is cut into thinking patterns (papers, section B.1)."""
+    """How thinking text is split into thinking patterns (DTO, arXiv 2505.21765)."""
 
     min_chars: Annotated[int, Field(ge=0)] = 12
-    """A shorter segment is joined to the next one: "Hmm. Wait." is no thought yet, and every prefix is probed. Not from
-    the paper."""
+    """Minimum length of a segment in characters; a shorter one is merged with the next. Fragments like "Hmm. Wait."
+    would each cost a probe. Not from the paper."""
     max_chars: Annotated[int, Field(ge=100)] = 2000
-    """A longer segment is split at paragraphs, else lines, sentences, words: models with few cues of their own would
-    think in one piece. Not from the paper."""
+    """Maximum length of a segment in characters; a longer one is split at paragraphs, else lines, sentences or words.
+    Matters for models that use few markers. Not from the paper."""
 
     @model_validator(mode="after")
-    def _parts_are_no_scraps(self) -> Self:
+    def _min_chars_fits_max_chars(self) -> Self:
         if self.min_chars > self.max_chars // 4:
             raise ValueError(
-                f"min_chars ({self.min_chars}) is over a quarter of max_chars ({self.max_chars}), and a part of a long "
-                f"segment may be as short as that quarter; lower the first or raise the second"
+                f"min_chars ({self.min_chars}) is over a quarter of max_chars ({self.max_chars}), the shortest part "
+                f"that a long segment is split into; lower the first or raise the second"
             )
         return self

@@ -1,4 +1,4 @@
-"""Settings of the flow that makes the bundled tiny model."""
+"""Settings of the pipeline that trains the bundled tiny model."""
 
 from __future__ import annotations
 
@@ -15,54 +15,63 @@ from conf.segmentation import Segmentation
 
 
 class Teacher(Settings):
-    """The over-thinking teacher of the story world; see `reasoning.stories.OverThinker`."""
+    """Scripted teacher that overthinks arithmetic stories; see `reasoning.stories.OverThinker`. Values are
+    probabilities."""
 
     RENAMED: ClassVar[dict[str, str]] = {"most_rechecks": "max_rechecks"}
 
     slip_first: Share = 0.50
-    """A mistake at a risky step, in the first pass."""
+    """Mistake at a risky step in the first pass."""
     slip_again: Share = 0.36
-    """A mistake at a risky step, in a re-check."""
+    """Mistake at a risky step in a re-check."""
     doubt_right: Share = 0.06
-    """A question mark after a risky step done right."""
+    """Question mark after a correct risky step."""
     doubt_slip: Share = 0.82
-    """A question mark after a mistake. A pass with a question mark ends its conclusion in one, too."""
+    """Question mark after a mistake. If a pass contains a question mark, its conclusion ends in one too."""
     go_on_sure: Share = 0.84
     """Another re-check after a pass without a question mark."""
     go_on_doubtful: Share = 0.95
-    """Another re-check after a pass with one."""
+    """Another re-check after a pass with a question mark."""
     muse: Share = 0.20
-    """An idle remark between two steps of the first pass."""
+    """Idle remark between two steps of the first pass."""
     close_plainly: Share = 0.12
-    """Ending without naming the value: the form that probing uses."""
+    """Ending that does not name the value. Probing uses this form."""
     max_rechecks: Positive = 6
+    """Maximum number of re-checks per trace. A count, not a probability."""
 
 
 class Lesson(Settings):
-    """A part of the corpus: how many stories, of which levels."""
+    """One part of the training corpus."""
 
     stories: Positive
+    """Number of stories."""
     levels: tuple[Annotated[int, Field(ge=1, le=8)], ...]
+    """Levels of the stories, taken in turn."""
 
 
 class Pretraining(Settings):
-    """Training the tiny model from nothing, by SFT on the teacher's traces."""
+    """Trains the tiny model from scratch, by SFT on the teacher's traces."""
 
     RENAMED: ClassVar[dict[str, str]] = {"batch": "global_batch_size", "warmup": "warmup_ratio"}
 
     learning_rate: PositiveFloat = 2.5e-3
+    """Peak learning rate."""
     global_batch_size: Positive = 16
+    """Rows per optimizer step."""
     warmup_ratio: Share = 0.035
+    """Fraction of steps with linear warmup."""
     adam_beta2: Share = 0.98
+    """Adam's β₂."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Weight decay."""
 
 
 class TinyModel(Settings):
-    """Making the bundled model: write the corpus, train tokenizer and weights, measure the world into the card."""
+    """One run: write the corpus, train tokenizer and weights, measure the figures of the model card."""
 
     NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = {
         "pipeline": "there is one pipeline per settings class",
-        "preset": "a name; what it stands for is in the other fields",
+        "preset": "a name; its content is in the other fields",
         "engine": "speed and memory; its dtype is in the fingerprint of a checkpoint that is sampled",
         "storage": "where results live",
         "output": "where the finished model is copied to",
@@ -71,29 +80,30 @@ class TinyModel(Settings):
     pipeline: Literal["tiny-model"] = "tiny-model"
     preset: str = "tiny"
     seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the corpus, the initial weights and sampling."""
     output: str = "models/tiny"
-    """Folder for the weights and the card."""
+    """Folder that the weights and the model card are copied to."""
     teacher: Teacher = Teacher()
     lessons: tuple[Lesson, ...] = (
         Lesson(stories=9_000, levels=(1, 2, 3)),
         Lesson(stories=11_000, levels=(1, 2, 3, 4, 5)),
         Lesson(stories=70_000, levels=(1, 2, 3, 4, 5, 6, 7, 8)),
     )
-    """Taken in order; within one, stories of like length are trained on together."""
+    """Parts of the corpus, trained on in order. Within a part, stories of similar length are batched together."""
     training: Pretraining = Pretraining()
     card: Benchmark = Benchmark(
         problems=Stories(count=500, levels=(1, 2, 3, 4, 5, 6, 7, 8, 9, 10)), sampling=Sampling(samples=16)
     )
-    """What the card measures on held-out stories."""
+    """Evaluation on held-out stories, for the model card."""
     probed: Positive = 4
-    """Of each problem's samples, how many are also probed, prefix by prefix, up to their crossing."""
+    """Samples per problem that are also probed, prefix by prefix up to their crossing."""
     segmentation: Segmentation = Segmentation()
     probing: DtoProbing = DtoProbing()
     engine: Engine = Engine()
     storage: Storage = Storage()
 
     @model_validator(mode="after")
-    def _serves_itself(self) -> TinyModel:
+    def _no_remote_servers(self) -> TinyModel:
         if self.engine.endpoints:
-            raise ValueError("engine.endpoints has no effect here: nobody else has the model that is being made")
+            raise ValueError("engine.endpoints has no effect here: no other server has the model that is being trained")
         return self

@@ -1,4 +1,4 @@
-"""Training: the shared settings, SFT, DPO, SimPO, LoRA."""
+"""Training settings: common fields, SFT, DPO, SimPO, LoRA."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from conf.base import Positive, PositiveFloat, Settings, Share
 
 
 class Lora(Settings):
-    """Training of low-rank adapters on all linear layers; they are merged into the saved checkpoint."""
+    """Trains LoRA adapters on all linear layers and merges them into the saved checkpoint."""
 
     RENAMED: ClassVar[dict[str, str]] = {"rank": "r"}
 
     r: Positive = 32
-    """Not from the paper, which trains all weights."""
+    """Rank of the adapters. Not from the paper, which trains all weights."""
     alpha: Positive = 64
-    """Not from the paper."""
+    """Scaling of the adapters (PEFT's `lora_alpha`). Not from the paper."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Not from the paper."""
+    """Dropout in the adapters. Not from the paper."""
 
 
 class Training(Settings):
-    """What all trainings through TRL share."""
+    """Settings that all TRL trainers share."""
 
     RENAMED: ClassVar[dict[str, str]] = {
         "batch": "global_batch_size",
@@ -37,21 +37,22 @@ class Training(Settings):
     }
 
     learning_rate: PositiveFloat
+    """Peak learning rate."""
     num_train_epochs: Positive = 1
+    """Passes over the training set."""
     global_batch_size: Positive = 16
     """Rows per optimizer step. Not from the paper."""
     per_device_train_batch_size: Positive = 16
-    """Rows per forward pass; halved by itself when memory runs out."""
+    """Rows per forward pass. Halved automatically when memory runs out."""
     max_length: Positive = 2048
-    """Longest prompt + completion in tokens; must hold whole traces. Longer rows are set aside and
-    counted, never cut."""
+    """Maximum prompt + completion length in tokens. Longer rows are dropped and counted, never truncated."""
     warmup_ratio: Share = 0.1
-    """Share of the steps with a rising learning rate; a cosine follows. Not from the paper."""
+    """Fraction of steps with linear warmup; cosine decay follows. Not from the paper."""
     bf16: bool = True
-    """Computes in bfloat16 where that is safe; weights stay in float32. Off on processors without such arithmetic,
-    where a large vocabulary trains far slower with it. Not from the paper."""
+    """Computes in bfloat16 where that is safe; weights stay in float32. Turn it off on CPUs without native bfloat16,
+    where it slows training with large vocabularies. Not from the paper."""
     lora: Lora | None = None
-    """Not given: all weights are trained, as in the papers."""
+    """LoRA settings. Omit to train all weights, as in the papers."""
 
     @model_validator(mode="after")
     def _whole_batches(self) -> Self:
@@ -64,33 +65,35 @@ class Training(Settings):
 
 
 class SimPO(Training):
-    """SimPO (section B.8) on preference pairs."""
+    """SimPO on preference pairs (DTO, arXiv 2505.21765)."""
 
     RENAMED: ClassVar[dict[str, str]] = {"gamma": "simpo_gamma", "sft_weight": "cpo_alpha"}
 
     learning_rate: PositiveFloat = 5e-7
-    """Not from the paper; 3e-7 … 1e-6 on real models, far larger on the tiny one."""
+    """Peak learning rate. Not from the paper. Real models need 3e-7 to 1e-6, the tiny model far more."""
     beta: PositiveFloat = 2.0
-    """Not from the paper, but from its closest published relative."""
+    """β, scale of the length-normalised log-probabilities. Not from the paper but from its closest published
+    relative."""
     simpo_gamma: Annotated[float, Field(ge=0)] = 0.3
-    """The target margin γ itself, not γ/β. Not from the paper, but from its closest published relative."""
+    """γ, the target reward margin itself, not γ/β. Not from the paper but from its closest published relative."""
     cpo_alpha: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of an added cross-entropy term on the chosen side (TRL's `cpo_alpha`). Not from the paper."""
+    """Weight of an additional cross-entropy term on the chosen side (TRL's `cpo_alpha`). Not from the paper."""
 
 
 class Sft(Training):
-    """Supervised fine-tuning on whole completions (section A.4)."""
+    """Supervised fine-tuning on completions (CoT distillation, arXiv 2509.05226)."""
 
     learning_rate: PositiveFloat = 1e-5
-    """Not from the paper; far larger on the tiny model."""
-    epochs: Positive = 2
-    """Not from the paper."""
+    """Peak learning rate. Not from the paper. The tiny model needs far more."""
+    num_train_epochs: Positive = 2
+    """Passes over the training set. Not from the paper."""
 
 
 class Dpo(Training):
-    """DPO on preference pairs, against the model that it starts from (section A.4)."""
+    """DPO on preference pairs; the reference is the model that training starts from (CoT distillation, arXiv
+    2509.05226)."""
 
     learning_rate: PositiveFloat = 5e-7
-    """Not from the paper; far larger on the tiny model."""
+    """Peak learning rate. Not from the paper. The tiny model needs far more."""
     beta: PositiveFloat = 0.1
-    """Not from the paper."""
+    """β, strength of the implicit KL penalty. Not from the paper."""

@@ -70,7 +70,7 @@ def run_experiment(ctx: RunContext, settings: CotDistillation) -> ExperimentResu
     seed = settings.seed
     drawn = load_sources(ctx, settings.problems, settings.benchmarks, seed)
     base = ctx.resources.model(settings.model)
-    sources = filter_sources_by_prompt_length(ctx, drawn, [base], settings.room_for_prompt)
+    sources = filter_sources_by_prompt_length(ctx, drawn, [base], settings.max_prompt_tokens)
     problems, eval_sets = decontaminate(ctx, settings.decontamination, sources, seed), sources.eval_sets
     rated = rate(ctx, settings, base, problems)
     compressed = compress(ctx, settings, rated)
@@ -102,7 +102,7 @@ def rate(ctx: RunContext, settings: CotDistillation, base: ArtifactRef, problems
     drawn = teach(ctx, settings, base, problems)
     traces = select_traces(ctx, traces=drawn, selection=settings.selection)
     values = None
-    if settings.reads_values:
+    if settings.needs_prefix_values:
         values = estimate_prefix_values(
             ctx,
             model=base,

@@ -8,7 +8,6 @@ from typing import NamedTuple
 from prefect import flow
 
 from conf.dto import Dto, LlmPruning
-from models.checkpoints.checkpoint import validate_plain_logits
 from reasoning.records import PairKind
 from tasks.reports.report import write_report
 from tasks.reports.seed_results import EvaluatedModel, ExperimentResult, NamedModel, build_seed_result
@@ -72,8 +71,7 @@ def run_experiment(ctx: RunContext, settings: Dto) -> ExperimentResult:
     benchmarks = {MAIN: benchmark.problems} | ({UNSEEN: benchmark.unseen} if benchmark.unseen else {})
     drawn = load_sources(ctx, settings.problems, benchmarks, seed)
     base = ctx.resources.model(settings.model)
-    validate_plain_logits(ctx.resources.checkpoint(base))
-    sources = filter_sources_by_prompt_length(ctx, drawn, [base], settings.room_for_prompt)
+    sources = filter_sources_by_prompt_length(ctx, drawn, [base], settings.max_prompt_tokens)
     problems, eval_sets = decontaminate(ctx, settings.decontamination, sources, seed), sources.eval_sets
     made = curate(ctx, settings, base, problems)
     pairs = _pairs(ctx, settings, made, made.optimised)

@@ -16,10 +16,10 @@ from tasks.reports.seed_results import ExperimentResult, Pipeline, SeedResult, b
 from tasks.runtime.context import RunContext
 
 
-@flow(name="claims", flow_run_name="claims-{settings.preset}", persist_result=False)
+@flow(name="multi-seed", flow_run_name="multi-seed-{settings.preset}", persist_result=False)
 def multi_seed(settings: MultiSeed) -> Path:
     """Returns the path of the report."""
-    with RunContext("claims", settings.of.storage, settings.of.engine, prompt=settings.of.prompt) as ctx:
+    with RunContext("multi-seed", settings.of.storage, settings.of.engine, prompt=settings.of.prompt) as ctx:
         return run_multi_seed(ctx, settings)
 
 

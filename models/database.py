@@ -1,7 +1,4 @@
-"""Databases that several runs share and that survive a kill.
-
-Knows: what SQLite and PostgreSQL each need for that. Must not know: tables.
-"""
+"""Database connections for several concurrent runs, durable against kills. Supports SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -16,7 +13,8 @@ from tenacity import retry, retry_if_exception_message, stop_after_delay, wait_r
 
 UPSERTS = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 LOCKS = {"sqlite": "BEGIN IMMEDIATE", "postgresql": "SELECT pg_advisory_xact_lock(5318008)"}
-"""What keeps others from changing our tables until the transaction ends; the number is ours alone."""
+"""Statements that lock our tables against schema changes until the transaction ends; the number is an arbitrary lock
+id."""
 
 
 def connect(url: str) -> Database:
@@ -40,13 +38,13 @@ def connect(url: str) -> Database:
     reraise=True,
 )
 def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
-    """For this one change SQLite does not wait for others by itself."""
+    """SQLite's busy timeout does not cover this statement, hence the retries."""
     connection.execute("PRAGMA journal_mode=WAL")
 
 
 @contextmanager
 def changing_tables(database: Database) -> Iterator[Connection]:
-    """A transaction that others wait for: two runs may open a new database at one time."""
+    """An exclusive transaction for creating or changing tables: several runs may open a new database at once."""
     with database.begin() as connection:
         connection.execute(text(LOCKS[database.dialect.name]))
         yield connection

@@ -1,4 +1,4 @@
-"""Small files that are whole, or not there. Knows: renames. Must not know: what a file holds."""
+"""Atomic writes of small files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
-    """What stands under the name is never half-written."""
+    """Writes `content` to a temporary file and renames it, so that `path` is never half-written."""
     temporary = path.with_name(f".{path.name}")
     temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     temporary.rename(path)

@@ -1,10 +1,8 @@
-"""Child processes that never outlive us: a guard of their own ends them when we end, however we end.
-
-Knows: process groups, pipes, descendants. Must not know: what the children do.
+"""Child processes that never outlive this process: a guard process ends them when this process ends in any way.
 
 `python -m models.processes COMMAND …` is the guard. It leads a process group, starts COMMAND in it, and reads its own
-standard input, which only its owner holds open: when the owner dies, even by SIGKILL, the pipe closes and the guard
-kills every descendant, then its group.
+standard input, which only its owner keeps open. When the owner dies, even by SIGKILL, the pipe closes and the guard
+kills all descendants, then its group.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ PR_SET_CHILD_SUBREAPER = 36
 
 
 class GuardedProcess:
-    """COMMAND running under a guard, its output in a log file. Use as a context manager, or call `end`."""
+    """COMMAND running under a guard, with its output in a log file. Use as a context manager, or call `end`."""
 
     def __init__(self, command: Sequence[str], log: Path, env: Mapping[str, str] | None = None):
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +42,7 @@ class GuardedProcess:
 
     @property
     def pid(self) -> int:
-        """Of the guard, which leads the process group."""
+        """Process id of the guard, which leads the process group."""
         return self._guard.pid
 
     def poll(self) -> int | None:
@@ -52,11 +50,11 @@ class GuardedProcess:
         return self._guard.poll()
 
     def wait(self) -> int:
-        """Exit code, once the command has ended by itself."""
+        """Waits for the command to end; returns its exit code."""
         return self._guard.wait()
 
     def end(self) -> None:
-        """Ends the command and all its descendants, and waits until they are gone."""
+        """Kills the command and all its descendants, and waits until they are gone."""
         assert self._guard.stdin
         self._guard.stdin.close()
         self._guard.wait()
@@ -71,18 +69,18 @@ class GuardedProcess:
         self.end()
 
 
-def _end_everything() -> None:
-    """Kills all descendants, those in other groups too, until none is left; then this group."""
-    _end_descendants()
+def _kill_group() -> None:
+    """Kills all descendants, also those in other groups, until none is left; then this group."""
+    _kill_descendants()
     os.killpg(0, signal.SIGKILL)
 
 
 def _die_with_parent() -> None:
-    """Should the guard itself be killed, its command goes too."""
+    """Kills the command if the guard itself is killed."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def _end_descendants() -> None:
+def _kill_descendants() -> None:
     me = psutil.Process()
     while children := me.children(recursive=True):
         for child in children:
@@ -92,18 +90,18 @@ def _end_descendants() -> None:
 
 
 def _guard(command: Sequence[str]) -> int:
-    # Orphaned descendants are handed to us instead of to init, so none can escape by its parent's death.
+    # Orphaned descendants are reparented to the guard instead of init, so that none escapes when its parent dies.
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent)
 
     def watch_owner() -> None:
         while os.read(0, 1):
             pass
-        _end_everything()
+        _kill_group()
 
     threading.Thread(target=watch_owner, daemon=True).start()
     code = child.wait()
-    _end_descendants()
+    _kill_descendants()
     return code if code >= 0 else 128 - code
 
 

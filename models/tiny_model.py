@@ -1,11 +1,7 @@
-"""The bundled tiny model: its tokenizer contract, its shape, and an untrained copy of it.
+"""The bundled tiny model: tokenizer, architecture, untrained weights and training rows.
 
-Knows: the Qwen2 architecture, the reserved tags, how a story becomes training ids.
-Must not know: how it is trained, sampled or measured; nothing here runs a forward pass.
-
-The tokenizer is a byte-level BPE trained under the very pre-tokenizer that AutoTokenizer puts on
-every `qwen2` checkpoint (each digit on its own), because any other one would be silently replaced
-on load.
+The tokenizer is a byte-level BPE trained with the pre-tokenizer that AutoTokenizer applies to every `qwen2` checkpoint
+(each digit a token); AutoTokenizer would silently replace any other one on load.
 """
 
 from __future__ import annotations
@@ -36,11 +32,11 @@ RESERVED = (
     "<rethink>",
     "</rethink>",
 )
-"""Tags that are one token each from the start: a later change would void every figure."""
+"""Tags that are one token each; changing them would invalidate all recorded figures."""
 CONTEXT = 2048
 VOCABULARY = 640
 SORTED_BATCHES = 40
-"""Batches among which rows are sorted by length."""
+"""Batches per window within which rows are sorted by length."""
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}"
@@ -48,14 +44,14 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str]) -> Qwen2Tokenizer:
-    """The tokenizer with its reserved tags, merges learnt from `texts`."""
-    learnt = Qwen2Tokenizer(pad_token=END).train_new_from_iterator(texts, vocab_size=VOCABULARY - len(RESERVED) - 1)
+    """The tokenizer with its reserved tags; merges are learnt from `texts`."""
+    tokenizer = Qwen2Tokenizer(pad_token=END).train_new_from_iterator(texts, vocab_size=VOCABULARY - len(RESERVED) - 1)
     tags = [AddedToken(tag, special=False, normalized=False) for tag in RESERVED]
-    learnt.add_tokens([AddedToken(PAD, special=True, normalized=False), *tags])
-    learnt.pad_token = PAD
-    learnt.chat_template = CHAT_TEMPLATE
-    learnt.model_max_length = CONTEXT
-    return learnt
+    tokenizer.add_tokens([AddedToken(PAD, special=True, normalized=False), *tags])
+    tokenizer.pad_token = PAD
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.model_max_length = CONTEXT
+    return tokenizer
 
 
 def untrained_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen2ForCausalLM:
@@ -81,20 +77,20 @@ def untrained_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen2ForCa
 
 
 def teacher_texts(lessons: Sequence[Lesson], teacher: Teacher, seed: int) -> list[list[tuple[str, str]]]:
-    """For each lesson its pairs (problem, trace with its reply), written by the over-thinking teacher."""
-    written = []
+    """For each lesson, pairs (problem, trace with reply) texts by the over-thinking teacher."""
+    texts = []
     for number, lesson in enumerate(lessons):
         thinker = OverThinker(teacher, random.Random(f"teacher:{seed}:{number}"))
         stories = draw_stories(Split.PRETRAIN, seed * len(lessons) + number, lesson.stories, lesson.levels)
         thoughts = [thinker.think(story) for story in stories]
-        written.append([(s.text, f"{t.text}</think>{t.reply}{END}") for s, t in zip(stories, thoughts, strict=True)])
-    return written
+        texts.append([(s.text, f"{t.text}</think>{t.reply}{END}") for s, t in zip(stories, thoughts, strict=True)])
+    return texts
 
 
 def training_rows(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[tuple[str, str]], batch: int, seed: int
 ) -> list[dict[str, list[int]]]:
-    """One lesson as rows of token ids, in whole batches of like length, so that little is padded."""
+    """One lesson as rows of token ids, ordered in full batches of similar length to reduce padding."""
     rng = random.Random(f"rows:{seed}")
     prompts = [
         str(

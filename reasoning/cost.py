@@ -1,7 +1,4 @@
-"""What a model's work costs, and what shortening is worth: FLOPs, efficiency, AES.
-
-Knows: token counts, a model's shape, the papers' formulas. Must not know: prices, clocks, files.
-"""
+"""Cost of training and inference in FLOPs, and the papers' efficiency metrics."""
 
 from __future__ import annotations
 
@@ -11,23 +8,24 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Shape(BaseModel):
-    """The numbers of a transformer that its cost depends on."""
+    """Dimensions of a transformer that determine its FLOPs."""
 
     model_config = ConfigDict(frozen=True)
 
     parameters: int
-    """Weights that multiply activations: all but the input embedding's look-up (tied weights count once)."""
+    """Weights used in matrix products: all except the input embedding (tied weights count once)."""
     layers: int
     attention_width: int
     """Query heads × head size."""
 
     def attention_flops(self, prompt: int, new: int) -> float:
-        """4·L·d·Σ t over the positions t = m+1 … m+n of the n new tokens after m prompt tokens (section B)."""
+        """4·L·d·Σ t over the positions t = m+1 … m+n of the n new tokens after m prompt tokens. DTO reports
+        attention FLOPs without printing a formula."""
         positions = (prompt + 1 + prompt + new) * new / 2
         return 4.0 * self.layers * self.attention_width * positions
 
     def forward_flops(self, prompt: int, cached: int, generated: int) -> float:
-        """Forward pass over the prompt tokens that were not cached and over the generated ones: two per weight, and
+        """Forward pass over uncached prompt tokens and generated tokens: two FLOPs per weight and token, plus
         attention."""
         weights = 2.0 * self.parameters * (prompt - cached + generated)
         return weights + self.attention_flops(cached, prompt - cached + generated)
@@ -40,14 +38,18 @@ class Shape(BaseModel):
         is_recomputed: bool = False,
         with_reference: bool = False,
     ) -> float:
-        """Of one step's, or epoch's, texts of so many tokens each (of a pair: both sides).
+        """FLOPs of training on `texts`, given as token counts (of a pair: both sides).
 
-        With N weights, F = 2·N·Σ t the forward pass through them and A = 4·L·d·Σ t·(t+1)/2 that through attention:
-        forward F + A; backward to the activations F + 2·A (attention's forward is two products of two variable
-        matrices, and each has two gradients); backward to the weights F, unless only adapters learn beside
-        `are_weights_frozen`; once more F + A each where activations are computed again on the way back, and where a
-        reference model reads the texts, too. Left out: adapters themselves, padding, the optimizer, and that the
-        memory-safe SimPO loss reads the output head twice.
+        With N weights, F = 2·N·Σ t is the forward pass through the weights, and A = 4·L·d·Σ t·(t+1)/2 through
+        attention. Training takes:
+
+        - forward: F + A
+        - backward to activations: F + 2·A (both operands of attention's products need gradients)
+        - backward to weights: F, unless `are_weights_frozen` (adapters only)
+        - recomputed activations: F + A more; a reference model: F + A more
+
+        Not counted: adapters, padding, the optimizer, and the second pass through the output head in the
+        memory-efficient SimPO loss.
         """
         forwards = 1 + is_recomputed + with_reference
         weights = 2.0 * self.parameters * sum(texts) * (forwards + (1 if are_weights_frozen else 2))
@@ -55,14 +57,14 @@ class Shape(BaseModel):
 
 
 def efficiency(accuracy: float, tokens: float, base_accuracy: float, base_tokens: float) -> float | None:
-    """(Acc/Acc₀)/(Tok/Tok₀); None where the base is never right or the model says nothing."""
+    """(Acc/Acc₀)/(Tok/Tok₀) (DTO, arXiv 2505.21765). None if Acc₀ or Tok is 0."""
     if base_accuracy == 0 or tokens == 0:
         return None
     return (accuracy / base_accuracy) / (tokens / base_tokens)
 
 
 def aes(accuracy: float, tokens: float, base_accuracy: float, base_tokens: float) -> float | None:
-    """η·ΔL + ς·|ΔA| with η = 1 and ς = 3 for a gain, −5 for a loss of accuracy (section C.6); None for Acc₀ = 0."""
+    """η·ΔL + ς·|ΔA| with η = 1, and ς = 3 if ΔA ≥ 0, else −5 (Long⊗Short, arXiv 2505.11827). None if Acc₀ = 0."""
     if base_accuracy == 0:
         return None
     shorter = (base_tokens - tokens) / base_tokens

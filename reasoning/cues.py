@@ -1,34 +1,32 @@
-"""What is around a marker in real text: what may come before it, what must come behind it.
+"""Context around a segment marker: what may precede it and what must follow it, in English, German and Chinese.
 
-Knows: English, German and Chinese. Must not know: where sentences begin, who cuts.
-
-A marker can be another word, too (`Moment` is a force's), or the beginning of one (`不过原点` is "not through the
-origin"). No list of longer words would ever be whole, so it is told by what follows: a pause, or how a clause goes on.
-Where both readings are good Chinese, nothing is cut.
+A marker can also be another word (`Moment` in physics) or the start of one (`不过原点` is "not through the origin").
+A list of such words would never be complete, so the text after the marker decides: a pause, or how a clause continues.
+If both readings are valid Chinese, the text is not cut.
 """
 
 from __future__ import annotations
 
-from reasoning.text_normalization import listed
+from reasoning.text_normalization import word_set
 
 UNSPACED = r"[\u3040-\u30ff\u3400-\u9fff]"
-"""Scripts whose words follow one another without a space."""
-LEADS = listed(
+"""Scripts written without spaces between words."""
+LEADS = word_set(
     "no nope oh ah and but so ok okay well now yes yeah hm hmm alright um uh huh hey then or nein aber ach "
     "und also doch ja gut oder 不 哦 啊 哎 呃 那"
 )
-"""Interjections and conjunctions that may come before a marker: "No, wait", "Aber warte"."""
+"""Interjections and conjunctions that may precede a marker: "No, wait", "Aber warte"."""
 FILLER = r"(?:also|just|quickly|carefully|actually|now|really|first|possible|different|noch|nochmals?|einmal)"
-"""Words without weight between those of a marker: "Let me also verify"."""
+"""Words that may occur inside a marker: "Let me also verify"."""
 
 _END = r"(?=\s*\Z|[\n\r])"
 _PAUSE = rf"(?:(?=[,.!?…:;—–，。！？、：；～~*_'\"’”」』）)])|{_END})"
-"""Punctuation, or the end of the line."""
+"""Punctuation or end of line."""
 _CLAUSE = (
     rf"(?:{_PAUSE}|(?=我|如果|若|题目|答案|因为|由于|可以|应该|需要|也许|可能|或许|还|要|让|现在|刚才|这里|这样|这道|这题"
     r"|既然|为了|仔细|注意|考虑|难道|好像|似乎|是不是|会不会|不对|等等|等一下))"
 )
-"""A pause, or a word with which a Chinese clause goes on and no other word is made."""
+"""A pause, or a word that continues a Chinese clause and cannot be part of a longer word."""
 _SPAN = (
     r"(?:a few|several|some|\d+|two|three|four|five|ten)\W+(?:\w+\W+)?(?:s|secs?|seconds?|min|minutes?|hours?|days?)"
 )
@@ -58,4 +56,4 @@ FOLLOWED = {
     "但": r"(?![丁书凡愿求泽尼])",
     "再试": rf"(?:{_PAUSE}|(?=[一试着用其另看次几下别\d$\\]))",
 }
-"""By marker, what must come behind it."""
+"""Pattern that must follow a marker, by marker."""

@@ -1,7 +1,5 @@
-"""How difficult a problem is, 1 to 10 (papers, section A.1): told by a language model, or by a model's own samples.
-
-Knows: problems, pass rates, needed lengths. Must not know: the level that a data set gives, who answers, engines.
-"""
+"""Difficulty of a problem from 1 to 10 (CoT distillation, arXiv 2509.05226), rated by a language model or by the
+model's own samples. A level given by the data set is not used."""
 
 from __future__ import annotations
 
@@ -35,18 +33,18 @@ class Level(LlmReply):
 
 
 def difficulty_query(problem: Problem) -> LlmQuery[Level]:
-    """What a rater model is asked."""
+    """Query that asks a language model to rate a problem."""
     return LlmQuery(TASK, quote_parts(problem=problem.text), Level, max_tokens=32)
 
 
 def effort(right: int, samples: int, needed: float) -> float:
-    """Tokens of thought until a right answer is to be expected: what one takes, `needed`, over the share of tries that
-    succeed (by Laplace's rule, so that few samples promise nothing)."""
+    """Expected tokens of thinking until a correct answer: `needed` tokens per correct answer, divided by the success
+    rate. The rate is smoothed by Laplace's rule, so that few samples do not count as certain."""
     return needed * (samples + 2) / (right + 1)
 
 
 def levels(efforts: Mapping[str, float]) -> dict[str, int]:
-    """Tenths of the problems in the order of their effort: 1 the lightest, 10 the hardest; equals are equal."""
+    """Deciles of the problems by effort: 1 is easiest, 10 hardest. Equal efforts get equal levels."""
     ordered = sorted(efforts.values())
     below = {value: index for index, value in reversed(list(enumerate(ordered)))}
     return {name: 1 + LEVELS * below[value] // len(ordered) for name, value in efforts.items()}

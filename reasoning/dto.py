@@ -1,10 +1,10 @@
-"""DTO: where to cut a trace, how to end it, what to prefer (arXiv 2505.21765; papers, section B).
+"""DTO: where to cut a trace, how to complete it, which pairs to build (arXiv 2505.21765).
 
-Knows: records, token ids, the paper's rules. Must not know: engines, stores, tokenizers' insides.
+Deviations from the paper:
 
-Deviations from the paper. Settings: premature-stop negatives (ours); the rejected side of a pair, the threshold, the
-counts of rollouts and the closing text (the paper leaves them open). Not a setting: prefixes after the first that
-passes are not probed, because the earliest crossing does not depend on them.
+- Premature-stop pairs are ours. Rejected side, threshold, sample counts and closing text are settings, because the
+  paper leaves them open.
+- Prefixes after the first passing one are not probed, because the earliest crossing does not depend on them.
 """
 
 from __future__ import annotations
@@ -18,31 +18,32 @@ from reasoning.sampling_plans import CrossingSearch, count_right
 
 
 def scan_of(trace: Trace, ends: Sequence[int], plan: CrossingSearch) -> Scan:
-    """What a closed plan found out about the prefixes of `trace`, which end at the tokens `ends`."""
+    """Result of a finished search over the prefixes of `trace`. `ends`: length of each prefix in tokens."""
     return Scan(
         problem_id=trace.problem_id,
         sample=trace.sample,
         ends=tuple(ends),
         crossing=plan.crossing,
         probes=tuple(
-            Probe(segment=index, right=count_right(trial.outcomes), total=len(trial.outcomes))
-            for index, trial in plan.tested.items()
+            Probe(segment=index, right=count_right(test.outcomes), total=len(test.outcomes))
+            for index, test in plan.tested.items()
         ),
     )
 
 
 def shortest_right(endings: Iterable[tuple[tuple[int, ...], Verdict]]) -> tuple[int, ...] | None:
-    """The shortest right ending (the first of several equally short); None when none is right."""
+    """Shortest correct completion, the first if several are equally short. None if none is correct."""
     return min((ids for ids, verdict in endings if verdict is Verdict.RIGHT), key=len, default=None)
 
 
 def first_wrong(endings: Iterable[tuple[tuple[int, ...], Verdict]]) -> tuple[int, ...] | None:
-    """The first ending that answers wrong; one without an answer, or not verified in time, is no example of that."""
+    """First completion with a wrong answer. Completions without an answer or with a timed-out check do not count."""
     return next((ids for ids, verdict in endings if verdict is Verdict.WRONG), None)
 
 
-def last_refused(scan: Scan) -> Probe | None:
-    """The last prefix before the crossing that did not pass: where stopping would have been premature."""
+def last_failed_probe(scan: Scan) -> Probe | None:
+    """Last prefix before the crossing that did not pass: stopping there would have been premature. None if the trace
+    never crosses, or at once."""
     if scan.crossing is None:
         return None
     return next((probe for probe in reversed(scan.probes) if probe.segment < scan.crossing), None)
@@ -55,9 +56,10 @@ def preference_pairs(
     rejected: str,
     max_length: int,
 ) -> tuple[list[Pair], Counter[str]]:
-    """Pairs in token ids (section B.7) and what was dropped, counted by reason.
+    """Preference pairs in token ids, and the number of dropped pairs by reason.
 
-    `prompts` by problem id; `rejected` is "original" or "longest"; `max_length` counts prompt + completion.
+    `prompts`: token ids by problem id. `rejected`: "original" or "longest". `max_length`: limit of prompt + completion
+    in tokens.
     """
     originals = by_trace(traces)
     longest = _longest_traces(traces)
@@ -84,8 +86,8 @@ def preference_pairs(
 def shortest_longest_pairs(
     prompts: dict[str, tuple[int, ...]], traces: Sequence[Trace], max_length: int
 ) -> tuple[list[Pair], Counter[str]]:
-    """A control: for each problem its shortest right trace against its longest one, in token ids. Traces that were
-    cut are neither."""
+    """Pairs of the control `shortest-longest`: each problem's shortest correct trace against its longest one, in token
+    ids. Truncated traces are excluded. Also returns the number of dropped pairs by reason."""
     traces = [trace for trace in traces if not trace.truncated]
     longest = _longest_traces(traces)
     shortest: dict[str, Trace] = {}
@@ -109,7 +111,7 @@ def shortest_longest_pairs(
 
 
 def _longest_traces(traces: Sequence[Trace]) -> dict[str, Trace]:
-    """Each problem's longest trace, the first of several equally long."""
+    """Longest trace of each problem, the first if several are equally long."""
     longest: dict[str, Trace] = {}
     for trace in traces:
         if trace.problem_id not in longest or len(trace.token_ids) > len(longest[trace.problem_id].token_ids):

@@ -1,7 +1,4 @@
-"""How good a completion reads (papers, section A.5): what a judge model is asked, and what its grades come to.
-
-Knows: completions, grades, intervals. Must not know: which model wrote a completion, who judges.
-"""
+"""Grades how well a completion reads: query to a judge model and mean grades (CoT distillation, arXiv 2509.05226)."""
 
 from __future__ import annotations
 
@@ -15,8 +12,8 @@ from reasoning.records import JudgeGrades, Problem
 from reasoning.stats import mean_interval, problem_means
 
 CRITERIA = ("clarity", "completeness", "correctness", "redundancy")
-SHOWN = 40_000
-"""Characters of a completion that the judge reads; a longer one is cut in the middle, and says so."""
+MAX_COMPLETION_CHARS = 40_000
+"""Maximum characters of a completion that the judge sees. The middle of a longer one is replaced by a note."""
 TASK = """You grade a worked solution to a mathematics problem by four criteria, each from 1 (worst) to 5 (best):
 clarity: every step can be followed by a reader who knows the subject
 completeness: no step that is needed is missing
@@ -36,10 +33,10 @@ class Grades(LlmReply):
 
 
 def judging_query(problem: Problem, completion: str) -> LlmQuery[Grades]:
-    """What a judge is asked; who wrote the completion is not told."""
-    if len(completion) > SHOWN:
-        left_out = len(completion) - SHOWN
-        half = SHOWN // 2
+    """Query that asks a judge to grade a completion. It does not say which model wrote it."""
+    if len(completion) > MAX_COMPLETION_CHARS:
+        left_out = len(completion) - MAX_COMPLETION_CHARS
+        half = MAX_COMPLETION_CHARS // 2
         completion = f"{completion[:half]}\n[{left_out} characters left out]\n{completion[-half:]}"
     return LlmQuery(TASK, quote_parts(problem=problem.text, solution=completion), Grades, max_tokens=96)
 

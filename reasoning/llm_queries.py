@@ -1,9 +1,7 @@
-"""What is asked of an auxiliary language model, and the form of its reply.
+"""Queries to auxiliary language models, and the schemas of their replies.
 
-Knows: messages, schemas. Must not know: who answers, over what, at what price.
-
-Whatever comes from a data set or a model is hostile: it is quoted between marks, and a reply counts only as the values
-of its schema. Texts in a schema have a greatest length: an open one may be cut off, and is then no JSON.
+Text from data sets and models is untrusted: it is quoted between marks, and a reply counts only as values of its
+schema. Strings in a schema need a maximum length: an unbounded one may be truncated, which is invalid JSON.
 """
 
 from __future__ import annotations
@@ -16,17 +14,17 @@ from pydantic import BaseModel, ConfigDict
 
 
 class LlmReply(BaseModel):
-    """The form of a reply."""
+    """Base class of reply schemas."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Solution(LlmReply):
-    """A reply of no form: a problem's solution as a model writes it, its thinking first."""
+    """A free-form reply: a solution with the thinking first."""
 
     text: str
     truncated: bool
-    """Cut at max_tokens."""
+    """Truncated at max_tokens."""
 
 
 R = TypeVar("R", bound=LlmReply)
@@ -34,41 +32,43 @@ R = TypeVar("R", bound=LlmReply)
 
 @dataclass(frozen=True, slots=True)
 class LlmQuery(Generic[R]):
-    """One question to an auxiliary model."""
+    """One query to an auxiliary language model."""
 
     task: str
-    """What the model is to do; ours."""
+    """Instruction; trusted."""
     material: str
-    """What it is to be done with; hostile."""
+    """Text to work on; untrusted."""
     reply: type[R]
+    """Schema of the reply."""
     max_tokens: int
-    """The longest reply."""
+    """Maximum length of the reply in tokens."""
     temperature: float | None = None
-    """Not given: the endpoint's settings say."""
+    """Default: that of the endpoint's settings."""
     top_p: float | None = None
     sample: int = 0
-    """Tells questions apart that are the same, and are to be answered anew."""
+    """Distinguishes repetitions of the same query, so that each gets its own reply."""
     limit: str = "max_tokens"
-    """The setting that gives max_tokens, to be named to a person."""
+    """Name of the setting that determines max_tokens, for error messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class InvalidReply:
-    """There is no reply that could be used."""
+    """No valid reply was received."""
 
     reason: str
-    """One of a few words, to be counted."""
+    """Short category, for counting."""
     detail: str
-    """For a person."""
+    """Explanation for the user."""
 
 
-def with_token_limit(asks: Sequence[LlmQuery[R]], max_tokens: int, limit: str) -> list[LlmQuery[R]]:
-    """Questions whose replies may be so long, since thinking counts, too; longer where their form needs more."""
-    return [replace(ask, max_tokens=max(ask.max_tokens, max_tokens), limit=limit) for ask in asks]
+def with_token_limit(queries: Sequence[LlmQuery[R]], max_tokens: int, limit: str) -> list[LlmQuery[R]]:
+    """Queries with at least `max_tokens` tokens for the reply, to leave room for thinking; more where the schema needs
+    more."""
+    return [replace(query, max_tokens=max(query.max_tokens, max_tokens), limit=limit) for query in queries]
 
 
 def quote_parts(**parts: str) -> str:
-    """Texts between marks that none of them holds."""
+    """The texts between marks that occur in none of them."""
     mark = "#" * 3
     while any(mark in text for text in parts.values()):
         mark += "#"

@@ -1,7 +1,4 @@
-"""What the tiny model's card says of its world: does shortening matter here, and can it be learned?
-
-Knows: traces, scans, the teacher's phrases. Must not know: how they were sampled.
-"""
+"""Figures and text of the tiny model's card: does shortening matter for this model, and can it be learned?"""
 
 from __future__ import annotations
 
@@ -14,14 +11,15 @@ from reasoning.records import Problem, Scan, Trace, Verdict, by_trace
 from reasoning.stories import SEEN_LEVELS
 
 CONCLUSION = re.compile(r"^(?:That makes|It is|Now it is) (\d+)[^\n]*\n(\w+)?", re.MULTILINE)
-"""A conclusion's value and the first word that follows it."""
+"""A conclusion's value, and the first word after it."""
 STOPPING = ("Therefore", "Now")
+"""First words of the teacher's closing lines."""
 
 
 def card_figures(
     problems: Sequence[Problem], traces: Sequence[Trace], scans: Sequence[Scan], ending_tokens: int
 ) -> dict[str, Any]:
-    """All figures of the card; fractions and tokens. `ending_tokens`: what closing a cut trace costs."""
+    """All figures of the card, as fractions and tokens. `ending_tokens`: tokens needed to complete a cut trace."""
     level = {problem.id: problem.level or 0 for problem in problems}
     gold = {problem.id: problem.answer for problem in problems}
     seen = [trace for trace in traces if level[trace.problem_id] in SEEN_LEVELS]
@@ -65,7 +63,7 @@ def _by(traces: Sequence[Trace], group: Callable[[Trace], int], value: Callable[
 
 
 def _over_shortest(traces: Sequence[Trace]) -> float | None:
-    """Mean tokens over all samples ÷ mean tokens of each problem's shortest right one; None when none is right."""
+    """Mean tokens of all samples ÷ mean tokens of each problem's shortest correct one. None if none is correct."""
     of_problem: dict[str, list[Trace]] = defaultdict(list)
     for trace in traces:
         of_problem[trace.problem_id].append(trace)
@@ -77,14 +75,15 @@ def _over_shortest(traces: Sequence[Trace]) -> float | None:
 
 
 def _cut_length(trace: Trace, scan: Scan, ending_tokens: int) -> int:
-    """Tokens of the trace when it stops at its crossing; all of them when it never crosses."""
+    """Tokens of the trace when cut at its crossing and completed; its full length if it never crosses."""
     if scan.crossing is None:
         return len(trace.token_ids)
     return min(len(trace.token_ids), scan.cut + ending_tokens)
 
 
 def _right_when_cut(trace: Trace, scan: Scan) -> float:
-    """Share of right probes at the crossing (chosen with the right answer in hand), or the whole trace's verdict."""
+    """Fraction of correct probes at the crossing (which was selected with ground truth), or the whole trace's verdict
+    if it never crosses."""
     return float(_is_right(trace)) if scan.crossing is None else _share_at_crossing(scan)
 
 
@@ -98,7 +97,7 @@ def _first_is_right(trace: Trace, gold: str) -> bool:
 
 
 def _going_on(traces: Sequence[Trace], gold: Mapping[str, str]) -> dict[str, float]:
-    """How often the model re-checks after a right and after a wrong conclusion."""
+    """How often the model re-checks after a correct and after a wrong conclusion."""
     going: dict[bool, list[bool]] = {True: [], False: []}
     for trace in traces:
         for match in CONCLUSION.finditer(trace.text):

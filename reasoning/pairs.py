@@ -1,7 +1,4 @@
-"""Preference pairs: which ones can be trained on (papers, sections A.4 and B.7).
-
-Knows: pairs in token ids. Must not know: which method made them.
-"""
+"""Preference pairs: which ones can be trained on (CoT distillation, arXiv 2509.05226; DTO, arXiv 2505.21765)."""
 
 from __future__ import annotations
 
@@ -12,7 +9,8 @@ from reasoning.records import CompressedTrace, Pair, PairKind, Trace, by_trace
 
 
 def fit_pairs(pairs: Iterable[Pair], max_length: int) -> tuple[list[Pair], Counter[str]]:
-    """Pairs that can be trained on, and what was dropped, by reason. `max_length` counts prompt + completion."""
+    """Pairs that can be trained on, and the number of dropped pairs by reason. `max_length` limits prompt + completion
+    in tokens."""
     kept: list[Pair] = []
     dropped: Counter[str] = Counter()
     for pair in pairs:
@@ -25,7 +23,7 @@ def fit_pairs(pairs: Iterable[Pair], max_length: int) -> tuple[list[Pair], Count
 
 
 def _unfit(pair: Pair, max_length: int) -> str | None:
-    """Why a pair cannot be trained on; None when it can."""
+    """Reason why a pair cannot be trained on, or None."""
     if not pair.chosen_ids or not pair.rejected_ids:
         return "empty"  # its mean log-prob would be 0/0
     if pair.kind is not PairKind.PREMATURE_STOP and len(pair.chosen_ids) >= len(pair.rejected_ids):
@@ -38,7 +36,7 @@ def _unfit(pair: Pair, max_length: int) -> str | None:
 def distillation_pairs(
     prompts: Mapping[str, tuple[int, ...]], traces: Sequence[Trace], compressed: Sequence[CompressedTrace]
 ) -> list[Pair]:
-    """Each compressed trace against itself as it was. `prompts` by problem id."""
+    """Pairs of compressed trace (chosen) and original trace (rejected). `prompts`: token ids by problem id."""
     originals = by_trace(traces)
     return [
         Pair(

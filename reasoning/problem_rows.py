@@ -1,7 +1,4 @@
-"""From a row of somebody's data set to a problem, or to the reason why it is none.
-
-Knows: column names, what a problem needs. Must not know: files, hubs, where a row lies.
-"""
+"""Converts data set rows to problems, or to the reason why a row is invalid."""
 
 from __future__ import annotations
 
@@ -16,19 +13,19 @@ from conf.datasets import Columns
 from reasoning.answers.boxed import boxed
 from reasoning.records import InvalidRow, Problem, TextPart
 
-LONGEST_TEXT = 1_000_000
-"""Characters of a problem or a right answer's field; no model reads that much."""
-LONGEST_ANSWER = 10_000
-"""Characters of a right answer."""
-MOST_DIGITS = 1000
+MAX_TEXT_CHARS = 1_000_000
+"""Maximum characters of a problem or answer field."""
+MAX_ANSWER_CHARS = 10_000
+"""Maximum characters of an answer."""
+MAX_DIGITS = 1000
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _ABSENT = object()
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}\b)")
-_SPEAKERS = {"problem": ("user", "human"), "answer": ("assistant", "gpt", "model")}
+_ROLES = {"problem": ("user", "human"), "answer": ("assistant", "gpt", "model")}
 
 
-class _Unfit(Exception):
-    """Why a row is no problem."""
+class _InvalidProblem(Exception):
+    """The row is not a valid problem."""
 
     def __init__(self, reason: str, detail: str):
         super().__init__(detail)
@@ -36,41 +33,42 @@ class _Unfit(Exception):
 
 
 def needed_fields(columns: Columns) -> frozenset[str]:
-    """Without these, as they are written in the settings, a row is no problem."""
+    """Columns that a row must have, as written in the settings."""
     single = (columns.choices,) if isinstance(columns.choices, str) and columns.choices else ()
     return frozenset((columns.problem, columns.answer, *columns.options, *single))
 
 
 def optional_fields(columns: Columns) -> frozenset[str]:
+    """Columns that a row may have."""
     return frozenset((columns.id, columns.level, columns.subject)) - {""}
 
 
-def problem_of(row: Any, place: str, name: str, columns: Columns) -> Problem | InvalidRow:
-    """The problem in `row`. `place` tells a person where the row lies; `name` is its id where it has no own."""
+def problem_of(row: Any, location: str, name: str, columns: Columns) -> Problem | InvalidRow:
+    """Converts `row` to a problem. `location` tells the user where the row is; `name` is the id of rows without one."""
     if not isinstance(row, Mapping):
         return InvalidRow(
-            location=place, id=None, reason="not-an-object", detail="a row must be a JSON object with fields"
+            location=location, id=None, reason="not-an-object", detail="a row must be a JSON object with fields"
         )
     own_id = _text(value_at(row, columns.id)) if columns.id else None
     try:
-        return _made(row, own_id or name, columns)
-    except _Unfit as unfit:
-        return InvalidRow(location=place, id=own_id, reason=unfit.reason, detail=unfit.detail)
+        return _parse_problem(row, own_id or name, columns)
+    except _InvalidProblem as error:
+        return InvalidRow(location=location, id=own_id, reason=error.reason, detail=error.detail)
 
 
-def _made(row: Mapping[str, Any], name: str, columns: Columns) -> Problem:
-    """Raises _Unfit."""
-    question, given = _needed(row, "problem", columns.problem), _needed(row, "answer", columns.answer)
+def _parse_problem(row: Mapping[str, Any], name: str, columns: Columns) -> Problem:
+    """Raises _InvalidProblem."""
+    question, given = _required_text(row, "problem", columns.problem), _required_text(row, "answer", columns.answer)
     choices = _choices(row, columns, question)
     answer = _answer(given, choices or (), columns.answer_is)
     if not answer:
         kind = f"columns.answer_is = {columns.answer_is!r}"
-        raise _Unfit("no-answer", f"field {columns.answer!r} holds no answer of the kind {kind}")
-    if len(answer) > LONGEST_ANSWER:
-        raise _Unfit("too-long", f"the right answer in field {columns.answer!r} has {len(answer)} characters")
+        raise _InvalidProblem("no-answer", f"field {columns.answer!r} holds no answer of the kind {kind}")
+    if len(answer) > MAX_ANSWER_CHARS:
+        raise _InvalidProblem("too-long", f"the right answer in field {columns.answer!r} has {len(answer)} characters")
     return Problem(
         id=name,
-        prompt=(TextPart(text=_asked(question, choices)),),
+        prompt=(TextPart(text=_with_options(question, choices)),),
         answer=answer,
         choices=choices,
         level=_level(value_at(row, columns.level)),
@@ -79,7 +77,7 @@ def _made(row: Mapping[str, Any], name: str, columns: Columns) -> Problem:
 
 
 def value_at(row: Mapping[str, Any], path: str) -> Any:
-    """The field `path`, or where a dotted path leads in objects and lists; `_ABSENT` where there is none."""
+    """Field `path`, or the value that a dotted path leads to in objects and lists; `_ABSENT` if there is none."""
     if path in row:
         return row[path]
     value: Any = row
@@ -93,32 +91,32 @@ def value_at(row: Mapping[str, Any], path: str) -> Any:
     return value
 
 
-def _needed(row: Mapping[str, Any], what: str, column: str) -> str:
-    """The text of a field that must be there. Raises _Unfit with what a person has to hear."""
+def _required_text(row: Mapping[str, Any], what: str, column: str) -> str:
+    """Text of a required field. Raises _InvalidProblem with a message for the user."""
     value = value_at(row, column)
     if value is _ABSENT:
         known = ", ".join(map(repr, list(row)[:12])) or "none"
         detail = f"no field {column!r}; its fields: {known}. Name the right one in columns.{what}"
-        raise _Unfit("missing-field", detail)
-    text = _text(value, _SPEAKERS[what])
+        raise _InvalidProblem("missing-field", detail)
+    text = _text(value, _ROLES[what])
     if text is None:
-        raise _Unfit("missing-field", f"field {column!r} is empty or neither text nor a number")
-    if len(text) > LONGEST_TEXT:
-        raise _Unfit(
-            "too-long", f"field {column!r} has {len(text)} characters; more than {LONGEST_TEXT} are no problem"
+        raise _InvalidProblem("missing-field", f"field {column!r} is empty or neither text nor a number")
+    if len(text) > MAX_TEXT_CHARS:
+        raise _InvalidProblem(
+            "too-long", f"field {column!r} has {len(text)} characters; more than {MAX_TEXT_CHARS} are no problem"
         )
     return text
 
 
-def _text(value: Any, speakers: Sequence[str] = ()) -> str | None:
-    """A field's text; None when it is absent, empty or no text or number. Of messages the last one by `speakers`; of a
-    list of one its entry."""
+def _text(value: Any, roles: Sequence[str] = ()) -> str | None:
+    """Text of a field: of a list with one entry, that entry; of messages, the last one by `roles`. None if it is
+    missing, empty, or neither text nor number."""
     while isinstance(value, list | tuple) and not _are_messages(value):
         if len(value) != 1:
             return None
         value = value[0]
     if isinstance(value, list | tuple):
-        value = _said(value, speakers)
+        value = _last_message_text(value, roles)
     text = value if isinstance(value, str) else _number(value)
     return text if text and text.strip() and _is_storable(text) else None
 
@@ -127,10 +125,10 @@ def _are_messages(value: Sequence[Any]) -> bool:
     return bool(value) and all(isinstance(entry, Mapping) and ("role" in entry or "from" in entry) for entry in value)
 
 
-def _said(messages: Sequence[Mapping[str, Any]], speakers: Sequence[str]) -> str | None:
-    """The text of the last message by one of `speakers`; None where there is none, or where it holds more than text."""
+def _last_message_text(messages: Sequence[Mapping[str, Any]], roles: Sequence[str]) -> str | None:
+    """Text of the last message by one of `roles`. None if there is none or it contains anything but text."""
     for message in reversed(messages):
-        if message.get("role", message.get("from")) in speakers:
+        if message.get("role", message.get("from")) in roles:
             content = message.get("content", message.get("value"))
             parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
             texts = [_part(part) for part in parts] if isinstance(parts, list | tuple) else [None]
@@ -144,11 +142,11 @@ def _part(part: Any) -> str | None:
 
 
 def _number(value: Any) -> str | None:
-    """A number's value in plain decimals: `1e-05` would be read as a formula with e. None for anything else."""
+    """A number in plain decimal notation, because `1e-05` would be read as a formula with e. None for anything else."""
     if isinstance(value, bool) or not isinstance(value, Integral | Real | Decimal):
         return None
     number = Decimal(int(value)) if isinstance(value, Integral) else Decimal(str(value))
-    if not number.is_finite() or abs(number.adjusted()) > MOST_DIGITS:
+    if not number.is_finite() or abs(number.adjusted()) > MAX_DIGITS:
         return None
     text = f"{number:f}"
     plain = text.rstrip("0").rstrip(".") if "." in text else text
@@ -156,7 +154,7 @@ def _number(value: Any) -> str | None:
 
 
 def _is_storable(text: str) -> bool:
-    """JSON can spell lone surrogates, which no file takes."""
+    """False for lone surrogates, which JSON can spell but no file can store."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -165,8 +163,8 @@ def _is_storable(text: str) -> bool:
 
 
 def _choices(row: Mapping[str, Any], columns: Columns, question: str) -> tuple[str, ...] | None:
-    """The options, in the row's order; with the right one in a column of its own in an order that the question alone
-    decides. Raises _Unfit."""
+    """Options in the row's order; shuffled with the question as seed if the answer's column is one of them. Raises
+    _InvalidProblem."""
     if not columns.choices and not columns.wrong_choices:
         return None
     if isinstance(columns.choices, str) and columns.choices:
@@ -174,33 +172,34 @@ def _choices(row: Mapping[str, Any], columns: Columns, question: str) -> tuple[s
     else:
         options = [_option(row, column, columns) for column in columns.options]
     if len(options) > len(LETTERS):
-        raise _Unfit("too-many-options", f"{len(options)} options; there are letters for {len(LETTERS)}")
+        raise _InvalidProblem("too-many-options", f"{len(options)} options; there are letters for {len(LETTERS)}")
     if columns.answer in columns.options:
         random.Random(question).shuffle(options)
     return tuple(options)
 
 
 def _options(value: Any, column: str) -> list[str]:
-    """From a list, or from an object with an option under each letter."""
+    """Options from a list, or from an object with one option per letter. Raises _InvalidProblem."""
     values = [given for given in value.values() if given is not None] if isinstance(value, Mapping) else value
     texts = [_text(given) for given in values] if isinstance(values, list | tuple) else []
     options = [text for text in texts if text is not None]
     if not options or len(options) < len(texts):
         detail = f"field {column!r} is no list of options; leave columns.choices empty if there are none"
-        raise _Unfit("missing-field", detail)
+        raise _InvalidProblem("missing-field", detail)
     return options
 
 
 def _option(row: Mapping[str, Any], column: str, columns: Columns) -> str:
+    """One option from its own column. Raises _InvalidProblem."""
     text = _text(value_at(row, column))
     if text is None:
         setting = "wrong_choices" if columns.wrong_choices else "choices"
-        raise _Unfit("missing-field", f"field {column!r} of columns.{setting} is absent or empty")
+        raise _InvalidProblem("missing-field", f"field {column!r} of columns.{setting} is absent or empty")
     return text
 
 
 def _answer(text: str, choices: Sequence[str], kind: str) -> str | None:
-    """None or nothing where there is none of that kind."""
+    """Answer in the format `kind`. None or empty if there is none."""
     if kind == "choice":
         same = [index for index, choice in enumerate(choices) if choice.strip() == text.strip()]
         return LETTERS[same[0]] if len(same) == 1 else None
@@ -215,14 +214,15 @@ def _answer(text: str, choices: Sequence[str], kind: str) -> str | None:
     return text.strip()
 
 
-def _asked(problem: str, choices: tuple[str, ...] | None) -> str:
-    """The question, with lettered options where there are any."""
+def _with_options(problem: str, choices: tuple[str, ...] | None) -> str:
+    """The problem, with lettered options if there are any."""
     if not choices:
         return problem
     return problem + "\n" + "\n".join(f"({letter}) {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
 
 
 def _level(value: Any) -> int | None:
-    """The whole part of a number below 1,000, or the last one in a text such as "Level 5"; None for anything else."""
+    """Integer part of a number below 1,000, or the last such number in a text like "Level 5". None for anything
+    else."""
     digits = re.findall(r"(?<![\d.,-])\d{1,3}(?!\d)", _text(value) or "")
     return int(digits[-1]) if digits else None

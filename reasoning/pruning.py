@@ -1,18 +1,14 @@
-"""Pruning a shortened trace, embedded form: a segment is redundant when the answer is reached without it (B.6).
+"""Prunes a shortened trace: removes segments without which the answer is still reached (DTO, arXiv 2505.21765).
 
-Knows: segments in token ids, the rule by which a removal stands. Must not know: engines, texts, where probes come from.
+Greedy, from left to right: each proposed inner segment is removed once. The removal stands if the rest passes the
+probes and is rolled back otherwise. The first segment (start of the reasoning) and the last one (where the answer
+becomes clear) always stay. An LLM proposes segments, as in the paper (`reasoning.pruning_proposals`), or every inner
+segment is tried.
 
-Greedy from left to right: each inner segment is left out once; when the rest still passes the probe it stays out,
-otherwise it is rolled back. The first segment (the start of the reasoning) and the last (where the answer became
-clear) always stay.
-
-A text can lead to the answer and still make no sense: "Now it is 86, not 96" where nothing says 96 any more. Trained
-on, that costs accuracy (docs/log.md). So what is kept must also stay *natural*: where one of its tokens has become far
-less likely to the model itself than it was in the whole trace, the nearest removed segment before it comes back. Ours,
-not the paper's.
-
-Who proposes: in the paper an auxiliary LLM (`reasoning.pruning_proposals`); embedded, every inner segment is proposed.
-The check decides in both.
+Not from the paper: the kept text must also stay natural. A text can reach the answer and still make no sense, like "Now
+it is 86, not 96" when no earlier text says 96. Training on it costs accuracy (docs/log.md). If a kept token becomes
+much less likely to the model than it was in the full trace, the nearest removed segment before it is restored
+(docs/decisions/0005-pruned-text-stays-natural.md).
 """
 
 from __future__ import annotations
@@ -25,23 +21,24 @@ from reasoning.records import OptimisedTrace, Trace, Verdict
 from reasoning.sampling_plans import Outcomes, SampleRange, SequentialTest, min_successes
 
 
-class OpenPruning:
-    """A `Plan`: a cut trace whose inner segments are being left out one by one."""
+class PruningPlan:
+    """A `SamplingPlan` that removes inner segments of a cut trace one at a time."""
 
     def __init__(
         self, trace: Trace, ends: Sequence[int], total: int, threshold: float, proposed: Sequence[int] | None = None
     ):
-        """`ends`: token ends of the segments up to the crossing; `proposed`: which of them may go (all), by index."""
+        """`ends`: ends of the segments up to the crossing, in tokens. `proposed`: indices that may be removed; None:
+        all inner ones."""
         self._spans = [trace.token_ids[start:end] for start, end in pairwise((0, *ends))]
         self._kept = list(range(len(ends)))
-        self._open = [
+        self._pending = [
             index
             for index in sorted(set(range(len(ends)) if proposed is None else proposed))
             if 0 < index < len(ends) - 1
         ]
         self._total, self._threshold = total, threshold
-        self._trial = SequentialTest(total, threshold)
-        self._under_way = False
+        self._test = SequentialTest(total, threshold)
+        self._in_flight = False
         self._trace = trace
 
     @property
@@ -50,47 +47,48 @@ class OpenPruning:
 
     @property
     def is_open(self) -> bool:
-        return bool(self._open)
+        return bool(self._pending)
 
     def next_ranges(self) -> list[SampleRange]:
-        """Rollouts of what is left when the next proposed segment goes, too; the ask's prefix is that segment."""
-        if self._under_way or not self._open:
+        """Rollouts of the kept text without the next proposed segment. `SampleRange.prefix` is that segment's index."""
+        if self._in_flight or not self._pending:
             return []
-        self._under_way = True
-        return [SampleRange(self._open[0], len(self._trial.outcomes), self._trial.next_batch_size())]
+        self._in_flight = True
+        return [SampleRange(self._pending[0], len(self._test.outcomes), self._test.next_batch_size())]
 
     def without(self, segment: int) -> tuple[int, ...]:
-        """Token ids of what is kept, without `segment`."""
+        """Token ids of the kept segments except `segment`."""
         return self._join(index for index in self._kept if index != segment)
 
-    def add(self, ask: SampleRange, outcomes: Outcomes) -> None:
-        self._under_way = False
-        self._trial.add(outcomes)
-        if self._trial.passed is None:
+    def add(self, drawn: SampleRange, outcomes: Outcomes) -> None:
+        self._in_flight = False
+        self._test.add(outcomes)
+        if self._test.passed is None:
             return
-        if self._trial.passed:
-            self._kept.remove(ask.prefix)
-        self._open.pop(0)
-        self._trial = SequentialTest(self._total, self._threshold)
+        if self._test.passed:
+            self._kept.remove(drawn.prefix)
+        self._pending.pop(0)
+        self._test = SequentialTest(self._total, self._threshold)
 
     @property
     def removed(self) -> tuple[int, ...]:
-        """Indices of the segments that went, in order."""
+        """Indices of the removed segments, ascending."""
         return tuple(index for index in range(len(self._spans)) if index not in self._kept)
 
     def prefix(self) -> tuple[int, ...]:
-        """Token ids of all that is kept."""
+        """Token ids of the kept segments."""
         return self._join(self._kept)
 
     def whole_prefix(self) -> tuple[int, ...]:
-        """Token ids of the trace up to its cut, nothing left out."""
+        """Token ids of the cut trace before pruning."""
         return self._join(range(len(self._spans)))
 
-    def first_unnatural(self, whole: Sequence[float], kept: Sequence[float], most: float) -> int | None:
-        """The first kept segment with a token that lost more than `most` nats; None when there is none. What stands
-        before all removed segments reads as before.
+    def first_unnatural(self, whole: Sequence[float], kept: Sequence[float], max_drop: float) -> int | None:
+        """Index of the first kept segment with a token whose log-probability dropped by more than `max_drop` nats, or
+        None.
 
-        `whole` and `kept` are the model's log-probs of each token of `whole_prefix` and of `prefix`.
+        `whole`, `kept`: the model's log-probabilities of the tokens of `whole_prefix` and of `prefix`. Segments before
+        the first removed one are skipped: their context is unchanged.
         """
         starts = (0, *accumulate(map(len, self._spans)))
         position = 0
@@ -98,17 +96,17 @@ class OpenPruning:
             width = len(self._spans[index])
             before = whole[starts[index] : starts[index] + width]
             after = kept[position : position + width]
-            if index > min(self.removed) and any(old - new > most for old, new in zip(before, after, strict=True)):
+            if index > min(self.removed) and any(old - new > max_drop for old, new in zip(before, after, strict=True)):
                 return index
             position += width
         return None
 
     def restore_before(self, index: int) -> None:
-        """Puts back the nearest removed segment before the kept segment `index`."""
+        """Restores the nearest removed segment before the kept segment `index`."""
         self._kept = sorted([*self._kept, max(removed for removed in self.removed if removed < index)])
 
     def restore_all(self) -> None:
-        """Leaves the trace as it was."""
+        """Restores all removed segments."""
         self._kept = list(range(len(self._spans)))
 
     def _join(self, indices: Iterable[int]) -> tuple[int, ...]:
@@ -116,12 +114,11 @@ class OpenPruning:
 
 
 def pruned_trace(
-    row: OptimisedTrace, pruning: OpenPruning, endings: Sequence[tuple[tuple[int, ...], Verdict]], threshold: float
+    row: OptimisedTrace, pruning: PruningPlan, endings: Sequence[tuple[tuple[int, ...], Verdict]], threshold: float
 ) -> OptimisedTrace:
-    """`row` without what was removed and with the shortest right one of fresh `endings`.
+    """`row` without the removed segments, completed with the shortest correct one of fresh `endings`.
 
-    `row` itself, as it was, unless those confirm the answer (more than `threshold` of them right) and the trace got
-    shorter.
+    Returns `row` unchanged unless more than `threshold` of the endings are correct and the result is shorter.
     """
     prefix, ending = pruning.prefix(), shortest_right(endings)
     right = sum(verdict is Verdict.RIGHT for _, verdict in endings)

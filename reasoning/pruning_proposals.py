@@ -1,7 +1,4 @@
-"""Which segments of a cut trace a language model would leave out (papers, section B.6).
-
-Knows: the question, the form of its reply. Must not know: who answers, what becomes of a proposal.
-"""
+"""Asks a language model which segments of a cut trace to remove (DTO, arXiv 2505.21765)."""
 
 from __future__ import annotations
 
@@ -28,15 +25,15 @@ class Proposal(LlmReply):
 
 
 @cache
-def proposal(last: int) -> type[Proposal]:
-    """The reply's form where `last` is the number of the last segment: an inner one each, at most all of them."""
+def proposal_schema(last: int) -> type[Proposal]:
+    """Reply schema for segments 0 … `last`: a list of inner segments."""
     inner = Annotated[int, Field(ge=1, lt=last)]
     numbers: Any = (Annotated[tuple[inner, ...], Field(max_length=last - 1)], ...)
     return create_model("Proposal", __base__=Proposal, remove=numbers)
 
 
 def pruning_query(problem: str, segments: Sequence[str]) -> LlmQuery[Proposal]:
-    """What a model is asked about a trace of three or more segments."""
+    """Query that asks which segments to remove from a trace with three or more segments."""
     lines = "\n".join(f"{index}: {json.dumps(segment)}" for index, segment in enumerate(segments))
     last = len(segments) - 1
-    return LlmQuery(TASK, quote_parts(problem=problem, segments=lines), proposal(last), max_tokens=32 + 8 * last)
+    return LlmQuery(TASK, quote_parts(problem=problem, segments=lines), proposal_schema(last), max_tokens=32 + 8 * last)

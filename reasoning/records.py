@@ -1,8 +1,6 @@
-"""The one vocabulary of rows: problems, traces, scans, pairs, scores. Frozen, strict, ready for Parquet.
+"""Record types: problems, traces, scans, pairs, scores. Frozen and strict, stored as Parquet.
 
-Knows: what each row holds and in which units. Must not know: how rows are stored or produced.
-
-Lengths are tokens of the model's own tokenizer. Offsets into a trace count its completion tokens from 0.
+Lengths are tokens of the model's own tokenizer. Offsets into a trace count completion tokens from 0.
 """
 
 from __future__ import annotations
@@ -16,29 +14,33 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Record(BaseModel):
+    """Base class of all records."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class TextPart(Record):
+    """Text of a problem."""
+
     type: Literal["text"] = "text"
     text: str
 
 
 class InstructionPart(Record):
-    """What one set of problems is told beside the problem: no part of it, and after the run's own advice."""
+    """Instruction that belongs to one set of problems. Not part of the problem; follows the run's own instruction."""
 
     type: Literal["instruction"] = "instruction"
     text: str
 
 
 class Problem(Record):
-    """A question with a known answer. A prompt is a list of parts, because pictures will join text one day."""
+    """A question with a known answer. A prompt is a list of parts, so that images can be added later."""
 
     id: str
     prompt: tuple[TextPart | InstructionPart, ...]
     answer: str
     choices: tuple[str, ...] | None = None
-    """Options of a multiple-choice question; the answer is then a letter."""
+    """Options of a multiple-choice problem; the answer is then a letter."""
     level: int | None = None
     subject: str | None = None
 
@@ -52,49 +54,49 @@ class Problem(Record):
 
 
 class InvalidRow(Record):
-    """A row of a data set that is no problem, and why."""
+    """A data set row that is not a valid problem, with the reason."""
 
     location: str
     """File and line, or data set and index."""
     id: str | None
     reason: str
     detail: str
-    """What is wrong and what to do, for a person."""
+    """What is wrong and how to fix it, for the user."""
 
 
 class SkippedRow(Record):
-    """A row without the completions that it needs, and why."""
+    """A row that was skipped because its completions failed, with the reason."""
 
     id: str
     reason: str
     detail: str
-    """For a person."""
+    """Explanation for the user."""
 
 
 class Match(Record):
-    """A problem to train on that a benchmark holds, too."""
+    """A training problem that a benchmark also contains."""
 
     problem_id: str
     text: str
     benchmark: str
-    """Name of the set."""
+    """Name of the benchmark."""
     benchmark_id: str
     benchmark_text: str
     share: float
-    """Of the shorter text's n-grams, those that are in the other."""
+    """Fraction of the shorter text's n-grams that the other one contains."""
 
 
 class Verdict(StrEnum):
-    """What the answer check says of one completion."""
+    """Result of the answer check for one completion."""
 
     RIGHT = "right"
     WRONG = "wrong"
     NO_ANSWER = "no-answer"
-    """No answer could be found in the text."""
+    """The text contains no answer."""
     TIMEOUT = "timeout"
-    """The check was ended after its time limit; counts as not verified."""
+    """The check hit its time limit; counts as not verified."""
     NO_COMPLETION = "no-completion"
-    """The engine refused the request or gave it up; counts as not right, and as no length."""
+    """The request was rejected or given up. Counts as not right; has no length."""
 
 
 class Verified(Protocol):
@@ -108,12 +110,12 @@ V = TypeVar("V", bound=Verified)
 
 
 def completed(rows: Iterable[V]) -> list[V]:
-    """Those whose completions there are: lengths and costs are theirs alone. The others count as not right."""
+    """Rows that have a completion. Lengths and costs are computed on these only; the others count as not right."""
     return [row for row in rows if row.verdict is not Verdict.NO_COMPLETION]
 
 
 class Trace(Record):
-    """One sampled completion of a problem, thinking and reply together."""
+    """One sampled completion of a problem: thinking and reply."""
 
     problem_id: str
     sample: int
@@ -140,45 +142,45 @@ OT = TypeVar("OT", bound=OfTrace)
 
 
 def by_trace(rows: Iterable[OT]) -> dict[tuple[str, int], OT]:
-    """Each row under the problem and the sample that it is about."""
+    """Rows by (problem id, sample)."""
     return {(row.problem_id, row.sample): row for row in rows}
 
 
 class SentenceOpener(Record):
-    """How some sentences of a model's thinking begin."""
+    """Statistics of one way in which sentences of a model's thinking begin."""
 
     text: str
     is_marker: bool
-    """Whether a segment is cut here, as the settings stand."""
+    """Whether the current settings start a segment here."""
     count: int
-    """Sentences and lines that begin so."""
+    """Number of sentences and lines with this opener."""
     traces: int
-    """Traces with at least one of them."""
+    """Number of traces that contain it."""
     position: float | None
-    """Mean place in the trace, 0 its start and 1 its end; None when none was met."""
+    """Mean position in the trace, from 0 (start) to 1 (end). None if it never occurs."""
 
 
 class Probe(Record):
-    """The M rollouts of one closed prefix."""
+    """Probe results of one prefix."""
 
     segment: int
-    """Index i of the last segment in the prefix, from 0."""
+    """Index i of the prefix's last segment, from 0."""
     right: int
     total: int
-    """As many as decided; their share is no unbiased estimate of p."""
+    """Number of probes sampled. Sampling stops at the decision, so right/total is a biased estimate of p."""
 
 
 class Scan(Record):
-    """Where a trace crosses: its prefixes, and the probes that tell (papers, section B.2–B.4)."""
+    """Result of the search for a trace's crossing (DTO, arXiv 2505.21765)."""
 
     problem_id: str
     sample: int
     ends: tuple[int, ...]
-    """Tokens of the trace in each of its prefixes."""
+    """Length of each prefix in tokens."""
     probes: tuple[Probe, ...]
-    """Of the prefixes that were tried, from the front."""
+    """Probes of the tested prefixes, in ascending order."""
     crossing: int | None
-    """Segment index of the first prefix that passes (with a binary search: of one that passes); None when none does."""
+    """Index of the first passing prefix (with binary search: of some passing prefix). None if none passes."""
 
     @property
     def trace_id(self) -> str:
@@ -186,18 +188,18 @@ class Scan(Record):
 
     @property
     def cut(self) -> int:
-        """Tokens up to the crossing, where there is one."""
+        """Tokens up to the crossing. The trace must cross."""
         return self.kept_ends[-1]
 
     @property
     def kept_ends(self) -> tuple[int, ...]:
-        """Of the prefixes up to the crossing, where there is one."""
+        """Ends of the segments up to the crossing. The trace must cross."""
         assert self.crossing is not None
         return self.ends[: self.crossing + 1]
 
 
 class CrossingEstimate(Record):
-    """The share of right rollouts at a crossing, on fresh samples."""
+    """Success counts at a crossing on fresh samples."""
 
     problem_id: str
     sample: int
@@ -206,19 +208,19 @@ class CrossingEstimate(Record):
 
 
 class OptimisedTrace(Record):
-    """A trace cut at its earliest crossing and brought to its end (section B.5)."""
+    """A trace cut at its crossing and completed (DTO, arXiv 2505.21765)."""
 
     problem_id: str
     sample: int
     token_ids: tuple[int, ...]
     removed: tuple[int, ...] = ()
-    """Indices of the segments before the cut that pruning took out (section B.6)."""
+    """Indices of the segments that pruning removed."""
     premature_ids: tuple[int, ...] | None = None
-    """The completion that stops before the crossing, at a prefix that did not pass, and answers wrong there."""
+    """Completion that stops at a prefix before the crossing and answers wrongly."""
 
 
 class ProposedRemovals(Record):
-    """Inner segments of a cut trace that an auxiliary model would leave out (section B.6)."""
+    """Inner segments of a cut trace that an auxiliary model proposes to remove."""
 
     problem_id: str
     sample: int
@@ -226,68 +228,71 @@ class ProposedRemovals(Record):
 
 
 class PrefixValues(Record):
-    """How good the prefixes of a trace are: the right ones of each one's rollouts (papers, section A.3)."""
+    """Rollout results of all prefixes of a trace."""
 
     problem_id: str
     sample: int
     ends: tuple[int, ...]
-    """Tokens of the trace in each prefix; the first is no thinking at all."""
+    """Length of each prefix in tokens. The first is the prefix without thinking."""
     right: tuple[int, ...]
-    """Of `total` rollouts each, by prefix."""
+    """Number of correct rollouts of each prefix, out of `total`."""
     total: int
 
     @property
     def values(self) -> list[float]:
+        """Fraction of correct rollouts of each prefix."""
         return [right / self.total for right in self.right]
 
     @property
     def lengths(self) -> list[int]:
-        """Of the segments, in tokens."""
+        """Length of each segment in tokens."""
         return [end - start for start, end in pairwise(self.ends)]
 
     def needed(self, threshold: float) -> int:
-        """Tokens up to the first prefix that is right more often than `threshold`; all of them where none is."""
+        """Length in tokens of the first prefix whose value exceeds `threshold`; of the longest prefix if there is
+        none."""
         return next((e for e, v in zip(self.ends, self.values, strict=True) if v > threshold), self.ends[-1])
 
 
 class ChunkedTrace(Record):
-    """Where the thoughts of a trace end (papers, section C.1)."""
+    """Boundaries of a trace's thoughts (Long⊗Short, arXiv 2505.11827)."""
 
     problem_id: str
     sample: int
     ends: tuple[int, ...]
-    """Tokens of the trace up to the end of each thought; the last is that of its thinking."""
+    """End of each thought in tokens. The last one is the end of the thinking."""
 
 
 class ColdStartDialogue(Record):
-    """A trace as the two models would have talked it (section C.3)."""
+    """A trace rewritten as a dialogue of the two models (Long⊗Short, arXiv 2505.11827)."""
 
     problem_id: str
     sample: int
     important: tuple[bool, ...]
-    """Which of its thoughts are Long's."""
+    """Whether each thought goes to the long-thought model."""
     transcript: str
 
 
 class ModelCall(Record):
-    """One request to a model, as far as it costs."""
+    """Token counts of one request to a model."""
 
     prompt_tokens: int
     tokens: int
-    """Generated."""
+    """Generated tokens."""
 
 
 class EvaluatedDialogue(Record):
-    """A dialogue of two models about a problem (section C.4)."""
+    """A dialogue of two models about a problem, with its verdict."""
 
     problem_id: str
     sample: int
     transcript: str
     long_calls: tuple[ModelCall, ...]
-    """Turns of the long-thought model."""
+    """Requests for turns of the long-thought model."""
     short_calls: tuple[ModelCall, ...]
+    """Requests for turns of the short-thought model."""
     hit_cap: bool
-    """Short had asked as often as it may, and was made to answer."""
+    """Whether Short reached the round limit and was forced to answer."""
     is_well_formed: bool
     verdict: Verdict
 
@@ -297,17 +302,17 @@ class EvaluatedDialogue(Record):
 
     @property
     def tokens(self) -> int:
-        """Generated by both."""
+        """Tokens generated by both models."""
         return sum(call.tokens for call in self.calls)
 
     @property
     def prompt_tokens(self) -> int:
-        """Shown to both, turn by turn."""
+        """Prompt tokens of all requests of both models."""
         return sum(call.prompt_tokens for call in self.calls)
 
 
 class ModelPair(Record):
-    """Two models that talk with each other; either may be the base."""
+    """A long-thought and a short-thought model that work together. Either may be the base."""
 
     long_uri: str
     long_digest: str
@@ -316,30 +321,30 @@ class ModelPair(Record):
 
 
 class Rating(Record):
-    """How difficult a problem is, 1 to 10 (section A.1)."""
+    """Difficulty of a problem from 1 to 10."""
 
     problem_id: str
     level: int
 
 
 class CompressedTrace(Record):
-    """A trace as short as its problem's level allows, brought to its end (section A.3)."""
+    """A trace compressed to its level's budget and completed (CoT distillation, arXiv 2509.05226)."""
 
     problem_id: str
     sample: int
     level: int
     token_ids: tuple[int, ...]
     kept: tuple[int, ...]
-    """Indices of the segments that stayed; none where a language model wrote the text anew."""
+    """Indices of the kept segments. Empty if a language model rewrote the text."""
     original_tokens: int
-    """Of the trace as it was."""
+    """Length of the original trace in tokens."""
 
 
 class JudgeGrades(Record):
-    """A completion's grades, 1 to 5 (section A.5)."""
+    """Grades of a completion from 1 to 5."""
 
     model: int
-    """Which of those judged together wrote it."""
+    """Index of the model that wrote it, among the models judged together."""
     problem_id: str
     clarity: int
     completeness: int
@@ -348,18 +353,20 @@ class JudgeGrades(Record):
 
 
 class PairKind(StrEnum):
+    """How a preference pair was built."""
+
     COMPRESSED = "compressed"
-    """Chosen: the compressed trace. Rejected: the trace as it was."""
+    """Chosen: the compressed trace. Rejected: the original trace."""
     OPTIMISED = "optimised"
     """Chosen: the shortened trace. Rejected: the longer original."""
     SHORTEST_LONGEST = "shortest-longest"
-    """Chosen: the problem's shortest right trace. Rejected: its longest. A control, no part of DTO."""
+    """Chosen: the problem's shortest correct trace. Rejected: its longest. A control, not part of DTO."""
     PREMATURE_STOP = "premature-stop"
-    """Chosen: the shortened trace. Rejected: an earlier prefix, closed with the wrong answer it led to."""
+    """Chosen: the shortened trace. Rejected: an earlier prefix completed to a wrong answer."""
 
 
 class Pair(Record):
-    """A preference pair in token ids (section B.7)."""
+    """A preference pair in token ids."""
 
     problem_id: str
     sample: int
@@ -370,7 +377,7 @@ class Pair(Record):
 
 
 class Demonstration(Record):
-    """A completion to be imitated, in token ids."""
+    """A completion for SFT, in token ids."""
 
     problem_id: str
     sample: int
@@ -379,7 +386,7 @@ class Demonstration(Record):
 
 
 class Score(Record):
-    """One examined completion."""
+    """One evaluated completion."""
 
     problem_id: str
     level: int | None
@@ -387,73 +394,72 @@ class Score(Record):
     sample: int
     prompt_tokens: int
     tokens: int
-    """All tokens generated for it, `overhead` among them."""
+    """All tokens generated for it, including `overhead`."""
     overhead: int = 0
-    """Tokens that are no part of the completion, such as probes."""
+    """Generated tokens that are not part of the completion, such as probes."""
     calls: tuple[ModelCall, ...] = ()
-    """Where it took several requests, each of them."""
+    """Token counts of each request, if there were several."""
     truncated: bool
-    """Cut at its limit, of tokens or of rounds."""
+    """Reached the limit of tokens or rounds."""
     verdict: Verdict
 
 
 class Usage(Record):
-    """What a model was paid for: tokens, seconds and floating point operations."""
+    """Resources used: tokens, seconds, FLOPs, money."""
 
     prompt_tokens: int = 0
     cached_prompt_tokens: int = 0
     generated_tokens: int = 0
     reused_completions: int = 0
-    """Completions that came from the rollout store, unpaid."""
+    """Completions read from the rollout store, at no cost."""
     reused_flops: float = 0.0
-    """What drawing those costs, each that several share once, with a cache that holds what the same job has met."""
+    """FLOPs that sampling the reused completions would cost, with shared ones counted once and a warm prefix cache."""
     unverified: int = 0
-    """Answers whose check was ended after its time limit; they count as not right."""
+    """Answers whose check timed out; they count as not right."""
     seconds: float = 0.0
     engine_busy: float = 0.0
-    """Seconds in which the engine had requests in flight."""
+    """Seconds with requests in flight."""
     engine_idle: float = 0.0
-    """Seconds without any, between the first request and the last reply."""
+    """Seconds without requests, between the first request and the last response."""
     engine_tail: float = 0.0
-    """Seconds at the end in which less than half of the engine's seats were taken."""
+    """Seconds at the end with less than half of the engine's concurrency in use."""
     flops: float = 0.0
     money: float = 0.0
-    """Paid to auxiliary endpoints, now or when a reused reply was drawn."""
+    """Cost of auxiliary endpoints, including the original cost of reused replies."""
     unmetered_replies: int = 0
-    """Of auxiliary endpoints that do not say how long they were: their tokens are in no count."""
+    """Replies from endpoints that report no usage; their tokens are not counted."""
 
     def __add__(self, more: Usage) -> Usage:
         return Usage(**{name: getattr(self, name) + getattr(more, name) for name in Usage.model_fields})
 
 
 class CostBounds(Record):
-    """What searches for crossings took, what they would have taken without any care, and the least that was possible:
-    in rollouts, and in tokens of prompts that an engine has to compute."""
+    """Cost of crossing searches: actual, naive and minimum, in rollouts and in prefill tokens."""
 
     rollouts: int = 0
     rollouts_floor: int = 0
-    """Of each prefix that the answer rests on, the rollouts up to the first that decides it."""
+    """Rollouts that decide each prefix the result rests on."""
     rollouts_naive: int = 0
     """All rollouts of every prefix."""
     prefill_floor: int = 0
-    """Each trace once, up to its longest prefix tried; per rollout (a request of its own to an engine) what it cannot
-    share: one block of the cache and what opens it."""
+    """Each trace once, up to its longest tested prefix, plus what a rollout request cannot share: one cache block and
+    its opening text."""
     prefill_naive: int = 0
-    """Every rollout a request of its own, nothing from the cache."""
+    """Every rollout as a separate request without prefix cache."""
 
     def __add__(self, more: CostBounds) -> CostBounds:
         return CostBounds(**{name: getattr(self, name) + getattr(more, name) for name in CostBounds.model_fields})
 
 
 class StageCount(Usage):
-    """What went into a stage, what came out, what was dropped and why, and what it cost."""
+    """Counts of one stage: rows in, rows out, dropped rows by reason, and usage."""
 
     rows_in: int
     rows_out: int
     dropped: dict[str, int]
     cost_bounds: CostBounds | None = None
-    """Of a stage that looks for crossings."""
+    """Only for stages that search for crossings."""
     counts: dict[str, int] = {}
-    """What else is worth knowing of the stage, by name."""
+    """Additional counts by name."""
     billed_to: str = ""
-    """Who got the money, where any was spent."""
+    """Endpoint that was paid, if any."""

@@ -1,13 +1,11 @@
-"""Which Monte-Carlo rollouts a question about a trace's prefixes needs: enough to answer it, and not one more.
+"""Sampling plans: which Monte-Carlo rollouts are needed to evaluate the prefixes of a trace, and not one more.
 
-Knows: counts of rollouts that speak for a prefix, indices of prefixes. Must not know: tokens, texts, engines, stores.
+A prefix *passes* if strictly more than T of its k rollouts are successes; r is the smallest sufficient number. The
+decision is final once r rollouts succeed, or so many fail that r cannot be reached: the same decision as with all k
+(exact curtailment). Each batch has the smallest size that could decide, so no rollout is wasted.
 
-A prefix *passes* when strictly more than T of its k rollouts speak for it; r is the smallest number that is enough. It
-is decided as soon as r do, or as soon as too many do not: the same decision as with all k (exact curtailment). Rollouts
-are asked for in waves of the fewest that could decide, so none is drawn in vain.
-
-Two questions: where does a trace first pass (`EarliestCrossing`; `Bisection` where passing may be taken for monotone),
-and how good is each prefix (`AllValues`). All are plans: they say what to draw next, and are told what came of it.
+Plans: the first passing prefix (`EarliestCrossing`; `BinarySearchPlan` if passing is assumed to be monotone), and the
+value of every prefix (`FullEstimate`). A plan says what to sample next and receives the outcomes.
 """
 
 from __future__ import annotations
@@ -22,14 +20,14 @@ from typing import NamedTuple, Protocol
 from reasoning.records import CostBounds
 
 Z = 1.959964
-"""Of a 95 % interval."""
+"""Normal quantile of a 95 % interval."""
 Outcomes = Sequence[Hashable]
-"""What came of each rollout: whether it is right or, where no right answer is known, the answer that it gives."""
+"""Result of each rollout: whether it is correct or, without ground truth, the answer that it gives."""
 
 
 @dataclass(frozen=True, slots=True)
 class SampleRange:
-    """Rollouts to draw: samples `first` … `first` + `count` − 1 of prefix `prefix`."""
+    """Rollouts to sample: samples `first` … `first` + `count` − 1 of prefix `prefix`."""
 
     prefix: int
     first: int
@@ -37,49 +35,54 @@ class SampleRange:
 
 
 class SamplingPlan(Protocol):
-    """Says what to draw, each ask once; closed when it knows enough, whatever may still be under way."""
+    """Says which rollouts to sample; each range is returned once. Closed when the result is known, even if rollouts are
+    still in flight."""
 
     @property
     def is_open(self) -> bool: ...
     def next_ranges(self) -> list[SampleRange]: ...
-    def add(self, ask: SampleRange, outcomes: Outcomes) -> None: ...
+    def add(self, drawn: SampleRange, outcomes: Outcomes, /) -> None: ...
 
 
 def min_successes(total: int, threshold: float) -> int:
-    """r: the fewest of `total` rollouts that are strictly more than `threshold`, in exact arithmetic: T is the decimal
-    that was written, not its nearest float."""
+    """r: the smallest number of successes that is strictly more than `threshold` of `total`. Exact: `threshold` counts
+    as the decimal written, not as its nearest float."""
     return int(Fraction(str(threshold)) * total) + 1
 
 
 def count_right(outcomes: Outcomes) -> int:
-    """How many rollouts speak for a prefix where right and wrong are known."""
+    """Number of correct rollouts, where ground truth is used."""
     return sum(outcome is True for outcome in outcomes)
 
 
 def count_agreeing(outcomes: Outcomes) -> int:
-    """The same where no right answer is known: how many give the most frequent answer; none (None) is no answer."""
+    """Number of rollouts with the most frequent answer, where ground truth is not used. None is no answer."""
     return max(Counter(outcome for outcome in outcomes if outcome is not None).values(), default=0)
 
 
 class SequentialTest:
-    """The rollouts of one prefix, up to its decision."""
+    """Rollouts of one prefix up to its decision."""
 
-    def __init__(self, total: int, threshold: float, speaking: Callable[[Outcomes], int] = count_right):
-        self._total, self._min_successes, self._speaking = total, min_successes(total, threshold), speaking
+    def __init__(self, total: int, threshold: float, count_successes: Callable[[Outcomes], int] = count_right):
+        self._total, self._min_successes, self._count_successes = (
+            total,
+            min_successes(total, threshold),
+            count_successes,
+        )
         self.outcomes: list[Hashable] = []
 
     @property
     def successes(self) -> int:
-        return self._speaking(self.outcomes)
+        return self._count_successes(self.outcomes)
 
     @property
     def passed(self) -> bool | None:
-        """None while it is not decided."""
+        """None while undecided."""
         missing, left = self._min_successes - self.successes, self._total - len(self.outcomes)
         return True if missing <= 0 else False if missing > left else None
 
     def next_batch_size(self) -> int:
-        """The fewest further rollouts that could decide; 0 when it is decided."""
+        """Smallest number of further rollouts that could decide; 0 once decided."""
         missing, left = self._min_successes - self.successes, self._total - len(self.outcomes)
         return max(0, min(missing, left - missing + 1))
 
@@ -88,10 +91,10 @@ class SequentialTest:
 
 
 class EarliestCrossing:
-    """The first prefix that passes, by a scan from the front.
+    """Scans prefixes from the front for the first that passes.
 
-    `lookahead` prefixes after the one in question are asked for before it is decided: a fuller batch, at the price of
-    rollouts that a crossing makes useless (`wasted`).
+    Up to `lookahead` later prefixes are sampled speculatively: better utilisation, but rollouts after the crossing are
+    wasted (`wasted`).
     """
 
     def __init__(
@@ -100,59 +103,60 @@ class EarliestCrossing:
         total: int,
         threshold: float,
         lookahead: int = 0,
-        speaking: Callable[[Outcomes], int] = count_right,
+        count_successes: Callable[[Outcomes], int] = count_right,
     ):
-        self._trials = [SequentialTest(total, threshold, speaking) for _ in range(prefixes)]
+        self._tests = [SequentialTest(total, threshold, count_successes) for _ in range(prefixes)]
         self._lookahead = lookahead
-        self._at = 0
-        self._under_way: set[int] = set()
+        self._current = 0
+        self._in_flight: set[int] = set()
 
     @property
     def crossing(self) -> int | None:
-        """Index of the first prefix that passes; None while that is open, and when none does."""
-        return self._at if self._at < len(self._trials) and self._trials[self._at].passed else None
+        """Index of the first passing prefix. None while undecided, and if none passes."""
+        return self._current if self._current < len(self._tests) and self._tests[self._current].passed else None
 
     @property
     def is_open(self) -> bool:
-        return self._at < len(self._trials) and self.crossing is None
+        return self._current < len(self._tests) and self.crossing is None
 
     @property
     def tested(self) -> dict[int, SequentialTest]:
-        """The prefixes that the answer rests on, by index, from the front."""
-        return dict(enumerate(self._trials[: self._at + 1]))
+        """Tests that the result rests on, by prefix index, in ascending order."""
+        return dict(enumerate(self._tests[: self._current + 1]))
 
     @property
     def wasted(self) -> int:
-        """Rollouts of prefixes after the crossing."""
-        return sum(len(trial.outcomes) for trial in self._trials[self._at + 1 :])
+        """Number of rollouts of prefixes after the crossing."""
+        return sum(len(test.outcomes) for test in self._tests[self._current + 1 :])
 
     def next_ranges(self) -> list[SampleRange]:
         if not self.is_open:
             return []
-        within = range(self._at, min(self._at + self._lookahead + 1, len(self._trials)))
-        asks = [
-            SampleRange(index, len(self._trials[index].outcomes), count)
+        within = range(self._current, min(self._current + self._lookahead + 1, len(self._tests)))
+        ranges = [
+            SampleRange(index, len(self._tests[index].outcomes), count)
             for index in within
-            if index not in self._under_way and (count := self._trials[index].next_batch_size())
+            if index not in self._in_flight and (count := self._tests[index].next_batch_size())
         ]
-        self._under_way.update(ask.prefix for ask in asks)
-        return asks
+        self._in_flight.update(drawn.prefix for drawn in ranges)
+        return ranges
 
-    def add(self, ask: SampleRange, outcomes: Outcomes) -> None:
-        self._under_way.remove(ask.prefix)
-        self._trials[ask.prefix].add(outcomes)
-        while self._at < len(self._trials) and self._trials[self._at].passed is False:
-            self._at += 1
+    def add(self, drawn: SampleRange, outcomes: Outcomes) -> None:
+        self._in_flight.remove(drawn.prefix)
+        self._tests[drawn.prefix].add(outcomes)
+        while self._current < len(self._tests) and self._tests[self._current].passed is False:
+            self._current += 1
 
 
 class BinarySearchPlan:
-    """A crossing in ⌈log₂(N+1)⌉ trials, the earliest one only where a prefix passes whenever a shorter one does."""
+    """Finds a crossing in ⌈log₂(N+1)⌉ tests. It is the earliest one only if every prefix after a passing one passes
+    too."""
 
     def __init__(self, prefixes: int, total: int, threshold: float):
         self._low, self._high, self._none = 0, prefixes, prefixes
         self._total, self._threshold = total, threshold
-        self._under_way = False
-        self._trials: dict[int, SequentialTest] = {}
+        self._in_flight = False
+        self._tests: dict[int, SequentialTest] = {}
 
     @property
     def is_open(self) -> bool:
@@ -160,37 +164,37 @@ class BinarySearchPlan:
 
     @property
     def tested(self) -> dict[int, SequentialTest]:
-        """The prefixes that the answer rests on, by index, from the front."""
-        return dict(sorted(self._trials.items()))
+        """Tests that the result rests on, by prefix index, in ascending order."""
+        return dict(sorted(self._tests.items()))
 
     @property
     def crossing(self) -> int | None:
-        """Index of a prefix that passes; None while that is open, and when none was found."""
+        """Index of a passing prefix. None while undecided, and if none was found."""
         return None if self.is_open or self._low == self._none else self._low
 
     def next_ranges(self) -> list[SampleRange]:
-        if self._under_way or not self.is_open:
+        if self._in_flight or not self.is_open:
             return []
-        self._under_way = True
+        self._in_flight = True
         middle = (self._low + self._high) // 2
-        trial = self._trials.setdefault(middle, SequentialTest(self._total, self._threshold))
-        return [SampleRange(middle, len(trial.outcomes), trial.next_batch_size())]
+        test = self._tests.setdefault(middle, SequentialTest(self._total, self._threshold))
+        return [SampleRange(middle, len(test.outcomes), test.next_batch_size())]
 
-    def add(self, ask: SampleRange, outcomes: Outcomes) -> None:
-        self._under_way = False
-        trial = self._trials[ask.prefix]
-        trial.add(outcomes)
-        if trial.passed is True:
-            self._high = ask.prefix
-        elif trial.passed is False:
-            self._low = ask.prefix + 1
+    def add(self, drawn: SampleRange, outcomes: Outcomes) -> None:
+        self._in_flight = False
+        test = self._tests[drawn.prefix]
+        test.add(outcomes)
+        if test.passed is True:
+            self._high = drawn.prefix
+        elif test.passed is False:
+            self._low = drawn.prefix + 1
 
 
 class FullEstimate:
-    """The value of every prefix from `total` rollouts each, the shortest prefix first."""
+    """Samples `total` rollouts of every prefix, shortest first."""
 
     def __init__(self, prefixes: int, total: int):
-        self._unasked = [SampleRange(index, 0, total) for index in range(prefixes)]
+        self._pending = [SampleRange(index, 0, total) for index in range(prefixes)]
         self._missing = prefixes
         self.outcomes: list[Outcomes] = [()] * prefixes
 
@@ -199,11 +203,11 @@ class FullEstimate:
         return self._missing > 0
 
     def next_ranges(self) -> list[SampleRange]:
-        asks, self._unasked = self._unasked, []
-        return asks
+        ranges, self._pending = self._pending, []
+        return ranges
 
-    def add(self, ask: SampleRange, outcomes: Outcomes) -> None:
-        self.outcomes[ask.prefix] = outcomes
+    def add(self, drawn: SampleRange, outcomes: Outcomes) -> None:
+        self.outcomes[drawn.prefix] = outcomes
         self._missing -= 1
 
 
@@ -211,22 +215,22 @@ CrossingSearch = EarliestCrossing | BinarySearchPlan
 
 
 def cost_bounds(plan: CrossingSearch, lengths: Sequence[int], opening: int, total: int, block: int) -> CostBounds:
-    """Of one closed search. `lengths`: tokens of each prefix with its problem; `opening`: tokens that open its
-    rollouts; `block`: tokens of one block of the engine's cache."""
-    tried = plan.tested
-    needed = sum(len(trial.outcomes) for trial in tried.values())
-    in_vain = plan.wasted if isinstance(plan, EarliestCrossing) else 0
+    """Cost bounds of one finished search. `lengths`: tokens of each prefix with its problem; `opening`: tokens appended
+    to it for a rollout; `block`: tokens per block of the KV cache."""
+    tested = plan.tested
+    needed = sum(len(test.outcomes) for test in tested.values())
+    wasted = plan.wasted if isinstance(plan, EarliestCrossing) else 0
     return CostBounds(
-        rollouts=needed + in_vain,
+        rollouts=needed + wasted,
         rollouts_floor=needed,
         rollouts_naive=len(lengths) * total,
         prefill_naive=total * sum(length + opening for length in lengths),
-        prefill_floor=lengths[max(tried)] + needed * (block + opening) if tried else 0,
+        prefill_floor=lengths[max(tested)] + needed * (block + opening) if tested else 0,
     )
 
 
 class ValueEstimate(NamedTuple):
-    """The share of rollouts that are right, with its 95 % interval (Wilson's)."""
+    """Fraction of correct rollouts with its 95 % Wilson interval."""
 
     share: float
     low: float
@@ -234,8 +238,8 @@ class ValueEstimate(NamedTuple):
 
 
 def estimate_value(outcomes: Outcomes) -> ValueEstimate:
-    """Of a prefix whose rollouts were all drawn; after a stop at a decision their share would be biased."""
+    """Value of a prefix from a complete set of rollouts. After early stopping the fraction would be biased."""
     total, share = len(outcomes), count_right(outcomes) / len(outcomes)
-    centre = (share + Z**2 / (2 * total)) / (1 + Z**2 / total)
+    center = (share + Z**2 / (2 * total)) / (1 + Z**2 / total)
     half = Z / (1 + Z**2 / total) * sqrt(share * (1 - share) / total + Z**2 / (4 * total**2))
-    return ValueEstimate(share, max(0.0, centre - half), min(1.0, centre + half))
+    return ValueEstimate(share, max(0.0, center - half), min(1.0, center + half))

@@ -1,13 +1,11 @@
-"""Thinking text cut into thinking patterns at linguistic cues (papers, section B.1).
+"""Splits thinking text into segments at linguistic markers (DTO, arXiv 2505.21765).
 
-Knows: markers, sentence and line starts, token lengths. Must not know: what a segment is worth, or any model.
+Invariants: the segments joined are the text, and the token spans joined are the tokens. A segment begins at a marker
+that starts a sentence or a line. Spaces before the marker belong to it and line breaks to the segment before, because
+tokenizers join a space with the next word and a line break with the previous stop. A segment that is too long is split
+at paragraphs, else lines, sentences or words.
 
-The law: the segments joined are the text, and the token spans joined are the tokens. A segment begins at a marker
-that starts a sentence or a line; spaces before the marker go with it, line breaks stay with the segment before,
-because tokenizers glue a space to the word after it and a line break to the stop before it. A segment that is too
-long is split where it reads best: at paragraphs, else lines, sentences, words.
-
-Time is linear in the text: quantifiers are possessive (`*+`), so that no text makes a pattern go back.
+Running time is linear in the text: quantifiers are possessive (`*+`), so no pattern backtracks.
 """
 
 from __future__ import annotations
@@ -21,61 +19,66 @@ from reasoning.cues import FILLER, FOLLOWED, LEADS, UNSPACED
 
 _BLANK = r"[ \t\u00a0\u1680\u2000-\u200b\u202f\u205f\u3000\ufeff]"
 _BREAK = r"[\n\r\v\f\x85\u2028\u2029]"
-_CLOSED = r"""(?:\\[)\]]|["'”’»)\]}*_$`])*+"""
-"""Formulas, quotes and Markdown that end behind a stop."""
-_OPENED = r"""[*_`"'“‘„«「『（(\[【]*+"""
-"""Quotes and Markdown that begin before a word."""
-_LISTED = rf"(?:[-+*•‣◦▪·–—>#]++{_BLANK}*+|[(（]?(?:\d{{1,3}}|[A-Za-z])(?:[)）、]{_BLANK}*+|[.．]{_BLANK}++))*+"
-"""Marks of lists, headings and quoted lines."""
+_CLOSING = r"""(?:\\[)\]]|["'”’»)\]}*_$`])*+"""
+"""Ends of formulas, quotes and Markdown after a stop."""
+_OPENING = r"""[*_`"'“‘„«「『（(\[【]*+"""
+"""Quotes and Markdown before a word."""
+_BULLET = rf"(?:[-+*•‣◦▪·–—>#]++{_BLANK}*+|[(（]?(?:\d{{1,3}}|[A-Za-z])(?:[)）、]{_BLANK}*+|[.．]{_BLANK}++))*+"
+"""List bullets, numbering, heading and quotation marks."""
 _START = re.compile(
-    rf"(?P<line>\A|{_BREAK}){_BLANK}*+{_LISTED}{_OPENED}"
-    rf"|(?P<unspaced>[。！？．][”’」』）】]*+){_BLANK}*+{_OPENED}"
-    rf"|(?P<stop>[.!?…]{_CLOSED}){_BLANK}*+{_OPENED}"
-    rf"|(?P<formula>\$|\\[)\]]|\}}){_BLANK}++{_OPENED}"
+    rf"(?P<line>\A|{_BREAK}){_BLANK}*+{_BULLET}{_OPENING}"
+    rf"|(?P<unspaced>[。！？．][”’」』）】]*+){_BLANK}*+{_OPENING}"
+    rf"|(?P<stop>[.!?…]{_CLOSING}){_BLANK}*+{_OPENING}"
+    rf"|(?P<formula>\$|\\[)\]]|\}}){_BLANK}++{_OPENING}"
 )
 _WORD = re.compile(rf"{UNSPACED}|[^\W\d_]+")
 _AFTER_LEAD = re.compile(rf"(?:,?{_BLANK}++|[—–-]|，)")
 _ONE_BLANK = re.compile(_BLANK)
 _ABBREVIATED = re.compile(r"\b(?:e\.g|i\.e|etc|vs|cf|approx|resp|z\. ?B|d\. ?h|bzw|usw|ca)\.\Z")
-_BOUNDS = tuple(
-    re.compile(bound)
-    for bound in (rf"{_BREAK}{_BLANK}*+{_BREAK}++", _BREAK, rf"[.!?…]{_CLOSED}(?={_BLANK})|[。！？]", rf"(?={_BLANK})")
+_BOUNDARIES = tuple(
+    re.compile(boundary)
+    for boundary in (
+        rf"{_BREAK}{_BLANK}*+{_BREAK}++",
+        _BREAK,
+        rf"[.!?…]{_CLOSING}(?={_BLANK})|[。！？]",
+        rf"(?={_BLANK})",
+    )
 )
-"""Where a long segment is split: the ends of paragraphs, lines, sentences and words."""
+"""Where a long segment is split, in order of preference: ends of paragraphs, lines, sentences, words."""
 
 
 def segment_text(text: str, markers: Sequence[str], min_chars: int, max_chars: int) -> list[str]:
-    """`text` as consecutive segments. Lossless: "".join gives `text`.
+    """`text` as consecutive segments. Lossless: "".join returns `text`.
 
-    Each but the first begins with a marker, or goes on where a segment of more than `max_chars` characters was split.
-    A segment shorter than `min_chars` characters is joined to the next one.
+    Each segment except the first begins with a marker, or continues a segment longer than `max_chars` characters. A
+    segment shorter than `min_chars` characters is merged with the next one.
     """
     kept = [0]
     for cut, _, _ in marker_starts(text, markers):
         if cut - kept[-1] >= min_chars:
             kept.append(cut)
     cuts = [
-        cut for start, end in pairwise([*kept, len(text)]) for cut in (start, *_splits(text, start, end, max_chars))
+        cut
+        for start, end in pairwise([*kept, len(text)])
+        for cut in (start, *_split_positions(text, start, end, max_chars))
     ]
     return [text[start:end] for start, end in pairwise([*cuts, len(text)]) if end > start]
 
 
-def _splits(text: str, start: int, end: int, longest: int) -> Iterator[int]:
-    """Where to split a segment so that no part is longer than `longest`, nor shorter than a quarter of it.
-
-    Only a word that is longer stays whole.
-    """
-    while end - start > longest:
-        last = min(start + longest, end - longest // 4)
-        start = _split(text, start + longest // 4, last, end)
+def _split_positions(text: str, start: int, end: int, max_chars: int) -> Iterator[int]:
+    """Positions that split a segment into parts of at most `max_chars` and at least a quarter of it. Only a single
+    longer word stays whole."""
+    while end - start > max_chars:
+        last = min(start + max_chars, end - max_chars // 4)
+        start = _split_position(text, start + max_chars // 4, last, end)
         if start < end:
             yield start
 
 
-def _split(text: str, first: int, last: int, end: int) -> int:
-    """The last bound of the best kind between `first` and `last`; where there is none, the next one after."""
-    for bound in _BOUNDS:
-        found = [match.end() for match in bound.finditer(text, first, last)]
+def _split_position(text: str, first: int, last: int, end: int) -> int:
+    """The last boundary of the best kind between `first` and `last`; if there is none, the next one after."""
+    for boundary in _BOUNDARIES:
+        found = [match.end() for match in boundary.finditer(text, first, last)]
         if found:
             return found[-1]
     beyond = re.compile(rf"(?={_BLANK})|{_BREAK}").search(text, last, end)
@@ -83,69 +86,70 @@ def _split(text: str, first: int, last: int, end: int) -> int:
 
 
 def sentence_starts(text: str) -> Iterator[tuple[int, int]]:
-    """Where sentences and lines begin, and where the first word of each does: behind Markdown and marks of lists."""
+    """Starts of sentences and lines, each with the start of its first word, after Markdown and list bullets."""
     for match in _START.finditer(text):
-        if match.end() < len(text) and _is_sure(match):
+        if match.end() < len(text) and _is_certain(match):
             yield _cut(match), match.end()
 
 
 def marker_starts(text: str, markers: Sequence[str]) -> Iterator[tuple[int, int, str]]:
-    """Where sentences and lines begin that open with a marker, where their first word begins, and that marker."""
+    """Starts of sentences and lines that open with a marker, each with the start of its first word and the marker."""
     by_word = _by_first_word(tuple(markers))
     for match in _START.finditer(text):
         marker = _marker_at(text, match.end(), by_word)
-        if marker and _begins(match, text[match.end()]):
+        if marker and _starts_sentence(match, text[match.end()]):
             yield _cut(match), match.end(), marker
 
 
-def _marker_at(text: str, place: int, by_word: Mapping[str, list[str]]) -> str | None:
-    """The marker at `place`, perhaps behind interjections; the longest that fits."""
+def _marker_at(text: str, position: int, by_word: Mapping[str, list[str]]) -> str | None:
+    """The max_chars marker at `position`, possibly after interjections. None if there is none."""
     while True:
-        word = _first_word(text, place)
+        word = _first_word(text, position)
         for marker in by_word.get(word, ()):
-            if _pattern(marker).match(text, place):
+            if _pattern(marker).match(text, position):
                 return marker
-        lead = _AFTER_LEAD.match(text, place + len(word)) if word in LEADS else None
+        lead = _AFTER_LEAD.match(text, position + len(word)) if word in LEADS else None
         if not lead:
             return None
-        place = lead.end()
+        position = lead.end()
 
 
-def _begins(start: re.Match[str], first: str) -> bool:
-    """Whether a marker that begins with the character `first` begins a sentence at `start`.
+def _starts_sentence(start: re.Match[str], first: str) -> bool:
+    """Whether a marker with first character `first` begins a sentence at `start`.
 
-    In an unspaced script a space may follow a stop or not. Else it must, and where there is no sure stop, a capital.
+    In scripts without spaces, a space after the stop is optional. Elsewhere it is required, and without a certain stop
+    the marker must be capitalised.
     """
     if re.match(UNSPACED, first):
         return start.lastgroup != "formula"
-    return _is_sure(start) or (_is_spaced(start) and not first.islower())
+    return _is_certain(start) or (_is_followed_by_space(start) and not first.islower())
 
 
-def _is_sure(start: re.Match[str]) -> bool:
-    """False behind a formula without a stop, an abbreviation, or a stop without a space."""
+def _is_certain(start: re.Match[str]) -> bool:
+    """False after a formula without a stop, after an abbreviation, and after a stop without a space."""
     cut = _cut(start)
     abbreviated = _ABBREVIATED.search(start.string, max(0, cut - 8), cut)
-    return start.lastgroup != "formula" and _is_spaced(start) and not abbreviated
+    return start.lastgroup != "formula" and _is_followed_by_space(start) and not abbreviated
 
 
-def _is_spaced(start: re.Match[str]) -> bool:
+def _is_followed_by_space(start: re.Match[str]) -> bool:
     return start.lastgroup != "stop" or bool(_ONE_BLANK.match(start.string, _cut(start)))
 
 
 def _cut(start: re.Match[str]) -> int:
-    """Before blanks, quotes, Markdown and marks of lists, but behind line breaks."""
+    """Position of the cut: before blanks, quotes, Markdown and list bullets, but after line breaks."""
     return start.end(str(start.lastgroup))
 
 
-def _first_word(text: str, place: int = 0) -> str:
-    """In lower case. In an unspaced script the first character, and nothing where there is no letter."""
-    found = _WORD.match(text, place)
+def _first_word(text: str, position: int = 0) -> str:
+    """Lower-case word at `position`; in scripts without spaces its first character; empty if there is no letter."""
+    found = _WORD.match(text, position)
     return found[0].lower() if found else ""
 
 
 @cache
 def _by_first_word(markers: tuple[str, ...]) -> Mapping[str, list[str]]:
-    """The markers that begin with a word, longer ones first."""
+    """Markers by their first word, max_chars first."""
     groups: dict[str, list[str]] = {}
     for marker in sorted(markers, key=len, reverse=True):
         groups.setdefault(_first_word(marker), []).append(marker)
@@ -154,8 +158,8 @@ def _by_first_word(markers: tuple[str, ...]) -> Mapping[str, list[str]]:
 
 @cache
 def _pattern(marker: str) -> re.Pattern[str]:
-    """Matches `marker` as whole words, in any case. Between them may stand a comma or words without weight; a hyphen
-    may be a space or nothing."""
+    """Pattern of `marker` as whole words, case-insensitive. Between words a comma or filler words may occur; a hyphen
+    may be a space or missing."""
     words = [re.escape(word).replace(r"\-", f"(?:-|{_BLANK}?)").replace("'", "['’]") for word in marker.split()]
     between = rf"(?:,?{_BLANK}++|-)(?:{FILLER}{_BLANK}++){{0,3}}"
     end = "" if re.match(UNSPACED, marker[-1]) else r"(?![^\W_]|-\w)"
@@ -163,10 +167,10 @@ def _pattern(marker: str) -> re.Pattern[str]:
 
 
 def token_ends(segments: list[str], token_texts: list[str]) -> list[int]:
-    """For each segment the number of tokens from the start of the text to the segment's end.
+    """End of each segment in tokens from the start of the text.
 
-    `token_texts` are the tokens' own texts; joined they begin with the segments' text (what follows the thinking
-    is ignored). A token that straddles a cut belongs to the segment it starts in. Ends never decrease.
+    `token_texts`: text of each token; joined they start with the segments' text (text after the thinking is ignored). A
+    token that spans a cut belongs to the segment in which it starts. Ends never decrease.
     """
     starts = [0, *accumulate(len(text) for text in token_texts)][:-1]
     ends: list[int] = []

@@ -1,12 +1,8 @@
-"""The bundled world: multi-step arithmetic stories, and a teacher that over-thinks them.
+"""Generator of multi-step arithmetic stories, and a scripted teacher that overthinks them.
 
-Knows: how a story is drawn from a seed, what its right answer is, how the teacher talks about it.
-Must not know: tokenizers, models, files, how any method uses a story.
-
-A story's *level* is its number of steps. A step is *risky* when its units digits carry or borrow:
-there the teacher drops the carry (or forgets the borrow) with a fixed chance, so mistakes are
-concentrated on values ten too low or ten too high, and a reader of the story can see where
-doubt pays. Stories without a risky step exist at every level: there every re-check is waste.
+A story's *level* is its number of steps. A step is *risky* if its units digits carry or borrow: there the teacher drops
+the carry (or forgets the borrow) with a fixed probability. So mistakes are off by exactly ten, and a model can learn
+where doubt pays. Every level has stories without a risky step, where every re-check is wasted.
 """
 
 from __future__ import annotations
@@ -21,13 +17,13 @@ from conf.tiny_model import Teacher
 
 MAX_LEVEL = 10
 SEEN_LEVELS = range(1, 9)
-"""Levels the tiny model was trained on; 9 and 10 stay unseen."""
+"""Levels that the tiny model was trained on; 9 and 10 are unseen."""
 _LARGEST = 99
 _LARGEST_MISTAKEN = 199
 
 
 class Split(StrEnum):
-    """Who may read a story. Decided by the story's own text, so splits cannot overlap for any seeds."""
+    """Data split of a story. Determined by the story's text, so splits never overlap, for any seed."""
 
     PRETRAIN = "pretrain"
     TRAIN = "train"
@@ -50,7 +46,7 @@ _DOUBLE = "The number doubles"
 
 @dataclass(frozen=True)
 class Step:
-    """One event: `change` is added to the count, or the count doubles when `change` is None."""
+    """One event: `change` is added to the count; None doubles it."""
 
     change: int | None
     sentence: str
@@ -59,7 +55,7 @@ class Step:
         return value + (value if self.change is None else self.change)
 
     def written(self, value: int, result: int, doubtful: bool = False) -> str:
-        """The step as the teacher writes it, one line: `17+8=25.` or, in doubt, `17+8=15?`"""
+        """The step as the teacher writes it, on one line: `17+8=25.` or, in doubt, `17+8=15?`"""
         operand = value if self.change is None else self.change
         return f"{value}{operand:+d}={result}{'?' if doubtful else '.'}\n"
 
@@ -71,14 +67,14 @@ class Step:
         return value % 10 + operand % 10 > 9
 
     def slip(self, value: int) -> int:
-        """The mistaken result: the carry dropped, or the borrow forgotten."""
+        """The wrong result: carry dropped or borrow forgotten."""
         operand = value if self.change is None else self.change
         return self.apply(value) + (10 if operand < 0 else -10)
 
 
 @dataclass(frozen=True)
 class Story:
-    """A problem of the world."""
+    """An arithmetic story with a known answer."""
 
     name: str
     item: str
@@ -91,7 +87,7 @@ class Story:
 
     @property
     def values(self) -> tuple[int, ...]:
-        """The right count after 0 … level steps."""
+        """Correct counts after 0 … level steps."""
         counts = [self.start]
         for step in self.steps:
             counts.append(step.apply(counts[-1]))
@@ -103,6 +99,7 @@ class Story:
 
     @property
     def risky_steps(self) -> int:
+        """Number of risky steps."""
         return sum(step.is_risky(value) for step, value in zip(self.steps, self.values[:-1], strict=True))
 
     @property
@@ -112,15 +109,15 @@ class Story:
 
 
 def split_of(text: str) -> Split:
-    """The one split a story with this text belongs to."""
+    """The split of a story with this text."""
     bucket = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) % 20
     return next(split for split, buckets in _BUCKETS.items() if bucket in buckets)
 
 
 def draw_stories(split: Split, seed: int, count: int, levels: tuple[int, ...]) -> list[Story]:
-    """`count` different stories of `split`, levels taken in turn, the same for the same arguments.
+    """`count` distinct stories of `split`, with levels taken in turn; deterministic.
 
-    A longer list begins with the shorter one, so adding problems keeps the old ones.
+    A longer list begins with the shorter one, so a larger `count` keeps the earlier stories.
     """
     rng = random.Random(f"{split}:{seed}:{levels}")
     stories: dict[str, Story] = {}
@@ -132,16 +129,16 @@ def draw_stories(split: Split, seed: int, count: int, levels: tuple[int, ...]) -
 
 
 def _draw_story(rng: random.Random, level: int) -> Story:
-    """One story whose risky steps, if it is to have any, grow in number with the level."""
+    """A random story. About a third has no risky step; in the others their number grows with the level."""
     risky = 0 if rng.random() < 0.35 else min(level, rng.choice((1, 1, 2)) + level // 3)
-    places = set(rng.sample(range(level), risky))
+    risky_indices = set(rng.sample(range(level), risky))
     name = rng.choice(_NAMES)
     while True:
         start = rng.randrange(3, 60)
         steps: list[Step] = []
         value = start
-        for place in range(level):
-            step = _draw_step(rng, name, value, place in places)
+        for index in range(level):
+            step = _draw_step(rng, name, value, index in risky_indices)
             if step is None:
                 break
             steps.append(step)
@@ -151,7 +148,7 @@ def _draw_story(rng: random.Random, level: int) -> Story:
 
 
 def _draw_step(rng: random.Random, name: str, value: int, risky: bool) -> Step | None:
-    """A step that is risky or not as asked and keeps the count in 1 … 99; None when luck is out."""
+    """A step that is risky or not, as requested, and keeps the count in 1 … 99. None after 30 failed attempts."""
     for _ in range(30):
         kind = rng.random()
         if kind < 0.15:
@@ -169,28 +166,28 @@ def _draw_step(rng: random.Random, name: str, value: int, risky: bool) -> Step |
 
 @dataclass(frozen=True)
 class Thinking:
-    """The teacher's thinking: `text` up to the close-think tag, and each conclusion in order."""
+    """The teacher's thinking: `text` up to the closing tag, and all conclusions in order."""
 
     text: str
     conclusions: tuple[int, ...]
 
     @property
     def reply(self) -> str:
-        """What follows the close-think tag."""
+        """Text after the closing tag."""
         return f"\nThe answer is \\boxed{{{self.conclusions[-1]}}}."
 
 
 class OverThinker:
-    """The teacher: works a story through, doubts, and works it through again, often for nothing.
+    """Scripted teacher: solves a story, doubts, and solves it again, often for nothing.
 
-    Its chances of mistakes, doubts and re-checks are `conf.tiny_model.Teacher`.
+    `conf.tiny_model.Teacher` sets the probabilities of mistakes, doubts and re-checks.
     """
 
     def __init__(self, chances: Teacher, rng: random.Random):
         self._chances, self._rng = chances, rng
 
     def think(self, story: Story) -> Thinking:
-        """A whole over-thinking trace of `story`: thinking text, conclusions, final answer."""
+        """A complete overthinking trace of `story`."""
         text, value, doubtful = self._first_pass(story)
         conclusions = [value]
         while len(conclusions) <= self._chances.max_rechecks and self._rng.random() < self._go_on(doubtful):
@@ -205,7 +202,7 @@ class OverThinker:
         return self._chances.go_on_doubtful if doubtful else self._chances.go_on_sure
 
     def _first_pass(self, story: Story) -> tuple[str, int, bool]:
-        """The first working: its text, its conclusion, and whether it shows doubt."""
+        """First pass: its text, its conclusion, and whether it shows doubt."""
         text = f"Start with {story.start}.\n"
         worked = list(self._work(story, self._chances.slip_first))
         for index, (line, value) in enumerate(worked, start=1):
@@ -217,7 +214,7 @@ class OverThinker:
         return f"{text}That makes {value}{_stop(doubtful)}\n", value, doubtful
 
     def _recheck(self, story: Story, before: int) -> tuple[str, int, bool]:
-        """Another working after the conclusion `before`: its text, its conclusion, and whether it shows doubt."""
+        """A re-check after the conclusion `before`: its text, its conclusion, and whether it shows doubt."""
         opening = self._rng.choice(("Wait, let me check.", "Alternatively, start again.", "Hmm, once more."))
         worked = list(self._work(story, self._chances.slip_again))
         chain, value = "".join(line for line, _ in worked), worked[-1][1]
@@ -226,7 +223,7 @@ class OverThinker:
         return f"{opening}\n{chain}{verdict}{_stop(doubtful)}\n", value, doubtful
 
     def _work(self, story: Story, slip: float) -> Iterator[tuple[str, int]]:
-        """The story worked through once: each step as written, and the count after it."""
+        """One pass through the story: each step as written, and the count after it."""
         value = story.start
         for index, step in enumerate(story.steps):
             result, doubt = step.apply(value), 0.0
@@ -239,11 +236,12 @@ class OverThinker:
 
 
 def _stop(doubtful: bool) -> str:
-    """How a conclusion ends: in doubt when a step of its working was in doubt."""
+    """End of a conclusion: a question mark if a step of its pass was in doubt."""
     return "?" if doubtful else "."
 
 
 def _stays_in_range(value: int, steps: tuple[Step, ...]) -> bool:
+    """Whether all later counts stay within the allowed range."""
     for step in steps:
         if not 0 <= value <= _LARGEST_MISTAKEN:
             return False

@@ -1,9 +1,7 @@
-"""A problem's text as words: what it says, without how it is spelled.
+"""Normalises a problem's text to words, independent of notation (LaTeX, Unicode, plain text).
 
-Knows: LaTeX, Unicode, plain text, and which of their spellings mean the same. Must not know: who compares, and why.
-
-Words are prose words, numbers, variables, operators, signs and brackets. Case, spacing, punctuation and LaTeX's
-commands for setting a text say nothing. Operators and signs do: `5 + 3` is not `5 - 3`, `(-2)^3` is not `2^3`.
+Words are prose words, numbers, variables, operators, signs and brackets. Case, spacing, punctuation and typesetting
+commands are ignored. Operators and signs are kept: `5 + 3` is not `5 - 3`, `(-2)^3` is not `2^3`.
 """
 
 from __future__ import annotations
@@ -15,10 +13,10 @@ from itertools import accumulate, groupby
 
 Words = tuple[str, ...]
 END = "\n"
-"""Among words: the end of a sentence or a line."""
+"""Marks the end of a sentence or a line among the words."""
 
 
-def listed(text: str) -> frozenset[str]:
+def word_set(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
@@ -110,7 +108,7 @@ _COMMANDS = {
     " centering rm bf it em tt sf sc cal",
 }
 _MEANING = {name: sign for sign, names in _COMMANDS.items() for name in names.split()}
-"""What a LaTeX command says; nothing, where it only sets a text. Others say their name."""
+"""Meaning of a LaTeX command; empty for typesetting commands. Other commands stand for their name."""
 _SYNONYMS = {
     "degree": "°",
     "degrees": "°",
@@ -130,24 +128,24 @@ _SYNONYMS = {
     "eleven": "11",
     "twelve": "12",
 }
-FUNCTIONS = listed(
+FUNCTIONS = word_set(
     "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp lim max min sup inf gcd lcm mod "
     "bmod pmod det deg dim ker arg int sum prod choose alpha beta gamma delta epsilon zeta eta theta iota "
     "kappa lambda mu nu xi omicron pi rho sigma tau upsilon phi chi psi omega partial nabla forall exists neg "
     "wedge vee overline overrightarrow vec hat bar"
 )
-"""Names that are part of formulas."""
+"""Names that belong to formulas."""
 _FUNCTION = rf"(?:{'|'.join(sorted(FUNCTIONS))})(?![a-z])"
 _SUPERSCRIPT = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ]+")
 _SUBSCRIPT = re.compile(r"[₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₐₙᵢⱼₖ]+")
 _FORMULA_END = re.compile(r"((?<!\\)\$\$|\\[\[\]]|(?:\$|\\\)|[}\]])(?=\s+[A-Z][a-z]))")
-"""Where a sentence ends without a stop, if it ends there."""
+"""End of a formula that may also end a sentence without a stop."""
 _DEGREES = dict.fromkeys(map(ord, "º˚"), "°")
-"""Which normalisation would take for letters."""
+"""Degree signs that Unicode normalisation would turn into letters."""
 _GREEK = re.compile(r"[\u0370-\u03ff]")
 _VULGAR = re.compile(r"(?=[¼-¾⅐-⅞])")
 _GROUPED = re.compile(r"(?<=\d)(?:,\\!|\{,\}|\\[,!]|[,'\u00a0\u2009\u202f ])(?=\d{3}(?![\d.]?\d))")
-"""What parts the digits of 1,000."""
+"""Separator between groups of digits, as in 1,000."""
 _SPELLINGS = [
     (re.compile(pattern), spelled)
     for pattern, spelled in (
@@ -181,7 +179,7 @@ _SPELLINGS = [
         (r"(?<![\\a-z_^])[a-z](?:\s+[a-z])+(?![a-z])", lambda match: re.sub(r"\s", "", match[0])),
     )
 ]
-"""What is spelled alike before words are told apart: fractions, degrees, hyphens, names of several letters, …"""
+"""Rewrites applied before splitting into words: fractions, degrees, hyphens, multi-letter names, …"""
 _WORD = re.compile(
     r"\\[a-z]+|\\.|\d+(?:\.\d+)?|\.\d+|[\u3040-\u30ff\u3400-\u9fff]|[^\W\d_]+"
     r"|(?P<ratio>(?<=\d):(?=\d))|(?P<factorial>(?:(?<=[\d)])|(?<![^\W_]{2})(?<=\w))!)|(?P<end>[.?!;:。\n])"
@@ -198,45 +196,50 @@ _INFIX = {
     r"\dbinom": "choose",
     r"\tbinom": "choose",
 }
-"""LaTeX's commands of two arguments, and what plain text writes between the two."""
-_SHORT = listed("of is in to be it an at by if on or as we he so no do up my me us go am")
+"""LaTeX commands with two arguments, and the infix operator that plain text uses."""
+_SHORT = word_set("of is in to be it an at by if on or as we he so no do up my me us go am")
 
 
 def words(text: str) -> Words:
-    """What a text says, without how it is written."""
-    return tuple(word for word in _marked(text) if word != END)
+    """Words of a text, independent of notation."""
+    return tuple(word for word in _words_with_ends(text) if word != END)
 
 
 def sentences(text: str) -> list[Words]:
-    """The words of each sentence or line that has any."""
-    return [tuple(group) for is_end, group in groupby(_marked(text), key=lambda word: word == END) if not is_end]
+    """Words of each sentence or line that has any."""
+    return [
+        tuple(group) for is_end, group in groupby(_words_with_ends(text), key=lambda word: word == END) if not is_end
+    ]
 
 
 def is_prose(word: str) -> bool:
-    """Whether a word is part of a language rather than of a formula."""
+    """Whether a word belongs to a language rather than to a formula."""
     if len(word) < 3:
         return word in _SHORT or "\u3040" <= word <= "\u9fff"
     return word.isalpha() and word not in FUNCTIONS
 
 
-def _marked(text: str) -> list[str]:
-    """Words, with END where a sentence ends."""
-    found = (_spelled(match) for match in _WORD.finditer(_plain(text)))
-    said = list(_without_idle_brackets([word for word in found if word]))
-    return ["×" if word == "·" and _is_between_numbers(said, place) else word for place, word in enumerate(said)]
+def _words_with_ends(text: str) -> list[str]:
+    """Words, with END at the end of each sentence."""
+    found = (_to_word(match) for match in _WORD.finditer(_normalize_notation(text)))
+    sequence = list(_normalize_brackets([word for word in found if word]))
+    return [
+        "×" if word == "·" and _is_between_numbers(sequence, position) else word
+        for position, word in enumerate(sequence)
+    ]
 
 
-def _is_between_numbers(said: Sequence[str], place: int) -> bool:
-    """Whether a product has a number for a factor: those of vectors differ by their sign."""
-    return any(word[0].isdigit() for word in said[max(0, place - 1) : place + 2])
+def _is_between_numbers(sequence: Sequence[str], position: int) -> bool:
+    """Whether a factor of the product at `position` is a number. For vectors, · and × differ."""
+    return any(word[0].isdigit() for word in sequence[max(0, position - 1) : position + 2])
 
 
-def _plain(text: str) -> str:
-    """Lower case, one spelling where LaTeX, Unicode and plain text have several."""
+def _normalize_notation(text: str) -> str:
+    """Lower-case text in one notation."""
     raised = _SUPERSCRIPT.sub(lambda match: f"^{{{match[0]}}}", _VULGAR.sub(" ", text.translate(_DEGREES)))
     lowered = _SUBSCRIPT.sub(lambda match: f"_{{{match[0]}}}", raised)
-    told_apart = _FORMULA_END.sub(r"\1. ", lowered)
-    plain = _greek(unicodedata.normalize("NFKC", told_apart)).translate(_PLAIN).lower()
+    separated = _FORMULA_END.sub(r"\1. ", lowered)
+    plain = _greek(unicodedata.normalize("NFKC", separated)).translate(_PLAIN).lower()
     plain = _GROUPED.sub("", plain)
     for pattern, spelled in _SPELLINGS:
         plain = pattern.sub(spelled, plain)
@@ -244,12 +247,12 @@ def _plain(text: str) -> str:
 
 
 def _greek(text: str) -> str:
-    """α as ` alpha `."""
+    """Greek letters replaced by their names: α becomes ` alpha `."""
     return _GREEK.sub(lambda match: f" {unicodedata.name(match[0], 'letter ').rsplit(' ', 1)[-1].lower()} ", text)
 
 
-def _spelled(match: re.Match[str]) -> str:
-    """The word for what was read; empty for what says nothing."""
+def _to_word(match: re.Match[str]) -> str:
+    """Word for a match; empty for typesetting."""
     read = match[0]
     if match["end"]:
         return END
@@ -259,51 +262,51 @@ def _spelled(match: re.Match[str]) -> str:
     return f"0{read}" if read.startswith(".") else _SYNONYMS.get(read, read)
 
 
-def _without_idle_brackets(found: Sequence[str]) -> Iterator[str]:
-    """`found` without brackets that hold one word or prose, LaTeX's groups as brackets, fractions with a stroke."""
+def _normalize_brackets(found: Sequence[str]) -> Iterator[str]:
+    """`found` without brackets around a single word or prose, with LaTeX groups as brackets and fractions as infix."""
     ends = _bracket_ends(found)
-    rewritten = _rewritten(found, ends)
+    rewritten = _bracket_replacements(found, ends)
     after: dict[int, list[str]] = {}
-    for place, word in enumerate(found):
+    for position, word in enumerate(found):
         if word in _INFIX:
-            after.setdefault(ends.get(place + 1, place + 1), []).append(_INFIX[word])
-        elif word in "{}" or place in rewritten:
-            yield from rewritten.get(place, "")
+            after.setdefault(ends.get(position + 1, position + 1), []).append(_INFIX[word])
+        elif word in "{}" or position in rewritten:
+            yield from rewritten.get(position, "")
         else:
             yield word
-        yield from after.get(place, ())
+        yield from after.get(position, ())
 
 
 def _bracket_ends(found: Sequence[str]) -> dict[int, int]:
-    """Where each group and round bracket ends. Half-open intervals leave brackets that never do."""
+    """Position of the closing bracket of each group and round bracket. Half-open intervals leave some unclosed."""
     ends: dict[int, int] = {}
-    begun: list[int] = []
-    for place, word in enumerate(found):
+    opened: list[int] = []
+    for position, word in enumerate(found):
         if word in "{(":
-            begun.append(place)
-        while word == "}" and begun and found[begun[-1]] == "(":
-            begun.pop()
-        if word in "})" and begun and found[begun[-1]] == {"}": "{", ")": "("}[word]:
-            ends[begun.pop()] = place
+            opened.append(position)
+        while word == "}" and opened and found[opened[-1]] == "(":
+            opened.pop()
+        if word in "})" and opened and found[opened[-1]] == {"}": "{", ")": "("}[word]:
+            ends[opened.pop()] = position
     return ends
 
 
-def _rewritten(found: Sequence[str], ends: Mapping[int, int]) -> dict[int, str]:
-    """What a bracket becomes, by its place."""
-    said = [0, *accumulate(word not in "{}()" and word != END for word in found)]
+def _bracket_replacements(found: Sequence[str], ends: Mapping[int, int]) -> dict[int, str]:
+    """Replacement of each bracket, by position."""
+    word_counts = [0, *accumulate(word not in "{}()" and word != END for word in found)]
     prose = [0, *accumulate(len(word) > 1 and is_prose(word) for word in found)]
     chosen = [0, *accumulate(word == "choose" for word in found)]
     rewritten: dict[int, str] = {}
     for start, end in ends.items():
         first, last = start + 1, end - 1
-        is_idle = (
-            said[end] - said[first] <= 1
+        is_redundant = (
+            word_counts[end] - word_counts[first] <= 1
             or prose[end] > prose[first]
             or (found[start] == "{" and chosen[end] > chosen[first])
             or (ends.get(first) == last and rewritten[first] == "(")
-            or (found[first + 1 : first + 2] == ["choose"] and said[end] - said[first] == 3)
-            or (found[first] == "√" and said[end] - said[first] == 2)
+            or (found[first + 1 : first + 2] == ["choose"] and word_counts[end] - word_counts[first] == 3)
+            or (found[first] == "√" and word_counts[end] - word_counts[first] == 2)
             or (found[start - 1 : end] == ["^", found[start], "-", found[last]] and last == first + 1)
         )
-        rewritten[start], rewritten[end] = ("", "") if is_idle else ("(", ")")
+        rewritten[start], rewritten[end] = ("", "") if is_redundant else ("(", ")")
     return rewritten

@@ -1,8 +1,6 @@
-"""A completion's thinking and its reply, told apart by what the model writes between them.
+"""Splits a completion into thinking and reply.
 
-Knows: tags. Must not know: models, tokens, how answers are compared.
-
-Harmony's channels are tags, too: what ends the one message and opens the other closes the thinking.
+Harmony's channels are treated as tags: the text between the two messages closes the thinking.
 """
 
 from __future__ import annotations
@@ -16,21 +14,21 @@ CLOSE_THINK = THINK.close
 
 
 def thought_of(text: str, thinking: Thinking = THINK) -> str:
-    """A completion from where the thinking begins, whether or not the prompt has opened it already."""
+    """The completion from the start of the thinking, whether the opening tag was in the prompt or was generated."""
     return text.lstrip().removeprefix(thinking.open).lstrip("\n")
 
 
 def thinking_of(text: str, thinking: Thinking = THINK) -> str:
-    """What comes before the closing tag; all of it when thinking never ended."""
+    """Text before the closing tag; the whole text if there is none."""
     return text.split(thinking.close)[0]
 
 
 def reply_of(text: str, thinking: Thinking = THINK) -> str | None:
-    """What follows the thinking, without tags of its own; None when thinking never ended, or began again and did not
-    end."""
+    """Text after the thinking, without the reply's own tags. None if the thinking is not closed, or is reopened and not
+    closed again."""
     _, tag, reply = text.partition(thinking.close)
-    if not tag and isinstance(thinking, Harmony) and text.lstrip().startswith(thinking.opens_reply):
-        tag, reply = thinking.opens_reply, text.partition(thinking.opens_reply)[2]
+    if not tag and isinstance(thinking, Harmony) and text.lstrip().startswith(thinking.reply_open):
+        tag, reply = thinking.reply_open, text.partition(thinking.reply_open)[2]
     if thinking.open in reply:
         _, tag, reply = reply.rpartition(thinking.open)[2].partition(thinking.close)
     if thinking.answer_open:
@@ -41,16 +39,17 @@ def reply_of(text: str, thinking: Thinking = THINK) -> str | None:
 
 
 def final_answer(completion: str, thinking: Thinking = THINK) -> str | None:
-    """The boxed answer of the reply. Thinking that never ended has no answer, whatever it boxed on the way."""
+    """Boxed answer in the reply. None if the thinking is not closed, even if it contains a box."""
     reply = reply_of(completion, thinking)
     return None if reply is None else boxed(reply)
 
 
 def written_as(text: str, thinking: Thinking) -> str:
-    """A completion with the usual tags in those of another model, from where its thinking begins."""
+    """A completion with default tags rewritten with the tags of another model, from the start of the thinking."""
     thought, closed, reply = thought_of(text).partition(THINK.close)
     return f"{thought}{thinking.close}{thinking.answer_open}{reply}{thinking.answer_close}" if closed else thought
 
 
 def is_closed_once(text: str, thinking: Thinking = THINK) -> bool:
+    """Whether the text contains the closing tag exactly once."""
     return text.count(thinking.close) == 1

@@ -1,6 +1,7 @@
-"""What a thought is worth, and which of the two models is to think it (Long⊗Short, papers, section C.2).
+"""Scores thoughts and decides which model learns each one (Long⊗Short, arXiv 2505.11827).
 
-Knows: values of prefixes, lengths, the joint metric. Must not know: how values were measured, texts, turns.
+The paper does not print the formula of its joint metric. Ours, in gain form: M_i = (V_i − V_{i−1}) − λ·len_i/Σ len −
+δ·[V_i ≤ V_{i−1}]; in level form, V_i replaces the gain.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from conf.long_short import Importance
 
 
 def importance(values: Sequence[float], lengths: Sequence[int], metric: Importance) -> list[float]:
-    """M_i of each thought. `values` has one more than `lengths`: the first is that of the bare question."""
+    """M_i of each thought. `values` has one more entry than `lengths`: the first is V_0, the value of the bare
+    question."""
     total = sum(lengths)
     return [
         (after - before if metric.form == "gain" else after)
@@ -24,6 +26,6 @@ def importance(values: Sequence[float], lengths: Sequence[int], metric: Importan
 
 
 def are_long(scores: Sequence[float]) -> list[bool]:
-    """Which thoughts are important: above the trace's median, and positive."""
+    """Whether each thought is important: its score is positive and above the trace's median."""
     middle = median(scores)
     return [score > middle and score > 0 for score in scores]

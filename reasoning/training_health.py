@@ -1,7 +1,4 @@
-"""How a round of reinforcement goes: has it collapsed, and when was it at its best.
-
-Knows: figures of its steps, bounds. Must not know: models, rewards' meaning, files.
-"""
+"""Monitors a round of reinforcement learning: detects collapse and the best step."""
 
 from __future__ import annotations
 
@@ -11,34 +8,35 @@ from pydantic import BaseModel, ConfigDict
 
 from conf.long_short import CollapseLimits
 
-SMOOTHED = 5
-"""Steps whose mean is compared, since one step's dialogues are few."""
+SMOOTHING_STEPS = 5
+"""Steps to average over, because a single step has few dialogues."""
 
 
 class StepFigures(BaseModel):
-    """Means over the dialogues of one step, drawn with the weights that it began with."""
+    """Means over the dialogues of one step, sampled with the weights at its start."""
 
     model_config = ConfigDict(frozen=True)
 
     step: int
     tokens: float
+    """Tokens per dialogue."""
     quality_reward: float
-    """Reward as weighted, without that for length, whose mean over a group says nothing of how good the group is."""
+    """Weighted reward without the length reward, whose group mean is no measure of quality."""
 
 
-def collapse(history: Sequence[StepFigures], bounds: CollapseLimits) -> str | None:
-    """Why the round has collapsed; None while it has not."""
-    first, last = history[0], _mean(history[-SMOOTHED:])
-    if last.tokens < bounds.min_tokens * first.tokens or last.tokens > bounds.max_tokens * first.tokens:
+def collapse(history: Sequence[StepFigures], limits: CollapseLimits) -> str | None:
+    """Reason why the round has collapsed, or None."""
+    first, last = history[0], _mean(history[-SMOOTHING_STEPS:])
+    if last.tokens < limits.min_tokens * first.tokens or last.tokens > limits.max_tokens * first.tokens:
         return f"dialogues went from {first.tokens:.0f} tokens to {last.tokens:.0f}"
-    if last.quality_reward < bounds.min_quality_reward * first.quality_reward:
+    if last.quality_reward < limits.min_quality_reward * first.quality_reward:
         return f"the reward went from {first.quality_reward:.2f} to {last.quality_reward:.2f}"
     return None
 
 
 def is_best(history: Sequence[StepFigures]) -> bool:
-    """Whether no step was better than the last, each with those just before it."""
-    means = [_mean(history[max(0, end - SMOOTHED) : end]).quality_reward for end in range(1, len(history) + 1)]
+    """Whether the last step is the best so far, by the mean over recent steps."""
+    means = [_mean(history[max(0, end - SMOOTHING_STEPS) : end]).quality_reward for end in range(1, len(history) + 1)]
     return means[-1] >= max(means)
 
 

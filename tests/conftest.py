@@ -71,7 +71,7 @@ def chat() -> Iterator[Callable[..., Chat]]:
         one.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def prefect() -> Iterator[None]:
     """A private Prefect server with a database of its own."""
     from prefect.testing.utilities import prefect_test_harness

@@ -11,10 +11,10 @@ from tests.test_house import ROOT
 
 
 def test_a_cached_run_does_not_pay_for_torch():
-    probe = "import sys, tasks.workplace; print('torch' in sys.modules)"
+    probe = "import sys, tasks.runtime.context; print('torch' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", probe], text=True, cwd=ROOT).strip() == "False"
 
 
-@pytest.mark.parametrize("pipeline", sorted(path.stem for path in (PRESETS / "claims").glob("*.toml")))
+@pytest.mark.parametrize("pipeline", sorted(path.stem for path in (PRESETS / "multi-seed").glob("*.toml")))
 def test_the_readme_can_take_the_claims(pipeline: str):
     validate_markers(str(ROOT), pipeline)

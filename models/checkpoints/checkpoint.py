@@ -1,7 +1,4 @@
-"""A model on disk: is it whole, what is it, how large is it, how does it write.
-
-Knows: checkpoint folders, tokenizers, a run's prompts. Must not know: engines, trainers, pipelines.
-"""
+"""A model on disk: validation, fingerprint, sizes, tokenizer and prompts."""
 
 from __future__ import annotations
 
@@ -31,24 +28,21 @@ TINY_MODEL = Path(__file__).parent.parent / "tiny"
 """The bundled weights."""
 IDENTITY = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 NOT_LANGUAGE = re.compile(r"(^|\.)(visual|vision_tower|vision_model|multi_modal_projector|audio_tower)\.")
-"""Tensors that read pictures or sound: no token of text goes through them."""
-
-CHANGES_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
-"""Fields of a config by which a model changes its logits after the output head (Gemma 2, Granite, Cohere)."""
+"""Tensors that process images or audio; text tokens do not pass through them."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint folder and the digest of all that decides what it samples."""
+    """A checkpoint folder and the digest of everything that determines its samples."""
 
     folder: Path
     fingerprint: str
     prompt: Prompt = field(default=Prompt(), compare=False)
-    """How the run's prompts are written; no part of the fingerprint, since a server serves all prompts alike."""
+    """The run's prompt settings; not part of the fingerprint, since a server accepts any prompt."""
 
     @classmethod
     def open(cls, folder: Path, dtype: str = "float32", prompt: Prompt | None = None) -> Checkpoint:
-        """`dtype`: the arithmetic it is sampled in. Raises CheckpointError naming what `folder` lacks."""
+        """`dtype`: the precision it is sampled in. Raises CheckpointError naming what is missing in `folder`."""
         for name in ("config.json", "tokenizer.json"):
             if not (folder / name).is_file():
                 raise CheckpointError(f"{folder}: no {name}; a model needs config.json, tokenizer.json, *.safetensors")
@@ -63,8 +57,7 @@ class Checkpoint:
         return cls(folder, digest.hexdigest(), prompt or Prompt())
 
     def check(self) -> None:
-        """Reads and writes through tokenizer and chat template. Raises CheckpointError for what would go wrong later,
-        when hours have been spent on it."""
+        """Tests tokenizer and chat template. Raises CheckpointError for what would otherwise fail hours later."""
         self._check_architecture()
         for text in SAMPLES:
             self.token_texts(self.encode(text))
@@ -73,7 +66,7 @@ class Checkpoint:
         for tag in self._tags:
             if tag not in self.decode(self.encode(f"a{tag}b")):
                 raise CheckpointError(
-                    f"{self.folder}/tokenizer.json: {tag!r} does not come back; name other tags in prompt.thinking"
+                    f"{self.folder}/tokenizer.json: {tag!r} is lost in decoding; set other tags in prompt.thinking"
                 )
 
     def _check_architecture(self) -> None:
@@ -82,13 +75,13 @@ class Checkpoint:
         kind = read_json(self.folder / "config.json").get("model_type")
         if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             raise CheckpointError(
-                f"{self.folder}/config.json: model_type {kind!r} is none that transformers trains to write text; take "
+                f"{self.folder}/config.json: model_type {kind!r} is not a causal language model of transformers; use "
                 f"a language model"
             )
         highest, rows = max(self.tokenizer.get_vocab().values()), self.vocabulary
         if highest >= rows:
             raise CheckpointError(
-                f"{self.folder}: tokenizer.json has a token {highest}, and the model's embedding {rows} rows; take the "
+                f"{self.folder}: tokenizer.json has a token {highest}, but the embedding has only {rows} rows; use the "
                 f"tokenizer that belongs to the weights"
             )
 
@@ -99,9 +92,9 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """Of the language model, also where it is a part of a model of pictures and text."""
-        whole = read_json(self.folder / "config.json")
-        return whole | whole["text_config"] if isinstance(whole.get("text_config"), dict) else whole
+        """config.json of the language model, also where it is part of a multimodal model."""
+        config = read_json(self.folder / "config.json")
+        return config | config["text_config"] if isinstance(config.get("text_config"), dict) else config
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -113,11 +106,11 @@ class Checkpoint:
 
     @cached_property
     def end_ids(self) -> frozenset[int]:
-        """Tokens that end a completion, as for vLLM: the tokenizer's, and those of generation_config.json. Raises
-        CheckpointError where there is none."""
+        """Tokens that end a completion, as in vLLM: the tokenizer's and those of generation_config.json. Raises
+        CheckpointError if there is none."""
         path = self.folder / "generation_config.json"
-        told = (read_json(path) if path.is_file() else {}).get("eos_token_id")
-        listed = told if isinstance(told, list) else [told]
+        configured = (read_json(path) if path.is_file() else {}).get("eos_token_id")
+        listed = configured if isinstance(configured, list) else [configured]
         found = {token for token in (*listed, self.tokenizer.eos_token_id) if isinstance(token, int)}
         if not found:
             raise CheckpointError(f"{self.folder}: no end token; set eos_token in tokenizer_config.json")
@@ -125,32 +118,34 @@ class Checkpoint:
 
     @cached_property
     def end_id(self) -> int:
-        """The one that ends what is written for training: that with which the chat template ends a reply."""
+        """The end token for training data: the one with which the chat template ends a reply."""
         written = [token for token in self.encode(self.prompts.after_reply()) if token in self.end_ids]
         own = self.tokenizer.eos_token_id
         return written[0] if written else own if isinstance(own, int) else min(self.end_ids)
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
-        """Tokens that are no text: ends, and what a chat template marks roles with. Thinking tags are text."""
-        shown, added = (*TAGS, *self._tags), self.tokenizer.added_tokens_decoder
+        """Tokens that are not text: end tokens and role markers. Thinking tags are text."""
+        text_tags, added = (*TAGS, *self._tags), self.tokenizer.added_tokens_decoder
         special = {index for index, token in added.items() if token.special} | set(self.tokenizer.all_special_ids)
-        told = {index for index, token in added.items() if any(token.content in tag for tag in shown)}
-        return frozenset(special - told) | self.end_ids
+        text = {index for index, token in added.items() if any(token.content in tag for tag in text_tags)}
+        return frozenset(special - text) | self.end_ids
 
     @cached_property
     def tensor_sizes(self) -> dict[str, int]:
-        """Number of elements of every tensor, from the weights' headers."""
+        """Number of elements of each tensor, from the safetensors headers."""
         return {name: math.prod(shape) for name, shape in all_shapes(self.folder).items()}
 
     @cached_property
     def shape(self) -> Shape:
-        """Read from the weights' headers, nothing is loaded. Tied or not, the output matrix multiplies once."""
+        """Sizes for FLOP counts, from the safetensors headers. The output matrix counts once, tied or not."""
         sizes = {name: size for name, size in self.tensor_sizes.items() if not NOT_LANGUAGE.search(name)}
         untied = any(name.endswith("lm_head.weight") for name in sizes)
-        looked_up = sum(size for name, size in sizes.items() if name.endswith("embed_tokens.weight")) if untied else 0
+        embedding_only = (
+            sum(size for name, size in sizes.items() if name.endswith("embed_tokens.weight")) if untied else 0
+        )
         return Shape(
-            parameters=sum(sizes.values()) - looked_up,
+            parameters=sum(sizes.values()) - embedding_only,
             layers=self.number("num_hidden_layers"),
             attention_width=self.number("num_attention_heads") * self.head_size,
         )
@@ -163,21 +158,21 @@ class Checkpoint:
 
     @property
     def vocabulary(self) -> int:
-        """Rows of the embedding; some may belong to no token."""
+        """Rows of the embedding, padding included."""
         embeddings = [size for name, size in self.tensor_sizes.items() if name.endswith("embed_tokens.weight")]
         return embeddings[0] // self.number("hidden_size") if embeddings else self.number("vocab_size")
 
     def number(self, name: str) -> int:
-        """A size that the configuration tells. Raises CheckpointError where it does not."""
+        """A positive integer of config.json. Raises CheckpointError if it is missing."""
         found = self.config.get(name)
         if not isinstance(found, int) or found < 1:
             raise CheckpointError(
-                f"{self.folder}/config.json: no {name}, nor in its text_config; only language models are known"
+                f"{self.folder}/config.json: no {name}, nor in its text_config; only language models are supported"
             )
         return found
 
     def prompt_ids(self, problem: Problem) -> tuple[int, ...]:
-        """The problem as the model's chat template renders it, up to where the model begins to think."""
+        """The problem as rendered by the chat template, up to where the model starts to think."""
         content = content_of(problem, self.prompt)
         if content not in self._prompts:
             self._prompts[content] = self.prompt_encoded(self.prompts.thinking(content))
@@ -185,36 +180,36 @@ class Checkpoint:
 
     @cached_property
     def _prompts(self) -> dict[str, tuple[int, ...]]:
-        """Rendered once: every prefix of every trace asks for its problem's prompt."""
+        """Cache: every prefix of every trace needs its problem's prompt."""
         return {}
 
     def prompt_encoded(self, text: str) -> tuple[int, ...]:
-        """The ids of a rendered prompt, with the token that begins a text once where the model was taught to have one,
-        whether or not the template writes it."""
+        """Token ids of a rendered prompt, with exactly one beginning-of-sequence token if the model was trained with
+        one, whether or not the template writes it."""
         ids, begin = self.encode(text), self.tokenizer.bos_token_id
         body = tuple(dropwhile(lambda token: token == begin, ids))
-        return (begin, *body) if isinstance(begin, int) and (self._adds_begin or len(body) < len(ids)) else ids
+        return (begin, *body) if isinstance(begin, int) and (self._adds_bos or len(body) < len(ids)) else ids
 
     @cached_property
-    def _adds_begin(self) -> bool:
+    def _adds_bos(self) -> bool:
         return self.tokenizer("a")["input_ids"][0] == self.tokenizer.bos_token_id
 
     def encode(self, text: str) -> tuple[int, ...]:
         return tuple(ids_of(self.tokenizer, text))
 
     def holds_control(self, text: str) -> bool:
-        """Whether some of it would be read as more than text: a tag, a role, an end."""
-        return any(token in text for token in self._controls)
+        """Whether `text` contains a control token: a tag, a role marker, an end token."""
+        return any(token in text for token in self._control_tokens)
 
     @cached_property
-    def _controls(self) -> list[str]:
+    def _control_tokens(self) -> list[str]:
         added = [token.content for token in self.tokenizer.added_tokens_decoder.values()]
         return [*added, *self._tags]
 
     def decode(self, token_ids: tuple[int, ...]) -> str:
-        """Text without tokens that are none, spaces untouched."""
-        told = [token for token in token_ids if token not in self.special_ids]
-        return str(self.tokenizer.decode(told, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        """Text of the tokens, without special ones; spaces are kept."""
+        text_ids = [token for token in token_ids if token not in self.special_ids]
+        return str(self.tokenizer.decode(text_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def token_texts(self, token_ids: tuple[int, ...]) -> list[str]:
         """The text of each token: see `TokenReader.texts`. Raises Undecodable."""
@@ -225,27 +220,16 @@ class Checkpoint:
         return TokenReader(self.tokenizer, self.decode)
 
 
-def validate_plain_logits(model: Checkpoint) -> None:
-    """Raises CheckpointError for a model that SimPO's memory-safe loss cannot train, before anything is sampled."""
-    found = {name: model.config[name] for name in CHANGES_LOGITS if model.config.get(name) not in (None, 1)}
-    if found:
-        raise CheckpointError(
-            f"{model.folder}/config.json: {', '.join(f'{name} = {value}' for name, value in found.items())}: this "
-            f"model changes its logits after the output head, which the memory-safe SimPO loss does not know; take "
-            f"another model"
-        )
-
-
 def found_checkpoint(name: str) -> Path:
-    """The bundled model where `name` is `tiny`, the local folder `name`, or a local copy of the hub's model.
+    """Resolves a model name: the bundled model for `tiny`, a local folder, or a model on the hub.
 
-    Raises CheckpointError when it is neither.
+    Raises CheckpointError if it is none of these.
     """
     from huggingface_hub import snapshot_download
 
     if name == BUNDLED:
         return TINY_MODEL
-    if os.path.exists(name):  # unlike Path's, it takes any text for a name
+    if os.path.exists(name):  # unlike Path.exists, it accepts any string
         return Path(name).resolve()
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise CheckpointError(
@@ -253,8 +237,8 @@ def found_checkpoint(name: str) -> Path:
         )
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]))
-    except Exception as error:  # the hub's client raises many kinds; all mean that the model is not to be had
-        raise CheckpointError(f"{name}: no such folder, and not to be had from the hub: {first_line(error)}") from None
+    except Exception as error:  # the hub's client raises many kinds; all mean that the model is unavailable
+        raise CheckpointError(f"{name}: no such folder, and not available from the hub: {first_line(error)}") from None
 
 
 def _file_digest(path: Path) -> str:

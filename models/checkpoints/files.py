@@ -1,7 +1,4 @@
-"""The files of a checkpoint folder: whether each is there and whole, and what its head says.
-
-Knows: JSON, safetensors, Git LFS. Must not know: tokenizers, templates, engines.
-"""
+"""The files of a checkpoint folder: JSON files and safetensors headers, checked for completeness."""
 
 from __future__ import annotations
 
@@ -12,16 +9,16 @@ from typing import Any
 from conf.errors import ReadableError
 
 LFS_POINTER = b"version https://git-lfs"
-LONGEST_HEADER = 100_000_000
-"""Bytes; the safetensors format itself allows no longer one."""
+MAX_HEADER_BYTES = 100_000_000
+"""Bytes; the limit of the safetensors format."""
 
 
 class CheckpointError(ReadableError):
-    """A checkpoint that cannot be used, with what is missing."""
+    """The checkpoint cannot be used; the message says why."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Raises CheckpointError for a file that holds no JSON object."""
+    """Reads a JSON object. Raises CheckpointError for anything else."""
     data = path.read_bytes()
     if data.startswith(LFS_POINTER):
         raise _pointer(path)
@@ -35,15 +32,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def tensor_shapes(path: Path) -> dict[str, list[int]]:
-    """The shape of every tensor in a safetensors file, from its header. Raises CheckpointError for a file that is none,
-    or not whole."""
+    """The shape of each tensor in a safetensors file, from its header. Raises CheckpointError for an invalid or
+    truncated file."""
     with path.open("rb") as file:
         start = file.read(len(LFS_POINTER))
         if start == LFS_POINTER:
             raise _pointer(path)
         size = int.from_bytes(start[:8], "little")
         file.seek(8)
-        header = file.read(size) if size <= LONGEST_HEADER else b""
+        header = file.read(size) if size <= MAX_HEADER_BYTES else b""
     try:
         entries = json.loads(header)
         entries.pop("__metadata__", None)
@@ -53,14 +50,14 @@ def tensor_shapes(path: Path) -> dict[str, list[int]]:
         raise CheckpointError(f"{path}: not a safetensors file; download it again") from None
     if path.stat().st_size != 8 + size + end:
         raise CheckpointError(
-            f"{path}: {path.stat().st_size:,} bytes, and its header tells of {8 + size + end:,}; download it again"
+            f"{path}: {path.stat().st_size:,} bytes, but its header says {8 + size + end:,}; download it again"
         )
     return shapes
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weights that are loaded: those of the index, or the one file; makers put others beside them, too. Raises
-    CheckpointError where there are none, or one that the index names is missing."""
+    """The weight files to load: those of the index, or model.safetensors; folders may hold other formats, too. Raises
+    CheckpointError if there are none or an indexed one is missing."""
     weights = {path.name: path for path in sorted(folder.glob("*.safetensors"))}
     if not weights:
         raise CheckpointError(f"{folder}: no *.safetensors weights (other formats are not loaded)")
@@ -79,12 +76,12 @@ def _shards(index: Path) -> set[str]:
 
 
 def all_shapes(folder: Path) -> dict[str, list[int]]:
-    """The shape of every tensor of the folder's weights. Raises CheckpointError for weights that are not whole."""
+    """The shape of each tensor of the folder's weights. Raises CheckpointError for incomplete weights."""
     return {name: shape for path in weight_files(folder) for name, shape in tensor_shapes(path).items()}
 
 
 def first_line(error: object) -> str:
-    """Of an error's text, printable: others' messages go over many lines."""
+    """The first line of an error's text, printable; other libraries' messages span many lines."""
     text = str(error).strip()
     return printable(text.splitlines()[0][:300]) if text else type(error).__name__
 

@@ -1,7 +1,4 @@
-"""What a model will need of a device's memory: estimates, each with its formula.
-
-Knows: sizes of a checkpoint, settings of engine and training. Must not know: devices, pipelines.
-"""
+"""Estimates of the device memory that a model needs, each with its formula."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ class Need(NamedTuple):
 
 
 def cache_bytes(model: Checkpoint, dtype: str) -> int:
-    """Keys and values of one token, in all layers."""
+    """Bytes of the KV cache per token, over all layers."""
     layers = model.number("num_hidden_layers")
     if "kv_lora_rank" in model.config:  # DeepSeek's compressed attention
         return layers * (model.number("kv_lora_rank") + model.number("qk_rope_head_dim")) * BYTES[dtype]
@@ -40,8 +37,8 @@ def serving(model: Checkpoint, engine: Engine) -> list[Need]:
             "KV cache, every sequence as long as can be",
             each * engine.max_model_len * engine.max_num_seqs,
             f"{each:,} × engine.max_model_len {engine.max_model_len:,} × engine.max_num_seqs {engine.max_num_seqs}; "
-            f"vLLM needs less "
-            f"room, and then runs fewer at once",
+            f"with less, vLLM "
+            f"runs fewer sequences at once",
         ),
     ]
 
@@ -57,7 +54,7 @@ def training(model: Checkpoint, how: Training) -> list[Need]:
         Need(
             f"training of adapters of rank {(how.lora or Lora()).r}",
             4.0 * weights + 16.0 * adapters,
-            f"4 × parameters + 16 × {adapters:,} of the adapters",
+            f"4 × parameters + 16 × {adapters:,} adapter parameters",
         ),
         Need("DPO's reference, beside training of all weights", 4.0 * weights, "4 × parameters"),
         Need(
@@ -74,7 +71,7 @@ def training(model: Checkpoint, how: Training) -> list[Need]:
 
 
 def adapter_size(model: Checkpoint, lora: Lora) -> int:
-    """Parameters of adapters on all matrices but embedding and output head."""
+    """Parameters of adapters on all matrices except embedding and output head."""
     matrices = [
         shape
         for name, shape in all_shapes(model.folder).items()

@@ -1,8 +1,7 @@
-"""Problems as a model's chat template writes them, up to where the model begins to think.
+"""Renders problems with a model's chat template, up to where the model starts to think.
 
-Knows: chat templates, what they refuse. Must not know: tokens, engines, what is done with a prompt.
-
-Where a template lets the model open its thinking by itself, the opening is added: every prompt ends inside it.
+If the template leaves it to the model to open its thinking, the opening tag is added, so that every prompt ends inside
+the thinking.
 """
 
 from __future__ import annotations
@@ -39,37 +38,37 @@ STANDARD = {
     "builtin_tools",
     "custom_tools",
 }
-"""Names in chat templates that choose no way of thinking."""
+"""Common template variables, which do not control thinking."""
 GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
-"""A tag that only transformers knows: it marks what the model writes."""
+"""A template tag of transformers that marks the assistant's text; jinja2 cannot parse it."""
 
 
 def content_of(problem: Problem, prompt: Prompt) -> str:
-    """The user's message: the problem, the run's advice, and what one set of problems is told beside it."""
-    advice = prompt.advice(problem.choices is not None)
+    """The user message: the problem, the run's instruction, and the instruction of its data set."""
+    advice = prompt.instruction_for(problem.choices is not None)
     return problem.text + (f"\n\n{advice}" if advice else "") + problem.instruction
 
 
 class ChatPrompts:
-    """Renders the prompts of one model. Raises CheckpointError, from any method, where its template cannot be used."""
+    """Renders the prompts of one model. All methods raise CheckpointError if the template cannot be used."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, folder: Path, prompt: Prompt):
         self._tokenizer, self._folder, self._prompt = tokenizer, folder, prompt
 
     def thinking(self, content: str) -> str:
-        """The prompt for a user's message, its thinking opened."""
+        """The prompt for a user message, with the thinking opened."""
         text = self._rendered(content, self._prompt.system)
         return text if self.opens_thinking else text + self._prompt.thinking.open
 
     def in_role(self, content: str, role: str) -> str:
-        """The prompt for a user's message to a model in a role; its thinking is not opened."""
+        """The prompt for a user message with the system message `role`; the thinking is not opened."""
         system = f"{self._prompt.system}\n\n{role}" if self._prompt.system else role
         text = self._rendered(content, system)
         before, opening, after = text.rpartition(self._prompt.thinking.open)
         return before if opening and not after.strip() else text
 
     def after_reply(self) -> str:
-        """What the template writes after a reply; empty where it writes none."""
+        """The text that the template writes after a reply; empty if it cannot render one."""
         turns = [*self._turns(SAMPLE.text, ""), *self._turns(SYSTEM, "")]
         turns[1]["role"] = "assistant"
         try:
@@ -80,29 +79,29 @@ class ChatPrompts:
 
     @cached_property
     def opens_thinking(self) -> bool:
-        """Whether the template does it."""
+        """Whether the template opens the thinking."""
         return self._prompt.thinking.open in self.after_problem
 
     @cached_property
     def after_problem(self) -> str:
-        """What the template writes after the user's message."""
+        """The text that the template writes after the user message."""
         content = content_of(SAMPLE, self._prompt)
         return self._rendered(content, self._prompt.system).rpartition(content.strip())[2]
 
     def check(self) -> None:
-        """Raises CheckpointError for a template by which the model would not think."""
+        """Raises CheckpointError for a template that turns thinking off."""
         close = self._prompt.thinking.close
         if close not in self.after_problem:
             return
-        remedy = self._argument_that_opens()
-        advice = f"set prompt.template_arguments.{remedy}" if remedy else "no argument of it turns thinking on"
+        argument = self._argument_that_opens()
+        advice = f"set prompt.template_arguments.{argument}" if argument else "none of its arguments turns thinking on"
         raise CheckpointError(
-            f"{self._source}: the chat template ends the thinking itself ({self.after_problem!r} follows the problem), "
+            f"{self._source}: the chat template closes the thinking ({self.after_problem!r} follows the problem), "
             f"so the model would not think; {advice}"
         )
 
     def _argument_that_opens(self) -> str:
-        """An argument of the template with which it leaves the thinking open; empty where none is found."""
+        """A template argument that turns thinking on, as `name = value`; empty if there is none."""
         content, close = content_of(SAMPLE, self._prompt), self._prompt.thinking.close
         for name in sorted(self.arguments):
             for value in (True, False):
@@ -116,12 +115,12 @@ class ChatPrompts:
 
     @property
     def unread(self) -> list[str]:
-        """Arguments of the settings that this template takes no notice of."""
+        """Template arguments of the settings that this template ignores."""
         return sorted(set(self._prompt.template_arguments) - self.arguments)
 
     @cached_property
     def arguments(self) -> set[str]:
-        """Those that the template knows beside the usual ones."""
+        """Arguments of the template other than the common ones."""
         from jinja2 import Environment, meta, nodes
 
         template = GENERATION.sub("", self._tokenizer.get_chat_template())
@@ -138,15 +137,15 @@ class ChatPrompts:
         return self._turns(content, system)
 
     def _turns(self, content: str, system: str) -> list[dict[str, Any]]:
-        told = [("system", system)] * bool(system) + [("user", content)]
+        messages = [("system", system)] * bool(system) + [("user", content)]
         return [
             {"role": role, "content": [{"type": "text", "text": text}] if self._takes_parts else text}
-            for role, text in told
+            for role, text in messages
         ]
 
     @cached_property
     def _takes_system(self) -> bool:
-        """False for a template that refuses the role, or leaves its text out."""
+        """False for a template that rejects or ignores the system role."""
         try:
             return SYSTEM in self._write(self._turns(SAMPLE.text, SYSTEM))
         except CheckpointError:
@@ -154,8 +153,8 @@ class ChatPrompts:
 
     @cached_property
     def _takes_parts(self) -> bool:
-        """Whether the template wants messages as lists of parts. Raises CheckpointError where the problem is lost both
-        ways."""
+        """Whether the template needs message contents as lists of parts. Raises CheckpointError if it loses the problem
+        both ways."""
         errors = []
         for content in (SAMPLE.text, [{"type": "text", "text": SAMPLE.text}]):
             try:
@@ -168,16 +167,16 @@ class ChatPrompts:
         if errors:
             raise errors[0]
         raise CheckpointError(
-            f"{self._source}: the chat template does not write the problem's text; take the makers' own"
+            f"{self._source}: the chat template does not write the problem's text; use the original template"
         )
 
-    def _write(self, messages: list[dict[str, Any]], more: Mapping[str, Any] | None = None) -> str:
+    def _write(self, messages: list[dict[str, Any]], extra: Mapping[str, Any] | None = None) -> str:
         if not self._tokenizer.chat_template:
             raise CheckpointError(
-                f"{self._folder}/tokenizer_config.json: no chat_template, and no chat_template.jinja beside it; put "
-                f"the makers' template there, or take an instruction-tuned model"
+                f"{self._folder}/tokenizer_config.json: no chat_template, nor a chat_template.jinja; add "
+                f"the original template, or use an instruction-tuned model"
             )
-        arguments = {"add_generation_prompt": True, **self._prompt.template_arguments, **(more or {})}
+        arguments = {"add_generation_prompt": True, **self._prompt.template_arguments, **(extra or {})}
         try:
             return str(self._tokenizer.apply_chat_template(messages, tokenize=False, **arguments))
         except Exception as error:  # a template may raise anything

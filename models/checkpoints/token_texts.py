@@ -1,10 +1,8 @@
-"""Which part of a text each of its tokens stands for, in time linear in their number, whatever the tokens are.
+"""Splits a text into the texts of its tokens, in linear time, for any tokenizer.
 
-Knows: how tokenizers turn tokens into text. Must not know: checkpoints, traces, what the parts are for.
-
-Most vocabularies are of bytes, so one character may be split over several tokens, and a text that a model wrote may
-break off within one. Here each token is read as the bytes that it adds to a text, and the bytes of all are decoded in
-one pass. As in the tokenizers themselves, a sequence of bytes that is no character reads as U+FFFD.
+Most vocabularies consist of bytes, so one character may span several tokens, and a sampled text may end within one.
+Each token is therefore read as the bytes that it adds, and all bytes are decoded in one pass. As in the tokenizers
+themselves, an invalid byte sequence becomes U+FFFD.
 """
 
 from __future__ import annotations
@@ -22,59 +20,59 @@ if TYPE_CHECKING:
 
 BROKEN = "\ufffd"
 FALLBACK = re.compile("<0x([0-9A-F]{2})>")
-"""A token of one byte in vocabularies of characters (Llama 2, Gemma)."""
+"""The name of a byte token in character-based vocabularies (Llama 2, Gemma)."""
 
 
 class Undecodable(ReadableError):
-    """A text whose tokens do not read alone as they read together."""
+    """The texts of single tokens do not join to the text of all."""
 
 
 class _Piece(NamedTuple):
-    """What a token adds to a text: nothing where it is special."""
+    """The bytes that a token adds to a text; none for a special token."""
 
     content: bytes
     is_fallback: bool = False
-    """Whether it is a byte of its own in a vocabulary of characters."""
+    """Whether it is a byte token of a character-based vocabulary."""
 
 
 class TokenReader:
-    """Of one tokenizer. Holds at most its vocabulary."""
+    """Splits texts of one tokenizer. Its caches hold at most the vocabulary."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, decode: Callable[[tuple[int, ...]], str]):
-        """`decode` gives a text of tokens, special ones left out."""
+        """`decode`: from token ids to text, without special tokens."""
         self._tokenizer, self._decode = tokenizer, decode
         self._alone: dict[int, str] = {}
-        """Each token's text, as far as it has one by itself."""
-        self._doubtful: dict[int, _Piece] = {}
-        """Of these tokens what may read otherwise beside others of them."""
+        """The text of each token on its own."""
+        self._context_dependent: dict[int, _Piece] = {}
+        """Tokens whose text may depend on their neighbours."""
 
     def texts(self, token_ids: tuple[int, ...]) -> list[str]:
-        """The text of each token; joined they are `decode(token_ids)`. A character that is split over tokens belongs to
-        the last of them. Raises Undecodable for what cannot be told apart so."""
+        """The text of each token; joined, they are `decode(token_ids)`. A character that spans several tokens belongs
+        to the last of them. Raises Undecodable if no such split exists."""
         for token in set(token_ids) - self._alone.keys():
-            self._meet(token)
-        whole, alone = self._decode(token_ids), [self._alone[token] for token in token_ids]
-        return alone if "".join(alone) == whole else self._told_apart(token_ids, whole)
+            self._add(token)
+        text, alone = self._decode(token_ids), [self._alone[token] for token in token_ids]
+        return alone if "".join(alone) == text else self._split_in_context(token_ids, text)
 
-    def _told_apart(self, token_ids: tuple[int, ...], whole: str) -> list[str]:
-        """Where some tokens read otherwise together."""
+    def _split_in_context(self, token_ids: tuple[int, ...], text: str) -> list[str]:
+        """As `texts`, where some tokens depend on their neighbours."""
         texts: list[str] = []
-        for is_doubtful, run in groupby(token_ids, key=self._doubtful.__contains__):
+        for is_dependent, run in groupby(token_ids, key=self._context_dependent.__contains__):
             ids = list(run)
-            texts += _read([self._doubtful[i] for i in ids]) if is_doubtful else [self._alone[i] for i in ids]
+            texts += _read([self._context_dependent[i] for i in ids]) if is_dependent else [self._alone[i] for i in ids]
         joined = "".join(texts)
-        cut = len(joined) - len(whole)
-        if cut > 0 and joined[:cut].isspace():  # some tokenizers strip the space that their first word begins with
+        cut = len(joined) - len(text)
+        if cut > 0 and joined[:cut].isspace():  # some tokenizers strip the leading space of a text
             texts, joined = _without_first(texts, cut), joined[cut:]
-        if joined != whole:
-            raise Undecodable(f"{len(token_ids)} tokens whose texts do not join to the text that they are together")
+        if joined != text:
+            raise Undecodable(f"{len(token_ids)} tokens whose single texts do not join to their common text")
         return texts
 
-    def _meet(self, token: int) -> None:
+    def _add(self, token: int) -> None:
         piece = self._piece(token)
         self._alone[token] = text = piece.content.decode(errors="replace")
         if not text or BROKEN in text or piece.is_fallback:
-            self._doubtful[token] = piece
+            self._context_dependent[token] = piece
 
     def _piece(self, token: int) -> _Piece:
         alone, name = self._decode((token,)), str(self._tokenizer.convert_ids_to_tokens(token))
@@ -83,13 +81,13 @@ class TokenReader:
             return _Piece(bytes.fromhex(fallback[1]), is_fallback=True)
         if BROKEN in alone:
             return _Piece(_bytes_of(name))
-        return _Piece(self._decode((token, token)).removeprefix(alone).encode())  # as it reads behind another
+        return _Piece(self._decode((token, token)).removeprefix(alone).encode())  # its text after another token
 
 
 def _read(pieces: Sequence[_Piece]) -> list[str]:
-    """What each adds; those that add nothing part none."""
-    told = iter(_read_together([piece for piece in pieces if piece.content]))
-    return [next(told) if piece.content else "" for piece in pieces]
+    """The text of each piece. Empty pieces do not interrupt a character."""
+    texts = iter(_read_together([piece for piece in pieces if piece.content]))
+    return [next(texts) if piece.content else "" for piece in pieces]
 
 
 def _read_together(pieces: Iterable[_Piece]) -> list[str]:
@@ -97,7 +95,7 @@ def _read_together(pieces: Iterable[_Piece]) -> list[str]:
     for is_fallback, run in groupby(pieces, lambda piece: piece.is_fallback):
         contents = [piece.content for piece in run]
         if is_fallback and not _is_text(b"".join(contents)):
-            texts += [BROKEN] * len(contents)  # such tokenizers give up on all bytes that stand together
+            texts += [BROKEN] * len(contents)  # such tokenizers replace the whole run of bytes
         else:
             texts += [decoder.decode(content) for content in contents]
     if texts:
@@ -114,7 +112,7 @@ def _is_text(content: bytes) -> bool:
 
 
 def _without_first(texts: Sequence[str], count: int) -> list[str]:
-    """`texts` without the first `count` characters of what they are together."""
+    """`texts` without the first `count` characters of the joined text."""
     left = []
     for text in texts:
         left.append(text[count:])
@@ -123,15 +121,16 @@ def _without_first(texts: Sequence[str], count: int) -> list[str]:
 
 
 def _bytes_of(name: str) -> bytes:
-    """Of a token by its name in a byte-level vocabulary, where each byte is written as one printable character. A token
-    that was added by its text stands for that."""
+    """The bytes of a token, from its name in a byte-level vocabulary, which writes each byte as one printable
+    character. The name of an added token is its text."""
     if all(char in BYTES for char in name):
         return bytes(BYTES[char] for char in name)
     return name.encode()
 
 
 def _byte_names() -> dict[str, int]:
-    """Bytes that are printable in Latin-1 are written as themselves, the others from U+0100 on, in order."""
+    """The characters of byte-level vocabularies: printable Latin-1 bytes stand for themselves, the others are mapped
+    from U+0100 on, in order."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(0x100) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + index): byte for index, byte in enumerate(others)}

@@ -1,9 +1,7 @@
-"""A checkpoint's tokenizer, loaded so that it writes what its file says.
+"""Loads a checkpoint's tokenizer as its tokenizer.json defines it.
 
-Knows: tokenizer.json, how transformers loads it. Must not know: prompts, templates, engines.
-
-transformers puts the pre-tokenizer of the architecture's own class over the file's: with `LlamaTokenizerFast` on a
-vocabulary of bytes (DeepSeek-R1-Distill-Llama) spaces vanish. The file is what the model was trained with.
+transformers replaces the file's pre-tokenizer with that of the architecture's own class: with `LlamaTokenizerFast` on a
+byte-level vocabulary (DeepSeek-R1-Distill-Llama), spaces are lost. The model was trained with the file.
 """
 
 from __future__ import annotations
@@ -28,27 +26,29 @@ SAMPLES = (
     "从前有座山，共有12个苹果。다음 식의 값을 구하시오.",
     "Ça coûte 5 €, ¿verdad? 🙂👩‍🔬",
 )
-"""Texts that must come back as they were."""
+"""Texts that must survive encoding and decoding."""
 _LOADING = threading.Lock()
-"""transformers looks its names up on first use, and two threads that do so at once may find them missing."""
+"""transformers imports lazily; two threads that do so at once may find names missing."""
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint folder. Raises CheckpointError where it does not give back the text it is given."""
+    """The tokenizer of a checkpoint folder. Raises CheckpointError if a text does not survive encoding and decoding."""
     with _LOADING, _quiet():
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-        found = _loaded(AutoTokenizer, folder)
-        if not _writes_as_its_file(found, folder):
-            found = _loaded(PreTrainedTokenizerFast, folder)
+        tokenizer = _loaded(AutoTokenizer, folder)
+        if not _matches_file(tokenizer, folder):
+            tokenizer = _loaded(PreTrainedTokenizerFast, folder)
     for text in SAMPLES:
-        back = found.decode(ids_of(found, text), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        if back != text:
+        decoded = tokenizer.decode(
+            ids_of(tokenizer, text), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        if decoded != text:
             raise CheckpointError(
-                f"{folder}/tokenizer.json: {text!r} comes back as {str(back)!r}: nothing that it reads can be trusted; "
-                f"take the makers' own tokenizer files, or another model"
+                f"{folder}/tokenizer.json: {text!r} is decoded as {str(decoded)!r}: no text from it can be trusted; "
+                f"use the original tokenizer files, or another model"
             )
-    return found
+    return tokenizer
 
 
 def ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -56,14 +56,14 @@ def ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def is_loaded_wrongly(folder: Path) -> bool:
-    """Whether other programs, which load it by transformers' own choice, would read or write other texts."""
+    """Whether AutoTokenizer, which other programs use, encodes or decodes differently from tokenizer.json."""
     with _LOADING, _quiet():
         from transformers import AutoTokenizer
 
-        return not _writes_as_its_file(_loaded(AutoTokenizer, folder), folder)
+        return not _matches_file(_loaded(AutoTokenizer, folder), folder)
 
 
-def _writes_as_its_file(tokenizer: PreTrainedTokenizerBase, folder: Path) -> bool:
+def _matches_file(tokenizer: PreTrainedTokenizerBase, folder: Path) -> bool:
     from tokenizers import Tokenizer
 
     file = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -80,14 +80,14 @@ def _loaded(kind: type, folder: Path) -> PreTrainedTokenizerBase:
             read_json(folder / name)
     try:
         return kind.from_pretrained(folder, local_files_only=True)  # type: ignore[attr-defined]
-    except Exception as error:  # the library and the parser below it raise bare Exceptions, too
+    except Exception as error:  # the library and its parser also raise bare Exceptions
         read_json(folder / "tokenizer.json")
         raise CheckpointError(f"{folder}: its tokenizer cannot be loaded: {first_line(error)}") from None
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the library's advice on files that it takes for others."""
+    """Suppresses the library's warnings about tokenizer classes."""
     logger = logging.getLogger("transformers")
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,7 +1,4 @@
-"""What tells two sets of weights apart, however they are laid out.
-
-Knows: tensors, weights in files. Must not know: who holds them, who compares.
-"""
+"""A checksum of a model's weights that does not depend on their layout."""
 
 from __future__ import annotations
 
@@ -13,34 +10,36 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig
 
-CLOSE = 1e-13
-"""Relative difference by the order of the sums. Among a thousand million weights one that moved by its least is more,
-unless it is far smaller than the mean: a single such weight would pass."""
-PIECE = 2**24
-"""Elements that are widened at one time: beside a served model there is not much memory."""
+REL_TOLERANCE = 1e-13
+"""Relative tolerance, for different orders of summation. Even among 10⁹ weights, a single weight changed by one unit in
+the last place exceeds it, unless that weight is far smaller than the mean."""
+CHUNK = 2**24
+"""Elements converted to float64 at a time: little memory is free beside a served model."""
 
 
 def weight_checksum(tensors: Iterable[torch.Tensor]) -> list[float]:
-    """Sum of the absolute weights, and of their squares. They are the same where matrices are joined, or padded with
-    zeros, as servers do; float64."""
+    """Sum of absolute weights and sum of squares, float64. Joining matrices or padding them with zeros, as servers do,
+    does not change them."""
     sums: list[tuple[float, float]] = []
     for tensor in tensors:
-        for piece in tensor.detach().reshape(-1).split(PIECE):
+        for piece in tensor.detach().reshape(-1).split(CHUNK):
             wide = piece.double()
             sums.append((float(wide.abs().sum()), float(wide.square().sum())))
     return [math.fsum(one) for one in zip(*sums, strict=True)]
 
 
 def checksum_of_folder(folder: Path, dtype: str) -> list[float]:
-    """Of a checkpoint's weights as they are served in `dtype`; a tied output matrix is the embedding once more."""
+    """`weight_checksum` of a checkpoint's weights cast to `dtype`; a tied output matrix is skipped."""
     tied = AutoConfig.from_pretrained(folder).get_text_config().tie_word_embeddings
     weights = (weight for name, weight in _weights(folder) if not (tied and name == "lm_head.weight"))
     return weight_checksum(weight.to(getattr(torch, dtype)) for weight in weights)
 
 
 def same_checksum(one: list[float], other: list[float]) -> bool:
-    """Whether the weights are the same, but for their order."""
-    return len(one) == len(other) and all(math.isclose(a, b, rel_tol=CLOSE) for a, b in zip(one, other, strict=True))
+    """Whether two checksums agree within the tolerance."""
+    return len(one) == len(other) and all(
+        math.isclose(a, b, rel_tol=REL_TOLERANCE) for a, b in zip(one, other, strict=True)
+    )
 
 
 def _weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:

@@ -1,9 +1,8 @@
-"""Dialogues of two models in tokens (Long⊗Short, papers, section C.4): what each is shown, and what is heard of it.
+"""Dialogues of two models in tokens (Long⊗Short, arXiv 2505.11827): prompts, turns and sampling.
 
-Knows: the protocol, a tokenizer, which dialogues wait for whom. Must not know: right answers, rewards, who serves.
-
-Both models share one tokenizer, since they come from one base. A transcript is made of the very tokens that were drawn,
-each turn ended by the end token; only what the protocol adds or mends is encoded anew, and is nobody's own.
+Both models share one tokenizer, since they come from one base. A transcript consists of the sampled tokens, each turn
+closed by the end token. Only what the protocol adds or repairs is encoded separately; those tokens are in no model's
+loss.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from reasoning.records import ModelCall, Problem
 from reasoning.sampling_plans import Outcomes, SampleRange
 
 SPEAKERS = (Speaker.LONG, Speaker.SHORT)
-"""Who draws at which desk of the rollout engine."""
+"""The speaker of each scheduler of the rollout engine, by index."""
 TokenIds = tuple[int, ...]
 
 
@@ -37,41 +36,41 @@ class TokenizedTurn:
 
     turn: Turn
     token_ids: TokenIds
-    """As it stands in the transcript, its opening first."""
+    """As in the transcript, opening first."""
     own: tuple[bool, ...]
-    """Which of them its model drew."""
+    """For each of `token_ids`: whether the model sampled it."""
     opening: int
-    """Its first tokens, which its model was shown."""
-    drawn: int
-    """Tokens that its model drew, heard or not."""
+    """Number of leading tokens that were part of the model's prompt."""
+    sampled: int
+    """Number of tokens that the model sampled, discarded ones included."""
 
 
 def prompt_ids(model: Checkpoint, problem: Problem, role: str) -> TokenIds:
-    """What the speaker of a role is shown before the transcript."""
+    """The prompt before the transcript, for a speaker with the system message `role`."""
     return model.prompt_encoded(model.prompts.in_role(content_of(problem, model.prompt), role))
 
 
 class TurnCodec:
-    """Turns in the tokens of one tokenizer."""
+    """Encodes and decodes turns with one tokenizer."""
 
     def __init__(self, model: Checkpoint, protocol: Protocol):
         self._model, self._forced_answer_prefix = model, protocol.forced_answer_prefix
         self._roles = {Speaker.LONG: protocol.long_role, Speaker.SHORT: protocol.short_role}
         self.max_rounds, self.max_turn_tokens = protocol.max_rounds, protocol.max_turn_tokens
-        self.longest = protocol.longest
+        self.longest = protocol.max_dialogue_tokens
 
     def prompts(self, problem: Problem) -> dict[Speaker, TokenIds]:
-        """What each speaker is shown before the transcript."""
+        """Each speaker's prompt before the transcript."""
         return {speaker: prompt_ids(self._model, problem, role) for speaker, role in self._roles.items()}
 
     def stream_decoder(self) -> Callable[[TokenIds], str]:
-        """Reads a turn's tokens as they come: each call returns what is new. A character waits until it is whole; what
-        cannot be read piece by piece is not new before the turn is whole."""
+        """An incremental decoder of a turn: from new tokens to new text. Incomplete characters are held back; what
+        cannot be decoded incrementally appears only in the finished turn."""
         stream, tokenizer = DecodeStream(skip_special_tokens=False), self._model.tokenizer.backend_tokenizer
         assert isinstance(tokenizer, Tokenizer)
         is_over = False
 
-        def listen(token_ids: TokenIds) -> str:
+        def decode(token_ids: TokenIds) -> str:
             nonlocal is_over
             new = ""
             for token in token_ids:
@@ -79,54 +78,55 @@ class TurnCodec:
                 if not is_over:
                     try:
                         new += stream.step(tokenizer, token) or ""
-                    except Exception:  # bytes that are no text, of tokenizers that fall back to bytes; a bare Exception
+                    except Exception:  # byte-fallback tokenizers raise a bare Exception for invalid UTF-8
                         is_over = True
             return new
 
-        return listen
+        return decode
 
     def encode_turn(self, turn: Turn) -> tuple[TokenIds, TokenIds]:
-        """A turn that no model drew: its opening, and the rest as a model would have drawn it."""
+        """Token ids of a turn that no model sampled: its opening, and the rest as a model would sample it."""
         opening = OPENING[turn.speaker]
         rest = str(turn).removeprefix(opening)
         return self._model.encode(opening), (*self._model.encode(rest), self._model.end_id)
 
     def turn_prefix(self, dialogue: Dialogue) -> TokenIds:
-        """What the next turn begins with."""
-        lead = self._forced_answer_prefix if dialogue.must_answer else ""
-        return self._model.encode(OPENING[dialogue.next_speaker] + lead)
+        """Tokens that open the next turn."""
+        prefix = self._forced_answer_prefix if dialogue.must_answer else ""
+        return self._model.encode(OPENING[dialogue.next_speaker] + prefix)
 
     def decode_turn(self, dialogue: Dialogue, completion: Completion) -> TokenizedTurn:
-        """The next turn, from what its model drew after the opening, as a rule up to the first tag."""
-        # A special token, which no text shows, ends what is heard: it may open another's turn in a model's template.
-        said_ids = tuple(takewhile(lambda token: token not in self._model.special_ids, completion.token_ids))
-        end = completion.token_ids[len(said_ids) :]
+        """Decodes the next turn from what its model sampled after the opening, usually up to the first tag."""
+        # A special token ends the turn: it is invisible in the text, but could open another role in the chat template.
+        text_ids = tuple(takewhile(lambda token: token not in self._model.special_ids, completion.token_ids))
+        end = completion.token_ids[len(text_ids) :]
         has_ended = len(end) == 1 and end[0] in self._model.end_ids
         end = end if has_ended else (self._model.end_id,)
-        said = self._model.decode(said_ids)
+        text_sampled = self._model.decode(text_ids)
         turn = (
-            force_answer(self._forced_answer_prefix, said)
+            force_answer(self._forced_answer_prefix, text_sampled)
             if dialogue.must_answer
-            else parse_turn(dialogue.next_speaker, said)
+            else parse_turn(dialogue.next_speaker, text_sampled)
         )
         opening = self.turn_prefix(dialogue)
         text = turn.text.removeprefix(self._forced_answer_prefix) if turn.was_forced else turn.text
-        # Drawing ends with the first tag, but where a tag is made of several tokens the last may reach beyond it.
-        heard_of = text + turn.closing if turn.fault is None and not turn.was_forced else text
-        kept = self._within(said_ids, heard_of)
-        mended = self._model.encode((text + turn.closing)[len(self._model.decode(kept)) :])
-        is_whole = has_ended and not mended and kept == said_ids
-        own = (False,) * len(opening) + (True,) * len(kept) + (False,) * len(mended) + (is_whole,)
-        return TokenizedTurn(turn, opening + kept + mended + end, own, len(opening), len(completion.token_ids))
+        # Sampling stops at the first tag, but the last token of a multi-token tag may reach beyond it.
+        kept_text = text + turn.closing if turn.fault is None and not turn.was_forced else text
+        kept = self._longest_prefix(text_ids, kept_text)
+        repaired = self._model.encode((text + turn.closing)[len(self._model.decode(kept)) :])
+        is_complete = has_ended and not repaired and kept == text_ids
+        own = (False,) * len(opening) + (True,) * len(kept) + (False,) * len(repaired) + (is_complete,)
+        return TokenizedTurn(turn, opening + kept + repaired + end, own, len(opening), len(completion.token_ids))
 
-    def _within(self, token_ids: TokenIds, text: str) -> TokenIds:
-        """The first tokens, as far as they are whole within `text`, which begins what they say."""
+    def _longest_prefix(self, token_ids: TokenIds, text: str) -> TokenIds:
+        """The longest prefix of `token_ids` that decodes to a prefix of `text`; `text` is a prefix of their decoded
+        text."""
         count = bisect_right(
             range(len(token_ids) + 1), len(text), key=lambda size: len(self._model.decode(token_ids[:size]))
         )
-        wholes = (token_ids[:size] for size in range(count - 1, -1, -1))
-        # A character that was cut off, or is split over tokens, reads otherwise than it would whole.
-        return next(ids for ids in wholes if text.startswith(self._model.decode(ids)))
+        candidates = (token_ids[:size] for size in range(count - 1, -1, -1))
+        # A character that is cut off or split over tokens decodes differently on its own.
+        return next(ids for ids in candidates if text.startswith(self._model.decode(ids)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,63 +134,64 @@ class DialogueState:
     """A dialogue with its tokens."""
 
     dialogue: Dialogue
-    lines: tuple[TokenizedTurn, ...] = ()
+    turns: tuple[TokenizedTurn, ...] = ()
 
     @property
     def token_ids(self) -> TokenIds:
-        """Of the transcript."""
-        return tuple(token for line in self.lines for token in line.token_ids)
+        """Token ids of the transcript."""
+        return tuple(token for turn_tokens in self.turns for token in turn_tokens.token_ids)
 
     @property
     def sampled_tokens(self) -> int:
-        """Tokens that both models drew."""
-        return sum(line.drawn for line in self.lines)
+        """Tokens sampled by both models."""
+        return sum(turn_tokens.sampled for turn_tokens in self.turns)
 
-    def with_turn(self, line: TokenizedTurn) -> DialogueState:
-        return replace(self, dialogue=self.dialogue.with_turn(line.turn), lines=(*self.lines, line))
+    def with_turn(self, turn_tokens: TokenizedTurn) -> DialogueState:
+        return replace(self, dialogue=self.dialogue.with_turn(turn_tokens.turn), turns=(*self.turns, turn_tokens))
 
     def calls(self, speaker: Speaker, prompt: int) -> tuple[ModelCall, ...]:
-        """The speaker's turns; `prompt`: tokens of what it is shown before the transcript."""
+        """The speaker's model calls; `prompt`: tokens of its prompt before the transcript."""
         calls, before = [], prompt
-        for line in self.lines:
-            if line.turn.speaker is speaker:
-                calls.append(ModelCall(prompt_tokens=before + line.opening, tokens=line.drawn))
-            before += len(line.token_ids)
+        for turn_tokens in self.turns:
+            if turn_tokens.turn.speaker is speaker:
+                calls.append(ModelCall(prompt_tokens=before + turn_tokens.opening, tokens=turn_tokens.sampled))
+            before += len(turn_tokens.token_ids)
         return tuple(calls)
 
     def own_tokens(self, speaker: Speaker) -> list[bool]:
-        """Which tokens of the transcript `speaker` drew."""
-        return [own and line.turn.speaker is speaker for line in self.lines for own in line.own]
+        """For each token of the transcript: whether `speaker` sampled it."""
+        return [own and turn_tokens.turn.speaker is speaker for turn_tokens in self.turns for own in turn_tokens.own]
 
 
 @dataclass(eq=False)
-class _Place:
-    """A state that dialogues are in: as many have passed it as were asked for."""
+class _StateNode:
+    """A dialogue state that one or more dialogues have reached."""
 
     state: DialogueState
     waiting: list[int] = field(default_factory=list)
-    """Dialogues in it, in the order in which they came."""
-    asked: int = 0
+    """Numbers of the dialogues that reached it, in order of arrival."""
+    requested: int = 0
 
 
 class DialogueSampler:
-    """A `Plan`: several dialogues about one problem. Those that have gone alike so far draw samples of one prompt."""
+    """A `SamplingPlan`: several dialogues about one problem. Dialogues with the same transcript sample from one
+    prompt."""
 
     def __init__(self, codec: TurnCodec, prompts: Mapping[Speaker, TokenIds], count: int):
-        """`prompts`: what each speaker is shown before the transcript."""
+        """`prompts`: each speaker's prompt before the transcript; `count`: number of dialogues."""
         self._codec, self._prompts = codec, prompts
         self.dialogues = [DialogueState(Dialogue(codec.max_rounds))] * count
-        self._places: list[_Place] = []
-        self._place_of: dict[TokenIds, int] = {}
+        self._nodes: list[_StateNode] = []
+        self._node_of: dict[TokenIds, int] = {}
         for number in range(count):
             self._put(number)
 
     def job(self, sampling: Sampling) -> Job:
-        """What carries it out; a turn's limit of tokens is the protocol's. Few dialogues need more room than that of
-        two turns."""
+        """The job that runs this plan, with the protocol's limit of tokens per turn. Its KV-cache estimate is two
+        turns, which few dialogues exceed."""
         turn = sampling.model_copy(update={"max_tokens": self._codec.max_turn_tokens})
-        room = max(map(len, self._prompts.values())) + 2 * self._codec.max_turn_tokens
-        return Job(self, self.prompt, turn, tuple, room, self.scheduler_index, STOPS)
+        prompt_tokens = max(map(len, self._prompts.values())) + 2 * self._codec.max_turn_tokens
+        return Job(self, self.prompt, turn, tuple, prompt_tokens, self.scheduler_index, STOPS)
 
     @property
     def is_open(self) -> bool:
@@ -198,34 +199,34 @@ class DialogueSampler:
 
     def next_ranges(self) -> list[SampleRange]:
         new = []
-        for index, place in enumerate(self._places):
-            if len(place.waiting) > place.asked:
-                new.append(SampleRange(index, place.asked, len(place.waiting) - place.asked))
-                place.asked = len(place.waiting)
+        for index, node in enumerate(self._nodes):
+            if len(node.waiting) > node.requested:
+                new.append(SampleRange(index, node.requested, len(node.waiting) - node.requested))
+                node.requested = len(node.waiting)
         return new
 
     def add(self, ask: SampleRange, outcomes: Outcomes) -> None:
-        """`outcomes`: completions, one for each dialogue that the ask was for."""
-        place = self._places[ask.prefix]
-        for number, completion in zip(place.waiting[ask.first : ask.first + ask.count], outcomes, strict=True):
+        """`outcomes`: one completion for each dialogue of the sample range."""
+        node = self._nodes[ask.prefix]
+        for number, completion in zip(node.waiting[ask.first : ask.first + ask.count], outcomes, strict=True):
             assert isinstance(completion, Completion)
             self.dialogues[number] = self.dialogues[number].with_turn(
-                self._codec.decode_turn(place.state.dialogue, completion)
+                self._codec.decode_turn(node.state.dialogue, completion)
             )
             if not self.dialogues[number].dialogue.is_over:
                 self._put(number)
 
     def _put(self, number: int) -> None:
-        """Where the dialogue now waits."""
+        """Adds the dialogue to the node of its current state."""
         state = self.dialogues[number]
-        index = self._place_of.setdefault(state.token_ids, len(self._places))
-        if index == len(self._places):
-            self._places.append(_Place(state))
-        self._places[index].waiting.append(number)
+        index = self._node_of.setdefault(state.token_ids, len(self._nodes))
+        if index == len(self._nodes):
+            self._nodes.append(_StateNode(state))
+        self._nodes[index].waiting.append(number)
 
-    def prompt(self, place: int) -> TokenIds:
-        state = self._places[place].state
+    def prompt(self, node: int) -> TokenIds:
+        state = self._nodes[node].state
         return self._prompts[state.dialogue.next_speaker] + state.token_ids + self._codec.turn_prefix(state.dialogue)
 
-    def scheduler_index(self, place: int) -> int:
-        return SPEAKERS.index(self._places[place].state.dialogue.next_speaker)
+    def scheduler_index(self, node: int) -> int:
+        return SPEAKERS.index(self._nodes[node].state.dialogue.next_speaker)

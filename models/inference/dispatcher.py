@@ -1,13 +1,11 @@
-"""Requests on their way to one endpoint or several, and back whatever happens to an endpoint.
+"""Dispatches requests to one or more endpoints and recovers from endpoint failures.
 
-Knows: HTTP, vLLM's completions, how endpoints fail. Must not know: stores, plans, who starts an endpoint.
-
-- Requests of one trace go to one endpoint, where its prefixes are cached; they move when it is gone, or when it is full
-  while another has half of its seats free (it is slow, or the other is back).
-- What may pass (a dropped connection, 429, 5xx, a reply that is broken) is tried again, later each time and not for
-  ever; then the request is set aside.
-- An endpoint that is lost is revived while the others go on. What was in flight on a server of our own is suspect: it
-  comes back in halves, so that a request that kills the server each time ends up alone, and is refused.
+- Requests of one trace go to one endpoint, for its prefix cache. They move when that endpoint is down, or when it is
+  full while another has half of its slots free.
+- Transient failures (a dropped connection, 429, 5xx, a malformed reply) are retried with exponential backoff, up to a
+  limit; then the request is refused.
+- A lost endpoint is restarted while the others continue. Requests that were in flight on our own server are quarantined
+  and rerun in halves, so that a request that crashes the server each time ends up alone and is refused.
 """
 
 from __future__ import annotations
@@ -33,42 +31,43 @@ from pydantic import BaseModel, Field, ValidationError
 from conf.errors import ReadableError
 from models.inference.engine import Completion, Failure, Finished, Refused, Request
 
-MAX_TRIES = 5
-"""Replies that may fail, one after another, before a request is refused."""
+MAX_ATTEMPTS = 5
+"""Failed attempts in a row before a request is refused."""
 MAX_TIMEOUTS = 2
-"""How often a reply is waited for in vain: each time takes as long as the longest completion."""
+"""Attempts that may time out; each takes as long as the longest completion."""
 MAX_LOSSES = 3
-"""Foreign endpoints that may be lost under a request before it is refused."""
+"""Remote endpoints that may be lost while they serve a request before it is refused."""
 MAX_PINNED = 10_000
-"""Traces whose endpoint is remembered."""
+"""Affinity keys whose endpoint is remembered."""
 SCORED_AT_ONCE = 16
-"""Texts whose log-probs are asked for at one time; each reply holds one entry per token."""
+"""Texts scored at a time; each reply holds one entry per token."""
 RETRY_DELAY = 0.25
-"""Seconds before the second try; doubled, and spread at random, for each further one."""
+"""Seconds before the second attempt; doubled with random jitter for each further one."""
 IDLE_CONNECTION = 2.0
-"""Seconds that an idle connection is kept: less than any server does, else it may be closed under a request."""
+"""Seconds that an idle connection is kept: less than any server does, so that a server does not close it under a
+request."""
 HEALTH = 5.0
-"""Seconds within which a server that is well says so."""
+"""Timeout of a health check, seconds."""
 METRICS = 60.0
-"""Seconds within which a server tells its counts, busy as it may be."""
+"""Timeout of a metrics request, seconds; a busy server is slow to reply."""
 CONNECT = 30.0
-"""Seconds within which a server takes a connection."""
+"""Timeout of a new connection, seconds."""
 KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
-"""A machine that is gone without a word is found out within two minutes, not when a request's time is over."""
+"""Detects a vanished machine within two minutes, long before the request times out."""
 ABORTED = ("abort", "error")
-"""How vLLM ends a completion that it gave up for reasons of its own."""
+"""Finish reasons of completions that vLLM aborted."""
 T = TypeVar("T")
 Timeouts = Callable[[int], float]
-"""From the tokens that a request may draw to the seconds within which it must be answered."""
+"""From a request's max_tokens to its timeout in seconds."""
 TokenId = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class ServerFailed(ReadableError):
-    """A server ended or did not get ready, and cannot be had again."""
+    """A server crashed or did not start, and restarting it failed."""
 
 
 class Endpoint(Protocol):
-    """Where a model is served."""
+    """A server of one model."""
 
     @property
     def url(self) -> str: ...
@@ -76,31 +75,31 @@ class Endpoint(Protocol):
     def headers(self) -> dict[str, str]: ...
     @property
     def name(self) -> str:
-        """What the model is called there."""
+        """The served model's name."""
         ...
 
     @property
     def max_concurrency(self) -> int:
-        """Completions that it takes at once."""
+        """Largest number of completions in flight on it."""
         ...
 
     @property
     def is_ours(self) -> bool:
-        """Whether we started it, so that nobody else's requests can have ended it."""
+        """Whether this process started it. Only then is a crash the fault of one of our requests."""
         ...
 
     def is_serving(self) -> bool:
-        """Whether it can be reached. Raises ServerFailed when it serves another model."""
+        """Whether it is reachable. Raises ServerFailed if it serves another model."""
         ...
 
-    def restart(self, given_up: threading.Event) -> None:
-        """Blocks until it serves again; may return once it is `given_up`. Raises ServerFailed when it will not."""
+    def restart(self, closed: threading.Event) -> None:
+        """Blocks until it serves again, or until `closed` is set. Raises ServerFailed if it cannot be restarted."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredText:
-    """A text as a model reads it."""
+    """Log-probs of a text."""
 
     ticket: int
     log_probs: list[float]
@@ -109,29 +108,29 @@ class ScoredText:
 
 @dataclass(eq=False)
 class InFlightRequest:
-    """A request under way."""
+    """A request in flight."""
 
     ticket: int
     affinity_key: int
     count: int
-    """Seats that it takes."""
+    """Slots that it takes."""
     body: dict[str, Any]
     read: Callable[[Reply], Finished | ScoredText]
-    """Makes something of a reply. Raises _Refusal or _TryAgain where it is not as it must be."""
+    """Parses a reply. Raises _Refusal or _Retryable for an invalid one."""
     losses: int = 0
-    """Endpoints that were lost under it."""
+    """Endpoints that were lost while they served it."""
     is_over: bool = False
-    """Whether it was served or refused."""
+    """Whether it has a result."""
     is_poison: bool = False
-    """Whether a server ended each time it was served there alone."""
+    """Whether it crashed a server twice while it was running alone."""
 
 
 class _EndpointLost(Exception):
-    """The endpoint is gone, and with it every errand that it had."""
+    """The endpoint is down, and its requests with it."""
 
 
 class _Refusal(Exception):
-    """No further try would help."""
+    """The request failed for good."""
 
     def __init__(self, kind: Failure, reason: str):
         super().__init__(reason)
@@ -139,7 +138,7 @@ class _Refusal(Exception):
 
 
 class _Retryable(_Refusal):
-    """Another try may help."""
+    """The attempt failed; a retry may succeed."""
 
 
 class _LogProb(BaseModel):
@@ -154,22 +153,22 @@ class _Choice(BaseModel):
 
 
 class Reply(BaseModel):
-    """What is read of a completion's reply."""
+    """The fields of a completion reply that are used."""
 
     model: str
     choices: list[_Choice]
 
 
 class EndpointState:
-    """One endpoint as requests see it: its seats, who has one, and who may try for one."""
+    """One endpoint: its requests in flight and its quarantine."""
 
     def __init__(self, endpoint: Endpoint):
         self.endpoint = endpoint
         self.in_flight: set[InFlightRequest] = set()
         self.down = asyncio.Event()
-        """Set when the endpoint is lost; each of its lives has an event of its own."""
+        """Set when the endpoint is lost. A restart replaces it with a new event."""
         self._quarantined: list[set[InFlightRequest]] = []
-        """Groups that are served alone, one after another, the last one first."""
+        """Groups of requests that run without other requests, the last group first."""
 
     @property
     def is_up(self) -> bool:
@@ -181,14 +180,14 @@ class EndpointState:
     def _running(self) -> int:
         return sum(request.count for request in self.in_flight)
 
-    def has_room(self, request: InFlightRequest) -> bool:
-        """An errand that is larger than all seats is served alone."""
+    def has_capacity(self, request: InFlightRequest) -> bool:
+        """Whether the request fits. One that is larger than all slots runs alone."""
         if not self.is_up or (self._quarantined and request not in self._quarantined[-1]):
             return False
         return not self.in_flight or self._running() + request.count <= self.endpoint.max_concurrency
 
     def discard(self, request: InFlightRequest) -> None:
-        """It was served, or refused: no suspect any more, nor when the server that was lost meanwhile is back."""
+        """Marks a request as over and removes it from quarantine, also if its server was lost meanwhile."""
         request.is_over = True
         for group in self._quarantined:
             group.discard(request)
@@ -196,7 +195,8 @@ class EndpointState:
             self._quarantined.pop()
 
     def mark_up(self, quarantined: set[InFlightRequest]) -> None:
-        """Serves again, `suspects` first and in halves; one that was alone before and is again is the culprit."""
+        """Marks the endpoint as up again. `quarantined` requests run first, in halves; one that was already alone and
+        crashed the server again is the poison request."""
         quarantined = {request for request in quarantined if not request.is_over}
         if len(quarantined) == 1 and quarantined in self._quarantined:
             for request in quarantined:
@@ -211,17 +211,17 @@ class EndpointState:
 
 
 class Dispatcher:
-    """A `Session` over `endpoints`, which all serve one model. Use as a context manager: leaving it gives up what is
-    under way."""
+    """A `Session` over `endpoints`, which all serve one model. Use as a context manager: leaving it cancels the
+    requests in flight."""
 
     def __init__(self, endpoints: Sequence[Endpoint], timeout_for: Timeouts, deliver: Callable[[Any], None]):
-        """`deliver` hears what `Deliver` says, and Scored of what was given to `score`."""
+        """`deliver` receives what `Deliver` says, and a ScoredText for each `score`."""
         self._endpoints, self._timeout_for, self._deliver = endpoints, timeout_for, deliver
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._pins: OrderedDict[int, EndpointState] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._given_up = threading.Event()
+        self._closed = threading.Event()
 
     def __enter__(self) -> Self:
         serving = [endpoint.is_serving() for endpoint in self._endpoints]
@@ -230,7 +230,7 @@ class Dispatcher:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._given_up.set()
+        self._closed.set()
         self._run(self._close()).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -240,12 +240,12 @@ class Dispatcher:
         """See `Session.submit`."""
         body = {"prompt": request.prompt_ids, "n": request.count, "return_token_ids": True, **request.sampling.request}
         if request.stop:
-            # A text to stop at may be a token that the tokenizer calls special, as </think> is to some.
+            # A stop string may be a special token of the tokenizer, as </think> is in some.
             body |= {"stop": request.stop, "include_stop_str_in_output": True, "skip_special_tokens": False}
         self._send(InFlightRequest(ticket, affinity_key, request.count, body, partial(read_finished, ticket, request)))
 
     def score(self, ticket: int, text: tuple[int, ...]) -> None:
-        """Delivers what the model thinks of `text` as Scored."""
+        """Delivers the log-probs of `text` as a ScoredText."""
         body = {"prompt": text, "max_tokens": 1, "prompt_logprobs": 0}
         self._send(InFlightRequest(ticket, ticket, 1, body, partial(read_scored, ticket, text)))
 
@@ -262,7 +262,7 @@ class Dispatcher:
 
     async def _open(self, serving: Sequence[bool]) -> None:
         slots = sum(endpoint.max_concurrency for endpoint in self._endpoints)
-        # httpx looks through all its connections for each request: with hundreds of them that is most of our time.
+        # httpx scans all its connections on each request; with hundreds of them that would take most of the time.
         connector = aiohttp.TCPConnector(limit=slots, keepalive_timeout=IDLE_CONNECTION, socket_factory=_watched_socket)
         self._client = aiohttp.ClientSession(connector=connector)
         self._states = [EndpointState(endpoint) for endpoint in self._endpoints]
@@ -276,24 +276,24 @@ class Dispatcher:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._client.close()
-        await self._loop.shutdown_default_executor()  # a server that is being started is waited for
+        await self._loop.shutdown_default_executor()  # waits for a server that is starting
 
     async def _serve(self, request: InFlightRequest) -> None:
-        """Delivers what becomes of the errand, exactly once."""
+        """Delivers the result of the request exactly once."""
         try:
             while True:
                 with suppress(_EndpointLost):
-                    self._deliver(await self._attempt(request))
+                    self._deliver(await self._serve_once(request))
                     return
         except _Refusal as refusal:
             self._deliver(Refused(request.ticket, str(refusal), refusal.kind))
         except Exception as error:
             self._deliver(error)
 
-    async def _attempt(self, request: InFlightRequest) -> Finished | ScoredText:
+    async def _serve_once(self, request: InFlightRequest) -> Finished | ScoredText:
         state, is_lost = await self._acquire_slot(request), False
         try:
-            return await self._ask(state, request)
+            return await self._request(state, request)
         except _EndpointLost:
             is_lost = True
             raise
@@ -305,22 +305,24 @@ class Dispatcher:
                 self._changed.notify_all()
 
     async def _acquire_slot(self, request: InFlightRequest) -> EndpointState:
-        """Waits for a seat. Raises _Refusal for a culprit."""
+        """Waits for a free slot. Raises _Refusal for a poison request."""
         async with self._changed:
             await self._changed.wait_for(lambda: request.is_poison or self._endpoint_for(request))
             if request.is_poison:
-                raise _Refusal(Failure.SERVER_CRASH, "the server ended each time it was served")
+                raise _Refusal(Failure.SERVER_CRASH, "the server crashed each time it ran this request")
             state = self._pins[request.affinity_key]
             state.in_flight.add(request)
             return state
 
     def _endpoint_for(self, request: InFlightRequest) -> EndpointState | None:
-        """A lane with room, from now on the trace's own: the one it has; another one where that is down, or full while
-        the other is half empty."""
+        """An endpoint with free slots, pinned to the request's affinity key: the pinned one; another if that is down,
+        or full while the other is at most half full."""
         own = self._pins.get(request.affinity_key)
-        state = min((state for state in self._states if state.has_room(request)), key=EndpointState.load, default=None)
+        state = min(
+            (state for state in self._states if state.has_capacity(request)), key=EndpointState.load, default=None
+        )
         if own and own.is_up:
-            state = own if own.has_room(request) else state if state and state.load() <= 0.5 else None
+            state = own if own.has_capacity(request) else state if state and state.load() <= 0.5 else None
         if state:
             self._pins[request.affinity_key] = state
             self._pins.move_to_end(request.affinity_key)
@@ -328,20 +330,22 @@ class Dispatcher:
                 self._pins.popitem(last=False)
         return state
 
-    async def _ask(self, state: EndpointState, request: InFlightRequest) -> Finished | ScoredText:
-        """Asks until there is a good reply. Raises _Lost when the endpoint is gone, _Refusal when no try helped."""
+    async def _request(self, state: EndpointState, request: InFlightRequest) -> Finished | ScoredText:
+        """Retries until a valid reply. Raises _EndpointLost, or _Refusal when all attempts failed."""
         down, failures = state.down, list[_Retryable]()
-        while len(failures) < MAX_TRIES and [one.kind for one in failures].count(Failure.TIMED_OUT) < MAX_TIMEOUTS:
+        while len(failures) < MAX_ATTEMPTS and [one.kind for one in failures].count(Failure.TIMED_OUT) < MAX_TIMEOUTS:
             if failures:
                 await asyncio.sleep(RETRY_DELAY * 2 ** len(failures) * random.uniform(0.5, 1))
             try:
-                return await self._try(state, down, request)
+                return await self._attempt(state, down, request)
             except _Retryable as failure:
                 failures.append(failure)
-        raise _Refusal(failures[-1].kind, f"{len(failures)} tries failed; the last: {failures[-1]}")
+        raise _Refusal(failures[-1].kind, f"{len(failures)} attempts failed; the last: {failures[-1]}")
 
-    async def _try(self, state: EndpointState, down: asyncio.Event, request: InFlightRequest) -> Finished | ScoredText:
-        """Asks once. Raises as `_ask` does, and _TryAgain."""
+    async def _attempt(
+        self, state: EndpointState, down: asyncio.Event, request: InFlightRequest
+    ) -> Finished | ScoredText:
+        """One attempt. Raises as `_request`, and _Retryable."""
         timeout = self._timeout_for(request.body["max_tokens"])
         try:
             status, text = await _until_lost(down, self._post(state.endpoint, request.body, timeout))
@@ -353,14 +357,14 @@ class Dispatcher:
             raise _Retryable(Failure.TIMED_OUT, f"no reply within {timeout:g} s") from None
         if status == 429 or status >= 500:
             raise _Retryable(Failure.SERVER_ERROR, f"status {status}: {excerpt(text)}")
-        if status == 404:  # it serves another model by now
+        if status == 404:  # it serves another model now
             self._raise_lost(state, down, request)
         if status != 200:
             raise _Refusal(Failure.REFUSED, f"status {status}: {excerpt(text)}")
         try:
             reply = Reply.model_validate_json(text)
         except ValidationError:
-            raise _Retryable(Failure.MALFORMED, f"no completion in its reply: {excerpt(text)!r}") from None
+            raise _Retryable(Failure.MALFORMED, f"no completion in the reply: {excerpt(text)!r}") from None
         if reply.model != state.endpoint.name:
             self._raise_lost(state, down, request)
         return request.read(reply)
@@ -384,83 +388,83 @@ class Dispatcher:
         self._start(self._restart(state, set(state.in_flight)))
 
     def _raise_lost(self, state: EndpointState, down: asyncio.Event, request: InFlightRequest) -> NoReturn:
-        """Takes the lane down and has it revived, once a life. Raises _Lost, or _Refusal for one that has outlived too
-        many."""
+        """Marks the endpoint as down and restarts it, unless that was done. Raises _EndpointLost, or _Refusal if the
+        request has lost too many endpoints."""
         if not down.is_set():
             self._mark_down(state)
         request.losses += 1
         if request.losses >= MAX_LOSSES and not state.endpoint.is_ours:
-            raise _Refusal(Failure.SERVER_CRASH, f"{request.losses} endpoints were lost while they served it")
+            raise _Refusal(Failure.SERVER_CRASH, f"{request.losses} endpoints were lost while serving it")
         raise _EndpointLost
 
-    async def _restart(self, state: EndpointState, seated: set[InFlightRequest]) -> None:
+    async def _restart(self, state: EndpointState, in_flight: set[InFlightRequest]) -> None:
         try:
-            await asyncio.to_thread(state.endpoint.restart, self._given_up)
+            await asyncio.to_thread(state.endpoint.restart, self._closed)
         except Exception as error:
             self._states.remove(state)
             if not self._states:
                 self._deliver(error)
             return
         async with self._changed:
-            state.mark_up(seated if state.endpoint.is_ours else set())
+            state.mark_up(in_flight if state.endpoint.is_ours else set())
             self._changed.notify_all()
 
 
 async def _until_lost(lost: asyncio.Event, reply: Coroutine[Any, Any, T]) -> T:
-    """The reply. Raises _Lost as soon as `lost` is set: an endpoint that is gone may never answer, and its next life
-    must not hear what nobody has a seat for there."""
+    """Awaits `reply`. Raises _EndpointLost as soon as `lost` is set: a lost endpoint may never reply, and a restarted
+    one must not receive a request that holds no slot there."""
     if lost.is_set():
         reply.close()
         raise _EndpointLost
-    asked, gone = asyncio.create_task(reply), asyncio.create_task(lost.wait())
+    reply_task, lost_task = asyncio.create_task(reply), asyncio.create_task(lost.wait())
     try:
-        await asyncio.wait({asked, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not asked.done():
+        await asyncio.wait({reply_task, lost_task}, return_when=asyncio.FIRST_COMPLETED)
+        if not reply_task.done():
             raise _EndpointLost
-        return asked.result()
+        return reply_task.result()
     finally:
-        asked.cancel()
-        gone.cancel()
+        reply_task.cancel()
+        lost_task.cancel()
 
 
 def excerpt(text: str) -> str:
-    """The beginning of what a server said, in one line."""
+    """The beginning of a server's reply, on one line."""
     return " ".join(text[:1000].split())[:200]
 
 
 def _watched_socket(address: aiohttp.AddrInfoType) -> socket.socket:
-    """A socket that asks now and then whether the other side is still there."""
+    """A socket with TCP keepalive."""
     family, kind, protocol, *_ = address
     made = socket.socket(family, kind, protocol)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in KEEPALIVE.items():
-        if hasattr(socket, name):  # macOS has not all of them
+        if hasattr(socket, name):  # macOS lacks some
             made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     return made
 
 
 def read_finished(ticket: int, request: Request, reply: Reply) -> Finished:
-    """A reply as it must be: as many whole completions as were asked for. Raises _Refusal, _TryAgain."""
+    """Parses a reply with `request.count` complete completions. Raises _Refusal, _Retryable."""
     choices = sorted(reply.choices, key=lambda choice: choice.index)
-    if broken := [choice.finish_reason for choice in choices if choice.finish_reason not in ("stop", "length")]:
-        error = _Retryable if all(reason in ABORTED for reason in broken) else _Refusal
-        raise error(Failure.ABORTED, f"a completion was broken off: {', '.join(map(str, broken))}")
-    drawn = [(choice.token_ids, choice.finish_reason) for choice in choices if choice.token_ids is not None]
-    if not len(choices) == len(drawn) == request.count:
-        told = f"asked for {request.count} completions with token ids, got {len(drawn)}"
-        raise _Refusal(Failure.MALFORMED, told)
-    if any(len(token_ids) > request.sampling.max_tokens for token_ids, _ in drawn):
-        told = f"a completion is longer than the {request.sampling.max_tokens} tokens asked for"
-        raise _Refusal(Failure.MALFORMED, told)
-    return Finished(ticket, tuple(Completion(token_ids, reason != "length") for token_ids, reason in drawn))
+    if bad_reasons := [choice.finish_reason for choice in choices if choice.finish_reason not in ("stop", "length")]:
+        error = _Retryable if all(reason in ABORTED for reason in bad_reasons) else _Refusal
+        raise error(Failure.ABORTED, f"a completion was aborted: {', '.join(map(str, bad_reasons))}")
+    completions = [(choice.token_ids, choice.finish_reason) for choice in choices if choice.token_ids is not None]
+    if not len(choices) == len(completions) == request.count:
+        message = f"requested {request.count} completions with token ids, got {len(completions)}"
+        raise _Refusal(Failure.MALFORMED, message)
+    if any(len(token_ids) > request.sampling.max_tokens for token_ids, _ in completions):
+        message = f"a completion is longer than the {request.sampling.max_tokens} tokens requested"
+        raise _Refusal(Failure.MALFORMED, message)
+    return Finished(ticket, tuple(Completion(token_ids, reason != "length") for token_ids, reason in completions))
 
 
 def read_scored(ticket: int, text: Sequence[int], reply: Reply) -> ScoredText:
-    """Raises _Refusal for a reply without the log-probs of `text`."""
+    """Parses the log-probs of `text`. Raises _Refusal if they are missing."""
     try:
         return ScoredText(ticket, read_log_probs(text, reply))
     except (LookupError, TypeError, ValueError):
-        raise _Refusal(Failure.MALFORMED, f"asked for {len(text) - 1} log-probs, got others") from None
+        raise _Refusal(Failure.MALFORMED, f"requested {len(text) - 1} log-probs, got others") from None
 
 
 def read_log_probs(text: Sequence[int], reply: Reply) -> list[float]:
@@ -490,17 +494,17 @@ def score_all(
 
 
 def cache_of(server: Endpoint) -> int | None:
-    """Tokens that the cache of `server` holds; None where it does not say."""
-    told = re.search(r"^vllm:cache_config_info\{(.*)\}", _metrics(server), re.MULTILINE)
-    known = dict(re.findall(r'(\w+)="(\d+)"', told[1])) if told else {}
+    """Size of the KV cache of `server`, in tokens; None if it does not report it."""
+    found = re.search(r"^vllm:cache_config_info\{(.*)\}", _metrics(server), re.MULTILINE)
+    known = dict(re.findall(r'(\w+)="(\d+)"', found[1])) if found else {}
     if not {"block_size", "num_gpu_blocks"} <= known.keys():
         return None
     return int(known["block_size"]) * int(known["num_gpu_blocks"])
 
 
 def computed_by(server: Endpoint) -> int:
-    """Prompt tokens that `server` looked for in its cache and did not find, each sample of a request by itself. Its
-    replies do not say that: with several samples they tell what the last of them found."""
+    """Prompt tokens that `server` computed, prefix-cache hits excluded, counted per sample. Replies do not report this:
+    with several samples they only give the hits of the last."""
     text = _metrics(server)
 
     def counter(name: str) -> float:

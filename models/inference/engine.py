@@ -1,7 +1,4 @@
-"""What every engine that samples offers: token ids in, token ids out, each batch of finished work as it comes.
-
-Knows: requests and completions. Must not know: who serves them, who stores them, what they are for.
-"""
+"""The interface of sampling engines: token ids in, token ids out; results are delivered as they finish."""
 
 from __future__ import annotations
 
@@ -21,17 +18,17 @@ class Request:
 
     prompt_ids: tuple[int, ...]
     sampling: Sampling
-    """`sampling.samples` is not read here: `count` says how many."""
+    """`sampling.samples` is ignored; `count` is used."""
     count: int
     stop: tuple[str, ...] = ()
-    """Texts with which a completion ends, the first that comes included."""
+    """Stop strings. The completion includes the one that ended it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
     token_ids: tuple[int, ...]
     finished: bool
-    """False: cut at max_tokens."""
+    """False: truncated at max_tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,47 +36,48 @@ class Finished:
     """All completions of one request."""
 
     ticket: int
-    """The caller's number for the request."""
+    """The caller's id of the request."""
     completions: tuple[Completion, ...]
 
 
 class Failure(StrEnum):
-    """Why there is no completion, in the ledger's words."""
+    """Why a request has no completion. The values appear in the ledger."""
 
     REFUSED = "refused"
-    """The server will not draw it."""
+    """The server rejected the request."""
     TIMED_OUT = "timed-out"
     SERVER_ERROR = "server-error"
-    """At every try."""
+    """Every attempt failed."""
     SERVER_CRASH = "server-crash"
-    """The server ended each time."""
+    """The server crashed each time it ran the request."""
     ABORTED = "aborted"
-    """It was broken off before its end."""
+    """The server aborted the completion."""
     MALFORMED = "malformed-reply"
     UNDECODABLE = "undecodable"
-    """Its tokens cannot be told apart in its text."""
+    """The tokens of a trace cannot be aligned with its text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A request that no engine can serve: it is set aside, the others go on."""
+    """A request that failed for good. Other requests continue."""
 
     ticket: int
     reason: str
-    """For a person."""
+    """Human-readable."""
     kind: Failure = Failure.REFUSED
 
 
 Deliver = Callable[[Finished | Refused | BaseException], None]
-"""Takes what becomes of a request, from any thread. An exception ends the session: nothing more will come."""
+"""Callback for the result of a request, called from any thread. An exception ends the session: nothing else will be
+delivered."""
 
 
 class Session(Protocol):
-    """Requests in flight on one model."""
+    """Accepts requests for one model."""
 
     def submit(self, ticket: int, request: Request, affinity_key: int) -> None:
-        """Returns at once; what becomes of the request is delivered under its `ticket`. Requests with the same `near`
-        begin alike."""
+        """Returns at once; the result is delivered under `ticket`. Requests with the same `affinity_key` share a prefix
+        and go to the same server."""
         ...
 
 
@@ -88,32 +86,32 @@ class Engine(Protocol):
 
     @property
     def max_concurrency(self) -> int:
-        """Completions that may be in flight at once."""
+        """Largest number of completions in flight."""
         ...
 
     @property
     def block(self) -> int:
-        """Tokens of one block of its cache, the smallest part that is found again."""
+        """Tokens per KV-cache block, the unit of prefix caching."""
         ...
 
     @property
     def cache_tokens(self) -> int | None:
-        """Tokens whose keys and values stay at hand; None where that is not known. Asked for within a session."""
+        """Size of the KV cache in tokens; None if unknown. Valid within a session."""
         ...
 
     @property
     def computed_prompt_tokens(self) -> int:
-        """Prompt tokens that were not found in its cache, since it was started; a server elsewhere counts those of its
-        other users, too. Asked for within a session."""
+        """Prompt tokens computed, not found in the prefix cache, since the engine started. A remote server also counts
+        its other users. Valid within a session."""
         ...
 
     def session(self, model: Checkpoint, deliver: Deliver) -> AbstractContextManager[Session]:
-        """Serves `model` until it is left; requests still in flight then are given up."""
+        """Serves `model` until the context exits; requests still in flight are then cancelled."""
         ...
 
     def log_probs(self, model: Checkpoint, texts: Sequence[tuple[int, ...]]) -> Iterator[list[float] | Refused]:
         """For each of `texts`, in order, the log-prob of each token but the first, given those before it; Refused where
-        it cannot be had."""
+        the request failed."""
         ...
 
     def close(self) -> None: ...

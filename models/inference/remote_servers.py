@@ -1,9 +1,7 @@
-"""vLLM servers that run elsewhere and serve one model: an engine of one URL or many.
+"""Remote vLLM servers that serve one model: an engine over one or more URLs.
 
-Knows: how a server tells what it serves. Must not know: who started it, weight swaps, pipelines.
-
-A server elsewhere serves a model under its fingerprint (`--served-model-name`), so that each reply says whose it is.
-Its weights are never swapped: that interface must not face a network.
+A remote server serves a model under its fingerprint (`--served-model-name`), so every reply names its model.
+Its weights are never swapped: the endpoints for that must not face a network.
 """
 
 from __future__ import annotations
@@ -24,13 +22,13 @@ from models.inference.dispatcher import Dispatcher, ServerFailed, cache_of, comp
 from models.inference.engine import Deliver, Refused, Session
 
 KEY = "BREVITY_ENDPOINT_KEY"
-"""Environment variable with the servers' API key, where they want one."""
+"""Environment variable with the servers' API key, if they need one."""
 POLL_INTERVAL = 2.0
-"""Seconds until a server that is gone is looked for again."""
+"""Seconds between two checks of a server that is down."""
 
 
 class WrongEndpoint(ServerFailed):
-    """What is found at a URL will not serve this run, however long it is waited for."""
+    """The URL does not serve this run's model; waiting will not help."""
 
 
 class _Served(BaseModel):
@@ -44,19 +42,19 @@ class _Models(BaseModel):
 
 
 def base_url(url: str) -> str:
-    """Without the paths that other clients want."""
+    """`url` without the paths that other clients append."""
     return re.sub(r"(?<!/)/v1(/models|/(chat/)?completions)?$", "", url.rstrip("/"))
 
 
 class RemoteServer:
-    """An `Endpoint` that somebody else started."""
+    """An `Endpoint` that this process did not start."""
 
     is_ours = False
 
     def __init__(self, url: str, model: Checkpoint, settings: EngineSettings):
         self.url, self.name = base_url(url), model.fingerprint
         self.max_concurrency = settings.max_num_seqs
-        self._patience = settings.start_timeout
+        self._start_timeout = settings.start_timeout
         key = os.environ.get(KEY)
         self.headers = {"Authorization": f"Bearer {key}"} if key else {}
 
@@ -79,35 +77,35 @@ class RemoteServer:
         return True
 
     def _served(self, reply: httpx.Response) -> list[str]:
-        """Names of the models there. Raises WrongEndpoint."""
+        """Names of the served models. Raises WrongEndpoint."""
         if reply.status_code in (401, 403):
-            raise WrongEndpoint(f"{self.url} wants another API key; set {KEY}")
+            raise WrongEndpoint(f"{self.url} rejects the API key; set {KEY}")
         if reply.status_code != 200:
-            place = f" to {reply.headers['location']}" if "location" in reply.headers else ""
-            raise self._wrong(f"answers /v1/models with status {reply.status_code}{place}")
+            location = f" to {reply.headers['location']}" if "location" in reply.headers else ""
+            raise self._wrong(f"answers /v1/models with status {reply.status_code}{location}")
         try:
             return [entry.id for entry in _Models.model_validate_json(reply.content).data]
         except ValidationError:
-            told = excerpt(reply.text)[:80]
-            raise self._wrong(f"answers /v1/models with no list of models ({told!r})") from None
+            excerpt_of_reply = excerpt(reply.text)[:80]
+            raise self._wrong(f"answers /v1/models with no list of models ({excerpt_of_reply!r})") from None
 
-    def _wrong(self, what: str) -> WrongEndpoint:
+    def _wrong(self, problem: str) -> WrongEndpoint:
         return WrongEndpoint(
-            f"{self.url} {what}, so no vLLM server is there; correct engine.endpoints, as in http://node1:8000"
+            f"{self.url} {problem}, so it is no vLLM server; correct engine.endpoints, as in http://node1:8000"
         )
 
-    def restart(self, given_up: threading.Event) -> None:
-        """See `Endpoint.restart`: it is waited for."""
-        deadline = time.monotonic() + self._patience
+    def restart(self, closed: threading.Event) -> None:
+        """See `Endpoint.restart`. Waits until the server is back."""
+        deadline = time.monotonic() + self._start_timeout
         while not self.is_serving():
             if time.monotonic() > deadline:
-                raise ServerFailed(f"{self.url} was not there for {self._patience:g} s")
-            if given_up.wait(POLL_INTERVAL):
+                raise ServerFailed(f"{self.url} was not reachable for {self._start_timeout:g} s")
+            if closed.wait(POLL_INTERVAL):
                 return
 
 
 class RemoteServers:
-    """An `Engine` over all of `settings.endpoints`, as many completions at once on each as `settings.concurrency`."""
+    """An `Engine` over `settings.endpoints`, with `settings.max_num_seqs` completions in flight on each."""
 
     block = 16
     """vLLM's default on a GPU."""
@@ -122,7 +120,7 @@ class RemoteServers:
 
     @property
     def cache_tokens(self) -> int | None:
-        """Of all servers that can be reached; None where one of them does not say."""
+        """Sum over the reachable servers; None if one does not report it."""
         found = [cache_of(server) for server in self._serving if server.is_serving()]
         return sum(size for size in found if size) if found and all(found) else None
 
@@ -144,7 +142,7 @@ class RemoteServers:
             yield from score_all(self._servers(model), self._settings.timeout_for, texts)
 
     def close(self) -> None:
-        """Nothing here is ours to end."""
+        """Nothing to do: remote servers keep running."""
 
     def _servers(self, model: Checkpoint) -> list[RemoteServer]:
         return [RemoteServer(url, model, self._settings) for url in self._settings.endpoints]

@@ -1,10 +1,8 @@
-"""The rollout engine: plans in, decisions out, with the engines' batches kept full across traces.
+"""The rollout engine: runs sampling plans and keeps the engines' batches full across traces.
 
-Knows: plans, the rollout store, desks. Must not know: what a plan is for, who serves, in which order.
-
-One thread asks, commits and decides. Sessions deliver into its queue, and completions are judged in threads of their
-own, so that neither waits for the other. Where a plan needs two models, each has a desk: what one has said is in line
-at the other's in the same turn of the loop.
+One thread requests, commits and decides. Sessions deliver into its queue, and completions are scored in other threads,
+so that neither waits for the other. A plan that needs two models uses two schedulers: the next turn is queued at the
+other one in the same iteration of the loop.
 """
 
 from __future__ import annotations
@@ -25,16 +23,15 @@ from reasoning.records import Usage
 from reasoning.sampling_plans import FullEstimate, Outcomes
 
 SCORING_THREADS = 4
-"""Threads that judge completions; hard answers wait there for a process of their own."""
+"""Threads that score completions; hard answers wait there for a checker process."""
 LOOKUP_JOBS = 512
-"""Jobs whose asks are looked up together."""
+"""Largest number of open jobs, whose requests are looked up together."""
 BATCH_WINDOW = 0.01
-"""Seconds in which what happens is taken together: fewer transactions, and requests that reach the engine side by
-side."""
-MAX_PRICED_KEYS = 65_536
-"""Keys of late, so that what several draws share is priced once."""
+"""Seconds over which events are batched: fewer transactions, and requests that reach the engine together."""
+MAX_COUNTED_KEYS = 65_536
+"""Recent keys that are remembered, so that samples shared by several requests are counted once."""
 POLL_INTERVAL = 0.5
-"""Seconds until a completion that another run is drawing is looked up again."""
+"""Seconds between two lookups of a completion that another run is sampling."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +41,11 @@ class _ScoredRequest:
 
 
 class TooManyFailed(ReadableError):
-    """Without so many of its completions a step would come to another result."""
+    """Too many requests of a step failed for its result to be valid."""
 
 
 class FailureBudget:
-    """What of a step's work failed, by reason: some of it may, since one bad row must not end a run."""
+    """Failed rows of a step, counted by reason. A share may fail, since one bad row must not end a run."""
 
     def __init__(self, stage: str, total: int, share: float):
         self._stage, self._total, self._share = stage, total, share
@@ -56,23 +53,23 @@ class FailureBudget:
         self._first: dict[Failure, str] = {}
 
     def add(self, kind: Failure, reason: str) -> None:
-        """Raises TooManyFailed above the share, but not for a single one."""
+        """Counts a failure. Raises TooManyFailed above the share, but never for a single failure."""
         self._counts[kind] += 1
         self._first.setdefault(kind, reason)
         if self._counts.total() > max(1, self._share * self._total):
-            raise TooManyFailed(self._told())
+            raise TooManyFailed(self._summary())
 
-    def _told(self) -> str:
+    def _summary(self) -> str:
         reasons = (f"{count} {kind} ({self._first[kind]})" for kind, count in self._counts.most_common())
         return (
             f"{self._stage}: {self._counts.total()} of {self._total} failed, more than engine.max_failed_fraction "
-            f"({self._share:g}) allows: {'; '.join(reasons)}; mend that, or raise the share, and run again: what is "
+            f"({self._share:g}) allows: {'; '.join(reasons)}; fix that or raise the limit, then run again: what is "
             f"finished is kept"
         )
 
 
 class RolloutExecutor:
-    """Carries out jobs at one desk or several; once all are done, `usage` accounts for them."""
+    """Runs jobs on one or more schedulers; `usage` is final once all jobs are done."""
 
     def __init__(
         self,
@@ -83,30 +80,31 @@ class RolloutExecutor:
         progress: Callable[[int, int], None] = lambda jobs, tokens: None,
         failures: FailureBudget | None = None,
     ):
-        """`failures` hears of each job that is refused, and may end the run; not given, all of them may be."""
+        """`progress` receives (finished jobs, new tokens). `failures` counts refused jobs and may end the run; if
+        omitted, any number may fail."""
         self._store, self._schedulers = store, schedulers
         self._purpose, self._seed, self._progress, self._failures = purpose, seed, progress, failures
         self._events: SimpleQueue[Finished | Refused | BaseException | _ScoredRequest] = SimpleQueue()
         self._open: dict[int, Job] = {}
         self._changed: list[int] = []
-        """Jobs that may have been closed since this was last looked at."""
-        self._unknown: list[PendingRequest] = []
-        """Draws not looked up yet."""
+        """Jobs that may have finished since the last check."""
+        self._to_look_up: list[PendingRequest] = []
+        """Requests not looked up yet."""
         self._parked: dict[bytes, list[PendingRequest]] = defaultdict(list)
-        """Draws whose key another run has claimed, or a like draw of this one."""
-        self._priced: dict[int, int] = {}
-        """How many samples of a key are accounted for; those of late, the oldest first."""
+        """Requests whose key is claimed by another run or in flight in this one."""
+        self._counted: dict[int, int] = {}
+        """Number of samples counted by key hash; the recent keys, oldest first."""
         self._in_flight: dict[int, PendingRequest] = {}
         self._being_scored = 0
         self._tickets = 0
-        self._look_again = self._renew = 0.0
+        self._next_lookup = self._next_renewal = 0.0
 
     @property
     def usage(self) -> Usage:
         return sum((scheduler.usage for scheduler in self._schedulers), Usage())
 
     def sample(self, requests: Sequence[Request]) -> list[tuple[Completion, ...] | Refused]:
-        """All completions of each request, in order, from the first desk; Refused where it cannot be served. Raises
+        """All completions of each request, in order, from the first scheduler; Refused where the request failed. Raises
         TooManyFailed."""
         plans = [FullEstimate(1, request.count) for request in requests]
         jobs = [
@@ -124,44 +122,44 @@ class RolloutExecutor:
         return [job.refused or tuple(plan.outcomes[0]) for job, plan in zip(jobs, plans, strict=True)]  # type: ignore[misc]
 
     def run_jobs(self, jobs: Iterable[Job]) -> None:
-        """Closes the plans of all jobs but those that are refused. Raises TooManyFailed."""
+        """Runs all jobs to their end. Raises TooManyFailed."""
         for _ in self.run(jobs):
             pass
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Job]:
-        """Each job when its plan is closed, or when it was refused. Holds only those that are open. Raises
+        """Yields each job when its plan is closed or the job has failed. Keeps only open jobs in memory. Raises
         TooManyFailed."""
-        source = enumerate(jobs)
+        numbered_jobs = enumerate(jobs)
         with ThreadPoolExecutor(SCORING_THREADS) as self._scoring_threads, ExitStack() as self._stack:
             try:
-                while self._admit(source):
+                while self._open_jobs(numbered_jobs):
                     self._look_up()
                     self._submit()
                     for pending, outcomes in self._process_events():
                         if pending.number in self._open:
-                            pending.job.plan.add(pending.ask, outcomes)
-                            self._ask(pending.number, pending.job)
+                            pending.job.plan.add(pending.sample_range, outcomes)
+                            self._request_samples(pending.number, pending.job)
                     yield from self._finished_jobs()
                 for scheduler in self._schedulers:
                     scheduler.close()
             finally:
                 self._store.release()
 
-    def _admit(self, source: Iterator[tuple[int, Job]]) -> bool:
-        """Takes jobs while there is room to look them up. False when all is done."""
-        while len(self._open) < LOOKUP_JOBS and (numbered := next(source, None)):
+    def _open_jobs(self, numbered_jobs: Iterator[tuple[int, Job]]) -> bool:
+        """Opens jobs up to LOOKUP_JOBS. False when all jobs are done."""
+        while len(self._open) < LOOKUP_JOBS and (numbered := next(numbered_jobs, None)):
             number, job = numbered
             self._open[number] = job
-            self._ask(number, job)
+            self._request_samples(number, job)
         return bool(self._open)
 
-    def _ask(self, number: int, job: Job) -> None:
+    def _request_samples(self, number: int, job: Job) -> None:
         self._changed.append(number)
-        for ask in job.plan.next_ranges():
-            scheduler = self._schedulers[job.scheduler_index(ask.prefix)]
-            request = Request(job.prompt(ask.prefix), job.sampling, ask.count, job.stop)
+        for sample_range in job.plan.next_ranges():
+            scheduler = self._schedulers[job.scheduler_index(sample_range.prefix)]
+            request = Request(job.prompt(sample_range.prefix), job.sampling, sample_range.count, job.stop)
             key = completion_key(scheduler.model, request, self._purpose, self._seed)
-            self._unknown.append(PendingRequest(number, job, ask, scheduler, request, key))
+            self._to_look_up.append(PendingRequest(number, job, sample_range, scheduler, request, key))
 
     def _finished_jobs(self) -> Iterator[Job]:
         changed, self._changed = self._changed, []
@@ -177,13 +175,13 @@ class RolloutExecutor:
                 yield job
 
     def _look_up(self) -> None:
-        """Sends on what the store holds in full to be judged, and the rest to be drawn."""
-        if self._parked and time.monotonic() > self._look_again:
+        """Looks up pending requests: those fully stored are scored, the others queued."""
+        if self._parked and time.monotonic() > self._next_lookup:
             self._unpark(list(self._parked))
-        requests, self._unknown = [pending for pending in self._unknown if pending.number in self._open], []
-        held = self._store.find(list({pending.key for pending in requests})) if requests else {}
+        requests, self._to_look_up = [pending for pending in self._to_look_up if pending.number in self._open], []
+        stored = self._store.find(list({pending.key for pending in requests})) if requests else {}
         for pending in requests:
-            pending.completions = held[pending.key][pending.ask.first : pending.ask.first + pending.ask.count]
+            pending.completions = pending.select(stored[pending.key])
             if pending.missing:
                 pending.scheduler.enqueue(pending)
             else:
@@ -191,17 +189,17 @@ class RolloutExecutor:
                 self._score(pending)
 
     def _mark_accounted(self, pending: PendingRequest) -> list[Completion]:
-        """From now on what it holds is accounted for; returns what was not before. Traces of one problem, which share
-        some, come one after another."""
-        name, end = hash(pending.key), pending.ask.first + len(pending.completions)
-        priced = self._priced.pop(name, 0)
-        self._priced[name] = max(priced, end)
-        if len(self._priced) > MAX_PRICED_KEYS:
-            del self._priced[next(iter(self._priced))]
-        return pending.completions[max(0, priced - pending.ask.first) :]
+        """Marks the request's completions as counted; returns those that were not before. Traces of one problem, which
+        share samples, come one after another, so recent keys suffice."""
+        name, end = hash(pending.key), pending.sample_range.first + len(pending.completions)
+        counted = self._counted.pop(name, 0)
+        self._counted[name] = max(counted, end)
+        if len(self._counted) > MAX_COUNTED_KEYS:
+            del self._counted[next(iter(self._counted))]
+        return pending.completions[max(0, counted - pending.sample_range.first) :]
 
     def _submit(self) -> None:
-        """Fills the engines' seats with what is waiting, and may be drawn here and now."""
+        """Fills the engines' free slots with queued requests that this run can claim."""
         for scheduler in self._schedulers:
             for pending in self._claim(
                 list(scheduler.next_batch(self._stack, self._events.put, self._open.__contains__))
@@ -211,27 +209,27 @@ class RolloutExecutor:
                 scheduler.submit(self._tickets, pending)
 
     def _claim(self, requests: Sequence[PendingRequest]) -> list[PendingRequest]:
-        """Those of `draws` that are to be drawn here; the others are parked, or judged if they were drawn meanwhile."""
+        """The requests that this run samples. The others are parked, or scored if they were stored meanwhile."""
         keys = list({pending.key for pending in requests})
         granted = self._store.claim(keys) if keys else set()
-        held = self._store.find(list(granted)) if granted else {}
+        stored = self._store.find(list(granted)) if granted else {}
         busy = {pending.key for pending in self._in_flight.values()}
-        mine: list[PendingRequest] = []
+        granted_requests: list[PendingRequest] = []
         for pending in requests:
             if pending.key not in granted or pending.key in busy:
                 self._park(pending)
                 continue
-            pending.completions = held[pending.key][pending.ask.first : pending.ask.first + pending.ask.count]
+            pending.completions = pending.select(stored[pending.key])
             pending.scheduler.account_reused(pending, self._mark_accounted(pending))
             if pending.missing:
                 busy.add(pending.key)
-                mine.append(pending)
+                granted_requests.append(pending)
             else:
                 self._score(pending)
-        return mine
+        return granted_requests
 
     def _process_events(self) -> list[tuple[PendingRequest, Outcomes]]:
-        """Waits for what happens next, takes all that has happened, and commits what has finished."""
+        """Waits for events and commits finished completions. Returns scored requests with their outcomes."""
         events = self._next_events()
         finished = [event for event in events if isinstance(event, Finished)]
         if finished:
@@ -244,33 +242,35 @@ class RolloutExecutor:
                 self._unpark([pending.key])
             elif isinstance(event, BaseException):
                 raise event
-        judged = [event for event in events if isinstance(event, _ScoredRequest)]
-        self._being_scored -= len(judged)
-        return [(event.pending, event.outcomes) for event in judged]
+        scored = [event for event in events if isinstance(event, _ScoredRequest)]
+        self._being_scored -= len(scored)
+        return [(event.pending, event.outcomes) for event in scored]
 
     def _next_events(self) -> list[Finished | Refused | BaseException | _ScoredRequest]:
-        under_way = self._in_flight or self._being_scored
-        if not (under_way or self._parked):
+        has_work = self._in_flight or self._being_scored
+        if not (has_work or self._parked):
             return []
         events = []
         with suppress(Empty):
             events.append(self._events.get(timeout=POLL_INTERVAL if self._parked or self._in_flight else None))
-            until = time.monotonic() + BATCH_WINDOW
-            while (left := until - time.monotonic()) > 0:
-                events.append(self._events.get(timeout=left))
+            deadline = time.monotonic() + BATCH_WINDOW
+            while (remaining := deadline - time.monotonic()) > 0:
+                events.append(self._events.get(timeout=remaining))
         self._renew_claims()
         return events
 
     def _commit(self, finished: Sequence[Finished]) -> None:
-        """Stores completions in one transaction, then has them judged."""
+        """Stores completions in one transaction, then scores them."""
         requests = [self._release(one.ticket) for one in finished]
         rows = [
             StoredCompletion(pending.key, sample, pending.scheduler.model, self._purpose, completion)
             for pending, one in zip(requests, finished, strict=True)
-            for sample, completion in enumerate(one.completions, start=pending.ask.first + len(pending.completions))
+            for sample, completion in enumerate(
+                one.completions, start=pending.sample_range.first + len(pending.completions)
+            )
         ]
         if not self._store.commit(rows):
-            self._unknown += requests  # another run was quicker with some: what was committed first counts
+            self._to_look_up += requests  # another run committed some first; the committed ones count
             return
         for pending, one in zip(requests, finished, strict=True):
             pending.completions += one.completions
@@ -282,7 +282,7 @@ class RolloutExecutor:
         self._unpark([pending.key for pending in requests])
 
     def _release(self, ticket: int) -> PendingRequest:
-        """The draw under `ticket`, no longer in flight."""
+        """Removes and returns the request in flight under `ticket`, and frees its slots."""
         pending = self._in_flight.pop(ticket)
         pending.scheduler.release(pending)
         return pending
@@ -296,14 +296,14 @@ class RolloutExecutor:
 
     def _park(self, pending: PendingRequest) -> None:
         self._parked[pending.key].append(pending)
-        self._look_again = time.monotonic() + POLL_INTERVAL
+        self._next_lookup = time.monotonic() + POLL_INTERVAL
 
     def _unpark(self, keys: Sequence[bytes]) -> None:
         for key in keys:
-            self._unknown += self._parked.pop(key, [])
+            self._to_look_up += self._parked.pop(key, [])
 
     def _renew_claims(self) -> None:
         now = time.monotonic()
-        if self._in_flight and now > self._renew:
-            self._renew = now + CLAIM_SECONDS / 4
+        if self._in_flight and now > self._next_renewal:
+            self._next_renewal = now + CLAIM_SECONDS / 4
             self._store.claim(list({pending.key for pending in self._in_flight.values()}))

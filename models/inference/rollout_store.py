@@ -1,10 +1,8 @@
-"""The rollout store: no finished completion is ever generated twice.
-
-Knows: completions, what identifies one, two SQL tables. Must not know: pipelines, verdicts, how completions are drawn.
+"""The rollout store: a finished completion is never generated twice.
 
 A completion is identified by model fingerprint, prompt token ids, sampling settings, run seed, purpose and sample
-index. *Finished* means its row is committed. The purpose keeps stages apart: a benchmark never reads what curation
-drew, and the seed keeps runs apart.
+index. *Finished* means that its row is committed. The purpose separates stages, so that a benchmark never reads
+completions of training data; the seed separates runs.
 """
 
 from __future__ import annotations
@@ -62,7 +60,7 @@ COMPLETIONS = Table(
     Column("finished", Boolean, nullable=False),
     Column("created", Double),
 )
-"""`created`: seconds since 1970; null in rows that were stored before version 2."""
+"""`created`: seconds since 1970; null in rows stored before version 2."""
 CLAIMS = Table(
     "claims",
     METADATA,
@@ -72,15 +70,15 @@ CLAIMS = Table(
 )
 SCHEMA = Table("schema", METADATA, Column("version", Integer, nullable=False))
 VERSION = 2
-"""1: completions. 2: claims, and when a completion was stored."""
+"""1: completions. 2: claims, and the time at which a completion was stored."""
 CLAIM_SECONDS = 60.0
-"""A claim that is not renewed for so long belongs to a run that died."""
+"""Seconds after which a claim that is not renewed expires: its run has died."""
 LOOKUP = 500
-"""Identities asked for in one query."""
+"""Keys per query."""
 
 
 class Purpose(StrEnum):
-    """What a completion is drawn for."""
+    """The stage that a completion is sampled for."""
 
     TRAIN = "train"
     PROBE = "probe"
@@ -97,7 +95,7 @@ class Purpose(StrEnum):
 
 
 class StoredCompletion(NamedTuple):
-    """A completion on its way into the store."""
+    """A completion with its key and sample index."""
 
     key: bytes
     sample: int
@@ -118,23 +116,23 @@ class StoredCompletion(NamedTuple):
 
 
 class StoreError(ReadableError):
-    """A store that cannot be used, and what to do."""
+    """The store cannot be used; the message says what to do."""
 
 
 class StoreSummary(NamedTuple):
-    """What a store holds of one model, for one purpose."""
+    """Stored completions of one model for one purpose."""
 
     model: str
     purpose: str
     completions: int
     bytes: int
-    """Of their tokens."""
+    """Size of their token ids."""
     last: float | None
-    """When the latest of them was stored, seconds since 1970."""
+    """When the latest was stored, seconds since 1970; None if unknown."""
 
 
 class RolloutStore:
-    """Completions by identity, committed in groups; claims keep two runs from drawing the same."""
+    """Completions by key, committed in groups. Claims keep two runs from sampling the same completion."""
 
     def __init__(self, url: str):
         self._database = connect(url)
@@ -151,15 +149,15 @@ class RolloutStore:
         self._release_dead_claims()
 
     def _release_dead_claims(self) -> None:
-        """Gives back the claims of runs on this machine that were killed, so that the next one need not wait."""
+        """Releases the claims of killed runs of this machine, so that the next run need not wait."""
         with self._database.begin() as connection:
             owners = connection.execute(select(CLAIMS.c.owner).distinct()).scalars()
             dead = [owner for owner in owners if _is_dead(owner)]
             connection.execute(delete(CLAIMS).where(CLAIMS.c.owner.in_(dead)))
 
     def find(self, keys: Sequence[bytes]) -> dict[bytes, list[Completion]]:
-        """What is stored under each key, by sample index."""
-        held: dict[bytes, list[Completion]] = {key: [] for key in keys}
+        """Stored completions of each key, ordered by sample index."""
+        found: dict[bytes, list[Completion]] = {key: [] for key in keys}
         columns = COMPLETIONS.c
         with self._database.connect() as connection:
             for start in range(0, len(keys), LOOKUP):
@@ -169,22 +167,22 @@ class RolloutStore:
                     .order_by(columns.sample)
                 )
                 for key, token_ids, finished in connection.execute(query):
-                    held[key].append(Completion(tuple(array("I", token_ids)), finished))
-        return held
+                    found[key].append(Completion(tuple(array("I", token_ids)), finished))
+        return found
 
     def commit(self, rows: Sequence[StoredCompletion]) -> bool:
-        """Makes completions durable, and gives back the claims on their keys. What is stored already stays: False when
-        some of `rows` came too late."""
+        """Stores completions and releases the claims on their keys. Stored ones are never replaced: False if some of
+        `rows` were already stored."""
         keys = list({row.key for row in rows})
-        ordered = sorted(rows, key=lambda row: (row.key, row.sample))  # two runs wait for one another in one order
+        ordered = sorted(rows, key=lambda row: (row.key, row.sample))  # one lock order for all runs, against deadlocks
         with self._database.begin() as connection:
             new = len(connection.execute(self._insert, [row.columns() for row in ordered]).all())
             connection.execute(delete(CLAIMS).where(CLAIMS.c.identity.in_(keys), CLAIMS.c.owner == self._owner))
         return new == len(rows)
 
     def claim(self, keys: Sequence[bytes]) -> set[bytes]:
-        """Which of `keys` this store may draw now: those that nobody else has claimed, for CLAIM_SECONDS. Claiming
-        again what is one's own renews it."""
+        """Claims `keys` for CLAIM_SECONDS and returns those granted: all that no other run has claimed. Claiming one's
+        own key again renews it."""
         now = time.time()
         rows = [{"identity": key, "owner": self._owner, "expires": now + CLAIM_SECONDS} for key in sorted(keys)]
         mine = select(CLAIMS.c.identity).where(CLAIMS.c.identity.in_(keys), CLAIMS.c.owner == self._owner)
@@ -193,12 +191,12 @@ class RolloutStore:
             return set(connection.execute(mine).scalars())
 
     def release(self) -> None:
-        """Gives back all claims."""
+        """Releases all claims of this run."""
         with self._database.begin() as connection:
             connection.execute(delete(CLAIMS).where(CLAIMS.c.owner == self._owner))
 
     def summarise(self) -> list[StoreSummary]:
-        """What is there, by model and purpose."""
+        """Stored completions by model and purpose."""
         columns = COMPLETIONS.c
         query = (
             select(
@@ -215,7 +213,7 @@ class RolloutStore:
             return [StoreSummary(*row) for row in connection.execute(query)]
 
     def find_faults(self) -> list[str]:
-        """What is wrong with what is there: samples that are missing before others, rows that hold no tokens."""
+        """Descriptions of damage: gaps in sample indices, rows with incomplete tokens."""
         columns = COMPLETIONS.c
         gaps = (
             select(columns.identity, func.count(), func.max(columns.sample))
@@ -228,11 +226,12 @@ class RolloutStore:
                 f"{key.hex()}: {count} samples, the last is number {last}"
                 for key, count, last in connection.execute(gaps)
             ]
-            found += [f"{key.hex()}, sample {n}: not whole tokens" for key, n in connection.execute(torn)]
+            found += [f"{key.hex()}, sample {n}: incomplete tokens" for key, n in connection.execute(torn)]
         return found
 
     def delete_unused(self, keep: Sequence[str], before: float) -> int:
-        """Removes completions stored before `before` (seconds since 1970), but those of the models `keep`; how many."""
+        """Deletes completions stored before `before` (seconds since 1970), except those of the models `keep`. Returns
+        their number."""
         old = or_(COMPLETIONS.c.created < before, COMPLETIONS.c.created.is_(None))
         with self._database.begin() as connection:
             return connection.execute(delete(COMPLETIONS).where(old, COMPLETIONS.c.model.not_in(keep))).rowcount
@@ -247,7 +246,7 @@ def _is_dead(owner: str) -> bool:
 
 
 def existing_store(url: str) -> RolloutStore:
-    """Raises StoreError where there is none: looking after a store must not make one."""
+    """Opens a store without creating one. Raises StoreError if there is none."""
     database = make_url(url)
     if database.get_backend_name() == "sqlite" and not Path(database.database or "").is_file():
         raise StoreError(f"{url}: no such store; name it with --url")
@@ -255,14 +254,14 @@ def existing_store(url: str) -> RolloutStore:
 
 
 def completion_key(model: Checkpoint, request: Request, purpose: Purpose, seed: int) -> bytes:
-    """SHA-256 over all that decides the distribution a completion is drawn from, and who it is drawn for."""
-    told = [model.fingerprint, request.sampling.request, seed, purpose, *([request.stop] if request.stop else [])]
-    head = json.dumps(told, sort_keys=True, allow_nan=False)
+    """SHA-256 over everything that determines the distribution of a completion, and its purpose."""
+    fields = [model.fingerprint, request.sampling.request, seed, purpose, *([request.stop] if request.stop else [])]
+    head = json.dumps(fields, sort_keys=True, allow_nan=False)
     return hashlib.sha256(head.encode() + b"\0" + array("I", request.prompt_ids).tobytes()).digest()
 
 
 def _migrate(database: Database, url: str) -> None:
-    """Brings an older store up to VERSION. Raises StoreError for a newer one."""
+    """Migrates an older store to VERSION. Raises StoreError for a newer one."""
     with changing_tables(database) as connection:
         known = inspect(connection)
         if not known.has_table("schema"):

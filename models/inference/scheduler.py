@@ -1,10 +1,8 @@
-"""One engine at work for many traces: its seats, its cache, and the order in which it is given what is to be drawn.
+"""Scheduler in front of one engine: slots, KV-cache budget and request order.
 
-Knows: an engine's session, prompts, token counts. Must not know: stores, what a draw is for, other engines.
-
-A job is begun only while the prompts of all that are begun fit the engine's cache, so that a trace's prefixes find each
-other there. The shortest prefix of the longest job is drawn first: a scan takes one prefix after another, and a long
-one that begins late leaves the engine empty at the end.
+A job is admitted only while the longest prompts of all admitted jobs fit the KV cache, so that the prefixes of one
+trace share cached blocks. Requests of the longest job go first, its shortest prefix first: a scan tests prefixes one
+after another, and a long trace that starts last leaves the engine idle at the end.
 """
 
 from __future__ import annotations
@@ -26,62 +24,66 @@ from reasoning.sampling_plans import Outcomes, SampleRange, SamplingPlan
 
 @dataclass(eq=False)
 class Job:
-    """A plan about one trace, and what carrying it out takes."""
+    """A sampling plan for one trace, with everything needed to run it."""
 
     plan: SamplingPlan
     prompt: Callable[[int], tuple[int, ...]]
-    """Token ids of a prefix and what opens its rollouts, by the prefix's index."""
+    """From a prefix's index to token ids: the prefix and the text that opens its rollouts."""
     sampling: Sampling
     score: Callable[[Sequence[Completion]], Outcomes]
-    """Called in any thread."""
+    """From completions to outcomes. Called from any thread."""
     prompt_tokens: int
-    """Tokens of its longest prompt."""
+    """Length of its longest prompt, in tokens; what the job takes of the KV-cache budget."""
     scheduler_index: Callable[[int], int] = lambda prefix: 0
-    """Which desk a prefix is drawn at, by the prefix's index."""
+    """From a prefix's index to the index of the scheduler that samples it."""
     stop: tuple[str, ...] = ()
     """As in `Request`."""
     refused: Refused | None = None
-    """One of its requests that no engine could serve; its plan then stays open."""
+    """The failed request, if any. The plan of a failed job stays open."""
 
 
 @dataclass(eq=False)
 class PendingRequest:
-    """One ask on its way: looked up, claimed, drawn, committed, judged."""
+    """One sample range on its way through lookup, claim, sampling, commit and scoring."""
 
     number: int
-    """Of its job, in the order in which jobs were given."""
+    """Number of its job, in submission order."""
     job: Job
-    ask: SampleRange
+    sample_range: SampleRange
     scheduler: EngineScheduler
     request: Request
     key: bytes
     completions: list[Completion] = field(default_factory=list)
-    """The first of the ask's samples, as far as they are there."""
+    """Samples of the range that are available so far, from the first on."""
 
     @property
     def missing(self) -> int:
-        return self.ask.count - len(self.completions)
+        return self.sample_range.count - len(self.completions)
+
+    def select(self, samples: Sequence[Completion]) -> list[Completion]:
+        """Those of a prompt's `samples` that lie in the range."""
+        return list(samples[self.sample_range.first : self.sample_range.first + self.sample_range.count])
 
 
 class UtilisationClock:
-    """How an engine's time passed from its first request to its last reply; see `Usage` for the names."""
+    """Busy, idle and tail seconds of an engine, from its first request to its last reply; see `Usage`."""
 
     def __init__(self, slots: int, now: Callable[[], float] = time.monotonic):
-        self._half, self._now = slots / 2, now
+        self._half_slots, self._now = slots / 2, now
         self._busy = self._idle = self._tail = 0.0
         self._running = 0
         self._since: float | None = None
 
-    def set_running(self, taken: int) -> None:
-        """From now on so many of its seats are taken."""
+    def set_running(self, slots: int) -> None:
+        """Sets the number of slots in use from now on."""
         now = self._now()
         if self._since is not None:
-            spent = now - self._since
+            elapsed = now - self._since
             self._busy, self._idle = (
-                (self._busy + spent, self._idle) if self._running else (self._busy, self._idle + spent)
+                (self._busy + elapsed, self._idle) if self._running else (self._busy, self._idle + elapsed)
             )
-            self._tail = 0.0 if self._running >= self._half else self._tail + spent
-        self._running, self._since = taken, now
+            self._tail = 0.0 if self._running >= self._half_slots else self._tail + elapsed
+        self._running, self._since = slots, now
 
     @property
     def usage(self) -> Usage:
@@ -89,7 +91,8 @@ class UtilisationClock:
 
 
 def sampling_cost(model: Checkpoint, prompt: int, lengths: Sequence[int], cached: int) -> Usage:
-    """Of completions of `lengths` tokens, each after `prompt` tokens of which `cached` were not computed."""
+    """Usage of completions with `lengths` tokens each, after `prompt` tokens of which `cached` came from the prefix
+    cache."""
     flops = sum(model.shape.forward_flops(prompt, cached, length) for length in lengths)
     return Usage(
         prompt_tokens=prompt * len(lengths),
@@ -100,37 +103,39 @@ def sampling_cost(model: Checkpoint, prompt: int, lengths: Sequence[int], cached
 
 
 class EngineScheduler:
-    """An engine that serves one model; `usage` accounts for what was drawn, and is whole once the desk is left."""
+    """Queues requests for an engine that serves one model. `usage` counts what was sampled; it is final after
+    `close`."""
 
     def __init__(self, engine: Engine, model: Checkpoint):
         self.engine, self.model = engine, model
         self.usage = Usage()
         self._admitted: dict[int, int] = {}
-        """Room of the jobs that are being drawn for."""
+        """Prompt tokens by admitted job."""
         self._prompt_tokens_admitted = 0
-        """By all of them."""
+        """Sum over admitted jobs."""
         self._queued_jobs: list[tuple[int, int]] = []
-        """A heap of the jobs with draws to be begun, the longest first: its room, negative, and its number."""
+        """Heap of the jobs that are not admitted yet, longest first: negative prompt tokens, job number."""
         self._queued_requests: dict[int, list[PendingRequest]] = defaultdict(list)
-        """Their draws."""
+        """Their requests, by job number."""
         self._cached_blocks: dict[int, set[int]] = defaultdict(set)
-        """By open job: the blocks that an engine would have cached, had it drawn what the store held."""
+        """By open job: names of the KV-cache blocks that the engine would hold if it had sampled what the store
+        returned."""
         self._waiting: list[tuple[int, int, int, int, PendingRequest]] = []
-        """A heap of the draws of begun jobs: the longest job first, its shortest prefix first."""
+        """Heap of the requests of admitted jobs: longest job first, its shortest prefix first."""
         self._order = count()
         self._running = 0
-        """Seats of the engine that are taken."""
+        """Slots of the engine in use."""
         self._session: Session | None = None
         self._prompt_token_budget: int | None = None
-        """Tokens that the engine's cache holds, once a session is open."""
+        """Tokens that the engine's KV cache holds. Known once a session is open."""
         self._prompt_tokens_before = 0
-        """Prompt tokens that the engine had computed before."""
+        """Prompt tokens that the engine had computed when the session opened."""
         self._samples = 0
-        """Completions that were drawn here."""
+        """Completions sampled through this scheduler."""
         self._clock = UtilisationClock(engine.max_concurrency)
 
     def enqueue(self, pending: PendingRequest) -> None:
-        """Puts a draw in line."""
+        """Queues a request."""
         if pending.number in self._admitted:
             self._push(pending)
             return
@@ -141,8 +146,8 @@ class EngineScheduler:
     def next_batch(
         self, stack: ExitStack, deliver: Deliver, is_open: Callable[[int], bool]
     ) -> Iterator[PendingRequest]:
-        """The draws that fit its free seats, off the line; at least one where nothing is under way. Draws of jobs that
-        are not open are forgotten. The session that they need lives as long as `stack`."""
+        """Removes and returns the queued requests that fit the free slots; at least one where nothing is running.
+        Requests of closed jobs are dropped. Opens a session, which lives as long as `stack`, when one is needed."""
         if self._queued_jobs and self._session is None:
             self._session = stack.enter_context(self.engine.session(self.model, deliver))
             self._prompt_token_budget, self._prompt_tokens_before = (
@@ -150,29 +155,30 @@ class EngineScheduler:
                 self.engine.computed_prompt_tokens,
             )
         self._admit_jobs(is_open)
-        slots, none_yet = self.engine.max_concurrency - self._running, not self._running
+        free_slots, is_idle = self.engine.max_concurrency - self._running, not self._running
         while self._waiting:
             pending = self._waiting[0][-1]
-            if pending.missing > slots and not none_yet:
+            if pending.missing > free_slots and not is_idle:
                 return
             heapq.heappop(self._waiting)
             if is_open(pending.number):
-                slots, none_yet = slots - pending.missing, False
+                free_slots, is_idle = free_slots - pending.missing, False
                 yield pending
 
     def _push(self, pending: PendingRequest) -> None:
         heapq.heappush(
-            self._waiting, (-pending.job.prompt_tokens, pending.number, pending.ask.prefix, next(self._order), pending)
+            self._waiting,
+            (-pending.job.prompt_tokens, pending.number, pending.sample_range.prefix, next(self._order), pending),
         )
 
     def _admit_jobs(self, is_open: Callable[[int], bool]) -> None:
-        """Begins jobs while their prompts fit the engine's cache; always one, and one more where the engine has nothing
-        to do: begun jobs may wait for another desk, and those that are begun there for this one."""
+        """Admits jobs while their prompts fit the KV cache. Admits one more when idle; otherwise two schedulers, each
+        waiting for jobs that the other has admitted, can deadlock."""
         while self._queued_jobs:
             tokens, number = -self._queued_jobs[0][0], self._queued_jobs[0][1]
-            is_at_work = self._running or self._waiting
+            has_work = self._running or self._waiting
             if (
-                is_at_work
+                has_work
                 and self._prompt_token_budget is not None
                 and self._prompt_tokens_admitted + tokens > self._prompt_token_budget
             ):
@@ -186,7 +192,7 @@ class EngineScheduler:
                     self._push(pending)
 
     def finish_job(self, number: int) -> None:
-        """A job is closed: its room is free."""
+        """Frees the KV-cache budget of a closed job."""
         self._prompt_tokens_admitted -= self._admitted.pop(number, 0)
         self._cached_blocks.pop(number, None)
 
@@ -196,7 +202,7 @@ class EngineScheduler:
         self._session.submit(ticket, replace(pending.request, count=pending.missing), pending.number)
 
     def release(self, pending: PendingRequest) -> None:
-        """Its seats are free."""
+        """Frees the slots of a request."""
         self._add_running(-pending.missing)
 
     def _add_running(self, slots: int) -> None:
@@ -204,7 +210,7 @@ class EngineScheduler:
         self._clock.set_running(self._running)
 
     def account_sampled(self, pending: PendingRequest, lengths: Sequence[int]) -> None:
-        """Completions of so many tokens were drawn."""
+        """Counts sampled completions with these lengths in tokens."""
         self._samples += len(lengths)
         if pending.number in self._admitted:
             self._cached_blocks[pending.number].update(self._blocks(pending.request.prompt_ids))
@@ -213,49 +219,52 @@ class EngineScheduler:
         )
 
     def account_reused(self, pending: PendingRequest, unpriced: Sequence[Completion]) -> None:
-        """What a draw holds came from the store. What is not accounted for yet has the price of drawing it: the first
-        finds in the cache what was there of the same job, the others all that can be shared."""
+        """Counts completions that came from the store. `unpriced`: those not counted before; they are priced as if
+        sampled. The first finds in the prefix cache what the same job had put there, the others all that can be
+        shared."""
         if not pending.completions:
             return
-        prompt, shared, met = (
+        prompt, shareable, seen_blocks = (
             pending.request.prompt_ids,
             self._cacheable_tokens(pending),
             self._cached_blocks[pending.number],
         )
-        names = list(self._blocks(prompt))
-        found = self.engine.block * len(list(takewhile(met.__contains__, names)))
-        caches, shape = chain([min(found, shared)], repeat(shared)), self.model.shape
+        block_names = list(self._blocks(prompt))
+        cached_tokens = self.engine.block * len(list(takewhile(seen_blocks.__contains__, block_names)))
+        caches, shape = chain([min(cached_tokens, shareable)], repeat(shareable)), self.model.shape
         priced = zip(unpriced, caches, strict=False)
-        flops = sum(shape.forward_flops(len(prompt), cached, len(one.token_ids)) for one, cached in priced)
+        flops = sum(
+            shape.forward_flops(len(prompt), cached, len(completion.token_ids)) for completion, cached in priced
+        )
         self.usage += Usage(reused_completions=len(pending.completions), reused_flops=flops)
-        met.update(names)
-        before, rest = names[-1] if names else 0, prompt[len(names) * self.engine.block :]
+        seen_blocks.update(block_names)
+        last_name, rest = block_names[-1] if block_names else 0, prompt[len(block_names) * self.engine.block :]
         for completion in pending.completions:
-            met.update(self._blocks(rest + completion.token_ids[:-1], before))
+            seen_blocks.update(self._blocks(rest + completion.token_ids[:-1], last_name))
 
     def _blocks(self, token_ids: tuple[int, ...], name: int = 0) -> Iterator[int]:
-        """Each whole block's name, which depends on all before it; `name` is that of what stands before the first."""
+        """Names of the full blocks of `token_ids`. A name depends on all tokens before it; `name` is that of the block
+        before."""
         size = self.engine.block
         for end in range(size, len(token_ids) + 1, size):
             name = hash((name, token_ids[end - size : end]))
             yield name
 
     def close(self) -> None:
-        """Nothing more will be drawn; its session is still open."""
+        """Completes `usage`. Call after the last reply, while the session is still open."""
         if self._session:
             self.usage += self._uncached_usage(self.engine.computed_prompt_tokens - self._prompt_tokens_before)
         self.usage += self._clock.usage
 
     def _cacheable_tokens(self, pending: PendingRequest) -> int:
-        """Prompt tokens that a sample finds in the cache where another was there before: whole blocks, never the last
-        token."""
+        """Prompt tokens that a second sample finds in the prefix cache: full blocks, never the last token."""
         return (len(pending.request.prompt_ids) - 1) // self.engine.block * self.engine.block
 
     def _uncached_usage(self, computed: int) -> Usage:
-        """What is missing from `usage` where `computed` prompt tokens were computed in all: those of first samples.
-        Their FLOPs are as those of a mean prompt."""
+        """Correction of `usage` where the engine computed `computed` prompt tokens: the uncached part of first samples,
+        priced as for a prompt of mean length."""
         extra = computed - (self.usage.prompt_tokens - self.usage.cached_prompt_tokens)
-        if extra <= 0 or not self._samples:  # a server that was started anew counts from zero
+        if extra <= 0 or not self._samples:  # the counters of a restarted server begin at zero
             return Usage()
         totals = (self.usage.prompt_tokens, self.usage.cached_prompt_tokens, extra)
         prompt, cached, part = (total // self._samples for total in totals)

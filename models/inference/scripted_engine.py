@@ -1,7 +1,4 @@
-"""An engine for tests and dry runs: a function writes the completions, and every call is counted.
-
-Knows: the engine protocol. Must not know: any real model.
-"""
+"""An engine for tests and dry runs: a function writes the completions, and all calls are counted."""
 
 from __future__ import annotations
 
@@ -12,11 +9,12 @@ from models.checkpoints.checkpoint import Checkpoint
 from models.inference.engine import Completion, Deliver, Finished, Refused, Request, Session
 
 Script = Callable[[Checkpoint, Request, int], Completion]
-"""From model, request and the request's running number to a completion."""
+"""From model, request and the number of completions so far to a completion."""
 
 
 class ScriptedEngine:
-    """An `Engine` without a cache whose replies are `script`'s. `requests` and `completions` count what was asked."""
+    """An `Engine` without a prefix cache whose completions come from `script`. `requests` and `completions` count
+    calls."""
 
     max_concurrency = 256
     block = 32
@@ -34,15 +32,15 @@ class ScriptedEngine:
 
     def serve(self, model: Checkpoint, ticket: int, request: Request) -> Finished | Refused:
         self.requests += 1
-        drawn = []
+        completions = []
         for _ in range(request.count):
-            drawn.append(self._script(model, request, self.completions))
+            completions.append(self._script(model, request, self.completions))
             self.completions += 1
         self.computed_prompt_tokens += request.count * len(request.prompt_ids)
-        return Finished(ticket, tuple(drawn))
+        return Finished(ticket, tuple(completions))
 
     def log_probs(self, model: Checkpoint, texts: Sequence[tuple[int, ...]]) -> Iterator[list[float] | Refused]:
-        """Every token is certain to it."""
+        """Log-prob 0 for every token."""
         _ = model
         return ([0.0] * (len(text) - 1) for text in texts)
 
@@ -51,7 +49,7 @@ class ScriptedEngine:
 
 
 class _ScriptedSession:
-    """Serves each request at once."""
+    """Delivers each result within `submit`."""
 
     def __init__(self, engine: ScriptedEngine, model: Checkpoint, deliver: Deliver):
         self._engine, self._model, self._deliver = engine, model, deliver

@@ -1,8 +1,7 @@
-"""A vLLM server that this process owns: started when first needed, one model at a time, proven swaps.
+"""A vLLM server owned by this process: started on first use, one model at a time, weight swaps verified.
 
-Knows: vLLM's command line, how weights are swapped. Must not know: rollout stores, pipelines, how requests travel.
-
-Loopback only: the developer endpoints that swap weights (VLLM_SERVER_DEV_MODE) must never face a network.
+It listens on loopback only: the development endpoints that swap weights (VLLM_SERVER_DEV_MODE) must never face a
+network.
 """
 
 from __future__ import annotations
@@ -41,11 +40,11 @@ from models.inference.engine import Deliver, Engine, Refused, Session
 from models.processes import GuardedProcess
 
 logger = logging.getLogger(__name__)
-SYNC_CHECK_FILE = "proof.json"
-"""Left by the trainer in a checkpoint: token ids and the log-probs the trained model gives them."""
+SYNC_CHECK_FILE = "sync_check.json"
+"""Written by the trainer into each checkpoint: token ids, and the log-probs that the trained model gives them."""
 SYNC_CHECK_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.15, "float16": 0.05}
-"""Largest difference of a teacher-forced log-prob, trainer against server. The half-precision bounds are not
-measured on any machine here."""
+"""Largest allowed difference between the trainer's and the server's log-probs. The half-precision bounds have not been
+measured on hardware."""
 
 
 class WeightSyncError(ReadableError):
@@ -53,8 +52,8 @@ class WeightSyncError(ReadableError):
 
 
 class VllmServer:
-    """An `Engine`, and the one `Endpoint` that serves it. One lease at a time: weights are swapped only while no
-    request is in flight."""
+    """An `Engine`, and its only `Endpoint`. One session at a time: weights are swapped only while no request is in
+    flight."""
 
     is_ours = True
     name = "policy"
@@ -62,7 +61,7 @@ class VllmServer:
     def __init__(self, settings: EngineSettings, log: Path):
         self._settings = settings
         self._log = log
-        self._lease = threading.Lock()
+        self._session_lock = threading.Lock()
         self._process: GuardedProcess | None = None
         self._starts = 0
         self._served: Checkpoint | None = None
@@ -71,7 +70,7 @@ class VllmServer:
 
     @property
     def pid(self) -> int | None:
-        """The guard's process id; None while no server runs."""
+        """Process id of the guard; None while no server runs."""
         return self._process.pid if self._process else None
 
     @property
@@ -80,12 +79,12 @@ class VllmServer:
 
     @property
     def block(self) -> int:
-        """vLLM's smallest on a CPU, and its default on a GPU."""
+        """vLLM's smallest block on a CPU, its default on a GPU."""
         return 32 if on_cpu() else 16
 
     @property
     def cache_tokens(self) -> int | None:
-        """From what the server says of its cache; None where it says nothing."""
+        """See `Engine.cache_tokens`."""
         return cache_of(self)
 
     @property
@@ -95,19 +94,19 @@ class VllmServer:
 
     @contextmanager
     def session(self, model: Checkpoint, deliver: Deliver) -> Iterator[Session]:
-        """See `Engine.session`. Raises ServerFailed, SwapNotProven."""
-        with self._lease:
+        """See `Engine.session`. Raises ServerFailed, WeightSyncError."""
+        with self._session_lock:
             self._serve(model)
             with Dispatcher([self], self._settings.timeout_for, deliver) as session:
                 yield session
 
     def is_serving(self) -> bool:
-        """See `Endpoint.is_serving`: a session begins with its start."""
+        """See `Endpoint.is_serving`. Always true: a session starts the server."""
         return True
 
-    def restart(self, given_up: threading.Event) -> None:
-        """Starts the server anew with the model that it served. Raises ServerFailed."""
-        _ = given_up
+    def restart(self, closed: threading.Event) -> None:
+        """Restarts the server with the model it served. Raises ServerFailed."""
+        _ = closed
         model, self._served = self._served, None
         assert model
         self.close()
@@ -118,7 +117,7 @@ class VllmServer:
         """See `Engine.log_probs`. Raises as `session` does."""
         if not texts:
             return
-        with self._lease:
+        with self._session_lock:
             self._serve(model)
             yield from score_all([self], self._settings.timeout_for, texts)
 
@@ -128,10 +127,11 @@ class VllmServer:
             self._process = None
 
     def _serve(self, model: Checkpoint) -> None:
-        """Makes `model` the served one: by a swap where that can be proven, else by a fresh start."""
+        """Serves `model`: by a verified weight swap if possible, else by a restart. Raises ServerFailed,
+        WeightSyncError."""
         if self._served and self._served.fingerprint == model.fingerprint and self._is_running():
             return
-        # Until the new weights are proven, what the server holds is nobody's.
+        # Unknown until the new weights are verified.
         served, self._served = self._served, None
         if not (served and self._is_running() and self._swap(served, model)):
             self.close()
@@ -188,13 +188,14 @@ class VllmServer:
             "--generation-config",
             "vllm",
             "--disable-uvicorn-access-log",
-            # One that is started anew does not say again what it said.
+            # A restarted server must not repeat its samples.
             "--seed",
             str((self._settings.seed + self._starts) % 2**32),
             *self._tokenizer(model),
         ]
         if on_cpu():
-            # In a process of its own the worker would spin beside the engine, and take the cores that it waits for.
+            # A worker in a process of its own would spin beside the engine and take the cores that the engine waits
+            # for.
             return [
                 *command,
                 "--block-size",
@@ -210,7 +211,8 @@ class VllmServer:
         ]
 
     def _tokenizer(self, model: Checkpoint) -> list[str]:
-        """vLLM finds texts to stop at with the tokenizer that transformers loads, which may not be as its file says."""
+        """vLLM matches stop strings with the tokenizer that transformers loads, which may differ from
+        tokenizer.json."""
         if not is_loaded_wrongly(model.folder):
             return []
         folder = self._log.with_suffix(".tokenizer")
@@ -228,44 +230,46 @@ class VllmServer:
             "TOKENIZERS_PARALLELISM": "false",
         }
         if on_cpu():
-            # Servers with more threads than cores between them wait for one another in every layer: a quarter of the
-            # speed was seen.
+            # Oversubscribed cores: with more threads than cores in all, servers wait for each other in every layer.
+            # This cut throughput to a quarter.
             threads = max(1, len(os.sched_getaffinity(0)) // self._settings.servers_per_gpu)
             environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": str(threads)}
         return environment
 
     def _swap(self, served: Checkpoint, model: Checkpoint) -> bool:
-        """Loads `model`'s weights in place. False where it is not certain that they are served now."""
-        proof = _sync_check_of(model)
-        if proof is None or served.tensor_sizes != model.tensor_sizes:
+        """Loads `model`'s weights in place. False if they cannot be verified."""
+        sync_check = _sync_check_of(model)
+        if sync_check is None or served.tensor_sizes != model.tensor_sizes:
             return False
         try:
-            before = self._sync_check_log_probs(proof)
+            before = self._sync_check_log_probs(sync_check)
             self._post("/collective_rpc", {"method": "swap_weights", "args": [str(model.folder)]})
             self._post("/reset_prefix_cache", {})
             self._check_weight_sync(model, before)
         except (httpx.HTTPError, WeightSyncError) as error:
-            logger.warning("weights were not swapped in place, the server starts anew: %s", error)
+            logger.warning("weight swap failed, restarting the server: %s", error)
             return False
         return True
 
-    def _holds(self, model: Checkpoint) -> bool:
-        """Whether the server's weights are the checkpoint's to the last bit; False where that cannot be told."""
+    def _checksum_matches(self, model: Checkpoint) -> bool:
+        """Whether the checksum of the served weights is the checkpoint's; False where it cannot be read."""
         if on_cpu():
             return False
         from models.checkpoints.weight_checksum import checksum_of_folder, same_checksum
 
-        (held,) = self._post("/collective_rpc", {"method": "held_moments"}).json()["results"]
-        return same_checksum(held, checksum_of_folder(model.folder, self._settings.dtype))
+        (served,) = self._post("/collective_rpc", {"method": "served_checksum"}).json()["results"]
+        return same_checksum(served, checksum_of_folder(model.folder, self._settings.dtype))
 
     def _check_weight_sync(self, model: Checkpoint, before: Sequence[float] | None) -> None:
-        proof = _sync_check_of(model)
-        if proof:
-            after, tolerance = self._sync_check_log_probs(proof), SYNC_CHECK_TOLERANCE[self._settings.dtype]
-            check_weight_sync(proof["log_probs"], before, after, tolerance, model, is_held=self._holds(model))
+        sync_check = _sync_check_of(model)
+        if sync_check:
+            after, tolerance = self._sync_check_log_probs(sync_check), SYNC_CHECK_TOLERANCE[self._settings.dtype]
+            check_weight_sync(
+                sync_check["log_probs"], before, after, tolerance, model, checksum_matches=self._checksum_matches(model)
+            )
 
-    def _sync_check_log_probs(self, proof: dict[str, Any]) -> list[float]:
-        text = proof["token_ids"]
+    def _sync_check_log_probs(self, sync_check: dict[str, Any]) -> list[float]:
+        text = sync_check["token_ids"]
         body = {"model": self.name, "prompt": text, "max_tokens": 1, "prompt_logprobs": 0}
         return read_log_probs(text, Reply.model_validate_json(self._post("/v1/completions", body).content))
 
@@ -275,13 +279,13 @@ class VllmServer:
 
 
 def serve_all(servers: Sequence[Engine], models: Sequence[Checkpoint]) -> None:
-    """Has each serve its model, proven; those that do not run yet are started. Raises as `VllmServer.session`."""
+    """Makes each server serve its model, starting it if needed. Raises as `VllmServer.session`."""
 
     def serve(server: Engine, model: Checkpoint) -> None:
         with server.session(model, lambda _: None):
             pass
 
-    # On a GPU each measures how much memory is free when it starts.
+    # On a GPU, one after another: each measures the free memory when it starts.
     with ThreadPoolExecutor(len(models) if on_cpu() else 1) as pool:
         list(pool.map(serve, servers, models))
 
@@ -306,20 +310,25 @@ def check_weight_sync(
     after: Sequence[float],
     tolerance: float,
     model: Checkpoint,
-    is_held: bool = False,
+    checksum_matches: bool = False,
 ) -> None:
-    """Raises SwapNotProven unless the served log-probs are the trainer's within `tolerance`.
+    """Raises WeightSyncError unless the served log-probs are the trainer's within `tolerance`.
 
-    They must also be nearer to them than those `before`, where these are given: a small update may lie within the
-    tolerance. Where the sums of the served weights say that they are the right ones (`is_held`), the mean difference
-    is what counts: half precision may be far off at an unlikely token, and hides a small step everywhere.
+    `before`: log-probs before the swap, if there was one. The new ones must then also be less than half as far from the
+    trainer's, since a small update may lie within the tolerance. `checksum_matches`: the checksum of the served weights
+    is the checkpoint's. Then only the mean difference is checked: half precision can be far off at an unlikely token
+    and hides a small update everywhere.
     """
     differences = [abs(a - b) for a, b in zip(expected, after, strict=True)]
-    off = sum(differences) / len(differences) if is_held else max(differences)
-    if off > tolerance:
-        raise WeightSyncError(f"{model.folder}: log-probs differ from the trainer's by {off:.2g} > {tolerance:g}")
-    if before is None or is_held:
+    difference = sum(differences) / len(differences) if checksum_matches else max(differences)
+    if difference > tolerance:
+        raise WeightSyncError(
+            f"{model.folder}: log-probs differ from the trainer's by {difference:.2g} > {tolerance:g}"
+        )
+    if before is None or checksum_matches:
         return
-    far, near = (sum(abs(a - b) for a, b in zip(expected, served, strict=True)) for served in (before, after))
-    if near >= far / 2:
-        raise WeightSyncError(f"{model.folder}: log-probs are no nearer to the trainer's than before the swap")
+    error_before, error_after = (
+        sum(abs(a - b) for a, b in zip(expected, served, strict=True)) for served in (before, after)
+    )
+    if error_after >= error_before / 2:
+        raise WeightSyncError(f"{model.folder}: log-probs are no closer to the trainer's than before the swap")

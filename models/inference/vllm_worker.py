@@ -1,7 +1,4 @@
-"""What vLLM's worker process does for us: a swap of weights that leaves nothing stale.
-
-Knows: vLLM's model runner, inside its own process. Must not know: who asks, and whether it is proven.
-"""
+"""Extension of vLLM's worker process: swaps weights in place and reports their checksum."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from models.checkpoints.weight_checksum import weight_checksum
 
 
 class WeightSwap:
-    """A vLLM worker extension: its methods become the worker's, and answer `/collective_rpc`."""
+    """A vLLM worker extension (`--worker-extension-cls`). Its methods can be called through `/collective_rpc`."""
 
     reload_weights: Any
     get_model: Any
@@ -23,10 +20,10 @@ class WeightSwap:
         self.reload_weights(weights_path=folder)
         head = getattr(self.get_model(), "lm_head", None)
         if head is not None and current_platform.is_cpu():
-            # The CPU build multiplies by a packed copy of each matrix. A reload packs anew what it loads; an output
-            # matrix tied to the embedding is not loaded by itself and would keep the copy of the old weights.
+            # The CPU build multiplies by packed copies of the matrices. `reload_weights` repacks what it loads, but an
+            # output matrix tied to the embedding is not loaded separately and would keep the copy of the old weights.
             head.quant_method.process_weights_after_loading(head)
 
-    def held_moments(self) -> list[float]:
-        """`moments` of the weights that are served. Not those of a CPU's: it packs matrices away."""
+    def served_checksum(self) -> list[float]:
+        """`weight_checksum` of the served weights. Not valid on a CPU, where matrices are packed."""
         return weight_checksum(self.get_model().parameters())

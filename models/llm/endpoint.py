@@ -1,8 +1,6 @@
-"""A chat endpoint: requests in the protocol that it speaks, tried again as long as an error may pass.
+"""A chat endpoint: requests in the form that it accepts, with retries of transient errors.
 
-Knows: HTTP through the `openai` client, keys, pauses, refusals. Must not know: questions, money, what is kept.
-
-Until the first request has been answered, requests go one by one: what the endpoint refuses is found once, and a wrong
+Requests are sent one at a time until the first is answered. So each unsupported feature is found only once, and a wrong
 key or an empty account costs one request.
 """
 
@@ -25,27 +23,27 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_aft
 from conf.errors import ReadableError
 from conf.llm import Llm
 from models.llm.errors import EndpointError, Kind, error_inside, error_of, one_line
-from models.llm.protocol import GUESSES, Features, named_feature, next_guess, worded
+from models.llm.protocol import GUESSES, Features, adapted, named_feature, next_guess
 from models.llm.reply_parsing import json_body, parse_chat_reply
 from models.llm.reply_store import CachedReply
 
 LOG = logging.getLogger(__name__)
 BACKOFF = wait_exponential_jitter(initial=1, max=60)
 AROUND_KEYS = "[\\s\"'`\u2018-\u201f\u00ab\u00bb\u2039\u203a\u200b\ufeff]+"
-"""What gets around a key when it is copied: blanks, line ends, quotes, byte order marks."""
+"""Characters that surround a copied key: blanks, line message, quotes, byte order marks."""
 LATEST = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
 
 
 class LlmFailed(ReadableError):
-    """The endpoint cannot be used as it is set up."""
+    """The endpoint cannot be used with its current settings."""
 
 
 def key_in(variable: str) -> str:
-    """The key in an environment variable; empty where there is none. Raises LlmFailed, which does not show it."""
+    """The API key in an environment variable; empty if unset. Raises LlmFailed, whose message does not show the key."""
     key = re.sub(f"^{AROUND_KEYS}|{AROUND_KEYS}$", "", os.environ.get(variable, ""))
     if not re.fullmatch("[!-~]*", key):
         raise LlmFailed(
-            f"{variable} holds no key: a key has no blanks and no letters beyond ASCII; set it anew, to the key alone"
+            f"{variable} holds no key: a key has no blanks and only ASCII characters; set it to the key alone"
         )
     return key
 
@@ -60,23 +58,24 @@ class ChatEndpoint:
         self._settings, self._key = settings, key_in(settings.key_variable)
         self._sleep, self._clock = sleep, clock
         self.without: Features = frozenset()
-        """What it is known to refuse."""
-        self._proven = False
-        """It has answered a request."""
-        self._quiet_until = 0.0
-        """It wants no request before, in seconds since 1970."""
+        """Features that the endpoint does not support."""
+        self._has_answered = False
+        """Whether it has answered a request."""
+        self._paused_until = 0.0
+        """No request is sent before this time, seconds since 1970."""
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
-        """Within one event loop."""
-        self._first, self._tried, self._failed = asyncio.Lock(), self._proven, None
+        """Opens the client within one event loop."""
+        self._first, self._first_is_done, self._failed = asyncio.Lock(), self._has_answered, None
         async with AsyncOpenAI(
             base_url=self._settings.url, api_key=self._key or "none", timeout=self._settings.timeout, max_retries=0
         ) as self._client:
             yield
 
     async def complete(self, body: dict[str, Any]) -> CachedReply:
-        """Raises LlmFailed where no other request would fare better, EndpointError where this one has no answer."""
+        """Sends a request. Raises LlmFailed for errors that would also fail all other requests, EndpointError for
+        others."""
         tries = AsyncRetrying(
             sleep=self._sleep,
             wait=self._wait,
@@ -84,31 +83,31 @@ class ChatEndpoint:
             reraise=True,
             retry=retry_if_exception(lambda error: isinstance(error, EndpointError) and error.kind is Kind.TRANSIENT),
         )
-        return await tries(self._in_turn, body)
+        return await tries(self._send_in_turn, body)
 
     @staticmethod
     def _wait(state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
-        asked = isinstance(error, EndpointError) and error.retry_after is not None
-        return 0.0 if asked else BACKOFF(state)  # a pause that it asks for is kept by all requests
+        has_pause = isinstance(error, EndpointError) and error.retry_after is not None
+        return 0.0 if has_pause else BACKOFF(state)  # `_send` keeps a requested pause, for all requests
 
-    async def _in_turn(self, body: dict[str, Any]) -> CachedReply:
+    async def _send_in_turn(self, body: dict[str, Any]) -> CachedReply:
         async with self._first:
-            if not self._tried:
+            if not self._first_is_done:
                 try:
-                    return await self._agreed(body)
+                    return await self._send_supported(body)
                 finally:
-                    self._tried = True
-        return await self._agreed(body)
+                    self._first_is_done = True
+        return await self._send_supported(body)
 
-    async def _agreed(self, body: dict[str, Any]) -> CachedReply:
-        """The reply to the request in the fullest wording that the endpoint takes."""
+    async def _send_supported(self, body: dict[str, Any]) -> CachedReply:
+        """Sends the request with as many features as the endpoint supports."""
         without = known = self.without
-        guesses = iter(() if self._proven else GUESSES)
+        guesses = iter(() if self._has_answered else GUESSES)
         while True:
-            sent = worded(body, without)
+            sent = adapted(body, without)
             try:
-                paid = await self._send(sent, "response_format" not in body)
+                reply = await self._send(sent, "response_format" not in body)
             except EndpointError as error:
                 if refused := named_feature(error, sent):
                     known, without = known | {refused}, without | {refused}
@@ -117,40 +116,41 @@ class ChatEndpoint:
                 else:
                     raise self._final(error) from None
             else:
-                self.without, self._proven = self.without | without, True
-                return paid
+                self.without, self._has_answered = self.without | without, True
+                return reply
 
     def _final(self, error: EndpointError) -> EndpointError | LlmFailed:
-        """What the error comes to. What would meet all requests is kept, and ends them; a pause is kept by all."""
-        settings, pause, here = self._settings, error.retry_after, self._settings.STANDS_AT
-        again = "then start the same run again: what is answered is kept"
+        """The error to raise. An error that affects all requests is remembered and fails them all; a requested pause
+        delays them all."""
+        settings, pause, here = self._settings, error.retry_after, self._settings.SECTION_NAME
+        again = "then start the same run again: replies are kept"
         match error.kind:
             case Kind.NO_MONEY:
-                ends = f"the account at {settings.url} has no money ({error.text}); top it up, {again}"
+                message = f"the account at {settings.url} has no money ({error.text}); top it up, {again}"
             case Kind.KEY:
-                ends = f"{settings.url} refuses the key ({error.text}); set {settings.key_variable}"
+                message = f"{settings.url} refuses the key ({error.text}); set {settings.key_variable}"
             case Kind.MODEL:
-                ends = (
+                message = (
                     f"{settings.url} knows no model {settings.model!r} ({error.text}); correct {here}.url or "
                     f"{here}.model"
                 )
             case Kind.TRANSIENT if pause and pause > settings.max_retry_after:
                 until = datetime.fromtimestamp(min(self._clock() + pause, LATEST), UTC)
-                ends = (
-                    f"{settings.url} asks to be left alone for {pause:.0f} s, until {until:%Y-%m-%d %H:%M} UTC "
+                message = (
+                    f"{settings.url} asks for a pause of {pause:.0f} s, until {until:%Y-%m-%d %H:%M} UTC "
                     f"({error.text}); {here}.max_retry_after allows {settings.max_retry_after:g} s; raise it, or wait, "
                     f"{again}"
                 )
             case _:
                 if pause:
-                    LOG.warning("%s asks to be left alone for %.0f s", settings.url, pause)
-                    self._quiet_until = max(self._quiet_until, self._clock() + pause)
+                    LOG.warning("%s asks for a pause of %.0f s", settings.url, pause)
+                    self._paused_until = max(self._paused_until, self._clock() + pause)
                 return error
-        self._failed = LlmFailed(ends)
+        self._failed = LlmFailed(message)
         return self._failed
 
     async def _send(self, sent: dict[str, Any], with_thinking: bool) -> CachedReply:
-        if (pause := self._quiet_until - self._clock()) > 0:
+        if (pause := self._paused_until - self._clock()) > 0:
             await self._sleep(pause)
         if self._failed:
             raise self._failed
@@ -169,7 +169,7 @@ class ChatEndpoint:
             return parse_chat_reply(raw.content, with_thinking)
         except ValueError:
             start = one_line(raw.content[:200].decode(errors="replace"), self._key)
-            text = f"{self._settings.url} answers with what is no reply of a chat: {start or 'nothing'}"
+            text = f"{self._settings.url} answers with something other than a chat reply: {start or 'nothing'}"
             raise EndpointError(Kind.NO_CHAT, text) from None
 
     def _error(self, status: int, headers: Mapping[str, str], content: bytes) -> EndpointError:

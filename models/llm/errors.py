@@ -1,8 +1,6 @@
-"""What went wrong between us and a chat endpoint: kinds of errors, told from status, headers and words.
+"""Errors of chat endpoints, classified by status, headers and text.
 
-Knows: the error bodies of common endpoints. Must not know: who asked what, what becomes of a question.
-
-Endpoints say the same thing by status, by code or in words alone, and some say it inside a reply of status 200.
+Endpoints report the same error by status, by code or only in text, and some inside a reply of status 200.
 """
 
 from __future__ import annotations
@@ -17,12 +15,12 @@ from typing import Any
 
 from conf.redaction import HIDDEN, redacted
 
-SHOWN = 400
-"""Characters of an unusable reply, or of an error, that a person gets to see."""
-READ = 4000
-"""Characters of an error that are looked through."""
+MAX_SHOWN = 400
+"""Characters of an invalid reply or an error that are shown."""
+MAX_SEARCHED = 4000
+"""Characters of an error that are searched."""
 ECHOES = {"input", "ctx", "body", "request", "prompt", "messages"}
-"""Fields in which an endpoint repeats what it was sent."""
+"""Fields in which endpoints repeat the request."""
 
 
 class Kind(StrEnum):
@@ -31,14 +29,14 @@ class Kind(StrEnum):
     MODEL = "model"
     """No such model, or no such URL."""
     TRANSIENT = "transient"
-    """May pass: rate limits, overload, time-outs."""
+    """Worth a retry: rate limits, overload, timeouts."""
     CUT_OFF = "cut-off"
-    """All allowed tokens went into thinking; some endpoints call that an error."""
+    """Thinking used up all allowed tokens; some endpoints report that as an error."""
     TOO_LONG = "too-long"
     FILTERED = "filtered"
     REFUSED = "refused"
     NO_CHAT = "no-chat"
-    """A reply that is none of a chat."""
+    """The reply is not a chat completion."""
 
 
 class EndpointError(Exception):
@@ -48,9 +46,9 @@ class EndpointError(Exception):
         super().__init__(text)
         self.kind, self.text, self.status = kind, text, status
         self.words = words
-        """All that the endpoint said, to look for names of parameters."""
+        """The endpoint's full error text, to search for parameter names."""
         self.retry_after = retry_after
-        """Seconds that the endpoint asks to be left alone."""
+        """Pause that the endpoint asks for, seconds."""
 
 
 WORDS = (
@@ -81,9 +79,9 @@ WORDS = (
         r"invalid model|not a valid model|no such model|unknown model",
     ),
 )
-"""The first that is found counts."""
+"""The first match counts."""
 QUOTA_OF_A_MOMENT = re.compile("resource_exhausted|retryinfo|per[ _]?(minute|day)", re.IGNORECASE)
-"""Says of an exceeded quota that it fills again."""
+"""Marks an exceeded quota as one that refills."""
 TRANSIENT = {408, 409, 425, 429}
 CODES = (
     (429, r"rate[ _-]?limit|too many requests|throttl"),
@@ -92,17 +90,18 @@ CODES = (
     (404, r"not[ _]found"),
     (400, r"invalid[ _]request|bad[ _]request|unsupported"),
 )
-"""Statuses by the words of an error that comes without one."""
+"""Statuses by error text, for errors without a status."""
 
 
 def error_of(status: int, headers: Mapping[str, str], content: bytes, now: float, key: str = "") -> EndpointError:
-    """`now`: seconds since 1970, to which a Retry-After in the form of a date refers. `key`: not to be shown."""
-    text = content[: 4 * READ].decode(errors="replace")
+    """Classifies an error reply. `now`: seconds since 1970, for a Retry-After given as a date. `key`: is hidden in the
+    text."""
+    text = content[: 4 * MAX_SEARCHED].decode(errors="replace")
     try:
-        said = list(_strings(json.loads(text)))
+        strings = list(_strings(json.loads(text)))
     except (ValueError, RecursionError):
-        said = [text]
-    words = " ".join(said)[:READ]
+        strings = [text]
+    words = " ".join(strings)[:MAX_SEARCHED]
     shown = one_line(words, key) or "no reason given"
     return EndpointError(
         _kind(status, words), f"{status}: {shown}" if status else shown, status, words, retry_after(headers, now)
@@ -110,22 +109,22 @@ def error_of(status: int, headers: Mapping[str, str], content: bytes, now: float
 
 
 def error_inside(body: dict[str, Any]) -> tuple[int, bytes] | None:
-    """Status and content of an error that came as a reply of status 200."""
+    """Status and content of an error inside a reply of status 200; None if there is none."""
     choices = body.get("choices")
     first = choices[0] if isinstance(choices, list) and choices else None
-    told = body.get("error") or (first.get("error") if isinstance(first, dict) else None)
-    if not told and not choices and (body.get("object") == "error" or {"code", "message"} <= body.keys()):
-        told = body
-    if not told:
+    error = body.get("error") or (first.get("error") if isinstance(first, dict) else None)
+    if not error and not choices and (body.get("object") == "error" or {"code", "message"} <= body.keys()):
+        error = body
+    if not error:
         return None
-    content = json.dumps(told)
-    return _status(told, content), content.encode()
+    content = json.dumps(error)
+    return _status(error, content), content.encode()
 
 
-def _status(told: Any, words: str) -> int:
-    """0 where nothing is told."""
+def _status(error: Any, words: str) -> int:
+    """The status of an error; 0 if unknown."""
     for name in ("code", "status", "status_code"):
-        value = told.get(name) if isinstance(told, dict) else None
+        value = error.get(name) if isinstance(error, dict) else None
         if isinstance(value, int | str) and re.fullmatch("[45][0-9][0-9]", str(value)):
             return int(value)
     return next((status for status, pattern in CODES if re.search(pattern, words, re.IGNORECASE)), 0)
@@ -134,7 +133,7 @@ def _status(told: Any, words: str) -> int:
 def _kind(status: int, words: str) -> Kind:
     kind = next((kind for kind, pattern in WORDS if re.search(pattern, words, re.IGNORECASE)), None)
     spent = "exceeded your current quota" in words and not QUOTA_OF_A_MOMENT.search(words)
-    if "in_flight_budget" in words:  # OpenRouter: the money is set aside for other requests
+    if "in_flight_budget" in words:  # OpenRouter: the money is reserved for other requests
         return Kind.TRANSIENT
     if status == 402 or kind is Kind.NO_MONEY or spent:
         return Kind.NO_MONEY
@@ -150,7 +149,7 @@ def _kind(status: int, words: str) -> Kind:
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds, from a number or a date; None where there is none that means anything."""
+    """Seconds to wait, from a number or a date; None if missing or meaningless."""
     for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         try:
             seconds = float(headers[name]) / unit
@@ -165,7 +164,7 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """What an error body says, at any depth, but for what it repeats of the request."""
+    """All strings in an error body, at any depth, except those repeated from the request."""
     rest = [value]
     while rest:
         match rest.pop(0):
@@ -178,6 +177,6 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def one_line(text: str, key: str = "") -> str:
-    """Of hostile text, what a person may see: some endpoints repeat the key."""
+    """Untrusted text as one short line without secrets; some endpoints repeat the key."""
     text = " ".join(text.split())
-    return redacted(text.replace(key, HIDDEN) if key else text)[:SHOWN]
+    return redacted(text.replace(key, HIDDEN) if key else text)[:MAX_SHOWN]

@@ -1,9 +1,7 @@
-"""How a request is worded for an endpoint that does not know all of OpenAI's protocol.
+"""Adapts requests to endpoints that support only a part of OpenAI's protocol.
 
-Knows: parameters, their substitutes, how refusals name them. Must not know: HTTP, who asks, what is kept.
-
-A request is made once, in full; it is what identifies its reply. What an endpoint refuses is left out or put otherwise
-only on the way there.
+A request is built once, with all features; its cache key is computed from that form. Unsupported features are removed
+or replaced only when it is sent.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ AS_JSON = "Reply with one JSON object and nothing else. It must fit this JSON sc
 
 
 class Feature(StrEnum):
-    """What an endpoint may refuse."""
+    """A request feature that an endpoint may not support."""
 
     JSON_SCHEMA = "response_format json_schema"
     JSON_OBJECT = "response_format json_object"
@@ -48,17 +46,17 @@ GUESSES = (
     {Feature.SYSTEM},
     set(Feature),
 )
-"""What an endpoint may mean that refuses without a reason, the likely first."""
+"""Features to leave out when an endpoint rejects a request without a reason, most likely first."""
 
 
-def worded(body: dict[str, Any], without: Features) -> dict[str, Any]:
-    """The request without these features: the schema told in the prompt, `max_completion_tokens` for `max_tokens`, the
-    system message before the user's, sampling at the endpoint's defaults."""
+def adapted(body: dict[str, Any], without: Features) -> dict[str, Any]:
+    """The request without these features: the schema moves into the prompt, `max_tokens` becomes
+    `max_completion_tokens`, the system message is put before the user's, and sampling uses the endpoint's defaults."""
     sent = dict(body)
     if "response_format" in body and Feature.JSON_SCHEMA in without:
-        told = AS_JSON + json.dumps(body["response_format"]["json_schema"]["schema"])
+        instruction = AS_JSON + json.dumps(body["response_format"]["json_schema"]["schema"])
         first, *others = body["messages"]
-        sent["messages"] = [{**first, "content": f"{first['content']}\n\n{told}"}, *others]
+        sent["messages"] = [{**first, "content": f"{first['content']}\n\n{instruction}"}, *others]
         sent["response_format"] = {"type": "json_object"}
         if Feature.JSON_OBJECT in without:
             del sent["response_format"]
@@ -74,7 +72,7 @@ def worded(body: dict[str, Any], without: Features) -> dict[str, Any]:
 
 
 def features(sent: dict[str, Any]) -> Iterator[Feature]:
-    """Those that a request makes use of."""
+    """The features that a request uses."""
     form = sent.get("response_format", {}).get("type")
     yield from (feature for feature in Feature if feature in sent or feature == f"response_format {form}")
     if sent["messages"][0]["role"] == "system":
@@ -82,7 +80,7 @@ def features(sent: dict[str, Any]) -> Iterator[Feature]:
 
 
 def named_feature(error: EndpointError, sent: dict[str, Any]) -> Feature | None:
-    """The feature of the request that the endpoint refuses: the one that it names first."""
+    """The unsupported feature that the error names first; None if it names none."""
     if error.kind not in (Kind.REFUSED, Kind.MODEL) and error.status not in (500, 501):
         return None
     found = ((re.search(NAMES[feature], error.words, re.IGNORECASE), feature) for feature in features(sent))
@@ -92,5 +90,5 @@ def named_feature(error: EndpointError, sent: dict[str, Any]) -> Feature | None:
 def next_guess(
     body: dict[str, Any], sent: dict[str, Any], known: Features, guesses: Iterator[set[Feature]]
 ) -> Features | None:
-    """What else an endpoint may refuse that gives no reason; None where no guess is left that changes the request."""
-    return next((known | guess for guess in guesses if worded(body, known | guess) != sent), None)
+    """The next set of features to leave out, for an error without a reason; None if no guess changes the request."""
+    return next((known | guess for guess in guesses if adapted(body, known | guess) != sent), None)

@@ -1,8 +1,6 @@
-"""What a chat endpoint's reply holds, in the forms that endpoints and models give it.
+"""Parses chat replies in the forms that endpoints and models produce.
 
-Knows: the reply's JSON, JSON inside of text. Must not know: HTTP, errors of endpoints, what a reply is for.
-
-Replies are hostile: an object is found by a parser, and counts only as its schema reads it.
+Replies are untrusted: a JSON object is extracted by a parser and must fit its schema.
 """
 
 from __future__ import annotations
@@ -21,10 +19,10 @@ from models.llm.reply_store import CachedReply
 from reasoning.llm_queries import InvalidReply, LlmQuery, R, Solution
 from reasoning.thinking import CLOSE_THINK
 
-MOST_TOKENS = 2**31 - 1
-"""A database keeps no larger count."""
-MOST_OBJECTS = 64
-"""Places of a text at which JSON is looked for."""
+MAX_TOKENS = 2**31 - 1
+"""The largest count that the database can store."""
+MAX_OBJECTS = 64
+"""Positions of a text at which JSON is tried."""
 OBJECT = re.compile(r'\{\s*["}]')
 END_OF_THINKING = re.compile(
     r"</(?:think|thinking|thought|reasoning|seed:think)>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>|"
@@ -37,10 +35,10 @@ LATEX = re.compile(
     therefore|triangle|tilde)(?![a-z])|u(?![0-9a-fA-F]{4})|[^"\\/bfnrtu])""",
     re.VERBOSE,
 )
-"""The backslash of a formula's command that JSON would read as a control character, or not at all."""
+"""The backslash of a LaTeX command that JSON would read as a control character or reject."""
 TEXTS = ("text", "output_text")
 DECLINED, FILTERED = "refusal", "content_filter"
-"""Ends of a reply in which it was held back."""
+"""Finish reasons of withheld replies."""
 ENDS = {
     "max_tokens": "length",
     "max_length": "length",
@@ -50,24 +48,26 @@ ENDS = {
     "recitation": FILTERED,
     "prohibited_content": FILTERED,
 }
-"""What some endpoints call them."""
+"""Finish reasons of some endpoints, mapped to OpenAI's."""
 
 
-def _joined(content: Any, *kinds: str) -> str:
-    """A text, or the text of a list's chunks of these kinds; what is neither is empty."""
+def _joined_text(content: Any, *kinds: str) -> str:
+    """A string, or the joined text of a list's chunks of these kinds; empty for anything else."""
     if isinstance(content, str):
         return content
-    chunks = content if isinstance(content, list) else []
-    told = [chunk if isinstance(chunk, dict) else {"type": "text", "text": chunk} for chunk in chunks]
-    return "".join(_joined(one.get("text") or one.get("thinking"), *TEXTS) for one in told if one.get("type") in kinds)
+    items = content if isinstance(content, list) else []
+    chunks = [item if isinstance(item, dict) else {"type": "text", "text": item} for item in items]
+    return "".join(
+        _joined_text(one.get("text") or one.get("thinking"), *TEXTS) for one in chunks if one.get("type") in kinds
+    )
 
 
-def _counted(value: Any) -> int | None:
-    """None for what counts no tokens: a prompt has some, and so has a reply."""
-    return value if type(value) is int and 0 < value <= MOST_TOKENS else None
+def _token_count(value: Any) -> int | None:
+    """A token count; None if implausible. Prompts and replies have at least one token."""
+    return value if type(value) is int and 0 < value <= MAX_TOKENS else None
 
 
-Tokens = Annotated[int | None, BeforeValidator(_counted)]
+Tokens = Annotated[int | None, BeforeValidator(_token_count)]
 
 
 class _Usage(BaseModel):
@@ -79,18 +79,18 @@ class _Message(BaseModel):
     content: str | list[Any] | None = None
     reasoning_content: Any = None
     reasoning: Any = None
-    """Thinking that is told apart has either name, and some endpoints send both, one of them empty."""
+    """Separate thinking has either name; some endpoints send both, one of them empty."""
     refusal: Any = None
 
     @property
     def text(self) -> str:
-        return _joined(self.content, *TEXTS)
+        return _joined_text(self.content, *TEXTS)
 
     @property
     def thinking(self) -> str:
-        chunks = _joined(self.content, "thinking", "reasoning") if isinstance(self.content, list) else ""
-        told = (_joined(self.reasoning_content, *TEXTS), _joined(self.reasoning, *TEXTS), chunks)
-        return next((text for text in told if text.strip()), "")
+        chunks = _joined_text(self.content, "thinking", "reasoning") if isinstance(self.content, list) else ""
+        texts = (_joined_text(self.reasoning_content, *TEXTS), _joined_text(self.reasoning, *TEXTS), chunks)
+        return next((text for text in texts if text.strip()), "")
 
 
 class _Choice(BaseModel):
@@ -99,14 +99,14 @@ class _Choice(BaseModel):
 
 
 class _Chat(BaseModel):
-    """What is read of a chat's reply: the client itself checks nothing."""
+    """The fields of a chat completion that are used; the openai client does not validate them."""
 
     choices: list[_Choice] = Field(min_length=1)
     usage: Annotated[_Usage, BeforeValidator(lambda value: value if isinstance(value, dict) else {})] = _Usage()
 
 
 def json_body(content: bytes) -> dict[str, Any]:
-    """Of a reply; empty where it is no JSON object."""
+    """A reply's JSON object; empty if it is none."""
     try:
         body = json.loads(content)
     except (ValueError, RecursionError):
@@ -115,7 +115,8 @@ def json_body(content: bytes) -> dict[str, Any]:
 
 
 def parse_chat_reply(content: bytes, with_thinking: bool) -> CachedReply:
-    """Raises ValueError where it is no chat's reply."""
+    """Parses a chat completion. `with_thinking`: keeps separate thinking before the text. Raises ValueError for
+    anything else."""
     chat = _Chat.model_validate_json(content.removeprefix(BOM_UTF8))
     message, finish = chat.choices[0].message, (chat.choices[0].finish_reason or "").lower()[:32]
     finish = ENDS.get(finish, finish)
@@ -124,56 +125,54 @@ def parse_chat_reply(content: bytes, with_thinking: bool) -> CachedReply:
         text, finish = message.refusal, DECLINED
     elif with_thinking and thinking:
         text = f"{thinking}{CLOSE_THINK}{text}"
-    text = text.replace("\0", "")  # PostgreSQL keeps none
+    text = text.replace("\0", "")  # PostgreSQL cannot store it
     return CachedReply(text, finish, chat.usage.prompt_tokens, chat.usage.completion_tokens)
 
 
-def parse_reply(ask: LlmQuery[R], reply: CachedReply) -> R | InvalidReply:
-    """The reply's values."""
+def parse_reply(query: LlmQuery[R], reply: CachedReply) -> R | InvalidReply:
+    """Parses a reply by the query's schema."""
     if reply.finish == FILTERED:
-        return InvalidReply("filtered", "the endpoint's content filter held it back")
+        return InvalidReply("filtered", "withheld by the endpoint's content filter")
     if reply.finish == DECLINED:
-        return InvalidReply("declined", f"the model declines: {one_line(reply.content)}")
-    if ask.reply is Solution:
+        return InvalidReply("declined", f"the model declined: {one_line(reply.content)}")
+    if query.reply is Solution:
         if CLOSE_THINK not in reply.content:
-            return InvalidReply(
-                "without-thinking", f"its thinking does not end with {CLOSE_THINK}, or is not shown at all"
-            )
+            return InvalidReply("without-thinking", f"its thinking does not end with {CLOSE_THINK}, or is not shown")
         return Solution(text=reply.content, truncated=reply.finish == "length")  # type: ignore[return-value]
     if reply.finish == "length":
         return InvalidReply(
-            "cut-off", f"it is longer than {ask.max_tokens} tokens, thinking included; raise {ask.limit}"
+            "cut-off", f"it is longer than {query.max_tokens} tokens, thinking included; raise {query.limit}"
         )
-    return _valued(ask, reply.content)
+    return _parsed(query, reply.content)
 
 
-def _valued(ask: LlmQuery[R], text: str) -> R | InvalidReply:
-    """Of the whole text; else of the one object in it that is not thinking."""
+def _parsed(query: LlmQuery[R], text: str) -> R | InvalidReply:
+    """Parses the text as JSON; otherwise the only JSON object in it outside the thinking."""
     text = LATEX.sub(r"\1\\\\", text.removeprefix("\ufeff").strip())
     try:
-        return ask.reply.model_validate_json(text)
-    except ValidationError as whole:
-        error = whole
-    said = END_OF_THINKING.split(text)[-1]
-    if OPEN_THINKING.match(said):
+        return query.reply.model_validate_json(text)
+    except ValidationError as full_text_error:
+        error = full_text_error
+    answer = END_OF_THINKING.split(text)[-1]
+    if OPEN_THINKING.match(answer):
         return InvalidReply("malformed", "its thinking does not end")
     found: list[R] = []
-    for candidate in json_objects(said):
+    for candidate in json_objects(answer):
         try:
-            value = ask.reply.model_validate_json(candidate)
+            value = query.reply.model_validate_json(candidate)
         except ValidationError as other:
             error = other
         else:
             found += [value] * (value not in found)
     if len(found) == 1:
         return found[0]
-    return InvalidReply("malformed", f"it holds {len(found)} different replies" if found else _told(error))
+    return InvalidReply("malformed", f"it holds {len(found)} different replies" if found else _error_detail(error))
 
 
 def json_objects(text: str) -> Iterator[str]:
-    """Those that stand in it side by side, fenced or between other words."""
+    """The top-level JSON objects in a text, fenced or between other words."""
     decoder, end = json.JSONDecoder(), 0
-    for match in islice(OBJECT.finditer(text), MOST_OBJECTS):
+    for match in islice(OBJECT.finditer(text), MAX_OBJECTS):
         if match.start() >= end:
             try:
                 _, end = decoder.raw_decode(text, match.start())
@@ -182,7 +181,7 @@ def json_objects(text: str) -> Iterator[str]:
             yield text[match.start() : end]
 
 
-def _told(error: ValidationError) -> str:
+def _error_detail(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(map(str, first["loc"]))
     return one_line(f"{where + ': ' if where else ''}{first['msg']}")

@@ -1,8 +1,6 @@
-"""Replies of auxiliary models, kept for good: none is paid for twice.
+"""A persistent cache of replies of auxiliary models: no reply is paid for twice.
 
-Knows: one SQL table. Must not know: HTTP, roles, prices.
-
-A reply is identified by everything that was asked: endpoint, model, messages, schema, sampling, which sample.
+The key covers the complete request: endpoint, model, messages, schema, sampling, sample number.
 """
 
 from __future__ import annotations
@@ -28,18 +26,18 @@ REPLIES = Table(
 )
 
 
-UNTOLD = -1
-"""In a column of tokens: the endpoint does not say. Older databases hold columns that allow no NULL."""
+UNKNOWN = -1
+"""Token count where the endpoint reports none. Older databases do not allow NULL in these columns."""
 
 
 class CachedReply(NamedTuple):
-    """A reply as it came, whatever it is worth."""
+    """A reply as received, valid or not."""
 
     content: str
     finish: str
-    """Why it ended: `stop`, `length`, …"""
+    """Finish reason: `stop`, `length`, …"""
     prompt_tokens: int | None
-    """None where the endpoint does not say."""
+    """None if the endpoint reports none."""
     generated_tokens: int | None
 
 
@@ -47,8 +45,8 @@ def reply_key(url: str, body: dict[str, Any], sample: int) -> bytes:
     return hashlib.sha256(json.dumps([url, body, sample], sort_keys=True).encode()).digest()
 
 
-def _told(tokens: int) -> int | None:
-    return None if tokens == UNTOLD else tokens
+def _known_tokens(tokens: int) -> int | None:
+    return None if tokens == UNKNOWN else tokens
 
 
 class ReplyStore:
@@ -62,15 +60,17 @@ class ReplyStore:
         with self._database.connect() as connection:
             row = connection.execute(select(*columns).where(REPLIES.c.identity == key)).first()
         return (
-            CachedReply(row.content, row.finish, _told(row.prompt_tokens), _told(row.generated_tokens)) if row else None
+            CachedReply(row.content, row.finish, _known_tokens(row.prompt_tokens), _known_tokens(row.generated_tokens))
+            if row
+            else None
         )
 
     def keep(self, key: bytes, reply: CachedReply) -> None:
-        """The first reply to a question stays."""
+        """Stores a reply, unless the key has one."""
         upsert = UPSERTS[self._database.dialect.name](REPLIES)
         with self._database.begin() as connection:
-            told = {name: UNTOLD if value is None else value for name, value in reply._asdict().items()}
-            values = {"identity": key, "created": time.time(), **told}
+            counts = {name: UNKNOWN if value is None else value for name, value in reply._asdict().items()}
+            values = {"identity": key, "created": time.time(), **counts}
             connection.execute(upsert.values(values).on_conflict_do_nothing())
 
     def close(self) -> None:

@@ -1,1 +1,1 @@
-"""A pair of models served as one."""
+"""Serves a pair of models as one."""

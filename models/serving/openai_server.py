@@ -1,10 +1,8 @@
-"""The two models behind one OpenAI-compatible endpoint, `/v1/chat/completions`.
+"""An OpenAI-compatible endpoint, `/v1/chat/completions`, for a pair of models.
 
-Knows: the wire format of chat completions, plain and streamed. Must not know: the protocol of the two, who serves them.
-
-The answerer's last turn is the message, all that was said before its reasoning. Streamed, every turn is reasoning while
-it is spoken, since nobody knows yet which is the last; the message then follows whole.
-What cannot be done as asked is refused with its reason: nothing that a client sets is ignored.
+The answerer's last turn is the message; all turns before it are the reasoning. In a stream, every turn is sent as
+reasoning, since it is not known yet which is the last; the message follows at the end. Unsupported requests are
+rejected with the reason; no parameter is silently ignored.
 """
 
 from __future__ import annotations
@@ -27,8 +25,8 @@ from models.serving.two_model_client import BackendDown, DialogueDone, TextDelta
 from reasoning.dialogue import Speaker, Turn
 
 NAME = "long-short"
-LOOK = 1.0
-"""Seconds between two looks at whether a client that waits is still there."""
+POLL_INTERVAL = 1.0
+"""Seconds between two checks whether the client is still connected."""
 
 
 class _Part(BaseModel):
@@ -43,7 +41,7 @@ class _StreamOptions(BaseModel):
 
 
 class ChatRequest(BaseModel):
-    """A request: one question. Sampling and limits are those that the models were examined with."""
+    """A request with one question. Sampling parameters and limits are fixed to those of the evaluation."""
 
     model_config = ConfigDict(extra="forbid")
     model: Literal["long-short"]
@@ -53,33 +51,33 @@ class ChatRequest(BaseModel):
     n: Literal[1] = 1
 
     @model_validator(mode="after")
-    def _nothing_idle(self) -> Self:
+    def _no_unused_options(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options has no effect without stream")
         return self
 
 
 def create_app(client: TwoModelClient) -> FastAPI:
-    """The endpoint. Errors read as OpenAI's do: 400 for what is not understood, 503 where a server is gone."""
+    """The app. Errors follow OpenAI's format: 400 for invalid requests, 503 if a backend is down."""
 
     @asynccontextmanager
-    async def life(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with client:
             yield
 
-    app = FastAPI(lifespan=life, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.exception_handler(RequestValidationError)
-    async def refuse(_: Request, error: RequestValidationError) -> JSONResponse:
-        told = (f"{'.'.join(map(str, item['loc'][1:]))}: {item['msg']}" for item in error.errors())
-        return _error(400, "invalid_request_error", "; ".join(told))
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        details = (f"{'.'.join(map(str, item['loc'][1:]))}: {item['msg']}" for item in error.errors())
+        return _error(400, "invalid_request_error", "; ".join(details))
 
     @app.exception_handler(BackendDown)
-    async def gone(_: Request, error: BackendDown) -> JSONResponse:
+    async def backend_down(_: Request, error: BackendDown) -> JSONResponse:
         return _error(503, "service_unavailable", str(error))
 
     @app.exception_handler(TooLong)
-    async def overflow(_: Request, error: TooLong) -> JSONResponse:
+    async def too_long(_: Request, error: TooLong) -> JSONResponse:
         return _error(400, "invalid_request_error", str(error))
 
     @app.get("/health")
@@ -93,48 +91,48 @@ def create_app(client: TwoModelClient) -> FastAPI:
 
     @app.post("/v1/chat/completions", response_model=None)
     async def complete(chat: ChatRequest, request: Request) -> dict[str, Any] | Response:
-        spoken = client.stream_dialogue(chat.messages[0].content)
+        pieces = client.stream_dialogue(chat.messages[0].content)
         if not chat.stream:
-            whole = await _while_connected(request, spoken)
-            return _reply(whole) if whole else Response(status_code=499)
-        # Nothing is promised before the first words are there: a server that is gone is then told as a status.
-        first = [await anext(spoken), await anext(spoken)]
+            done = await _while_connected(request, pieces)
+            return _reply(done) if done else Response(status_code=499)
+        # The response starts after the first piece, so that a dead backend is reported by status.
+        first = [await anext(pieces), await anext(pieces)]
         wants_usage = chat.stream_options is not None and chat.stream_options.include_usage
-        return StreamingResponse(_streamed(first, spoken, wants_usage), media_type="text/event-stream")
+        return StreamingResponse(_streamed(first, pieces, wants_usage), media_type="text/event-stream")
 
     return app
 
 
-async def _while_connected(request: Request, spoken: AsyncIterator[TextDelta | DialogueDone]) -> DialogueDone | None:
-    """The dialogue once it is over; None when the client has hung up before, and nothing more is drawn then."""
+async def _while_connected(request: Request, pieces: AsyncIterator[TextDelta | DialogueDone]) -> DialogueDone | None:
+    """Waits for the end of the dialogue. None if the client disconnects; sampling then stops."""
 
-    async def last() -> TextDelta | DialogueDone:
-        return [piece async for piece in spoken][-1]
+    async def last_piece() -> TextDelta | DialogueDone:
+        return [piece async for piece in pieces][-1]
 
-    task = asyncio.create_task(last())
+    task = asyncio.create_task(last_piece())
     while not task.done():
-        await asyncio.wait({task}, timeout=LOOK)
+        await asyncio.wait({task}, timeout=POLL_INTERVAL)
         if not task.done() and await request.is_disconnected():
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
             return None
-    whole = task.result()
-    assert isinstance(whole, DialogueDone)
-    return whole
+    done = task.result()
+    assert isinstance(done, DialogueDone)
+    return done
 
 
 def _error(status: int, kind: str, message: str) -> JSONResponse:
     return JSONResponse({"error": {"message": message, "type": kind, "param": None, "code": None}}, status)
 
 
-def _reply(whole: DialogueDone) -> dict[str, Any]:
-    *before, last = whole.state.dialogue.turns
+def _reply(done: DialogueDone) -> dict[str, Any]:
+    *before, last = done.state.dialogue.turns
     message = {"role": "assistant", "content": last.text.strip(), "reasoning_content": "".join(map(_turn_json, before))}
     return {
         **_frame("chat.completion"),
-        "usage": _usage(whole),
-        "choices": [{"index": 0, "message": message, "finish_reason": _reason(whole.state), "logprobs": None}],
+        "usage": _usage(done),
+        "choices": [{"index": 0, "message": message, "finish_reason": _reason(done.state), "logprobs": None}],
     }
 
 
@@ -143,19 +141,19 @@ def _frame(kind: str) -> dict[str, Any]:
 
 
 def _reason(state: DialogueState) -> str:
-    """An answer that was wrung from the answerer counts as cut at the limit."""
+    """The finish reason; a forced answer counts as cut by length."""
     return "length" if state.dialogue.hit_cap else "stop"
 
 
-def _usage(whole: DialogueDone) -> dict[str, int]:
-    prompt, drawn = whole.prompt_tokens, whole.state.sampled_tokens
-    return {"prompt_tokens": prompt, "completion_tokens": drawn, "total_tokens": prompt + drawn}
+def _usage(done: DialogueDone) -> dict[str, int]:
+    prompt, sampled = done.prompt_tokens, done.state.sampled_tokens
+    return {"prompt_tokens": prompt, "completion_tokens": sampled, "total_tokens": prompt + sampled}
 
 
 async def _streamed(
     first: list[TextDelta | DialogueDone], rest: AsyncIterator[TextDelta | DialogueDone], with_usage: bool
 ) -> AsyncIterator[str]:
-    """Server-sent events. What goes wrong now can only be told as an event."""
+    """Server-sent events. Errors can only be reported as an event here."""
     frame = _frame("chat.completion.chunk")
 
     def event(delta: dict[str, str], reason: str | None = None) -> str:
@@ -181,13 +179,13 @@ async def _streamed(
 
 def _delta_of(piece: TextDelta | DialogueDone) -> str:
     assert isinstance(piece, TextDelta)
-    return _named(piece.speaker) if piece.begins else piece.text
+    return _speaker_label(piece.speaker) if piece.begins else piece.text
 
 
 def _turn_json(turn: Turn) -> str:
-    """As it is heard while it is spoken."""
-    return _named(turn.speaker) + turn.text
+    """A turn as it appears in the reasoning, streamed or not."""
+    return _speaker_label(turn.speaker) + turn.text
 
 
-def _named(speaker: Speaker) -> str:
+def _speaker_label(speaker: Speaker) -> str:
     return f"\n[{speaker}] "

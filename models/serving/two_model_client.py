@@ -1,7 +1,4 @@
-"""Two served models that answer a question together, each turn as it is spoken (Long⊗Short, papers, section C.4).
-
-Knows: vLLM's streamed completions, the protocol. Must not know: who started the servers, who listens.
-"""
+"""A client that runs a dialogue of two served models and streams its turns (Long⊗Short, arXiv 2505.11827)."""
 
 from __future__ import annotations
 
@@ -21,16 +18,16 @@ from reasoning.records import Problem, TextPart
 
 
 class BackendDown(ReadableError):
-    """A server of the two does not answer."""
+    """One of the two servers does not respond."""
 
 
 class TooLong(ReadableError):
-    """A question that leaves no room for a dialogue."""
+    """The question leaves no room in the context for a dialogue."""
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """Where one of the models is served, and what it is called there."""
+    """URL of a model's server, and the model's name there."""
 
     url: str
     name: str
@@ -38,7 +35,7 @@ class Backend:
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """A piece of a turn; a turn's first piece is its own."""
+    """New text of a turn. Each turn starts with an empty piece."""
 
     speaker: Speaker
     text: str
@@ -47,18 +44,18 @@ class TextDelta:
 
 @dataclass(frozen=True, slots=True)
 class DialogueDone:
-    """A dialogue that is over."""
+    """The end of a dialogue."""
 
     state: DialogueState
     prompt_tokens: int
-    """Shown to both models, turn by turn."""
+    """Prompt tokens of all turns of both models."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
     token_ids: tuple[int, ...]
     finished: bool | None
-    """None while more is to come; False: cut at its limit."""
+    """None if more tokens follow; False: truncated at max_tokens."""
 
 
 class TwoModelClient:
@@ -73,8 +70,8 @@ class TwoModelClient:
         timeout: float,
         key: str = "",
     ):
-        """`context`: tokens of the servers' longest prompt and completion; `timeout`: seconds of silence after which a
-        server counts as gone; `key`: their API key."""
+        """`context`: the servers' max_model_len; `timeout`: seconds without data after which a server counts as down;
+        `key`: the servers' API key."""
         self._context = context
         self._codec, self._backends, self._sampling = codec, backends, sampling
         headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -88,40 +85,40 @@ class TwoModelClient:
         await self._client.aclose()
 
     async def stream_dialogue(self, question: str) -> AsyncIterator[TextDelta | DialogueDone]:
-        """Pieces of the turns as they are spoken, and at last the whole. Raises BackendDown, TooLong."""
+        """Yields the pieces of all turns as they are sampled, then a DialogueDone. Raises BackendDown, TooLong."""
         problem = Problem(id="", prompt=(TextPart(text=question),), answer="")
         prompts, state = self._codec.prompts(problem), DialogueState(Dialogue(self._codec.max_rounds))
-        room = self._context - self._codec.longest
-        if max(map(len, prompts.values())) > room:
-            raise TooLong(f"the question is too long: with its role it may hold {room} tokens")
+        max_prompt_tokens = self._context - self._codec.longest
+        if max(map(len, prompts.values())) > max_prompt_tokens:
+            raise TooLong(f"the question is too long: with its role prompt it may have {max_prompt_tokens} tokens")
         while not state.dialogue.is_over:
-            speaker, token_ids, text, told = state.dialogue.next_speaker, (), "", ""
-            shown = prompts[speaker] + state.token_ids + self._codec.turn_prefix(state.dialogue)
-            finished, listen = False, self._codec.stream_decoder()
+            speaker, token_ids, text, sent = state.dialogue.next_speaker, (), "", ""
+            prompt = prompts[speaker] + state.token_ids + self._codec.turn_prefix(state.dialogue)
+            finished, decode = False, self._codec.stream_decoder()
             yield TextDelta(speaker, "", begins=True)
-            async for piece in self._stream_turn(speaker, shown):
+            async for piece in self._stream_turn(speaker, prompt):
                 token_ids += piece.token_ids
                 finished = bool(piece.finished)
-                text += listen(piece.token_ids)
-                heard = "" if state.dialogue.must_answer else settled_text(text)
-                if heard.startswith(told) and heard != told:
-                    yield TextDelta(speaker, heard[len(told) :])
-                    told = heard
+                text += decode(piece.token_ids)
+                settled = "" if state.dialogue.must_answer else settled_text(text)
+                if settled.startswith(sent) and settled != sent:
+                    yield TextDelta(speaker, settled[len(sent) :])
+                    sent = settled
             state = state.with_turn(self._codec.decode_turn(state.dialogue, Completion(token_ids, finished)))
-            yield TextDelta(speaker, state.dialogue.turns[-1].text[len(told) :])
+            yield TextDelta(speaker, state.dialogue.turns[-1].text[len(sent) :])
         calls = (call for one in Speaker for call in state.calls(one, len(prompts[one])))
         yield DialogueDone(state, sum(call.prompt_tokens for call in calls))
 
     async def unhealthy(self) -> str | None:
-        """What is wrong with a server; None while both are well."""
+        """The problem of an unhealthy server; None if both are healthy."""
         for speaker, backend in self._backends.items():
             try:
                 reply = await self._client.get(f"{backend.url}/health", timeout=5)
-                well = reply.status_code == 200
+                is_healthy = reply.status_code == 200
             except httpx.HTTPError:
-                well = False
-            if not well:
-                return f"the {speaker}-thought model's server at {backend.url} does not answer"
+                is_healthy = False
+            if not is_healthy:
+                return f"the {speaker}-thought model's server at {backend.url} does not respond"
         return None
 
     async def _stream_turn(self, speaker: Speaker, prompt: tuple[int, ...]) -> AsyncIterator[_Piece]:
@@ -140,8 +137,8 @@ class TwoModelClient:
         try:
             async with self._client.stream("POST", f"{backend.url}/v1/completions", json=body) as reply:
                 if reply.status_code != 200:
-                    told = (await reply.aread()).decode(errors="replace")[:200]
-                    raise BackendDown(f"the {speaker}-thought model's server: status {reply.status_code}: {told}")
+                    detail = (await reply.aread()).decode(errors="replace")[:200]
+                    raise BackendDown(f"the {speaker}-thought model's server: status {reply.status_code}: {detail}")
                 ended = False
                 async for line in reply.aiter_lines():
                     if line.startswith("data: {"):
@@ -151,20 +148,20 @@ class TwoModelClient:
         except httpx.HTTPError as error:
             raise BackendDown(f"the {speaker}-thought model's server at {backend.url}: {error!r}") from None
         if not ended:
-            raise BackendDown(f"the {speaker}-thought model's server at {backend.url} broke off")
+            raise BackendDown(f"the {speaker}-thought model's server at {backend.url} ended the stream early")
 
 
 def _piece(line: str) -> _Piece:
-    """Raises BackendDown for what is no piece: an error that came when the stream had begun, half a line, the end of a
-    turn that was given up."""
+    """Parses one line of the stream. Raises BackendDown for an error after the start of the stream, an incomplete line,
+    or an aborted turn."""
     try:
-        told: dict[str, Any] = json.loads(line)
+        event: dict[str, Any] = json.loads(line)
     except ValueError:
-        told = {}
-    choices = told.get("choices")
+        event = {}
+    choices = event.get("choices")
     if not choices:
         raise BackendDown(f"a server sent no completion: {line[:200]}")
     reason = choices[0].get("finish_reason")
     if reason not in (None, "stop", "length"):
-        raise BackendDown(f"a server gave a turn up: {reason!r}")
+        raise BackendDown(f"a server aborted a turn: {reason!r}")
     return _Piece(tuple(choices[0].get("token_ids") or ()), None if reason is None else reason == "stop")

@@ -1,1 +1,1 @@
-"""Training in processes of its own: SFT, DPO, SimPO, multi-turn GRPO."""
+"""Training in separate processes: SFT, DPO, SimPO, multi-turn GRPO."""

@@ -1,10 +1,10 @@
-"""The process that reinforces one of two models: dialogues drawn, rewarded, learnt from (Long⊗Short, section C.5).
+"""Multi-turn GRPO in its own process: samples dialogues, rewards them, trains one of two models (Long⊗Short, arXiv
+2505.11827).
 
-Knows: TRL's GRPO, how weights reach the server that samples. Must not know: pipelines, rounds, sources.
 Started by `accelerate launch`, as `models.training.train` is.
 
-TRL marks `rollout_func` as experimental; it is met here and nowhere else. What it is given per token is whether the
-trained model drew it: `env_mask` keeps all others out of loss, divergence and length.
+TRL marks `rollout_func` as experimental; only this module uses it. `env_mask` tells TRL which tokens the trained model
+sampled; all others are excluded from loss, KL and length.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from models.training.train import (
     SYNC_CHECK_TOKENS,
     ProgressCallback,
     adapters,
-    last_whole_checkpoint,
+    last_complete_checkpoint,
     log_probs_of,
     recomputes,
     record_exit_reason,
@@ -57,55 +57,54 @@ from models.training.train import (
 from reasoning.answers.verifier import Verifier
 from reasoning.dialogue import Speaker
 from reasoning.records import Problem, Verdict
-from reasoning.rewards import DialogueOutcome as Rewarded
-from reasoning.rewards import Rewards, group_rewards
+from reasoning.rewards import DialogueOutcome, Rewards, group_rewards
 from reasoning.sampling_plans import FullEstimate
 from reasoning.thinking import final_answer, is_closed_once
 from reasoning.training_health import StepFigures, collapse, is_best
 
 KINDS = Rewards._fields
-STEPS_APART = 100_000
-"""Between the seeds of two rounds' samples."""
+SEED_STRIDE = 100_000
+"""Distance between the sampling seeds of two rounds."""
 LOGPROB_BATCH = 8
-"""Dialogues in one pass of the trained model, which are padded to the longest of them."""
+"""Largest number of dialogues per forward pass; they are padded to the longest of them."""
 NOT_SAMPLED = {"seconds", "unverified", "money"}
-"""What of a step's usage comes from elsewhere than its sampling."""
+"""Fields of a step's usage that do not come from sampling."""
 RL_SYNC_CHECK_TOKENS = 256
-"""Of a dialogue, with its prompt: enough to reach what the model itself said."""
+"""Leading tokens of a dialogue, prompt included; enough to reach tokens of the trained model."""
 
 
 class Collapsed(ReadableError):
-    """Dialogues have left the bounds of `rl.collapse_limits`."""
+    """A step exceeded `rl.collapse_limits`."""
 
 
 class TooFewProblems(ReadableError):
-    """Not even one step's worth."""
+    """Fewer problems than one step needs."""
 
 
 class StaleWeights(ReadableError):
-    """Weights on their way to the server are not those that were trained."""
+    """The written weights are not those in memory."""
 
 
 class Rollout(NamedTuple):
-    """What the trained model learns from: a dialogue as it was shown to it, and what came of it."""
+    """A dialogue as the trained model saw it, with its result."""
 
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
     is_own_token: list[bool]
-    """Which of `completion_ids` it drew."""
+    """For each of `completion_ids`: whether the trained model sampled it."""
     answer: str | None
     tokens: int
     is_well_formed: bool
     hit_cap: bool
     is_complete: bool = True
-    """False where an engine failed: it then stands for a dialogue of which nothing is learnt."""
+    """False for a placeholder of a dialogue that failed; nothing is learnt from it."""
 
 
 class RolloutEnv(Protocol):
-    """Who works on a problem, and how."""
+    """Samples rollouts of a problem."""
 
     def start(self, problem: Problem, sampling: Sampling) -> tuple[Job, Callable[[], list[Rollout]]]:
-        """A job, and what to ask once it is done."""
+        """The job that samples the rollouts, and a function that returns them once the job is done."""
         ...
 
 
@@ -136,7 +135,7 @@ class DialogueEnv:
 
 
 class SingleModelEnv:
-    """One model, as it answers by itself: a control."""
+    """A single model that answers alone; a control."""
 
     def __init__(self, model: Checkpoint):
         self._model = model
@@ -156,8 +155,9 @@ class SingleModelEnv:
 
 
 class MemorySavingGRPOTrainer(GRPOTrainer):
-    """TRL's, without its padding: there every dialogue of a step is as wide as the longest of all. Knows how long its
-    passes took; who is called from within one takes his own time off."""
+    """TRL's GRPO trainer with less padding: forward passes group dialogues of similar length, where TRL pads all of a
+    step to the longest. `seconds_in_passes` sums the time of training steps; code called from within a step subtracts
+    its own time."""
 
     seconds_in_passes = 0.0
 
@@ -178,15 +178,15 @@ class MemorySavingGRPOTrainer(GRPOTrainer):
         compute_aux_loss: bool = False,
         **_: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """TRL's, on dialogues of like length together; what it would give for padding, which no loss reads, is 0. The
-        loss that balances experts is the mean over dialogues."""
+        """As TRL's, with dialogues of similar length in one pass. Padding positions, which no loss reads, are 0. The
+        auxiliary load-balancing loss is the mean over dialogues."""
         width, start = input_ids.shape[1], input_ids.shape[1] - logits_to_keep
-        order, found = attention_mask.sum(1).argsort(), []
+        order, parts_by_batch = attention_mask.sum(1).argsort(), []
         aux = torch.zeros((), device=input_ids.device)
         for rows in order.split(min(LOGPROB_BATCH, batch_size or LOGPROB_BATCH)):
             used = attention_mask[rows].any(0).nonzero()
             first, last = min(int(used[0]), start - 1), max(int(used[-1]) + 1, start + 1)
-            *part, balance = super()._get_per_token_logps_and_entropies(
+            *part, aux_part = super()._get_per_token_logps_and_entropies(
                 model,
                 input_ids[rows, first:last],
                 attention_mask[rows, first:last],
@@ -194,15 +194,16 @@ class MemorySavingGRPOTrainer(GRPOTrainer):
                 compute_entropy=compute_entropy,
                 compute_aux_loss=compute_aux_loss,
             )
-            aux = aux + len(rows) / len(order) * balance if compute_aux_loss else aux
-            found.append([pad(one, (0, width - last)) for one in part if one is not None])
-        back = order.argsort()
-        logps, *entropies = (torch.cat(parts)[back] for parts in zip(*found, strict=True))
+            aux = aux + len(rows) / len(order) * aux_part if compute_aux_loss else aux
+            parts_by_batch.append([pad(one, (0, width - last)) for one in part if one is not None])
+        inverse = order.argsort()
+        logps, *entropies = (torch.cat(parts)[inverse] for parts in zip(*parts_by_batch, strict=True))
         return logps, entropies[0] if entropies else None, aux if compute_aux_loss else None
 
 
 class RolloutFunction:
-    """Draws and rewards the dialogues of each step with the weights as they are then. `figures` are the last step's."""
+    """TRL's `rollout_func`: samples and rewards the dialogues of each step with the current weights. `figures` holds
+    the figures of the last step."""
 
     def __init__(
         self,
@@ -214,143 +215,146 @@ class RolloutFunction:
         store: RolloutStore,
         verifier: Verifier,
     ):
-        """`start`: what is trained, as it was; `engines`: as many as take part, the trained model's at its place."""
+        """`start`: the model to train, before training; `engines`: one per model, in the order of SPEAKERS; `partner`:
+        the frozen model, if there are two."""
         self._job, self._start, self._problems, self._env = job, start, problems, env_for(job, start)
         self._engines, self._partner = engines, partner
         self._store, self._verifier = store, verifier
         self._trained = SPEAKERS.index(Speaker(job.trains)) if job.trains else 0
-        self._weights, self._proof_file = job.work / "weights", job.work / "proof-text.json"
-        first = list(start.prompt_ids(next(iter(problems.values()))))[:SYNC_CHECK_TOKENS]
+        self._weights, self._sync_check_file = job.work / "weights", job.work / "sync-check-ids.json"
+        prompt_start = list(start.prompt_ids(next(iter(problems.values()))))[:SYNC_CHECK_TOKENS]
         self.sync_check_ids: list[int] = (
-            json.loads(self._proof_file.read_text()) if self._proof_file.exists() else first
+            json.loads(self._sync_check_file.read_text()) if self._sync_check_file.exists() else prompt_start
         )
-        """What a server is asked about to show which weights it serves: the last dialogue. It is in a checkpoint's
-        digest, so a resumed training must have the same."""
+        """Tokens of the next weight-sync check: the last dialogue. They are part of a checkpoint's digest, so a resumed
+        training needs the same."""
         self._failures = FailureBudget(
             "dialogues", job.rl.max_steps * job.rl.problems_per_step, job.engine.max_failed_fraction
         )
         self._last = (0.0, 0.0)
-        """When the last step began, and how long passes had taken by then."""
+        """Start of the last step, and `seconds_in_passes` at that time."""
         self.figures: dict[str, float] = {}
         self.history = self._load_history()
 
     def __call__(self, names: list[str], trainer: MemorySavingGRPOTrainer) -> dict[str, Any]:
-        """TRL's `rollout_func`: `names` are problems' ids, each as often as a group has dialogues."""
+        """`names`: problem ids, each repeated `num_generations` times. Returns TRL's columns for all dialogues."""
         began, passes = time.monotonic(), trainer.seconds_in_passes
         step = trainer.state.global_step
         policy = self._policy(step, trainer)
         models = self._models(policy)
         serve_all(self._engines, models)
         synced = time.monotonic()
-        asked = [self._problems[name] for name in dict.fromkeys(names)]
-        groups = self._sample(asked, models, step)
-        drawn = time.monotonic()
-        told, rewards = [one for group in groups for one in group], self._rewards(asked, groups)
-        held = [(one, its) for one, its in zip(told, rewards, strict=True) if one.is_complete]
-        first = held[0][0]
+        problems = [self._problems[name] for name in dict.fromkeys(names)]
+        groups = self._sample(problems, models, step)
+        sampled = time.monotonic()
+        dialogues, rewards = [one for group in groups for one in group], self._rewards(problems, groups)
+        complete = [pair for pair in zip(dialogues, rewards, strict=True) if pair[0].is_complete]
+        first = complete[0][0]
         self.sync_check_ids = list((first.prompt_ids + first.completion_ids)[:RL_SYNC_CHECK_TOKENS])
-        atomic_write(self._proof_file, json.dumps(self.sync_check_ids))
-        self._log_step(step, [one for one, _ in held], [its for _, its in held], policy)
-        self._log_training_cost(told)
+        atomic_write(self._sync_check_file, json.dumps(self.sync_check_ids))
+        self._log_step(step, [one for one, _ in complete], [reward for _, reward in complete], policy)
+        self._log_training_cost(dialogues)
         ended = time.monotonic()
         trainer.seconds_in_passes -= ended - began
         self.figures |= {
             "seconds_sync": synced - began,
-            "seconds_sample": drawn - synced,
-            "seconds_reward": ended - drawn,
-            # Of the step before this one, whose training is over by now; a resumed training has none.
+            "seconds_sample": sampled - synced,
+            "seconds_reward": ended - sampled,
+            # Of the previous step, whose training is over by now; unknown in the first step after a start.
             "seconds_step_before": began - self._last[0] if self._last[0] else 0.0,
             "seconds_passes_before": passes - self._last[1] if self._last[0] else 0.0,
         }
         self._last = (began, passes)
         return {
-            "prompt_ids": [list(one.prompt_ids) for one in told],
-            "completion_ids": [list(one.completion_ids) for one in told],
-            "logprobs": None,  # read only where sampled and trained weights may differ
-            "env_mask": [[int(own) for own in one.is_own_token] for one in told],
+            "prompt_ids": [list(one.prompt_ids) for one in dialogues],
+            "completion_ids": [list(one.completion_ids) for one in dialogues],
+            "logprobs": None,  # only needed where sampling and training weights may differ
+            "env_mask": [[int(own) for own in one.is_own_token] for one in dialogues],
             **{kind: [getattr(one, kind) for one in rewards] for kind in KINDS},
         }
 
     def _sample(self, problems: Sequence[Problem], models: Sequence[Checkpoint], step: int) -> list[list[Rollout]]:
-        """The dialogues of each problem. Raises TooManyFailed."""
+        """The rollouts of each problem. Raises TooManyFailed."""
         rl = self._job.rl
         sampling = Sampling(
             samples=rl.num_generations, temperature=rl.temperature, top_p=1.0, max_tokens=self._job.max_tokens
         )
-        begun = [self._env.start(problem, sampling) for problem in problems]
+        started = [self._env.start(problem, sampling) for problem in problems]
         schedulers = [EngineScheduler(engine, model) for engine, model in zip(self._engines, models, strict=True)]
-        # Each step's samples are its own: the partner, which never changes, would say the same again to a problem that
-        # comes again.
-        seed = self._job.seed * STEPS_APART + step
+        # One seed per step: otherwise the frozen partner would repeat its turns when a problem comes again.
+        seed = self._job.seed * SEED_STRIDE + step
         rollouts = RolloutExecutor(self._store, schedulers, Purpose.REINFORCE, seed, failures=self._failures)
-        rollouts.run_jobs(job for job, _ in begun)
+        rollouts.run_jobs(job for job, _ in started)
         self.figures = rollouts.usage.model_dump(exclude=NOT_SAMPLED)
-        refused = [job.refused for job, _ in begun if job.refused]
-        if len(refused) == len(begun):
-            raise TooManyFailed(f"step {step}: there is no dialogue at all: {refused[0].reason}")
+        refused = [job.refused for job, _ in started if job.refused]
+        if len(refused) == len(started):
+            raise TooManyFailed(f"step {step}: all dialogues failed: {refused[0].reason}")
         self.figures |= {f"{FAILED}{kind}": count for kind, count in Counter(one.kind for one in refused).items()}
         return [
-            self._placeholders(problem) if job.refused else told()
-            for problem, (job, told) in zip(problems, begun, strict=True)
+            self._placeholders(problem) if job.refused else get_rollouts()
+            for problem, (job, get_rollouts) in zip(problems, started, strict=True)
         ]
 
     def _placeholders(self, problem: Problem) -> list[Rollout]:
-        """What stands for a problem's dialogues where an engine failed: alike, and no token anybody's own, so that
-        neither rewards nor loss come of them."""
+        """Placeholders for the dialogues of a problem that failed: identical and without own tokens, so that they have
+        neither advantage nor loss."""
         prompt, end = self._start.prompt_ids(problem), (self._start.end_id,)
         return [Rollout(prompt, end, [False], None, 0, False, False, is_complete=False)] * self._job.rl.num_generations
 
     def _rewards(self, problems: Sequence[Problem], groups: Sequence[Sequence[Rollout]]) -> list[Rewards]:
-        """Of all dialogues, one after another."""
-        judged = self._verifier.verdicts(problems, [[one.answer for one in group] for group in groups])
-        self.figures["unverified"] = sum(verdicts.count(Verdict.TIMEOUT) for verdicts in judged)
+        """Rewards of all dialogues, in order."""
+        verdicts_by_group = self._verifier.verdicts(problems, [[one.answer for one in group] for group in groups])
+        self.figures["unverified"] = sum(verdicts.count(Verdict.TIMEOUT) for verdicts in verdicts_by_group)
         return [
             rewards
-            for group, verdicts in zip(groups, judged, strict=True)
+            for group, verdicts in zip(groups, verdicts_by_group, strict=True)
             for rewards in group_rewards(
                 [
-                    Rewarded(one.tokens, verdict is Verdict.RIGHT, one.is_well_formed)
+                    DialogueOutcome(one.tokens, verdict is Verdict.RIGHT, one.is_well_formed)
                     for one, verdict in zip(group, verdicts, strict=True)
                 ]
             )
         ]
 
-    def _log_step(self, step: int, told: Sequence[Rollout], rewards: Sequence[Rewards], policy: Checkpoint) -> None:
-        """Keeps the step's figures, and its weights while they are the best. Raises Collapsed."""
-        rl, count = self._job.rl, len(told)
+    def _log_step(
+        self, step: int, dialogues: Sequence[Rollout], rewards: Sequence[Rewards], policy: Checkpoint
+    ) -> None:
+        """Records the step's figures, and its weights if they are the best so far. Raises Collapsed."""
+        rl, count = self._job.rl, len(dialogues)
         means = {kind: sum(getattr(one, kind) for one in rewards) / count for kind in KINDS}
-        praised = rl.correctness_weight * means["correctness"] + rl.format_weight * means["form"]
-        tokens = sum(one.tokens for one in told) / count
+        quality_reward = rl.correctness_weight * means["correctness"] + rl.format_weight * means["format"]
+        tokens = sum(one.tokens for one in dialogues) / count
         self.history = [one for one in self.history if one.step < step]
-        self.history.append(StepFigures(step=step, tokens=tokens, quality_reward=praised))
-        atomic_write(self._job.work / "course.json", json.dumps([one.model_dump() for one in self.history]))
+        self.history.append(StepFigures(step=step, tokens=tokens, quality_reward=quality_reward))
+        atomic_write(self._job.work / "training_health.json", json.dumps([one.model_dump() for one in self.history]))
         reason = collapse(self.history, rl.collapse_limits)
         if not reason and is_best(self.history):
             atomic_write(self._job.work / "best", str(policy.folder))
         self._remove_old_weights(policy.folder)
         self.figures |= {
             "dialogue_tokens": tokens,
-            "cap_hit": sum(one.hit_cap for one in told) / count,
+            "cap_hit": sum(one.hit_cap for one in dialogues) / count,
             **means,
         }
         if reason:
             raise Collapsed(
-                f"the training of the {self._job.trains or 'one'} model collapsed in step {step}: {reason}. Its best "
-                f"weights are in {(self._job.work / 'best').read_text()}; lower rl.learning_rate, raise rl.beta, or "
+                f"the training of the {self._job.trains or 'single'} model collapsed in step {step}: {reason}. Its "
+                f"best weights are in {(self._job.work / 'best').read_text()}; "
+                f"lower rl.learning_rate, raise rl.beta, or "
                 f"widen rl.collapse_limits"
             )
 
-    def _log_training_cost(self, told: Sequence[Rollout]) -> None:
-        """What learning from a step's dialogues costs. The reference reads them, too."""
+    def _log_training_cost(self, dialogues: Sequence[Rollout]) -> None:
+        """Records the training FLOPs of a step, those of the reference model included."""
         self.figures["training_flops"] = self._start.shape.training_flops(
-            [len(one.prompt_ids) + len(one.completion_ids) for one in told],
+            [len(one.prompt_ids) + len(one.completion_ids) for one in dialogues],
             are_weights_frozen=bool(self._job.lora),
             is_recomputed=recomputes(),
             with_reference=self._job.rl.beta > 0,
         )
 
     def _load_history(self) -> list[StepFigures]:
-        path = self._job.work / "course.json"
+        path = self._job.work / "training_health.json"
         return [StepFigures.model_validate(one) for one in json.loads(path.read_text())] if path.exists() else []
 
     def _models(self, policy: Checkpoint) -> list[Checkpoint]:
@@ -359,7 +363,7 @@ class RolloutFunction:
         return [policy, self._partner] if self._trained == 0 else [self._partner, policy]
 
     def _policy(self, step: int, trainer: MemorySavingGRPOTrainer) -> Checkpoint:
-        """The weights as they are trained now, on disk."""
+        """The current weights as a checkpoint on disk."""
         if step == 0:
             return self._start
         folder = self._weights / str(step)
@@ -375,9 +379,9 @@ class RolloutFunction:
 
 
 def merged_weights(model: Any) -> tuple[Any, dict[str, torch.Tensor]]:
-    """The model without its adapters' wrapper, and its weights by their names as they are served: adapters are added to
-    a copy, since adding them and taking them off again would move the weights by rounding. Copies are in the host's
-    memory, since beside two servers a GPU has no room for them."""
+    """The model without its PEFT wrapper, and its weights under their served names. Adapters are merged into copies,
+    since merging and unmerging in place would change the weights by rounding. The copies are in host memory, since a
+    GPU has no room for them beside two servers."""
     if not isinstance(model, PeftModel):
         return model, model.state_dict()
     base = model.get_base_model()
@@ -391,7 +395,7 @@ def merged_weights(model: Any) -> tuple[Any, dict[str, torch.Tensor]]:
 
 
 def write_weights(model: Any, tokenizer: Any, folder: Path, text: list[int]) -> None:
-    """The model in float32 with its proof: what it makes of `text`. Whole, or not there."""
+    """Writes the model in float32, with the log-probs of `text` as its sync check; atomic."""
     hidden = folder.with_name(f".{folder.name}")
     for old in (hidden, folder):
         shutil.rmtree(old, ignore_errors=True)
@@ -404,33 +408,33 @@ def write_weights(model: Any, tokenizer: Any, folder: Path, text: list[int]) -> 
 
 
 def check_weights(weights: Mapping[str, torch.Tensor], tied: Set[str], folder: Path) -> None:
-    """Raises StaleWeights unless the files hold every one of the `weights` in memory, bit by bit; `tied` ones may stand
-    under another's name."""
-    held: dict[str, torch.Tensor] = {}
+    """Raises StaleWeights unless the files hold all `weights` bit for bit; `tied` ones may be stored under another
+    name."""
+    stored: dict[str, torch.Tensor] = {}
     for path in folder.glob("*.safetensors"):
         try:
-            held |= load_file(path)
+            stored |= load_file(path)
         except SafetensorError as error:
             raise StaleWeights(f"{path} cannot be read: {error}") from None
     for name, weight in weights.items():
-        if name in held:
-            if not torch.equal(held[name].to(weight.device), weight):
-                raise StaleWeights(f"{folder}: {name} is not what was trained; nothing was sampled with it")
+        if name in stored:
+            if not torch.equal(stored[name].to(weight.device), weight):
+                raise StaleWeights(f"{folder}: {name} differs from the trained weight; nothing was sampled with it")
         elif name not in tied:
             raise StaleWeights(f"{folder}: {name} is missing; nothing was sampled with it")
 
 
 def grpo_config(job: RlJob) -> GRPOConfig:
-    """TRL's settings: one optimizer step for each set of dialogues, all drawn with the weights that it changes."""
-    cpu, pieces = not torch.cuda.is_available(), job.global_batch_size // job.per_device_train_batch_size
+    """TRL's settings: one optimizer step per set of dialogues, all sampled with the weights that it updates."""
+    on_cpu, micro_batches = not torch.cuda.is_available(), job.global_batch_size // job.per_device_train_batch_size
     return GRPOConfig(
         output_dir=str(job.work),
         seed=job.seed,
         data_seed=job.seed,
         max_steps=job.rl.max_steps,
         per_device_train_batch_size=job.per_device_train_batch_size,
-        gradient_accumulation_steps=pieces,
-        steps_per_generation=pieces,
+        gradient_accumulation_steps=micro_batches,
+        steps_per_generation=micro_batches,
         num_generations=job.rl.num_generations,
         shuffle_dataset=False,
         num_iterations=1,
@@ -438,12 +442,12 @@ def grpo_config(job: RlJob) -> GRPOConfig:
         scale_rewards="group",
         beta=job.rl.beta,
         temperature=job.rl.temperature,
-        reward_weights=[getattr(job.rl, f"{kind}_weight") for kind in KINDS],
+        reward_weights=[job.rl.correctness_weight, job.rl.format_weight, job.rl.length_weight],
         learning_rate=job.learning_rate,
         warmup_steps=job.warmup_ratio,
         lr_scheduler_type="cosine",
         bf16=job.bf16,
-        use_cpu=cpu,
+        use_cpu=on_cpu,
         gradient_checkpointing=recomputes(),
         report_to="none",
         disable_tqdm=True,
@@ -457,7 +461,8 @@ def grpo_config(job: RlJob) -> GRPOConfig:
 
 
 def reward_functions() -> list[Callable[..., list[float]]]:
-    """Rewards were given where dialogues were judged; TRL weighs, compares and logs each by itself."""
+    """Reward functions that return the columns of `RolloutFunction`, since TRL weighs and logs each reward
+    separately."""
 
     def reading(kind: str) -> Callable[..., list[float]]:
         def read(**columns: Any) -> list[float]:
@@ -470,7 +475,7 @@ def reward_functions() -> list[Callable[..., list[float]]]:
 
 
 def main(job: RlJob) -> None:
-    """Reinforces with servers of our own."""
+    """Runs the job with vLLM servers of its own."""
     with ExitStack() as stack:
         engines = [VllmServer(job.engine, job.work / f"vllm-{index}.log") for index in range(2 if job.partner else 1)]
         store, verifier = RolloutStore(os.environ[STORE_VARIABLE]), Verifier()
@@ -480,40 +485,40 @@ def main(job: RlJob) -> None:
 
 
 def reinforce(job: RlJob, engines: Sequence[Engine], store: RolloutStore, verifier: Verifier) -> None:
-    """Trains `job.model` to `job.output`, or on from its last checkpoint."""
+    """Trains `job.model` and writes `job.output`; resumes from the last checkpoint."""
     torch.manual_seed(job.seed)
     rows = [Problem.model_validate(row) for row in pq.read_table(job.rows).to_pylist()]
     start = Checkpoint.open(job.model, job.engine.dtype, job.prompt)
     partner = Checkpoint.open(job.partner, job.engine.dtype, job.prompt) if job.partner else None
     problems = {row.id: row for row in rows}
     order = problem_order(list(problems), job)
-    sampler = RolloutFunction(job, start, problems, engines, partner, store, verifier)
+    rollout_function = RolloutFunction(job, start, problems, engines, partner, store, verifier)
     trainer = MemorySavingGRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32),
         args=grpo_config(job),
         reward_funcs=reward_functions(),  # type: ignore[arg-type]
         train_dataset=Dataset.from_dict({"prompt": order}),
         processing_class=start.tokenizer,
-        rollout_func=sampler,  # type: ignore[arg-type]
+        rollout_func=rollout_function,  # type: ignore[arg-type]
         peft_config=adapters(job),
     )
-    trainer.add_callback(ProgressCallback(job.progress, lambda: sampler.figures))
-    trainer.train(resume_from_checkpoint=last_whole_checkpoint(job.work))
-    save(job, trainer.accelerator.unwrap_model(trainer.model), start.tokenizer, sampler.sync_check_ids)
+    trainer.add_callback(ProgressCallback(job.progress, lambda: rollout_function.figures))
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(job.work))
+    save(job, trainer.accelerator.unwrap_model(trainer.model), start.tokenizer, rollout_function.sync_check_ids)
 
 
 def problem_order(names: Sequence[str], job: RlJob) -> list[str]:
-    """The problems of all steps, in one epoch: a resumed training finds its place in it, which it would not in a second
-    epoch of a sampler that shuffles. No problem comes twice in a step. Raises TooFewProblems."""
+    """Problem ids of all steps, as one epoch, since a sampler that shuffles each epoch cannot be resumed in a
+    later one. No problem occurs twice in a step. Raises TooFewProblems."""
     if len(names) < job.rl.problems_per_step:
         raise TooFewProblems(
-            f"{len(names)} problems are left to train on, and each step takes rl.problems_per_step "
+            f"{len(names)} problems are left to train on, but each step needs rl.problems_per_step "
             f"({job.rl.problems_per_step}); lower "
-            f"that, or give more problems"
+            f"that, or provide more problems"
         )
-    luck, order = random.Random(f"reinforce/{job.seed}"), list[str]()
+    rng, order = random.Random(f"reinforce/{job.seed}"), list[str]()
     while len(order) < job.rl.max_steps * job.rl.problems_per_step:
-        shuffled = luck.sample(list(names), len(names))
+        shuffled = rng.sample(list(names), len(names))
         order += shuffled[: len(names) // job.rl.problems_per_step * job.rl.problems_per_step]
     return order[: job.rl.max_steps * job.rl.problems_per_step]
 
@@ -525,7 +530,7 @@ def env_for(job: RlJob, start: Checkpoint) -> RolloutEnv:
 
 
 def run(job: RlJob) -> None:
-    """Does the job, and leaves word where it ends for a reason that has a remedy."""
+    """Runs the job; writes the reason to the exit file when it ends for a known one."""
     try:
         main(job)
     except (Collapsed, StaleWeights, WeightSyncError, TooManyFailed, TooFewProblems) as error:

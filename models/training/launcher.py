@@ -1,7 +1,4 @@
-"""Training as a guarded subprocess: job file, log file, progress, exit code.
-
-Knows: how to launch `models.training.train` and what the word it leaves means. Must not know: TRL, torch, pipelines.
-"""
+"""Runs training in a guarded subprocess: job file, log file, progress, exit reason."""
 
 from __future__ import annotations
 
@@ -26,40 +23,40 @@ from models.processes import GuardedProcess
 LOG = "train.log"
 STORE_VARIABLE = "BREVITY_ROLLOUTS"
 RECOMPUTES = "recomputes"
-"""The figure that says whether training computed activations a second time."""
+"""Name of the progress figure that says whether activations were recomputed."""
 FAILED = "failed: "
-"""Begins the names of a step's figures that say for how many problems there were no dialogues, and why."""
+"""Prefix of progress figures that count problems without dialogues, by reason."""
 
 
 class ExitReason(StrEnum):
-    """Why the trainer ended, where a remedy is known; exit codes do not survive `accelerate launch`."""
+    """Why the trainer stopped, where a remedy is known. Needed because `accelerate launch` does not pass on exit
+    codes."""
 
     OUT_OF_MEMORY = "out-of-memory"
     NOT_FINITE = "not-finite"
-    UNKNOWN_HEAD = "unknown-head"
     GIVEN_UP = "given-up"
-    """For a reason that the next lines tell a person."""
+    """The following lines of the file give the reason."""
 
 
 class Job(BaseModel):
-    """What every trainer's process needs to know."""
+    """Parameters of all training processes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     MODULE: ClassVar[str]
-    """Which program does it."""
+    """The module to launch."""
     LAUNCH: ClassVar[tuple[str, ...]] = ()
-    """What accelerate must know of it."""
+    """Extra arguments of `accelerate launch`."""
 
     model: Path
     rows: Path
     """Parquet."""
     output: Path
     work: Path
-    """Folder for the trainer's own checkpoints; a repeated job resumes from the last."""
+    """Folder for the trainer's checkpoints; a repeated job resumes from the last."""
     progress: Path
     exit_file: Path
-    """Holds an `Outcome` when the trainer gave up for a known reason, and what else there is to say of it."""
+    """Contains an `ExitReason`, and details in further lines, if the trainer stopped for a known reason."""
     seed: int
     learning_rate: float
     global_batch_size: int
@@ -67,7 +64,7 @@ class Job(BaseModel):
     warmup_ratio: float
     max_length: int | None
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the weights that are kept."""
+    """Precision of the saved weights."""
     bf16: bool = True
     lora: Lora | None = None
     log_every: int = 5
@@ -75,17 +72,18 @@ class Job(BaseModel):
 
     @property
     def too_long_message(self) -> str:
-        """The setting that says how long a row may be."""
+        """The setting that limits the length of a row."""
         return f"its max_length ({self.max_length})"
 
     @property
     def environment(self) -> dict[str, str]:
-        """What must not stand in a file."""
+        """Environment variables, for values that must not be written to a file."""
         return {}
 
 
 class TrainJob(Job):
-    """Training on rows of token ids: prompt_ids, and completion_ids (sft) or chosen_ids and rejected_ids (others)."""
+    """Training on rows of token ids: prompt_ids, with completion_ids (sft) or chosen_ids and rejected_ids (simpo,
+    dpo)."""
 
     MODULE = "models.training.train"
 
@@ -100,84 +98,79 @@ class TrainJob(Job):
 
 
 class RlJob(Job):
-    """Reinforcement on rows of Problem (Long⊗Short, section C.5)."""
+    """Multi-turn GRPO on rows of Problem (Long⊗Short, arXiv 2505.11827)."""
 
     MODULE = "models.training.grpo"
     LAUNCH = ("--num_processes", "1")
 
     trains: Who | None
-    """Which of two models `model` is; None: it works alone."""
+    """Which of the two models is trained; None: a single model."""
     partner: Path | None
-    """The other one, which stays as it is."""
+    """The other model, which is frozen."""
     protocol: Protocol | None
     rl: Reinforcement
     max_tokens: int
-    """Of a completion where the model works alone."""
+    """Of a completion of a single model."""
     engine: Engine
     prompt: Prompt = Prompt()
     store: str = Field("", exclude=True)
-    """URL of the rollout store. It may hold a password, and so travels in the environment."""
+    """URL of the rollout store. Passed by environment, since it may contain a password."""
 
     @property
-    def too_long(self) -> str:
+    def too_long_message(self) -> str:
         return "protocol.max_turn_tokens or protocol.max_rounds"
 
     @property
     def environment(self) -> dict[str, str]:
-        # Where a host has several GPUs, a single process would spread its batch over all, and count it so often.
+        # With several GPUs, a single process would use DataParallel and multiply its batch.
         return {STORE_VARIABLE: self.store, "CUDA_VISIBLE_DEVICES": first_gpu()}
 
 
 def first_gpu() -> str:
-    """Of those that this process may use."""
+    """The first GPU that this process may use."""
     return os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
 
 
 class TrainingFailed(ReadableError):
-    """The trainer cannot do this job; the message says what to change."""
+    """The job cannot be trained; the message says what to change."""
 
 
 class TrainerCrashed(ReadableError):
-    """The trainer ended for an unknown reason; the message holds the end of its log. A repeated job resumes."""
+    """The trainer stopped for an unknown reason; the message contains the end of its log. A repeated job resumes."""
 
 
 def train(job: Job, folder: Path, progress: Callable[[int, int], None], poll: float = 0.5) -> list[dict[str, Any]]:
-    """Runs `job`; `progress` hears (step, steps). Returns the logged figures, one line per logged step.
+    """Runs `job`; `progress` receives (step, steps). Returns the logged figures, one dict per step.
 
-    A micro-batch that does not fit into memory is halved and the job resumes, down to one row. Raises TrainingFailed
-    with the remedy, or TrainerCrashed.
+    When memory runs out, the per-device batch is halved, down to one row, and the job resumes. Raises TrainingFailed,
+    whose message names the remedy, or TrainerCrashed.
     """
     while True:
-        code, outcome, tail = _run(job, folder, progress, poll)
-        outcome, _, detail = outcome.partition("\n")
+        code, reason, tail = _run(job, folder, progress, poll)
+        reason, _, detail = reason.partition("\n")
         if code == 0:
             steps: dict[int, dict[str, Any]] = {}
             for line in _figures(job.progress):
                 steps[line["step"]] = steps.get(line["step"], {}) | line
             return list(steps.values())
-        if outcome == ExitReason.OUT_OF_MEMORY and job.per_device_train_batch_size > 1:
+        if reason == ExitReason.OUT_OF_MEMORY and job.per_device_train_batch_size > 1:
             job = job.model_copy(
                 update={
                     "per_device_train_batch_size": _next_divisor(job.global_batch_size, job.per_device_train_batch_size)
                 }
             )
-        elif outcome == ExitReason.OUT_OF_MEMORY:
+        elif reason == ExitReason.OUT_OF_MEMORY:
             raise TrainingFailed(f"one row does not fit into memory; lower {job.too_long_message}")
-        elif outcome == ExitReason.NOT_FINITE:
+        elif reason == ExitReason.NOT_FINITE:
             raise TrainingFailed(f"the loss is no longer finite; lower its learning_rate ({job.learning_rate:g})")
-        elif outcome == ExitReason.UNKNOWN_HEAD:
-            raise TrainingFailed(
-                f"{job.model}: this model changes its logits after the output head (a soft cap or a scale), which the "
-                f"memory-safe SimPO loss does not know; train another model"
-            )
-        elif outcome == ExitReason.GIVEN_UP:
+        elif reason == ExitReason.GIVEN_UP:
             raise TrainingFailed(detail)
         else:
             raise TrainerCrashed(f"the trainer ended with code {code}; end of {folder / LOG}:\n{tail}")
 
 
 def _run(job: Job, folder: Path, progress: Callable[[int, int], None], poll: float) -> tuple[int, str, str]:
-    """Exit code, outcome and the end of the log."""
+    """Exit code, content of the exit file, and the end of the log."""
     folder.mkdir(parents=True, exist_ok=True)
     job.exit_file.unlink(missing_ok=True)
     file = folder / "job.json"
@@ -187,7 +180,7 @@ def _run(job: Job, folder: Path, progress: Callable[[int, int], None], poll: flo
         "TRL_EXPERIMENTAL_SILENCE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
-        # accelerate would leave a CPU trainer one thread.
+        # accelerate limits a CPU trainer to one thread.
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count())),
         **job.environment,
     }
@@ -201,11 +194,11 @@ def _run(job: Job, folder: Path, progress: Callable[[int, int], None], poll: flo
 
 
 def _figures(path: Path) -> list[dict[str, Any]]:
-    """The whole lines; the last may be half-written, or have been cut short by a kill."""
+    """The complete lines; the last may be incomplete, being written or cut short by a kill."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}\n")]
 
 
 def _next_divisor(batch: int, per_device: int) -> int:
-    """The largest divisor of `batch` that is at most half of `per_device_train_batch_size`."""
+    """The largest divisor of `batch` that is at most half of `per_device`."""
     return next(size for size in range(per_device // 2, 0, -1) if batch % size == 0)

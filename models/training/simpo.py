@@ -1,32 +1,27 @@
-"""SimPO on rows of token ids, without ever holding the logits of a whole batch.
+"""TRL's SimPO on rows of token ids, with TRL's fused output head.
 
-Knows: TRL's CPO trainer, the model's output head. Must not know: jobs, files, where pairs come from.
-
-TRL computes logits [2B, T, V] for all positions, in float32, and keeps them for the backward pass: 2 · 8,192 · 152,000
-of them are 10 GB for one pair of a 7 B model. Here the head sees the completion's positions only, `CHUNK` at a time,
-and each chunk is computed again on the way back, so the peak is CHUNK · V. The SimPO loss is TRL's own.
+CPOTrainer keeps logits [2B, T, V] for the backward pass: 2 · 8,192 · 152,000 in float32 are 10 GB for one pair of a
+7 B model. The fused head computes log-probs in tiles and keeps no logits. The loss is TRL's own.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from trl.experimental.cpo import CPOTrainer
+from trl.trainer.utils import add_fused_lm_head
 
-CHUNK = 1024
-"""Positions whose logits exist at one time."""
 IGNORED = -100
-
-
-class UnknownHead(RuntimeError):
-    """The model's logits are not what its output head gives."""
+"""Label of a token that is not learnt."""
 
 
 class IdsSimPOTrainer(CPOTrainer):
-    """TRL's SimPO on rows that already hold token ids, with chunked log-probs."""
+    """SimPO on rows that already hold token ids."""
+
+    def __init__(self, model: Any, **settings: Any):
+        add_fused_lm_head(model)
+        super().__init__(model=model, **settings)
 
     def tokenize_row(self, feature: dict[str, Any], model: Any = None) -> dict[str, Any]:  # noqa: ARG002
         prompt = feature["prompt_ids"]
@@ -42,21 +37,23 @@ class IdsSimPOTrainer(CPOTrainer):
     def concatenated_forward(self, model: nn.Module, batch: dict[str, Any]) -> Any:
         """Mean log-prob per completion token of both sides, each [B], and the chosen side's cross-entropy per token.
 
-        The third and fourth values stand where TRL returns logits, which it uses for two log entries alone. The
-        cross-entropy is a mean over rows of each row's mean, as SimPO's own terms are, so that micro-batches do not
-        change the gradient; TRL takes one mean over all tokens of a micro-batch.
+        The third and fourth values stand where TRL returns logits, which it only logs. The cross-entropy is a mean over
+        rows of each row's mean, as SimPO's own terms are, so that micro-batches do not change the gradient; TRL takes
+        one mean over all tokens of a micro-batch.
         """
         joined = self.concatenated_inputs(
             batch,
             padding_value=int(self.pad_token_id),  # type: ignore[arg-type]
             device=self.accelerator.device,
         )
-        head = self.accelerator.unwrap_model(model).get_output_embeddings()
-        hidden = hidden_states(model, head, joined["concatenated_input_ids"], joined["concatenated_attention_mask"])
         labels = joined["concatenated_labels"]
-        with self.accelerator.autocast():
-            log_probs, mask = completion_log_probs(hidden, head, labels)
-        means = log_probs.sum(-1) / mask.sum(-1)
+        log_probs = model(
+            joined["concatenated_input_ids"],
+            attention_mask=joined["concatenated_attention_mask"],
+            labels=labels,
+            fused_lm_head=True,
+        ).log_probs
+        means = log_probs.sum(-1) / (labels[:, 1:] != IGNORED).sum(-1)
         chosen = batch["chosen_labels"].shape[0]
         nothing = means.new_zeros(())
         return means[:chosen], means[chosen:], nothing, nothing, -means[:chosen].mean()
@@ -66,51 +63,3 @@ class IdsSimPOTrainer(CPOTrainer):
     ) -> tuple[Tensor, dict[str, Any]]:
         loss, metrics = super().get_batch_loss_metrics(model, batch, train_eval)
         return loss, {name: value for name, value in metrics.items() if "logits/" not in name}
-
-
-@torch.no_grad()
-def validate_head(model: Any) -> None:
-    """Raises UnknownHead for a model that caps or scales its logits after the head: the chunked log-probs would be
-    those of another model."""
-    head, token_ids = model.get_output_embeddings(), torch.zeros((1, 1), dtype=torch.long, device=model.device)
-    logits = model(token_ids).logits
-    read = hidden_states(model, head, token_ids, torch.ones_like(token_ids))
-    if not torch.allclose(head(read), logits, rtol=1e-3, atol=1e-3):
-        raise UnknownHead
-
-
-def hidden_states(model: nn.Module, head: nn.Module, token_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """What the output head reads [B, T, H]; the head itself works on one position only."""
-    seen: list[Tensor] = []
-
-    def take(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        seen.append(inputs[0])
-        return (inputs[0][:, -1:],)
-
-    hook = head.register_forward_pre_hook(take)
-    try:
-        model(token_ids, attention_mask=attention_mask, use_cache=False)
-    finally:
-        hook.remove()
-    return seen[0]
-
-
-def completion_log_probs(hidden: Tensor, head: nn.Module, labels: Tensor, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
-    """Log-prob of each label [B, T−1], 0 where it is ignored, and the mask of those that are not.
-
-    Position t predicts label t+1. Backward recomputes each chunk's logits.
-    """
-    targets, before = labels[:, 1:], hidden[:, :-1]
-    mask = targets != IGNORED
-    read, wanted = before[mask], targets[mask]
-    pieces = [
-        checkpoint(_log_probs, part, ids, head, use_reentrant=False)
-        for part, ids in zip(read.split(chunk), wanted.split(chunk), strict=True)
-    ]
-    flat = torch.cat(pieces)  # type: ignore[arg-type]
-    return torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(mask, flat), mask
-
-
-def _log_probs(hidden: Tensor, token_ids: Tensor, head: nn.Module) -> Tensor:
-    logits = head(hidden).float()
-    return logits.gather(-1, token_ids[:, None])[:, 0] - logits.logsumexp(-1)

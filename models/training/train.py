@@ -1,8 +1,6 @@
-"""The trainer's own process: a job file in, a checkpoint folder out. Started by `accelerate launch`.
+"""SFT, DPO and SimPO in their own process: a job file in, a checkpoint folder out. Started by `accelerate launch`.
 
-Knows: TRL, token ids, one job. Must not know: pipelines, caches, where rows come from.
-
-Rows hold token ids, so what is trained on is exactly what was sampled, and nothing is encoded a second time.
+Rows hold token ids, so training uses exactly the sampled tokens; nothing is tokenized again.
 """
 
 from __future__ import annotations
@@ -31,30 +29,30 @@ from conf.errors import ReadableError
 from models.checkpoints.tokenizer import load_tokenizer
 from models.inference.vllm_server import SYNC_CHECK_FILE
 from models.training.launcher import RECOMPUTES, ExitReason, Job, TrainJob
-from models.training.simpo import IdsSimPOTrainer, UnknownHead, validate_head
+from models.training.simpo import IdsSimPOTrainer
 
 SYNC_CHECK_TOKENS = 64
 J = TypeVar("J", bound=Job)
 
 
 class NotFinite(RuntimeError):
-    """Loss or gradient is not a number any more."""
+    """Loss or gradient is not finite."""
 
 
 class NoOptimizerStep(ReadableError):
-    """The only step would be taken at the rate 0."""
+    """The only step would have learning rate 0."""
 
 
 class ProgressCallback(TrainerCallback):
-    """Writes progress lines for the owner, and stops at the first non-finite loss."""
+    """Writes progress lines for the launcher. Raises NotFinite at the first non-finite loss or gradient."""
 
-    def __init__(self, progress: Path, more: Callable[[], dict[str, float]] = dict):
-        """`more`: figures that the trainer does not log."""
-        self._progress, self._more = progress, more
+    def __init__(self, progress: Path, extra: Callable[[], dict[str, float]] = dict):
+        """`extra`: figures that the trainer does not log."""
+        self._progress, self._extra = progress, extra
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:  # noqa: ARG002
-        told = {**(logs or {}), **self._more()}
-        figures = {name: value for name, value in told.items() if isinstance(value, int | float)}
+        logged = {**(logs or {}), **self._extra()}
+        figures = {name: value for name, value in logged.items() if isinstance(value, int | float)}
         line = {
             "step": state.global_step,
             "steps": state.max_steps,
@@ -77,7 +75,7 @@ def main(job: TrainJob) -> None:
     build = {"simpo": _simpo, "sft": _sft, "dpo": _dpo}[job.method]
     trainer = build(job, model, tokenizer, rows)
     trainer.add_callback(ProgressCallback(job.progress))
-    trainer.train(resume_from_checkpoint=last_whole_checkpoint(job.work))
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(job.work))
     if trainer.accelerator.is_main_process:
         row = rows[0]
         text = (row["prompt_ids"] + row["completion_ids" if job.method == "sft" else "chosen_ids"])[:SYNC_CHECK_TOKENS]
@@ -85,32 +83,33 @@ def main(job: TrainJob) -> None:
 
 
 def recomputes() -> bool:
-    """Whether activations are computed again on the way back: a GPU's memory is too small for all of them."""
+    """Whether activations are recomputed in the backward pass, to save GPU memory."""
     return torch.cuda.is_available()
 
 
 def validate_trains(job: TrainJob, rows: int) -> None:
-    """Raises NothingLearnt for a training of one step, since a warmup begins at the rate 0."""
+    """Raises NoOptimizerStep for a training of one step with warmup, whose learning rate would be 0."""
     if job.warmup_ratio and job.num_train_epochs * math.ceil(rows / job.global_batch_size) == 1:
         raise NoOptimizerStep(
-            f"{rows} rows in batches of {job.global_batch_size} are one step, and with a warmup the learning rate is "
+            f"{rows} rows in batches of {job.global_batch_size} are one step, and with warmup its learning rate is "
             f"0, so nothing would be "
             f"learnt; lower global_batch_size, raise num_train_epochs, or set warmup_ratio = 0"
         )
 
 
-def last_whole_checkpoint(work: Path) -> str | None:
-    """The newest checkpoint that was written to its end; those that were not are removed."""
+def last_complete_checkpoint(work: Path) -> str | None:
+    """The newest complete checkpoint; incomplete ones are deleted."""
     checkpoints = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     for path in checkpoints:
-        if not _is_whole(path):
+        if not _is_complete(path):
             shutil.rmtree(path)
-    whole = [path for path in checkpoints if path.exists()]
-    return str(whole[-1]) if whole else None
+    complete = [path for path in checkpoints if path.exists()]
+    return str(complete[-1]) if complete else None
 
 
-def _is_whole(checkpoint: Path) -> bool:
-    """trainer_state.json is written last; a checkpoint that is being removed may have lost the others first."""
+def _is_complete(checkpoint: Path) -> bool:
+    """Whether all files exist. trainer_state.json is written last, but a checkpoint that is being deleted may still
+    have it."""
     try:
         json.loads((checkpoint / "trainer_state.json").read_text())
     except (FileNotFoundError, ValueError):
@@ -119,7 +118,7 @@ def _is_whole(checkpoint: Path) -> bool:
 
 
 def _arguments(job: TrainJob) -> dict[str, Any]:
-    cpu = not torch.cuda.is_available()
+    on_cpu = not torch.cuda.is_available()
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if job.global_batch_size % processes:
         raise ValueError(
@@ -139,7 +138,7 @@ def _arguments(job: TrainJob) -> dict[str, Any]:
         "warmup_steps": job.warmup_ratio,
         "lr_scheduler_type": "cosine",
         "bf16": job.bf16,
-        "use_cpu": cpu,
+        "use_cpu": on_cpu,
         "report_to": "none",
         "disable_tqdm": True,
         "logging_steps": job.log_every,
@@ -156,7 +155,6 @@ def _arguments(job: TrainJob) -> dict[str, Any]:
 
 
 def _simpo(job: TrainJob, model: Any, tokenizer: Any, rows: Dataset) -> IdsSimPOTrainer:
-    validate_head(model)
     config = CPOConfig(
         **_arguments(job),
         loss_type="simpo",
@@ -191,7 +189,7 @@ class IdsDPOTrainer(DPOTrainer):
 
 def _dpo(job: TrainJob, model: Any, tokenizer: Any, rows: Dataset) -> IdsDPOTrainer:
     config = DPOConfig(**_arguments(job), beta=job.beta)
-    # A new adapter's reference is the model without it.
+    # With a LoRA adapter, the reference is the model without it.
     reference = None if job.lora else AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
     return IdsDPOTrainer(
         model=model,
@@ -216,26 +214,27 @@ def adapters(job: Job) -> LoraConfig | None:
 
 
 def save(job: Job, model: Any, tokenizer: Any, text: list[int]) -> None:
-    """The checkpoint, and the proof by which a server shows that it serves these weights: the log-probs of `text`."""
+    """Saves the checkpoint with its sync check: the log-probs of `text`, by which a server verifies its weights."""
     if isinstance(model, PeftModel):
         model = model.merge_and_unload()
     if job.dtype == "bfloat16":
         model.to(torch.bfloat16)
     model.save_pretrained(job.output)
     tokenizer.save_pretrained(job.output)
-    proof = {"token_ids": text, "log_probs": log_probs(job.output, text)}
-    (Path(job.output) / SYNC_CHECK_FILE).write_text(json.dumps(proof))
+    sync_check = {"token_ids": text, "log_probs": log_probs(job.output, text)}
+    (Path(job.output) / SYNC_CHECK_FILE).write_text(json.dumps(sync_check))
 
 
 def log_probs(folder: Path, token_ids: list[int]) -> list[float]:
-    """What the weights on disk give each token but the first, in float32: the trainer's own forward may run in bf16."""
+    """Log-prob of each token but the first under the weights on disk, in float32: the trainer's own forward may run in
+    bf16."""
     return log_probs_of(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), token_ids)
 
 
 @torch.no_grad()
 def log_probs_of(model: Any, text: list[int]) -> list[float]:
-    """What a model in memory gives each token but the first, in its own precision: the trainer's wrapper, under which
-    it computes in bfloat16, is passed by."""
+    """Log-prob of each token but the first under a model in memory, in its own precision: bypasses the trainer's
+    bfloat16 wrapper."""
     was_training = model.training
     model.eval()
     batch = torch.tensor([text], device=model.device)
@@ -245,7 +244,7 @@ def log_probs_of(model: Any, text: list[int]) -> list[float]:
 
 
 def record_exit_reason(job: J, do: Callable[[J], None]) -> None:
-    """Does the job, and leaves word where it ends for a reason that has a remedy."""
+    """Runs `job` with `do`; writes the reason to the exit file when it ends for a known one."""
     try:
         do(job)
     except torch.OutOfMemoryError:
@@ -253,9 +252,6 @@ def record_exit_reason(job: J, do: Callable[[J], None]) -> None:
         raise
     except NotFinite:
         job.exit_file.write_text(ExitReason.NOT_FINITE)
-        raise
-    except UnknownHead:
-        job.exit_file.write_text(ExitReason.UNKNOWN_HEAD)
         raise
     except NoOptimizerStep as error:
         job.exit_file.write_text(f"{ExitReason.GIVEN_UP}\n{error}")

@@ -1,9 +1,7 @@
-"""Finding the answer in a completion, and deciding plain numbers without a parser.
+"""Extracts boxed answers from completions, and compares plain numbers without a parser.
 
-Knows: `\\boxed{…}`, plain numbers. Must not know: math-verify, processes, time limits.
-
-`settle` is sound, not complete: it speaks only where no convention is in doubt, and leaves everything else (None)
-to `reasoning.answers.check`.
+`settle` is sound but not complete: it decides only unambiguous cases and returns None for the rest, which
+`reasoning.answers.check` decides.
 """
 
 from __future__ import annotations
@@ -11,16 +9,16 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-LONGEST_NUMBER = 1000
-"""Characters; Python refuses to read far longer integers."""
+MAX_NUMBER_CHARS = 1000
+"""Maximum characters of a number. Python does not parse much longer integers."""
 _BRACE = re.compile(r"\\\\(?!(?:boxed|fbox)\b)|\\[{}]|(?P<open>(?P<box>\\(?:boxed|fbox)\s*)?\{)|(?P<close>\})")
-"""Braces, those of boxes among them. What is none is consumed: `\\{`, and a line break `\\\\` before a brace."""
+"""Braces, with those of boxes. Escaped braces `\\{`, and a line break `\\\\` before a brace, are consumed."""
 _BOX_ALONE = re.compile(r"\\(?:boxed|fbox)\s*\Z")
 _NUMBER = re.compile(r"[+-]?(?:[1-9]\d{0,2}(?:,\d{3})+|\d+)(?:\.\d+)?")
 
 
 def boxed(text: str) -> str | None:
-    """The content of the last `\\boxed{…}` that is not empty if one is not; None where the last stays open."""
+    """Content of the last `\\boxed{…}`; a non-empty one is preferred. None if the last one is not closed."""
     last, found = -1, None
     opened: list[tuple[int, bool]] = []
     for match in _BRACE.finditer(text):
@@ -36,7 +34,7 @@ def boxed(text: str) -> str | None:
 
 
 def until_closing_brace(text: str) -> str | None:
-    """`text` up to the first closing brace that was not opened in it; None when it stays open."""
+    """`text` up to the first unmatched closing brace; None if there is none."""
     depth = 0
     for match in _BRACE.finditer(text):
         depth += (match["open"] is not None) - (match["close"] is not None)
@@ -46,17 +44,17 @@ def until_closing_brace(text: str) -> str | None:
 
 
 def plain_number(text: str) -> Fraction | None:
-    """The value of an undecorated number (sign, digits, thousands commas, decimals); None for anything else."""
+    """Value of a plain number (sign, digits, thousands separators, decimals); None for anything else."""
     bare = text.strip().removeprefix("\\$")
     if bare.startswith("$") and bare.endswith("$") and len(bare) > 1:
         bare = bare[1:-1].strip()
-    if len(bare) > LONGEST_NUMBER or not bare.isascii() or not _NUMBER.fullmatch(bare):
+    if len(bare) > MAX_NUMBER_CHARS or not bare.isascii() or not _NUMBER.fullmatch(bare):
         return None
     return Fraction(bare.replace(",", ""))
 
 
 def settle(answer: str, gold: str) -> bool | None:
-    """Whether `answer` equals `gold`, where that can be said without parsing mathematics; else None."""
+    """Whether `answer` equals `gold`; None if that needs a parser."""
     if answer.strip() == gold.strip():
         return True
     given, right = plain_number(answer), plain_number(gold)

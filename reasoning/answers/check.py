@@ -1,8 +1,6 @@
-r"""Whether an answer is the right one, as far as this project's own reading goes: options, texts, formulas.
+r"""Decides whether an answer is correct by this project's own parser: options, texts, formulas.
 
-Knows: how options, texts and forms are compared. Must not know: math-verify, processes, time limits.
-
-Sound: what is not understood wholly is `None`, never right.
+Sound: anything not fully understood gives None, never "correct".
 """
 
 from __future__ import annotations
@@ -21,32 +19,32 @@ _OPTION = re.compile(r"\(([a-z])\)")
 _DECIMAL_COMMA = re.compile(r"([+-]?)(\d{1,3}(?:[. ]\d{3})+|\d+),(\d+)")
 
 
-def same(said: str, gold: str, choices: Sequence[str] | None = None) -> bool | None:
-    """Whether `said` is the right answer `gold`; None where that cannot be told here. Never raises."""
+def same(answer: str, gold: str, choices: Sequence[str] | None = None) -> bool | None:
+    """Whether `answer` equals the correct answer `gold`; None if undecided. Never raises."""
     if choices is not None:
-        return _same_option(said, gold, choices)
-    said = stated(said)
-    text, right = as_text(said), as_text(gold)
+        return _same_option(answer, gold, choices)
+    answer = stated(answer)
+    text, right = as_text(answer), as_text(gold)
     if text == right:
         return True
     if (option := _OPTION.fullmatch(right)) and re.fullmatch(rf"\({option[1]}\)\s?\w\w[^()]*", text):
         return True
-    if _with_decimal_comma(said, gold) or _with_decimal_comma(gold, said):
+    if _with_decimal_comma(answer, gold) or _with_decimal_comma(gold, answer):
         return True
-    return _same_form(said, gold)
+    return _same_form(answer, gold)
 
 
-def _same_option(said: str, gold: str, choices: Sequence[str]) -> bool:
+def _same_option(answer: str, gold: str, choices: Sequence[str]) -> bool:
     right = _options(gold, choices, several=True)
-    return bool(right) and _options(said, choices, several=len(right) > 1) == right
+    return bool(right) and _options(answer, choices, several=len(right) > 1) == right
 
 
 def _options(answer: str, choices: Sequence[str], several: bool) -> frozenset[str]:
     return chosen(answer, choices, lambda text, choice: same(text, choice) is True, several)
 
 
-def _same_form(said: str, gold: str) -> bool | None:
-    given, right = readings(said), readings(gold)
+def _same_form(answer: str, gold: str) -> bool | None:
+    given, right = readings(answer), readings(gold)
     if not given or not right:
         return None
     try:
@@ -56,7 +54,8 @@ def _same_form(said: str, gold: str) -> bool | None:
 
 
 def _with_decimal_comma(one: str, other: str) -> bool:
-    """1000,99 for 1000.99: only beside a number with decimals, as 1,5 may be a list, and 1,500 is 1500."""
+    """Whether `one` is `other` with a decimal comma, such as 1000,99 for 1000.99. Requires decimals on the other side,
+    because 1,5 may be a list and 1,500 is 1500."""
     match = _DECIMAL_COMMA.fullmatch(stripped(one).replace("{,}", ","))
     if not match or not re.fullmatch(r"[+-]?\d+\.\d+", stripped(other)):
         return False
@@ -67,7 +66,8 @@ def _with_decimal_comma(one: str, other: str) -> bool:
 
 
 def is_readable(gold: str, choices: Sequence[str] | None = None) -> bool:
-    """Whether a right answer can be told from others: a formula, a text without LaTeX that is left over, an option."""
+    """Whether a correct answer can be distinguished from wrong ones: a formula, a text without leftover LaTeX, or an
+    option."""
     if choices is not None:
         return bool(_options(gold, choices, several=True))
     return bool(readings(gold)) or bool(re.fullmatch(r"[^\\{}$^_]*\w[^\\{}$^_]*", as_text(gold)))

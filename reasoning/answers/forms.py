@@ -1,8 +1,6 @@
-r"""What an answer is: a number with its unit, a list, a set, an interval, a matrix, an equation, …
+r"""Parses an answer into a form: a number with unit, list, set, interval, matrix, equation, …
 
-Knows: forms of answers, how they are written. Must not know: when two are equal, options.
-
-A form is read whole or not at all, so that no answer is right because a part of it is.
+A form is parsed whole or not at all, so an answer never counts as correct because a part of it is.
 """
 
 from __future__ import annotations
@@ -22,12 +20,12 @@ from reasoning.answers.text import stripped
 RELATIONS = ("=", "<", ">", "le", "ge", "ne", "approx")
 OPENING, CLOSING = ("(", "[", "{", "{{", "lfloor", "lceil"), (")", "]", "}", "}}", "rfloor", "rceil")
 LETTER_UNITS = frozenset(["m", "s", "g", "h", "l"])
-MOST_ITEMS = 200
+MAX_ITEMS = 200
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """A value with its unit; empty: none."""
+    """A value with its unit; an empty string if it has none."""
 
     value: Expression
     unit: str = ""
@@ -35,7 +33,7 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Items:
-    """Several forms: a list (no brackets), a set, a tuple (its brackets are the kind), a matrix, its rows, a ratio."""
+    """Several forms. `kind`: list (no brackets), set, tuple (its brackets), matrix, row, ratio."""
 
     kind: str
     items: tuple[Form, ...]
@@ -43,18 +41,18 @@ class Items:
 
 @dataclass(frozen=True)
 class Assignment:
-    """A name with all that it is said to equal, and the equation that this is. No name: numbers said to be equal."""
+    """A name and everything it equals, with the equation. Without a name: numbers that are stated to be equal."""
 
     name: str
     values: tuple[Form, ...]
     equation: Relation | None = None
     near: tuple[Form, ...] = ()
-    """What it is said to be about."""
+    """Approximate values."""
 
 
 @dataclass(frozen=True)
 class Relation:
-    """Expressions with a relation between each two neighbours."""
+    """Expressions with a relation sign between neighbours."""
 
     sides: tuple[Expression, ...]
     signs: tuple[str, ...]
@@ -62,12 +60,12 @@ class Relation:
 
 @dataclass(frozen=True)
 class Region:
-    """The real numbers that a letter may be, in ascending intervals. No letter: any."""
+    """Real numbers that a letter may take, as ascending intervals. Without a letter: a plain set of numbers."""
 
     letter: str
     intervals: Intervals
     relation: Relation | None = None
-    """The inequality that says so."""
+    """The inequality that defines the region."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,8 @@ Form = Quantity | Items | Assignment | Relation | Region | Symbol
 
 
 def readings(text: str) -> list[Form]:
-    """What `text` may be: with commas that part thousands, and with commas that part items. Empty: nothing known."""
+    """Possible forms of `text`: with commas as thousands separators, and with commas as list separators. Empty if
+    nothing can be parsed."""
     bare, found = stripped(text), []
     is_ambiguous = re.search(r"\d,\d{3}(?!\d)", bare) and not re.search(r"\d,0\d\d(?!\d)", bare)
     ways = (True, False) if is_ambiguous else (True,)
@@ -98,7 +97,7 @@ def readings(text: str) -> list[Form]:
 
 
 def _with_letter_unit(given: list[Token]) -> list[Token]:
-    """`given` with its last letter as the unit that it may be, as in `5 m`; nothing where it may be none."""
+    """`given` with its last letter read as a unit, as in `5 m`; empty if that is not possible."""
     before, last = given[:-1], given[-1]
     if not before or last.kind != "name" or last.text not in LETTER_UNITS or not last.spaced:
         return []
@@ -108,7 +107,7 @@ def _with_letter_unit(given: list[Token]) -> list[Token]:
 
 
 def read(given: Sequence[Token]) -> Form:
-    """The form that `given` spells. Raises Unreadable, TooLarge."""
+    """Form of a sequence of tokens. Raises Unreadable, TooLarge."""
     given = _trimmed(list(given))
     if not given:
         raise Unreadable("nothing")
@@ -128,17 +127,17 @@ def _trimmed(given: list[Token]) -> list[Token]:
 
 
 def _joined(forms: list[Form], marks: list[str]) -> Form:
-    """Relations about one letter as the numbers that fulfil them; all else as a list."""
-    if len(forms) > MOST_ITEMS:
+    """Inequalities about one letter as a region; everything else as a list."""
+    if len(forms) > MAX_ITEMS:
         raise Unreadable("too many items")
     parts = [form for form in forms if isinstance(form, Region)]
     if len(parts) == len(forms) and len({part.letter for part in parts}) == 1:
-        return _meeting(*parts) if marks[-1] == "and" and len(parts) == 2 else _union(parts)
+        return _intersection(*parts) if marks[-1] == "and" and len(parts) == 2 else _union(parts)
     return Items("list", tuple(forms))
 
 
 def _split(given: Sequence[Token], marks: Sequence[str]) -> tuple[list[list[Token]], list[str]]:
-    """`given` parted at each of `marks` outside of brackets, and the marks."""
+    """Parts of `given` between separators outside brackets, and the separators."""
     parts: list[list[Token]] = [[]]
     found, depth = [], 0
     for token in given:
@@ -200,11 +199,11 @@ def _named_region(name: str, form: Form) -> Form:
 
 
 def _bracketed(given: list[Token]) -> Form | None:
-    """A set, a tuple or an interval; None where brackets do not stand around the whole."""
+    """A set, tuple or interval; None if brackets do not enclose the whole sequence."""
     first, last = given[0], given[-1]
     if first.kind != "op" or first.text not in ("(", "[", "{", "{{") or last.text not in CLOSING or len(given) < 2:
         return None
-    if any(depth <= 0 for depth in _depths(given)[:-1]):
+    if any(depth <= 0 for depth in _bracket_depths(given)[:-1]):
         return None
     inside = given[1:-1]
     if first.text == "{{":
@@ -217,7 +216,7 @@ def _bracketed(given: list[Token]) -> Form | None:
     return Items(first.text + last.text, tuple(map(_item, parts)))
 
 
-def _depths(given: Sequence[Token]) -> list[int]:
+def _bracket_depths(given: Sequence[Token]) -> list[int]:
     depth, found = 0, []
     for token in given:
         depth += _opens(token)
@@ -240,7 +239,7 @@ def _set(inside: list[Token]) -> Form:
 
 def _matrix(given: list[Token]) -> Form:
     name = re.fullmatch(r"\\begin\{([pbBv]?matrix|smallmatrix|array)\}(?:\{[clr|]*\})?", given[0].text)
-    if not name or name[1] == "vmatrix" or not given[-1].text.startswith("\\end") or 0 in _depths(given)[:-1]:
+    if not name or name[1] == "vmatrix" or not given[-1].text.startswith("\\end") or 0 in _bracket_depths(given)[:-1]:
         raise Unreadable("an environment that is no matrix")
     rows, _ = _split(given[1:-1], ("\\\\",))
     rows = [row for row in rows if row]
@@ -249,7 +248,7 @@ def _matrix(given: list[Token]) -> Form:
 
 
 def _quantity(given: Sequence[Token]) -> Quantity:
-    """An expression, with words of a unit behind it or a currency before it."""
+    """An expression, with a unit after it or a currency before it."""
     given = list(given)
     sign = given[:1] if len(given) > 1 and given[0].text == "-" and given[1].kind == "word" else []
     start = 2 if sign else int(bool(given) and _is_currency(given[0]))
@@ -258,8 +257,8 @@ def _quantity(given: Sequence[Token]) -> Quantity:
     if end == start:
         raise Unreadable("no formula")
     value = formulas.expression([*sign, *given[start:end]])
-    said = [*prefix, *_unit_words(given[end:])]
-    return _with_mark(Quantity(value, units.canonical(said)), given[start:end])
+    spelled = [*prefix, *_unit_words(given[end:])]
+    return _with_mark(Quantity(value, units.canonical(spelled)), given[start:end])
 
 
 def _is_currency(token: Token) -> bool:
@@ -267,7 +266,7 @@ def _is_currency(token: Token) -> bool:
 
 
 def _with_mark(found: Quantity, given: Sequence[Token]) -> Quantity:
-    """A degree or percent sign at the very end is a unit."""
+    """Reads a trailing degree or percent sign as a unit."""
     if given[-1].text == "deg" and found.unit in ("f", "c", "celsius", "fahrenheit"):
         return Quantity(formulas.expression(list(given[:-1])), found.unit[0])
     is_marked = given[-1].kind == "op" and given[-1].text in ("deg", "%") and not found.unit
@@ -277,46 +276,46 @@ def _with_mark(found: Quantity, given: Sequence[Token]) -> Quantity:
 
 
 def _unit_start(given: Sequence[Token], start: int) -> int:
-    """Where the words of a unit begin."""
-    depths = _depths(given)
-    for place in range(start, len(given)):
-        token = given[place]
-        if depths[place] > 0:
+    """Index at which the words of a unit start."""
+    depths = _bracket_depths(given)
+    for position in range(start, len(given)):
+        token = given[position]
+        if depths[position] > 0:
             continue
         if token.kind == "word" or (token.is_set_as_text and token.kind == "name"):
-            return place - (given[place - 1].text == "/" and place - 1 > start)
+            return position - (given[position - 1].text == "/" and position - 1 > start)
     return len(given)
 
 
 def _unit_words(given: Sequence[Token]) -> list[str]:
-    """The words of a unit with their powers. Raises Unreadable for anything else, such as a further number."""
+    """Words of a unit with powers. Raises Unreadable for anything else, such as another number."""
     words: list[str] = []
     given = [token for token in given if token.text not in ("{", "}", ".")]
-    place = 0
-    while place < len(given):
-        token = given[place]
-        if token.text == "^" and place + 1 < len(given) and given[place + 1].text in ("2", "3") and words:
-            words.append({"2": "squared", "3": "cubed"}[given[place + 1].text])
-            place += 1
+    position = 0
+    while position < len(given):
+        token = given[position]
+        if token.text == "^" and position + 1 < len(given) and given[position + 1].text in ("2", "3") and words:
+            words.append({"2": "squared", "3": "cubed"}[given[position + 1].text])
+            position += 1
         elif token.text == "/" and token.kind == "op":
             words.append("per")
         elif token.kind == "word" or token.is_set_as_text or token.text == "in":
             words.append(token.text)
         elif token.text not in ("(", ")", "*"):
             raise Unreadable("no unit")
-        place += 1
+        position += 1
     return words
 
 
 def _name(given: Sequence[Token]) -> str:
-    """The name that `given` are, such as x, f(x), AB, S_{1} or the area; empty where they are none."""
+    """The name that `given` spells, such as x, f(x), AB, S_{1} or the area; empty if it is not a name."""
     kinds = {token.kind for token in given}
     if not given or not kinds <= {"name", "word", "op", "num", "func"} or given[0].kind not in ("name", "word", "op"):
         return ""
-    # Between segments and areas, / and : are part of the name of what is asked.
+    # Between names of segments or areas, / and : belong to the name.
     of_segments = all(token.text.isupper() for token in given if token.kind == "name")
     accents = ("overline", "bar", "vec", *(("/", ":", "frac", "{") if of_segments else ()))
-    depth, said = 0, []
+    depth, spelled = 0, []
     for index, token in enumerate(given):
         depth += _opens(token)
         follows_subscript = index > 0 and given[index - 1].text == "_"
@@ -328,8 +327,8 @@ def _name(given: Sequence[Token]) -> str:
         if not allowed and token.text not in accents:
             return ""
         if token.text not in ("{", "}"):
-            said.append(token.text)
-    return " ".join(said) if any(token.kind in ("name", "word") for token in given) else ""
+            spelled.append(token.text)
+    return " ".join(spelled) if any(token.kind in ("name", "word") for token in given) else ""
 
 
 def _relation(sides: list[list[Token]], signs: list[str]) -> Form:
@@ -345,7 +344,7 @@ def _relation(sides: list[list[Token]], signs: list[str]) -> Form:
 
 
 def _side(given: list[Token]) -> Expression:
-    """A side of an inequality; f(x) is a letter there."""
+    """A side of an inequality. f(x) counts as a letter."""
     name = _name(given)
     if name and any(token.text == "(" for token in given):
         return Expression(lambda p: p.letters[name], frozenset({name}))
@@ -382,7 +381,7 @@ def value_of(found: Expression) -> Any:
 
 
 def _as_region(relation: Relation) -> Region | None:
-    """An inequality between one letter and numbers as the numbers that it allows."""
+    """An inequality between one letter and numbers as a region; None for other relations."""
     letters = {letter for side in relation.sides for letter in side.letters}
     if len(letters) != 1 or len(relation.sides) > 3 or not set(relation.signs) <= {"<", ">", "le", "ge", "ne"}:
         return None
@@ -395,7 +394,7 @@ def _as_region(relation: Relation) -> Region | None:
     for index, sign in enumerate(relation.signs):
         is_left = index < middle[0]
         bound = value_of(relation.sides[index if is_left else index + 1])
-        allowed = _allowed(sign if not is_left else TURNED.get(sign, sign), bound)
+        allowed = _allowed(sign if not is_left else FLIPPED.get(sign, sign), bound)
         if not all(map(regions.is_real, allowed)):
             return None
         found = [both for one in found for other in allowed if (both := regions.intersection(one, other))]
@@ -403,7 +402,7 @@ def _as_region(relation: Relation) -> Region | None:
 
 
 def _allowed(sign: str, bound: Any) -> list[Interval]:
-    """The numbers that stand in a relation to `bound`."""
+    """Numbers in the relation `sign` to `bound`."""
     below, above = EVERYWHERE._replace(high=bound), EVERYWHERE._replace(low=bound)
     return {
         "<": [below],
@@ -414,7 +413,8 @@ def _allowed(sign: str, bound: Any) -> list[Interval]:
     }[sign]
 
 
-TURNED = {"<": ">", ">": "<", "le": "ge", "ge": "le"}
+FLIPPED = {"<": ">", ">": "<", "le": "ge", "ge": "le"}
+"""Relation signs with both sides swapped."""
 
 
 def _is_letter(side: Expression, letter: str) -> bool:
@@ -445,7 +445,7 @@ def _union(parts: Sequence[Region]) -> Region:
     return Region(next(iter(letters), ""), regions.union(intervals))
 
 
-def _meeting(a: Region, b: Region) -> Region:
-    """What fulfils both; where nothing does, what fulfils one of them."""
+def _intersection(a: Region, b: Region) -> Region:
+    """Intersection; the union if the intersection is empty."""
     both = [met for x in a.intervals for y in b.intervals if (met := regions.intersection(x, y))]
     return Region(a.letter, regions.union(both)) if both else _union([a, b])

@@ -1,10 +1,8 @@
-r"""Formulas read from tokens, and compared by value: exactly where both are rational, else to 35 digits; at several
-points where there are letters.
+r"""Parses formulas and compares them by value: exactly if both are rational, else to 35 digits; at several points if
+they contain letters.
 
-Knows: arithmetic, elementary functions, letters. Must not know: lists, relations, units, what an answer is.
-
-Sound rather than complete: what is not wholly understood is Unreadable, and what would take long is TooLarge, so that
-no equality rests on a part of a formula. Letters stand for real numbers; `i` and `e` are the constants.
+Sound rather than complete: a formula that is not fully understood raises Unreadable, and one that would take long
+raises TooLarge, so no equality rests on part of a formula. Letters stand for real numbers; `i` and `e` are constants.
 """
 
 from __future__ import annotations
@@ -23,18 +21,19 @@ from reasoning.answers.latex import NUMBER_WORDS, Token, Unreadable
 Value = Any
 """A Fraction, or a real or complex number of `mp`."""
 DIGITS = 60
+"""Working precision in decimal digits."""
 NEAR = mpmath.mpf(10) ** -35
-"""Two inexact values are equal when they differ by less than this share of the larger, or of 1."""
-MOST_BITS = 1 << 18
-"""Of an exact integer."""
-POINTS, WITHIN = 9, 3
-"""Values tried for the letters, and how many of them must have said something."""
+"""Relative tolerance of inexact values; relative to 1e-10 for smaller ones."""
+MAX_BITS = 1 << 18
+"""Maximum bits of an exact integer."""
+POINTS, MIN_DEFINED = 9, 3
+"""Number of points at which letters are evaluated, and how many must have a value."""
 mp = mpmath.MPContext()
 mp.dps = DIGITS
 
 
 class TooLarge(Exception):
-    """A number that cannot be worked out in reasonable time."""
+    """A value that would take too long to compute."""
 
 
 class Undefined(Exception):
@@ -42,13 +41,13 @@ class Undefined(Exception):
 
 
 class Point(NamedTuple):
-    """Where a formula is evaluated."""
+    """Values at which a formula is evaluated."""
 
     letters: dict[str, Fraction]
     sign: int = 1
-    """Of ±; ∓ has the other."""
+    """Sign of ±; ∓ has the opposite one."""
     log_is_common: bool = False
-    """Whether `\\log` is to the base 10, not e."""
+    """Whether `\\log` has base 10 instead of e."""
 
 
 Formula = Callable[[Point], Value]
@@ -56,18 +55,18 @@ Formula = Callable[[Point], Value]
 
 @dataclass
 class Expression:
-    """A formula with what must be known of it to compare it."""
+    """A formula and the properties needed to compare it."""
 
     at: Formula
     letters: frozenset[str] = frozenset()
     has_sign: bool = False
-    """Whether ± or ∓ is in it."""
+    """Whether it contains ± or ∓."""
     decimals: int | None = None
-    """Digits after the point, where it is a plain decimal number."""
+    """Digits after the decimal point if it is a plain decimal number."""
 
 
 def number(text: str) -> Value:
-    """The value of a number as `reasoning.answers.latex` spells it, such as 1.5, 2e-3 or 0.\\overline{3}."""
+    """Value of a number token, such as 1.5, 2e-3 or 0.\\overline{3}."""
     if "overline" in text or "(" in text or "\\" in text:
         head, _, repeated = text.replace("{", "(").replace("}", "").rpartition("(")
         head = head.partition("\\")[0].rstrip()
@@ -96,7 +95,7 @@ def _both(
 
 
 def _bounded(value: Fraction) -> Fraction:
-    if max(value.numerator.bit_length(), value.denominator.bit_length()) > MOST_BITS:
+    if max(value.numerator.bit_length(), value.denominator.bit_length()) > MAX_BITS:
         raise TooLarge("an integer of too many digits")
     return value
 
@@ -117,7 +116,7 @@ def power(base: Value, exponent: Value) -> Value:
         if base == 0 and exponent < 0:
             raise Undefined("division by zero")
         bits = max(base.numerator.bit_length(), base.denominator.bit_length())
-        if bits * abs(exponent.numerator) <= MOST_BITS or abs(base) in (0, 1):
+        if bits * abs(exponent.numerator) <= MAX_BITS or abs(base) in (0, 1):
             return base ** (exponent.numerator % 2 + 2 if abs(base) == 1 else exponent.numerator)
     if abs(inexact(exponent)) > 10**7 or abs(inexact(base)) > mp.mpf(10) ** 10**6:
         raise TooLarge("a power of too many digits")
@@ -125,7 +124,7 @@ def power(base: Value, exponent: Value) -> Value:
 
 
 def factorial(value: Value) -> Value:
-    """n!, and Γ(n + 1) between the natural numbers, so that formulas with letters can be compared."""
+    """n!, and Γ(n + 1) for other numbers, so that formulas with letters can be compared."""
     if isinstance(value, Fraction) and value.denominator == 1:
         if value < 0:
             raise Undefined("factorial of a negative number")
@@ -199,19 +198,19 @@ _ACCENTS = ("overline", "bar", "vec", "hat", "widehat", "overrightarrow")
 
 @dataclass
 class Parser:
-    """Reads one expression from the front of `tokens`. Raises Unreadable."""
+    """Recursive-descent parser for one expression. Raises Unreadable."""
 
     tokens: list[Token]
-    place: int = 0
+    position: int = 0
     letters: set[str] = field(default_factory=set)
     has_sign: bool = False
     depth: int = 0
 
     def whole(self) -> Expression:
-        """The expression that all tokens make up."""
+        """The expression that consists of all tokens."""
         found = self.expression()
-        if self.place < len(self.tokens):
-            raise Unreadable(f"{self.tokens[self.place].text!r} out of place")
+        if self.position < len(self.tokens):
+            raise Unreadable(f"{self.tokens[self.position].text!r} out of place")
         return found
 
     def expression(self) -> Expression:
@@ -225,8 +224,8 @@ class Parser:
         return Expression(formula, frozenset(self.letters), self.has_sign, decimals or None)
 
     def _peek(self, ahead: int = 0) -> Token:
-        place = self.place + ahead
-        return self.tokens[place] if place < len(self.tokens) else Token("end", "")
+        position = self.position + ahead
+        return self.tokens[position] if position < len(self.tokens) else Token("end", "")
 
     def _is(self, *texts: str) -> bool:
         token = self._peek()
@@ -234,13 +233,13 @@ class Parser:
 
     def _next(self) -> Token:
         token = self._peek()
-        self.place += 1
+        self.position += 1
         return token
 
     def _expect(self, text: str) -> None:
         if not self._is(text):
             raise Unreadable(f"{text!r} is missing")
-        self.place += 1
+        self.position += 1
 
     def _sum(self) -> Formula:
         self.depth += 1
@@ -264,10 +263,10 @@ class Parser:
         total = self._signed()
         while True:
             if self._is("*"):
-                self.place += 1
+                self.position += 1
                 total = _applied(multiply, total, self._signed())
             elif self._is("/"):
-                self.place += 1
+                self.position += 1
                 total = _applied(divide, total, self._signed())
             elif self._begins_factor():
                 total = _applied(multiply, total, self._power())
@@ -277,7 +276,7 @@ class Parser:
     def _begins_factor(self) -> bool:
         token = self._peek()
         if token.kind == "num":
-            return self.tokens[self.place - 1].kind != "num"
+            return self.tokens[self.position - 1].kind != "num"
         opens = token.text in ("(", "[", "{", "lfloor", "lceil", "frac", "binom", *_ACCENTS)
         return token.kind in ("name", "func") or (token.kind == "op" and opens)
 
@@ -295,7 +294,7 @@ class Parser:
         base = self._postfixed()
         if not self._is("^"):
             return base
-        self.place += 1
+        self.position += 1
         return _applied(power, base, self._exponent())
 
     def _exponent(self) -> Formula:
@@ -303,7 +302,7 @@ class Parser:
             return self._signed()
         exponent = self._group() if self._is("{") else self._postfixed()
         if self._is("^"):
-            self.place += 1
+            self.position += 1
             return _applied(power, exponent, self._exponent())
         return exponent
 
@@ -331,9 +330,9 @@ class Parser:
         if token.kind == "op" and token.text in _OPENING:
             number_in_base = [self._peek(ahead).text for ahead in (1, 2)] == [")", "_"]
             if token.text == "(" and number_in_base and self._peek().kind == "num":
-                digits, self.place = self._next(), self.place + 1
+                digits, self.position = self._next(), self.position + 1
                 return self._number(digits)
-            self.place -= 1
+            self.position -= 1
             return self._bracket()
         if token.kind == "op" and token.text in ("frac", "binom"):
             top, bottom = self._argument(), self._argument()
@@ -344,8 +343,8 @@ class Parser:
 
     def _number(self, token: Token) -> Formula:
         value = number(token.text)
-        if self._is("_"):  # a number in another base stands for itself: its digits and its base must agree
-            self.place += 1
+        if self._is("_"):  # a number in another base is a symbol: digits and base must be equal
+            self.position += 1
             base = self._verbatim()
             return self._letter(f"{token.text} in base {NUMBER_WORDS.get(base, base)}")
         if (part := self._fraction_after(token)) is not None:
@@ -353,7 +352,7 @@ class Parser:
         return lambda p: value
 
     def _fraction_after(self, token: Token) -> Fraction | None:
-        """The second part of a mixed number, such as 1 1/2 or 2\\frac{1}{3}."""
+        """Fraction of a mixed number, such as 1 1/2 or 2\\frac{1}{3}; None if there is none."""
         if not token.text.isdigit():
             return None
         parts = [self._peek(ahead) for ahead in range(7)]
@@ -368,12 +367,12 @@ class Parser:
             return None
         if not (over.isdigit() and under.isdigit() and 0 < int(over) < int(under)):
             return None
-        self.place += length
+        self.position += length
         return Fraction(int(over), int(under))
 
     def _name(self, token: Token) -> Formula:
         if self._is("_"):
-            self.place += 1
+            self.position += 1
             return self._letter(f"{token.text}_{self._verbatim()}")
         if token.text == "i":
             return lambda p: mp.mpc(0, 1)
@@ -386,24 +385,24 @@ class Parser:
 
     def _letter(self, name: str) -> Formula:
         while self._is("'"):
-            self.place += 1
+            self.position += 1
             name += "'"
         self.letters.add(name)
         return lambda p: p.letters[name]
 
     def _verbatim(self) -> str:
-        """The next group or token as it is written."""
+        """The next group or token as written."""
         if not self._is("{"):
             return self._next().text
-        depth, said = 0, []
+        depth, texts = 0, []
         while True:
             token = self._next()
             if token.kind == "end":
                 raise Unreadable("an open brace")
             depth += (token.text == "{") - (token.text == "}")
             if depth == 0:
-                return " ".join(said[1:]).lower()
-            said.append(token.text)
+                return " ".join(texts[1:]).lower()
+            texts.append(token.text)
 
     def _function(self, name: str) -> Formula:
         if name == "sqrt":
@@ -412,10 +411,10 @@ class Parser:
             return self._log()
         exponent = None
         if self._is("^"):
-            self.place += 1
+            self.position += 1
             inverse = [self._peek(ahead).text for ahead in range(4)] == ["{", "-", "1", "}"]
             if inverse and f"arc{name}" in _ELEMENTARY:
-                self.place, name = self.place + 4, f"arc{name}"
+                self.position, name = self.position + 4, f"arc{name}"
             else:
                 exponent = self._exponent()
         if name in _SEVERAL:
@@ -429,7 +428,7 @@ class Parser:
         if not self._is("["):
             inner = self._argument(one_digit=False)
             return lambda p: root(inner(p), Fraction(2))
-        self.place += 1
+        self.position += 1
         degree = self._sum()
         self._expect("]")
         return _applied(root, self._argument(one_digit=False), degree)
@@ -437,7 +436,7 @@ class Parser:
     def _log(self) -> Formula:
         base = None
         if self._is("_"):
-            self.place += 1
+            self.position += 1
             base = self._argument()
         inner = self._operand()
 
@@ -455,19 +454,19 @@ class Parser:
         closing = _OPENING[self._next().text]
         parts = [self._sum()]
         while self._is(","):
-            self.place += 1
+            self.position += 1
             parts.append(self._sum())
         self._expect(closing)
         return lambda p: _SEVERAL[name]([part(p) for part in parts])
 
     def _operand(self) -> Formula:
-        """What a function without brackets applies to: factors that stand together, up to a sign or a function."""
+        """Argument of a function without brackets: adjacent factors, up to a sign or a function."""
         if self._is("(", "[", "{"):
             return self._bracket()
         if self._is("-"):
             return self._signed()
         operand = self._power()
-        while self._peek().kind in ("num", "name") and self.tokens[self.place - 1].kind in ("num", "name"):
+        while self._peek().kind in ("num", "name") and self.tokens[self.position - 1].kind in ("num", "name"):
             operand = _applied(multiply, operand, self._power())
         return operand
 
@@ -485,12 +484,12 @@ class Parser:
         return inner
 
     def _argument(self, one_digit: bool = True) -> Formula:
-        """A command's argument: a group, or the next token; of a number its first digit, as in \\frac12."""
+        """Argument of a command: a group or the next token; of a number its first digit, as in \\frac12."""
         if self._is("{", "("):
             return self._bracket()
         token = self._peek()
         if token.kind == "num" and one_digit and len(token.text) > 1:
-            self.tokens[self.place] = Token("num", token.text[1:])
+            self.tokens[self.position] = Token("num", token.text[1:])
             digit = number(token.text[0])
             return lambda p: digit
         if token.kind not in ("num", "name", "func"):
@@ -503,7 +502,7 @@ def _applied(work: Callable[[Value, Value], Value], left: Formula, right: Formul
 
 
 def expression(tokens: list[Token]) -> Expression:
-    """The expression that `tokens` are. Raises Unreadable."""
+    """The expression that `tokens` spell. Raises Unreadable."""
     try:
         return Parser(list(tokens)).whole()
     except RecursionError:
@@ -511,7 +510,7 @@ def expression(tokens: list[Token]) -> Expression:
 
 
 def value_of(found: Expression, point: Point | None = None) -> Value:
-    """Its value at `point`. Raises Undefined where it has none, TooLarge."""
+    """Value of `found` at `point`. Raises Undefined, TooLarge."""
     try:
         value = found.at(point or Point({}))
     except (ZeroDivisionError, ValueError, OverflowError, TypeError, KeyError) as error:
@@ -533,36 +532,36 @@ def same_value(a: Value, b: Value) -> bool:
 
 
 def points(letters: Iterable[str], log_is_common: bool = False, sign: int = 1) -> list[Point]:
-    """Where formulas with these `letters` are compared: the same for the same letters; the last third is negative."""
-    names, chance = sorted(letters), random.Random(7)
+    """Points at which formulas with these letters are compared; deterministic. The last third is negative."""
+    names, rng = sorted(letters), random.Random(7)
     if not names:
         return [Point({}, sign, log_is_common)]
-    turns = [1] * (POINTS - POINTS // 3) + [-1] * (POINTS // 3)
+    signs = [1] * (POINTS - POINTS // 3) + [-1] * (POINTS // 3)
     return [
-        Point({name: turn * Fraction(chance.randint(211, 4999), 1009) for name in names}, sign, log_is_common)
-        for turn in turns
+        Point({name: turn * Fraction(rng.randint(211, 4999), 1009) for name in names}, sign, log_is_common)
+        for turn in signs
     ]
 
 
 def equal(a: Expression, b: Expression) -> bool:
-    """Whether both have the same value wherever both have one; ± is not expanded here. Raises TooLarge."""
+    """Whether both have the same value wherever both are defined. Does not expand ±. Raises TooLarge."""
     return any(_agree(a, b, points(a.letters | b.letters, log_is_common)) for log_is_common in (False, True))
 
 
 def _agree(a: Expression, b: Expression, where: list[Point]) -> bool:
-    told = 0
+    compared = 0
     for point in where:
         try:
             first, second = value_of(a, point), value_of(b, point)
         except Undefined:
             continue
-        told += 1
+        compared += 1
         if not same_value(first, second):
             negative = any(value < 0 for value in point.letters.values())
             if negative and not (_is_real(first) and _is_real(second)):
-                continue  # roots of negative letters have branches, about which a formula says nothing
+                continue  # roots of negative letters have several branches
             return False
-    return told >= min(len(where), WITHIN)
+    return compared >= min(len(where), MIN_DEFINED)
 
 
 def _is_real(value: Value) -> bool:
@@ -570,7 +569,7 @@ def _is_real(value: Value) -> bool:
 
 
 def proportion(a: Expression, b: Expression) -> int:
-    """The sign of the constant c ≠ 0 with a = c·b wherever both have values; 0 where there is none. Raises TooLarge."""
+    """Sign of the constant c ≠ 0 with a = c·b wherever both are defined; 0 if there is none. Raises TooLarge."""
     ratios: list[Value] = []
     for point in points(a.letters | b.letters):
         try:
@@ -581,7 +580,7 @@ def proportion(a: Expression, b: Expression) -> int:
             return 0
         ratios.append(divide(first, second))
     known = [ratio for ratio in ratios if _is_real(ratio)]
-    if len(known) < min(WITHIN, POINTS if a.letters | b.letters else 1) or len(known) < len(ratios) - POINTS // 3:
+    if len(known) < min(MIN_DEFINED, POINTS if a.letters | b.letters else 1) or len(known) < len(ratios) - POINTS // 3:
         return 0
     if not all(same_value(ratio, known[0]) for ratio in known):
         return 0
@@ -593,12 +592,12 @@ def difference(a: Expression, b: Expression) -> Expression:
 
 
 def with_sign(found: Expression, sign: int) -> Expression:
-    """`found` with ± taken as +1 or -1."""
+    """`found` with ± read as +1 or −1."""
     return Expression(lambda p: found.at(p._replace(sign=sign)), found.letters)
 
 
 def rounds_to(exact: Value, decimal: Value, decimals: int) -> bool:
-    """Whether the plain `decimal`, of at least six digits after the point and six that count, is `exact` rounded."""
+    """Whether `decimal` is `exact` rounded, with at least six decimals and six significant digits."""
     if decimals < 6 or not isinstance(decimal, Fraction) or not _is_real(exact) or abs(decimal) * 10**decimals < 10**5:
         return False
     return bool(abs(inexact(exact) - inexact(decimal)) <= mp.mpf(10) ** -decimals / 2 * (1 + NEAR))

@@ -1,7 +1,7 @@
-r"""An answer's text as tokens, however it is spelled: Unicode or LaTeX, with or without what only sets it.
+r"""Tokenizes answers in any notation: Unicode or LaTeX, with or without typesetting.
 
 `½`, `\dfrac12` and `\frac{1}{2}` give the same tokens; so do `x²` and `x^{2}`, `≤` and `\leqslant`, `33,\!800` and
-`33800`. Nothing that carries a value is dropped: a command that is not known here makes the text unreadable.
+`33800`. Nothing that carries a value is dropped: an unknown command makes the text unreadable.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from reasoning.answers.boxed import until_closing_brace
 
-LONGEST = 2000
-"""Characters of an answer that are read; what is longer is only compared as text."""
+MAX_CHARS = 2000
+"""Maximum characters of an answer that is parsed; longer ones are only compared as text."""
 _words = str.split
 GREEK = _words(
     "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau "
@@ -141,12 +141,12 @@ SIGNS = {
     "ℂ": r"\mathbb{C}",
     "∖": r"\setminus ",
 }
-SETTING = re.compile(
+TYPESETTING = re.compile(
     r"\\(?:left|right|[bB]igg?[lrm]?|middle)(?![a-zA-Z])\s*\.?"
     r"|\\(?:displaystyle|textstyle|scriptstyle|limits|rm|bf|it|nonumber)(?![a-zA-Z])|\\[hv]?phantom\s*(?:\{[^{}]*\}|.)"
     r"|\\!|\\(?:color|textcolor)\s*\{[^{}]*\}"
 )
-"""LaTeX that says how a text is set, and nothing of what it says."""
+"""Typesetting commands without meaning."""
 SPACE = re.compile(
     r"\\(?:[,;: ]|q?quad(?![a-zA-Z])|hspace\*?\{[^{}]*\}|enspace(?![a-zA-Z])|newline(?![a-zA-Z])|\n)|~|\s"
 )
@@ -168,7 +168,7 @@ NUMBER_WORDS = {
 
 
 def _pattern(separators: list[str]) -> re.Pattern[str]:
-    """What a token may be, where `separators` part the groups of three digits of a number."""
+    """Token pattern. `separators`: separators between groups of three digits."""
     number = _NUMBER.format(separators="|".join(separators))
     return re.compile(
         rf"(?P<blank>(?:{SPACE.pattern})+)|(?P<text>{TEXT})(?=\{{)"
@@ -184,21 +184,23 @@ _GROUPING, _PARTING = _pattern([*_ALWAYS, _COMMA]), _pattern(_ALWAYS)
 
 
 class Token(NamedTuple):
+    """One token of an answer."""
+
     kind: str
     """num, name (a letter or a named symbol), word, func, op, env."""
     text: str
     spaced: bool = False
-    """Whether blanks stand before it."""
+    """Whether blanks precede it."""
     is_set_as_text: bool = False
-    """Whether it stood in \\text{…} or the like."""
+    """Whether it is inside \\text{…} or similar."""
 
 
 class Unreadable(Exception):
-    """A text that is no formula as this module knows them."""
+    """The text is not a formula that this parser supports."""
 
 
 def plain(text: str) -> str:
-    """`text` with LaTeX for Unicode's mathematics and ASCII for every digit."""
+    """`text` with LaTeX in position of Unicode mathematics, and ASCII digits."""
     return "".join(_run(kind, "".join(chars)) for kind, chars in groupby(text, _script))
 
 
@@ -234,11 +236,11 @@ def _spelled(char: str) -> str:
 
 
 def tokens(text: str, commas_group: bool) -> list[Token]:
-    """`text` (as `plain` gives it) in tokens. `commas_group`: 1,234 is one number, not two.
+    """Tokens of `text` (as returned by `plain`). `commas_group`: 1,234 is one number, not two.
 
     Raises Unreadable.
     """
-    if len(text) > LONGEST:
+    if len(text) > MAX_CHARS:
         raise Unreadable("too long")
     marked = re.sub(r",\s*\\!\s*", ",\x00", text)
     marked = re.sub(r"\^\s*(?:\{\s*\\prime\s*\}|\\prime(?![a-zA-Z]))", "'", marked)
@@ -246,35 +248,35 @@ def tokens(text: str, commas_group: bool) -> list[Token]:
     marked = re.sub(
         r"\^\s*(?:\{\s*\\(?:circ|deg(?:ree)?)(?![a-zA-Z])\s*\}|\\(?:circ|deg(?:ree)?)(?![a-zA-Z]))", r"\\deg ", marked
     )
-    marked = re.sub(r"\b([AaPp])\.\s?([Mm])\b\.?", r"\1\2", SETTING.sub("", marked))
+    marked = re.sub(r"\b([AaPp])\.\s?([Mm])\b\.?", r"\1\2", TYPESETTING.sub("", marked))
     return list(_scan(marked, commas_group))
 
 
 def _scan(text: str, commas_group: bool) -> Iterator[Token]:
     pattern = _GROUPING if commas_group else _PARTING
-    place, spaced = 0, False
-    while place < len(text):
-        match = pattern.match(text, place)
+    position, spaced = 0, False
+    while position < len(text):
+        match = pattern.match(text, position)
         if match is None:
-            raise Unreadable(f"unknown sign {text[place]!r}")
-        place, kind, found = match.end(), match.lastgroup, match[0]
+            raise Unreadable(f"unknown sign {text[position]!r}")
+        position, kind, found = match.end(), match.lastgroup, match[0]
         if kind == "blank":
             spaced = True
             continue
         if kind == "text":
-            content, place = _braced(text, place)
+            content, position = _braced(text, position)
             yield from _set_as_text(content, spaced, commas_group, match[0])
         else:
             yield from _token(kind or "", found, spaced)
         spaced = False
 
 
-def _braced(text: str, place: int) -> tuple[str, int]:
-    """What stands between the brace at `place` and its closing one, and where that ends."""
-    content = until_closing_brace(text[place + 1 :])
+def _braced(text: str, position: int) -> tuple[str, int]:
+    """Content of the group that opens at `position`, and the position after it."""
+    content = until_closing_brace(text[position + 1 :])
     if content is None:
         raise Unreadable("an open brace")
-    return content, place + len(content) + 2
+    return content, position + len(content) + 2
 
 
 def _token(kind: str, found: str, spaced: bool) -> Iterator[Token]:
@@ -312,7 +314,7 @@ def _command(found: str, spaced: bool) -> Token:
 
 
 def _letters(run: str, spaced: bool) -> Iterator[Token]:
-    """A run of letters: a function, a symbol's name, a product of two letters, or a word."""
+    """Tokens of a run of letters: a function, a named symbol, a product of letters, or a word."""
     low = SYNONYMS.get(run.lower(), run.lower())
     if low in FUNCTIONS:
         yield Token("func", low, spaced)
@@ -330,7 +332,7 @@ def _letters(run: str, spaced: bool) -> Iterator[Token]:
 
 UNITS_OF_TWO = frozenset(_words("cm km kg mm ft oz lb yd mi hr mg ml hz"))
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
-"""Neighbours in it, such as xyz, are a product; other long runs of letters are words."""
+"""Runs of neighbouring letters, such as xyz, are products; other long runs are words."""
 
 
 def _set_as_text(content: str, spaced: bool, commas_group: bool, command: str) -> Iterator[Token]:

@@ -1,7 +1,4 @@
-r"""Multiple choice: which option an answer names, by its letter in any spelling or by its own text.
-
-Knows: letters, options' texts. Must not know: formulas (a caller says when two texts are equal), models.
-"""
+r"""Multiple choice: which option an answer names, by letter in any spelling or by the option's own text."""
 
 from __future__ import annotations
 
@@ -18,22 +15,22 @@ _TOGETHER = re.compile(rf"{_LEAD}([a-z]{{2,}})")
 
 
 def letters(count: int) -> str:
-    """The letters of so many options."""
+    """The first `count` option letters."""
     return "abcdefghijklmnopqrstuvwxyz"[:count]
 
 
 def chosen(answer: str, choices: Sequence[str], same: Callable[[str, str], bool], several: bool) -> frozenset[str]:
-    """The letters that `answer` names; empty where it names none, or contradicts itself.
+    """Letters that `answer` names; empty if it names none or contradicts itself.
 
-    `same`: whether two texts say the same. `several`: whether letters may stand together, as in AC.
+    `same`: whether two texts are equal. `several`: whether letters may be joined, as in AC.
     """
-    said, known = as_text(answer), letters(len(choices))
-    if _SEVERAL.fullmatch(said):
-        named = re.findall(r"(?<![a-z])[a-z](?![a-z])", said)
+    normalized, known = as_text(answer), letters(len(choices))
+    if _SEVERAL.fullmatch(normalized):
+        named = re.findall(r"(?<![a-z])[a-z](?![a-z])", normalized)
         return frozenset(named) if set(named) <= set(known) else frozenset()
-    if (together := _TOGETHER.fullmatch(said)) and several and set(together[1]) <= set(known):
+    if (together := _TOGETHER.fullmatch(normalized)) and several and set(together[1]) <= set(known):
         return frozenset(together[1])
-    one = _ONE.fullmatch(said)
+    one = _ONE.fullmatch(normalized)
     letter = one and (one[1] or one[2])
     if not one or not letter or letter not in known:
         return _own_text(answer, choices, same)
@@ -46,11 +43,11 @@ def chosen(answer: str, choices: Sequence[str], same: Callable[[str, str], bool]
         return frozenset(letter)
     if _own_text(rest, choices, same):
         return frozenset()
-    is_set_apart = one[1] or re.match(rf"{_LEAD}{letter}\s*[).:,]", said)
+    is_set_apart = one[1] or re.match(rf"{_LEAD}{letter}\s*[).:,]", normalized)
     return frozenset(letter) if is_set_apart else _own_text(answer, choices, same)
 
 
 def _own_text(answer: str, choices: Sequence[str], same: Callable[[str, str], bool]) -> frozenset[str]:
-    """The letter of the one option whose text `answer` is."""
+    """Letter of the only option whose text equals `answer`."""
     found = [letter for letter, choice in zip(letters(len(choices)), choices, strict=False) if same(answer, choice)]
     return frozenset(found) if len(found) == 1 else frozenset()

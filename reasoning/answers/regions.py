@@ -1,7 +1,4 @@
-"""Sets of real numbers as intervals: joined, met, compared.
-
-Knows: intervals and their ends. Must not know: how they are written, letters.
-"""
+"""Sets of real numbers as intervals: union, intersection, equality."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from reasoning.answers.formulas import Value, inexact, mp, same_value
 
 
 class Interval(NamedTuple):
-    """The real numbers between two, each of which may belong to it."""
+    """Real numbers between two ends; each end may be included."""
 
     low: Value
     has_low: bool
@@ -29,7 +26,7 @@ def is_real(interval: Interval) -> bool:
 
 
 def union(intervals: Iterable[Interval]) -> Intervals:
-    """The same numbers in disjoint intervals, ascending. All must be real."""
+    """Union as disjoint intervals in ascending order. All must be real."""
     merged: list[Interval] = []
     for interval in sorted(intervals, key=lambda interval: (inexact(interval.low), not interval.has_low)):
         if merged and _touch(merged[-1], interval):
@@ -46,7 +43,7 @@ def _touch(first: Interval, second: Interval) -> bool:
 
 
 def _joined(first: Interval, second: Interval) -> Interval:
-    """Both together, where the second begins no earlier and they touch."""
+    """Union of two intervals that touch; `second` does not begin earlier."""
     if same_value(first.high, second.high):
         return first._replace(has_high=first.has_high or second.has_high)
     further = max(first, second, key=lambda interval: inexact(interval.high))
@@ -54,7 +51,7 @@ def _joined(first: Interval, second: Interval) -> Interval:
 
 
 def intersection(first: Interval, second: Interval) -> Interval | None:
-    """What both have; None where that is nothing."""
+    """Common part of two intervals; None if it is empty."""
     lower = max(first, second, key=lambda interval: (inexact(interval.low), not interval.has_low))
     upper = min(first, second, key=lambda interval: (inexact(interval.high), interval.has_high))
     if inexact(lower.low) > inexact(upper.high):
@@ -63,7 +60,7 @@ def intersection(first: Interval, second: Interval) -> Interval | None:
 
 
 def same(first: Sequence[Interval], second: Sequence[Interval]) -> bool:
-    """Whether two unions are the same numbers."""
+    """Whether two unions contain the same numbers."""
     a, b = union(first), union(second)
     return len(a) == len(b) and all(
         x.has_low == y.has_low and x.has_high == y.has_high and same_value(x.low, y.low) and same_value(x.high, y.high)

@@ -1,13 +1,10 @@
-"""An answer as a text: what it says, without how it is set.
-
-Knows: wrappers, blanks, case. Must not know: values.
-"""
+"""Normalises an answer as text, without typesetting."""
 
 from __future__ import annotations
 
 import re
 
-from reasoning.answers.latex import SETTING, SPACE, TEXT, plain
+from reasoning.answers.latex import SPACE, TEXT, TYPESETTING, plain
 
 _WRAPPED = re.compile(rf"(?:{TEXT})\{{([^{{}}]*)\}}|\{{([^{{}}]*)\}}")
 _DELIMITERS = re.compile(
@@ -21,14 +18,14 @@ _STATED = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 STATED_WITHIN = 300
-"""Characters from the end in which an answer may be stated in words."""
+"""Characters from the end in which "the answer is …" is searched."""
 
 
 def stripped(text: str) -> str:
-    """`text` without what only surrounds an answer: delimiters of mathematics, bold, quotes, a full stop."""
+    """`text` without delimiters around an answer: math delimiters, bold, quotes, final full stop."""
     before, text = None, plain(text).strip()
     if "\\begin" not in text:
-        text = re.sub(r"\\\\(?=[a-zA-Z]{2})", lambda _: "\\", text)  # escaped once too often
+        text = re.sub(r"\\\\(?=[a-zA-Z]{2})", lambda _: "\\", text)  # double-escaped commands
     while text != before:
         before = text
         text = re.sub(r"(?<!\\)\.$|[,;]$|(?:\\[,;:! ]|\\\\|\\q?quad|~)$|\\$", "", text).strip()
@@ -36,7 +33,7 @@ def stripped(text: str) -> str:
         inside = next((group for group in match.groups() if group is not None), "") if match else ""
         if match and _is_balanced(inside):
             text = inside.strip()
-    # Dollars in pairs are delimiters of mathematics; one alone is money.
+    # Paired dollar signs delimit math; a single one is a currency.
     return re.sub(r"(?<!\\)\$", "", text).strip() if len(re.findall(r"(?<!\\)\$", text)) % 2 == 0 else text
 
 
@@ -50,17 +47,17 @@ def _is_balanced(text: str) -> bool:
 
 
 def as_text(text: str) -> str:
-    """What an answer says: case, blanks, wrappers such as \\text{…} and a full stop make no difference."""
+    """An answer's text; case, blanks, wrappers such as \\text{…} and a final full stop are ignored."""
     text, before = stripped(text), None
     while text != before and len(text) < 10_000:
         before = text
         text = _WRAPPED.sub(lambda match: match[1] if match[1] is not None else match[2], text)
-    text = SPACE.sub(" ", SETTING.sub("", text)).lower()
+    text = SPACE.sub(" ", TYPESETTING.sub("", text)).lower()
     text = re.sub(r"\s+", " ", text).strip(" .\"'")
     return re.sub(r"(?<![\w.]) | (?![\w.])|(?<=\\\w{3}) (?=\d)|(?<=\\\w{4}) (?=\d)", "", text)
 
 
 def stated(text: str) -> str:
-    """What follows the last "the answer is" of a text, up to its end; the text itself where nothing says so."""
+    """Text after the last "the answer is"; the whole text if it does not occur."""
     *_, last = [None, *_STATED.finditer(text[-STATED_WITHIN:])]
     return last[1] if last else text

@@ -1,7 +1,4 @@
-"""Units behind a number: what is the same unit however it is spelled, and what says nothing of a value.
-
-Knows: words. Must not know: numbers, answers.
-"""
+"""Units after a number: spellings of the same unit, and words without meaning for the value."""
 
 from __future__ import annotations
 
@@ -52,7 +49,7 @@ POWERS = {"square": "2", "squared": "2", "cubic": "3", "cubed": "3"}
 
 
 def canonical(words: list[str]) -> str:
-    """The unit that `words` spell, such as `cm^2` for square centimeters; empty for `units` alone."""
+    """Canonical unit of `words`, such as `cm^2` for square centimeters; empty for `units` alone."""
     found, pending = [], ""
     for word in " ".join(SPEEDS.get(word.lower(), word) for word in words).split():
         low = word.lower().strip(".")
@@ -66,8 +63,8 @@ def canonical(words: list[str]) -> str:
         else:
             found.append(low + pending)
             pending = ""
-    said = " ".join(found)
-    return "" if re.fullmatch(r"(?:unit(?:\^\d)?)?", said) else said
+    unit = " ".join(found)
+    return "" if re.fullmatch(r"(?:unit(?:\^\d)?)?", unit) else unit
 
 
 def _singular(word: str) -> str:

@@ -1,7 +1,4 @@
-"""The answer check: plain numbers and letters at once, all else in child processes that can be ended.
-
-Knows: verdicts, child processes, the time limit. Must not know: models, traces, what a verdict is used for.
-"""
+"""The answer check: plain numbers directly, everything else in child processes that can be killed."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import logging
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import TimeoutError as Late
+from concurrent.futures import TimeoutError as CheckTimeout
 from functools import cached_property
 from typing import Any, NamedTuple, Self
 
@@ -24,19 +21,21 @@ logger = logging.getLogger(__name__)
 
 
 class Question(NamedTuple):
+    """An answer to check."""
+
     answer: str | None
-    """None: the completion holds no answer."""
+    """None: the completion contains no answer."""
     gold: str
     choices: tuple[str, ...] | None = None
     """Options of a multiple-choice question."""
 
 
 class Verifier:
-    """Checks answers, plain ones at once and the others in child processes, which start on first need.
+    """Checks answers: simple ones directly, others in child processes, which start on first use.
 
-    Never raises for any text and never hangs: a comparison that takes longer than `limit` seconds, or more memory than
-    a child has, is ended with its process and counts as `Verdict.TIMEOUT`. `workers`: as many as there are cores. They
-    are spawned, so a script that uses this needs the usual `if __name__ == "__main__":`.
+    Never raises and never hangs, for any text: a comparison that exceeds `limit` seconds or a child's memory limit is
+    killed and counts as `Verdict.TIMEOUT`. `workers` defaults to the number of cores. Workers are spawned, so scripts
+    need the usual `if __name__ == "__main__":`.
     """
 
     def __init__(self, workers: int | None = None, limit: float = 10.0):
@@ -45,26 +44,26 @@ class Verifier:
 
     @cached_property
     def _pool(self) -> ProcessPool:
-        # Spawned: a fork of a process with threads may take a lock with it that nobody gives back.
+        # Spawned, because forking a multi-threaded process may copy a held lock that is never released.
         context = multiprocessing.get_context("spawn")
         return ProcessPool(max_workers=self._workers, initializer=start, context=context)
 
     def check(self, questions: Sequence[Question]) -> list[Verdict]:
-        """A verdict for each question, in order."""
+        """Verdicts of the questions, in order."""
         settled = [_quick_verdict(question) for question in questions]
         hard = [question for question, verdict in zip(questions, settled, strict=True) if verdict is None]
         found = self._verdicts(is_right, [(q.answer, q.gold, q.choices) for q in hard])
         return [next(found) if verdict is None else verdict for verdict in settled]
 
     def readable(self, problems: Sequence[Problem]) -> list[bool]:
-        """For each problem whether its right answer can be told from others."""
+        """Whether each problem's correct answer can be distinguished from wrong ones."""
         plain = [problem.choices is None and plain_number(problem.answer) is not None for problem in problems]
         hard = [(p.answer, p.choices) for p, is_plain in zip(problems, plain, strict=True) if not is_plain]
         found = self._verdicts(is_readable, hard)
         return [is_plain or next(found) is Verdict.RIGHT for is_plain in plain]
 
     def verdicts(self, problems: Sequence[Problem], answers: Sequence[Sequence[str | None]]) -> list[list[Verdict]]:
-        """Of each problem's answers; checked in one call, so hard ones are checked side by side."""
+        """Verdicts of each problem's answers. Hard answers are checked in parallel."""
         questions = [
             Question(answer, problem.answer, problem.choices)
             for problem, group in zip(problems, answers, strict=True)
@@ -78,8 +77,8 @@ class Verifier:
         for future, call in zip(futures, calls, strict=True):
             try:
                 yield Verdict.RIGHT if future.result() else Verdict.WRONG
-            except (Late, ProcessExpired, MemoryError):
-                logger.warning("answer check given up, counted as not verified: %.80r", call[0])
+            except (CheckTimeout, ProcessExpired, MemoryError):
+                logger.warning("answer check timed out or failed, counted as not verified: %.80r", call[0])
                 yield Verdict.TIMEOUT
 
     def close(self) -> None:

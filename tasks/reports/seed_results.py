@@ -159,7 +159,7 @@ def _result_settings(settings: Pipeline) -> dict[str, Any]:
 def _derived_settings(settings: Pipeline) -> dict[str, Any]:
     """Values that change a result but are not in the cache key's settings, or are computed from several settings."""
     rounds = settings.rl.rounds if isinstance(settings, LongShort) else ()
-    return {"rounds": list(rounds), "engine.max_model_len": settings.room_for_prompt}
+    return {"rounds": list(rounds), "engine.max_model_len": settings.max_prompt_tokens}
 
 
 def save_seed_result(result: SeedResult, folders: Sequence[Path]) -> None:

@@ -20,13 +20,13 @@ from models.inference.engine import Failure, Refused
 from models.inference.rollout_store import Purpose
 from reasoning.dto import (
     first_wrong,
-    last_refused,
+    last_failed_probe,
     preference_pairs,
     scan_of,
     shortest_right,
 )
 from reasoning.llm_queries import InvalidReply, with_token_limit
-from reasoning.pruning import OpenPruning, pruned_trace
+from reasoning.pruning import PruningPlan, pruned_trace
 from reasoning.pruning_proposals import pruning_query
 from reasoning.records import CrossingEstimate, OptimisedTrace, ProposedRemovals, Scan, SkippedRow, Trace, by_trace
 from reasoning.sampling_plans import (
@@ -201,7 +201,7 @@ def _premature_stops(
     refused = [
         (trace, scan.ends[probe.segment])
         for trace, scan in zip(traces, scans, strict=True)
-        if (probe := last_refused(scan))
+        if (probe := last_failed_probe(scan))
     ]
     prefixes = [cut(trace, end) for trace, end in refused]
     endings = finalizer.sample_endings("premature", Purpose.PREMATURE, prefixes, count=1)
@@ -277,7 +277,7 @@ def prune_traces(
     told = ctx.artifacts.rows(proposals, ProposedRemovals) if proposals else []
     proposed_of = {(row.problem_id, row.sample): row.segments for row in told}
     prunings = {
-        name: OpenPruning(
+        name: PruningPlan(
             trace_of[name],
             scan_by_name[name].kept_ends,
             probing.sampling.samples,
@@ -323,12 +323,12 @@ def prune_traces(
     )
 
 
-def restore_unnatural(scorer: LogProbScorer, prunings: Sequence[OpenPruning], most: float) -> int:
+def restore_unnatural(scorer: LogProbScorer, prunings: Sequence[PruningPlan], most: float) -> int:
     """Puts segments back until what is kept of each trace is natural to the model; returns how many. All of them where
     the engine cannot tell."""
     doubtful = [item for item in prunings if item.removed]
     whole = scorer.log_probs("whole traces", [Prefix(item.trace.problem_id, item.whole_prefix()) for item in doubtful])
-    pairs, restored = list[tuple[OpenPruning, list[float]]](), 0
+    pairs, restored = list[tuple[PruningPlan, list[float]]](), 0
     for item, before in zip(doubtful, whole, strict=True):
         if isinstance(before, Refused):
             item.restore_all()

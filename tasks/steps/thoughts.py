@@ -67,7 +67,9 @@ def chunk_by_llm(
     asks = with_token_limit(asks, chunker.max_tokens, "chunking.max_tokens")
     found = query_llm(ctx, llm, "chunk", asks, chunker.max_invalid_fraction)
     told = zip(rows, steps_of, found.replies, strict=True)
-    joined = {row.id: chunking.joined(steps, one) for row, steps, one in told if not isinstance(one, InvalidReply)}
+    joined = {
+        row.id: chunking.join_thoughts(steps, one) for row, steps, one in told if not isinstance(one, InvalidReply)
+    }
     grouped = [row for row in rows if row.id in joined]
     ends, undecodable = all_ends(ctx, checkpoint, grouped, lambda row: joined[row.id])
     return ctx.publish(

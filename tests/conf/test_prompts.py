@@ -7,7 +7,7 @@ from conf.load import SettingsError, load
 from conf.long_short import LongShort
 from conf.markers import MarkerReport
 from conf.multi_seed import MultiSeed
-from conf.prompts import ADVICE, Harmony, Prompt, Tags
+from conf.prompts import DEFAULT_INSTRUCTIONS, Harmony, Prompt, Tags
 from conf.sampling import Sampling
 
 PIPELINES = [Dto, CotDistillation, LongShort, MarkerReport]
@@ -16,10 +16,10 @@ EXIT = r"probing.exit_text='Enough.[/THINK]\boxed{'"
 
 
 @pytest.mark.parametrize("kind", PIPELINES)
-def test_other_models_are_told_what_their_makers_advise_and_the_bundled_one_nothing(kind: type[Settings]):
+def test_default_instructions_apply_to_all_models_but_the_bundled_one(kind: type[Settings]):
     assert load(kind, "tiny").prompt == Prompt()  # type: ignore[attr-defined]
     other = load(kind, "tiny", ("model=owner/name", "prompt.system=Be exact."))
-    assert other.prompt == Prompt(system="Be exact.", **ADVICE)  # type: ignore[attr-defined]
+    assert other.prompt == Prompt(system="Be exact.", **DEFAULT_INSTRUCTIONS)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -31,22 +31,25 @@ def test_other_models_are_told_what_their_makers_advise_and_the_bundled_one_noth
         (LongShort, "paper-qwen2.5-7b"),
     ],
 )
-def test_the_papers_presets_ask_for_a_box(kind: type[Settings], preset: str):
+def test_paper_presets_ask_for_a_box(kind: type[Settings], preset: str):
     assert "\\boxed{}" in load(kind, preset).prompt.instruction  # type: ignore[attr-defined]
 
 
-def test_what_is_said_explicitly_wins_and_is_kept():
+def test_explicit_prompts_override_defaults_and_are_saved():
     silent = load(Dto, "tiny", ("model=owner/name", "prompt.instruction=''"))
-    assert (silent.prompt.instruction, silent.prompt.instruction_choices) == ("", ADVICE["instruction_choices"])
-    told = load(Dto, "tiny", ("prompt.instruction=Think.",))
-    assert told.prompt.instruction == "Think."
-    for settings in (silent, told, load(Dto, "paper-r1-1.5b")):
+    assert (silent.prompt.instruction, silent.prompt.instruction_choices) == (
+        "",
+        DEFAULT_INSTRUCTIONS["instruction_choices"],
+    )
+    explicit = load(Dto, "tiny", ("prompt.instruction=Think.",))
+    assert explicit.prompt.instruction == "Think."
+    for settings in (silent, explicit, load(Dto, "paper-r1-1.5b")):
         assert Dto.model_validate_json(settings.model_dump_json()) == settings
     claims = load(MultiSeed, "dto", ("dto.model=owner/name",))
-    assert claims.of.prompt.instruction == ADVICE["instruction"]
+    assert claims.of.prompt.instruction == DEFAULT_INSTRUCTIONS["instruction"]
 
 
-def test_formats_of_thinking_are_chosen_by_type():
+def test_thinking_format_is_selected_by_type():
     assert load(Dto, "tiny", (*THINK, EXIT)).prompt.thinking == Tags(open="[THINK]", close="[/THINK]")
     harmony = load(
         MarkerReport, "tiny", ("prompt.thinking.type=harmony", "prompt.template_arguments.reasoning_effort=high")
@@ -74,20 +77,20 @@ def test_formats_of_thinking_are_chosen_by_type():
         (Dto, ("engine.seed=-1",), "engine.seed"),
     ],
 )
-def test_a_mistake_is_one_line(kind: type[Settings], assignments: tuple[str, ...], words: str):
+def test_each_mistake_is_reported_in_one_line(kind: type[Settings], assignments: tuple[str, ...], words: str):
     with pytest.raises(SettingsError) as error:
         load(kind, "tiny", assignments)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_a_server_is_seeded_as_the_run():
+def test_engine_seed_defaults_to_the_run_seed():
     assert load(Dto, "tiny", ("seed=7",)).engine.seed == 7
     assert load(Dto, "tiny", ("seed=7", "engine.seed=3")).engine.seed == 3
     assert load(Dto, "tiny", (f"seed={2**32 + 5}",)).engine.seed == 5
     assert load(LongShort, "tiny", ("seed=7",)).engine.servers_per_gpu == 2
 
 
-def test_a_server_is_told_only_what_changes_something():
+def test_request_omits_neutral_parameters():
     assert Sampling().request == {"temperature": 0.6, "top_p": 0.95, "max_tokens": 768}
     assert Sampling(top_k=20, min_p=0.05).request == Sampling().request | {"top_k": 20, "min_p": 0.05}

@@ -1,4 +1,4 @@
-"""No message about settings shows a key."""
+"""Messages about settings contain no keys."""
 
 from pathlib import Path
 
@@ -44,23 +44,23 @@ SECRETS = ("sk-123", "hunter2", "0a1b2c3d4e5f6a7b8c9d0e1f", "12345")
         "storage.credentials.x=hunter2",
     ],
 )
-def test_no_refused_assignment_shows_its_secret(capsys: pytest.CaptureFixture[str], assignment: str):
+def test_rejected_assignments_do_not_show_secrets(capsys: pytest.CaptureFixture[str], assignment: str):
     given = ["--set", "llm.model=m", "--set", "teacher.type=endpoint", "--set", assignment]
     assert main(["run", "cot-distillation", *given]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("error: ")
-    assert not any(secret in told for secret in SECRETS)
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert not any(secret in message for secret in SECRETS)
 
 
-def test_an_unknown_key_is_an_unknown_setting_with_a_remedy(capsys: pytest.CaptureFixture[str]):
+def test_key_as_setting_is_rejected_with_a_remedy(capsys: pytest.CaptureFixture[str]):
     assert main(["run", "dto", "--set", "llm.key=sk-123"]) == 2
-    told = capsys.readouterr().err
-    assert "llm.key: unknown setting; keys are no settings" in told
-    assert "BREVITY_LLM_KEY" in told
+    message = capsys.readouterr().err
+    assert "llm.key: unknown setting; keys are no settings" in message
+    assert "BREVITY_LLM_KEY" in message
 
 
 @pytest.mark.parametrize("words", [["--set", "llm.key", "hunter2"], ["llm.key=hunter2"], ["--llm.key=hunter2"]])
-def test_a_key_beside_its_option_is_not_repeated(capsys: pytest.CaptureFixture[str], words: list[str]):
+def test_misplaced_key_on_the_command_line_is_not_shown(capsys: pytest.CaptureFixture[str], words: list[str]):
     with pytest.raises(SystemExit):
         main(["run", "dto", *words])
     assert "hunter2" not in capsys.readouterr().err
@@ -79,7 +79,7 @@ def test_a_key_beside_its_option_is_not_repeated(capsys: pytest.CaptureFixture[s
         'key = "\\hunter2"\n',
     ],
 )
-def test_no_preset_shows_its_secret(tmp_path: Path, text: str):
+def test_rejected_presets_do_not_show_secrets(tmp_path: Path, text: str):
     path = tmp_path / "mine.toml"
     path.write_text(text)
     with pytest.raises(SettingsError) as caught:
@@ -88,7 +88,7 @@ def test_no_preset_shows_its_secret(tmp_path: Path, text: str):
     assert "mine.toml" in str(caught.value)
 
 
-def test_harmless_values_are_still_shown():
+def test_harmless_values_are_shown():
     for assignment, words in (
         ("sampling.max_tokens=abc", "(given: 'abc')"),
         ("sampling.sample=2", "(given: 2); did you mean 'samples'?"),
@@ -108,13 +108,13 @@ def test_harmless_values_are_still_shown():
         ("https://host:99999/v1", "Port out of range"),
     ],
 )
-def test_an_endpoints_url_holds_no_secret_and_no_path_of_ours(url: str, words: str):
+def test_endpoint_url_must_not_contain_secrets_or_the_chat_path(url: str, words: str):
     with pytest.raises(ValueError, match=words):
         Llm(url=url, model="m")
     assert Llm(url=" https://host/v1\n", model="m").url == "https://host/v1"
 
 
-def test_no_password_is_saved_with_a_run():
+def test_urls_with_passwords_are_rejected():
     for field in ("storage.rollout_store", "storage.root"):
         with pytest.raises(SettingsError, match=f"{field}: Value error, holds a password") as caught:
             load(CotDistillation, "tiny", (f"{field}=postgresql+psycopg://me:hunter2@host/db",))
@@ -122,7 +122,7 @@ def test_no_password_is_saved_with_a_run():
         load(CotDistillation, "tiny", (f"{field}=postgresql+psycopg://me@host/db",))
 
 
-def test_names_and_shapes_of_secrets():
+def test_names_and_patterns_of_secrets():
     assert all(map(names_secret, ("key", "API_KEY", "hf_token", "password", "Authorization", "client_secret")))
     assert not any(map(names_secret, ("max_tokens", "max_turn_tokens", "model", "url", "seed")))
     assert (

@@ -11,23 +11,14 @@ from conf.cot_distillation import CotDistillation
 from conf.datasets import DATASETS
 from conf.dto import Dto
 from conf.engine import Engine
-from conf.load import PRESETS, SettingsError, load
+from conf.load import PRESETS, SettingsError, load, presets
 from conf.long_short import LongShort
 from conf.markers import MarkerReport
 from conf.multi_seed import MultiSeed
+from conf.pipelines import PIPELINES
 from conf.segmentation import MARKERS
 from conf.tiny_model import TinyModel
 from conf.training import Lora
-
-KINDS = {
-    "claims": MultiSeed,
-    "cot-distillation": CotDistillation,
-    "dto": Dto,
-    "long-short": LongShort,
-    "markers": MarkerReport,
-    "tiny-model": TinyModel,
-}
-
 
 ALL_LLM = ("rating.type=llm", "compression.by.type=llm", "llm.url=http://x", "llm.model=m")
 
@@ -41,7 +32,7 @@ def by_level(first: float, *others: float) -> str:
 @pytest.mark.parametrize("path", sorted(PRESETS.glob("*/*.toml")), ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_preset_is_valid(path: Path):
     name = path.name.removesuffix(".toml")
-    assert load(KINDS[path.parent.name], name).preset == name  # type: ignore[attr-defined]
+    assert load(PIPELINES[path.parent.name], name).preset == name  # type: ignore[attr-defined]
 
 
 def test_assignments_reach_nested_fields_with_toml_types():
@@ -122,10 +113,10 @@ def test_written_out_settings_can_be_read_again():
         assert Dto.model_validate_json(settings.model_dump_json()) == settings
 
 
-def test_claims_take_the_demos_own_settings():
-    claims, demo = load(MultiSeed, "dto").dto, load(Dto, "tiny")
+def test_multi_seed_presets_take_the_demos_own_settings():
+    pooled, demo = load(MultiSeed, "dto").dto, load(Dto, "tiny")
     for name in Dto.model_fields.keys() - {"preset", "controls", "benchmark"}:
-        assert getattr(claims, name) == getattr(demo, name)
+        assert getattr(pooled, name) == getattr(demo, name)
     other, alone = load(MultiSeed, "cot-distillation").cot_distillation, load(CotDistillation, "tiny")
     for name in CotDistillation.model_fields.keys() - {"preset", "variants", "benchmarks"}:
         assert getattr(other, name) == getattr(alone, name)
@@ -142,7 +133,7 @@ def test_claims_take_the_demos_own_settings():
         ("cot_distillation.seed=0", "give dto, cot_distillation or long_short"),
     ],
 )
-def test_claims_that_cannot_be_made(assignment: str, words: str):
+def test_multi_seed_settings_that_cannot_be_run(assignment: str, words: str):
     with pytest.raises(SettingsError, match=words):
         load(MultiSeed, "dto", (assignment,))
 
@@ -301,6 +292,18 @@ def test_settings_work_under_their_old_names_and_say_the_new_ones():
     assert (settings.engine.max_model_len, settings.training.global_batch_size) == (3000, 8)
     assert settings.training.lora == Lora(r=8)
     assert "the setting context is called max_model_len now" in {str(one.message) for one in told}
+
+
+def test_a_pipeline_works_under_its_old_name_and_says_the_new_one():
+    values = load(MultiSeed, "dto").model_dump() | {"pipeline": "claims"}
+    with pytest.warns(RenamedSetting, match="the pipeline claims is called multi-seed now"):
+        assert MultiSeed.model_validate(values).pipeline == "multi-seed"
+
+
+@pytest.mark.parametrize(("pipeline", "kind"), PIPELINES.items())
+def test_each_pipeline_is_called_as_its_settings_say(pipeline: str, kind: type[Settings]):
+    assert kind.model_fields["pipeline"].default == pipeline
+    assert kind.model_fields["preset"].default in presets(kind)
 
 
 def test_of_an_old_and_a_new_name_the_later_one_counts_and_sections_are_merged():

@@ -48,7 +48,7 @@ def test_it_takes_the_settings_of_the_run(tmp_path: Path, capsys: pytest.Capture
         "served in bfloat16  = 772,224 parameters × 2",
         "by [sft]:",
         "by [dpo]:",
-        "engine.max_model_len (16384) is more than the 2048 tokens that config.json tells of",
+        "engine.max_model_len (16384) is over config.json's max_position_embeddings (2048)",
         "prompt.template_arguments: the template does not read loud",
     ):
         assert line in told

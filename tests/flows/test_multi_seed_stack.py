@@ -58,7 +58,7 @@ def claim(root: Path, *changes: str) -> dict[str, Any]:
 
 def claimed(settings: MultiSeed, make: Callable[[], ScriptedEngine]) -> dict[str, Any]:
     with RunContext(
-        "claims",
+        "multi-seed",
         settings.of.storage,
         settings.of.engine,
         make_engine=lambda *_: make(),

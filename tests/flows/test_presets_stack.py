@@ -128,7 +128,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         asked.append(name)
         return TINY_MODEL
 
-    monkeypatch.setattr("tasks.runtime.context.found_checkpoint", hub_model)
+    monkeypatch.setattr("tasks.runtime.resources.found_checkpoint", hub_model)
     return asked
 
 
@@ -157,8 +157,14 @@ def test_a_paper_preset_of_dto_runs_dry(preset: str, tmp_path: Path, asked: list
     assert (run.report["models"][0]["problems"], run.report["models"][0]["samples"]) == (8, 32)
     (job,) = run.jobs
     # The paper's one epoch; what it leaves open is as conf/training.py says.
-    assert (job.epochs, job.learning_rate, job.beta, job.gamma, job.max_length) == (1, 5e-7, 2.0, 0.3, 9216)
-    assert job.batch % job.per_device_train_batch_size == 0
+    assert (job.num_train_epochs, job.learning_rate, job.beta, job.simpo_gamma, job.max_length) == (
+        1,
+        5e-7,
+        2.0,
+        0.3,
+        9216,
+    )
+    assert job.global_batch_size % job.per_device_train_batch_size == 0
 
 
 @pytest.mark.parametrize("preset", ["paper-1.5b", "paper-7b"])

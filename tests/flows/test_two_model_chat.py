@@ -73,7 +73,7 @@ def test_a_folder_without_a_couple_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, servers: list[Vllm]
 ):
     assert told(monkeypatch, tmp_path / "empty", servers, "Ann has 4.\n") == 2
-    assert "no couple.json; name the folder of a finished run of long-short" in capsys.readouterr().err
+    assert "no model_pair.json; name the folder of a finished run of long-short" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

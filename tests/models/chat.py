@@ -1,4 +1,4 @@
-"""A chat endpoint on loopback that answers as told: well, badly formed, never, or with an error."""
+"""A scripted chat endpoint on loopback: valid, invalid, late or missing replies, and errors."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ class Answer(NamedTuple):
     status: int = 200
     headers: Mapping[str, str] = MappingProxyType({})
     body: bytes | None = None
-    """In place of a chat's reply."""
+    """Replaces the chat completion."""
     missing: int = 0
-    """Bytes that are promised and never sent."""
+    """Bytes announced in Content-Length but never sent."""
     finish: str = "stop"
     drop: bool = False
-    """The connection ends without a reply."""
+    """Closes the connection without a reply."""
     wait: threading.Event | None = None
-    """Comes first."""
+    """Is waited for before the reply."""
 
 
 Script = Callable[[dict[str, Any], int], Answer]
-"""From a request and its number, from 0."""
+"""From a request and its number, counted from 0, to the answer."""
 
 
 class Chat:
-    """`url` is what a client is given; `asked` are the requests so far."""
+    """The endpoint. `asked`: the requests so far."""
 
     def __init__(self, script: Script, prompt_tokens: int = 100, generated_tokens: int = 10):
         self._script, self._tokens = script, (prompt_tokens, generated_tokens)

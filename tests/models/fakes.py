@@ -1,4 +1,4 @@
-"""Tiny stand-ins: a checkpoint that costs nothing to open."""
+"""Fakes: a checkpoint that is cheap to open."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ CONFIG = {"num_attention_heads": 2, "hidden_size": 8, "num_hidden_layers": 1}
 
 
 def write_safetensors(path: Path, shapes: dict[str, list[int]]) -> None:
-    """A safetensors file of zero bytes with these tensors' headers."""
+    """Writes a safetensors file of zeros with tensors of these shapes."""
     header, offset = {}, 0
     for name, shape in shapes.items():
         size = 4

@@ -1,9 +1,9 @@
-"""A run of the rollout engine that is killed, with its whole process group, at a line that its caller chose.
+"""A run of the rollout engine that kills its own process group at a line that the caller chose.
 
     python -m tests.models.killed STORE_URL MODEL_FOLDER LOG LINES
 
-LINES: after so many lines of the executor and the store have run; 0: not at all. LOG gets a line per request sent: a
-prompt, the first sample asked for, how many. A run that ends prints its crossings as JSON.
+LINES: number of executed lines of executor, scheduler and store before the kill; 0: no kill. LOG gets a line per
+request sent: prompt, first sample, number of samples. A run that completes prints its crossings as JSON.
 """
 
 import json
@@ -37,12 +37,12 @@ def job(trace: int) -> Job:
 
 
 def die_after(lines: int) -> None:
-    left = iter(range(lines))
+    remaining = iter(range(lines))
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
         if frame.f_code.co_filename not in WATCHED:
             return None
-        if event == "line" and next(left, None) is None:
+        if event == "line" and next(remaining, None) is None:
             os.killpg(os.getpgrp(), signal.SIGKILL)
         return trace
 
@@ -51,12 +51,12 @@ def die_after(lines: int) -> None:
 
 
 def main(url: str, model: str, log: Path, lines: int) -> None:
-    luck = random.SystemRandom()
-    engine = ScriptedEngine(lambda *_: Completion((int(luck.random() < 0.35), luck.getrandbits(31)), True))
+    rng = random.SystemRandom()
+    engine = ScriptedEngine(lambda *_: Completion((int(rng.random() < 0.35), rng.getrandbits(31)), True))
 
     class Logged(EngineScheduler):
         def submit(self, ticket: int, pending: PendingRequest) -> None:
-            first = pending.ask.first + len(pending.completions)
+            first = pending.sample_range.first + len(pending.completions)
             with log.open("a") as file:
                 file.write(json.dumps([pending.request.prompt_ids, first, pending.missing]) + "\n")
             super().submit(ticket, pending)

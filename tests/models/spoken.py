@@ -1,4 +1,4 @@
-"""Two stand-ins for vLLM that stream what a script says: the two models of a dialogue."""
+"""Fake vLLM servers that stream scripted turns: the two models of a dialogue."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ MODEL = Checkpoint.open(TINY_MODEL)
 PROTOCOL = Protocol(long_role="<|long|>", short_role="<|short|>", max_turn_tokens=64, max_rounds=2)
 END = "<|endoftext|>"
 Script = Callable[[str], str | None]
-"""From the prompt as text to the turn; None: the connection breaks."""
+"""From the prompt's text to the turn; None: the connection breaks."""
 
 
 class Vllm:
-    """A server that streams what its script says, a token at a time."""
+    """A server that streams the turns of its script token by token."""
 
     def __init__(self, script: Script):
         outer, self.script = self, script
@@ -34,18 +34,18 @@ class Vllm:
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                assert len(body["stop"]) <= 4  # no more are taken
+                assert len(body["stop"]) <= 4  # OpenAI's limit
                 prompt = MODEL.decode(tuple(body["prompt"]))
                 outer.asked.append(prompt)
-                said = outer.script(prompt)
+                turn = outer.script(prompt)
                 self.send_response(200)
                 self.end_headers()
-                for token in MODEL.encode((said or "\nHm") + END):
+                for token in MODEL.encode((turn or "\nHm") + END):
                     reason = outer.ends_with if token == MODEL.end_id else None
-                    if said is not None or reason is None:
+                    if turn is not None or reason is None:
                         choice = {"index": 0, "text": "", "token_ids": [token], "finish_reason": reason}
                         self.wfile.write(f"data: {json.dumps({'choices': [choice]})}\n\n".encode())
-                self.wfile.write(b"data: [DONE]\n\n" if said is not None else b"")
+                self.wfile.write(b"data: [DONE]\n\n" if turn is not None else b"")
 
             def log_message(self, format: str, *args: Any) -> None:
                 pass
@@ -54,7 +54,7 @@ class Vllm:
             request_queue_size = 256
 
             def handle_error(self, request: Any, client_address: Any) -> None:
-                """A client that has hung up is no news."""
+                """Ignores clients that have disconnected."""
 
         self._server = Listening(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"

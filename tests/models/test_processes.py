@@ -1,4 +1,4 @@
-"""A guarded child ends with its owner, however the owner ends."""
+"""A guarded child process ends with its owner, however the owner ends."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ import pytest
 
 from models.processes import GuardedProcess
 
-# Two grandchildren: one in our group, one that made a session of its own, as a server's workers may.
+# Two grandchildren: one in our group, one in its own session, as a server's workers may be.
 FAMILY = """
 import subprocess, sys
 sleeper = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -37,7 +37,7 @@ def family(log: Path) -> list[psutil.Process]:
     return [psutil.Process(int(pid)) for pid in log.read_text().split()]
 
 
-def test_ending_it_ends_every_descendant(tmp_path: Path):
+def test_end_kills_all_descendants(tmp_path: Path):
     with GuardedProcess([sys.executable, "-c", FAMILY], tmp_path / "log") as process:
         children = family(process.log)
     assert psutil.wait_procs(children, GONE_WITHIN)[1] == []
@@ -55,14 +55,14 @@ def test_no_descendant_survives_its_owners_death(tmp_path: Path, how: signal.Sig
     assert psutil.wait_procs(children, GONE_WITHIN)[1] == []
 
 
-def test_exit_code_and_log_are_handed_on(tmp_path: Path):
+def test_exit_code_and_log(tmp_path: Path):
     script = "import sys; print('last words'); sys.exit(7)"
     with GuardedProcess([sys.executable, "-c", script], tmp_path / "log") as process:
         assert process.wait() == 7
         assert process.log_tail() == "last words"
 
 
-def test_a_signal_death_is_an_exit_code(tmp_path: Path):
+def test_death_by_signal_gives_an_exit_code(tmp_path: Path):
     script = "import os; os.kill(os.getpid(), 9)"
     with GuardedProcess([sys.executable, "-c", script], tmp_path / "log") as process:
         assert process.wait() == 128 + 9

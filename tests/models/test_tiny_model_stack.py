@@ -1,4 +1,4 @@
-"""The bundled model: what is committed is what the contract says."""
+"""The bundled model satisfies its contract."""
 
 import pytest
 from transformers import AutoConfig, AutoTokenizer
@@ -29,8 +29,8 @@ def test_reserved_tags_are_one_token_each(tiny: Checkpoint):
     assert len(tiny.tokenizer) <= AutoConfig.from_pretrained(TINY_MODEL).vocab_size
 
 
-def test_a_tokenizer_reads_the_same_after_autotokenizer_loads_it(tmp_path):
-    """AutoTokenizer puts its own pre-tokenizer on every qwen2 checkpoint; ours was trained under that one."""
+def test_the_tokenizer_is_the_same_after_autotokenizer_loads_it(tmp_path):
+    """AutoTokenizer applies its own pre-tokenizer to every qwen2 checkpoint; ours was trained with that one."""
     trained = train_tokenizer(TEXTS)
     trained.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
@@ -47,7 +47,7 @@ def test_token_texts_join_to_the_text(tiny: Checkpoint, text: str):
     assert len(texts) == len(ids)
 
 
-def test_a_prompt_ends_where_thinking_begins(tiny: Checkpoint):
+def test_a_prompt_ends_where_thinking_starts(tiny: Checkpoint):
     story = draw_stories(Split.TRAIN, 0, 1, (3,))[0]
     problem = Problem(id="p", prompt=(TextPart(text=story.text),), answer=str(story.answer))
     assert tiny.decode(tiny.prompt_ids(problem)) == f"<|user|>{story.text}<|assistant|><think>\n"

@@ -1,6 +1,6 @@
-r"""Right answers written otherwise, and falsified: mechanically, from the answers of public problems.
+r"""Falsified and respelled answers, generated from the answers of public problems.
 
-A falsification changes the value for certain: one digit, one sign, one factor, one item, one bracket.
+A falsification is certain to change the value: one digit, sign, factor, item or bracket.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ INTEGER = re.compile(r"^-?\d+$")
 
 
 def golds(folder: Path, plain_numbers: int = 150) -> list[str]:
-    """Different answers of the public sets, in a fixed order; of the plain numbers so many."""
+    """Distinct answers of the public sets, in a fixed order, with a sample of `plain_numbers` integers."""
     found: dict[str, None] = {}
     for name in FILES:
         for line in (folder / f"{name}.jsonl").read_text().splitlines():
@@ -32,13 +32,13 @@ def inside(gold: str) -> str:
 
 
 def _once(pattern: str, new: str | Callable[[re.Match[str]], str]) -> Change:
-    """Replaces one of the matches, chosen by chance."""
+    """Replaces one random match."""
 
-    def change(text: str, chance: random.Random) -> str:
+    def change(text: str, rng: random.Random) -> str:
         found = list(re.finditer(pattern, text))
         if not found:
             return text
-        match = chance.choice(found)
+        match = rng.choice(found)
         return text[: match.start()] + (match.expand(new) if isinstance(new, str) else new(match)) + text[match.end() :]
 
     return change
@@ -78,24 +78,24 @@ FALSIFIED: dict[str, Change] = {
 }
 
 
-def _spaced(text: str, chance: random.Random) -> str:
+def _spaced(text: str, rng: random.Random) -> str:
     return re.sub(r"(?<![\\,])([+=,])", r" \1 ", text) if not re.search(r"text|mbox|\d,\d{3}|!", text) else text
 
 
-def _grouped(text: str, chance: random.Random) -> str:
-    comma = chance.choice([",", r"{,}", r",\!", r"\,", " "])
+def _grouped(text: str, rng: random.Random) -> str:
+    comma = rng.choice([",", r"{,}", r",\!", r"\,", " "])
     return f"{int(text):,}".replace(",", comma) if INTEGER.match(text) else text
 
 
 SIGNS = {"pi": "π", "infty": "∞", "cdot": "·", "le": "≤", "ge": "≥", "cup": "∪", "pm": "±"}
 
 
-def _in_unicode(text: str, chance: random.Random) -> str:
+def _in_unicode(text: str, rng: random.Random) -> str:
     signs = re.sub(rf"\\({'|'.join(SIGNS)})(?![a-z])", lambda match: SIGNS[match[1]], text)
     return signs.replace(r"^\circ", "°")
 
 
-def _turned(text: str, chance: random.Random) -> str:
+def _reversed_list(text: str, rng: random.Random) -> str:
     is_list = "," in text and not re.search(r"[()\[\]{}=]|\d,\d{3}|text|!", text)
     return ", ".join(reversed(text.split(","))) if is_list else text
 
@@ -134,7 +134,7 @@ RESPELLED: dict[str, Change] = {
         rf"\text{{{t}}}" if re.fullmatch(r"[A-Za-z ]{4,}", t) else re.sub(r"^\\text\{([A-Za-z ]+)\}$", r"\1", t)
     ),
     "name": lambda t, c: f"x = {t}" if INTEGER.match(t) or SIMPLE_FRACTION.match(t) else t,
-    "items turned": _turned,
+    "items turned": _reversed_list,
     "dot": lambda t, c: re.sub(r"(?<=\d)(?=\\sqrt)", r" \\cdot ", t),
     "braces off": lambda t, c: re.sub(r"\^\{(\d)\}", r"^\1", t),
     "braces on": lambda t, c: re.sub(r"\^(\d)(?!\d)", r"^{\1}", t),
@@ -142,15 +142,19 @@ RESPELLED: dict[str, Change] = {
 
 
 def changed(golds: list[str], changes: dict[str, Change], seed: int) -> Iterator[tuple[str, str, str]]:
-    """For each answer and each change that says something of it: the change's name, the answer, the changed one."""
-    chance = random.Random(seed)
+    """(name of the change, answer, changed answer) for each answer and each change that applies to it."""
+    rng = random.Random(seed)
     for gold in golds:
         for name, change in changes.items():
-            new = change(inside(gold), chance)
-            if new not in (gold, inside(gold)) and new.strip() and not (changes is FALSIFIED and _is_nought(gold)):
+            new = change(inside(gold), rng)
+            if (
+                new not in (gold, inside(gold))
+                and new.strip()
+                and not (changes is FALSIFIED and _is_unchangeable(gold))
+            ):
                 yield name, gold, new
 
 
-def _is_nought(gold: str) -> bool:
-    """Half of nought, and its negative, are nought; a part that is invisible changes nothing."""
+def _is_unchangeable(gold: str) -> bool:
+    """Half or the negative of zero is zero, and changing an invisible part changes nothing."""
     return re.fullmatch(r"\$?-?0(?:,.*)?\$?", gold) is not None or "phantom" in gold

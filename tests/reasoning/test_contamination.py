@@ -1,4 +1,4 @@
-"""What counts as the same problem, and what does not."""
+"""Which problems match and which do not."""
 
 import json
 import re
@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conf.problems import NgramOverlap
-from reasoning.contamination import COMMON, deduplicate, matches, ngrams
+from reasoning.contamination import MAX_PROBLEMS_PER_NGRAM, deduplicate, matches, ngrams
 from reasoning.records import Problem, TextPart
 
-GATE = NgramOverlap()
+SETTINGS = NgramOverlap()
 LONG = (
     r"Let $x$ be a real number such that $\frac{1}{2}x + 1{,}000 = \sqrt{3}$. Ann doubles $x$ and takes 7 from it, "
     r"then she writes the result on a card. What is $x^2 - 4$, in simplest form?"
@@ -44,23 +44,25 @@ def problem(text: str, name: str = "p") -> Problem:
 
 
 def same(one: str, other: str) -> bool:
-    """Whichever of the two is the benchmark's."""
+    """Whether two problems match, whichever of them is in the benchmark."""
     found = {
-        bool(matches([problem(a)], {"exam": [problem(b)]}, GATE.ngram_size, GATE.min_overlap))
+        bool(matches([problem(a)], {"exam": [problem(b)]}, SETTINGS.ngram_size, SETTINGS.min_overlap))
         for a, b in [(one, other), (other, one)]
     }
     assert len(found) == 1
     return found.pop()
 
 
-def test_a_planted_problem_is_found_and_the_closest_named():
+def test_planted_problem_is_found_with_its_closest_match():
     near = LONG.replace("on a card", "on the large card")
-    held = {"exam": [problem(near, "near"), problem(LONG, "same")]}
-    found = matches([problem(f"Consider this. {LONG} Explain.", "planted"), problem("g h i", "clean")], held, 5, 0.5)
+    benchmark = {"exam": [problem(near, "near"), problem(LONG, "same")]}
+    found = matches(
+        [problem(f"Consider this. {LONG} Explain.", "planted"), problem("g h i", "clean")], benchmark, 5, 0.5
+    )
     assert [(m.problem_id, m.benchmark, m.benchmark_id, m.share) for m in found] == [("planted", "exam", "same", 1.0)]
 
 
-def test_the_share_is_of_the_shorter_text():
+def test_share_refers_to_the_shorter_text():
     # 3-grams: 20 of "w1 … w22"; of the other text's 25, the 17 before its last word of the first nineteen: 17 of 20.
     words = [f"w{chr(97 + i)}w" for i in range(22)]
     one = problem(" ".join(words))
@@ -70,7 +72,7 @@ def test_the_share_is_of_the_shorter_text():
 
 
 @pytest.mark.parametrize("text", [*SHORT, LONG])
-def test_a_problem_is_found_inside_instructions(text: str):
+def test_problem_is_found_inside_instructions(text: str):
     for front in FRONT:
         for behind in BEHIND:
             assert same(text, front + text + behind), (front, behind)
@@ -89,7 +91,7 @@ def test_a_problem_is_found_inside_instructions(text: str):
         LONG.upper(),
     ],
 )
-def test_small_edits_are_the_same_problem(edited: str):
+def test_small_edits_match(edited: str):
     assert edited != LONG
     assert same(LONG, edited)
 
@@ -108,7 +110,7 @@ def test_small_edits_are_the_same_problem(edited: str):
         ("takes 7", "takes -7"),
     ],
 )
-def test_other_numbers_signs_and_operators_are_another_problem_however_long(this: str, that: str):
+def test_different_numbers_signs_or_operators_never_match(this: str, that: str):
     assert this in LONG
     assert not same(LONG, LONG.replace(this, that))
     assert not same(LONG * 3, LONG * 2 + LONG.replace(this, that))
@@ -138,7 +140,7 @@ def test_other_numbers_signs_and_operators_are_another_problem_however_long(this
         ),
     ],
 )
-def test_templates_and_fragments_are_other_problems(one: str, other: str):
+def test_templates_and_fragments_do_not_match(one: str, other: str):
     assert not same(one, other)
 
 
@@ -147,35 +149,35 @@ def test_public_cases(cases: Callable[[str], list[dict[str, Any]]]):
         assert same(case["a"], case["b"]) == case["same"], case
 
 
-def test_the_first_of_equal_problems_stays_and_signs_tell_them_apart():
+def test_deduplicate_keeps_the_first_and_respects_signs():
     texts = ["A b.", "c", "a  B", "What is 5 + 3?", "What is 5 - 3?", "what is 5−3"]
     kept = deduplicate([problem(text, str(index)) for index, text in enumerate(texts)])
     assert [row.id for row in kept] == ["0", "1", "3", "4"]
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=12), st.integers(1, 5))
-def test_ngrams_are_runs_of_the_text(said: list[str], length: int):
-    grams = ngrams(tuple(said), length)
+def test_ngrams_occur_in_the_text(tokens: list[str], length: int):
+    grams = ngrams(tuple(tokens), length)
     assert grams
-    assert all("".join(gram) in "".join(said) for gram in grams)
+    assert all("".join(gram) in "".join(tokens) for gram in grams)
 
 
 @given(st.lists(st.sampled_from(["sum", "x", "3", "+", "-", "find", "word", ".", "\n", "of"]), min_size=1, max_size=30))
-def test_a_problem_is_always_the_same_as_itself(said: list[str]):
-    assert len(matches([problem(" ".join(said))], {"exam": [problem(" ".join(said))]}, 5, 0.99)) == 1
+def test_problem_matches_itself(tokens: list[str]):
+    assert len(matches([problem(" ".join(tokens))], {"exam": [problem(" ".join(tokens))]}, 5, 0.99)) == 1
 
 
-def test_a_template_of_many_problems_costs_no_pairs():
-    def told(start: int) -> list[Problem]:
+def test_template_shared_by_many_problems_stays_fast():
+    def from_template(start: int) -> list[Problem]:
         return [
             problem(
                 f"A train that leaves the station at noon goes {n} miles at the same rate as the one before. How far?"
             )
-            for n in range(start, start + 20 * COMMON)
+            for n in range(start, start + 20 * MAX_PROBLEMS_PER_NGRAM)
         ]
 
     started = time.process_time()
-    assert matches(told(0), {"exam": told(10**6)}, GATE.ngram_size, GATE.min_overlap) == []
+    assert matches(from_template(0), {"exam": from_template(10**6)}, SETTINGS.ngram_size, SETTINGS.min_overlap) == []
     assert time.process_time() - started < 60  # seconds; all pairs would be four million
 
 
@@ -207,25 +209,25 @@ RESPELLED = [
 ]
 
 
-def test_real_problems_are_found_respelled_and_instructed(real_data: Path):
-    held = rows(real_data, "math500")
+def test_real_problems_are_found_in_other_notation_and_inside_instructions(real_data: Path):
+    benchmark = rows(real_data, "math500")
 
     def respelled(text: str) -> str:
         for pattern, spelled in RESPELLED:
             text = re.sub(pattern, spelled, text)
         return f"Question: {text}{BEHIND[1]}"
 
-    copies = [problem(respelled(row.text), row.id) for row in held]
-    found = matches(copies, {"math500": held}, GATE.ngram_size, GATE.min_overlap)
-    assert [(match.problem_id, match.benchmark_id) for match in found] == [(row.id, row.id) for row in held]
+    copies = [problem(respelled(row.text), row.id) for row in benchmark]
+    found = matches(copies, {"math500": benchmark}, SETTINGS.ngram_size, SETTINGS.min_overlap)
+    assert [(match.problem_id, match.benchmark_id) for match in found] == [(row.id, row.id) for row in benchmark]
 
 
-def test_real_problems_with_another_number_are_other_problems(real_data: Path):
-    held = [row for row in rows(real_data, "math500") if re.search(r"\d", row.text) and "[asy]" not in row.text]
-    changed = [problem(re.sub(r"\d+", lambda m: str(int(m[0]) + 1), row.text, count=1), row.id) for row in held]
-    assert matches(changed, {"math500": held}, GATE.ngram_size, GATE.min_overlap) == []
+def test_real_problems_with_a_changed_number_do_not_match(real_data: Path):
+    benchmark = [row for row in rows(real_data, "math500") if re.search(r"\d", row.text) and "[asy]" not in row.text]
+    changed = [problem(re.sub(r"\d+", lambda m: str(int(m[0]) + 1), row.text, count=1), row.id) for row in benchmark]
+    assert matches(changed, {"math500": benchmark}, SETTINGS.ngram_size, SETTINGS.min_overlap) == []
 
 
-def test_sets_without_common_problems_are_left_alone(real_data: Path):
+def test_sets_without_common_problems_do_not_match(real_data: Path):
     train = rows(real_data, "gsm8k_train_sample2000")
-    assert matches(train, {"test": rows(real_data, "gsm8k_test")}, GATE.ngram_size, GATE.min_overlap) == []
+    assert matches(train, {"test": rows(real_data, "gsm8k_test")}, SETTINGS.ngram_size, SETTINGS.min_overlap) == []

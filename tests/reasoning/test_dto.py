@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from reasoning.dto import (
     first_wrong,
-    last_refused,
+    last_failed_probe,
     preference_pairs,
     scan_of,
     shortest_longest_pairs,
@@ -26,13 +26,13 @@ def trace(problem: str = "p", sample: int = 0, length: int = 10, verdict: Verdic
 
 
 @given(st.lists(st.integers(0, 8), min_size=1, max_size=12))
-def test_a_scan_tells_what_was_probed_up_to_the_first_prefix_that_passes(right_counts: list[int]):
+def test_scan_holds_the_probes_up_to_the_first_passing_prefix(right_counts: list[int]):
     ends = [3 * (index + 1) for index in range(len(right_counts))]
     plan = EarliestCrossing(len(ends), 8, 0.5)
-    while asks := plan.next_ranges():
-        for ask in asks:
-            right = right_counts[ask.prefix]
-            plan.add(ask, ([True] * right + [False] * (8 - right))[ask.first : ask.first + ask.count])
+    while ranges := plan.next_ranges():
+        for drawn in ranges:
+            right = right_counts[drawn.prefix]
+            plan.add(drawn, ([True] * right + [False] * (8 - right))[drawn.first : drawn.first + drawn.count])
     scan = scan_of(trace(length=3 * len(right_counts)), ends, plan)
     expected = next((index for index, right in enumerate(right_counts) if right > 4), None)
     assert (scan.crossing, list(scan.ends)) == (expected, ends)
@@ -42,17 +42,17 @@ def test_a_scan_tells_what_was_probed_up_to_the_first_prefix_that_passes(right_c
     assert all(probe.right <= right_counts[probe.segment] for probe in scan.probes)
 
 
-def test_the_last_refused_prefix_is_where_stopping_would_have_been_premature():
+def test_last_failed_probe_before_the_crossing():
     probes = tuple(Probe(segment=index, right=right, total=5) for index, right in ((0, 0), (1, 5), (3, 5)))
     crossed = Scan(problem_id="p", sample=0, ends=(4, 10, 12, 15), probes=probes, crossing=1)
-    refused = last_refused(crossed)
+    refused = last_failed_probe(crossed)
     assert refused is not None
     assert (refused.segment, refused.right) == (0, 0)
-    assert last_refused(crossed.model_copy(update={"crossing": None})) is None  # it never crossed
-    assert last_refused(crossed.model_copy(update={"probes": probes[1:]})) is None  # it crossed at once
+    assert last_failed_probe(crossed.model_copy(update={"crossing": None})) is None  # it never crossed
+    assert last_failed_probe(crossed.model_copy(update={"probes": probes[1:]})) is None  # it crossed at once
 
 
-def test_endings():
+def test_shortest_right_and_first_wrong():
     right, wrong = Verdict.RIGHT, Verdict.WRONG
     endings = [((1, 2, 3), right), ((9,), Verdict.TIMEOUT), ((4,), wrong), ((5, 6), right), ((7, 8), right)]
     assert shortest_right(endings) == (5, 6)
@@ -74,7 +74,7 @@ def build(rows: list[OptimisedTrace], traces: list[Trace], rejected: str = "orig
     return preference_pairs({"p": (90, 91)}, traces, rows, rejected, max_length)
 
 
-def test_pairs_prefer_the_shortened_trace_to_the_original_and_to_the_premature_stop():
+def test_pairs_against_original_and_premature_stop():
     pairs, dropped = build([optimised(6, premature=3)], [trace(length=10)])
     assert [(p.kind, len(p.chosen_ids), len(p.rejected_ids)) for p in pairs] == [
         (PairKind.OPTIMISED, 6, 10),
@@ -85,24 +85,24 @@ def test_pairs_prefer_the_shortened_trace_to_the_original_and_to_the_premature_s
 
 
 @pytest.mark.parametrize(("length", "max_length", "reason"), [(10, 100, "not-shorter"), (6, 11, "too-long")])
-def test_unfit_pairs_are_dropped_with_their_reason(length: int, max_length: int, reason: str):
+def test_unfit_pairs_are_dropped_by_reason(length: int, max_length: int, reason: str):
     # Two prompt tokens and ten rejected ones need a length of twelve.
     pairs, dropped = build([optimised(length)], [trace(length=10)], max_length=max_length)
     assert pairs == []
     assert dropped == {reason: 1}
 
 
-def test_an_empty_completion_is_no_side_of_a_pair():
+def test_pair_with_empty_completion_is_dropped():
     pairs, dropped = build([optimised(0)], [trace(length=10)])
     assert (pairs, dropped) == ([], {"empty": 1})
 
 
-def test_the_longest_of_a_problems_traces_can_be_rejected_instead():
+def test_longest_trace_can_be_the_rejected_side():
     pairs, _ = build([optimised(6)], [trace(length=10), trace(sample=1, length=15)], rejected="longest")
     assert len(pairs[0].rejected_ids) == 15
 
 
-def test_the_control_prefers_the_shortest_right_trace_to_the_longest():
+def test_shortest_longest_pairs():
     traces = [
         trace(length=9),
         trace(sample=1, length=5, verdict=Verdict.WRONG),

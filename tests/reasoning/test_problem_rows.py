@@ -16,18 +16,18 @@ from reasoning.records import InvalidRow, Problem
 ROW = {"id": "a", "problem": "1+1?", "answer": "2"}
 
 
-def made(row: Any, **columns: Any) -> Problem | InvalidRow:
+def parse(row: Any, **columns: Any) -> Problem | InvalidRow:
     return problem_of(row, "file:3", "row-7", Columns.model_validate(columns))
 
 
-def test_a_row_becomes_a_problem():
-    problem = made(ROW | {"level": "Level 5"}, level="level")
+def test_row_to_problem():
+    problem = parse(ROW | {"level": "Level 5"}, level="level")
     assert isinstance(problem, Problem)
     assert (problem.id, problem.text, problem.answer, problem.level) == ("a", "1+1?", "2", 5)
 
 
-def test_a_row_without_an_id_is_named_by_its_position():
-    problem = made({"q": "1+1?", "answer": 2.0}, id="", problem="q")
+def test_row_without_id_is_named_by_position():
+    problem = parse({"q": "1+1?", "answer": 2.0}, id="", problem="q")
     assert isinstance(problem, Problem)
     assert (problem.id, problem.answer) == ("row-7", "2")
 
@@ -41,19 +41,19 @@ def test_a_row_without_an_id_is_named_by_its_position():
         ("plain", " 7 ", "7"),
     ],
 )
-def test_where_the_right_answer_stands(kind: str, text: str, answer: str):
-    problem = made(ROW | {"answer": text}, answer_is=kind)
+def test_answer_formats(kind: str, text: str, answer: str):
+    problem = parse(ROW | {"answer": text}, answer_is=kind)
     assert isinstance(problem, Problem)
     assert problem.answer == answer
 
 
-def test_fields_inside_of_others():
+def test_nested_fields():
     row = {"a": {"b": "1+1?"}, "c": [{"value": 2}], "d.e": "7"}
-    problem = made(row, problem="a.b", answer="c.0.value", id="d.e")
+    problem = parse(row, problem="a.b", answer="c.0.value", id="d.e")
     assert isinstance(problem, Problem)
     assert (problem.id, problem.text, problem.answer) == ("7", "1+1?", "2")
     for path in ("a.x", "a.b.c", "c.1.value", "c.x", "x.y", "c.-1.value"):
-        bad = made(row, problem="a.b", answer=path, id="")
+        bad = parse(row, problem="a.b", answer=path, id="")
         assert isinstance(bad, InvalidRow)
         assert f"no field {path!r}; its fields: 'a', 'c', 'd.e'" in bad.detail
 
@@ -78,8 +78,8 @@ TEXT_PARTS = [{"type": "text", "text": "1+"}, {"type": "text", "text": "1?"}]
         [[{"role": "user", "content": "1+1?"}]],
     ],
 )
-def test_a_list_of_messages_asks_what_the_user_said_last(messages: Any):
-    problem = made({"prompt": messages, "answer": "2"}, problem="prompt")
+def test_problem_from_the_last_user_message(messages: Any):
+    problem = parse({"prompt": messages, "answer": "2"}, problem="prompt")
     assert isinstance(problem, Problem)
     assert problem.text == "1+1?"
 
@@ -100,18 +100,18 @@ def test_a_list_of_messages_asks_what_the_user_said_last(messages: Any):
         {},
     ],
 )
-def test_messages_that_ask_nothing_or_hold_more_than_text_are_bad_rows(messages: Any):
-    bad = made({"prompt": messages, "answer": "2"}, problem="prompt")
+def test_messages_without_a_problem_or_with_more_than_text_are_invalid(messages: Any):
+    bad = parse({"prompt": messages, "answer": "2"}, problem="prompt")
     assert isinstance(bad, InvalidRow)
     assert bad.reason == "missing-field"
 
 
-def test_the_answer_is_what_the_assistant_said_last():
+def test_answer_from_the_last_assistant_message():
     row = {
         "problem": "1+1?",
         "messages": [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": r"It is \boxed{2}."}],
     }
-    problem = made(row, answer="messages", answer_is="boxed")
+    problem = parse(row, answer="messages", answer_is="boxed")
     assert isinstance(problem, Problem)
     assert problem.answer == "2"
 
@@ -139,8 +139,8 @@ def test_the_answer_is_what_the_assistant_said_last():
         (0, "0"),
     ],
 )
-def test_numbers_are_written_out_by_value(number: Any, text: str):
-    problem = made(ROW | {"answer": number})
+def test_numbers_in_plain_decimals(number: Any, text: str):
+    problem = parse(ROW | {"answer": number})
     assert isinstance(problem, Problem)
     assert problem.answer == text
 
@@ -150,8 +150,8 @@ def test_numbers_are_written_out_by_value(number: Any, text: str):
     | st.integers()
     | st.floats(allow_nan=False, allow_infinity=False)
 )
-def test_no_number_loses_its_value(number: Any):
-    problem = made(ROW | {"answer": number})
+def test_numbers_keep_their_value(number: Any):
+    problem = parse(ROW | {"answer": number})
     assert isinstance(problem, Problem)
     assert re.fullmatch(r"-?\d+(\.\d*[1-9])?", problem.answer)
     assert Fraction(problem.answer) == Fraction(str(number))
@@ -175,55 +175,55 @@ def test_no_number_loses_its_value(number: Any):
         10**2000,
     ],
 )
-def test_what_is_no_number_is_no_answer(value: Any):
-    assert isinstance(made(ROW | {"answer": value}), InvalidRow)
+def test_non_numbers_are_no_answer(value: Any):
+    assert isinstance(parse(ROW | {"answer": value}), InvalidRow)
 
 
-def test_a_problem_of_any_length_or_depth_is_no_crash():
+def test_long_or_deeply_nested_rows_do_not_crash():
     deep: Any = "7"
     for _ in range(50_000):
         deep = [deep]
-    problem = made(ROW | {"answer": deep})
+    problem = parse(ROW | {"answer": deep})
     assert isinstance(problem, Problem)
     assert problem.answer == "7"
     for row in (ROW | {"problem": "x" * 2_000_000}, ROW | {"answer": "1" * 20_000}):
-        bad = made(row)
+        bad = parse(row)
         assert isinstance(bad, InvalidRow)
         assert bad.reason == "too-long"
-    many = made(ROW | {"choices": [str(n) for n in range(27)], "answer": "A"}, choices="choices")
+    many = parse(ROW | {"choices": [str(n) for n in range(27)], "answer": "A"}, choices="choices")
     assert isinstance(many, InvalidRow)
     assert many.reason == "too-many-options"
 
 
-def test_options_in_columns_of_their_own():
+def test_options_in_separate_columns():
     row = {"q": "1+1?", "a": "1", "b": "2", "right": "B"}
-    problem = made(row, problem="q", answer="right", choices=["a", "b"])
+    problem = parse(row, problem="q", answer="right", choices=["a", "b"])
     assert isinstance(problem, Problem)
     assert (problem.text, problem.answer) == ("1+1?\n(A) 1\n(B) 2", "B")
 
 
 @pytest.mark.parametrize("options", [["1", "2"], {"A": "1", "B": "2", "C": None}])
-def test_the_right_option_itself_among_a_list_or_an_object_of_options(options: Any):
+def test_answer_given_as_option_text(options: Any):
     row = {"q": "1+1?", "options": options, "right": [" 2 "]}
-    problem = made(row, problem="q", answer="right", answer_is="choice", choices="options")
+    problem = parse(row, problem="q", answer="right", answer_is="choice", choices="options")
     assert isinstance(problem, Problem)
     assert (problem.text, problem.answer) == ("1+1?\n(A) 1\n(B) 2", "B")
     for right in ("3", "1+1"):
-        bad = made(row | {"right": right}, problem="q", answer="right", answer_is="choice", choices="options")
+        bad = parse(row | {"right": right}, problem="q", answer="right", answer_is="choice", choices="options")
         assert isinstance(bad, InvalidRow)
         assert bad.reason == "no-answer"
 
 
-def test_an_option_given_twice_cannot_be_the_right_one():
+def test_duplicate_option_cannot_be_the_answer():
     row = {"q": "1+1?", "options": ["2", "2", "3"], "right": "2"}
-    assert isinstance(made(row, problem="q", answer="right", answer_is="choice", choices="options"), InvalidRow)
+    assert isinstance(parse(row, problem="q", answer="right", answer_is="choice", choices="options"), InvalidRow)
 
 
-def test_subjects_and_levels_are_found_by_themselves():
-    problem = made(ROW | {"subject": "Algebra", "level": "Level 3"})
+def test_subject_and_level_by_default_columns():
+    problem = parse(ROW | {"subject": "Algebra", "level": "Level 3"})
     assert isinstance(problem, Problem)
     assert (problem.subject, problem.level) == ("Algebra", 3)
-    problem = made(ROW)
+    problem = parse(ROW)
     assert isinstance(problem, Problem)
     assert (problem.subject, problem.level) == (None, None)
 
@@ -246,14 +246,14 @@ def test_subjects_and_levels_are_found_by_themselves():
         (True, None),
     ],
 )
-def test_a_level_is_a_small_whole_number_or_none(given: Any, level: int | None):
-    problem = made(ROW | {"level": given}, level="level")
+def test_level_is_a_small_integer_or_none(given: Any, level: int | None):
+    problem = parse(ROW | {"level": given}, level="level")
     assert isinstance(problem, Problem)
     assert problem.level == level
 
 
 def test_options_are_shown_with_their_letters():
-    problem = made(ROW | {"choices": ["cat", "dog"], "answer": "B"}, choices="choices")
+    problem = parse(ROW | {"choices": ["cat", "dog"], "answer": "B"}, choices="choices")
     assert isinstance(problem, Problem)
     assert problem.text == "1+1?\n(A) cat\n(B) dog"
     assert problem.choices == ("cat", "dog")
@@ -273,8 +273,8 @@ def test_options_are_shown_with_their_letters():
         (ROW | {"problem": "\ud800"}, {}, "missing-field", "field 'problem' is empty"),
     ],
 )
-def test_a_bad_row_says_what_is_wrong_and_what_to_do(row: Any, columns: dict[str, str], reason: str, words: str):
-    bad = made(row, **columns)
+def test_invalid_row_states_problem_and_remedy(row: Any, columns: dict[str, str], reason: str, words: str):
+    bad = parse(row, **columns)
     assert isinstance(bad, InvalidRow)
     assert (bad.location, bad.reason) == ("file:3", reason)
     assert words in bad.detail
@@ -287,9 +287,9 @@ JSON = st.recursive(
 
 
 @given(JSON | st.fixed_dictionaries({"id": JSON, "problem": JSON, "answer": JSON, "choices": JSON}))
-def test_whatever_a_row_holds_it_is_a_problem_or_a_bad_row(row: Any):
+def test_any_row_gives_a_problem_or_an_invalid_row(row: Any):
     for columns in ({}, {"choices": "choices", "level": "id"}, {"answer_is": "hashes"}):
-        assert isinstance(made(row, **columns), Problem | InvalidRow)
+        assert isinstance(parse(row, **columns), Problem | InvalidRow)
 
 
 GPQA = {
@@ -416,7 +416,7 @@ def test_rows_of_known_data_sets(name: str):
     assert (problem.id, problem.text, problem.answer, problem.level) == expected
 
 
-def test_right_and_wrong_options_in_columns_of_their_own():
+def test_correct_and_wrong_options_in_separate_columns():
     problem = problem_of(GPQA, "hub", "row-7", DATASETS["Idavidrein/gpqa"])
     assert isinstance(problem, Problem)
     assert problem.id == "rec1"
@@ -425,28 +425,28 @@ def test_right_and_wrong_options_in_columns_of_their_own():
     assert problem.choices["ABCD".index(problem.answer)] == "the right one"
     assert f"({problem.answer}) the right one" in problem.text
     assert problem == problem_of(dict(reversed(GPQA.items())), "hub", "row-7", DATASETS["Idavidrein/gpqa"])
-    places = {
+    letters = {
         found.answer
         for n in range(50)
         if isinstance(found := problem_of(GPQA | {"Question": str(n)}, "", "", DATASETS["Idavidrein/gpqa"]), Problem)
     }
-    assert places == set("ABCD")
+    assert letters == set("ABCD")
 
 
-def test_every_known_data_set_is_tested():
+def test_every_known_data_set_is_covered():
     assert DATASETS.keys() == OF_THE_HUB.keys() | {"Idavidrein/gpqa"}
 
 
 @pytest.mark.parametrize("gold", [[], [0, 1], 7, "B", [9], None, [True]])
-def test_a_right_option_that_is_none(gold: Any):
-    bad = made(
+def test_invalid_index_is_an_invalid_row(gold: Any):
+    bad = parse(
         {"q": "?", "c": ["1", "2"], "gold": gold}, id="", problem="q", choices="c", answer="gold", answer_is="index"
     )
     assert isinstance(bad, InvalidRow)
     assert bad.reason in ("missing-field", "no-answer")
 
 
-def test_an_absent_wrong_option():
+def test_missing_wrong_option_is_an_invalid_row():
     bad = problem_of(GPQA | {"Incorrect Answer 2": None}, "hub", "row-7", DATASETS["Idavidrein/gpqa"])
     assert isinstance(bad, InvalidRow)
     assert "'Incorrect Answer 2' of columns.wrong_choices" in bad.detail
@@ -455,13 +455,13 @@ def test_an_absent_wrong_option():
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
-        ({"choices": "c", "wrong_choices": ("d",), "answer_is": "choice"}, "name one"),
-        ({"choices": ("answer", "d")}, "'answer' is the answer and an option, too"),
+        ({"choices": "c", "wrong_choices": ("d",), "answer_is": "choice"}, "set only one"),
+        ({"choices": ("answer", "d")}, "'answer' is both the answer and an option"),
         ({"wrong_choices": ("d",)}, "go together"),
         ({"answer_is": "choice"}, "go together"),
-        ({"answer_is": "index"}, "a place among choices"),
+        ({"answer_is": "index"}, "needs the column of the options"),
     ],
 )
-def test_columns_that_do_not_fit_together(columns: dict[str, Any], words: str):
+def test_inconsistent_columns_are_rejected(columns: dict[str, Any], words: str):
     with pytest.raises(ValueError, match=words):
         Columns.model_validate(columns)

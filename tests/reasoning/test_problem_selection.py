@@ -1,4 +1,4 @@
-"""The laws of a draw: stable, nested, proportional, indifferent to the order of rows."""
+"""Properties of a draw: deterministic, nested, proportional, independent of the order of rows."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def candidates(strata: Sequence[tuple[str, ...]], draw: ProblemSelection) -> lis
 
 
 def assert_in_proportion(groups: Sequence[str]) -> None:
-    """Each beginning has each group's share of it, rounded up or down."""
+    """Every prefix contains each group's proportional share, rounded up or down."""
     whole, taken = Counter(groups), Counter[str]()
     for length, group in enumerate(groups, start=1):
         taken[group] += 1
@@ -34,7 +34,7 @@ def assert_in_proportion(groups: Sequence[str]) -> None:
 
 
 @given(STRATA, SEEDS)
-def test_every_beginning_has_the_shares_of_the_whole(strata: list[tuple[str, ...]], seed: int):
+def test_every_prefix_has_the_proportions_of_the_whole(strata: list[tuple[str, ...]], seed: int):
     order = selection_order(candidates(strata, ProblemSelection(seed, False)))
     assert_in_proportion([candidate.strata[0] for candidate in order])
     for subset in {candidate.strata[0] for candidate in order}:
@@ -45,7 +45,7 @@ def test_every_beginning_has_the_shares_of_the_whole(strata: list[tuple[str, ...
 
 
 @given(STRATA, SEEDS, st.randoms())
-def test_a_draw_is_the_same_whatever_the_order_of_the_rows(strata: list[tuple[str, ...]], seed: int, random: object):
+def test_draw_is_independent_of_row_order(strata: list[tuple[str, ...]], seed: int, random: object):
     draw = ProblemSelection(seed, False)
     rows = candidates(strata, draw)
     shuffled = list(rows)
@@ -54,9 +54,7 @@ def test_a_draw_is_the_same_whatever_the_order_of_the_rows(strata: list[tuple[st
 
 
 @given(STRATA, SEEDS)
-def test_from_the_end_shares_hold_too_and_the_two_draws_meet_as_late_as_possible(
-    strata: list[tuple[str, ...]], seed: int
-):
+def test_backward_draws_are_proportional_and_overlap_late(strata: list[tuple[str, ...]], seed: int):
     forwards, backwards = ProblemSelection(seed, False), ProblemSelection(seed, True)
     rows = candidates(strata, forwards)
     first, last = forwards.select(rows), backwards.select(rows)
@@ -65,7 +63,7 @@ def test_from_the_end_shares_hold_too_and_the_two_draws_meet_as_late_as_possible
     assert_in_proportion([group[problem.id] for problem in last])
 
 
-def test_seeds_differ_and_every_row_has_the_same_chance():
+def test_rows_are_equally_likely_across_seeds():
     rows = [("", "", "")] * 40
     drawn = [
         ProblemSelection(seed, False).select(candidates(rows, ProblemSelection(seed, False)))[:10]
@@ -78,7 +76,7 @@ def test_seeds_differ_and_every_row_has_the_same_chance():
     assert all(60 < times < 140 for times in often.values())
 
 
-def test_small_draws_of_the_seven_subjects_of_mathematics():
+def test_small_draws_from_the_seven_math_subjects():
     # The training set of MATH: 1744 algebra, 771 counting, 870 geometry, 1295, 869, 1205, 746; 7500 in all.
     sizes = {
         "algebra": 1744,
@@ -99,7 +97,7 @@ def test_small_draws_of_the_seven_subjects_of_mathematics():
     assert len(Counter(subset[problem.id] for problem in taken[:14])) == 7
 
 
-def test_files_are_read_in_an_order_of_the_seeds_own():
+def test_files_are_read_in_an_order_given_by_the_seed():
     names = [f"file-{n}" for n in range(20)]
     orders = {tuple(ProblemSelection(seed, False).order(names)) for seed in range(20)}
     assert len(orders) == 20

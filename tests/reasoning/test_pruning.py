@@ -3,35 +3,35 @@ from collections.abc import Iterable, Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasoning.pruning import OpenPruning, pruned_trace
+from reasoning.pruning import PruningPlan, pruned_trace
 from reasoning.records import OptimisedTrace, Trace, Verdict
 
-RIGHT, WRONG = [True] * 8, [True] * 4 + [False] * 4  # 4 of 8 is not more than half
+RIGHT, WRONG = [True] * 8, [True] * 4 + [False] * 4  # 4 of 8 is not more than T = 0.5
 
 
-def opened(ends: Sequence[int], proposed: Sequence[int] | None = None) -> OpenPruning:
+def new_plan(ends: Sequence[int], proposed: Sequence[int] | None = None) -> PruningPlan:
     trace = Trace(
         problem_id="p", sample=0, token_ids=tuple(range(ends[-1] + 5)), text="", truncated=False, verdict=Verdict.RIGHT
     )
-    return OpenPruning(trace, ends, 8, 0.5, proposed)
+    return PruningPlan(trace, ends, 8, 0.5, proposed)
 
 
-def play(pruning: OpenPruning, outcomes: Iterable[Sequence[bool]]) -> list[tuple[int, ...]]:
-    """Answers the asks for each proposed segment from the next of `outcomes`; the prefixes that were asked about."""
+def play(pruning: PruningPlan, outcomes: Iterable[Sequence[bool]]) -> list[tuple[int, ...]]:
+    """Feeds `outcomes`, one entry per proposed segment, to the plan; returns the prefixes that it asked for."""
     prefixes, sample = [], iter(outcomes)
-    judged: Sequence[bool] = ()
-    while asks := pruning.next_ranges():
-        (ask,) = asks
+    current: Sequence[bool] = ()
+    while ranges := pruning.next_ranges():
+        (drawn,) = ranges
         assert pruning.next_ranges() == []  # one at a time: the next depends on it
-        if ask.first == 0:
-            judged = next(sample)
-            prefixes.append(pruning.without(ask.prefix))
-        pruning.add(ask, judged[ask.first : ask.first + ask.count])
+        if drawn.first == 0:
+            current = next(sample)
+            prefixes.append(pruning.without(drawn.prefix))
+        pruning.add(drawn, current[drawn.first : drawn.first + drawn.count])
     return prefixes
 
 
-def test_a_removal_stands_when_the_rest_passes_and_is_rolled_back_when_not():
-    pruning = opened([2, 4, 6, 8])
+def test_removal_stands_if_the_rest_passes_else_is_rolled_back():
+    pruning = new_plan([2, 4, 6, 8])
     without_1, without_2 = play(pruning, [WRONG, RIGHT])
     assert without_1 == (0, 1, 4, 5, 6, 7)
     assert without_2 == (0, 1, 2, 3, 6, 7)  # segment 1 is back
@@ -40,18 +40,18 @@ def test_a_removal_stands_when_the_rest_passes_and_is_rolled_back_when_not():
     assert pruning.prefix() == (0, 1, 2, 3, 6, 7)
 
 
-def test_each_removal_is_judged_with_the_earlier_ones_gone():
-    assert play(opened([1, 2, 3, 4]), [RIGHT, RIGHT])[1] == (0, 3)
+def test_removals_are_cumulative():
+    assert play(new_plan([1, 2, 3, 4]), [RIGHT, RIGHT])[1] == (0, 3)
 
 
-def test_only_what_was_proposed_may_go():
-    assert play(opened([1, 2, 3, 4], proposed=[0, 2, 3, 9]), [RIGHT]) == [(0, 1, 3)]
+def test_only_proposed_segments_are_removed():
+    assert play(new_plan([1, 2, 3, 4], proposed=[0, 2, 3, 9]), [RIGHT]) == [(0, 1, 3)]
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=8), st.data())
-def test_first_and_last_stay_and_order_is_kept(lengths: list[int], data: st.DataObject):
+def test_first_and_last_segments_stay_in_order(lengths: list[int], data: st.DataObject):
     ends = [sum(lengths[: index + 1]) for index in range(len(lengths))]
-    pruning = opened(ends)
+    pruning = new_plan(ends)
     play(pruning, (data.draw(st.sampled_from([RIGHT, WRONG])) for _ in lengths))
     kept = pruning.prefix()
     assert list(kept) == sorted(set(kept))
@@ -60,8 +60,8 @@ def test_first_and_last_stay_and_order_is_kept(lengths: list[int], data: st.Data
     assert len(pruning.removed) <= max(0, len(lengths) - 2)
 
 
-def test_a_segment_comes_back_where_the_kept_text_would_surprise_the_model():
-    pruning = opened([1, 2, 4, 5, 7])  # segments (0), (1), (2 3), (4), (5 6)
+def test_segment_is_restored_if_kept_text_becomes_unlikely():
+    pruning = new_plan([1, 2, 4, 5, 7])  # segments (0), (1), (2 3), (4), (5 6)
     play(pruning, [RIGHT, RIGHT, WRONG])
     assert pruning.removed == (1, 2)
     assert pruning.prefix() == (0, 4, 5, 6)
@@ -71,15 +71,15 @@ def test_a_segment_comes_back_where_the_kept_text_would_surprise_the_model():
     pruning.restore_before(4)
     assert pruning.removed == (1,)
     assert pruning.prefix() == (0, 2, 3, 4, 5, 6)
-    # A token that was unlikely in the whole trace may stay so.
+    # A token that was already unlikely in the full trace does not count.
     assert pruning.first_unnatural([-1, -1, -1, -9, -1, -1, -1], [-1, -1, -9, -1, -1, -1], 3.0) is None
     assert pruning.first_unnatural(whole, [-1, -9, -1, -1, -1, -1], 3.0) == 2
     pruning.restore_before(2)
     assert pruning.prefix() == pruning.whole_prefix() == (0, 1, 2, 3, 4, 5, 6)
 
 
-def test_a_pruned_trace_needs_fresh_endings_that_confirm_it():
-    pruning = opened([2, 4, 6])
+def test_pruned_trace_needs_confirming_completions():
+    pruning = new_plan([2, 4, 6])
     play(pruning, [RIGHT])
     row = OptimisedTrace(problem_id="p", sample=0, token_ids=(0, 1, 2, 3, 4, 5, 90, 91))
     right, wrong = ((90, 91), Verdict.RIGHT), ((92,), Verdict.WRONG)
@@ -89,8 +89,8 @@ def test_a_pruned_trace_needs_fresh_endings_that_confirm_it():
     assert (pruned.token_ids, pruned.removed) == ((0, 1, 4, 5, 90, 91), (1,))
 
 
-def test_a_pruned_trace_that_is_not_shorter_is_no_gain():
-    pruning = opened([2, 4, 6])
+def test_pruned_trace_must_be_shorter():
+    pruning = new_plan([2, 4, 6])
     play(pruning, [RIGHT])
     row = OptimisedTrace(problem_id="p", sample=0, token_ids=(0, 1, 2, 3, 4, 5, 90))
     assert pruned_trace(row, pruning, [((90, 91, 92), Verdict.RIGHT)], 0.5) == row

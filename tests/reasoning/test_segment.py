@@ -72,34 +72,34 @@ def test_joined_segments_are_the_text(text: str, min_chars: int, max_chars: int)
 
 @settings(deadline=None)
 @given(texts)
-def test_every_segment_but_the_first_begins_with_a_marker(text: str):
+def test_every_later_segment_begins_with_a_marker(text: str):
     words = tuple({marker.casefold()[0] for marker in ALL} | {"n", "o", "b"})  # "No, wait", "Or maybe I", "But however"
     for segment in segment_text(text, ALL, 0, 10**9)[1:]:
         opened = segment.lstrip().lstrip("*_`\"'“‘„«「『（([【-+•‣◦▪·–—># \t")
         assert opened.casefold().startswith(words) or opened[:1].isalnum()
 
 
-def test_spaces_go_with_the_marker_and_line_breaks_stay_behind():
+def test_spaces_belong_to_the_marker_and_line_breaks_to_the_segment_before():
     text = "It is 4. Wait, no.\n\nHmm, 5? Alternatively 6."
     assert cut(text) == ["It is 4.", " Wait, no.\n\n", "Hmm, 5?", " Alternatively 6."]
 
 
-def test_what_opens_goes_with_the_marker_and_what_closes_stays_behind():
+def test_opening_marks_belong_to_the_marker_and_closing_marks_to_the_segment_before():
     assert cut("So \\(x=4.\\) Wait, no.") == ["So \\(x=4.\\)", " Wait, no."]
     assert cut('"It is 4." "Wait, is it?"') == ['"It is 4."', ' "Wait, is it?"']
     assert cut("- It is 4\r\n- **Wait**, no") == ["- It is 4\r\n", "- **Wait**, no"]
     assert cut("It is 4.\n\n### 2. Double-check\nYes.") == ["It is 4.\n\n", "### 2. Double-check\nYes."]
 
 
-def test_a_marker_inside_a_sentence_or_word_starts_nothing():
+def test_marker_inside_a_sentence_or_word_starts_no_segment():
     assert len(cut("I Wait here. Waiting is dull, Hmm. A wait, actually.")) == 1
 
 
-def test_a_short_segment_is_joined_to_the_next():
+def test_short_segment_is_merged_with_the_next():
     assert cut("Hmm. Wait. So it is 4, then. Wait, 5.", 12) == ["Hmm. Wait. So it is 4, then.", " Wait, 5."]
 
 
-def test_chinese_is_cut_without_spaces():
+def test_chinese_is_split_without_spaces():
     text = "3加4等于7。等等，再算一次。“是8。”不对，是7。\n因此答案是7。他说不对。"
     assert cut(text, language="chinese") == [
         "3加4等于7。",
@@ -109,7 +109,7 @@ def test_chinese_is_cut_without_spaces():
     ]
 
 
-def test_german_is_cut_at_whole_words():
+def test_german_is_split_at_whole_words():
     text = "Es sind 4. Moment, ich rechne nach. Momentan sind es 5. Daher: 5."
     assert cut(text, language="german") == [
         "Es sind 4.",
@@ -228,7 +228,7 @@ BEHIND = {"english": "It is 4. ", "chinese": "答案是4。", "german": "Es sind
 
 
 @pytest.mark.parametrize("language", CUT)
-def test_cues_open_a_segment(language: Any):
+def test_markers_start_a_segment(language: Any):
     for cue in CUT[language]:
         blank = "" if language == "chinese" else " "
         assert cut(BEHIND[language] + cue, language=language) == [BEHIND[language].strip(), blank + cue], cue
@@ -236,7 +236,7 @@ def test_cues_open_a_segment(language: Any):
 
 
 @pytest.mark.parametrize("language", WHOLE)
-def test_other_words_open_none(language: Any):
+def test_other_words_start_no_segment(language: Any):
     for text in WHOLE[language]:
         assert len(cut(BEHIND[language] + text, language=language)) == 1, text
 
@@ -246,7 +246,7 @@ def test_public_cases(cases: Callable[[str], list[dict[str, Any]]]):
         assert len(cut(case["text"], language=case["language"])) == case["segments"], case
 
 
-def test_a_long_segment_is_split_where_it_reads_best():
+def test_long_segment_is_split_at_the_best_boundary():
     # Between 25 and 100 characters: the last paragraph, else line, else sentence, else word.
     paragraphs = f"{'a' * 30}\n\n{'b' * 30}. B\n\n{'c' * 30}\n{'d' * 30}"
     assert cut(paragraphs, max_chars=100) == [f"{'a' * 30}\n\n{'b' * 30}. B\n\n", f"{'c' * 30}\n{'d' * 30}"]
@@ -256,7 +256,7 @@ def test_a_long_segment_is_split_where_it_reads_best():
     assert cut("a" * 300 + " b", max_chars=100) == ["a" * 300, " b"]
 
 
-def test_hostile_texts_are_cut_in_linear_time():
+def test_adversarial_texts_take_linear_time():
     for piece in [
         "a",
         "\n",
@@ -279,7 +279,7 @@ def test_hostile_texts_are_cut_in_linear_time():
         assert time.process_time() - started < 10  # half a second where it is linear, minutes where it is not
 
 
-def test_the_tiny_model_is_cut_as_it_was():
+def test_tiny_model_segments_are_unchanged():
     # Every cue of the bundled teacher opens a line of its own, and no segment comes near the longest.
     chances, rng = Teacher(), Random(0)
     for story in draw_stories(Split.TRAIN, 0, 300, tuple(range(1, 9))):
@@ -295,7 +295,7 @@ def test_the_tiny_model_is_cut_as_it_was():
 
 @settings(deadline=None)
 @given(texts)
-def test_sentences_begin_in_order_and_within_the_text(text: str):
+def test_sentence_starts_are_ordered_and_within_the_text(text: str):
     starts = list(sentence_starts(text))
     assert starts == sorted(starts)
     assert all(0 <= cut <= word < len(text) for cut, word in starts)
@@ -315,12 +315,12 @@ def test_token_spans_cover_the_tokens_in_order(tokens: list[str], data: st.DataO
         assert end == 0 or len("".join(tokens[: end - 1])) < char_end or not any(tokens[:end])
 
 
-def test_a_token_over_a_cut_belongs_to_where_it_starts():
+def test_token_across_a_cut_belongs_to_the_segment_it_starts_in():
     assert token_ends(["ab.\n", "Wait"], ["a", "b.", "\nW", "ait"]) == [3, 4]
 
 
 @pytest.mark.parametrize("name", TRACE_FILES)
-def test_real_traces_are_cut_without_loss_into_segments_of_a_readable_length(real_data: Path, name: str):
+def test_real_traces_are_split_losslessly_into_bounded_segments(real_data: Path, name: str):
     lines = (real_data / f"{name}.jsonl").read_text().splitlines()
     whole = long = 0
     for line in lines:

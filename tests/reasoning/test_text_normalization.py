@@ -1,4 +1,4 @@
-"""What is one spelling, and what is not."""
+"""Which notations are equal and which are not."""
 
 import pytest
 from hypothesis import given, settings
@@ -89,12 +89,12 @@ pieces = st.sampled_from(
 
 
 @pytest.mark.parametrize("spelled", ALIKE, ids=lambda group: group[0])
-def test_spellings_of_one_thing_are_one(spelled: tuple[str, ...]):
+def test_equivalent_notations_have_the_same_words(spelled: tuple[str, ...]):
     assert {text: words(text) for text in spelled} == dict.fromkeys(spelled, words(spelled[0]))
 
 
 @pytest.mark.parametrize(("one", "other"), UNLIKE)
-def test_other_things_stay_apart(one: str, other: str):
+def test_different_texts_have_different_words(one: str, other: str):
     assert words(one) != words(other)
 
 
@@ -109,19 +109,19 @@ def test_words_by_hand():
     ]
 
 
-def test_prose_is_told_from_formulas():
+def test_prose_and_formulas_are_distinguished():
     assert all(map(is_prose, ["triangle", "of", "不"]))
     assert not any(map(is_prose, ["sin", "x", "xy", "12", "+", "pi", "a"]))
 
 
 @settings(deadline=None)
 @given(st.one_of(st.text(st.characters(codec=None, exclude_categories=())), st.lists(pieces).map("".join)))
-def test_any_text_has_words_and_sentences_hold_them_all(text: str):
+def test_sentences_contain_all_words(text: str):
     assert words(text) == tuple(word for sentence in sentences(text) for word in sentence)
     assert END not in words(text)
 
 
-def test_hostile_texts_take_linear_time():
+def test_adversarial_texts_take_linear_time():
     for piece in [
         "{",
         "(",

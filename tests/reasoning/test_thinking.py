@@ -19,21 +19,21 @@ FORMATS = [Tags(), MISTRAL, OPEN_THINKER, Harmony()]
 words = st.text(st.sampled_from("abc {}\n12"), max_size=20)
 
 
-def test_every_case_is_read_as_it_says(cases: Callable[[str], list[dict[str, Any]]]):
+def test_public_cases(cases: Callable[[str], list[dict[str, Any]]]):
     for row in cases("final_answers.jsonl"):
         assert final_answer(row["text"]) == row["answer"], row["why"]
 
 
-def test_harmony_without_an_analysis_has_an_answer():
-    said = "<|channel|>final<|message|>It is \\boxed{4}"
-    assert final_answer(said, Harmony()) == "4"
+def test_harmony_reply_without_analysis_has_an_answer():
+    completion = "<|channel|>final<|message|>It is \\boxed{4}"
+    assert final_answer(completion, Harmony()) == "4"
     assert final_answer("<|channel|>analysis<|message|>It is \\boxed{4}", Harmony()) is None
-    assert final_answer(said) is None
-    assert not is_closed_once(said, Harmony())
+    assert final_answer(completion) is None
+    assert not is_closed_once(completion, Harmony())
 
 
 @given(words, words, st.sampled_from(FORMATS), st.booleans())
-def test_thinking_and_reply_are_told_apart_in_every_format(thought: str, reply: str, how: Thinking, opened: bool):
+def test_thinking_and_reply_are_split_in_every_format(thought: str, reply: str, how: Thinking, opened: bool):
     text = f"{'' if opened else how.open}{thought}{how.close}{how.answer_open}{reply}{how.answer_close}"
     assert thought_of(thinking_of(text, how), how).strip() == thought.strip()
     assert reply_of(text, how) == reply
@@ -41,7 +41,7 @@ def test_thinking_and_reply_are_told_apart_in_every_format(thought: str, reply: 
 
 
 @given(words, words, st.sampled_from(FORMATS))
-def test_a_text_is_written_anew_in_other_tags(thought: str, reply: str, how: Thinking):
+def test_tags_are_converted(thought: str, reply: str, how: Thinking):
     anew = written_as(f"<think>{thought}</think>{reply}", how)
     assert thinking_of(anew, how) == thought.lstrip("\n")
     assert reply_of(anew, how) == reply
@@ -66,5 +66,5 @@ def test_a_text_is_written_anew_in_other_tags(thought: str, reply: str, how: Thi
         ("", Tags(), None),
     ],
 )
-def test_the_answer_is_the_replys(text: str, how: Thinking, answer: str | None):
+def test_answer_is_taken_from_the_reply(text: str, how: Thinking, answer: str | None):
     assert final_answer(text, how) == answer

@@ -1,4 +1,4 @@
-"""Which thoughts are important, and the dialogue that they make."""
+"""Important thoughts, and cold-start dialogues built from them."""
 
 import pytest
 from hypothesis import given
@@ -10,11 +10,11 @@ from reasoning.dialogue import Closing, Dialogue, Speaker, turns_of
 from reasoning.rewards import length_rewards
 from reasoning.thoughts import are_long, importance
 
-# The second thought repeats, the third makes it worse, the fourth settles it.
+# The second thought repeats, the third lowers the value, the fourth raises it to 1.
 VALUES, LENGTHS = [0.2, 0.6, 0.6, 0.4, 1.0], [40, 20, 20, 20]
 
 
-def test_the_joint_metric_by_hand():
+def test_joint_metric_by_hand():
     # 0.4 - 0.25·0.4; 0 - 0.25·0.2 - 0.25; -0.2 - 0.05 - 0.25; 0.6 - 0.05
     assert importance(VALUES, LENGTHS, Importance()) == pytest.approx([0.3, -0.3, -0.5, 0.55])
     assert are_long([0.3, -0.3, -0.5, 0.55]) == [True, False, False, True]
@@ -22,7 +22,7 @@ def test_the_joint_metric_by_hand():
     assert importance(VALUES, LENGTHS, Importance(length_weight=0, decay=0)) == pytest.approx([0.4, 0, -0.2, 0.6])
 
 
-def test_what_is_above_the_median_but_worth_nothing_is_not_important():
+def test_important_thoughts_need_a_positive_score():
     assert are_long([-0.1, -0.3, -0.5]) == [False] * 3
     assert are_long([0.4]) == [False]
     assert are_long([0.4, 0.4]) == [False, False]
@@ -50,7 +50,7 @@ REPLY = "\nThe answer is \\boxed{6}."
             "<think>\nStart with 4. 4 + 3 is 7. That makes 7.\nWait, 4 + 3 is 7. Yes, 7.\nHmm. 7 it is.\n</think>"
             "<answer>\nIt is 6.\nThe answer is \\boxed{6}.\n</answer>",
         ),
-        # Long opens with what comes first, and goes on where the next is important.
+        # Long opens with the first thought even if it is unimportant; important thoughts after it join its turn.
         (
             (False, True, False, False),
             "<think>\nStart with 4. 4 + 3 is 7. That makes 7.\nWait, 4 + 3 is 7. Yes, 7.\n</think>"
@@ -63,14 +63,14 @@ REPLY = "\nThe answer is \\boxed{6}."
         ),
     ],
 )
-def test_a_trace_as_a_dialogue(important: tuple[bool, ...], transcript: str):
+def test_trace_as_dialogue(important: tuple[bool, ...], transcript: str):
     dialogue = as_dialogue(THOUGHTS, important, REPLY, max_rounds=4)
     assert str(dialogue) == transcript
     assert dialogue
     assert (dialogue.answer, dialogue.is_well_formed) == ("6", True)
 
 
-def test_what_would_ask_too_often_or_holds_a_tag_is_no_dialogue():
+def test_too_many_rounds_or_a_tag_give_no_dialogue():
     important = (True, False, True, False)
     assert as_dialogue(THOUGHTS, important, REPLY, max_rounds=2)
     assert as_dialogue(THOUGHTS, important, REPLY, max_rounds=1) is None
@@ -79,20 +79,20 @@ def test_what_would_ask_too_often_or_holds_a_tag_is_no_dialogue():
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=12))
-def test_every_important_thought_is_told_once_and_in_order(important: list[bool]):
+def test_important_thoughts_appear_once_and_in_order(important: list[bool]):
     thoughts = [f"This is {n}.\n" for n in range(len(important))]
     dialogue = as_dialogue(thoughts, important, REPLY, max_rounds=20)
     assert dialogue
     assert dialogue.turns[-1].closing is Closing.ANSWER
     played = Dialogue(20)
     for turn in turns_of(str(dialogue)):
-        assert played.next_speaker is turn.speaker  # as the protocol has it
+        assert played.next_speaker is turn.speaker  # turns alternate as in the protocol
         played = played.with_turn(turn)
-    told = "".join(turn.text.removeprefix("\n") for turn in played.turns if turn.speaker is Speaker.LONG)
-    assert told == "".join(t for n, t in enumerate(thoughts) if n == 0 or important[n])
+    long_text = "".join(turn.text.removeprefix("\n") for turn in played.turns if turn.speaker is Speaker.LONG)
+    assert long_text == "".join(t for n, t in enumerate(thoughts) if n == 0 or important[n])
 
 
-def test_a_conclusion_is_the_last_sentence():
+def test_conclusion_is_the_last_sentence():
     assert conclusion("Wait. 3 + 4 is 7. So it is 7.\n") == "So it is 7."
     assert conclusion("no stop") == "no stop"
     assert conclusion(" \n") == ""

@@ -9,7 +9,7 @@ import pytest
 from conf.engine import Engine, Storage
 from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
 from models.inference.scripted_engine import ScriptedEngine
-from reasoning.pruning import OpenPruning
+from reasoning.pruning import PruningPlan
 from reasoning.records import Problem, TextPart, Trace, Verdict
 from tasks.runtime.context import RunContext
 from tasks.steps.dto import restore_unnatural
@@ -49,11 +49,11 @@ def scorer(tmp_path: Path, reader: Reader) -> Iterator[LogProbScorer]:
         yield LogProbScorer(ctx.resources, Checkpoint.open(TINY_MODEL), {"p": PROBLEM})
 
 
-def pruning(spans: Sequence[tuple[int, ...]], removed: Sequence[int]) -> OpenPruning:
+def pruning(spans: Sequence[tuple[int, ...]], removed: Sequence[int]) -> PruningPlan:
     """A trace of these segments after its probes: `removed` are not needed for the answer."""
     token_ids = tuple(token for span in spans for token in span)
     trace = Trace(problem_id="p", sample=0, token_ids=token_ids, text="", truncated=False, verdict=Verdict.RIGHT)
-    opened = OpenPruning(trace, [sum(map(len, spans[: n + 1])) for n in range(len(spans))], 8, 0.5)
+    opened = PruningPlan(trace, [sum(map(len, spans[: n + 1])) for n in range(len(spans))], 8, 0.5)
     while asks := opened.next_ranges():
         opened.add(asks[0], [asks[0].prefix in removed] * asks[0].count)
     return opened

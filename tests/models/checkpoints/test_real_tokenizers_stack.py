@@ -1,4 +1,4 @@
-"""Real vocabularies and templates, as their makers' files hold them."""
+"""Real vocabularies and chat templates."""
 
 import gzip
 import json
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from conf.engine import Engine
-from conf.prompts import ADVICE, Harmony, Prompt
+from conf.prompts import DEFAULT_INSTRUCTIONS, Harmony, Prompt
 from models.checkpoints.checkpoint import Checkpoint, CheckpointError
 from models.checkpoints.tokenizer import SAMPLES, ids_of, is_loaded_wrongly
 from models.inference.vllm_server import VllmServer
@@ -33,7 +33,7 @@ Make = Callable[..., Checkpoint]
 
 
 def unpacked(
-    place: Path,
+    parent: Path,
     tokenizers: Path,
     name: str,
     kind: str,
@@ -41,17 +41,17 @@ def unpacked(
     generation: Any = None,
     **changes: Any,
 ) -> Checkpoint:
-    """A checkpoint with the tokenizer `name`, its settings but for `changes`, and weights of an architecture `kind`."""
-    folder = place / f"{name}-{kind}"
+    """A checkpoint with the tokenizer `name`, changed tokenizer settings, and weights of architecture `kind`."""
+    folder = parent / f"{name}-{kind}"
     folder.mkdir()
     with gzip.open(tokenizers / name / "tokenizer.json.gz") as packed, (folder / "tokenizer.json").open("wb") as file:
         shutil.copyfileobj(packed, file)
-    told = json.loads((tokenizers / name / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps(told | changes))
+    config = json.loads((tokenizers / name / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | changes))
     (folder / "config.json").write_text(json.dumps({"model_type": kind, **SIZES}))
     (folder / "generation_config.json").write_text(json.dumps(generation or {}))
     write_safetensors(folder / "model.safetensors", {"model.embed_tokens.weight": [202_000, 2]})
-    return Checkpoint.open(folder, prompt=prompt or Prompt.model_validate(ADVICE))
+    return Checkpoint.open(folder, prompt=prompt or Prompt.model_validate(DEFAULT_INSTRUCTIONS))
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def make(tmp_path: Path, real_tokenizers: Path) -> Make:
         ("qwen3", "qwen2", {"tokenizer_class": "LlamaTokenizerFast"}, False),
     ],
 )
-def test_text_comes_back_and_is_saved_so_that_others_read_it_rightly(
+def test_text_survives_and_the_saved_tokenizer_loads_correctly(
     make: Make, tmp_path: Path, name: str, kind: str, changes: dict[str, Any], wrongly: bool
 ):
     model = make(name, kind, **changes)
@@ -80,29 +80,29 @@ def test_text_comes_back_and_is_saved_so_that_others_read_it_rightly(
     assert [model.decode(model.encode(text)) for text in SAMPLES] == list(SAMPLES)
     prompt = model.prompt_ids(PROBLEM)
     assert model.end_id == model.tokenizer.eos_token_id
-    assert PROBLEM.text + "\n\n" + ADVICE["instruction"] in model.decode(prompt)
+    assert PROBLEM.text + "\n\n" + DEFAULT_INSTRUCTIONS["instruction"] in model.decode(prompt)
     assert prompt.count(model.tokenizer.bos_token_id) == (name != "qwen3")
     model.tokenizer.save_pretrained(tmp_path / "alone")
-    again = AutoTokenizer.from_pretrained(tmp_path / "alone")  # what vLLM is given
+    again = AutoTokenizer.from_pretrained(tmp_path / "alone")  # the copy that vLLM loads
     assert [ids_of(again, text) for text in SAMPLES] == [list(model.encode(text)) for text in SAMPLES]
     if kind == "llama":
-        shutil.copy(model.folder / "config.json", tmp_path / "alone")  # as a trained checkpoint lies there
+        shutil.copy(model.folder / "config.json", tmp_path / "alone")  # as in a trained checkpoint
         assert not is_loaded_wrongly(tmp_path / "alone")
 
 
-def test_a_server_is_given_the_right_tokenizer_and_a_seed_of_its_own(make: Make, tmp_path: Path):
+def test_a_server_gets_the_right_tokenizer_and_its_own_seed(make: Make, tmp_path: Path):
     server = VllmServer(Engine(seed=2**32 - 1), tmp_path / "vllm.log")
     command = server._command(make("llama3_1", "llama", tokenizer_class="LlamaTokenizerFast"), 1)
     assert command[command.index("--seed") + 1] == str(2**32 - 1)
-    told = AutoTokenizer.from_pretrained(command[command.index("--tokenizer") + 1])
-    assert told.decode(ids_of(told, SAMPLES[0])) == SAMPLES[0]
+    served = AutoTokenizer.from_pretrained(command[command.index("--tokenizer") + 1])
+    assert served.decode(ids_of(served, SAMPLES[0])) == SAMPLES[0]
     server._starts += 1
     command = server._command(make("qwen3", "qwen3"), 1)
     assert command[command.index("--seed") + 1] == "0"
     assert "--tokenizer" not in command
 
 
-def test_qwen3_thinks_by_default_and_not_where_it_is_told_not_to(make: Make):
+def test_qwen3_thinks_unless_enable_thinking_is_false(make: Make):
     model = make("qwen3", "qwen3", generation={"eos_token_id": [151645, 151643]})
     model.check()
     assert model.end_ids == {151645, 151643}
@@ -113,7 +113,7 @@ def test_qwen3_thinks_by_default_and_not_where_it_is_told_not_to(make: Make):
         silent.check()
 
 
-def test_harmonys_channels_are_read(make: Make):
+def test_harmony_channels_are_parsed(make: Make):
     model = make(
         "gptoss",
         "gpt_oss",
@@ -132,7 +132,7 @@ def test_harmonys_channels_are_read(make: Make):
     assert final_answer("We need \\boxed{2}, so", thinking) is None
 
 
-def test_without_its_template_gptoss_is_one_line(make: Make):
+def test_gptoss_without_its_template_gives_a_one_line_error(make: Make):
     with pytest.raises(CheckpointError, match=r"tokenizer_config\.json: no chat_template"):
         make("gptoss", "gpt_oss", Prompt(thinking=Harmony())).check()
 
@@ -144,5 +144,5 @@ def qwen(tmp_path_factory: pytest.TempPathFactory, real_tokenizers: Path) -> Che
 
 @settings(max_examples=100, deadline=None)
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cn", "Co", "Mn", "Mc", "Me"]), max_size=40))
-def test_any_text_without_combining_marks_comes_back(qwen: Checkpoint, text: str):
+def test_any_text_without_combining_marks_survives(qwen: Checkpoint, text: str):
     assert qwen.decode(qwen.encode(text)) == unicodedata.normalize("NFC", text)

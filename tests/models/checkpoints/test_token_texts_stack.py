@@ -1,4 +1,4 @@
-"""Texts of tokens, with real vocabularies: any ids, and real text that is cut at any token."""
+"""Token texts with real vocabularies: arbitrary ids, and real text cut at any token."""
 
 import gzip
 import random
@@ -53,7 +53,7 @@ PIECES = (
 
 
 class Read:
-    """A tokenizer, and how it reads."""
+    """A tokenizer with its TokenReader."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast):
         self.tokenizer = tokenizer
@@ -99,12 +99,12 @@ def test_any_ids_join_to_their_text(read: Callable[[str], Read], name: str, data
 
 @pytest.mark.parametrize("name", [*REAL, "tiny"])
 @settings(max_examples=60, deadline=None)
-@given(parts=st.lists(st.sampled_from(PIECES) | st.text(max_size=6), max_size=12), luck=st.integers(0, 10**6))
-@example(parts=["half an emoji 😀"], luck=0)
-def test_real_text_is_cut_at_any_token(read: Callable[[str], Read], name: str, parts: list[str], luck: int):
+@given(parts=st.lists(st.sampled_from(PIECES) | st.text(max_size=6), max_size=12), seed=st.integers(0, 10**6))
+@example(parts=["half an emoji 😀"], seed=0)
+def test_real_text_may_be_cut_at_any_token(read: Callable[[str], Read], name: str, parts: list[str], seed: int):
     one = read(name)
     ids = one.encode("".join(parts))
-    start, end = sorted(random.Random(luck).choices(range(len(ids) + 1), k=2))
+    start, end = sorted(random.Random(seed).choices(range(len(ids) + 1), k=2))
     for piece in (ids, ids[:end], ids[start:], ids[start:end]):
         one.texts(piece)
 
@@ -118,7 +118,7 @@ def test_a_split_character_belongs_to_its_last_token(read: Callable[[str], Read]
     assert one.texts(ids[3:]) == ["\ufffd", "!"]
 
 
-def test_a_replacement_character_that_was_written_stays_where_it_is(read: Callable[[str], Read]):
+def test_a_literal_replacement_character_keeps_its_place(read: Callable[[str], Read]):
     one = read("qwen3")
     texts = one.texts(one.encode("a\ufffdb wait"))
     assert [text for text in texts if text][-2:] != ["", "\ufffdb wait"]
@@ -149,8 +149,9 @@ def test_broken_bytes_take_linear_time_and_no_memory(read: Callable[[str], Read]
     assert len(one.reader._alone) <= one.size + 10
 
 
-def test_vocabularies_of_characters_with_bytes_to_fall_back_on():
-    """As of Llama 2 and Gemma: `▁` is a space, the first one is stripped, and bytes that are no text are all broken."""
+def test_character_vocabularies_with_byte_fallback():
+    """As in Llama 2 and Gemma: `▁` is a space, the first one is stripped, and a run of invalid bytes is broken as a
+    whole."""
     names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "▁Ann", "▁has", "s", "▁▁"]
     tokenizer = Tokenizer(BPE({name: index for index, name in enumerate(names)}, [], byte_fallback=True))
     tokenizer.decoder = decoders.Sequence(
@@ -166,9 +167,9 @@ def test_vocabularies_of_characters_with_bytes_to_fall_back_on():
     assert one.texts(ann) == ["", "Ann", " has"]
     assert one.texts((*ann, *fallback("😀".encode()), code("s"))) == ["", "Ann", " has", "", "", "", "😀", "s"]
     assert one.texts((*ann, *fallback("A😀".encode()[:4]))) == ["", "Ann", " has", *["\ufffd"] * 4]
-    for luck in range(300):
-        draw = random.Random(luck)
-        one.texts(tuple(draw.choices(range(len(names)), k=20)))
+    for seed in range(300):
+        rng = random.Random(seed)
+        one.texts(tuple(rng.choices(range(len(names)), k=20)))
 
 
 def test_a_tokenizer_that_strips_the_first_space():
@@ -181,8 +182,8 @@ def test_a_tokenizer_that_strips_the_first_space():
     assert one.texts((3, 0)) == ["s", " Ann"]
 
 
-def test_what_does_not_read_alone_as_it_reads_together_is_told():
-    def upper_in_company(ids: tuple[int, ...]) -> str:
+def test_context_dependent_texts_raise():
+    def upper_among_others(ids: tuple[int, ...]) -> str:
         text = "".join("ab"[token] for token in ids)
         return text.upper() if len(ids) > 2 else text
 
@@ -190,13 +191,15 @@ def test_what_does_not_read_alone_as_it_reads_together_is_told():
         def convert_ids_to_tokens(self, token: int) -> str:
             return "ab"[token]
 
-    reader: Any = TokenReader(Named(), upper_in_company)  # type: ignore[arg-type]
+    reader: Any = TokenReader(Named(), upper_among_others)  # type: ignore[arg-type]
     assert reader.texts((0, 1)) == ["a", "b"]
-    with pytest.raises(Undecodable, match="3 tokens whose texts do not join"):
+    with pytest.raises(Undecodable, match="3 tokens whose single texts do not join"):
         reader.texts((0, 1, 0))
 
 
-def test_the_case_of_the_trace(cases: Callable[[str], list[dict[str, Any]]], read: Callable[[str], Read]):
+def test_the_public_case_of_a_truncated_emoji(
+    cases: Callable[[str], list[dict[str, Any]]], read: Callable[[str], Read]
+):
     (case,) = (row for row in cases("checkpoints.jsonl") if "trace" in row)
     assert "half an emoji" in case["trace"]
     one = read("deepseek_v3")

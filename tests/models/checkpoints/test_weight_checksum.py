@@ -1,4 +1,4 @@
-"""What tells served weights from others, where log-probs cannot."""
+"""The weight checksum, which detects stale weights where log-probs cannot."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from models.checkpoints.weight_checksum import checksum_of_folder, same_checksum
 from models.inference.vllm_server import SYNC_CHECK_FILE, VllmServer
 
 NOISE = [-1.05, -2.05]
-"""What is served in bfloat16, before and after a small update, where the trainer has −1 and −2 in float32."""
+"""Log-probs served in bfloat16, before and after a small update; the trainer has −1 and −2 in float32."""
 
 
 def checkpoint(folder: Path, shift: float) -> Checkpoint:
@@ -34,48 +34,49 @@ def checkpoint(folder: Path, shift: float) -> Checkpoint:
 
 
 def as_served(model: Checkpoint) -> list[torch.Tensor]:
-    """In half precision; two matrices joined, the embedding padded, the output matrix tied to it."""
-    held = {name: weight.bfloat16() for name, weight in load_file(model.folder / "model.safetensors").items()}
-    embedding = torch.cat([held["model.embed_tokens.weight"], torch.zeros(3, 8, dtype=torch.bfloat16)])
-    return [embedding, torch.cat([held["q"], held["k"]]), held["norm"]]
+    """The weights as a server lays them out: half precision, two matrices joined, the embedding padded, the output
+    matrix tied."""
+    weights = {name: weight.bfloat16() for name, weight in load_file(model.folder / "model.safetensors").items()}
+    embedding = torch.cat([weights["model.embed_tokens.weight"], torch.zeros(3, 8, dtype=torch.bfloat16)])
+    return [embedding, torch.cat([weights["q"], weights["k"]]), weights["norm"]]
 
 
-class Served(VllmServer):
-    """A server on a GPU, as far as a swap asks it."""
+class FakeServer(VllmServer):
+    """A fake server on a GPU that answers what a weight swap asks."""
 
-    def __init__(self, held: list[torch.Tensor]):
+    def __init__(self, weights: list[torch.Tensor]):
         super().__init__(Engine(dtype="bfloat16"), Path("unused"))
-        self.held = held
+        self.weights = weights
 
     def _post(self, path: str, body: dict[str, Any]) -> httpx.Response:
-        told = [{str(token): {"logprob": value}} for token, value in zip([2, 3], NOISE, strict=True)]
+        entries = [{str(token): {"logprob": value}} for token, value in zip([2, 3], NOISE, strict=True)]
         replies = {
-            "/v1/completions": {"model": "policy", "choices": [{"prompt_logprobs": [None, *told]}]},
+            "/v1/completions": {"model": "policy", "choices": [{"prompt_logprobs": [None, *entries]}]},
             "/collective_rpc": {
-                "results": [weight_checksum(self.held) if body.get("method") == "held_moments" else None]
+                "results": [weight_checksum(self.weights) if body.get("method") == "served_checksum" else None]
             },
             "/reset_prefix_cache": {},
         }
         return httpx.Response(200, json=replies[path])
 
 
-def test_moments_are_the_same_however_weights_are_laid_out(tmp_path: Path):
+def test_the_checksum_does_not_depend_on_layout(tmp_path: Path):
     model = checkpoint(tmp_path / "model", 0)
     assert same_checksum(weight_checksum(as_served(model)), checksum_of_folder(model.folder, "bfloat16"))
     assert not same_checksum(weight_checksum(as_served(model)), checksum_of_folder(model.folder, "float32"))
 
 
-def test_a_single_weight_that_moved_by_its_least_is_seen():
+def test_the_smallest_change_of_one_weight_is_detected():
     weights = torch.randn(1000, 1000, generator=torch.Generator().manual_seed(0)).bfloat16()
     before = weight_checksum([weights])
     weights[500, 500] = torch.nextafter(weights[500, 500], torch.tensor(9.0, dtype=torch.bfloat16))
     assert not same_checksum(before, weight_checksum([weights]))
 
 
-def test_a_small_update_in_half_precision_is_proven_by_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_small_update_in_half_precision_is_verified_by_checksum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     old, new = checkpoint(tmp_path / "old", 0), checkpoint(tmp_path / "new", 0.02)
     monkeypatch.setattr("models.inference.vllm_server.on_cpu", lambda: False)
-    assert Served(as_served(new))._swap(old, new)
-    assert not Served(as_served(old))._swap(old, new)
+    assert FakeServer(as_served(new))._swap(old, new)
+    assert not FakeServer(as_served(old))._swap(old, new)
     monkeypatch.setattr("models.inference.vllm_server.on_cpu", lambda: True)
-    assert not Served(as_served(new))._swap(old, new)  # nobody can look: the log-probs tell nothing
+    assert not FakeServer(as_served(new))._swap(old, new)  # no checksum on a CPU, and the log-probs are not conclusive

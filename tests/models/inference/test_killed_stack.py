@@ -1,4 +1,5 @@
-"""SIGKILL at twenty moments of one run: nothing finished is drawn again, and the decisions are those of its samples."""
+"""SIGKILL at twenty points of a run: no finished completion is generated again, and decisions follow from the stored
+samples."""
 
 import json
 import random
@@ -19,18 +20,18 @@ KILLS = 20
 def stored(url: str, model: Checkpoint) -> dict[tuple[int, ...], list[Completion]]:
     prompts = [(trace, prefix) for trace in range(TRACES) for prefix in range(PREFIXES)]
     keys = {prompt: completion_key(model, Request(prompt, SAMPLING, 1), Purpose.PROBE, 0) for prompt in prompts}
-    held = RolloutStore(url).find(list(keys.values()))
-    return {prompt: held[key] for prompt, key in keys.items()}
+    stored_completions = RolloutStore(url).find(list(keys.values()))
+    return {prompt: stored_completions[key] for prompt, key in keys.items()}
 
 
 def replayed(trace: int, samples: dict[tuple[int, ...], list[Completion]]) -> int | None:
-    """The crossing that the stored samples of a trace give."""
+    """The crossing that follows from a trace's stored samples."""
     again = job(trace)
-    while asks := again.plan.next_ranges():
-        for ask in asks:
-            group = samples[trace, ask.prefix][ask.first : ask.first + ask.count]
-            assert len(group) == ask.count
-            again.plan.add(ask, again.score(group))
+    while sample_ranges := again.plan.next_ranges():
+        for sample_range in sample_ranges:
+            group = samples[trace, sample_range.prefix][sample_range.first : sample_range.first + sample_range.count]
+            assert len(group) == sample_range.count
+            again.plan.add(sample_range, again.score(group))
     return again.plan.crossing  # type: ignore[attr-defined]
 
 
@@ -39,13 +40,13 @@ def run(url: str, model: Checkpoint, log: Path, lines: int) -> subprocess.Comple
     return subprocess.run(command, capture_output=True, text=True, start_new_session=True)
 
 
-def test_nothing_finished_is_drawn_again(tmp_path: Path):
+def test_no_finished_completion_is_generated_again(tmp_path: Path):
     url, log = f"sqlite:///{tmp_path / 'store'}", tmp_path / "log"
-    model, moments = fake_checkpoint(tmp_path / "model"), random.Random(20)
+    model, kill_points = fake_checkpoint(tmp_path / "model"), random.Random(20)
     log.touch()
     before, read = stored(url, model), 0
     for _ in range(KILLS):
-        killed = run(url, model, log, moments.randrange(1, 10_000))
+        killed = run(url, model, log, kill_points.randrange(1, 10_000))
         assert killed.returncode == -signal.SIGKILL, killed.stderr
         sent = [json.loads(line) for line in log.read_text().splitlines()]
         assert all(first >= len(before[tuple(prompt)]) for prompt, first, _ in sent[read:])
@@ -56,6 +57,6 @@ def test_nothing_finished_is_drawn_again(tmp_path: Path):
     assert ended.returncode == 0, ended.stderr
     last = [json.loads(line) for line in log.read_text().splitlines()][read:]
     after = stored(url, model)
-    drawn = {prompt: len(group) - len(before[prompt]) for prompt, group in after.items()}
-    assert sum(count for _, _, count in last) == sum(drawn.values())  # an uninterrupted run loses nothing
+    new = {prompt: len(group) - len(before[prompt]) for prompt, group in after.items()}
+    assert sum(count for _, _, count in last) == sum(new.values())  # a run that is not killed loses nothing
     assert json.loads(ended.stdout) == [replayed(trace, after) for trace in range(TRACES)]

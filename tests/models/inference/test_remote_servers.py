@@ -1,4 +1,4 @@
-"""Servers elsewhere: whose model they serve, and what happens when one goes and comes back."""
+"""Remote servers: which model they serve, and failures and recoveries."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from models.inference.dispatcher import ServerFailed
 from models.inference.engine import Finished, Refused, Request
 from models.inference.remote_servers import RemoteServers, WrongEndpoint, base_url
 from tests.models.fakes import fake_checkpoint
-from tests.models.inference.test_dispatcher import SAMPLING, Server, well
+from tests.models.inference.test_dispatcher import SAMPLING, Server, valid_reply
 
 
 @pytest.fixture(scope="module")
@@ -49,34 +49,34 @@ def ask(servers: RemoteServers, model: Checkpoint, count: int) -> list[Any]:
     return found
 
 
-def test_one_of_two_is_killed_half_way_and_comes_back(pair: list[Server], model: Checkpoint):
-    mortal, other = pair
+def test_one_of_two_servers_is_killed_and_recovers(pair: list[Server], model: Checkpoint):
+    first, other = pair
     back = threading.Event()
     before: list[int] = []
 
     def dies_once(body: dict[str, Any], number: int) -> dict[str, Any] | None:
-        return None if number == 30 else well(body, number)
+        return None if number == 30 else valid_reply(body, number)
 
     def brings_back(body: dict[str, Any], number: int) -> dict[str, Any]:
-        if mortal.number >= 30 and not back.is_set():
+        if first.number >= 30 and not back.is_set():
             if not before:
                 before.append(number)
-            elif number > before[0] + 20:  # it did the other's work meanwhile
+            elif number > before[0] + 20:  # it did the other server's work meanwhile
                 back.set()
-                mortal.come_back()
-        return well(body, number)
+                first.come_back()
+        return valid_reply(body, number)
 
-    mortal._answer, other._answer = dies_once, brings_back
+    first._answer, other._answer = dies_once, brings_back
     servers = engine(pair)
     assert servers.max_concurrency == 12
     found = ask(servers, model, 300)
     assert sorted(event.ticket for event in found) == list(range(300))
     assert all(isinstance(event, Finished) for event in found)
     assert back.is_set()
-    assert mortal.number > 60
+    assert first.number > 60
 
 
-def test_another_model_is_refused_with_the_name_that_is_wanted(
+def test_another_model_is_refused_with_the_expected_name(
     pair: list[Server], model: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(Server, "name", "gpt")
@@ -84,27 +84,27 @@ def test_another_model_is_refused_with_the_name_that_is_wanted(
         ask(engine(pair), model, 1)
 
 
-def test_a_server_that_does_not_come_is_told_of(model: Checkpoint, monkeypatch: pytest.MonkeyPatch):
+def test_an_unreachable_server_is_reported(model: Checkpoint, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(remote_servers, "POLL_INTERVAL", 0.01)
     gone = Server()
     gone.die(gone._server)
-    with pytest.raises(ServerFailed, match=r"127.0.0.1:\d+ was not there for 0.05 s"):
+    with pytest.raises(ServerFailed, match=r"127.0.0.1:\d+ was not reachable for 0.05 s"):
         ask(engine([gone], start_timeout=0.05), model, 1)
 
 
-def test_a_key_comes_from_the_environment_and_is_in_no_message(
+def test_the_api_key_comes_from_the_environment_and_is_in_no_message(
     pair: list[Server], model: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(Server, "key", "s3cret")
     monkeypatch.setenv(remote_servers.KEY, "wrong-key")
-    with pytest.raises(ServerFailed, match=f"wants another API key; set {remote_servers.KEY}") as failure:
+    with pytest.raises(ServerFailed, match=f"rejects the API key; set {remote_servers.KEY}") as failure:
         ask(engine(pair), model, 1)
     assert "wrong-key" not in str(failure.value)
     monkeypatch.setenv(remote_servers.KEY, "s3cret")
     assert not any(isinstance(event, Refused) for event in ask(engine(pair), model, 20))
 
 
-def test_log_probs_are_asked_of_them_too(pair: list[Server], model: Checkpoint):
+def test_log_probs(pair: list[Server], model: Checkpoint):
     def scored(body: dict[str, Any], number: int) -> dict[str, Any]:
         _ = number
         entries = [None, *({str(token): {"logprob": -float(token)}} for token in body["prompt"][1:])]
@@ -116,8 +116,8 @@ def test_log_probs_are_asked_of_them_too(pair: list[Server], model: Checkpoint):
     assert list(engine(pair).log_probs(model, [])) == []
 
 
-class Stranger(Server):
-    """Something at a URL that is no server of models."""
+class NotVllm(Server):
+    """A server at a URL that is not vLLM."""
 
     def __init__(self, status: int, body: bytes, headers: dict[str, str]):
         self._reply = (status, body, headers)
@@ -150,42 +150,42 @@ class Stranger(Server):
         (404, b"<h1>Not found</h1>", "with status 404"),
     ],
 )
-def test_what_is_no_server_is_told_at_once_in_one_line(model: Checkpoint, status: int, body: bytes, words: str):
-    stranger = Stranger(status, body, {"Location": "https://elsewhere/v1/models"} if status == 301 else {})
+def test_a_url_without_vllm_is_reported_at_once_in_one_line(model: Checkpoint, status: int, body: bytes, words: str):
+    other_server = NotVllm(status, body, {"Location": "https://elsewhere/v1/models"} if status == 301 else {})
     with pytest.raises(WrongEndpoint) as failure:
-        ask(engine([stranger]), model, 1)
-    stranger.die(stranger._server)
-    told = str(failure.value)
-    assert told.startswith(f"{stranger.url} answers /v1/models {words}")
-    assert told.endswith("so no vLLM server is there; correct engine.endpoints, as in http://node1:8000")
-    assert "\n" not in told
+        ask(engine([other_server]), model, 1)
+    other_server.die(other_server._server)
+    message = str(failure.value)
+    assert message.startswith(f"{other_server.url} answers /v1/models {words}")
+    assert message.endswith("so it is no vLLM server; correct engine.endpoints, as in http://node1:8000")
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/", "/v1/completions", "/v1/chat/completions/", "/v1/models"])
-def test_the_paths_that_other_clients_want_do_no_harm(pair: list[Server], model: Checkpoint, path: str):
+def test_paths_of_other_clients_are_stripped(pair: list[Server], model: Checkpoint, path: str):
     servers = RemoteServers(Engine(endpoints=tuple(server.url + path for server in pair)))
     assert all(isinstance(event, Finished) for event in ask(servers, model, 4))
 
 
-def test_a_path_before_v1_stays():
+def test_a_path_before_v1_is_kept():
     assert base_url("https://gate.example/models/v1x/v1/") == "https://gate.example/models/v1x"
     assert base_url("http://v1") == "http://v1"
 
 
-def test_an_address_that_is_none_is_told(model: Checkpoint):
+def test_an_invalid_address_is_reported(model: Checkpoint):
     with pytest.raises(WrongEndpoint, match=r"http://node:80a0 cannot be asked \(Invalid port"):
         ask(RemoteServers(Engine(endpoints=("http://node:80a0",))), model, 1)
     with pytest.raises(ValidationError):
         Engine(endpoints=("http://",))
 
 
-def test_the_cases_of_endpoints(cases: Callable[[str], list[dict[str, Any]]]):
-    """Each has a test here."""
+def test_endpoint_cases(cases: Callable[[str], list[dict[str, Any]]]):
+    """Each case has a test in this file."""
     (case,) = (row for row in cases("checkpoints.jsonl") if "engine.endpoints" in row)
     assert case["engine.endpoints"] == "a URL ending in /v1; an HTML page; JSON without data"
 
 
 @pytest.mark.parametrize(("given", "tokens", "seconds"), [(None, 0, 900), (None, 32_768, 9092), (60.0, 32_768, 60)])
-def test_patience_follows_the_longest_completion(given: float | None, tokens: int, seconds: float):
+def test_the_timeout_follows_the_longest_completion(given: float | None, tokens: int, seconds: float):
     # 900 + 32,768 / 4
     assert Engine(request_timeout=given).timeout_for(tokens) == seconds

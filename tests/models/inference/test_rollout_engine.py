@@ -1,4 +1,4 @@
-"""The rollout engine against engines that answer in any order, break off, refuse, or are shared by two runs."""
+"""The rollout engine with engines that reply in any order, crash, refuse requests, or are shared by two runs."""
 
 import random
 import threading
@@ -33,25 +33,25 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return fake_checkpoint(tmp_path_factory.mktemp("model"))
 
 
-def luck(prompt: tuple[int, ...], sample: int) -> bool:
-    """Whether a sample of a prompt is right: random, and always the same."""
+def is_right(prompt: tuple[int, ...], sample: int) -> bool:
+    """Whether a sample of a prompt is right: random but deterministic."""
     return random.Random(f"{prompt}{sample}").random() < 0.45
 
 
-class Lucky(ScriptedEngine):
-    """Sample n of a prompt is (n,) or (n, 1), as `luck` has it; requests are served in any order, a few at a time."""
+class RandomEngine(ScriptedEngine):
+    """Sample n of a prompt is (n, 1) if it is right, else (n, 0). Requests are served in random order."""
 
-    def __init__(self, seed: int = 0, dies_after: int | None = None):
+    def __init__(self, seed: int = 0, crashes_after: int | None = None):
         super().__init__(lambda model, request, number: Completion((number,), True))
         self.order = random.Random(seed)
-        self._left = dies_after
-        self.drawn: Counter[tuple[int, ...]] = Counter()
+        self._left = crashes_after
+        self.sampled: Counter[tuple[int, ...]] = Counter()
         self.longest_queue = 0
 
     @contextmanager
     def session(self, model: Checkpoint, deliver: Deliver) -> Iterator[Session]:
         _ = model
-        session = _LuckySession(self, deliver)
+        session = _RandomSession(self, deliver)
         thread = threading.Thread(target=session.serve, daemon=True)
         thread.start()
         yield session
@@ -64,20 +64,20 @@ class Lucky(ScriptedEngine):
             if self._left < 0:
                 return ConnectionError("the server is gone")
         if request.prompt_ids == (13,):
-            return Refused(ticket, "an unlucky number")
-        first = self.drawn[request.prompt_ids]
-        self.drawn[request.prompt_ids] += request.count
+            return Refused(ticket, "refused for the test")
+        first = self.sampled[request.prompt_ids]
+        self.sampled[request.prompt_ids] += request.count
         completions = [
-            Completion((sample, int(luck(request.prompt_ids, sample))), True)
+            Completion((sample, int(is_right(request.prompt_ids, sample))), True)
             for sample in range(first, first + request.count)
         ]
         return Finished(ticket, tuple(completions))
 
 
-class _LuckySession:
-    """Serves in a thread of its own, whichever request it likes of those that are there."""
+class _RandomSession:
+    """Serves queued requests in a thread, in random order."""
 
-    def __init__(self, engine: Lucky, deliver: Deliver):
+    def __init__(self, engine: RandomEngine, deliver: Deliver):
         self._engine, self._deliver = engine, deliver
         self._queue: list[tuple[int, Request]] = []
         self._changed = threading.Condition()
@@ -109,7 +109,7 @@ def right(completions: Sequence[Completion]) -> list[bool]:
 
 
 def expected_crossing(trace: int, prefixes: int) -> int | None:
-    passes = (sum(luck((trace, prefix), sample) for sample in range(K)) > K / 2 for prefix in range(prefixes))
+    passes = (sum(is_right((trace, prefix), sample) for sample in range(K)) > K / 2 for prefix in range(prefixes))
     return next((prefix for prefix, passed in enumerate(passes) if passed), None)
 
 
@@ -119,73 +119,71 @@ def rollouts(url: str, engine: Any, model: Checkpoint) -> RolloutExecutor:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 30), st.integers(0, 3))
-def test_decisions_are_those_of_all_rollouts_in_whatever_order_they_come(
-    model: Checkpoint, seed: int, traces: int, lookahead: int
-):
+def test_decisions_do_not_depend_on_the_order_of_replies(model: Checkpoint, seed: int, traces: int, lookahead: int):
     jobs = [trace_job(trace, 1 + trace % 6, lookahead) for trace in range(traces)]
-    closed = list(rollouts("sqlite://", Lucky(seed), model).run(jobs))
+    closed = list(rollouts("sqlite://", RandomEngine(seed), model).run(jobs))
     assert sorted(map(jobs.index, closed)) == list(range(traces))
     for trace, job in enumerate(jobs):
         assert isinstance(job.plan, EarliestCrossing)
         assert job.plan.crossing == expected_crossing(trace, 1 + trace % 6)
 
 
-def test_only_what_a_decision_needs_is_drawn(model: Checkpoint):
-    engine, jobs = Lucky(), [trace_job(trace, 6) for trace in range(20)]
+def test_only_samples_that_a_decision_needs_are_generated(model: Checkpoint):
+    engine, jobs = RandomEngine(), [trace_job(trace, 6) for trace in range(20)]
     run = rollouts("sqlite://", engine, model)
     for _ in run.run(jobs):
         pass
     needed = sum(len(trial.outcomes) for job in jobs for trial in job.plan.tested.values())  # type: ignore[attr-defined]
-    assert sum(engine.drawn.values()) == needed
+    assert sum(engine.sampled.values()) == needed
     assert run.usage.generated_tokens == 2 * needed
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=4))
-def test_after_a_crash_no_finished_completion_is_drawn_again(
-    model: Checkpoint, tmp_path_factory: pytest.TempPathFactory, deaths: list[int]
+def test_after_a_crash_no_finished_completion_is_generated_again(
+    model: Checkpoint, tmp_path_factory: pytest.TempPathFactory, crash_points: list[int]
 ):
     url = f"sqlite:///{tmp_path_factory.mktemp('store') / 'db'}"
     kept: Counter[tuple[int, ...]] = Counter()
-    for death in deaths:
-        engine = Lucky(death, dies_after=death)
-        engine.drawn = kept.copy()
+    for crash_point in crash_points:
+        engine = RandomEngine(crash_point, crashes_after=crash_point)
+        engine.sampled = kept.copy()
         with suppress(ConnectionError):
             list(rollouts(url, engine, model).run(trace_job(trace, 4) for trace in range(10)))
         kept = stored(url, model)
-    engine = Lucky()
-    engine.drawn = kept.copy()
+    engine = RandomEngine()
+    engine.sampled = kept.copy()
     run = rollouts(url, engine, model)
     jobs = [trace_job(trace, 4) for trace in range(10)]
     assert len(list(run.run(jobs))) == 10
-    assert stored(url, model) == engine.drawn  # nothing was drawn that was there, and nothing drawn is missing
+    assert stored(url, model) == engine.sampled  # nothing was sampled twice, nothing is missing
     for trace, job in enumerate(jobs):
         assert job.plan.crossing == expected_crossing(trace, 4)  # type: ignore[attr-defined]
 
 
 def stored(url: str, model: Checkpoint) -> Counter[tuple[int, ...]]:
-    """How many samples of each prompt the store holds: their running numbers must have no gap."""
+    """Number of stored samples of each prompt. Checks that their indices have no gaps."""
     keys = {
         completion_key(model, Request((trace, prefix), SAMPLING, 1), Purpose.PROBE, 0): (trace, prefix)
         for trace in range(10)
         for prefix in range(4)
     }
-    held = RolloutStore(url).find(list(keys))
-    for completions in held.values():
+    stored_completions = RolloutStore(url).find(list(keys))
+    for completions in stored_completions.values():
         assert [completion.token_ids[0] for completion in completions] == list(range(len(completions)))
-    return Counter({keys[key]: len(completions) for key, completions in held.items() if completions})
+    return Counter({keys[key]: len(completions) for key, completions in stored_completions.items() if completions})
 
 
 @pytest.mark.parametrize("backend", ["sqlite", pytest.param("postgresql", marks=pytest.mark.stack)])
-def test_two_runs_at_one_time_share_the_work(
+def test_two_concurrent_runs_share_the_work(
     backend: str, model: Checkpoint, tmp_path: Path, request: pytest.FixtureRequest
 ):
     url = f"sqlite:///{tmp_path / 'store'}" if backend == "sqlite" else request.getfixturevalue("postgres")()
-    engines = [Lucky(seed) for seed in range(2)]
-    engines[1].drawn = engines[0].drawn
+    engines = [RandomEngine(seed) for seed in range(2)]
+    engines[1].sampled = engines[0].sampled
     prompts = [(trace, prefix) for trace in range(30) for prefix in range(6)]
 
-    def run(engine: Lucky) -> list[int | None]:
+    def run(engine: RandomEngine) -> list[int | None]:
         plans = [trace_job(trace, 6) for trace in range(30)]
         list(rollouts(url, engine, model).run(plans))
         return [job.plan.crossing for job in plans]  # type: ignore[attr-defined]
@@ -194,41 +192,43 @@ def test_two_runs_at_one_time_share_the_work(
         found = list(pool.map(run, engines))
     assert found == [[expected_crossing(trace, 6) for trace in range(30)]] * 2
     keys = {prompt: completion_key(model, Request(prompt, SAMPLING, 1), Purpose.PROBE, 0) for prompt in prompts}
-    held = RolloutStore(url).find(list(keys.values()))
-    assert {prompt: len(held[key]) for prompt, key in keys.items() if held[key]} == dict(engines[0].drawn)
+    stored_completions = RolloutStore(url).find(list(keys.values()))
+    assert {prompt: len(stored_completions[key]) for prompt, key in keys.items() if stored_completions[key]} == dict(
+        engines[0].sampled
+    )
 
 
 class Relay:
-    """A plan in which two models take turns: each goes on from what the other drew."""
+    """A plan in which two models alternate: each continues from the other's samples."""
 
     def __init__(self, turns: int):
-        self.said: list[Any] = []
+        self.turns_so_far: list[Any] = []
         self._turns, self._asked = turns, -1
 
     @property
     def is_open(self) -> bool:
-        return len(self.said) < self._turns
+        return len(self.turns_so_far) < self._turns
 
     def next_ranges(self) -> list[SampleRange]:
-        if self._asked == len(self.said) or not self.is_open:
+        if self._asked == len(self.turns_so_far) or not self.is_open:
             return []
-        self._asked = len(self.said)
-        return [SampleRange(len(self.said), 0, 1)]
+        self._asked = len(self.turns_so_far)
+        return [SampleRange(len(self.turns_so_far), 0, 1)]
 
     def add(self, ask: SampleRange, outcomes: Sequence[Any]) -> None:
-        assert ask.prefix == len(self.said)
-        self.said += outcomes
+        assert ask.prefix == len(self.turns_so_far)
+        self.turns_so_far += outcomes
 
 
-def test_two_models_may_take_turns(model: Checkpoint, tmp_path: Path):
+def test_a_plan_may_alternate_between_two_models(model: Checkpoint, tmp_path: Path):
     other = fake_checkpoint(tmp_path / "other", {"model.embed_tokens.weight": [6, 8]})
-    engines, url = (Lucky(1), Lucky(2)), f"sqlite:///{tmp_path / 'db'}"
+    engines, url = (RandomEngine(1), RandomEngine(2)), f"sqlite:///{tmp_path / 'db'}"
 
     def job(number: int) -> Job:
         plan = Relay(5)
         return Job(
             plan,
-            lambda turn: (number, *(c.token_ids[1] for c in plan.said[:turn])),
+            lambda turn: (number, *(c.token_ids[1] for c in plan.turns_so_far[:turn])),
             SAMPLING,
             tuple,
             6,
@@ -244,26 +244,26 @@ def test_two_models_may_take_turns(model: Checkpoint, tmp_path: Path):
             0,
         )
         assert len(list(pair.run(jobs))) == 40
-        return [one.plan.said for one in jobs], pair.usage  # type: ignore[attr-defined]
+        return [one.plan.turns_so_far for one in jobs], pair.usage  # type: ignore[attr-defined]
 
-    said, usage = run()
-    for number, turns in enumerate(said, start=100):
+    turns_so_far, usage = run()
+    for number, turns in enumerate(turns_so_far, start=100):
         prompts = [(number, *(c.token_ids[1] for c in turns[:turn])) for turn in range(5)]
-        assert [engines[turn % 2].drawn[prompt] for turn, prompt in enumerate(prompts)] == [1] * 5
-        assert [engines[1 - turn % 2].drawn[prompt] for turn, prompt in enumerate(prompts)] == [0] * 5
-    assert engines[0].longest_queue > 1  # they advance side by side
+        assert [engines[turn % 2].sampled[prompt] for turn, prompt in enumerate(prompts)] == [1] * 5
+        assert [engines[1 - turn % 2].sampled[prompt] for turn, prompt in enumerate(prompts)] == [0] * 5
+    assert engines[0].longest_queue > 1  # the jobs run concurrently
     assert usage.generated_tokens == 40 * 5 * 2
     again, reused = run()
-    assert (again, reused.reused_completions, reused.generated_tokens) == (said, 200, 0)
+    assert (again, reused.reused_completions, reused.generated_tokens) == (turns_so_far, 200, 0)
 
 
-def test_what_is_stored_starts_no_session(model: Checkpoint, tmp_path: Path):
+def test_stored_completions_open_no_session(model: Checkpoint, tmp_path: Path):
     url = f"sqlite:///{tmp_path / 'db'}"
-    list(rollouts(url, Lucky(), model).run([trace_job(0, 4)]))
+    list(rollouts(url, RandomEngine(), model).run([trace_job(0, 4)]))
 
     class Closed(ScriptedEngine):
         def session(self, model: Any, deliver: Any) -> Any:
-            raise AssertionError(f"nothing is missing of {model} for {deliver}")
+            raise AssertionError(f"nothing is missing for {model} and {deliver}")
 
     run = rollouts(url, Closed(lambda *_: Completion((), True)), model)
     (job,) = run.run([trace_job(0, 4)])
@@ -272,23 +272,23 @@ def test_what_is_stored_starts_no_session(model: Checkpoint, tmp_path: Path):
     assert run.usage.generated_tokens == 0
 
 
-def test_a_refused_request_sets_its_job_aside_and_the_others_go_on(model: Checkpoint):
+def test_a_refused_request_fails_only_its_job(model: Checkpoint):
     good, bad = (Job(FullEstimate(1, 2), lambda _, p=p: (p,), SAMPLING, right, 1) for p in (12, 13))
-    closed = list(rollouts("sqlite://", Lucky(), model).run([bad, good]))
+    closed = list(rollouts("sqlite://", RandomEngine(), model).run([bad, good]))
     assert set(closed) == {good, bad}
     assert good.refused is None
     assert bad.refused
-    assert bad.refused.reason == "an unlucky number"
+    assert bad.refused.reason == "refused for the test"
     assert not good.plan.is_open
-    first, second, third = rollouts("sqlite://", Lucky(), model).sample(
+    first, second, third = rollouts("sqlite://", RandomEngine(), model).sample(
         [Request((n,), SAMPLING, 2) for n in (12, 13, 14)]
     )
     assert isinstance(second, Refused)
-    assert [len(drawn) for drawn in (first, third) if not isinstance(drawn, Refused)] == [2, 2]
+    assert [len(sampled) for sampled in (first, third) if not isinstance(sampled, Refused)] == [2, 2]
 
 
-class Unlucky(Lucky):
-    """Refuses every prompt that begins with one of `numbers`."""
+class RefusingEngine(RandomEngine):
+    """Refuses all prompts that begin with one of `numbers`."""
 
     def __init__(self, numbers: Sequence[int]):
         super().__init__()
@@ -301,7 +301,7 @@ class Unlucky(Lucky):
         return super().answer(ticket, request)
 
 
-def tolerant(model: Checkpoint, engine: Lucky, total: int, share: float) -> list[Job]:
+def run_with_failures(model: Checkpoint, engine: RandomEngine, total: int, share: float) -> list[Job]:
     failures = FailureBudget("probe prefixes", total, share)
     run = RolloutExecutor(
         RolloutStore("sqlite://"), [EngineScheduler(engine, model)], Purpose.PROBE, 0, failures=failures
@@ -310,27 +310,27 @@ def tolerant(model: Checkpoint, engine: Lucky, total: int, share: float) -> list
 
 
 @pytest.mark.parametrize("numbers", [[], [3], [3, 8], [3, 8, 15, 16]])
-def test_some_may_fail_and_the_others_decide_as_ever(model: Checkpoint, numbers: list[int]):
-    closed = tolerant(model, Unlucky(numbers), 20, 0.2)
+def test_failed_jobs_do_not_affect_others(model: Checkpoint, numbers: list[int]):
+    closed = run_with_failures(model, RefusingEngine(numbers), 20, 0.2)
     assert len(closed) == 20
     assert len([job for job in closed if job.refused]) == len(numbers)
     crossings = Counter(job.plan.crossing for job in closed if not job.refused)  # type: ignore[attr-defined]
     assert crossings == Counter(expected_crossing(trace, 3) for trace in range(20) if trace not in numbers)
 
 
-def test_above_their_share_the_run_ends_with_reasons_and_counts(model: Checkpoint):
+def test_too_many_failures_end_the_run_with_reasons_and_counts(model: Checkpoint):
     with pytest.raises(TooManyFailed) as failure:
-        tolerant(model, Unlucky([1, 2, 3, 5, 7]), 20, 0.2)
-    told = str(failure.value)
-    assert "\n" not in told
-    assert told.startswith("probe prefixes: 5 of 20 failed, more than engine.max_failed_fraction (0.2) allows: ")
-    assert "4 timed-out (number " in told
-    assert "1 refused (number 2)" in told
+        run_with_failures(model, RefusingEngine([1, 2, 3, 5, 7]), 20, 0.2)
+    message = str(failure.value)
+    assert "\n" not in message
+    assert message.startswith("probe prefixes: 5 of 20 failed, more than engine.max_failed_fraction (0.2) allows: ")
+    assert "4 timed-out (number " in message
+    assert "1 refused (number 2)" in message
 
 
 @settings(max_examples=50)
 @given(total=st.integers(1, 400), share=st.floats(0, 1))
-def test_the_share_is_kept_to_but_one_alone_never_ends_a_run(total: int, share: float):
+def test_the_failure_limit_is_exact_but_allows_a_single_failure(total: int, share: float):
     failures = FailureBudget("stage", total, share)
     failures.add(Failure.REFUSED, "first")
     for count in range(2, total + 1):
@@ -341,24 +341,24 @@ def test_the_share_is_kept_to_but_one_alone_never_ends_a_run(total: int, share: 
         failures.add(Failure.REFUSED, "another")
 
 
-def test_alike_requests_share_their_completions(model: Checkpoint):
-    engine = Lucky()
-    drawn = rollouts("sqlite://", engine, model).sample([Request((n,), SAMPLING, 3) for n in (1, 2, 1)])
-    assert drawn[0] == drawn[2] != drawn[1]
-    assert engine.drawn == {(1,): 3, (2,): 3}
+def test_identical_requests_share_their_completions(model: Checkpoint):
+    engine = RandomEngine()
+    sampled = rollouts("sqlite://", engine, model).sample([Request((n,), SAMPLING, 3) for n in (1, 2, 1)])
+    assert sampled[0] == sampled[2] != sampled[1]
+    assert engine.sampled == {(1,): 3, (2,): 3}
 
 
-def test_a_judges_error_ends_the_run(model: Checkpoint):
+def test_a_scoring_error_ends_the_run(model: Checkpoint):
     def fails(completions: Sequence[Completion]) -> list[bool]:
-        raise ValueError(f"cannot judge {len(completions)}")
+        raise ValueError(f"cannot score {len(completions)}")
 
     job = Job(FullEstimate(1, 2), lambda _: (1,), SAMPLING, fails, 1)
-    with pytest.raises(ValueError, match="cannot judge 2"):
-        list(rollouts("sqlite://", Lucky(), model).run([job]))
+    with pytest.raises(ValueError, match="cannot score 2"):
+        list(rollouts("sqlite://", RandomEngine(), model).run([job]))
 
 
-def test_jobs_are_begun_only_while_their_prompts_fit_the_cache(model: Checkpoint):
-    class Small(Lucky):
+def test_jobs_are_admitted_only_while_their_prompts_fit_the_kv_cache(model: Checkpoint):
+    class Small(RandomEngine):
         cache_tokens = 10  # type: ignore[assignment]
 
     engine = Small()
@@ -367,39 +367,41 @@ def test_jobs_are_begun_only_while_their_prompts_fit_the_cache(model: Checkpoint
     assert engine.longest_queue <= 6  # two jobs of three prefixes
 
 
-def test_the_longest_job_is_drawn_first_and_its_shortest_prefix(model: Checkpoint):
-    drawn: list[tuple[int, ...]] = []
+def test_the_longest_job_is_first_and_its_shortest_prefix(model: Checkpoint):
+    sampled: list[tuple[int, ...]] = []
 
     class Narrow(ScriptedEngine):
         max_concurrency = 1
 
-    def speak(_: Checkpoint, request: Request, number: int) -> Completion:
-        drawn.append(request.prompt_ids)
+    def script(_: Checkpoint, request: Request, number: int) -> Completion:
+        sampled.append(request.prompt_ids)
         return Completion((1, 1), True)
 
-    jobs = [Job(FullEstimate(2, 1), lambda p, n=n: (n, p), SAMPLING, right, room) for n, room in enumerate((5, 9, 7))]
-    list(rollouts("sqlite://", Narrow(speak), model).run(jobs))
-    assert drawn == [(1, 0), (1, 1), (2, 0), (2, 1), (0, 0), (0, 1)]
+    jobs = [
+        Job(FullEstimate(2, 1), lambda p, n=n: (n, p), SAMPLING, right, length) for n, length in enumerate((5, 9, 7))
+    ]
+    list(rollouts("sqlite://", Narrow(script), model).run(jobs))
+    assert sampled == [(1, 0), (1, 1), (2, 0), (2, 1), (0, 0), (0, 1)]
 
 
-def test_only_open_jobs_are_held(model: Checkpoint):
-    taken = 0
+def test_only_open_jobs_are_in_memory(model: Checkpoint):
+    opened = 0
 
     def source() -> Iterator[Job]:
-        nonlocal taken
+        nonlocal opened
         for trace in range(2000):
-            taken += 1
+            opened += 1
             yield trace_job(trace, 1)
 
-    run = rollouts("sqlite://", Lucky(), model).run(source())
+    run = rollouts("sqlite://", RandomEngine(), model).run(source())
     for done, _ in enumerate(run, start=1):
-        assert taken - done <= 512
-    assert taken == 2000
+        assert opened - done <= 512
+    assert opened == 2000
 
 
-def test_the_ledger_counts_what_every_sample_had_to_compute(model: Checkpoint):
-    """Two requests of 70 tokens, 3 samples each, blocks of 32: 64 are shared, so each sample computes at least 6. The
-    engine says 100 in all: 64 more than 6 × 6, those of first samples."""
+def test_usage_counts_the_prompt_tokens_that_each_sample_computed(model: Checkpoint):
+    """Two requests of 70 tokens, 3 samples each, blocks of 32 tokens: 64 tokens are shared, so each sample computes at
+    least 6. The engine reports 100 in all: 64 more than 6 × 6, which belong to first samples."""
 
     class Caching(ScriptedEngine):
         def serve(self, model: Checkpoint, ticket: int, request: Request) -> Finished | Refused:
@@ -412,7 +414,7 @@ def test_the_ledger_counts_what_every_sample_had_to_compute(model: Checkpoint):
     used = run.usage
     assert (used.prompt_tokens, used.prompt_tokens - used.cached_prompt_tokens) == (6 * 70, 100)
     assert used.generated_tokens == 12
-    # 6 × (70 − 64 + 2) new tokens and, in the mean, 64 // 6 = 10 more a sample; by hand for the fake's one layer
+    # 6 × (70 − 64 + 2) new tokens and, on average, 64 // 6 = 10 more a sample; by hand for the fake model's one layer
     shape = model.shape
     expected = 6 * shape.forward_flops(70, 64, 2) + 6 * (
         shape.forward_flops(70, 54, 0) - shape.forward_flops(70, 64, 0)
@@ -420,9 +422,9 @@ def test_the_ledger_counts_what_every_sample_had_to_compute(model: Checkpoint):
     assert used.flops == pytest.approx(expected)
 
 
-def test_a_stored_completion_costs_what_drawing_it_would(model: Checkpoint):
-    """Prompts of 40, 72 and 104 tokens, each the beginning of the next, two samples of two tokens each, blocks of 32.
-    A second job asks the same; a third shares the first prompt and goes on otherwise."""
+def test_a_reused_completion_is_priced_as_if_sampled(model: Checkpoint):
+    """Prompts of 40, 72 and 104 tokens, each a prefix of the next, two samples of two tokens each, blocks of 32. A
+    second job has the same prompts; a third shares only the first 40 tokens."""
     store, traces = RolloutStore("sqlite://"), (range(104), range(104), [*range(40), *range(200, 264)])
 
     def run() -> Usage:
@@ -439,29 +441,29 @@ def test_a_stored_completion_costs_what_drawing_it_would(model: Checkpoint):
     assert run().generated_tokens == 20
     again = run()
     assert (again.generated_tokens, again.reused_completions) == (0, 18)
-    # A first sample finds the whole blocks of the prompt before; a second all of its own.
+    # A first sample finds the full blocks of the shorter prompt; a second those of its own prompt.
     firsts, seconds = ((40, 0), (72, 32), (104, 64)), ((40, 32), (72, 64), (104, 96))
-    priced = sum(model.shape.forward_flops(prompt, cached, 2) for prompt, cached in firsts + seconds)
-    priced += sum(model.shape.forward_flops(prompt, cached, 2) for prompt, cached in firsts[1:] + seconds[1:])
-    assert again.reused_flops == pytest.approx(priced)
+    expected_flops = sum(model.shape.forward_flops(prompt, cached, 2) for prompt, cached in firsts + seconds)
+    expected_flops += sum(model.shape.forward_flops(prompt, cached, 2) for prompt, cached in firsts[1:] + seconds[1:])
+    assert again.reused_flops == pytest.approx(expected_flops)
 
 
-def test_what_another_run_stored_first_is_accounted_for(model: Checkpoint):
+def test_completions_that_another_run_stored_first_are_counted(model: Checkpoint):
     class Overtaken(RolloutStore):
         def commit(self, rows: Sequence[StoredCompletion]) -> bool:
             super().commit(rows)
             return False
 
-    rollouts = RolloutExecutor(Overtaken("sqlite://"), [EngineScheduler(Lucky(), model)], Purpose.PROBE, 0)
+    rollouts = RolloutExecutor(Overtaken("sqlite://"), [EngineScheduler(RandomEngine(), model)], Purpose.PROBE, 0)
     rollouts.sample([Request((n,) * 40, SAMPLING, 2) for n in range(3)])
     assert (rollouts.usage.generated_tokens, rollouts.usage.reused_completions) == (0, 6)
     assert rollouts.usage.reused_flops > 0
 
 
-def test_the_clock_tells_busy_idle_and_tail():
+def test_utilisation_clock():
     times = iter([0.0, 1.0, 3.0, 4.0, 9.0, 10.0])
     clock = UtilisationClock(slots=4, now=lambda: next(times))
-    for taken in (4, 1, 0, 3, 1, 0):  # full 0–1, thin 1–3, idle 3–4, full 4–9, thin 9–10
-        clock.set_running(taken)
+    for slots in (4, 1, 0, 3, 1, 0):  # full 0–1, tail 1–3, idle 3–4, full 4–9, tail 9–10
+        clock.set_running(slots)
     used = clock.usage
     assert (used.engine_busy, used.engine_idle, used.engine_tail) == (9.0, 1.0, 1.0)

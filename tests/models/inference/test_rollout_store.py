@@ -25,52 +25,52 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.stack)])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Of a store that does not exist yet."""
+    """URL of a store that does not exist yet."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'store'}"
     return request.getfixturevalue("postgres")()
 
 
-def rows(model: Checkpoint, key: bytes, *samples: int, said: int = 0) -> list[StoredCompletion]:
-    return [StoredCompletion(key, n, model, Purpose.TRAIN, Completion((said, n), n % 2 == 0)) for n in samples]
+def rows(model: Checkpoint, key: bytes, *samples: int, value: int = 0) -> list[StoredCompletion]:
+    return [StoredCompletion(key, n, model, Purpose.TRAIN, Completion((value, n), n % 2 == 0)) for n in samples]
 
 
-def test_completions_come_back_by_sample_under_their_key(url: str, model: Checkpoint):
+def test_completions_are_found_by_key_in_sample_order(url: str, model: Checkpoint):
     assert RolloutStore(url).commit([*rows(model, b"a", 1, 0, 2), *rows(model, b"b", 0)])
-    held = RolloutStore(url).find([b"a", b"b", b"c"])
-    assert held[b"a"] == [Completion((0, 0), True), Completion((0, 1), False), Completion((0, 2), True)]
-    assert (len(held[b"b"]), held[b"c"]) == (1, [])
+    stored = RolloutStore(url).find([b"a", b"b", b"c"])
+    assert stored[b"a"] == [Completion((0, 0), True), Completion((0, 1), False), Completion((0, 2), True)]
+    assert (len(stored[b"b"]), stored[b"c"]) == (1, [])
 
 
-def test_what_was_committed_first_stays(url: str, model: Checkpoint):
+def test_the_first_commit_is_kept(url: str, model: Checkpoint):
     store = RolloutStore(url)
     assert store.commit(rows(model, b"a", 0, 1))
-    assert not store.commit(rows(model, b"a", 1, 2, said=9))
+    assert not store.commit(rows(model, b"a", 1, 2, value=9))
     assert [completion.token_ids for completion in store.find([b"a"])[b"a"]] == [(0, 0), (0, 1), (9, 2)]
 
 
-def test_many_keys_are_looked_up_at_once(url: str, model: Checkpoint):
+def test_many_keys_in_one_lookup(url: str, model: Checkpoint):
     store = RolloutStore(url)
     keys = [bytes([n // 256, n % 256]) for n in range(1500)]
     store.commit([row for key in keys for row in rows(model, key, 0)])
     assert all(len(found) == 1 for found in store.find(keys).values())
 
 
-def test_of_two_runs_only_one_may_draw(url: str, model: Checkpoint, monkeypatch: pytest.MonkeyPatch):
-    mine, other = RolloutStore(url), RolloutStore(url)
-    assert mine.claim([b"a", b"b"]) == {b"a", b"b"}
+def test_a_claim_is_exclusive(url: str, model: Checkpoint, monkeypatch: pytest.MonkeyPatch):
+    first, other = RolloutStore(url), RolloutStore(url)
+    assert first.claim([b"a", b"b"]) == {b"a", b"b"}
     assert other.claim([b"a", b"b", b"c"]) == {b"c"}
-    assert mine.claim([b"a"]) == {b"a"}  # again: renewed
-    mine.commit(rows(model, b"a", 0))
-    assert other.claim([b"a", b"b"]) == {b"a"}  # what is drawn is nobody's any more
-    mine.release()
+    assert first.claim([b"a"]) == {b"a"}  # renewal
+    first.commit(rows(model, b"a", 0))
+    assert other.claim([b"a", b"b"]) == {b"a"}  # a commit releases the claim
+    first.release()
     assert other.claim([b"b"]) == {b"b"}
     monkeypatch.setattr(rollout_store, "CLAIM_SECONDS", -1.0)
-    other.claim([b"b"])  # it dies, and its claim runs out
-    assert mine.claim([b"b"]) == {b"b"}
+    other.claim([b"b"])  # its run dies, and its claim expires
+    assert first.claim([b"b"]) == {b"b"}
 
 
-def test_seed_purpose_sampling_prompt_and_model_keep_completions_apart(tmp_path: Path, model: Checkpoint):
+def test_seed_purpose_sampling_prompt_and_model_are_in_the_key(tmp_path: Path, model: Checkpoint):
     other = fake_checkpoint(tmp_path, {"model.embed_tokens.weight": [6, 8]})
     base = Request((1,), SAMPLING, 4)
     hotter = replace(base, sampling=Sampling(temperature=0.7))
@@ -88,8 +88,8 @@ def test_seed_purpose_sampling_prompt_and_model_keep_completions_apart(tmp_path:
     assert completion_key(model, more, Purpose.TRAIN, 0) == completion_key(model, base, Purpose.TRAIN, 0)
 
 
-def test_settings_that_change_nothing_leave_stored_completions_found(model: Checkpoint):
-    """The key is that of stores from before there were such settings."""
+def test_default_settings_do_not_change_the_key(model: Checkpoint):
+    """The key equals that of stores older than these settings."""
     head = f'["{model.fingerprint}", {{"max_tokens": 768, "temperature": 0.6, "top_p": 0.95}}, 0, "train"]'
     expected = hashlib.sha256(head.encode() + b"\0" + (1).to_bytes(4, "little")).digest()
     base = Request((1,), Sampling(), 4)
@@ -99,7 +99,7 @@ def test_settings_that_change_nothing_leave_stored_completions_found(model: Chec
         assert completion_key(model, replace(base, sampling=other), Purpose.TRAIN, 0) != expected
 
 
-def test_a_store_of_the_first_version_is_brought_up_to_date(url: str, model: Checkpoint):
+def test_a_store_of_version_1_is_migrated(url: str, model: Checkpoint):
     blob, literal = ("BLOB", "x'{}'") if url.startswith("sqlite") else ("BYTEA", "'\\x{}'::bytea")
     with create_engine(url).begin() as old:
         old.execute(
@@ -127,7 +127,7 @@ def test_a_store_of_a_newer_version_is_refused(url: str):
         RolloutStore(url)
 
 
-def test_what_is_there_what_is_wrong_and_what_may_go(url: str, tmp_path: Path, model: Checkpoint):
+def test_summary_faults_and_deletion(url: str, tmp_path: Path, model: Checkpoint):
     other = fake_checkpoint(tmp_path / "other", {"model.embed_tokens.weight": [6, 8]})
     store = RolloutStore(url)
     store.commit([*rows(model, b"a", 0, 1), *rows(other, b"b", 0)])
@@ -143,28 +143,28 @@ def test_what_is_there_what_is_wrong_and_what_may_go(url: str, tmp_path: Path, m
     assert {holding.model for holding in store.summarise()} == {model.fingerprint}
 
 
-def test_many_runs_may_open_a_new_store_at_one_time(url: str, model: Checkpoint):
+def test_several_runs_may_open_a_new_store_at_once(url: str, model: Checkpoint):
     with ThreadPoolExecutor(8) as pool:
         stores = list(pool.map(RolloutStore, [url] * 8))
         assert [opened.commit(rows(model, bytes([n]), 0)) for n, opened in enumerate(stores)] == [True] * 8
         assert sum(len(found) for found in stores[0].find([bytes([n]) for n in range(8)]).values()) == 8
 
 
-def test_runs_that_claim_and_commit_the_same_at_one_time_share_it_out(url: str, model: Checkpoint):
+def test_concurrent_runs_share_claims_and_commits(url: str, model: Checkpoint):
     keys = [bytes([n]) for n in range(40)]
-    drawn: Counter[bytes] = Counter()
+    sampled: Counter[bytes] = Counter()
 
     def run(seed: int) -> None:
-        mine, order = RolloutStore(url), random.Random(seed)
-        while missing := [key for key, found in mine.find(keys).items() if not found]:
+        first, order = RolloutStore(url), random.Random(seed)
+        while missing := [key for key, found in first.find(keys).items() if not found]:
             order.shuffle(missing)
-            granted = mine.claim(missing[:10])
-            still = [key for key, found in mine.find(list(granted)).items() if not found] if granted else []
-            drawn.update(still)
+            granted = first.claim(missing[:10])
+            still = [key for key, found in first.find(list(granted)).items() if not found] if granted else []
+            sampled.update(still)
             if still:
-                mine.commit([row for key in order.sample(still, len(still)) for row in rows(model, key, 0)])
-            mine.release()
+                first.commit([row for key in order.sample(still, len(still)) for row in rows(model, key, 0)])
+            first.release()
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(run, range(4)))
-    assert drawn == Counter(keys)
+    assert sampled == Counter(keys)

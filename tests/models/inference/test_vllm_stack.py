@@ -1,4 +1,4 @@
-"""The real vLLM server: the same ids on both sides, swaps that prove themselves, an end without remains."""
+"""The real vLLM server: token ids, verified weight swaps, clean shutdown."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from conf.llm import Llm
 from conf.sampling import Sampling
 from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
 from models.inference.engine import Finished, Request
-from models.inference.vllm_server import VllmServer, WeightSyncError
+from models.inference.vllm_server import SYNC_CHECK_FILE, VllmServer, WeightSyncError
 from models.llm.client import LlmClient
 from models.llm.reply_store import ReplyStore
 from models.training.train import log_probs
@@ -36,11 +36,11 @@ def tiny() -> Checkpoint:
 
 
 class WithoutSpaces(VllmServer):
-    """Where a schema holds, the tiny model would write white space until it is cut off."""
+    """Forbids white space in structured output; the tiny model would write it until it is truncated."""
 
     def _command(self, model: Checkpoint, port: int) -> list[str]:
-        told = json.dumps({"backend": "xgrammar", "disable_any_whitespace": True})
-        return [*super()._command(model, port), "--structured-outputs-config", told]
+        config = json.dumps({"backend": "xgrammar", "disable_any_whitespace": True})
+        return [*super()._command(model, port), "--structured-outputs-config", config]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
     server.close()
 
 
-def draw(server: VllmServer, model: Checkpoint, prompts: list[str], sampling: Sampling = GREEDY) -> dict[int, Finished]:
+def sample(
+    server: VllmServer, model: Checkpoint, prompts: list[str], sampling: Sampling = GREEDY
+) -> dict[int, Finished]:
     events: SimpleQueue[Any] = SimpleQueue()
     with server.session(model, events.put) as session:
         for ticket, prompt in enumerate(prompts):
@@ -60,8 +62,8 @@ def draw(server: VllmServer, model: Checkpoint, prompts: list[str], sampling: Sa
     return {event.ticket: event for event in finished}
 
 
-def nudged(folder: Path, step: float, honest: bool = True) -> Checkpoint:
-    """The tiny model with every weight slightly other, and a proof that does or does not fit them."""
+def perturbed(folder: Path, step: float, honest: bool = True) -> Checkpoint:
+    """The tiny model with slightly changed weights, and a sync check that matches them if `honest`."""
     torch.manual_seed(0)
     shutil.copytree(TINY_MODEL, folder)
     model = AutoModelForCausalLM.from_pretrained(TINY_MODEL, dtype=torch.float32)
@@ -70,21 +72,21 @@ def nudged(folder: Path, step: float, honest: bool = True) -> Checkpoint:
             weight += step * weight.std() * torch.randn_like(weight)
     model.save_pretrained(folder)
     token_ids = list(Checkpoint.open(folder).encode(TEXTS[1]))[:40]
-    proof = {"token_ids": token_ids, "log_probs": log_probs(folder if honest else TINY_MODEL, token_ids)}
-    (folder / "proof.json").write_text(json.dumps(proof))
+    sync_check = {"token_ids": token_ids, "log_probs": log_probs(folder if honest else TINY_MODEL, token_ids)}
+    (folder / SYNC_CHECK_FILE).write_text(json.dumps(sync_check))
     return Checkpoint.open(folder)
 
 
-def test_server_and_tokenizer_read_texts_alike(server: VllmServer, tiny: Checkpoint):
-    draw(server, tiny, ["Ann"])
+def test_server_and_tokenizer_agree(server: VllmServer, tiny: Checkpoint):
+    sample(server, tiny, ["Ann"])
     for text in [*TEXTS[:10], *STRANGE]:
         reply = httpx.post(f"{server.url}/tokenize", json={"prompt": text, "add_special_tokens": False})
         assert tuple(reply.json()["tokens"]) == tiny.encode(text)
 
 
-def test_completions_come_back_for_every_prompt(server: VllmServer, tiny: Checkpoint):
+def test_every_prompt_gets_its_completions(server: VllmServer, tiny: Checkpoint):
     prompts = [f"<|user|>Ann has {n} coins." for n in range(30)]
-    finished = draw(server, tiny, prompts, Sampling(samples=3, max_tokens=24))
+    finished = sample(server, tiny, prompts, Sampling(samples=3, max_tokens=24))
     assert sorted(finished) == list(range(30))
     for one in finished.values():
         assert len(one.completions) == 3
@@ -93,49 +95,49 @@ def test_completions_come_back_for_every_prompt(server: VllmServer, tiny: Checkp
             assert completion.finished == (tiny.end_id == completion.token_ids[-1])
 
 
-def test_log_probs_are_the_weights_own(server: VllmServer, tiny: Checkpoint):
+def test_log_probs_are_those_of_the_weights(server: VllmServer, tiny: Checkpoint):
     texts = [tiny.encode(text) for text in TEXTS[:20]]
     for text, served in zip(texts, server.log_probs(tiny, texts), strict=True):
         assert served == pytest.approx(log_probs(TINY_MODEL, list(text)), abs=1e-3)
 
 
-def test_a_proven_swap_keeps_the_server_and_an_unproven_one_starts_it_anew(
+def test_a_verified_swap_keeps_the_server_and_an_unverified_one_restarts_it(
     server: VllmServer, tiny: Checkpoint, tmp_path: Path
 ):
     prompts = ["<|user|>Ann has 12 coins. How many coins now?<|assistant|><think>\n"]
-    before, pid = draw(server, tiny, prompts), server.pid
-    draw(server, nudged(tmp_path / "other", 0.1), prompts)
+    before, pid = sample(server, tiny, prompts), server.pid
+    sample(server, perturbed(tmp_path / "other", 0.1), prompts)
     assert server.pid == pid
-    assert draw(server, tiny, prompts) == before  # the bundled model carries no proof
+    assert sample(server, tiny, prompts) == before  # the bundled model has no sync check
     assert server.pid != pid
 
 
-def test_weights_that_do_not_match_their_proof_are_refused(server: VllmServer, tiny: Checkpoint, tmp_path: Path):
-    draw(server, tiny, ["Ann"])
+def test_weights_that_fail_their_sync_check_are_refused(server: VllmServer, tiny: Checkpoint, tmp_path: Path):
+    sample(server, tiny, ["Ann"])
     with pytest.raises(WeightSyncError, match="differ from the trainer's"):
-        draw(server, nudged(tmp_path / "lying", 0.1, honest=False), ["Ann"])
+        sample(server, perturbed(tmp_path / "lying", 0.1, honest=False), ["Ann"])
 
 
 def test_closing_ends_every_process(server: VllmServer, tiny: Checkpoint):
-    draw(server, tiny, ["Ann"])
+    sample(server, tiny, ["Ann"])
     family = psutil.Process(server.pid).children(recursive=True)
     assert family
     server.close()
     assert psutil.wait_procs(family, 10)[1] == []
 
 
-def test_an_auxiliary_role_is_held_to_its_schema_by_a_real_server(server: VllmServer, tiny: Checkpoint, tmp_path: Path):
-    """The tiny model has no idea what it is asked: any values, but of the right form."""
-    draw(server, tiny, ["Ann"])
+def test_a_real_server_enforces_the_schema_of_an_auxiliary_role(server: VllmServer, tiny: Checkpoint, tmp_path: Path):
+    """The tiny model returns arbitrary values, but in the right form."""
+    sample(server, tiny, ["Ann"])
     problem = Problem(id="p", prompt=(TextPart(text="Ann has 1 apple and gets 1 more. How many apples?"),), answer="2")
     replies = ReplyStore(f"sqlite:///{tmp_path / 'replies'}")
     client = LlmClient(Llm(url=f"{server.url}/v1", model=server.name), replies)
-    asks: list[LlmQuery[Any]] = [
+    queries: list[LlmQuery[Any]] = [
         difficulty.difficulty_query(problem),
         judging.judging_query(problem, "It is 2."),
         compression.compression_query(problem, "Start with 1. 1+1=2. Wait, let me check. 1+1=2. It is 2 again.", 20),
     ]
-    found = client.ask(asks, lambda done, tokens: None)
+    found = client.ask(queries, lambda done, tokens: None)
     replies.close()
-    assert [type(reply) for reply in found] == [ask.reply for ask in asks], found
+    assert [type(reply) for reply in found] == [query.reply for query in queries], found
     assert client.usage.generated_tokens > 0

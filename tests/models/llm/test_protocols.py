@@ -1,4 +1,4 @@
-"""Endpoints that speak OpenAI's protocol in part, refuse for many reasons, and reply in many forms."""
+"""Endpoints that support OpenAI's protocol in part, fail for many reasons, and reply in many forms."""
 
 import json
 import random
@@ -34,7 +34,7 @@ EASY = Grade(level=3, note="easy")
 
 
 class Time:
-    """Passes only where somebody sleeps."""
+    """A clock that advances only by `sleep`."""
 
     def __init__(self) -> None:
         self.now = datetime(2026, 11, 25, 12, tzinfo=UTC).timestamp()
@@ -56,7 +56,7 @@ def replies(tmp_path: Path) -> Iterator[ReplyStore]:
 
 
 class Client:
-    """Asks a scripted endpoint; `time` is its own."""
+    """A client of a scripted endpoint, with its own clock."""
 
     def __init__(self, server: Chat, replies: ReplyStore, **settings: Any):
         self.time, self.server = Time(), server
@@ -67,10 +67,10 @@ class Client:
     def ask(
         self, count: int = 1, max_invalid_fraction: float = 1.0, max_tokens: int = 50
     ) -> list[Grade | InvalidReply]:
-        asks = [
+        queries = [
             LlmQuery("Grade this.", f"problem {n}", Grade, max_tokens, limit="rating.max_tokens") for n in range(count)
         ]
-        return self.llm.ask(asks, lambda done, tokens: None, max_invalid_fraction)
+        return self.llm.ask(queries, lambda done, tokens: None, max_invalid_fraction)
 
     def solve(self) -> Solution | InvalidReply:
         return self.llm.ask([LlmQuery("Think.", "1+1?", Solution, 9, 0.6, 0.95)], lambda done, tokens: None)[0]
@@ -91,7 +91,7 @@ def refusal(message: str, status: int = 400, headers: dict[str, str] | None = No
 
 
 def reply(message: dict[str, Any] | None = None, finish: str | None = "stop", **fields: Any) -> Answer:
-    """A chat's reply without usage, unless `fields` hold some."""
+    """A chat completion without usage, unless `fields` contain it."""
     choices = [{"message": {"role": "assistant", **(message or {"content": GOOD})}, "finish_reason": finish}]
     return Answer(body=json.dumps({"choices": choices, **fields}).encode())
 
@@ -104,7 +104,7 @@ def prompt(body: dict[str, Any]) -> str:
     return "\n".join(message["content"] for message in body["messages"])
 
 
-# What an endpoint does not take is found once, and all questions are answered.
+# Unsupported features are found once, and all queries are answered.
 
 NO_SCHEMA = [
     refusal("Invalid parameter: 'response_format' of type 'json_schema' is not supported with this model."),
@@ -123,25 +123,25 @@ NO_SCHEMA = [
 
 @pytest.mark.parametrize("answer", NO_SCHEMA)
 @pytest.mark.parametrize("taken", ["json_object", "text"])
-def test_a_schema_that_is_refused_is_told_in_the_prompt(client: Callable[..., Client], answer: Answer, taken: str):
+def test_an_unsupported_schema_moves_into_the_prompt(client: Callable[..., Client], answer: Answer, taken: str):
     steps = ["json_schema", "json_object", "text"]
-    one = client(lambda body, number: Answer(GOOD) if steps.index(form(body)) >= steps.index(taken) else answer)
-    assert one.ask(20) == [EASY] * 20
-    forms = [form(body) for body in one.server.asked]
+    asker = client(lambda body, number: Answer(GOOD) if steps.index(form(body)) >= steps.index(taken) else answer)
+    assert asker.ask(20) == [EASY] * 20
+    forms = [form(body) for body in asker.server.asked]
     assert forms == [*steps[: steps.index(taken)], *[taken] * 20]
-    told = one.server.asked[-1]["messages"]
-    assert [message["role"] for message in told] == ["system", "user"]
-    assert '"maxLength": 200' in told[0]["content"]
-    assert "JSON" in told[0]["content"]  # without the word, OpenAI refuses json_object
-    assert told[1]["content"].startswith("problem")
-    assert one.llm.notes[0].startswith(f"{one.server.url} does not take ")
-    assert one.time.slept == []
-    assert one.ask(25) == [EASY] * 25
-    assert [form(body) for body in one.server.asked[len(forms) :]] == [taken] * 5  # for the client's life
-    assert one.llm.notes == []
+    messages = asker.server.asked[-1]["messages"]
+    assert [message["role"] for message in messages] == ["system", "user"]
+    assert '"maxLength": 200' in messages[0]["content"]
+    assert "JSON" in messages[0]["content"]  # without the word, OpenAI refuses json_object
+    assert messages[1]["content"].startswith("problem")
+    assert asker.llm.notes[0].startswith(f"{asker.server.url} does not take ")
+    assert asker.time.slept == []
+    assert asker.ask(25) == [EASY] * 25
+    assert [form(body) for body in asker.server.asked[len(forms) :]] == [taken] * 5  # for the client's lifetime
+    assert asker.llm.notes == []
 
 
-def test_another_wording_finds_the_same_kept_replies(client: Callable[..., Client], replies: ReplyStore):
+def test_adapted_requests_find_the_same_cached_replies(client: Callable[..., Client], replies: ReplyStore):
     picky = client(lambda body, number: refusal("no json_schema") if form(body) == "json_schema" else Answer(GOOD))
     assert picky.ask(3) == [EASY] * 3
     again = Client(picky.server, replies)
@@ -150,15 +150,15 @@ def test_another_wording_finds_the_same_kept_replies(client: Callable[..., Clien
 
 
 def test_refused_requests_cost_nothing(client: Callable[..., Client]):
-    one = client(
+    asker = client(
         lambda body, number: refusal("response_format") if form(body) != "text" else Answer(GOOD),
         price_in=1.0,
         price_out=1.0,
         cap=0.01,
     )
-    assert one.ask(3) == [EASY] * 3
-    assert one.llm.usage.money == pytest.approx(3 * 110e-6)
-    assert (one.llm.usage.prompt_tokens, one.llm.usage.generated_tokens) == (300, 30)
+    assert asker.ask(3) == [EASY] * 3
+    assert asker.llm.usage.money == pytest.approx(3 * 110e-6)
+    assert (asker.llm.usage.prompt_tokens, asker.llm.usage.generated_tokens) == (300, 30)
 
 
 NO_MAX_TOKENS = [
@@ -175,12 +175,12 @@ NO_MAX_TOKENS = [
 
 
 @pytest.mark.parametrize("answer", NO_MAX_TOKENS)
-def test_a_limit_of_another_name(client: Callable[..., Client], answer: Answer):
-    one = client(lambda body, number: answer if "max_tokens" in body else Answer(GOOD))
-    assert one.ask(20) == [EASY] * 20
-    last = one.server.asked[-1]
+def test_max_completion_tokens_replaces_max_tokens(client: Callable[..., Client], answer: Answer):
+    asker = client(lambda body, number: answer if "max_tokens" in body else Answer(GOOD))
+    assert asker.ask(20) == [EASY] * 20
+    last = asker.server.asked[-1]
     assert (last["max_completion_tokens"], form(last)) == (50, "json_schema")
-    assert sum("max_tokens" in body for body in one.server.asked) == len(one.server.asked) - 20
+    assert sum("max_tokens" in body for body in asker.server.asked) == len(asker.server.asked) - 20
 
 
 NO_TEMPERATURE = refusal(
@@ -190,7 +190,7 @@ NO_TEMPERATURE = refusal(
 )
 
 
-def test_a_reasoning_model_takes_neither_temperature_nor_max_tokens_nor_top_p(client: Callable[..., Client]):
+def test_a_model_without_temperature_max_tokens_and_top_p(client: Callable[..., Client]):
     def script(body: dict[str, Any], number: int) -> Answer:
         if "max_tokens" in body:
             return NO_MAX_TOKENS[0]
@@ -198,50 +198,50 @@ def test_a_reasoning_model_takes_neither_temperature_nor_max_tokens_nor_top_p(cl
             return NO_TEMPERATURE
         return refusal("Unsupported parameter: 'top_p'") if "top_p" in body else reply({"content": "a</think>b"})
 
-    one = client(script)
-    assert one.solve() == Solution(text="a</think>b", truncated=False)
-    assert len(one.server.asked) == 4
-    assert one.server.asked[-1].keys() == {"model", "messages", "max_completion_tokens"}
+    asker = client(script)
+    assert asker.solve() == Solution(text="a</think>b", truncated=False)
+    assert len(asker.server.asked) == 4
+    assert asker.server.asked[-1].keys() == {"model", "messages", "max_completion_tokens"}
 
 
-def test_a_template_without_a_system_role(client: Callable[..., Client]):
-    one = client(
+def test_an_endpoint_without_system_messages(client: Callable[..., Client]):
+    asker = client(
         lambda body, number: refusal("System role not supported") if len(body["messages"]) > 1 else Answer(GOOD)
     )
-    assert one.ask(5) == [EASY] * 5
-    assert len(one.server.asked) == 6
-    assert one.server.asked[-1]["messages"][0]["content"].startswith("Grade this.\n\nproblem")
+    assert asker.ask(5) == [EASY] * 5
+    assert len(asker.server.asked) == 6
+    assert asker.server.asked[-1]["messages"][0]["content"].startswith("Grade this.\n\nproblem")
 
 
-def test_what_no_wording_helps_is_refused_with_its_name(client: Callable[..., Client]):
-    one = client(refusal("Unknown parameter: 'model_kwargs'"))
-    (found,) = one.ask()
+def test_other_unsupported_parameters_are_named(client: Callable[..., Client]):
+    asker = client(refusal("Unknown parameter: 'model_kwargs'"))
+    (found,) = asker.ask()
     assert found == InvalidReply("refused", "400: Unknown parameter: 'model_kwargs'")
     with pytest.raises(TooManyInvalidReplies, match="refused; the first: 400: Unknown parameter: 'model_kwargs'"):
-        one.ask(20, max_invalid_fraction=0.1)
+        asker.ask(20, max_invalid_fraction=0.1)
 
 
-def test_an_endpoint_that_has_answered_is_not_doubted_for_one_question(client: Callable[..., Client]):
-    one = client(lambda body, number: refusal("Bad Request") if "problem 3" in prompt(body) else Answer(GOOD))
-    found = one.ask(5)
+def test_after_the_first_answer_a_bad_request_concerns_one_query(client: Callable[..., Client]):
+    asker = client(lambda body, number: refusal("Bad Request") if "problem 3" in prompt(body) else Answer(GOOD))
+    found = asker.ask(5)
     assert [getattr(answer, "reason", "fine") for answer in found] == ["fine", "fine", "fine", "refused", "fine"]
-    assert len(one.server.asked) == 5
+    assert len(asker.server.asked) == 5
 
 
-def test_a_limit_beyond_the_context_is_no_refusal_of_max_tokens(client: Callable[..., Client]):
+def test_a_limit_beyond_the_context_is_too_long(client: Callable[..., Client]):
     for words in (
         "This model's maximum context length is 2048 tokens. However, you requested 2100 tokens.",
         "'max_tokens' or 'max_completion_tokens' is too large: 4096. This model's maximum is 2048",
         "max_tokens is too large: 100000. This model supports at most 16384 completion tokens",
         "Range of max_tokens should be [1, 8192]",
     ):
-        one = client(refusal(words, param="max_tokens"))
+        asker = client(refusal(words, param="max_tokens"))
         with pytest.raises(TooManyInvalidReplies, match=r"too-long; .*Lower rating\.max_tokens"):
-            one.ask(3, max_invalid_fraction=0.1)
-        assert all("max_tokens" in body for body in one.server.asked)
+            asker.ask(3, max_invalid_fraction=0.1)
+        assert all("max_tokens" in body for body in asker.server.asked)
 
 
-# Replies in all forms.
+# Forms of replies.
 
 THINKING = 'Is it 3? {"level": 5, "note": "draft"}'
 FORMS = [
@@ -265,10 +265,10 @@ FORMS = [
 
 
 @pytest.mark.parametrize("content", FORMS)
-def test_json_is_found_at_the_first_asking(client: Callable[..., Client], content: str):
-    one = client(Answer(content))
-    assert one.ask() == [EASY]
-    assert len(one.server.asked) == 1
+def test_json_is_found_without_a_repair(client: Callable[..., Client], content: str):
+    asker = client(Answer(content))
+    assert asker.ask() == [EASY]
+    assert len(asker.server.asked) == 1
 
 
 @pytest.mark.parametrize(
@@ -310,16 +310,14 @@ def test_hostile_or_ambiguous_json_is_malformed(client: Callable[..., Client], c
     ],
 )
 @pytest.mark.parametrize("escaped", [True, False])
-def test_formulas_are_read_whether_or_not_their_backslashes_are_escaped(
-    client: Callable[..., Client], text: str, escaped: bool
-):
-    said = json.dumps(text) if escaped else f'"{text}"'
+def test_formulas_with_and_without_escaped_backslashes(client: Callable[..., Client], text: str, escaped: bool):
+    encoded = json.dumps(text) if escaped else f'"{text}"'
     if escaped or ("\\\\" not in text and text.isprintable()):
-        assert client(Answer(f'{{"level": 3, "note": {said}}}')).ask() == [Grade(level=3, note=text)]
+        assert client(Answer(f'{{"level": 3, "note": {encoded}}}')).ask() == [Grade(level=3, note=text)]
 
 
 @given(st.lists(st.one_of(st.text(alphabet=st.characters(exclude_characters="{}"), max_size=20), st.booleans())))
-def test_all_objects_of_a_text_are_found_in_order(parts: list[str | bool]):
+def test_all_json_objects_are_found_in_order(parts: list[str | bool]):
     objects = [json.dumps({"number": index, "text": '}{"'}) for index in range(sum(map(bool, parts)))]
     rest = iter(objects[: sum(part is True for part in parts)])
     text = "".join(next(rest, "") if part is True else str(part or "") for part in parts)
@@ -354,24 +352,24 @@ USAGE = {"prompt_tokens": 7, "completion_tokens": 5}
         {"reasoning_content": 5, "reasoning": "1+1=2."},
     ],
 )
-def test_the_filled_thinking_counts(client: Callable[..., Client], fields: dict[str, Any]):
+def test_the_nonempty_thinking_field_is_used(client: Callable[..., Client], fields: dict[str, Any]):
     solved = client(reply({"content": "2", **fields}, usage=USAGE)).solve()
     assert solved == Solution(text="1+1=2.</think>2", truncated=False)
-    assert client(reply({"content": GOOD, **fields})).ask() == [EASY]  # no part of a reply with a form
+    assert client(reply({"content": GOOD, **fields})).ask() == [EASY]  # not part of a structured reply
 
 
-def test_thinking_in_chunks_counts(client: Callable[..., Client]):
+def test_thinking_in_chunks_is_used(client: Callable[..., Client]):
     chunks = [{"type": "thinking", "thinking": [{"type": "text", "text": "1+1=2."}]}, {"type": "text", "text": "2"}]
     assert client(reply({"content": chunks})).solve() == Solution(text="1+1=2.</think>2", truncated=False)
 
 
-def test_thinking_that_leaves_no_room_names_the_roles_limit(client: Callable[..., Client]):
-    one = client(reply({"content": None, "reasoning": "Let me see"}, finish="length", usage=USAGE))
-    (found,) = one.ask()
+def test_thinking_that_uses_all_tokens_names_the_roles_limit(client: Callable[..., Client]):
+    asker = client(reply({"content": None, "reasoning": "Let me see"}, finish="length", usage=USAGE))
+    (found,) = asker.ask()
     assert found == InvalidReply("cut-off", "it is longer than 50 tokens, thinking included; raise rating.max_tokens")
-    assert len(one.server.asked) == 1  # a second asking would end the same way
+    assert len(asker.server.asked) == 1  # a repair would end the same way
     with pytest.raises(TooManyInvalidReplies, match=r"cut-off; .*Raise rating\.max_tokens"):
-        one.ask(20, max_invalid_fraction=0.1)
+        asker.ask(20, max_invalid_fraction=0.1)
 
 
 @pytest.mark.parametrize(
@@ -385,21 +383,21 @@ def test_thinking_that_leaves_no_room_names_the_roles_limit(client: Callable[...
         ),
     ],
 )
-def test_the_end_of_the_allowed_tokens_has_many_names(client: Callable[..., Client], answer: Answer):
+def test_truncation_has_many_names(client: Callable[..., Client], answer: Answer):
     with pytest.raises(TooManyInvalidReplies, match=r"cut-off; .*Raise rating\.max_tokens"):
         client(answer).ask(20, max_invalid_fraction=0.1)
 
 
-def test_a_higher_limit_asks_only_for_what_was_cut_off(client: Callable[..., Client]):
+def test_a_higher_limit_repeats_only_truncated_queries(client: Callable[..., Client]):
     def script(body: dict[str, Any], number: int) -> Answer:
         return Answer("", finish="length") if "problem 1" in prompt(body) and body["max_tokens"] == 50 else Answer(GOOD)
 
-    one = client(script)
-    assert [getattr(found, "reason", "fine") for found in one.ask(3)] == ["fine", "cut-off", "fine"]
-    assert one.ask(3, max_tokens=500) == [EASY] * 3
-    assert len(one.server.asked) == 4
-    assert one.ask(3, max_tokens=500) == [EASY] * 3
-    assert len(one.server.asked) == 4
+    asker = client(script)
+    assert [getattr(found, "reason", "fine") for found in asker.ask(3)] == ["fine", "cut-off", "fine"]
+    assert asker.ask(3, max_tokens=500) == [EASY] * 3
+    assert len(asker.server.asked) == 4
+    assert asker.ask(3, max_tokens=500) == [EASY] * 3
+    assert len(asker.server.asked) == 4
 
 
 @pytest.mark.parametrize(
@@ -411,26 +409,24 @@ def test_a_higher_limit_asks_only_for_what_was_cut_off(client: Callable[..., Cli
         (reply({"content": None, "refusal": "I cannot help with that."}, usage=USAGE), "declined"),
     ],
 )
-def test_what_is_held_back_is_counted_paid_and_not_asked_again(
-    client: Callable[..., Client], answer: Answer, reason: str
-):
-    one = client(answer, price_in=1.0, price_out=1.0)
+def test_withheld_replies_are_counted_paid_and_cached(client: Callable[..., Client], answer: Answer, reason: str):
+    asker = client(answer, price_in=1.0, price_out=1.0)
     for _ in range(2):
-        (found,) = one.ask()
+        (found,) = asker.ask()
         assert isinstance(found, InvalidReply)
         assert found.reason == reason
-    assert len(one.server.asked) == 1
+    assert len(asker.server.asked) == 1
 
 
-def test_a_flagged_question_does_not_end_the_run(client: Callable[..., Client]):
+def test_a_flagged_query_does_not_end_the_run(client: Callable[..., Client]):
     flagged = refusal("Your chosen model requires moderation and your input was flagged", 403)
-    one = client(lambda body, number: flagged if "problem 1" in prompt(body) else Answer(GOOD))
-    assert [getattr(found, "reason", "fine") for found in one.ask(3)] == ["fine", "filtered", "fine"]
+    asker = client(lambda body, number: flagged if "problem 1" in prompt(body) else Answer(GOOD))
+    assert [getattr(found, "reason", "fine") for found in asker.ask(3)] == ["fine", "filtered", "fine"]
 
 
-# Tokens that are not told.
+# Missing usage.
 
-UNTOLD = [
+MISSING_USAGE = [
     None,
     {},
     {"prompt_tokens": None, "completion_tokens": None},
@@ -442,66 +438,68 @@ UNTOLD = [
 ]
 
 
-@pytest.mark.parametrize("usage", UNTOLD)
-def test_untold_tokens_are_counted_as_unknown(client: Callable[..., Client], replies: ReplyStore, usage: Any):
-    one = client(reply(usage=usage) if usage is not None else reply())
-    for asking, reused in ((one, 0), (Client(one.server, replies), 2)):
-        assert asking.ask(2) == [EASY] * 2
-        told = asking.llm.usage
-        assert (told.prompt_tokens, told.generated_tokens, told.money) == (0, 0, 0.0)
-        assert (told.unmetered_replies, told.reused_completions) == (2, reused)
-        assert asking.llm.notes == [f"{one.server.url} told no usage for 2 replies: their tokens are not counted"]
+@pytest.mark.parametrize("usage", MISSING_USAGE)
+def test_missing_usage_is_counted_as_unknown(client: Callable[..., Client], replies: ReplyStore, usage: Any):
+    asker = client(reply(usage=usage) if usage is not None else reply())
+    for current, reused in ((asker, 0), (Client(asker.server, replies), 2)):
+        assert current.ask(2) == [EASY] * 2
+        usage_of_run = current.llm.usage
+        assert (usage_of_run.prompt_tokens, usage_of_run.generated_tokens, usage_of_run.money) == (0, 0, 0.0)
+        assert (usage_of_run.unmetered_replies, usage_of_run.reused_completions) == (2, reused)
+        assert current.llm.notes == [
+            f"{asker.server.url} reported no usage for 2 replies: their tokens are not counted"
+        ]
 
 
-def test_untold_tokens_cost_what_they_may_have_cost(client: Callable[..., Client]):
-    one = client(reply(), price_out=1e6, cap=120.0)  # 50 tokens at most, 1 each
-    with pytest.raises(CapReached, match="2 of 3 questions are answered"):
-        one.ask(3)
-    assert one.llm.usage.money == pytest.approx(100.0)
-    assert "priced as the most" in one.llm.notes[0]
-    with pytest.raises(CapReached, match="2 of 3 questions are answered"):
-        Client(one.server, one.llm._replies, price_out=1e6, cap=120.0).ask(3)
-    assert len(one.server.asked) == 2
+def test_missing_usage_is_priced_at_its_maximum(client: Callable[..., Client]):
+    asker = client(reply(), price_out=1e6, cap=120.0)  # 50 tokens at most, 1 each
+    with pytest.raises(CapReached, match="2 of 3 queries are answered"):
+        asker.ask(3)
+    assert asker.llm.usage.money == pytest.approx(100.0)
+    assert "counted at its highest possible price" in asker.llm.notes[0]
+    with pytest.raises(CapReached, match="2 of 3 queries are answered"):
+        Client(asker.server, asker.llm._replies, price_out=1e6, cap=120.0).ask(3)
+    assert len(asker.server.asked) == 2
     half = client(reply(usage={"prompt_tokens": 7, "completion_tokens": None}), price_in=1e6, price_out=1e6)
     half.ask()
     assert half.llm.usage.money == pytest.approx(57.0)
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_cap_holds_whatever_is_told(client: Callable[..., Client], seed: int):
-    luck = random.Random(seed)
+def test_the_cap_holds_whatever_usage_is_reported(client: Callable[..., Client], seed: int):
+    rng = random.Random(seed)
     true_cost = 0.0
 
     def script(body: dict[str, Any], number: int) -> Answer:
         nonlocal true_cost
-        if luck.random() < 0.3:
-            return luck.choice([refusal("response_format"), refusal("slow down", 429), refusal("broken", 500)])
-        tokens = luck.randint(1, 50)
+        if rng.random() < 0.3:
+            return rng.choice([refusal("response_format"), refusal("slow down", 429), refusal("broken", 500)])
+        tokens = rng.randint(1, 50)
         true_cost += tokens
-        return reply(usage=luck.choice([None, {"prompt_tokens": 9, "completion_tokens": tokens}]))
+        return reply(usage=rng.choice([None, {"prompt_tokens": 9, "completion_tokens": tokens}]))
 
-    cap = luck.uniform(60, 900)
-    one = client(script, price_out=1e6, cap=cap, concurrency=luck.randint(1, 6))
+    cap = rng.uniform(60, 900)
+    asker = client(script, price_out=1e6, cap=cap, max_concurrency=rng.randint(1, 6))
     with pytest.raises(CapReached):
-        one.ask(100)
-    assert true_cost <= one.llm.usage.money + 1e-6 <= cap + 2e-6
+        asker.ask(100)
+    assert true_cost <= asker.llm.usage.money + 1e-6 <= cap + 2e-6
 
 
-# Errors: what they are, and what becomes of the run.
+# Errors, and whether they end the run.
 
 
 @pytest.mark.parametrize("code", [429, "429", "rate_limit_exceeded", 500, "server_error", 502, None, "overloaded"])
 @pytest.mark.parametrize("inside", ["error", "choice", "object"])
-def test_an_error_inside_a_reply_is_tried_again(client: Callable[..., Client], code: Any, inside: str):
+def test_an_error_inside_a_reply_is_retried(client: Callable[..., Client], code: Any, inside: str):
     error = {"message": "Provider returned error", "code": code}
     body = {
         "error": {"error": error},
         "choice": {"choices": [{"error": error, "message": {"content": ""}}]},
         "object": {"object": "error", **error},
     }[inside]
-    one = client(lambda _, number: Answer(GOOD) if number else Answer(body=json.dumps(body).encode()))
-    assert one.ask() == [EASY]
-    assert len(one.server.asked) == 2
+    asker = client(lambda _, number: Answer(GOOD) if number else Answer(body=json.dumps(body).encode()))
+    assert asker.ask() == [EASY]
+    assert len(asker.server.asked) == 2
 
 
 def test_an_error_inside_a_reply_keeps_its_meaning(client: Callable[..., Client]):
@@ -511,10 +509,10 @@ def test_an_error_inside_a_reply_keeps_its_meaning(client: Callable[..., Client]
         ({"message": "Insufficient credits"}, "has no money"),
         ({"code": 404, "message": "x"}, "knows no model"),
     ):
-        one = client(Answer(body=json.dumps({"error": error}).encode()))
+        asker = client(Answer(body=json.dumps({"error": error}).encode()))
         with pytest.raises(LlmFailed, match=words):
-            one.ask(20)
-        assert len(one.server.asked) == 1
+            asker.ask(20)
+        assert len(asker.server.asked) == 1
     assert client(reply(error=None)).ask() == [EASY]
     assert client(reply(error={})).ask() == [EASY]
 
@@ -544,12 +542,12 @@ NO_MONEY = [
 
 @pytest.mark.parametrize("answer", NO_MONEY)
 def test_an_empty_account_ends_the_run_with_one_request(client: Callable[..., Client], answer: Answer):
-    one = client(answer)
-    with pytest.raises(LlmFailed, match=rf"the account at {one.server.url} has no money .*top it up") as caught:
-        one.ask(50)
-    assert len(one.server.asked) == 1
+    asker = client(answer)
+    with pytest.raises(LlmFailed, match=rf"the account at {asker.server.url} has no money .*top it up") as caught:
+        asker.ask(50)
+    assert len(asker.server.asked) == 1
     assert "\n" not in str(caught.value)
-    assert one.time.slept == []
+    assert asker.time.slept == []
 
 
 @pytest.mark.parametrize(
@@ -559,7 +557,7 @@ def test_an_empty_account_ends_the_run_with_one_request(client: Callable[..., Cl
         refusal("Insufficient credits", 402, {"Retry-After": "2"}, limit_source="openrouter_in_flight_budget"),
     ],
 )
-def test_a_quota_that_fills_again_is_waited_for(client: Callable[..., Client], answer: Answer):
+def test_a_quota_that_refills_is_awaited(client: Callable[..., Client], answer: Answer):
     assert client(lambda _, number: Answer(GOOD) if number else answer).ask() == [EASY]
 
 
@@ -583,31 +581,31 @@ def test_a_quota_that_fills_again_is_waited_for(client: Callable[..., Client], a
 def test_a_wrong_key_model_or_url_ends_the_run_with_one_request(
     client: Callable[..., Client], answer: Answer, words: str
 ):
-    one = client(answer)
+    asker = client(answer)
     with pytest.raises(LlmFailed, match=words) as caught:
-        one.ask(50)
-    assert len(one.server.asked) == 1
+        asker.ask(50)
+    assert len(asker.server.asked) == 1
     assert "\n" not in str(caught.value)
 
 
-def test_a_page_in_place_of_a_reply_names_the_url(client: Callable[..., Client]):
-    one = client(Answer(body=b"<html>\n<title>Sign in</title>\n</html>", headers={"Content-Type": "text/html"}))
+def test_a_web_page_as_reply_names_the_url(client: Callable[..., Client]):
+    asker = client(Answer(body=b"<html>\n<title>Sign in</title>\n</html>", headers={"Content-Type": "text/html"}))
     with pytest.raises(
         TooManyInvalidReplies,
         match=r"no-chat; the first: http://.*/v1 answers .*Sign in.*Correct llm\.url: it usually ends in /v1",
     ) as caught:
-        one.ask(50, max_invalid_fraction=0.1)
+        asker.ask(50, max_invalid_fraction=0.1)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503, 529])
-def test_trying_again_takes_longer_each_time_and_ends(client: Callable[..., Client], status: int):
-    one = client(refusal("later", status))
-    (found,) = one.ask()
+def test_retries_back_off_and_end(client: Callable[..., Client], status: int):
+    asker = client(refusal("later", status))
+    (found,) = asker.ask()
     assert found == InvalidReply("unanswered", f"6 tries failed: {status}: later")
-    assert len(one.server.asked) == 6
-    assert len(one.time.slept) == 5
-    assert all(2**step <= pause <= 2**step + 1 for step, pause in enumerate(one.time.slept))
+    assert len(asker.server.asked) == 6
+    assert len(asker.time.slept) == 5
+    assert all(2**step <= pause <= 2**step + 1 for step, pause in enumerate(asker.time.slept))
 
 
 def dated(seconds: int) -> str:
@@ -618,31 +616,29 @@ def dated(seconds: int) -> str:
 @pytest.mark.parametrize(
     ("header", "pause"), [("121", 121), (dated(121), 121), ("600", 600), ("0.5", 0.5), (dated(90), 90)]
 )
-def test_a_pause_that_is_asked_for_is_kept_by_all(
-    client: Callable[..., Client], header: str, pause: float, status: int
-):
+def test_a_requested_pause_delays_all_requests(client: Callable[..., Client], header: str, pause: float, status: int):
     arrived: list[float] = []
 
     def script(body: dict[str, Any], number: int) -> Answer:
-        arrived.append(one.time.now)
+        arrived.append(asker.time.now)
         return refusal("slow down", status, {"Retry-After": header}) if number == 0 else Answer(GOOD)
 
-    one = client(script)
-    assert one.ask(20) == [EASY] * 20
+    asker = client(script)
+    assert asker.ask(20) == [EASY] * 20
     assert len(arrived) == 21
     assert min(arrived[1:]) - arrived[0] == pytest.approx(pause)
-    assert sum(one.time.slept) == pytest.approx(pause)
+    assert sum(asker.time.slept) == pytest.approx(pause)
 
 
 @pytest.mark.parametrize("header", ["3600", dated(3600), "601"])
 def test_a_longer_pause_ends_the_run_and_is_named(client: Callable[..., Client], header: str):
-    one = client(refusal("daily limit", 429, {"Retry-After": header}))
+    asker = client(refusal("daily limit", 429, {"Retry-After": header}))
     seconds = 601 if header == "601" else 3600
-    with pytest.raises(LlmFailed, match=rf"left alone for {seconds} s, until 2026-11-25 1[23]:\d\d UTC") as caught:
-        one.ask(50)
+    with pytest.raises(LlmFailed, match=rf"asks for a pause of {seconds} s, until 2026-11-25 1[23]:\d\d UTC") as caught:
+        asker.ask(50)
     assert "llm.max_retry_after allows 600 s" in str(caught.value)
-    assert len(one.server.asked) == 1
-    assert one.time.slept == []
+    assert len(asker.server.asked) == 1
+    assert asker.time.slept == []
     patient = client(
         lambda body, number: Answer(GOOD) if number else refusal("", 429, {"Retry-After": header}), max_retry_after=4e3
     )
@@ -651,14 +647,14 @@ def test_a_longer_pause_ends_the_run_and_is_named(client: Callable[..., Client],
 
 
 @pytest.mark.parametrize("header", ["", "soon", "-5", "0", "nan", "inf", "Mon, 99 Foo 2026", dated(-50), "9" * 400])
-def test_a_pause_that_means_nothing_is_our_own(client: Callable[..., Client], header: str):
-    one = client(lambda body, number: Answer(GOOD) if number else refusal("", 429, {"Retry-After": header}))
-    assert one.ask() == [EASY]
-    assert len(one.time.slept) == 1
-    assert 1 <= one.time.slept[0] <= 2
+def test_a_meaningless_pause_is_ignored(client: Callable[..., Client], header: str):
+    asker = client(lambda body, number: Answer(GOOD) if number else refusal("", 429, {"Retry-After": header}))
+    assert asker.ask() == [EASY]
+    assert len(asker.time.slept) == 1
+    assert 1 <= asker.time.slept[0] <= 2
 
 
-def test_a_pause_of_ages_is_told(client: Callable[..., Client]):
+def test_a_very_long_pause_is_reported(client: Callable[..., Client]):
     with pytest.raises(LlmFailed, match="until 9999-01-01"):
         client(refusal("", 429, {"Retry-After": "9" * 20})).ask()
 
@@ -683,17 +679,19 @@ def test_a_pause_of_ages_is_told(client: Callable[..., Client]):
         "`sk-secret`",
     ],
 )
-def test_what_gets_around_a_key_is_stripped(client: Callable[..., Client], monkeypatch: pytest.MonkeyPatch, raw: str):
+def test_characters_around_a_key_are_stripped(client: Callable[..., Client], monkeypatch: pytest.MonkeyPatch, raw: str):
     monkeypatch.setenv(KEY, raw)
-    one = client(Answer(GOOD))
-    assert one.ask() == [EASY]
-    assert one.server.keys == {"Bearer sk-secret"}
+    asker = client(Answer(GOOD))
+    assert asker.ask() == [EASY]
+    assert asker.server.keys == {"Bearer sk-secret"}
 
 
 @pytest.mark.parametrize(
     "raw", ["sk-sec\nret", "Bearer sk-secret", "sk-secrét", "sk-“secret", "sk-secret\x07", "sk secret"]
 )
-def test_what_is_no_key_is_refused_unseen(client: Callable[..., Client], monkeypatch: pytest.MonkeyPatch, raw: str):
+def test_an_invalid_key_is_refused_and_not_shown(
+    client: Callable[..., Client], monkeypatch: pytest.MonkeyPatch, raw: str
+):
     monkeypatch.setenv(KEY, raw)
     with pytest.raises(LlmFailed, match=f"{KEY} holds no key") as caught:
         client(Answer(GOOD))
@@ -701,7 +699,7 @@ def test_what_is_no_key_is_refused_unseen(client: Callable[..., Client], monkeyp
     assert "secr" not in str(caught.value)
 
 
-def test_an_endpoint_may_repeat_the_key(
+def test_a_key_repeated_by_the_endpoint_is_hidden(
     client: Callable[..., Client], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     monkeypatch.setenv(KEY, "my-own-kind-of-key")
@@ -720,7 +718,7 @@ def test_an_endpoint_may_repeat_the_key(
     assert "my-own" not in caplog.text
 
 
-def test_a_message_shows_no_key_of_a_common_shape():
+def test_messages_hide_common_key_formats():
     shown = one_line(
         "Incorrect key sk-ab12****wxyz, hf_abcdef, Bearer abc.def; see https://me:pass@host/?api_key=xyz&a=1"
     )
@@ -730,7 +728,7 @@ def test_a_message_shows_no_key_of_a_common_shape():
 
 
 @given(st.binary(max_size=300), st.integers(400, 599))
-def test_every_error_body_is_some_kind_of_error(content: bytes, status: int):
+def test_every_error_body_is_classified(content: bytes, status: int):
     found = error_of(status, {}, content, 0.0)
     assert found.kind in Kind
     assert "\n" not in found.text
@@ -760,7 +758,7 @@ def test_every_error_body_is_some_kind_of_error(content: bytes, status: int):
         ),
     )
 )
-def test_no_reply_of_any_shape_surprises(body: Any):
+def test_replies_of_any_shape_are_handled(body: Any):
     content = json.dumps(body).encode()
     inside = error_inside(json_body(content))
     if inside:
@@ -769,56 +767,56 @@ def test_no_reply_of_any_shape_surprises(body: Any):
         parse_chat_reply(content, with_thinking=True)
 
 
-# The public cases; each kind is tested at length above.
+# The public cases; each kind is tested in detail above.
 
 
-def falls_back(one: Client) -> None:
-    assert one.ask(9) == [EASY] * 9
-    assert len(one.server.asked) == 10
+def falls_back(asker: Client) -> None:
+    assert asker.ask(9) == [EASY] * 9
+    assert len(asker.server.asked) == 10
 
 
-def reads_at_once(one: Client) -> None:
-    assert one.ask() == [EASY]
-    assert len(one.server.asked) == 1
+def reads_at_once(asker: Client) -> None:
+    assert asker.ask() == [EASY]
+    assert len(asker.server.asked) == 1
 
 
-def cut_off(one: Client) -> None:
-    (found,) = one.ask()
+def cut_off(asker: Client) -> None:
+    (found,) = asker.ask()
     assert isinstance(found, InvalidReply)
     assert (found.reason, "raise rating.max_tokens" in found.detail) == ("cut-off", True)
 
 
-def unknown_tokens(one: Client) -> None:
-    assert one.ask() == [EASY]
-    assert one.llm.usage.unmetered_replies == 1
+def unknown_tokens(asker: Client) -> None:
+    assert asker.ask() == [EASY]
+    assert asker.llm.usage.unmetered_replies == 1
 
 
-def tried_again(one: Client) -> None:
-    assert one.ask() == [EASY]
-    assert len(one.server.asked) == 2
+def tried_again(asker: Client) -> None:
+    assert asker.ask() == [EASY]
+    assert len(asker.server.asked) == 2
 
 
-def thinking_told(one: Client) -> None:
-    assert one.solve() == Solution(text="1+1=2.</think>2", truncated=False)
+def thinking_is_read(asker: Client) -> None:
+    assert asker.solve() == Solution(text="1+1=2.</think>2", truncated=False)
 
 
-def no_money(one: Client) -> None:
+def no_money(asker: Client) -> None:
     with pytest.raises(LlmFailed, match="has no money"):
-        one.ask(9)
-    assert len(one.server.asked) == 1
+        asker.ask(9)
+    assert len(asker.server.asked) == 1
 
 
-def kept_to_or_named(one: Client) -> None:
+def pause_is_kept_or_named(asker: Client) -> None:
     with suppress(LlmFailed):
-        assert one.ask() == [EASY]
-        assert sum(one.time.slept) == 121
+        assert asker.ask() == [EASY]
+        assert sum(asker.time.slept) == 121
         return
-    assert (len(one.server.asked), one.time.slept) == (1, [])
+    assert (len(asker.server.asked), asker.time.slept) == (1, [])
 
 
-def stripped(one: Client) -> None:
-    assert one.ask() == [EASY]
-    assert one.server.keys == {"Bearer sk-1"}
+def stripped(asker: Client) -> None:
+    assert asker.ask() == [EASY]
+    assert asker.server.keys == {"Bearer sk-1"}
 
 
 CASES: dict[str, tuple[list[Script | Answer], Callable[[Client], None]]] = {
@@ -847,7 +845,7 @@ CASES: dict[str, tuple[list[Script | Answer], Callable[[Client], None]]] = {
     ),
     "reasoning_content null or empty, reasoning filled": (
         [reply({"content": "2", "reasoning_content": empty, "reasoning": "1+1=2."}) for empty in (None, "")],
-        thinking_told,
+        thinking_is_read,
     ),
     "402, or 429 with insufficient_quota": ([NO_MONEY[0], NO_MONEY[3]], no_money),
     "Retry-After 121 or 3600": (
@@ -855,7 +853,7 @@ CASES: dict[str, tuple[list[Script | Answer], Callable[[Client], None]]] = {
             lambda body, n: Answer(GOOD) if n else refusal("", 429, {"Retry-After": "121"}),
             refusal("", 429, {"Retry-After": "3600"}),
         ],
-        kept_to_or_named,
+        pause_is_kept_or_named,
     ),
     "key with a trailing newline, spaces or typographic quotes": ([Answer(GOOD)], stripped),
 }
@@ -865,9 +863,9 @@ def test_the_public_cases(
     client: Callable[..., Client], cases: Callable[[str], list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv(KEY, " “sk-1” \n")
-    told = {row["endpoint"] for row in cases("auxiliary_replies.jsonl")}
-    settings = {name for name in told if name.startswith("--set")}  # see tests/conf/test_redaction.py
-    assert told - settings == CASES.keys()
+    endpoints = {row["endpoint"] for row in cases("auxiliary_replies.jsonl")}
+    settings = {name for name in endpoints if name.startswith("--set")}  # see tests/conf/test_redaction.py
+    assert endpoints - settings == CASES.keys()
     for answers, check in CASES.values():
         for answer in answers:
             check(client(answer))

@@ -1,4 +1,4 @@
-"""Two models behind one endpoint: what the official client sees, also where one is gone."""
+"""Two models behind one endpoint, as seen by the openai client, also when a backend is down."""
 
 import asyncio
 import socket
@@ -30,7 +30,7 @@ def backends() -> Iterator[dict[Speaker, Vllm]]:
 
 
 class Listening(uvicorn.Server):
-    """Says when it can be asked."""
+    """A server with an event that is set when it accepts requests."""
 
     def __init__(self, config: uvicorn.Config):
         super().__init__(config)
@@ -70,12 +70,12 @@ def test_a_plain_reply(url: str, backends: dict[Speaker, Vllm]):
     choice = reply.choices[0]
     assert (choice.message.content, choice.finish_reason) == ("The answer is \\boxed{4}.", "stop")
     assert choice.message.model_dump()["reasoning_content"] == REASONING
-    shown = [len(MODEL.encode(prompt)) for server in backends.values() for prompt in server.asked]
+    prompt_tokens = [len(MODEL.encode(prompt)) for server in backends.values() for prompt in server.asked]
     assert reply.usage
-    # The end tokens of earlier turns stand in a prompt, and not in its text: 0, 1, 2 and 3 of them.
-    assert reply.usage.prompt_tokens == sum(shown) + 6
-    drawn = [think(""), answer(""), think("</rethink>"), answer("</rethink>")]
-    assert reply.usage.completion_tokens == sum(len(MODEL.encode(turn)) + 1 for turn in drawn)
+    # End tokens of earlier turns are in a prompt's ids but not in its text: 0, 1, 2 and 3 of them.
+    assert reply.usage.prompt_tokens == sum(prompt_tokens) + 6
+    sampled = [think(""), answer(""), think("</rethink>"), answer("</rethink>")]
+    assert reply.usage.completion_tokens == sum(len(MODEL.encode(turn)) + 1 for turn in sampled)
 
 
 def test_a_streamed_reply(url: str):
@@ -84,19 +84,19 @@ def test_a_streamed_reply(url: str):
     reasoning = "".join(delta.get("reasoning_content") or "" for delta in deltas)
     assert "".join(delta.get("content") or "" for delta in deltas) == "The answer is \\boxed{4}."
     assert reasoning == REASONING + "\n[short] \nThe answer is \\boxed{4}.\n"
-    assert len(deltas) > 20  # as it is spoken, not turn by turn
+    assert len(deltas) > 20  # token by token, not turn by turn
     assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "stop"
     assert chunks[-1].usage
     assert len({chunk.id for chunk in chunks}) == 1
 
 
-def test_what_never_ends_is_made_to_answer(url: str, backends: dict[Speaker, Vllm]):
+def test_a_dialogue_at_its_limit_is_forced_to_answer(url: str, backends: dict[Speaker, Vllm]):
     backends[Speaker.SHORT].script = lambda prompt: " 4}. More" if prompt.endswith("{") else "\nAgain.\n</rethink>"
     reply = client(url).chat.completions.create(**ASK)
     assert (reply.choices[0].message.content, reply.choices[0].finish_reason) == ("The answer is \\boxed{ 4}", "length")
 
 
-def test_32_at_once(url: str):
+def test_32_concurrent_requests(url: str):
     async def ask_all() -> list[str | None]:
         async with AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as one:
             replies = await asyncio.gather(*(one.chat.completions.create(**ASK) for _ in range(32)))
@@ -105,29 +105,29 @@ def test_32_at_once(url: str):
     assert asyncio.run(ask_all()) == ["The answer is \\boxed{4}."] * 32
 
 
-@pytest.mark.parametrize("gone", Speaker)
+@pytest.mark.parametrize("down", Speaker)
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_dead_backend_is_a_clean_503(url: str, backends: dict[Speaker, Vllm], gone: Speaker, stream: bool):
-    backends[gone].close()
-    if stream and gone is Speaker.SHORT:  # the first turn has been told by then
+def test_a_dead_backend_is_a_clean_503(url: str, backends: dict[Speaker, Vllm], down: Speaker, stream: bool):
+    backends[down].close()
+    if stream and down is Speaker.SHORT:  # the first turn has been sent by then
         with pytest.raises(openai.APIError, match="short-thought model's server"):
             list(client(url).chat.completions.create(**ASK, stream=True))
         return
     with pytest.raises(openai.InternalServerError) as caught:
         client(url).chat.completions.create(**ASK, stream=stream)
     assert caught.value.status_code == 503
-    assert f"the {gone}-thought model's server" in caught.value.message
+    assert f"the {down}-thought model's server" in caught.value.message
 
 
-def test_a_turn_that_a_backend_gives_up_is_no_turn(url: str, backends: dict[Speaker, Vllm]):
+def test_an_aborted_turn_is_an_error(url: str, backends: dict[Speaker, Vllm]):
     backends[Speaker.SHORT].ends_with = "abort"
-    with pytest.raises(openai.InternalServerError, match="gave a turn up: 'abort'"):
+    with pytest.raises(openai.InternalServerError, match="aborted a turn: 'abort'"):
         client(url).chat.completions.create(**ASK)
 
 
-def test_a_backend_that_breaks_off_is_told(url: str, backends: dict[Speaker, Vllm]):
+def test_a_stream_that_ends_early_is_an_error(url: str, backends: dict[Speaker, Vllm]):
     backends[Speaker.SHORT].script = lambda prompt: None
-    with pytest.raises(openai.InternalServerError, match="broke off"):
+    with pytest.raises(openai.InternalServerError, match="ended the stream early"):
         client(url).chat.completions.create(**ASK)
 
 
@@ -143,44 +143,44 @@ def test_a_backend_that_breaks_off_is_told(url: str, backends: dict[Speaker, Vll
         ({"messages": [{"role": "user", "content": "Ann has 4. " * 500}]}, "the question is too long"),
     ],
 )
-def test_what_cannot_be_done_is_refused(url: str, change: dict[str, Any], words: str):
+def test_unsupported_requests_are_refused(url: str, change: dict[str, Any], words: str):
     with pytest.raises(openai.BadRequestError) as caught:
         client(url).chat.completions.create(**{**ASK, **change})
     assert words in caught.value.message
 
 
-def test_nothing_more_is_drawn_for_a_client_that_has_gone(
+def test_sampling_stops_when_the_client_disconnects(
     url: str, backends: dict[Speaker, Vllm], monkeypatch: pytest.MonkeyPatch
 ):
-    noticed, go, said = threading.Event(), threading.Event(), threading.Event()
+    noticed, proceed, replied = threading.Event(), threading.Event(), threading.Event()
     results: list[object] = []
 
     def slow(prompt: str) -> str:
-        go.wait(20)
-        said.set()
+        proceed.wait(20)
+        replied.set()
         return think(prompt)
 
-    async def told(*arguments: Any) -> Any:
-        results.append(await unless_gone(*arguments))
+    async def recorded(*arguments: Any) -> Any:
+        results.append(await while_connected(*arguments))
         noticed.set()
         return results[-1]
 
-    unless_gone = openai_server._while_connected
-    monkeypatch.setattr(openai_server, "_while_connected", told)
+    while_connected = openai_server._while_connected
+    monkeypatch.setattr(openai_server, "_while_connected", recorded)
     backends[Speaker.LONG].script = slow
     with OpenAI(base_url=url, api_key="none", max_retries=0, timeout=0.2) as one, pytest.raises(openai.APITimeoutError):
         one.chat.completions.create(**ASK)
     assert noticed.wait(20)
     assert results == [None]
-    go.set()
-    assert said.wait(20)
-    # One that went on would have asked the answerer before this one has asked twice, and is through.
+    proceed.set()
+    assert replied.wait(20)
+    # A cancelled dialogue that continued would add a third request to the answerer before this one is done.
     backends[Speaker.LONG].script = think
     client(url).chat.completions.create(**ASK)
     assert len(backends[Speaker.SHORT].asked) == 2
 
 
-def test_health_is_that_of_both_servers(url: str, backends: dict[Speaker, Vllm]):
+def test_health_covers_both_servers(url: str, backends: dict[Speaker, Vllm]):
     root = url.removesuffix("/v1")
     assert httpx.get(f"{root}/health").json() == {"status": "ok"}
     backends[Speaker.SHORT].close()

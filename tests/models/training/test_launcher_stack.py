@@ -1,4 +1,4 @@
-"""The trainer's process: what its exit codes lead to, and one real training each."""
+"""The trainer process: exit reasons, and one real training per method."""
 
 import json
 import math
@@ -10,28 +10,28 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GraniteConfig, GraniteForCausalLM
+from transformers import AutoModelForCausalLM
 
 from conf.training import Lora
 from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
 from models.training.launcher import TrainerCrashed, TrainingFailed, TrainJob, train
-from models.training.train import last_whole_checkpoint
+from models.training.train import last_complete_checkpoint
 
-# Loaded by the trainer's own process alone: a memory that holds only LIMIT rows, and fails as the real one does.
-CROWDED = """
+# Loaded only in the trainer's process: more than LIMIT rows raise torch's out-of-memory error.
+OUT_OF_MEMORY = """
 import sys
 if sys.orig_argv[1:3] == ["-m", "models.training.train"]:
     import torch, transformers
     step = transformers.Trainer.training_step
-    def crowded(self, *args, **kwargs):
+    def limited(self, *args, **kwargs):
         if self.args.per_device_train_batch_size > LIMIT:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return step(self, *args, **kwargs)
-    transformers.Trainer.training_step = crowded
+    transformers.Trainer.training_step = limited
 """
 
 
-# Loaded by the trainer's own process alone: it dies once, right after its second checkpoint.
+# Loaded only in the trainer's process: it dies once, right after its second checkpoint.
 DYING = """
 import os, signal, sys
 from pathlib import Path
@@ -81,90 +81,73 @@ def pairs(count: int) -> list[dict[str, Any]]:
     ]
 
 
-def crowd(folder: Path, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    (folder / "sitecustomize.py").write_text(CROWDED.replace("LIMIT", str(limit)))
+def limit_memory(folder: Path, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "sitecustomize.py").write_text(OUT_OF_MEMORY.replace("LIMIT", str(limit)))
     monkeypatch.setenv("PYTHONPATH", str(folder))
 
 
-def test_a_killed_training_goes_on_from_its_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    whole.mkdir()
+def test_a_killed_training_resumes_from_its_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    complete, killed = tmp_path / "complete", tmp_path / "killed"
+    complete.mkdir()
     killed.mkdir()
-    train(job(whole, pairs(32), save_steps=1), whole, lambda *_: None)
+    train(job(complete, pairs(32), save_steps=1), complete, lambda *_: None)
     (killed / "sitecustomize.py").write_text(DYING.replace("FLAG", str(killed / "flag")))
     monkeypatch.setenv("PYTHONPATH", str(killed))
-    order = job(killed, pairs(32), save_steps=1)
+    train_job = job(killed, pairs(32), save_steps=1)
     with pytest.raises(TrainerCrashed):
-        train(order, killed, lambda *_: None)
-    assert last_whole_checkpoint(order.work) == str(order.work / "checkpoint-2")
-    heard: list[int] = []
-    figures = train(order, killed, lambda step, _: heard.append(step))
+        train(train_job, killed, lambda *_: None)
+    assert last_complete_checkpoint(train_job.work) == str(train_job.work / "checkpoint-2")
+    received: list[int] = []
+    figures = train(train_job, killed, lambda step, _: received.append(step))
     assert [line["step"] for line in figures if "loss" in line] == [1, 2, 3, 4]
-    lines = [json.loads(line) for line in order.progress.read_text().splitlines()]
-    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]  # none was taken twice
-    expected, found = (load_file(folder / "out" / "model.safetensors") for folder in (whole, killed))
+    lines = [json.loads(line) for line in train_job.progress.read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]  # no step was taken twice
+    expected, found = (load_file(folder / "out" / "model.safetensors") for folder in (complete, killed))
     for name, weight in expected.items():
         torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=1e-5)
 
 
-def test_a_model_that_scales_its_logits_is_refused(tmp_path: Path):
-    torch.manual_seed(0)
-    config = GraniteConfig(
-        vocab_size=640,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        logits_scaling=8.0,
-    )
-    GraniteForCausalLM(config).save_pretrained(tmp_path / "granite")
-    AutoTokenizer.from_pretrained(TINY_MODEL).save_pretrained(tmp_path / "granite")
-    with pytest.raises(TrainingFailed, match="changes its logits after the output head"):
-        train(job(tmp_path, pairs(8), model=tmp_path / "granite"), tmp_path, lambda *_: None)
+def test_a_training_with_a_single_warmup_step_is_refused(tmp_path: Path):
+    with pytest.raises(TrainingFailed, match=r"8 rows in batches of 8 are one step.*lower global_batch_size"):
+        train(job(tmp_path, pairs(8), warmup_ratio=0.1), tmp_path, lambda *_: None)
 
 
-def test_a_training_whose_only_step_has_the_rate_0_is_refused(tmp_path: Path):
-    with pytest.raises(TrainingFailed, match=r"8 rows in batches of 8 are one step.*lower batch"):
-        train(job(tmp_path, pairs(8), warmup=0.1), tmp_path, lambda *_: None)
-
-
-def test_when_memory_runs_out_the_micro_batch_is_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    crowd(tmp_path, 4, monkeypatch)
+def test_out_of_memory_halves_the_micro_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    limit_memory(tmp_path, 4, monkeypatch)
     figures = train(job(tmp_path, pairs(16)), tmp_path, lambda *_: None)
-    assert figures[-1]["step"] == 2  # 16 pairs, still 8 a step
+    assert figures[-1]["step"] == 2  # 16 pairs, still 8 per step
     assert TrainJob.model_validate_json((tmp_path / "job.json").read_text()).per_device_train_batch_size == 4
 
 
-def test_when_one_row_is_too_much_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    crowd(tmp_path, 0, monkeypatch)
+def test_out_of_memory_with_one_row_names_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    limit_memory(tmp_path, 0, monkeypatch)
     with pytest.raises(TrainingFailed, match=r"lower its max_length"):
         train(job(tmp_path, pairs(2), global_batch_size=2, per_device_train_batch_size=1), tmp_path, lambda *_: None)
 
 
-def test_a_checkpoint_that_was_not_finished_is_not_resumed_from(tmp_path: Path):
-    whole = {"trainer_state.json": "{}", "optimizer.pt": "", "model.safetensors": ""}
-    broken = [{"trainer_state.json": ""}, {"optimizer.pt": None}, {"model.safetensors": None}, dict.fromkeys(whole)]
-    for step, harm in enumerate([{}, {}, *broken]):
+def test_incomplete_checkpoints_are_not_resumed(tmp_path: Path):
+    complete = {"trainer_state.json": "{}", "optimizer.pt": "", "model.safetensors": ""}
+    broken = [{"trainer_state.json": ""}, {"optimizer.pt": None}, {"model.safetensors": None}, dict.fromkeys(complete)]
+    for step, change in enumerate([{}, {}, *broken]):
         (tmp_path / f"checkpoint-{step}").mkdir()
-        for name, content in {**whole, **harm}.items():
+        for name, content in {**complete, **change}.items():
             if content is not None:
                 (tmp_path / f"checkpoint-{step}" / name).write_text(content)
-    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-0", "checkpoint-1"]
-    assert last_whole_checkpoint(tmp_path / "none") is None
+    assert last_complete_checkpoint(tmp_path / "none") is None
 
 
-def test_simpo_widens_the_margin_and_leaves_a_proof(tmp_path: Path):
+def test_simpo_widens_the_margin_and_writes_a_sync_check(tmp_path: Path):
     figures = train(job(tmp_path, pairs(32)), tmp_path, lambda *_: None)
     margins = [line["rewards/margins"] for line in figures if "rewards/margins" in line]
     assert margins[-1] > margins[0]
-    proof = json.loads((tmp_path / "out" / "proof.json").read_text())
+    sync_check = json.loads((tmp_path / "out" / "sync_check.json").read_text())
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     with torch.no_grad():
-        batch = torch.tensor([proof["token_ids"]])
+        batch = torch.tensor([sync_check["token_ids"]])
         log_probs = model(batch).logits.log_softmax(-1)[0, :-1].gather(1, batch[0, 1:, None])[:, 0]
-    assert proof["log_probs"] == pytest.approx(log_probs.tolist(), abs=1e-5)
+    assert sync_check["log_probs"] == pytest.approx(log_probs.tolist(), abs=1e-5)
 
 
 def test_adapters_are_merged_into_the_saved_checkpoint(tmp_path: Path):
@@ -180,11 +163,11 @@ def test_adapters_are_merged_into_the_saved_checkpoint(tmp_path: Path):
 
 
 def dpo_loss(folder: Path, rows: list[dict[str, Any]], beta: float) -> float:
-    """−log σ(β · (what training added to the chosen side's log-prob − the same of the rejected side)), by hand, in the
-    precision of training: bfloat16 does not see the smallest changes of a weight."""
+    """DPO loss by hand: −log σ(β · (gain of the chosen side's log-prob over the reference − the same of the rejected
+    side)), in the precision of training, since bfloat16 does not resolve the smallest weight changes."""
     models = {
-        name: AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32).eval()
-        for name, place in (("new", folder), ("reference", TINY_MODEL))
+        name: AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        for name, path in (("new", folder), ("reference", TINY_MODEL))
     }
 
     @torch.no_grad()
@@ -192,14 +175,16 @@ def dpo_loss(folder: Path, rows: list[dict[str, Any]], beta: float) -> float:
         batch, start = torch.tensor([row["prompt_ids"] + row[f"{side}_ids"]]), len(row["prompt_ids"])
         with torch.autocast("cpu", torch.bfloat16):
             logits = {name: model(batch).logits.float() for name, model in models.items()}
-        told = {name: found.log_softmax(-1)[0, :-1].gather(1, batch[0, 1:, None]) for name, found in logits.items()}
-        return (told["new"] - told["reference"])[start - 1 :].sum()
+        log_probs = {
+            name: found.log_softmax(-1)[0, :-1].gather(1, batch[0, 1:, None]) for name, found in logits.items()
+        }
+        return (log_probs["new"] - log_probs["reference"])[start - 1 :].sum()
 
     losses = [-torch.nn.functional.logsigmoid(beta * (added(r, "chosen") - added(r, "rejected"))) for r in rows]
     return float(torch.stack(losses).mean())
 
 
-def test_dpo_is_measured_against_the_model_it_starts_from(tmp_path: Path):
+def test_the_reference_of_dpo_is_the_initial_model(tmp_path: Path):
     once, twice, rows = tmp_path / "once", tmp_path / "twice", pairs(8)
     for folder in (once, twice):
         folder.mkdir()
@@ -208,18 +193,18 @@ def test_dpo_is_measured_against_the_model_it_starts_from(tmp_path: Path):
     first, second = (
         line["loss"] for line in train(job(twice, rows, num_train_epochs=2, **settings), twice, lambda *_: None)[:2]
     )
-    assert first == pytest.approx(math.log(2), abs=1e-3)  # nothing is added yet
+    assert first == pytest.approx(math.log(2), abs=1e-3)  # policy and reference are still equal
     assert second == pytest.approx(dpo_loss(once / "out", rows, 0.1), rel=0.02)
     assert second < first - 0.01
 
 
-def test_sft_learns_the_completion_alone(tmp_path: Path):
+def test_sft_learns_only_the_completion(tmp_path: Path):
     rows = [{"prompt_ids": row["prompt_ids"], "completion_ids": row["chosen_ids"]} for row in pairs(32)]
     figures = train(job(tmp_path, rows, method="sft"), tmp_path, lambda *_: None)
     losses = [line["loss"] for line in figures if "loss" in line]
     assert losses[-1] < losses[0]
 
 
-def test_a_loss_that_is_not_finite_stops_the_training(tmp_path: Path):
+def test_a_non_finite_loss_stops_training(tmp_path: Path):
     with pytest.raises(TrainingFailed, match=r"lower its learning_rate"):
         train(job(tmp_path, pairs(32), learning_rate=1e30), tmp_path, lambda *_: None)

@@ -1,19 +1,33 @@
-"""The chunked SimPO loss is TRL's own, in value and in gradient."""
+"""The fused SimPO loss is TRL's own, in value and in gradient."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GraniteConfig, GraniteForCausalLM
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 
 from models.checkpoints.checkpoint import TINY_MODEL
-from models.training.simpo import IdsSimPOTrainer, completion_log_probs
+from models.training.simpo import IdsSimPOTrainer
 
 
-def trainer(folder: Path, cpo_alpha: float) -> Any:
+def scaled() -> Any:
+    """A model that scales its logits after the output head."""
+    torch.manual_seed(0)
+    size: dict[str, Any] = {"vocab_size": 640, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    return GraniteForCausalLM(
+        GraniteConfig(**size, num_attention_heads=2, num_key_value_heads=2, logits_scaling=8.0, initializer_range=1.0)
+    )
+
+
+def bundled() -> Any:
+    return AutoModelForCausalLM.from_pretrained(TINY_MODEL, dtype=torch.float32)
+
+
+def trainer(folder: Path, cpo_alpha: float, make: Callable[[], Any] = bundled) -> Any:
     config = CPOConfig(
         output_dir=str(folder),
         loss_type="simpo",
@@ -31,7 +45,7 @@ def trainer(folder: Path, cpo_alpha: float) -> Any:
         {"prompt_ids": [5, 6, 7], "chosen_ids": list(range(20, 20 + n)), "rejected_ids": list(range(40, 40 + 2 * n))}
         for n in (2, 7, 13)
     ]
-    model = AutoModelForCausalLM.from_pretrained(TINY_MODEL, dtype=torch.float32)
+    model = make()
     tokenizer = AutoTokenizer.from_pretrained(TINY_MODEL)
     return IdsSimPOTrainer(model=model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
 
@@ -43,8 +57,9 @@ def loss_and_gradients(made: Any) -> tuple[float, dict[str, Any]]:
     return loss.item(), {name: weight.grad.clone() for name, weight in made.model.named_parameters()}
 
 
-def test_loss_and_gradients_equal_trls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    made = trainer(tmp_path, cpo_alpha=0.0)
+@pytest.mark.parametrize("make", [bundled, scaled])
+def test_loss_and_gradients_equal_trls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[], Any]):
+    made = trainer(tmp_path, 0.0, make)
     torch.manual_seed(0)
     ours, gradients = loss_and_gradients(made)
     monkeypatch.setattr(IdsSimPOTrainer, "concatenated_forward", CPOTrainer.concatenated_forward)
@@ -67,15 +82,3 @@ def test_micro_batches_do_not_change_the_gradient(tmp_path: Path):
         (made.get_batch_loss_metrics(made.model, part)[0] / 3).backward()
     for name, weight in made.model.named_parameters():
         torch.testing.assert_close(weight.grad, expected[name], rtol=1e-3, atol=1e-6)
-
-
-def test_the_size_of_the_chunks_changes_nothing():
-    torch.manual_seed(0)
-    head, hidden = torch.nn.Linear(8, 30, bias=False), torch.randn(2, 11, 8, requires_grad=True)
-    labels = torch.randint(0, 30, (2, 11))
-    labels[0, :4] = labels[1, 8:] = -100
-    whole, mask = completion_log_probs(hidden, head, labels)
-    small, _ = completion_log_probs(hidden, head, labels, chunk=2)
-    torch.testing.assert_close(small, whole)
-    expected = head(hidden[:, :-1]).log_softmax(-1).gather(-1, labels[:, 1:].clamp(min=0)[..., None])[..., 0] * mask
-    torch.testing.assert_close(whole, expected)

@@ -33,23 +33,23 @@ from reasoning.thinking import final_answer
         (r"\boxed{}", ""),
     ],
 )
-def test_the_last_closed_box_counts(text: str, content: str | None):
+def test_last_closed_box_is_used(text: str, content: str | None):
     assert boxed(text) == content
 
 
-def test_a_probe_is_read_up_to_the_brace_that_it_closes():
+def test_text_up_to_the_unmatched_closing_brace():
     assert until_closing_brace(r"\frac{1}{2}} and {more}") == r"\frac{1}{2}"
     assert until_closing_brace("12") is None
 
 
-def test_an_answer_boxed_while_thinking_is_no_answer():
+def test_box_inside_thinking_is_no_answer():
     assert final_answer(r"I get \boxed{4}") is None
     assert final_answer(r"I get \boxed{4}</think> Done.") is None
     assert final_answer(r"\boxed{4}</think>It is \boxed{5}.") == "5"
 
 
 @given(st.integers(), st.integers())
-def test_plain_integers_are_settled_as_integers(a: int, b: int):
+def test_plain_integers_are_compared_by_value(a: int, b: int):
     assert settle(str(a), str(b)) is (a == b)
     assert settle(f"{a:,}", f" {b} ") is (a == b)
 
@@ -70,11 +70,11 @@ def test_plain_integers_are_settled_as_integers(a: int, b: int):
         ("٣", "3", None),  # digits of other scripts are left to the parser
     ],
 )
-def test_only_what_is_beyond_doubt_is_settled(answer: str, gold: str, verdict: bool | None):
+def test_only_unambiguous_cases_are_settled(answer: str, gold: str, verdict: bool | None):
     assert settle(answer, gold) is verdict
 
 
-def test_a_text_of_nothing_but_boxes_is_read_in_one_pass():
+def test_many_nested_boxes_take_linear_time():
     assert boxed(r"\boxed{" * 20_000) is None
     assert boxed(r"\boxed{" * 20_000 + "4}") == "4"
 

@@ -1,4 +1,4 @@
-r"""The answer check's own reading: conventions, spellings, fragments; every public case that it must decide."""
+r"""The answer check's own parser: conventions, spellings, fragments, and all public cases that it must decide."""
 
 import random
 from collections.abc import Callable
@@ -239,12 +239,12 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("gold", "said"), RIGHT)
-def test_another_spelling_is_right(gold: str, said: str):
+def test_other_spelling_is_right(gold: str, said: str):
     assert same(said, gold) is True
 
 
 @pytest.mark.parametrize(("gold", "said"), WRONG)
-def test_another_value_is_not(gold: str, said: str):
+def test_other_value_is_not_right(gold: str, said: str):
     assert same(said, gold) is not True
 
 
@@ -279,7 +279,7 @@ OPTIONS = ("11", "12", "13", "14")
         "(Ｂ)",
     ],
 )
-def test_an_option_is_named_in_every_spelling(said: str):
+def test_option_in_every_spelling(said: str):
     assert same(said, "B", OPTIONS)
 
 
@@ -303,33 +303,33 @@ def test_an_option_is_named_in_every_spelling(said: str):
         "A. 11 not B",
     ],
 )
-def test_no_other_option_is_right(said: str):
+def test_other_options_are_wrong(said: str):
     assert not same(said, "B", OPTIONS)
 
 
 @pytest.mark.parametrize("gold", ["A, C", "AC"])
-def test_several_right_options_are_all_named(gold: str):
+def test_several_correct_options_must_all_be_named(gold: str):
     assert all(same(said, gold, OPTIONS) for said in ("A, C", "AC", "A and C", "(A), (C)", "C & A"))
     assert not any(same(said, gold, OPTIONS) for said in ("A", "A, B", "ABC", "A or C"))
 
 
-def test_an_options_own_text_counts_only_where_it_is_unique():
+def test_option_text_counts_only_if_unique():
     assert same("12", "A", ("12", "13"))
     assert not same("12", "A", ("12", "12", "13"))
 
 
-def test_every_public_case_is_decided_as_it_should_be(cases: Callable[[str], list[dict[str, Any]]]):
+def test_public_cases(cases: Callable[[str], list[dict[str, Any]]]):
     wrong = [c for c in cases("answers.jsonl") if (same(c["said"], c["gold"], c.get("choices")) is True) != c["right"]]
     assert wrong == []
 
 
-def test_right_answers_of_public_sets_can_be_read(real_data: Path):
+def test_answers_of_public_sets_are_readable(real_data: Path):
     unread = [gold for gold in golds(real_data) if not is_readable(gold)]
     assert unread == [r"$\{x|x=3k,k\in \mathbb{Z}\}$"]  # a set of infinitely many numbers, told by its text alone
 
 
-def test_falsified_answers_are_refused_and_respelled_ones_accepted(real_data: Path):
-    """At most 2 in 1,000 wrong ones accepted, at least 985 in 1,000 right ones (docs/answer-check.md)."""
+def test_falsified_answers_are_rejected_and_respelled_ones_accepted(real_data: Path):
+    """At most 2 in 1,000 wrong answers and at least 985 in 1,000 correct ones are accepted (docs/answer-check.md)."""
     chance = random.Random(1)
     false = chance.sample(list(changed(golds(real_data), FALSIFIED, 0)), 2500)
     accepted = [change for change in false if same(change[2], change[1])]
@@ -369,7 +369,7 @@ def test_falsified_answers_are_refused_and_respelled_ones_accepted(real_data: Pa
     )
 )
 @settings(max_examples=400, deadline=None)
-def test_no_text_raises_and_each_is_its_own_answer(parts: list[str]):
+def test_no_text_raises_and_each_equals_itself(parts: list[str]):
     text = "".join(parts)
     assert same(text, "7") in (True, False, None)
     assert same(text, text) is True
@@ -377,7 +377,7 @@ def test_no_text_raises_and_each_is_its_own_answer(parts: list[str]):
 
 @given(st.fractions(max_denominator=10**6), st.fractions(max_denominator=10**6))
 @settings(deadline=None)
-def test_fractions_are_equal_by_value_alone(a: Any, b: Any):
+def test_fractions_are_compared_by_value(a: Any, b: Any):
     assert same(rf"\frac{{{a.numerator}}}{{{a.denominator}}}", f"{3 * a.numerator}/{3 * a.denominator}")
     assert (same(f"{a.numerator}/{a.denominator}", rf"\frac{{{b.numerator}}}{{{b.denominator}}}") is True) == (a == b)
 
@@ -409,11 +409,11 @@ def test_fractions_are_equal_by_value_alone(a: Any, b: Any):
         "e^{e^{e^{e^e}}}",
     ],
 )
-def test_hostile_text_is_no_answer(text: str):
+def test_adversarial_text_is_not_right(text: str):
     assert not any(same(text, gold) for gold in ("x+1", "7", "(1,2)", r"\text{yes}"))
 
 
-def test_the_readers_of_a_file_of_problems_know_what_can_be_told_from_others():
+def test_is_readable():
     assert is_readable(r"\left \lfloor \frac{2n-1}{5} \right \rfloor")
     assert is_readable("Evelyn")
     assert is_readable("B", OPTIONS)

@@ -15,7 +15,7 @@ def verifier():
         yield verifier
 
 
-def test_verdicts_come_in_order_from_both_paths(verifier: Verifier):
+def test_verdicts_keep_the_order_of_questions(verifier: Verifier):
     questions = [
         Question("38", "38"),
         Question(r"\frac{1}{2}", "0.5"),
@@ -36,14 +36,14 @@ def test_verdicts_come_in_order_from_both_paths(verifier: Verifier):
     ]
 
 
-def test_a_comparison_that_does_not_end_is_ended_and_the_next_one_is_answered():
+def test_endless_comparison_is_killed_and_the_next_one_answered():
     with Verifier(workers=1, limit=1.0) as verifier:
         # Both texts are made of the same parts and neither is read here, so that math-verify has to try.
         questions = [Question("1/2", "0.5"), Question(rf"\sum {TOWER}", rf"{TOWER} \sum"), Question("2/4", "1/2")]
         assert verifier.check(questions)[::2] == [Verdict.RIGHT, Verdict.RIGHT]
 
 
-def test_a_child_that_is_killed_counts_as_not_verified():
+def test_killed_child_counts_as_not_verified():
     with Verifier(workers=1, limit=1.0) as verifier:
         assert list(verifier._verdicts(os._exit, [(3,)])) == [Verdict.TIMEOUT]
         assert list(verifier._verdicts(wait_for_ever, [(1,)])) == [Verdict.TIMEOUT]
@@ -58,5 +58,5 @@ def wait_for_ever(_: int) -> bool:
 @pytest.mark.parametrize(
     "text", ["\\" * 500, "{" * 100, "\0", "import os; os._exit(3)", "\ud800", "\n", "$$$$", "9" * 5000]
 )
-def test_hostile_text_neither_raises_nor_hangs(verifier: Verifier, text: str):
+def test_adversarial_text_neither_raises_nor_hangs(verifier: Verifier, text: str):
     assert verifier.check([Question(text, "x+1"), Question("2/4", "1/2")])[1] is Verdict.RIGHT

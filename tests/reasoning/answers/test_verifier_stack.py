@@ -1,4 +1,4 @@
-"""The answer check beside math-verify alone: public cases, falsified and respelled answers of public problems."""
+"""The answer check compared with math-verify: public cases, falsified and respelled answers of public problems."""
 
 import json
 import random
@@ -15,7 +15,7 @@ def answer_of(text: str) -> str | None:
     return boxed(text) if "\\boxed" in text else text
 
 
-def test_on_public_cases_every_disagreement_is_classified(real_data: Path):
+def test_every_disagreement_on_public_cases_is_classified(real_data: Path):
     cases = [json.loads(line) for line in (real_data / "grader_cases.jsonl").read_text().splitlines()]
     with Verifier() as verifier:
         questions = [Question(answer_of(case["prediction"]), answer_of(case["gold"]) or "") for case in cases]
@@ -32,7 +32,7 @@ def test_on_public_cases_every_disagreement_is_classified(real_data: Path):
     assert wrong == []
 
 
-def test_in_both_directions_it_is_no_worse_than_the_library_alone(real_data: Path):
+def test_not_worse_than_math_verify_in_either_direction(real_data: Path):
     chance = random.Random(2)
     for changes in (FALSIFIED, RESPELLED):
         rows = chance.sample(list(changed(golds(real_data), changes, 1)), 150)

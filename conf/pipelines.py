@@ -1,0 +1,20 @@
+"""Every pipeline by its name on the command line."""
+
+from __future__ import annotations
+
+from conf.base import Settings
+from conf.cot_distillation import CotDistillation
+from conf.dto import Dto
+from conf.long_short import LongShort
+from conf.markers import MarkerReport
+from conf.multi_seed import MultiSeed
+from conf.tiny_model import TinyModel
+
+PIPELINES: dict[str, type[Settings]] = {
+    "cot-distillation": CotDistillation,
+    "dto": Dto,
+    "long-short": LongShort,
+    "markers": MarkerReport,
+    "multi-seed": MultiSeed,
+    "tiny-model": TinyModel,
+}

@@ -1,0 +1,141 @@
+"""The commands of `flows.cli`: each takes the parsed options, and imports what it needs when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import time
+from argparse import Namespace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from conf.base import Settings
+from conf.errors import ReadableError
+from conf.load import load
+from conf.pipelines import PIPELINES
+
+PLAIN_WIDTH = 160
+"""Columns of a table, whatever the terminal: fingerprints must not be cut."""
+
+
+def run(options: Namespace) -> None:
+    """Runs a pipeline under a Prefect server of its own."""
+    loaded = _load(options)
+    from flows.prefect_server import prefect_server
+
+    home = Path(os.environ.get("PREFECT_HOME", "runs/prefect")).resolve()
+    with prefect_server(home):
+        for name in ("prefect.flow_runs", "prefect.task_runs"):
+            logging.getLogger(name).addFilter(_needs_traceback)
+        flow = options.pipeline.replace("-", "_")
+        getattr(importlib.import_module(f"flows.{flow}"), flow)(loaded)
+
+
+def _load(options: Namespace, *more: str) -> Settings:
+    kind = PIPELINES[options.pipeline]
+    return load(kind, options.preset or kind.model_fields["preset"].default, (*options.set, *more))
+
+
+def _needs_traceback(record: logging.LogRecord) -> bool:
+    """Prefect logs every exception with its stack; `flows.cli.main` prints a ReadableError in one line."""
+    return not (record.exc_info and isinstance(record.exc_info[1], ReadableError))
+
+
+def settings(options: Namespace) -> None:
+    """Prints every setting of a pipeline, or the JSON schema of its presets."""
+    from flows.settings_table import print_schema, print_settings
+
+    kind = PIPELINES[options.pipeline]
+    if options.schema:
+        print_schema(kind)
+    else:
+        preset = options.preset or kind.model_fields["preset"].default
+        print_settings(kind, preset, options.set, options.section)
+
+
+def presets(_: Namespace) -> None:
+    """Prints the bundled presets of each pipeline, with the first comment of each file."""
+    from flows.settings_table import print_presets
+
+    print_presets()
+
+
+def report(options: Namespace) -> None:
+    """Prints or writes what a finished run measured."""
+    importlib.import_module("tasks.reports.report").show_report(Path(options.run), options.format)
+
+
+def fingerprint(options: Namespace) -> None:
+    """Prints the name under which servers elsewhere must serve a model."""
+    from models.checkpoints.checkpoint import Checkpoint, found_checkpoint
+
+    print(Checkpoint.open(found_checkpoint(options.model), options.dtype).fingerprint)
+
+
+def check_model(options: Namespace) -> None:
+    """Prints how a run would use a model: prompt, tags, end tokens, sizes, memory."""
+    loaded = _load(options, f"model={json.dumps(options.model)}")
+    from flows.check_model import check_model as check
+
+    check(loaded)
+
+
+def check_answers(options: Namespace) -> None:
+    from flows.tools import check_answers as check
+
+    check(options.file)
+
+
+def segment_traces(options: Namespace) -> None:
+    from flows.tools import segment_traces as segment
+
+    segment(options.file, options.min_chars)
+
+
+def find_overlap(options: Namespace) -> None:
+    from flows.tools import find_overlap as find
+
+    find(options.a, options.b)
+
+
+def chat(options: Namespace) -> None:
+    from flows.two_model_chat import chat as start
+
+    start(Path(options.model), options.servers)
+
+
+def serve(options: Namespace) -> None:
+    from flows.two_model_chat import serve as start
+
+    start(Path(options.model), options.servers, options.port)
+
+
+def store_stats(options: Namespace) -> None:
+    from models.inference.rollout_store import existing_store
+
+    table = Table("model", "purpose", "completions", "MB of tokens", "last stored (UTC)")
+    for held in existing_store(options.url).summarise():
+        last = datetime.fromtimestamp(held.last, UTC).strftime("%Y-%m-%d %H:%M") if held.last else "before version 2"
+        table.add_row(held.model, held.purpose, f"{held.completions:,}", f"{held.bytes / 1e6:.1f}", last)
+    Console(width=PLAIN_WIDTH).print(table)
+
+
+def store_verify(options: Namespace) -> None:
+    from models.inference.rollout_store import StoreError, existing_store
+
+    faults = existing_store(options.url).find_faults()
+    if faults:
+        raise StoreError("\n".join([f"{options.url}: {len(faults)} faults", *faults[:20]]))
+    print("all completions are whole, and no sample is missing before another")
+
+
+def store_gc(options: Namespace) -> None:
+    from models.inference.rollout_store import existing_store
+
+    gone = existing_store(options.url).delete_unused(options.keep, time.time() - options.days * 86_400)
+    print(f"{gone:,} completions removed")
