@@ -98,9 +98,11 @@ def report_markdown(report: dict[str, Any]) -> str:
         f"{report['written_on']}. 95 % intervals are clustered by problem, differences paired; they are about these "
         f"trainings, one a seed and model"
     )
-    seeds_shown = ": the column by seed shows how much trainings differ.\n\n" if report["by_seed"] else ".\n\n"
+    code = "\n\nCode: " + ", ".join(f"{name} {told}" for name, told in report["versions"].items())
+    code += f". Settings: preset {report['preset']} of {report['pipeline']}; report.json of the run holds them all.\n\n"
+    seeds_shown = ": the column by seed shows how much trainings differ." if report["by_seed"] else "."
     main = _models_table(results[results["benchmark"] == report["benchmark"]])
-    text = head + seeds_shown + markdown(main.assign(**_by_seed(frames["by_seed"], results["model"])))
+    text = head + seeds_shown + code + markdown(main.assign(**_by_seed(frames["by_seed"], results["model"])))
     if report["vs_method"]:
         text += f"\nThe controls against {report['vs_method'][0]['against']}, on the same problems:\n\n"
         text += markdown(_controls_table(frames["vs_method"], report["benchmark"]))

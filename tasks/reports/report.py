@@ -33,6 +33,7 @@ def write_report(ctx: RunContext, settings: Settings, results: Sequence[SeedResu
     main, *others = results[0].eval_sets
     scores, models = seed_scores(results), seed_models(results)
     pooled = {name: figures(scores, models, benchmark=name) for name in (main, *others)}
+    names = dict.fromkeys(name for result in results for name in result.versions)
     report = {
         "pipeline": getattr(settings, "pipeline", ""),
         "preset": getattr(settings, "preset", ""),
@@ -45,7 +46,7 @@ def write_report(ctx: RunContext, settings: Settings, results: Sequence[SeedResu
         "tables": _tables(results),
         "ledger": [line.model_dump() for result in results for line in result.ledger],
         "config": settings.model_dump(mode="json"),
-        "versions": {name: _each_once(result.versions[name] for result in results) for name in results[0].versions},
+        "versions": {name: _each_once(result.versions.get(name, "unknown") for result in results) for name in names},
         "written_on": _each_once(result.machine for result in results),
     }
     report = _finite(report)

@@ -6,6 +6,7 @@ import json
 import lzma
 import os
 import platform
+import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -285,7 +286,17 @@ def _machine() -> str:
 
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
-    return {**found, "vllm": _vllm_version()}
+    return {"brevity": _own_version(), **found, "vllm": _vllm_version()}
+
+
+def _own_version() -> str:
+    """The package's version, and the commit where the code is a git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    with suppress(OSError):
+        found = subprocess.run(command, capture_output=True, text=True)
+        if found.returncode == 0:
+            return f"{version('brevity')} ({found.stdout.strip()})"
+    return version("brevity")
 
 
 def _vllm_version() -> str:
