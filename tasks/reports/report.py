@@ -37,7 +37,7 @@ def write_report(ctx: RunContext, settings: Settings, results: Sequence[SeedResu
     report = {
         "pipeline": getattr(settings, "pipeline", ""),
         "preset": getattr(settings, "preset", ""),
-        "warnings": [warning for result in results for warning in result.warnings],
+        "warnings": [warning for result in results for warning in (*result.warnings, *_stale(result))],
         "seeds": [result.seed for result in results],
         "benchmark": main,
         **pooled[main],
@@ -56,6 +56,11 @@ def write_report(ctx: RunContext, settings: Settings, results: Sequence[SeedResu
     console().print(f"Report: {path}", soft_wrap=True)
     _publish(report, tables)
     return report
+
+
+def _stale(result: SeedResult) -> list[str]:
+    steps = ", ".join(result.stale_steps)
+    return [f"seed {result.seed} was evaluated with other code of {steps}"] if steps else []
 
 
 def _each_once(names: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from conf.base import Settings
 from conf.cot_distillation import CotDistillation
@@ -121,6 +121,8 @@ class SeedResult(Record):
     dialogues: dict[str, tuple[EvaluatedDialogue, ...]]
     """Without their texts."""
     warnings: tuple[str, ...]
+    stale_steps: tuple[str, ...] = Field(default=(), exclude=True)
+    """Steps whose code has changed since; found when a file is read."""
     ledger: tuple[LedgerLine, ...]
     versions: dict[str, str]
     machine: str
@@ -194,10 +196,7 @@ def load_seed_result(folder: Path, settings: Pipeline, seed: int, base: str) -> 
     if other:
         raise SeedResultError(f"{path}: made with other settings ({', '.join(other)}); run seed {seed} again")
     stale = sorted({line.stage for line in result.ledger if not _is_current(line)})
-    if not stale:
-        return result
-    warning = f"seed {seed} was evaluated with other code of {', '.join(stale)}: {path}"
-    return result.model_copy(update={"warnings": (*result.warnings, warning)})
+    return result.model_copy(update={"stale_steps": tuple(stale)})
 
 
 def _is_current(line: LedgerLine) -> bool:
