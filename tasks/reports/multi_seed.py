@@ -99,7 +99,7 @@ def report_markdown(report: dict[str, Any]) -> str:
         f"trainings, one a seed and model"
     )
     code = "\n\nCode: " + ", ".join(f"{name} {told}" for name, told in report["versions"].items())
-    code += f". Settings: preset {report['preset']} of {report['pipeline']}; all settings are in the run's report.json.\n\n"
+    code += f". Settings: preset {report['preset']} of {report['pipeline']}; all are in the run's report.json.\n\n"
     seeds_shown = ": the column by seed shows how much trainings differ." if report["by_seed"] else "."
     main = _models_table(results[results["benchmark"] == report["benchmark"]])
     text = head + seeds_shown + code + markdown(main.assign(**_by_seed(frames["by_seed"], results["model"])))
