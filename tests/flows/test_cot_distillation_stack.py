@@ -190,10 +190,10 @@ def test_planted_benchmark_problems_are_removed_before_anything_is_sampled(tmp_p
     assert {row.problem_id for row in run.rows("find-overlap", Match)} == {"6", "7"}
     assert [row.id for row in run.rows("drop-problems", Problem)] == [str(n) for n in range(6)]
     line = next(line for line in run.report["ledger"] if line["stage"] == "drop-problems")
-    assert line["dropped"] == {"in-a-benchmark": 2, "double": 1}
-    assert "2 problems stand in a benchmark" in run.report["warnings"][0]
+    assert line["dropped"] == {"in-a-benchmark": 2, "duplicate": 1}
+    assert "2 problems also occur in a benchmark" in run.report["warnings"][0]
     only = write_problems(tmp_path / "only.jsonl", planted[:2])
-    with pytest.raises(ProblemsRefused, match="all 2 problems stand in a benchmark"):
+    with pytest.raises(ProblemsRefused, match="all 2 problems also occur in a benchmark"):
         Run(tmp_path / "other", "problems={type='file'}", f"problems.path={only}")
 
 

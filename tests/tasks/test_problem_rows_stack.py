@@ -18,7 +18,7 @@ from reasoning.answers.verifier import Verifier
 from reasoning.problem_rows import needed_fields, optional_fields
 from reasoning.records import Problem, Verdict
 from tasks.steps.problem_files import Fields, ProblemsRefused, files_of, rows_of
-from tasks.steps.problem_intake import Intake, NamedProblem
+from tasks.steps.problem_intake import Intake, NamedRow
 
 IN_PARQUET = {
     "float32 0.1 in Parquet": pa.array([0.1], pa.float32()),
@@ -36,7 +36,7 @@ def taken(path: Path, columns: Columns, verifier: Verifier) -> Intake:
     intake = Intake(ProblemFile(path=str(path), columns=columns), verifier)
     fields = Fields(needed_fields(columns), optional_fields(columns))
     rows = (row for name in files_of(str(path)) for row in rows_of(name, fields))
-    intake.take_all(NamedProblem(f"row-{index}", "", row) for index, row in enumerate(rows))
+    intake.take_all(NamedRow(f"row-{index}", "", row) for index, row in enumerate(rows))
     return intake
 
 
@@ -49,8 +49,8 @@ def problem_of(row: dict[str, Any], columns: Columns, folder: Path, verifier: Ve
         path = folder / "rows.parquet"
         pq.write_table(pa.table({"problem": [row["problem"]], "answer": column}), path)
     intake = taken(path, columns, verifier)
-    intake.refuse(str(path))
-    (problem,) = intake.good
+    intake.validate(str(path))
+    (problem,) = intake.problems
     return problem
 
 

@@ -151,7 +151,7 @@ def test_row_groups_come_in_the_order_asked_for(tmp_path: Path):
 
 
 def test_bad_lines_are_bad_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(problem_files, "LONGEST_LINE", 500)
+    monkeypatch.setattr(problem_files, "MAX_LINE_BYTES", 500)
     good = lines(ROWS[:1])
     content = [
         good,

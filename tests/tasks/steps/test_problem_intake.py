@@ -14,7 +14,7 @@ from conf.problems import Hub, ProblemFile
 from reasoning.problem_selection import ProblemSelection
 from reasoning.records import Problem
 from tasks.steps.problem_files import ProblemsRefused, Row
-from tasks.steps.problem_intake import Intake, NamedProblem
+from tasks.steps.problem_intake import Intake, NamedRow
 
 
 class Reader:
@@ -24,8 +24,8 @@ class Reader:
         return [not getattr(answer, "answer", answer).startswith("?") for answer in answers]
 
 
-def named(rows: Sequence[dict[str, Any]], subset: str = "") -> list[NamedProblem]:
-    return [NamedProblem(f"row-{n}", subset, Row(f"file:{n + 1}", n, row)) for n, row in enumerate(rows)]
+def named(rows: Sequence[dict[str, Any]], subset: str = "") -> list[NamedRow]:
+    return [NamedRow(f"row-{n}", subset, Row(f"file:{n + 1}", n, row)) for n, row in enumerate(rows)]
 
 
 def intake(**settings: Any) -> Intake:
@@ -33,15 +33,15 @@ def intake(**settings: Any) -> Intake:
 
 
 def drawn(
-    rows: Sequence[NamedProblem], count: int, seed: int = 0, backwards: bool = False, buffer: int | None = None
+    rows: Sequence[NamedRow], count: int, seed: int = 0, backwards: bool = False, buffer: int | None = None
 ) -> Intake:
     taken = intake(max_invalid_fraction=1)
-    taken.draw(iter(rows), ProblemSelection(seed, backwards), count, buffer)
+    taken.select(iter(rows), ProblemSelection(seed, backwards), count, buffer)
     return taken
 
 
 def texts(taken: Intake) -> list[str]:
-    return [problem.text for problem in taken.good]
+    return [problem.text for problem in taken.problems]
 
 
 WORDS = st.sampled_from(["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"])
@@ -75,9 +75,9 @@ def test_the_order_of_the_rows_makes_no_difference(rows: list[dict[str, Any]], s
 def test_every_row_is_accounted_for(rows: list[dict[str, Any]], seed: int, count: int):
     taken = drawn(named(rows), count, seed)
     assert taken.read == len(rows)
-    accounted = len(taken.good) + len(taken.malformed) + len(taken.unreadable) + taken.doubles
+    accounted = len(taken.problems) + len(taken.malformed) + len(taken.unreadable) + taken.duplicates
     assert accounted <= taken.read
-    assert accounted == taken.read or len(taken.good) == count
+    assert accounted == taken.read or len(taken.problems) == count
 
 
 PLAIN = [{"problem": f"What is {n}?", "answer": str(n), "subject": "ab"[n % 2]} for n in range(100)]
@@ -97,31 +97,31 @@ def test_training_and_benchmark_of_one_source_share_nothing_that_they_need_not()
 
 def test_subsets_subjects_and_levels_are_in_proportion():
     sizes = {"algebra": 600, "counting": 200, "geometry": 100}
-    rows: list[NamedProblem] = []
+    rows: list[NamedRow] = []
     for subset, size in sizes.items():
         contents = [{"problem": f"{subset} {n}", "answer": "1", "level": f"Level {n % 5}"} for n in range(size)]
         rows += [row._replace(name=f"{subset}:{row.name}") for row in named(contents, subset)]
     taken = drawn(rows, 90)
     assert Counter(text.split()[0] for text in texts(taken)) == {"algebra": 60, "counting": 20, "geometry": 10}
-    assert Counter(problem.level for problem in taken.good) == dict.fromkeys(range(5), 18)
+    assert Counter(problem.level for problem in taken.problems) == dict.fromkeys(range(5), 18)
 
 
 def test_what_differs_in_nothing_but_its_spelling_is_drawn_once():
     rows = [{"problem": text, "answer": "1"} for text in ("Find $x$ in 2x.", "find x in 2x", "Find  x in 2x?", "Else?")]
     taken = drawn(named(rows), 5)
-    assert len(taken.good) == 2
-    assert taken.doubles == 2
+    assert len(taken.problems) == 2
+    assert taken.duplicates == 2
 
 
 def test_problems_that_differ_in_a_sign_or_an_operator_are_different_ones():
     rows = [{"problem": f"Solve x {sign} 1 = 0.", "answer": "1"} for sign in "+-"]
-    assert len(drawn(named(rows), 5).good) == 2
+    assert len(drawn(named(rows), 5).problems) == 2
 
 
 def test_rows_come_from_the_first_buffer_alone_as_long_as_it_holds_enough():
     taken = drawn(named(PLAIN), 10, buffer=20)
     assert taken.read == 20
-    assert {int(problem.answer) for problem in taken.good} <= set(range(20))
+    assert {int(problem.answer) for problem in taken.problems} <= set(range(20))
     more = drawn(named(PLAIN), 25, buffer=20)
     assert more.read == 40
     assert texts(more)[:10] == texts(taken)
@@ -129,13 +129,13 @@ def test_rows_come_from_the_first_buffer_alone_as_long_as_it_holds_enough():
 
 def test_doubles_of_an_earlier_buffer_are_none_to_draw():
     taken = drawn(named(PLAIN[:20] * 5), 21, buffer=20)
-    assert (len(taken.good), taken.doubles, taken.read) == (20, 80, 100)
+    assert (len(taken.problems), taken.duplicates, taken.read) == (20, 80, 100)
 
 
 def test_an_unreadable_answer_gives_way_to_the_next():
     rows = [row | {"answer": "?"} if n % 10 == 0 else row for n, row in enumerate(PLAIN)]
     taken = drawn(named(rows), 50)
-    assert len(taken.good) == 50
+    assert len(taken.problems) == 50
     assert taken.checked == 50 + len(taken.unreadable)
     assert "the right answer '?' reads neither" in taken.unreadable[0].detail
 
@@ -144,13 +144,13 @@ def test_a_few_unreadable_answers_in_a_small_draw_do_not_refuse_a_large_set():
     order = texts(drawn(named(PLAIN), 100))
     rows = [row | {"answer": "?"} if row["problem"] in order[:3] else row for row in PLAIN]
     taken = intake()
-    taken.draw(iter(named(rows)), ProblemSelection(0, False), 5, None)
-    assert (len(taken.good), len(taken.unreadable)) == (5, 3)
-    taken.refuse("file")  # 3 of 8 tried, but not more than 5 of 100
+    taken.select(iter(named(rows)), ProblemSelection(0, False), 5, None)
+    assert (len(taken.problems), len(taken.unreadable)) == (5, 3)
+    taken.validate("file")  # 3 of 8 tried, but not more than 5 of 100
     few = intake()
-    few.draw(iter(named([row for row in rows if row["problem"] in order[:8]])), ProblemSelection(0, False), 5, None)
-    with pytest.raises(ProblemsRefused, match=r"3 of 8 rows are bad; problems\.max_invalid_fraction allows 5%"):
-        few.refuse("file")
+    few.select(iter(named([row for row in rows if row["problem"] in order[:8]])), ProblemSelection(0, False), 5, None)
+    with pytest.raises(ProblemsRefused, match=r"3 of 8 rows are invalid; problems\.max_invalid_fraction allows 5%"):
+        few.validate("file")
 
 
 def test_ids_seen_twice_and_rows_that_are_none_are_set_aside():
@@ -160,32 +160,32 @@ def test_ids_seen_twice_and_rows_that_are_none_are_set_aside():
     )
     assert [row.reason for row in taken.malformed] == ["duplicate-id", "missing-field"]
     assert "already seen at file:1" in taken.malformed[0].detail
-    assert [problem.id for problem in taken.good] == ["a"]
+    assert [problem.id for problem in taken.problems] == ["a"]
 
 
 @pytest.mark.parametrize("rows", [[], [{"x": 1}], [{"problem": "?", "answer": "?"}]])
 def test_a_source_with_nothing_to_use_is_refused_whatever_it_may_hold(rows: list[dict[str, Any]]):
     taken = intake(max_invalid_fraction=1)
     taken.take_all(named(rows))
-    with pytest.raises(ProblemsRefused, match=r"no rows|1 of 1 rows are bad"):
-        taken.refuse("file")
+    with pytest.raises(ProblemsRefused, match=r"no rows|1 of 1 rows are invalid"):
+        taken.validate("file")
 
 
 def test_columns_of_a_known_data_set_are_kept_where_one_is_overridden():
     changed = Hub.model_validate({"name": "openai/gsm8k", "columns": {"problem": "q2"}})
     taken = Intake(changed, Reader())  # type: ignore[arg-type]
     taken.take_all(named([{"q2": "1+1?", "answer": "#### 2"}]))
-    assert [(problem.text, problem.answer) for problem in taken.good] == [("1+1?", "2")]
+    assert [(problem.text, problem.answer) for problem in taken.problems] == [("1+1?", "2")]
 
 
 def test_public_problems_are_drawn_in_their_own_shares(real_data: Path):
     rows = [json.loads(line) for line in (real_data / "math_train_sample2000.jsonl").read_text().splitlines()]
     whole = Counter(row.get("subject") for row in rows)
     taken = drawn(named(rows), 500, seed=7)
-    subjects = Counter(problem.subject for problem in taken.good)
+    subjects = Counter(problem.subject for problem in taken.problems)
     assert len(subjects) >= 7
     for subject, count in subjects.items():
         assert abs(count - 500 * whole[subject] / 2000) <= 2  # one, and one for each double
     small = drawn(named(rows), 20, seed=7)
     assert texts(taken)[:20] == texts(small)
-    assert all(isinstance(problem, Problem) for problem in small.good)
+    assert all(isinstance(problem, Problem) for problem in small.problems)
