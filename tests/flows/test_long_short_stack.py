@@ -153,7 +153,7 @@ def test_tokens_of_both_models_count(first: Run):
     for row, score in zip(dialogues, scores, strict=True):
         problem = problems[row.problem_id]
         turns = turns_of(row.transcript)
-        is_hard = (problem.level or 0) > 2  # then Long's first conclusion is wrong and Short asks again
+        is_hard = (problem.level or 0) > 2  # then Long doubts its first conclusion and Short asks again
         assert len(turns) == (4 if is_hard else 2)
         assert (row.verdict is Verdict.RIGHT) == is_hard
         assert score.tokens == sum(len(MODEL.encode(str(turn).split(">", 1)[1])) + 1 for turn in turns)

@@ -57,7 +57,7 @@ def speak(model: Checkpoint, request: Request, number: int) -> Completion:
 def speak_turn(model: Checkpoint, request: Request, number: int) -> Completion:
     """A turn of the scripted pair; without a role prompt, as `speak`.
 
-    Long thinks until its first conclusion. On a hard story that is wrong, and Short asks once more.
+    Long first concludes 0, which is wrong. On a hard story it doubts that, so Short asks again, and Long is right.
     """
     text = model.decode(request.prompt_ids)
     if "<|system|>" not in text:
