@@ -84,7 +84,7 @@ def _need(need: Need) -> str:
 def _warnings(model: Checkpoint, engine: Engine) -> Iterator[str]:
     limit = model.config.get("max_position_embeddings")
     if isinstance(limit, int) and engine.max_model_len > limit:
-        yield f"engine.max_model_len ({engine.max_model_len}) exceeds config.json's max_position_embeddings ({limit})"
+        yield f"engine.max_model_len ({engine.max_model_len}) is over config.json's max_position_embeddings ({limit})"
     if not (model.folder / "generation_config.json").is_file():
         yield "no generation_config.json: completions stop at the tokenizer's EOS token only"
     if is_loaded_wrongly(model.folder):

@@ -48,7 +48,7 @@ def test_it_uses_the_settings_of_the_run(tmp_path: Path, capsys: pytest.CaptureF
         "served in bfloat16  = 772,224 parameters × 2",
         "training with [sft]:",
         "training with [dpo]:",
-        "engine.max_model_len (16384) exceeds config.json's max_position_embeddings (2048)",
+        "engine.max_model_len (16384) is over config.json's max_position_embeddings (2048)",
         "prompt.template_arguments: the template does not read loud",
     ):
         assert line in output
