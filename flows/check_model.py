@@ -1,7 +1,4 @@
-"""What a run would make of a model, told before anything is started: its prompt, tags, ends, sizes, memory.
-
-Knows: how to tell a person. Must not know: engines, trainers, pipelines.
-"""
+"""`check-model`: prints how a run would use a model (prompt, tags, stop tokens, sizes, memory) without starting it."""
 
 from __future__ import annotations
 
@@ -18,19 +15,19 @@ from models.checkpoints.tokenizer import is_loaded_wrongly
 
 
 def check_model(settings: Any) -> None:
-    """Prints what was found. Raises CheckpointError for a model that cannot be used."""
+    """Prints the findings for `settings.model`. Raises CheckpointError for a model that cannot be used."""
     model = Checkpoint.open(found_checkpoint(settings.model), settings.engine.dtype, settings.prompt)
     model.check()
     for title, lines in (
         ("model", _sizes(model)),
         ("prompt", _prompt(model)),
         ("thinking", _thinking(model)),
-        ("ends", _ends(model)),
+        ("stop tokens", _stop_tokens(model)),
         ("memory (estimates)", _memory(model, settings)),
-        ("to look at", _doubts(model, settings.engine)),
+        ("warnings", _warnings(model, settings.engine)),
     ):
         print(f"\n{title}")
-        for line in list(lines) or ["nothing"]:
+        for line in list(lines) or ["none"]:
             print(f"  {printable(line)}")
 
 
@@ -40,7 +37,7 @@ def _sizes(model: Checkpoint) -> Iterator[str]:
     yield f"architecture {model.config.get('model_type')}, {model.number('num_hidden_layers')} layers"
     yield f"parameters   {sum(model.tensor_sizes.values()):,}"
     yield f"vocabulary   {model.vocabulary:,} rows, {len(model.tokenizer):,} tokens"
-    yield f"context      {model.config.get('max_position_embeddings', 'not told')} tokens"
+    yield f"context      {model.config.get('max_position_embeddings', 'unknown')} tokens"
 
 
 def _prompt(model: Checkpoint) -> Iterator[str]:
@@ -61,13 +58,13 @@ def _thinking(model: Checkpoint) -> Iterator[str]:
     yield f"opened by    {'the chat template' if model.prompts.opens_thinking else 'this suite, after the template'}"
 
 
-def _ends(model: Checkpoint) -> Iterator[str]:
+def _stop_tokens(model: Checkpoint) -> Iterator[str]:
     for token in sorted(model.end_ids):
-        kind = "  (ends what is trained on)" if token == model.end_id else ""
+        kind = "  (appended to training rows)" if token == model.end_id else ""
         yield f"{token:>6} {model.tokenizer.convert_ids_to_tokens(token)!r}{kind}"
     if model.tokenizer.bos_token is not None:
         count = model.prompt_ids(SAMPLE).count(model.tokenizer.bos_token_id)
-        yield f"{model.tokenizer.bos_token!r} begins a text: {count} in the prompt"
+        yield f"{model.tokenizer.bos_token!r} is the BOS token: {count} in the prompt"
 
 
 def _memory(model: Checkpoint, settings: Any) -> Iterator[str]:
@@ -75,7 +72,7 @@ def _memory(model: Checkpoint, settings: Any) -> Iterator[str]:
     sections = {name: getattr(settings, name, None) for name in ("training", "sft", "dpo")}
     for name, section in sections.items():
         if isinstance(section, Training):
-            yield f"by [{name}]:"
+            yield f"training with [{name}]:"
             yield from map(_need, training(model, section))
 
 
@@ -84,16 +81,16 @@ def _need(need: Need) -> str:
     return f"{size:>9,.3g} {unit}  {need.what}  = {need.formula}"
 
 
-def _doubts(model: Checkpoint, engine: Engine) -> Iterator[str]:
-    longest = model.config.get("max_position_embeddings")
-    if isinstance(longest, int) and engine.max_model_len > longest:
-        yield f"engine.max_model_len ({engine.max_model_len}) is over config.json's max_position_embeddings ({longest})"
+def _warnings(model: Checkpoint, engine: Engine) -> Iterator[str]:
+    limit = model.config.get("max_position_embeddings")
+    if isinstance(limit, int) and engine.max_model_len > limit:
+        yield f"engine.max_model_len ({engine.max_model_len}) is over config.json's max_position_embeddings ({limit})"
     if not (model.folder / "generation_config.json").is_file():
-        yield "no generation_config.json: completions end with the tokenizer's end token alone"
+        yield "no generation_config.json: completions stop at the tokenizer's EOS token only"
     if is_loaded_wrongly(model.folder):
         yield (
-            "transformers' AutoTokenizer reads or writes otherwise than tokenizer.json tells: a run loads it rightly, "
-            "and so must servers elsewhere (--tokenizer)"
+            "transformers' AutoTokenizer encodes or decodes differently from tokenizer.json: a run loads the latter, "
+            "and remote servers must do the same (--tokenizer)"
         )
     if unread := model.prompts.unread:
         yield f"prompt.template_arguments: the template does not read {', '.join(unread)}"

@@ -36,14 +36,14 @@ from tasks.steps.training import train_dpo, train_sft
 
 
 class Rated(NamedTuple):
-    """What is compressed, and by what."""
+    """Rated traces, and what they are compressed with."""
 
     base: ArtifactRef
     problems: ArtifactRef
     traces: ArtifactRef
-    """The chosen right ones, in the student's token ids."""
+    """Selected right traces, in the student's token ids."""
     values: ArtifactRef | None
-    """None where nobody reads them."""
+    """Prefix values; None where neither rating nor compression uses them."""
     ratings: ArtifactRef
 
 
@@ -59,34 +59,34 @@ def cot_distillation(settings: CotDistillation) -> Path:
 
 
 def run_cot_distillation(ctx: RunContext, settings: CotDistillation) -> Path:
-    """The pipeline in a given workplace."""
+    """Runs the pipeline in a given run context. Returns the path of the report."""
     ctx.directory.save_settings(settings)
     write_report(ctx, settings, [build_seed_result(ctx, settings, run_experiment(ctx, settings))])
     return ctx.directory.report
 
 
 def run_experiment(ctx: RunContext, settings: CotDistillation) -> ExperimentResult:
-    """Base, method, its parts and controls, trained and examined."""
+    """Trains method, its parts and controls, and evaluates them and the base."""
     seed = settings.seed
-    drawn = load_sources(ctx, settings.problems, settings.benchmarks, seed)
+    loaded = load_sources(ctx, settings.problems, settings.benchmarks, seed)
     base = ctx.resources.model(settings.model)
-    sources = filter_sources_by_prompt_length(ctx, drawn, [base], settings.max_prompt_tokens)
+    sources = filter_sources_by_prompt_length(ctx, loaded, [base], settings.room_for_prompt)
     problems, eval_sets = decontaminate(ctx, settings.decontamination, sources, seed), sources.eval_sets
     rated = rate(ctx, settings, base, problems)
     compressed = compress(ctx, settings, rated)
     policies = train_all(ctx, settings, rated, compressed)
     sampling = settings.benchmark_sampling
     sets: dict[str, list[EvaluatedModel]] = {name: [] for name in eval_sets}
-    for policy, (name, experiment) in product(policies, eval_sets.items()):
-        scores = evaluate(ctx, model=policy.model, problems=experiment, sampling=sampling, seed=seed)
+    for policy, (name, eval_set) in product(policies, eval_sets.items()):
+        scores = evaluate(ctx, model=policy.model, problems=eval_set, sampling=sampling, seed=seed)
         sets[name].append(EvaluatedModel(*policy, scores))
     tables = [rating_table(ctx, rated.problems, rated.ratings), compression_table(ctx, compressed)]
     if settings.judging and settings.llm:
-        main = next(iter(eval_sets.values()))
+        main_set = next(iter(eval_sets.values()))
         judged = judge_completions(
             ctx,
             models=[policy.model for policy in policies],
-            problems=main,
+            problems=main_set,
             sampling=sampling,
             judging=settings.judging,
             llm=settings.llm,
@@ -97,10 +97,10 @@ def run_experiment(ctx: RunContext, settings: CotDistillation) -> ExperimentResu
 
 
 def rate(ctx: RunContext, settings: CotDistillation, base: ArtifactRef, problems: ArtifactRef) -> Rated:
-    """From problems to rated traces."""
+    """Gets the teacher's traces, selects right ones and rates their problems."""
     seed, probing = settings.seed, settings.probing
-    drawn = teach(ctx, settings, base, problems)
-    traces = select_traces(ctx, traces=drawn, selection=settings.selection)
+    all_traces = teacher_traces(ctx, settings, base, problems)
+    traces = select_traces(ctx, traces=all_traces, selection=settings.selection)
     values = None
     if settings.needs_prefix_values:
         values = estimate_prefix_values(
@@ -115,26 +115,26 @@ def rate(ctx: RunContext, settings: CotDistillation, base: ArtifactRef, problems
     if isinstance(settings.rating, LlmRater):
         ratings = rate_by_llm(ctx, problems=problems, traces=traces, rater=settings.rating, llm=settings.llm)
     else:
-        ratings = rate_by_effort(ctx, traces=drawn, values=values, threshold=probing.threshold)
+        ratings = rate_by_effort(ctx, traces=all_traces, values=values, threshold=probing.threshold)
     return Rated(base, problems, traces, values, ratings)
 
 
-def teach(ctx: RunContext, settings: CotDistillation, base: ArtifactRef, problems: ArtifactRef) -> ArtifactRef:
+def teacher_traces(ctx: RunContext, settings: CotDistillation, base: ArtifactRef, problems: ArtifactRef) -> ArtifactRef:
     """The teacher's traces in the student's token ids."""
     teacher, sampling, seed = settings.teacher, settings.sampling, settings.seed
     if isinstance(teacher, EndpointTeacher):
         return write_traces(ctx, model=base, problems=problems, teacher=teacher, sampling=sampling, seed=seed)
     if not teacher.model:
         return sample_traces(ctx, model=base, problems=problems, sampling=sampling, seed=seed)
-    drawn = sample_traces(
+    traces = sample_traces(
         ctx, model=ctx.resources.model(teacher.model), problems=problems, sampling=sampling, seed=seed
     )
-    return import_traces(ctx, model=base, traces=drawn)
+    return import_traces(ctx, model=base, traces=traces)
 
 
 def compress(ctx: RunContext, settings: CotDistillation, rated: Rated) -> ArtifactRef:
-    """Rows of Compressed."""
-    by = settings.compression.by
+    """Rows of CompressedTrace, by the compressor of the settings."""
+    compressor = settings.compression.by
     inputs = CompressionInputs(
         model=rated.base,
         problems=rated.problems,
@@ -144,13 +144,13 @@ def compress(ctx: RunContext, settings: CotDistillation, rated: Rated) -> Artifa
         finalizing=settings.finalizing,
         seed=settings.seed,
     )
-    if isinstance(by, LlmCompressor):
-        return compress_by_llm(ctx, inputs=inputs, compressor=by, llm=settings.llm)
+    if isinstance(compressor, LlmCompressor):
+        return compress_by_llm(ctx, inputs=inputs, compressor=compressor, llm=settings.llm)
     return compress_by_value(ctx, inputs=inputs, values=rated.values)
 
 
 def train_all(ctx: RunContext, settings: CotDistillation, rated: Rated, compressed: ArtifactRef) -> list[NamedModel]:
-    """The base, the method, and what is examined beside it."""
+    """The base, the method, and the variants of the settings."""
     sft = sft_on(ctx, settings, rated, compressed)
     pairs = pairs_of(ctx, settings, rated, compressed)
     policies = [
@@ -163,20 +163,20 @@ def train_all(ctx: RunContext, settings: CotDistillation, rated: Rated, compress
         elif name == "dpo":
             model = dpo_on(ctx, settings, rated.base, pairs)
         elif name == "sft-uncompressed":
-            same = uncompressed(ctx, traces=rated.traces, compressed=compressed)
-            model = sft_on(ctx, settings, rated, same)
+            originals = uncompressed(ctx, traces=rated.traces, compressed=compressed)
+            model = sft_on(ctx, settings, rated, originals)
         else:
-            model = permuted(ctx, settings, rated)
+            model = train_with_permuted_ratings(ctx, settings, rated)
         policies.append(NamedModel(name, "control", model))
     return policies
 
 
-def permuted(ctx: RunContext, settings: CotDistillation, rated: Rated) -> ArtifactRef:
-    """The method with the problems' ratings exchanged at random."""
-    other = rated._replace(ratings=permute_ratings(ctx, ratings=rated.ratings, seed=settings.seed))
-    compressed = compress(ctx, settings, other)
-    sft = sft_on(ctx, settings, other, compressed)
-    return dpo_on(ctx, settings, sft, pairs_of(ctx, settings, other, compressed))
+def train_with_permuted_ratings(ctx: RunContext, settings: CotDistillation, rated: Rated) -> ArtifactRef:
+    """The method with ratings shuffled among the problems."""
+    permuted = rated._replace(ratings=permute_ratings(ctx, ratings=rated.ratings, seed=settings.seed))
+    compressed = compress(ctx, settings, permuted)
+    sft = sft_on(ctx, settings, permuted, compressed)
+    return dpo_on(ctx, settings, sft, pairs_of(ctx, settings, permuted, compressed))
 
 
 def sft_on(ctx: RunContext, settings: CotDistillation, rated: Rated, completions: ArtifactRef) -> ArtifactRef:

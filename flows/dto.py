@@ -1,4 +1,4 @@
-"""DTO, end to end (arXiv 2505.21765): sample, probe, cut, finalize, prune, pair, SimPO, examine, report."""
+"""DTO, end to end (arXiv 2505.21765): sample, probe, cut, finalize, prune, pair, SimPO, evaluate, report."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ from tasks.steps.training import train_sft, train_simpo
 
 MAIN, UNSEEN = "the benchmark", "levels that no training has seen"
 UNBOUNDED = 1e9
-"""Nats: nothing is as surprising as that."""
+"""A `max_logprob_drop` in nats that no token exceeds: pruning then ignores naturalness."""
 
 
 class Curated(NamedTuple):
-    """What curation made; the controls start from the same."""
+    """Artifacts of the curation. Method and controls share them."""
 
     base: ArtifactRef
     problems: ArtifactRef
@@ -59,35 +59,36 @@ def dto(settings: Dto) -> Path:
 
 
 def run_dto(ctx: RunContext, settings: Dto) -> Path:
-    """The pipeline in a given workplace."""
+    """Runs the pipeline in a given run context. Returns the path of the report."""
     ctx.directory.save_settings(settings)
     write_report(ctx, settings, [build_seed_result(ctx, settings, run_experiment(ctx, settings))])
     return ctx.directory.report
 
 
 def run_experiment(ctx: RunContext, settings: Dto) -> ExperimentResult:
-    """Base, method and controls, trained and examined."""
+    """Trains method and controls, and evaluates them and the base."""
     seed, controls, benchmark = settings.seed, settings.controls.trained, settings.benchmark
     benchmarks = {MAIN: benchmark.problems} | ({UNSEEN: benchmark.unseen} if benchmark.unseen else {})
-    drawn = load_sources(ctx, settings.problems, benchmarks, seed)
+    loaded = load_sources(ctx, settings.problems, benchmarks, seed)
     base = ctx.resources.model(settings.model)
-    sources = filter_sources_by_prompt_length(ctx, drawn, [base], settings.max_prompt_tokens)
+    validate_plain_logits(ctx.resources.checkpoint(base))
+    sources = filter_sources_by_prompt_length(ctx, loaded, [base], settings.room_for_prompt)
     problems, eval_sets = decontaminate(ctx, settings.decontamination, sources, seed), sources.eval_sets
-    made = curate(ctx, settings, base, problems)
-    pairs = _pairs(ctx, settings, made, made.optimised)
-    method = train_simpo(ctx, model=made.base, pairs=pairs, training=settings.training, seed=seed)
+    curated = curate(ctx, settings, base, problems)
+    pairs = _pairs(ctx, settings, curated, curated.optimised)
+    method = train_simpo(ctx, model=curated.base, pairs=pairs, training=settings.training, seed=seed)
     policies = [
-        NamedModel("base", "base", made.base),
+        NamedModel("base", "base", curated.base),
         NamedModel("dto", "method", method),
-        *(NamedModel(name, "control", train_control(ctx, settings, made, pairs, name)) for name in controls),
+        *(NamedModel(name, "control", train_control(ctx, settings, curated, pairs, name)) for name in controls),
     ]
-    sets = {name: evaluate_all(ctx, settings, policies, experiment) for name, experiment in eval_sets.items()}
-    sets[MAIN] += evaluate_untrained(ctx, settings, made.base, eval_sets[MAIN])
+    sets = {name: evaluate_all(ctx, settings, policies, eval_set) for name, eval_set in eval_sets.items()}
+    sets[MAIN] += evaluate_untrained(ctx, settings, curated.base, eval_sets[MAIN])
     return ExperimentResult(seed, base.digest, sets)
 
 
 def curate(ctx: RunContext, settings: Dto, base: ArtifactRef, problems: ArtifactRef) -> Curated:
-    """From problems to optimised traces."""
+    """Samples traces of the problems and optimises them."""
     seed = settings.seed
     traces = sample_traces(ctx, model=base, problems=problems, sampling=settings.sampling, seed=seed)
     scans = probe_prefixes(
@@ -105,19 +106,19 @@ def curate(ctx: RunContext, settings: Dto, base: ArtifactRef, problems: Artifact
     finalized = finalize_traces(
         ctx, model=base, problems=problems, traces=traces, scans=scans, finalizing=settings.finalizing, seed=seed
     )
-    made = Curated(base, problems, traces, scans, finalized, optimised=finalized)
+    curated = Curated(base, problems, traces, scans, finalized, optimised=finalized)
     if settings.pruning.type == "none":
-        return made
-    return made._replace(optimised=_pruned(ctx, settings, made, settings.pruning.max_logprob_drop))
+        return curated
+    return curated._replace(optimised=_pruned(ctx, settings, curated, settings.pruning.max_logprob_drop))
 
 
-def _pruned(ctx: RunContext, settings: Dto, made: Curated, max_logprob_drop: float) -> ArtifactRef:
+def _pruned(ctx: RunContext, settings: Dto, curated: Curated, max_logprob_drop: float) -> ArtifactRef:
     inputs = PruningInputs(
-        model=made.base,
-        problems=made.problems,
-        traces=made.traces,
-        scans=made.scans,
-        optimised=made.finalized,
+        model=curated.base,
+        problems=curated.problems,
+        traces=curated.traces,
+        scans=curated.scans,
+        optimised=curated.finalized,
     )
     proposals = None
     if isinstance(settings.pruning, LlmPruning):
@@ -133,42 +134,47 @@ def _pruned(ctx: RunContext, settings: Dto, made: Curated, max_logprob_drop: flo
     )
 
 
-def _pairs(ctx: RunContext, settings: Dto, made: Curated, optimised: ArtifactRef) -> ArtifactRef:
+def _pairs(ctx: RunContext, settings: Dto, curated: Curated, optimised: ArtifactRef) -> ArtifactRef:
     return build_pairs(
         ctx,
-        model=made.base,
-        problems=made.problems,
-        traces=made.traces,
+        model=curated.base,
+        problems=curated.problems,
+        traces=curated.traces,
         optimised=optimised,
         pairing=settings.pairing,
         max_length=settings.training.max_length,
     )
 
 
-def train_control(ctx: RunContext, settings: Dto, made: Curated, pairs: ArtifactRef, name: str) -> ArtifactRef:
-    """Another training of the same base; see `conf.dto.Controls`. `pairs` are the method's."""
+def train_control(ctx: RunContext, settings: Dto, curated: Curated, pairs: ArtifactRef, name: str) -> ArtifactRef:
+    """Trains the control `name` (`conf.dto.Controls`) from the same base. `pairs`: the method's pairs."""
     if name == "sft":
         sft = settings.controls.sft(settings.training)
         rows = build_sft_rows(
-            ctx, model=made.base, problems=made.problems, completions=made.optimised, max_length=sft.max_length
+            ctx, model=curated.base, problems=curated.problems, completions=curated.optimised, max_length=sft.max_length
         )
-        return train_sft(ctx, model=made.base, rows=rows, training=sft, seed=settings.seed)
+        return train_sft(ctx, model=curated.base, rows=rows, training=sft, seed=settings.seed)
     if name == "shortest-longest":
         pairs = contrast_pairs(
-            ctx, model=made.base, problems=made.problems, traces=made.traces, max_length=settings.training.max_length
+            ctx,
+            model=curated.base,
+            problems=curated.problems,
+            traces=curated.traces,
+            max_length=settings.training.max_length,
         )
     elif name == "paper-pairs":
         pairs = select_pairs(ctx, pairs=pairs, kind=PairKind.OPTIMISED)
     elif name == "probe-pruned":
-        pairs = _pairs(ctx, settings, made, _pruned(ctx, settings, made, UNBOUNDED))
+        pairs = _pairs(ctx, settings, curated, _pruned(ctx, settings, curated, UNBOUNDED))
     else:
-        pairs = _pairs(ctx, settings, made, made.finalized)
-    return train_simpo(ctx, model=made.base, pairs=pairs, training=settings.training, seed=settings.seed)
+        pairs = _pairs(ctx, settings, curated, curated.finalized)
+    return train_simpo(ctx, model=curated.base, pairs=pairs, training=settings.training, seed=settings.seed)
 
 
 def evaluate_all(
     ctx: RunContext, settings: Dto, policies: list[NamedModel], problems: ArtifactRef
 ) -> list[EvaluatedModel]:
+    """Evaluates each model on the same problems."""
     sampling, seed = settings.benchmark.sampling, settings.seed
     return [
         EvaluatedModel(*policy, evaluate(ctx, model=policy.model, problems=problems, sampling=sampling, seed=seed))
@@ -179,7 +185,7 @@ def evaluate_all(
 def evaluate_untrained(
     ctx: RunContext, settings: Dto, base: ArtifactRef, problems: ArtifactRef
 ) -> list[EvaluatedModel]:
-    """The controls that need no training."""
+    """Evaluates the controls that need no training."""
     seed, sampling = settings.seed, settings.benchmark.sampling
     evaluated = []
     if settings.controls.early_stop:
@@ -197,7 +203,7 @@ def evaluate_untrained(
         )
         evaluated.append(EvaluatedModel("early-stop", "control", base, scores, independent=False))
     if settings.controls.fast_prompt:
-        brief = add_instruction(ctx, problems=problems, instruction=settings.controls.fast_prompt)
-        scores = evaluate(ctx, model=base, problems=brief, sampling=sampling, seed=seed)
+        instructed = add_instruction(ctx, problems=problems, instruction=settings.controls.fast_prompt)
+        scores = evaluate(ctx, model=base, problems=instructed, sampling=sampling, seed=seed)
         evaluated.append(EvaluatedModel("fast-prompt", "control", base, scores))
     return evaluated

@@ -31,12 +31,12 @@ from tasks.steps.thoughts import (
 )
 from tasks.steps.training import train_sft
 
-ROUNDS_APART = 1_000_000
-"""Between the seeds of two rounds."""
+ROUND_SEED_STRIDE = 1_000_000
+"""Distance between the seeds of two rounds."""
 
 
-class Two(NamedTuple):
-    """The models that talk with each other, as they are after a phase."""
+class PhaseModels(NamedTuple):
+    """The long-thought and the short-thought model after a phase (cold start, or a round of reinforcement)."""
 
     name: str
     long: ArtifactRef
@@ -51,70 +51,89 @@ def long_short(settings: LongShort) -> Path:
 
 
 def run_long_short(ctx: RunContext, settings: LongShort) -> Path:
-    """The pipeline in a given workplace."""
+    """Runs the pipeline in a given run context. Returns the path of the report."""
     ctx.directory.save_settings(settings)
-    experiment = run_experiment(ctx, settings)
-    write_report(ctx, settings, [build_seed_result(ctx, settings, experiment)])
-    save_model_pair(ctx, experiment)
+    result = run_experiment(ctx, settings)
+    write_report(ctx, settings, [build_seed_result(ctx, settings, result)])
+    save_model_pair(ctx, result)
     return ctx.directory.report
 
 
 def run_experiment(ctx: RunContext, settings: LongShort) -> ExperimentResult:
-    """Base, cold start, the two models after each round, and the controls, examined."""
-    seed, sampling = settings.seed, settings.benchmark_sampling
-    drawn = load_sources(ctx, settings.problems, settings.benchmarks, seed)
+    """Trains both models and the controls, and evaluates the base, the pair after each phase, and the controls."""
+    seed = settings.seed
+    loaded = load_sources(ctx, settings.problems, settings.benchmarks, seed)
     base = ctx.resources.model(settings.model)
-    thinker = ctx.resources.model(settings.teacher) if settings.teacher else base
-    readers = [base] if thinker is base else [base, thinker]
-    sources = filter_sources_by_prompt_length(ctx, drawn, readers, settings.max_prompt_tokens, settings.protocol.roles)
+    teacher = ctx.resources.model(settings.teacher) if settings.teacher else base
+    readers = [base] if teacher is base else [base, teacher]
+    sources = filter_sources_by_prompt_length(ctx, loaded, readers, settings.room_for_prompt, settings.protocol.roles)
     problems, eval_sets = decontaminate(ctx, settings.decontamination, sources, seed), sources.eval_sets
-    started, thoughts = cold_start(ctx, settings, base, thinker, problems)
+    started, thoughts = cold_start(ctx, settings, base, teacher, problems)
     phases = [started]
     for number, who in enumerate(settings.rl.rounds, start=1):
-        phases.append(play_round(ctx, settings, problems, phases[-1], number, who))
-    singles = [NamedModel("teacher" if settings.teacher else "base", "base", thinker)]
+        phases.append(reinforce_round(ctx, settings, problems, phases[-1], number, who))
+    singles = [NamedModel("teacher" if settings.teacher else "base", "base", teacher)]
     if settings.one_model:
         singles.append(NamedModel("one model", "control", reinforce_alone(ctx, settings, base, problems)))
-    sets: dict[str, list[EvaluatedModel]] = {name: [] for name in eval_sets}
-    for policy, (name, experiment) in product(singles, eval_sets.items()):
-        scores = evaluate(ctx, model=policy.model, problems=experiment, sampling=sampling, seed=seed)
-        sets[name].append(EvaluatedModel(*policy, scores))
-    main, states = next(iter(eval_sets)), {}
-    for two in phases:
-        role, pair = "method" if two is phases[-1] else "control", pair_models(ctx, long=two.long, short=two.short)
-        for name, experiment in eval_sets.items():
-            spoken = evaluate_dialogues(
-                ctx,
-                long=two.long,
-                short=two.short,
-                problems=experiment,
-                protocol=settings.protocol,
-                sampling=sampling,
-                seed=seed,
-            )
-            scores = score_dialogues(ctx, problems=experiment, conversations=spoken)
-            sets[name].append(EvaluatedModel(two.name, role, pair, scores))
+    sets = evaluate_singles(ctx, settings, singles, eval_sets)
+    main, dialogues_of = next(iter(eval_sets)), {}
+    for phase in phases:
+        role, pair = (
+            "method" if phase is phases[-1] else "control",
+            pair_models(ctx, long=phase.long, short=phase.short),
+        )
+        for name, eval_set in eval_sets.items():
+            dialogues, scores = evaluate_phase(ctx, settings, phase, eval_set)
+            sets[name].append(EvaluatedModel(phase.name, role, pair, scores))
             if name == main:
-                states[two.name] = spoken
-    sets[main] += stopped_early(ctx, settings, thinker, eval_sets[main])
-    return ExperimentResult(seed, base.digest, sets, [thoughts], dialogues=states)
+                dialogues_of[phase.name] = dialogues
+    sets[main] += evaluate_stopped_early(ctx, settings, teacher, eval_sets[main])
+    return ExperimentResult(seed, base.digest, sets, [thoughts], dialogues=dialogues_of)
+
+
+def evaluate_singles(
+    ctx: RunContext, settings: LongShort, models: list[NamedModel], eval_sets: dict[str, ArtifactRef]
+) -> dict[str, list[EvaluatedModel]]:
+    """Evaluates models that answer alone, by evaluation set."""
+    sets: dict[str, list[EvaluatedModel]] = {name: [] for name in eval_sets}
+    for model, (name, eval_set) in product(models, eval_sets.items()):
+        sampling, seed = settings.benchmark_sampling, settings.seed
+        scores = evaluate(ctx, model=model.model, problems=eval_set, sampling=sampling, seed=seed)
+        sets[name].append(EvaluatedModel(*model, scores))
+    return sets
+
+
+def evaluate_phase(
+    ctx: RunContext, settings: LongShort, phase: PhaseModels, eval_set: ArtifactRef
+) -> tuple[ArtifactRef, ArtifactRef]:
+    """Dialogues of the two models on an evaluation set, and their scores."""
+    dialogues = evaluate_dialogues(
+        ctx,
+        long=phase.long,
+        short=phase.short,
+        problems=eval_set,
+        protocol=settings.protocol,
+        sampling=settings.benchmark_sampling,
+        seed=settings.seed,
+    )
+    return dialogues, score_dialogues(ctx, problems=eval_set, dialogues=dialogues)
 
 
 def cold_start(
-    ctx: RunContext, settings: LongShort, base: ArtifactRef, thinker: ArtifactRef, problems: ArtifactRef
-) -> tuple[Two, ReportTable]:
-    """Two models from one base: one has learnt the important turns of the thinker's traces, one the others; and a table
-    of those."""
+    ctx: RunContext, settings: LongShort, base: ArtifactRef, teacher: ArtifactRef, problems: ArtifactRef
+) -> tuple[PhaseModels, ReportTable]:
+    """Trains two models from one base by SFT: Long on the important thoughts of the teacher's traces, Short on the
+    others. Also returns a table of the thoughts."""
     seed = settings.seed
-    drawn = sample_traces(ctx, model=thinker, problems=problems, sampling=settings.sampling, seed=seed)
-    traces = select_traces(ctx, traces=drawn, selection=settings.selection)
-    chunked = chunk(ctx, settings, thinker, problems, traces)
+    sampled = sample_traces(ctx, model=teacher, problems=problems, sampling=settings.sampling, seed=seed)
+    traces = select_traces(ctx, traces=sampled, selection=settings.selection)
+    chunked = chunk(ctx, settings, teacher, problems, traces)
     values = value_thoughts(
-        ctx, model=thinker, problems=problems, traces=traces, chunked=chunked, rollouts=settings.rollouts, seed=seed
+        ctx, model=teacher, problems=problems, traces=traces, chunked=chunked, rollouts=settings.rollouts, seed=seed
     )
-    rehearsals = build_cold_start_dialogues(
+    dialogues = build_cold_start_dialogues(
         ctx,
-        model=thinker,
+        model=teacher,
         traces=traces,
         values=values,
         importance=settings.importance,
@@ -130,7 +149,7 @@ def cold_start(
                 ctx,
                 model=base,
                 problems=problems,
-                rehearsals=rehearsals,
+                dialogues=dialogues,
                 protocol=settings.protocol,
                 speaker=speaker,
                 max_length=settings.sft.max_length,
@@ -138,23 +157,25 @@ def cold_start(
         )
         for speaker in Speaker
     ]
-    return Two("cold start", *trained), thought_table(ctx, values, rehearsals)
+    return PhaseModels("cold start", *trained), thought_table(ctx, values, dialogues)
 
 
 def chunk(
-    ctx: RunContext, settings: LongShort, thinker: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef
+    ctx: RunContext, settings: LongShort, teacher: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef
 ) -> ArtifactRef:
-    """The traces' thoughts."""
-    how = settings.chunking
-    if isinstance(how, LlmChunker):
-        return chunk_by_llm(ctx, model=thinker, problems=problems, traces=traces, chunker=how, llm=settings.llm)
-    return chunk_by_markers(ctx, model=thinker, traces=traces, segmentation=how.segmentation)
+    """Rows of ChunkedTrace, by the chunker of the settings."""
+    chunker = settings.chunking
+    if isinstance(chunker, LlmChunker):
+        return chunk_by_llm(ctx, model=teacher, problems=problems, traces=traces, chunker=chunker, llm=settings.llm)
+    return chunk_by_markers(ctx, model=teacher, traces=traces, segmentation=chunker.segmentation)
 
 
-def play_round(ctx: RunContext, settings: LongShort, problems: ArtifactRef, two: Two, number: int, who: Who) -> Two:
-    """One of the two is reinforced, the other answers as it is."""
-    model, partner = (two.long, two.short) if who == "long" else (two.short, two.long)
-    better = reinforce(
+def reinforce_round(
+    ctx: RunContext, settings: LongShort, problems: ArtifactRef, models: PhaseModels, number: int, who: Who
+) -> PhaseModels:
+    """Trains one model by GRPO while the other, frozen, is its partner."""
+    model, partner = (models.long, models.short) if who == "long" else (models.short, models.long)
+    trained = reinforce(
         ctx,
         inputs=ReinforcementInputs(
             model=model,
@@ -164,15 +185,15 @@ def play_round(ctx: RunContext, settings: LongShort, problems: ArtifactRef, two:
             protocol=settings.protocol,
             rl=settings.rl,
             max_tokens=settings.protocol.max_turn_tokens,
-            seed=settings.seed + number * ROUNDS_APART,
+            seed=settings.seed + number * ROUND_SEED_STRIDE,
         ),
     )
     name = f"round {number}, {who}"
-    return Two(name, better, two.short) if who == "long" else Two(name, two.long, better)
+    return models._replace(name=name, **{who: trained})
 
 
 def reinforce_alone(ctx: RunContext, settings: LongShort, base: ArtifactRef, problems: ArtifactRef) -> ArtifactRef:
-    """The base by itself: the same rewards, and as many steps as all rounds have together."""
+    """Trains the base alone, with the same rewards and as many steps as all rounds together."""
     rl = settings.rl.model_copy(update={"max_steps": settings.rl.max_steps * max(1, len(settings.rl.rounds))})
     return reinforce(
         ctx,
@@ -189,23 +210,23 @@ def reinforce_alone(ctx: RunContext, settings: LongShort, base: ArtifactRef, pro
     )
 
 
-def stopped_early(
-    ctx: RunContext, settings: LongShort, base: ArtifactRef, experiment: ArtifactRef
+def evaluate_stopped_early(
+    ctx: RunContext, settings: LongShort, model: ArtifactRef, eval_set: ArtifactRef
 ) -> list[EvaluatedModel]:
-    """The control that needs no training, where it is wanted."""
-    how = settings.early_stop
-    if how is None:
+    """Evaluates the early-stop control, if the settings ask for it."""
+    early_stop = settings.early_stop
+    if early_stop is None:
         return []
     scores = evaluate_early_stop(
         ctx,
         inputs=EarlyStopInputs(
-            model=base,
-            problems=experiment,
+            model=model,
+            problems=eval_set,
             sampling=settings.benchmark_sampling,
-            segmentation=how.segmentation,
-            probing=how.probing,
-            finalizing=how.finalizing,
+            segmentation=early_stop.segmentation,
+            probing=early_stop.probing,
+            finalizing=early_stop.finalizing,
             seed=settings.seed,
         ),
     )
-    return [EvaluatedModel("early stop", "control", base, scores, independent=False)]
+    return [EvaluatedModel("early stop", "control", model, scores, independent=False)]

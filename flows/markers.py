@@ -1,4 +1,4 @@
-"""Which openings a model's traces really have: the report from which its segment markers are chosen."""
+"""Marker report: how the sentences of a model's traces begin. Helps to choose segment markers."""
 
 from __future__ import annotations
 
@@ -23,12 +23,15 @@ def markers(settings: MarkerReport) -> Path:
 
 
 def run_markers(ctx: RunContext, settings: MarkerReport) -> Path:
-    """The pipeline in a given workplace. Its traces are those that `dto` would sample with the same settings."""
+    """Runs the pipeline in a given run context. Returns the path of the report.
+
+    The traces are those that `dto` samples with the same settings.
+    """
     ctx.directory.save_settings(settings)
-    drawn = load_problems(ctx, settings.problems, Split.TRAIN, settings.seed)
+    loaded = load_problems(ctx, settings.problems, Split.TRAIN, settings.seed)
     model = ctx.resources.model(settings.model)
     room = settings.engine.max_model_len - settings.sampling.max_tokens
-    problems = filter_by_prompt_length(ctx, "problems", drawn, [model], room)
+    problems = filter_by_prompt_length(ctx, "problems", loaded, [model], room)
     traces = sample_traces(ctx, model=model, problems=problems, sampling=settings.sampling, seed=settings.seed)
     counted = count_sentence_openers(ctx, model=model, traces=traces, markers=settings.segmentation.markers)
     return write_sentence_openers(ctx, settings, counted, traces.rows)

@@ -1,4 +1,4 @@
-"""What a method is worth and what it costs: a pipeline and its controls over several seeds, pooled."""
+"""A pipeline with its controls over several seeds, with pooled results."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ def multi_seed(settings: MultiSeed) -> Path:
 
 
 def run_multi_seed(ctx: RunContext, settings: MultiSeed) -> Path:
-    """The pipeline in a given workplace."""
+    """Runs all seeds in a given run context. Returns the path of the report.
+
+    Publishes each seed's result as soon as it is complete.
+    """
     validate_markers(settings.publish_dir, settings.of.pipeline)
     earlier = load_earlier_results(ctx, settings)
     ctx.directory.save_settings(settings)
@@ -38,14 +41,15 @@ def run_multi_seed(ctx: RunContext, settings: MultiSeed) -> Path:
 
 
 def evaluate_seed(ctx: RunContext, settings: MultiSeed, seed: int) -> SeedResult:
-    """Runs the pipeline."""
-    one, since = settings.of.model_copy(update={"seed": seed}), (len(ctx.ledger), len(ctx.ledger.warnings))
-    return build_seed_result(ctx, one, _experiment(ctx, one), since)
+    """Runs the pipeline with one seed."""
+    pipeline = settings.of.model_copy(update={"seed": seed})
+    since = len(ctx.ledger), len(ctx.ledger.warnings)
+    return build_seed_result(ctx, pipeline, _run_experiment(ctx, pipeline), since)
 
 
-def _experiment(ctx: RunContext, one: Pipeline) -> ExperimentResult:
-    if isinstance(one, Dto):
-        return dto.run_experiment(ctx, one)
-    if isinstance(one, LongShort):
-        return long_short.run_experiment(ctx, one)
-    return cot_distillation.run_experiment(ctx, one)
+def _run_experiment(ctx: RunContext, pipeline: Pipeline) -> ExperimentResult:
+    if isinstance(pipeline, Dto):
+        return dto.run_experiment(ctx, pipeline)
+    if isinstance(pipeline, LongShort):
+        return long_short.run_experiment(ctx, pipeline)
+    return cot_distillation.run_experiment(ctx, pipeline)

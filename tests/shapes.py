@@ -1,6 +1,6 @@
 """Shape models: a real architecture with a real tokenizer and template, two layers of hidden size 64, random weights.
 
-Of use for ids, templates, stop tokens, vocabulary-sized tensors and file sizes; they say nothing about behaviour.
+They test ids, templates, stop tokens, vocabulary-sized tensors and file sizes. Their texts mean nothing.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from safetensors.numpy import save_file
 Array = np.ndarray[Any, np.dtype[np.float32]]
 HIDDEN, INNER, LAYERS = 64, 128, 2
 HEAD = 32
-"""vLLM's CPU attention knows no smaller one."""
+"""Head size; the smallest that vLLM's CPU attention supports."""
 SPREAD = 0.02
-"""Of random weights, as `initializer_range`."""
+"""Standard deviation of the random weights, as `initializer_range`."""
 R1_THINKS = ("{{'<｜Assistant｜>'}}{% endif %}", "{{'<｜Assistant｜><think>\\n'}}{% endif %}")
-"""DeepSeek-R1's distilled models take DeepSeek-V3's template, and open the thinking themselves."""
+"""End of DeepSeek-V3's template, and that of DeepSeek-R1's distilled models, which opens the thinking."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """How the files of a real model read; what its size decides is small here."""
+    """The files of a real model, with small sizes."""
 
     vocabulary: str
-    """Whose tokenizer.json, a folder of the real tokenizers."""
+    """Folder of the real tokenizers with its tokenizer.json."""
     config: dict[str, Any]
     generation: dict[str, Any]
     renamed: dict[str, str] = field(default_factory=dict)
-    """Added tokens of the vocabulary, and what this model calls them."""
+    """Added tokens of the vocabulary, and their names in this model."""
     is_r1: bool = False
-    """Its tokenizer's configuration is DeepSeek's."""
+    """Whether its tokenizer configuration is DeepSeek's."""
 
 
 COMMON: dict[str, Any] = {
@@ -53,7 +53,7 @@ COMMON: dict[str, Any] = {
     "transformers_version": "4.51.0",
 }
 QWEN2: dict[str, Any] = COMMON | {
-    # The size of a head is no setting of Qwen2's.
+    # Qwen2 has no setting for the head size.
     "architectures": ["Qwen2ForCausalLM"],
     "model_type": "qwen2",
     "num_attention_heads": 2,
@@ -148,9 +148,9 @@ SHAPES = {
 
 
 def make_shape(folder: Path, name: str, tokenizers: Path) -> Path:
-    """The checkpoint of shape `name`, at `folder / name`; `tokenizers`: the real ones, packed."""
-    shape, place = SHAPES[name], folder / name
-    place.mkdir(parents=True)
+    """Writes the checkpoint of shape `name` to `folder / name`. `tokenizers`: folder of the real tokenizers."""
+    shape, path = SHAPES[name], folder / name
+    path.mkdir(parents=True)
     files = {
         "config.json": shape.config,
         "generation_config.json": shape.generation,
@@ -158,9 +158,9 @@ def make_shape(folder: Path, name: str, tokenizers: Path) -> Path:
         "tokenizer_config.json": _tokenizer_config(shape, tokenizers),
     }
     for file, content in files.items():
-        (place / file).write_text(json.dumps(content))
-    save_file(_weights(shape.config), place / "model.safetensors", {"format": "pt"})
-    return place
+        (path / file).write_text(json.dumps(content))
+    save_file(_weights(shape.config), path / "model.safetensors", {"format": "pt"})
+    return path
 
 
 def make_shapes(folder: Path, tokenizers: Path) -> dict[str, Path]:
@@ -173,7 +173,9 @@ def _tokenizer(shape: Shape, tokenizers: Path) -> dict[str, Any]:
     for token in tokenizer["added_tokens"]:
         if token["content"] in shape.renamed:
             token["content"] = shape.renamed[token["content"]]
-            token["special"] = "sentence" in token["content"]  # roles and tags are none in DeepSeek's
+            token["special"] = (
+                "sentence" in token["content"]
+            )  # in DeepSeek's tokenizers, roles and tags are not special
     return tokenizer
 
 

@@ -1,6 +1,6 @@
-"""The documents name only what exists: files, modules, functions, classes, fields, tests. Nothing is imported.
+"""The documents name only existing files, modules, functions, classes, fields, settings and tests.
 
-docs/log.md and the decisions are records: they name what existed when they were written.
+Names are looked up in the sources, without imports. docs/log.md and the decisions are records of their time.
 """
 
 import ast
@@ -34,12 +34,12 @@ NAME = re.compile(rf"(?<![\w./-])(?:{TOP})(?:\.\w+)+(?![\w/-])")
 SETTING = re.compile(r"`(?:--set )?([a-z_]+(?:\.[a-z_]+)+)(?: ?=[^`\n]*)?`")
 TOML = re.compile(r"```toml\n(.*?)```", re.S)
 NO_SETTINGS = {"llm.key", "prompt.template_arguments.enable_thinking"}
-"""Named as what is refused; an argument of a chat template."""
+"""A refused setting, and an argument of a chat template."""
 TEST = re.compile(r"(?<![\w/])(?:[\w/]+/)?(test_\w+\.py)(?:::(\w+))?")
 
 
 def named_paths(document: Path) -> Iterator[str]:
-    """Patterns of paths from the root, as the text names them, and targets of relative links."""
+    """Path patterns in the text, from the root, and targets of relative links."""
     text = document.read_text()
     yield from (found.rstrip("/.") for found in PATH.findall(text))
     for target in LINK.findall(text):
@@ -49,7 +49,7 @@ def named_paths(document: Path) -> Iterator[str]:
 
 @cache
 def members(node: ast.AST) -> dict[str, ast.AST]:
-    """What a module or class defines, by name: functions, classes, constants, fields."""
+    """Functions, classes, constants and fields of a module or class, by name."""
     found: dict[str, ast.AST] = {}
     for part in getattr(node, "body", []):
         if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -66,7 +66,7 @@ def module(path: Path) -> ast.Module:
 
 
 def exists(dotted: str) -> bool:
-    """Whether `package.module.Class.method` is there, read from the sources."""
+    """Whether `package.module.Class.method` is defined in the sources."""
     path, names = ROOT, dotted.split(".")
     while names and (path / names[0]).is_dir():
         path /= names.pop(0)
@@ -79,7 +79,7 @@ def exists(dotted: str) -> bool:
 
 
 def has_test(file: str, start: str) -> bool:
-    """Whether a file of tests is there, with a test whose name begins with `start`."""
+    """Whether a test file exists, with a test whose name begins with `start`."""
     texts = [path.read_text() for path in (ROOT / "tests").rglob(file)]
     return any(f"def {start}" in text for text in texts) if start else bool(texts)
 
@@ -113,7 +113,7 @@ def test_settings_that_a_document_names_exist(document: Path):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_what_a_document_names_exists(document: Path):
+def test_paths_names_and_tests_in_a_document_exist(document: Path):
     codes = " ".join(CODE.findall(document.read_text()))
     missing = [path for path in named_paths(document) if not list(ROOT.glob(path))]
     missing += [name for name in NAME.findall(codes) if not exists(name)]

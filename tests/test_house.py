@@ -1,4 +1,4 @@
-"""The house: our packages are ours, however common their names."""
+"""Package names resolve to this repository, and pure packages import no framework."""
 
 import importlib
 import subprocess
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize("name", ["flows", "tasks", "models", "reasoning", "conf"])
-def test_each_package_is_this_repositorys_own(name: str):
+def test_each_package_is_from_this_repository(name: str):
     assert Path(importlib.import_module(name).__file__ or "").parent == ROOT / name
 
 

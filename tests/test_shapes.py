@@ -1,4 +1,4 @@
-"""Shape models are opened and read as the real ones are."""
+"""Shape models behave like real models when opened and prompted."""
 
 from pathlib import Path
 
@@ -28,16 +28,16 @@ def model(name: str, shapes: dict[str, Path]) -> Checkpoint:
     return Checkpoint.open(shapes[name])
 
 
-def test_text_survives(model: Checkpoint):
+def test_text_round_trips(model: Checkpoint):
     assert model.decode(model.encode(TEXT)) == TEXT
 
 
-def test_a_prompt_is_the_makers(name: str, model: Checkpoint):
+def test_a_prompt_follows_the_real_template(name: str, model: Checkpoint):
     problem = Problem(id="p", prompt=(TextPart(text=TEXT),), answer="12")
-    shown = model.tokenizer.decode(list(model.prompt_ids(problem)))
-    assert shown == PROMPTS[name].format(TEXT)
+    prompt = model.tokenizer.decode(list(model.prompt_ids(problem)))
+    assert prompt == PROMPTS[name].format(TEXT)
 
 
-def test_the_vocabulary_is_padded_as_the_real_one(name: str, model: Checkpoint):
+def test_the_vocabulary_is_padded_as_in_the_real_model(name: str, model: Checkpoint):
     assert model.tensor_sizes["model.embed_tokens.weight"] == SHAPES[name].config["vocab_size"] * 64
     assert len(model.tokenizer) <= SHAPES[name].config["vocab_size"]

@@ -1,1 +1,1 @@
-"""What every step runs in: artifacts, cache, context, progress."""
+"""Runtime of steps: artifacts, cache, run context, progress."""

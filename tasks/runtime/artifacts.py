@@ -1,7 +1,4 @@
-"""Artifacts: results that tasks exchange by reference, addressed by content, never seen half-written.
-
-Knows: fsspec, Parquet, SHA-256, atomic moves. Must not know: Prefect, models, what rows mean.
-"""
+"""Artifacts: results of steps, addressed by their content and written atomically. Steps exchange references to them."""
 
 from __future__ import annotations
 
@@ -26,40 +23,40 @@ R = TypeVar("R", bound=Record)
 
 
 class ArtifactDamaged(RuntimeError):
-    """An artifact's content is gone or is not what its reference says; it counts as not cached."""
+    """An artifact's content is missing or differs from its digest. Counts as a cache miss."""
 
 
 class ArtifactRef(BaseModel):
-    """What tasks hand to each other instead of data."""
+    """A reference to an artifact: its kind, location, digest and number of rows."""
 
     model_config = ConfigDict(frozen=True)
 
     kind: str
     uri: str
     digest: str
-    """SHA-256 of the content: the identity. `uri` is only where it lies."""
+    """SHA-256 of the content. Identifies the artifact; `uri` does not."""
     rows: int
     count: StageCount | None = None
-    """The ledger line of the stage that made it."""
+    """Ledger line of the step that made it."""
     entry: int | None = None
-    """Position in the run's ledger of the step that it comes from; None for what no step made. Two steps may make the
-    same content."""
+    """Position of its step in the run's ledger; None for an artifact that no step made. Two steps may make the same
+    content."""
 
     def fingerprint(self) -> str:
         return f"{self.kind}:{self.digest}"
 
     def verify(self) -> None:
-        """Raises ArtifactDamaged unless the content is there and unchanged."""
+        """Raises ArtifactDamaged when the content is missing or has changed."""
         try:
             digest = content_digest(self.uri)
         except FileNotFoundError:
-            raise ArtifactDamaged(f"{self.uri} is gone") from None
+            raise ArtifactDamaged(f"{self.uri} is missing") from None
         if digest != self.digest:
             raise ArtifactDamaged(f"{self.uri} has changed")
 
 
 class ArtifactStore:
-    """`objects/<kind>/<digest>` under a root folder or fsspec URL, and `manifests/<key>.json` beside it."""
+    """Stores `objects/<kind>/<digest>` and `manifests/<key>.json` under a root folder or fsspec URL."""
 
     def __init__(self, root: str):
         self._files, path = fsspec.url_to_fs(root)
@@ -70,7 +67,7 @@ class ArtifactStore:
         return isinstance(self._files, LocalFileSystem)
 
     def publish_rows(self, kind: str, rows: Sequence[Record], count: StageCount) -> ArtifactRef:
-        """Rows as one Parquet file."""
+        """Writes rows as one Parquet file."""
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / "rows.parquet"
             pq.write_table(pa.Table.from_pylist([row.model_dump(mode="json") for row in rows]), file)
@@ -79,61 +76,63 @@ class ArtifactStore:
         return ArtifactRef(kind=kind, uri=uri, digest=digest, rows=len(rows), count=count)
 
     def publish_folder(self, kind: str, folder: Path, count: StageCount) -> ArtifactRef:
+        """Copies a local folder into the store."""
         digest = content_digest(str(folder))
         uri = self._publish(kind, folder, digest, digest)
         return ArtifactRef(kind=kind, uri=uri, digest=digest, rows=count.rows_out, count=count)
 
     def _publish(self, kind: str, local: Path, name: str, digest: str) -> str:
-        """Copies to a temporary name and moves into place: what stands under the final name is whole.
+        """Copies to a temporary name, then moves into place, so an object under its final name is complete.
 
-        A damaged object under that name is moved aside first.
+        A damaged object under the final name is moved away first. Returns the URI.
         """
         target = f"{self._root}/objects/{kind}/{name}"
         if self._files.exists(target):
             if content_digest(target) == digest:
                 return target
-            self._files.mv(target, self._hidden("objects"), recursive=local.is_dir())
-        temporary = self._hidden("objects")
+            self._files.mv(target, self._temporary_name("objects"), recursive=local.is_dir())
+        temporary = self._temporary_name("objects")
         self._files.makedirs(f"{self._root}/objects/{kind}", exist_ok=True)
         self._files.put(str(local), temporary, recursive=local.is_dir())
         self._move(temporary, target, local.is_dir())
         return target
 
-    def _hidden(self, folder: str) -> str:
+    def _temporary_name(self, folder: str) -> str:
         return f"{self._root}/{folder}/.{uuid.uuid4().hex}"
 
     def _move(self, temporary: str, target: str, recursive: bool) -> None:
-        """A rename where there is one: it fails, instead of moving into it, when another run was faster."""
+        """Moves into place. When another run has published the same content first, removes `temporary`."""
         if not self.is_local:
             self._files.mv(temporary, target, recursive=recursive)
             return
         try:
-            os.rename(temporary, target)
+            os.rename(temporary, target)  # unlike mv, fails where a folder `target` exists
         except OSError:
             if content_digest(target) != content_digest(temporary):
                 raise
             self._files.rm(temporary, recursive=True)
 
     def rows(self, ref: ArtifactRef, kind: type[R]) -> list[R]:
+        """The rows of an artifact as records of class `kind`."""
         with fsspec.open(ref.uri, "rb") as file:
             table = pq.read_table(file)
         return [kind.model_validate(row) for row in table.to_pylist()]
 
     def local_path(self, ref: ArtifactRef) -> Path:
-        """The artifact on this machine's disk, fetched when it lies elsewhere."""
+        """Path of the artifact on this machine; downloads it from a remote store."""
         if self.is_local or "://" not in ref.uri:
             return Path(ref.uri)
         target = Path(tempfile.gettempdir()) / "brevity" / Path(ref.uri).name
         if not target.exists():
-            fetched = target.with_name(f".{uuid.uuid4().hex}")
-            self._files.get(ref.uri, str(fetched), recursive=True)
-            fetched.rename(target)
+            download = target.with_name(f".{uuid.uuid4().hex}")
+            self._files.get(ref.uri, str(download), recursive=True)
+            download.rename(target)
         return target
 
     def record(self, key: str, recipe: dict[str, Any], ref: ArtifactRef) -> None:
-        """Keeps which recipe led to which content, so a figure can be traced back to its inputs."""
+        """Writes a manifest of recipe and result, so that each figure can be traced back to its inputs."""
         body = json.dumps({"recipe": recipe, "artifact": ref.model_dump(mode="json")}, indent=2, sort_keys=True)
-        target, temporary = f"{self._root}/manifests/{key}.json", self._hidden("manifests")
+        target, temporary = f"{self._root}/manifests/{key}.json", self._temporary_name("manifests")
         if self._files.exists(target) and self._files.cat_file(target) == body.encode():
             return
         self._files.makedirs(f"{self._root}/manifests", exist_ok=True)

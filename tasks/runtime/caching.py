@@ -1,10 +1,8 @@
-"""Prefect tasks keyed by content: the same recipe is never cooked twice, in any process, on any day.
+"""Steps: Prefect tasks whose results are cached by content, across processes and runs.
 
-Knows: Prefect's cache, canonical JSON, artifact references. Must not know: what any task computes.
-
-The key is the digest of the task's name, of the code its result rests on and of its inputs: references by content
-digest, settings without the fields they list as left out. Anything else that has no stable content is refused before
-the task runs.
+The cache key is the digest of the step's name, the code that its result depends on, and its inputs: artifacts by
+content digest, settings without their `NOT_IN_CACHE_KEY` fields. An input without stable content raises TypeError
+before the step runs.
 """
 
 from __future__ import annotations
@@ -38,18 +36,19 @@ from tasks.runtime.context import RunContext, StepContext
 from tasks.runtime.ledger import LedgerEntry
 
 MODEL_KINDS = ("base-model", "checkpoint")
+"""Kinds of artifacts that are model checkpoints."""
 STEPS: dict[str, Step] = {}
-"""By name."""
+"""All steps by name."""
 
 
 class StepInputs(BaseModel):
-    """Inputs of a step that would have more than six: artifacts, settings and plain values, by name."""
+    """Base class that groups the inputs of a step with many: artifacts, settings and plain values."""
 
     model_config = ConfigDict(frozen=True)
 
 
 def canonical(value: Any) -> Any:
-    """`value` as JSON that depends on content alone. Raises TypeError for anything whose content is not certain."""
+    """`value` as JSON that depends on content alone. Raises TypeError for a value without stable content."""
     if isinstance(value, ArtifactRef):
         return value.fingerprint()
     if isinstance(value, StepInputs):
@@ -73,18 +72,17 @@ def keyed_fields(section: Settings) -> set[str]:
 
 
 def recipe_of(step: str, version: str, inputs: dict[str, Any], prompt: Prompt | None = None) -> dict[str, Any]:
-    """`prompt`: how the run shows problems; it counts where a model is read, and where it says anything."""
-    told = (
-        {"prompt": canonical(prompt)}
-        if prompt not in (None, Prompt())
-        and any(ref.kind in MODEL_KINDS for ref in artifacts_in(list(inputs.values())))
-        else {}
-    )
-    return {"step": step, "version": version, "inputs": canonical(inputs), **told}
+    """Everything that decides a step's result.
+
+    `prompt`: the run's prompt settings. They are included where they are not the defaults and an input is a model.
+    """
+    recipe = {"step": step, "version": version, "inputs": canonical(inputs)}
+    reads_model = any(ref.kind in MODEL_KINDS for ref in artifacts_in(list(inputs.values())))
+    return recipe | {"prompt": canonical(prompt)} if reads_model and prompt not in (None, Prompt()) else recipe
 
 
 def artifacts_in(value: Any) -> Iterator[ArtifactRef]:
-    """All references within an input, in order."""
+    """All artifact references within an input, in order."""
     if isinstance(value, ArtifactRef):
         yield value
     elif isinstance(value, StepInputs):
@@ -95,13 +93,14 @@ def artifacts_in(value: Any) -> Iterator[ArtifactRef]:
 
 
 def key_of(recipe: dict[str, Any]) -> str:
+    """The step's name and 40 hex digits."""
     body = json.dumps(recipe, sort_keys=True, allow_nan=False)
     return f"{recipe['step']}-{hashlib.sha256(body.encode()).hexdigest()[:40]}"
 
 
 @dataclass
 class ContentKey(CachePolicy):
-    """Prefect's view of the key; `ctx` is where the work happens, not what it is."""
+    """Prefect's cache policy for a step. `ctx` is not part of the key."""
 
     step: Step = field(kw_only=True)
 
@@ -109,12 +108,12 @@ class ContentKey(CachePolicy):
         self, task_ctx: TaskRunContext | None, inputs: dict[str, Any], flow_parameters: dict[str, Any], **kwargs: Any
     ) -> str:
         _ = task_ctx, flow_parameters, kwargs
-        told = {name: value for name, value in inputs.items() if name != "ctx"}
-        return key_of(recipe_of(self.step.name, self.step.version, told, inputs["ctx"].resources.prompt))
+        keyed = {name: value for name, value in inputs.items() if name != "ctx"}
+        return key_of(recipe_of(self.step.name, self.step.version, keyed, inputs["ctx"].resources.prompt))
 
 
 class VerifiedJSON(JSONSerializer):
-    """Reading back a reference checks its artifact; Prefect takes an error here for a cache miss."""
+    """Verifies the artifact of each reference that is read from the cache. Prefect treats an error as a cache miss."""
 
     type: Literal["verified-json"] = "verified-json"  # type: ignore[assignment]
 
@@ -126,7 +125,7 @@ class VerifiedJSON(JSONSerializer):
 
 
 def is_transient(task: Any, run: TaskRun, state: State[Any]) -> bool:
-    """Whether trying again may help: a server or a connection died. Mistakes are not tried twice."""
+    """Prefect's retry condition: True when a server, a trainer or a connection died; False for any other error."""
     _ = task, run
     try:
         state.result()
@@ -142,7 +141,7 @@ def is_transient(task: Any, run: TaskRun, state: State[Any]) -> bool:
 
 
 class Step:
-    """A cached task. Called like its body, with keywords only; the first argument is the run context."""
+    """A cached task. Called like its body: the run context first, then keyword arguments only."""
 
     def __init__(self, body: Callable[..., ArtifactRef]):
         self.body = body
@@ -160,27 +159,30 @@ class Step:
 
     @cached_property
     def version(self) -> str:
-        """Follows from the code that the result rests on (`code_version`); read when the step is first taken."""
+        """Digest of the code that the result depends on (`code_version`); computed on first use."""
         return code_version(self.body)
 
     def __call__(self, run: RunContext, **inputs: Any) -> ArtifactRef:
-        """Raises TypeError, before anything runs, for an input without certain content."""
+        """Runs the step or takes its result from the cache, and adds it to the ledger.
+
+        Raises TypeError, before the body runs, for an input without stable content.
+        """
         bound = inspect.signature(self.body).bind(run, **inputs).arguments
-        given = {name: bound[name] for name in bound if name != "ctx"}
-        recipe = recipe_of(self.name, self.version, given, run.resources.prompt)
+        keyed = {name: bound[name] for name in bound if name != "ctx"}
+        recipe = recipe_of(self.name, self.version, keyed, run.resources.prompt)
         ctx = StepContext(run, key_of(recipe))
-        state = self._at(run)(ctx, **inputs, return_state=True)
+        state = self._task_of(run)(ctx, **inputs, return_state=True)
         ref = state.result()
         cached = state.name == "Cached"
         if cached:
             run.progress.note(f"{self.name}: cached, {ref.rows} rows")
         run.artifacts.record(ctx.key, recipe, ref)
-        read = frozenset(ref.entry for ref in artifacts_in(list(inputs.values())) if ref.entry is not None)
-        position = run.ledger.add(LedgerEntry(self.name, self.version, ref, cached, read))
+        inputs_read = frozenset(ref.entry for ref in artifacts_in(list(inputs.values())) if ref.entry is not None)
+        position = run.ledger.add(LedgerEntry(self.name, self.version, ref, cached, inputs_read))
         return ref.model_copy(update={"entry": position})
 
-    def _at(self, run: RunContext) -> Any:
-        """Cache records lie beside the artifacts; for a remote root, where Prefect is set to keep results."""
+    def _task_of(self, run: RunContext) -> Any:
+        """The task with its result storage: beside the artifacts, or Prefect's default storage for a remote root."""
         return (
             self.task.with_options(result_storage=Path(run.directory.root) / "cache")
             if run.directory.is_local
@@ -190,6 +192,6 @@ class Step:
 
 def step(body: Callable[..., ArtifactRef]) -> Step:
     """Makes a cached task of a function `(ctx, …) -> ArtifactRef`."""
-    made = Step(body)
-    STEPS[made.name] = made
-    return made
+    new = Step(body)
+    STEPS[new.name] = new
+    return new

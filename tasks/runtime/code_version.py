@@ -1,11 +1,9 @@
-"""The version of a step: a digest of the code that its result rests on, so that no number has to be raised by hand.
+"""The version of a step: a digest of the code that its result depends on, so that no number is raised by hand.
 
-Knows: sources of this project's packages, what names in them refer to. Must not know: Prefect, runs, what a step does.
-
-From a step's function all definitions are followed that it names, in the pure modules and in the steps' own: functions,
-classes, prompts and other constants. What runs in another process or behind an object (the answer check, the trainer, a
-model's tokenizer and prompts) is found by the name that brings it into play. Comments, docstrings and layout are left
-out; so is the code that only moves data, and serves.
+Starting from the step's function, all definitions that the code names are followed through `reasoning` and the steps:
+functions, classes, prompts and other constants. Code in another process or behind an object (answer check, trainer, a
+model's tokenizer and prompts) is found by the name that introduces it (`BEHIND`). Comments, docstrings and layout do
+not count, nor does code that only moves data or serves models.
 """
 
 from __future__ import annotations
@@ -21,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 FOLLOWED = ("reasoning.", "tasks.", "tests.")
-"""Packages; of the models what trains and what makes tokens of text and text of tokens."""
+"""Packages whose definitions are followed."""
 MODELS = frozenset(
     ["models.training.train", "models.training.simpo", "models.training.grpo", "models.inference.dialogue_sampler"]
     + [f"models.checkpoints.{name}" for name in ("prompting", "tokenizer", "token_texts")]
 )
+"""Modules of `models` that are followed: training, and conversion between text and tokens."""
 NOT_FOLLOWED = ("tasks.runtime.", "tasks.reports.")
-"""Stores, keys and processes: they bring a result about, and do not decide it."""
+"""Stores, keys, processes and reports. They do not decide a result."""
 ANSWERS = ("reasoning.answers.worker",)
 READING = ("models.checkpoints.prompting", "models.checkpoints.tokenizer", "models.checkpoints.token_texts")
 BEHIND = {
@@ -37,7 +36,7 @@ BEHIND = {
     "TrainJob": ("models.training.train",),
     "RlJob": ("models.training.grpo",),
 }
-"""Modules that a name brings into play, in another process or behind an object."""
+"""Modules that a name introduces, in another process or behind an object."""
 LIBRARIES = {
     "math_verify": "math-verify",
     "mpmath": "mpmath",
@@ -46,22 +45,22 @@ LIBRARIES = {
     "transformers": "transformers",
     "trl": "trl",
 }
-"""Those that decide results, by the name under which they are imported."""
+"""Distributions whose versions count, by import name."""
 Symbol = tuple[str, str]
-"""A module and the name of a definition in it; an empty name: all of them."""
+"""A module and the name of a definition in it. An empty name stands for all definitions."""
 
 
 @dataclass
 class Module:
-    """What a source file defines at its top, and what its names stand for."""
+    """Top-level definitions and imports of a source file."""
 
     definitions: dict[str, list[ast.stmt]] = field(default_factory=dict)
     imports: dict[str, Symbol] = field(default_factory=dict)
-    """By name: the module and the name in it that it stands for; an empty one for a module itself."""
+    """By local name: module and name in it; the name is empty where the module itself is imported."""
 
 
 def code_version(function: Callable[..., Any]) -> str:
-    """Twelve hex digits over all code that decides what `function` gives."""
+    """Twelve hex digits over all code that decides the result of `function`."""
     found = _closure((function.__module__, function.__name__))
     digest = hashlib.sha256()
     for module, name in sorted(found):
@@ -88,7 +87,7 @@ def _is_followed(module: str) -> bool:
 
 @cache
 def _named(symbol: Symbol) -> list[Symbol]:
-    """The definitions that those of `symbol` name."""
+    """The symbols that the definitions of `symbol` name."""
     module, _ = symbol
     source, found = _module(module), []
     for node in (part for statement in _statements(*symbol) for part in ast.walk(statement)):
@@ -109,7 +108,7 @@ def _named(symbol: Symbol) -> list[Symbol]:
 
 @cache
 def _libraries(symbol: Symbol) -> frozenset[str]:
-    """Of `LIBRARIES` those that the module of `symbol` imports, at its top or within."""
+    """The names of `LIBRARIES` that the module of `symbol` imports, at any depth."""
     nodes = [node for statement in _tree(symbol[0]).body for node in ast.walk(statement)]
     roots = {alias.name.partition(".")[0] for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     roots |= {(node.module or "").partition(".")[0] for node in nodes if isinstance(node, ast.ImportFrom)}
@@ -154,7 +153,7 @@ def _is_package(module: str) -> bool:
 
 
 def _defined(statement: ast.stmt) -> set[str]:
-    """The names that a statement at a module's top gives a meaning."""
+    """The names that a top-level statement defines."""
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return {statement.name}
     return {node.id for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}

@@ -1,4 +1,4 @@
-"""A run as its steps see it: directory, resources, ledger, artifacts, progress."""
+"""Context of a run: directory, resources, ledger, artifacts, progress."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tasks.runtime.run_directory import RunDirectory
 
 
 class RunContext:
-    """Use as a context manager: leaving it ends every process it started. Steps may share it between threads."""
+    """The parts of one run. A context manager: exit ends every process that the run started. Thread-safe."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class RunContext:
         )
 
     def warn(self, text: str) -> None:
-        """Shows a warning now and above the report."""
+        """Prints a warning now and adds it to the report."""
         self.ledger.warnings.append(text)
         self.progress.note(f"warning: {text}")
 
@@ -65,13 +65,13 @@ class RunContext:
 
 
 class StepContext(RunContext):
-    """A run's context during one step: the run's parts, the step's cache key and its start."""
+    """The run context of one step, with the step's cache key and start time."""
 
     def __init__(self, run: RunContext, key: str):
         self.artifacts, self.directory, self.ledger = run.artifacts, run.directory, run.ledger
         self.progress, self.resources = run.progress, run.resources
         self.key = key
-        """Names what a repeated step must find again."""
+        """Cache key. Names scratch folders and lists, so that a repeated step finds them."""
         self.started = time.monotonic()
 
     def publish(
@@ -87,8 +87,10 @@ class StepContext(RunContext):
         billed_to: str = "",
         skipped: Sequence[SkippedRow] = (),
     ) -> ArtifactRef:
-        """Writes `rows` as an artifact with its ledger line. `skipped` rows are listed, and counted as dropped by their
-        reason, in addition to `dropped`."""
+        """Writes `rows` as an artifact with its ledger line.
+
+        `skipped` rows are listed in a file, and added to `dropped` by their reason.
+        """
         self.report_skipped(skipped)
         all_dropped = Counter(dropped or {}) + Counter(row.reason for row in skipped)
         count = self.count(rows_in, len(rows), dict(all_dropped), usage)
@@ -96,7 +98,7 @@ class StepContext(RunContext):
         return self.artifacts.publish_rows(kind, rows, count)
 
     def report_skipped(self, rows: Sequence[SkippedRow | InvalidRow], what: str = "rows") -> None:
-        """Lists rows in a file where a person finds them."""
+        """Lists rows with their reasons in a file, and prints its path. `what` names the rows."""
         if rows:
             path = self.directory.save_skipped(self.key, rows)
             self.progress.note(f"{len(rows)} {what} set aside in {path}")
@@ -104,6 +106,6 @@ class StepContext(RunContext):
     def count(
         self, rows_in: int, rows_out: int, dropped: dict[str, int] | None = None, usage: Usage | None = None
     ) -> StageCount:
-        """The step's account up to now."""
+        """The step's ledger line, with the seconds since its start."""
         cost = (usage or Usage()).model_dump() | {"seconds": time.monotonic() - self.started}
         return StageCount.model_validate({"rows_in": rows_in, "rows_out": rows_out, "dropped": dropped or {}, **cost})

@@ -1,4 +1,4 @@
-"""Which steps a run took, what they read, and what a reader of its report must know first."""
+"""The ledger of a run: its steps, their inputs and costs, and the run's warnings."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from tasks.runtime.artifacts import ArtifactRef
 
 
 class LedgerEntry(NamedTuple):
-    """A step that was taken or found in the cache; `artifact.count` holds its rows and its cost when it was made."""
+    """A step that was run or found in the cache. `artifact.count` has its rows, and its cost when it was run."""
 
     step: str
     version: str
-    """Digest of the code that made it."""
+    """Version digest of the step's code."""
     artifact: ArtifactRef
     cached: bool
     inputs: frozenset[int]
-    """Positions in the ledger of the steps whose results it read."""
+    """Positions of the steps whose results it read."""
 
 
 class Ledger:
-    """Entries in the order in which steps ended. Steps may add to it from several threads."""
+    """Entries in the order in which steps ended. Thread-safe."""
 
     def __init__(self) -> None:
         self._entries: list[LedgerEntry] = []
         self._lock = threading.Lock()
         self.warnings: list[str] = []
-        """Shown above the report."""
+        """Printed above the report."""
 
     def add(self, entry: LedgerEntry) -> int:
-        """Returns the entry's position."""
+        """Appends an entry and returns its position."""
         with self._lock:
             self._entries.append(entry)
             return len(self._entries) - 1
 
     def upstream_steps(self, artifact: ArtifactRef) -> list[LedgerEntry]:
-        """The steps whose results went into `artifact`, each once, the last one first."""
+        """The steps that `artifact` depends on, its own included, latest first."""
         wanted = {artifact.entry}
         for position in reversed(range(len(self._entries))):
             if position in wanted:

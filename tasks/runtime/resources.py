@@ -1,4 +1,4 @@
-"""What a run samples, checks and trains with: engines, stores, checkpoints, the answer check, auxiliary models."""
+"""Resources of a run: engines, rollout store, checkpoints, answer check, trainer, auxiliary models."""
 
 from __future__ import annotations
 
@@ -25,19 +25,20 @@ from tasks.runtime.artifacts import ArtifactRef, ArtifactStore
 from tasks.runtime.progress import Progress
 
 ENGINES = ("engine", "partner_engine")
-"""Attributes of the engines that a run owns."""
+"""Names of the attributes that hold the run's own engines."""
 Train = Callable[[Any, Path, Callable[[int, int], None]], list[dict[str, Any]]]
+"""A trainer: from a job, a scratch folder and a callback (step, steps) to the figures of each logged step."""
 
 
 class SampledCompletions(NamedTuple):
-    """The completions of each request, in order, or why there are none, and what drawing the missing ones cost."""
+    """The completions or the refusal of each request, in order, and the cost of sampling those not in the store."""
 
     completions: list[tuple[Completion, ...] | Refused]
     usage: Usage
 
 
 class Resources:
-    """Each part starts when it is first used; `close` ends every process that was started."""
+    """Resources start on first use. `close` ends every process that was started."""
 
     def __init__(
         self,
@@ -53,14 +54,14 @@ class Resources:
     ):
         self.engine_settings, self.rollouts_url = engine, rollouts_url
         self.prompt = prompt
-        """How problems are shown to every model of the run; part of the key of each step that reads a model."""
+        """Prompt settings for every model of the run; part of the cache key of each step that reads a model."""
         self.trainer = trainer
         self._artifacts, self._logs, self._progress, self._warn = artifacts, logs, progress, warn
         self._make_engine = make_engine
         self._llm_clients: dict[str, LlmClient] = {}
         self._checkpoints: dict[str, Checkpoint] = {}
         self._base: set[str] = set()
-        """Fingerprints of models that this run did not make."""
+        """Fingerprints of base models, which this run did not train."""
 
     @cached_property
     def engine(self) -> Engine:
@@ -68,7 +69,7 @@ class Resources:
 
     @cached_property
     def partner_engine(self) -> Engine:
-        """A second one, for the other model of a couple."""
+        """A second engine, for the other model of a pair."""
         return self._new_engine("vllm-partner.log")
 
     def _new_engine(self, name: str) -> Engine:
@@ -82,11 +83,11 @@ class Resources:
 
     @cached_property
     def replies(self) -> ReplyStore:
-        """Of auxiliary models, beside the rollouts."""
+        """Replies of auxiliary models, in the database of the rollout store."""
         return ReplyStore(self.rollouts_url)
 
     def llm_client(self, llm: Llm) -> LlmClient:
-        """One client for all of the run's questions to it, so that no reply is paid for twice."""
+        """The client for an auxiliary model; one per run, so that no reply is paid for twice."""
         name = llm.model_dump_json()
         if name not in self._llm_clients:
             self._llm_clients[name] = LlmClient(llm, self.replies)
@@ -97,9 +98,9 @@ class Resources:
         return Verifier()
 
     def model(self, name: str) -> ArtifactRef:
-        """The base model: a checkpoint folder, `owner/name` on the hub, or `tiny`.
+        """A base model: a checkpoint folder, `owner/name` on the hub, or `tiny`.
 
-        Raises CheckpointError when it is not whole, cannot be used, or is not to be had.
+        Raises CheckpointError when it is incomplete, unsupported or unavailable.
         """
         checkpoint = self._open(found_checkpoint(name))
         checkpoint.check()
@@ -113,16 +114,17 @@ class Resources:
         return Checkpoint.open(folder, self.engine_settings.dtype, self.prompt)
 
     def checkpoint(self, ref: ArtifactRef) -> Checkpoint:
+        """The opened checkpoint of a reference; opened once per run."""
         if ref.digest not in self._checkpoints:
             self._checkpoints[ref.digest] = self._open(self._artifacts.local_path(ref))
         return self._checkpoints[ref.digest]
 
     def engine_for(self, model: Checkpoint) -> Engine:
-        """The servers elsewhere, where there are any and they serve `model`: the base. The run's own otherwise."""
+        """The remote servers for a base model, if the settings name some; else the run's own engine."""
         return self.remote_servers if self._is_remote(model) else self.engine
 
     def partner_for(self, model: Checkpoint) -> Engine:
-        """The same for a model that is needed while `engine` serves another."""
+        """As `engine_for`, for a model that is needed while `engine` serves another model."""
         return self.remote_servers if self._is_remote(model) else self.partner_engine
 
     def _is_remote(self, model: Checkpoint) -> bool:
@@ -135,7 +137,7 @@ class Resources:
     def sample(
         self, stage: str, model: Checkpoint, requests: Sequence[Request], purpose: Purpose, seed: int
     ) -> SampledCompletions:
-        """All completions of each request, through the rollout store. Raises TooManyFailed."""
+        """All completions of each request, from the rollout store or newly sampled. Raises TooManyFailed."""
         rollouts = self._rollouts(stage, len(requests), model, purpose, seed)
         return SampledCompletions(rollouts.sample(requests), rollouts.usage)
 
@@ -146,43 +148,51 @@ class Resources:
         jobs: Sequence[Job],
         purpose: Purpose,
         seed: int,
-        account: Callable[[Usage], None],
+        on_usage: Callable[[Usage], None],
     ) -> Iterator[Job]:
-        """Each job as its plan is closed, or refused; `account` hears at the end what they cost. Raises
-        TooManyFailed."""
+        """Yields each job when its plan is complete or its request refused. Raises TooManyFailed.
+
+        Calls `on_usage` at the end with the cost of all jobs.
+        """
         rollouts = self._rollouts(stage, len(jobs), model, purpose, seed)
         yield from rollouts.run(jobs)
-        account(rollouts.usage)
+        on_usage(rollouts.usage)
 
     def run_pair(
         self, stage: str, models: tuple[Checkpoint, Checkpoint], jobs: Sequence[Job], purpose: Purpose, seed: int
     ) -> Usage:
-        """Closes the plans of all jobs, which need both models at the same time, but those that are refused. Raises
-        TooManyFailed."""
+        """Samples with both models until the plan of each job is complete or refused. Returns the cost.
+
+        Raises TooManyFailed.
+        """
         advance = self._progress.stage(stage, len(jobs), "problems")
         schedulers = [
             EngineScheduler(self.engine_for(models[0]), models[0]),
             EngineScheduler(self.partner_for(models[1]), models[1]),
         ]
-        rollouts = RolloutExecutor(self.store, schedulers, purpose, seed, advance, self.failures(stage, len(jobs)))
+        rollouts = RolloutExecutor(
+            self.store, schedulers, purpose, seed, advance, self.failure_budget(stage, len(jobs))
+        )
         rollouts.run_jobs(jobs)
         return rollouts.usage
 
     def _rollouts(self, stage: str, count: int, model: Checkpoint, purpose: Purpose, seed: int) -> RolloutExecutor:
         advance = self._progress.stage(stage, count, "prompts")
         schedulers = [EngineScheduler(self.engine_for(model), model)]
-        return RolloutExecutor(self.store, schedulers, purpose, seed, advance, self.failures(stage, count))
+        return RolloutExecutor(self.store, schedulers, purpose, seed, advance, self.failure_budget(stage, count))
 
-    def failures(self, stage: str, total: int) -> FailureBudget:
-        """Of `total` rows of a stage, as many may fail as the run's settings allow."""
+    def failure_budget(self, stage: str, total: int) -> FailureBudget:
+        """Counts failures of a stage with `total` rows; above `engine.max_failed_fraction` it raises TooManyFailed."""
         return FailureBudget(stage, total, self.engine_settings.max_failed_fraction)
 
     def log_probs(
         self, stage: str, model: Checkpoint, texts: Sequence[tuple[int, ...]]
     ) -> tuple[list[list[float] | Refused], Usage]:
-        """The model's log-prob of each token but the first of `texts`, or why there are none. Not kept: one forward
-        pass each. Raises TooManyFailed."""
-        advance, failures = self._progress.stage(stage, len(texts), "texts"), self.failures(stage, len(texts))
+        """The log-prob of each token of each text except its first, or the refusal; and the cost. Raises TooManyFailed.
+
+        Log-probs are not stored: each text costs one forward pass.
+        """
+        advance, failures = self._progress.stage(stage, len(texts), "texts"), self.failure_budget(stage, len(texts))
         found = []
         for text, log_probs in zip(texts, self.engine_for(model).log_probs(model, texts), strict=True):
             found.append(log_probs)
@@ -195,12 +205,15 @@ class Resources:
     def verdicts(
         self, problems: Sequence[Problem], answers: Sequence[Sequence[str | None]]
     ) -> tuple[list[list[Verdict]], Usage]:
-        """The verdicts of each problem's answers; checked in one call, so hard ones are checked side by side."""
+        """The verdict of each answer of each problem, and the number of timeouts as usage.
+
+        One call for all problems, so that slow answers are checked in parallel.
+        """
         verdicts = self.verifier.verdicts(problems, answers)
         return verdicts, Usage(unverified=sum(group.count(Verdict.TIMEOUT) for group in verdicts))
 
     def release_gpu(self) -> None:
-        """A GPU cannot hold the engine and the trainer at once; the engine starts again when it is needed."""
+        """Closes the engines, because a GPU cannot hold engine and trainer at once. They restart on next use."""
         for name in ENGINES:
             if name in self.__dict__ and not on_cpu():
                 self.__dict__[name].close()

@@ -1,4 +1,4 @@
-"""The folder of one run on this machine: settings, report, logs, unfinished work, skipped rows."""
+"""Local folder of one run: settings, report, logs, scratch folders, lists of skipped rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from reasoning.records import InvalidRow, SkippedRow
 
 
 class RunDirectory:
-    """`path` is the run's own folder. `root` holds all runs and may be remote; `local_root` is on this machine."""
+    """`path`: folder of this run. `root`: storage of all runs, may be remote. `local_root`: its counterpart on this
+    machine."""
 
     def __init__(self, name: str, storage: Storage, is_local: bool):
         self.is_local = is_local
@@ -31,7 +32,7 @@ class RunDirectory:
         (self.path / "config.json").write_text(settings.model_dump_json(indent=2))
 
     def save_report(self, report: dict[str, Any]) -> Path:
-        """Writes `report.json` and lets the link `latest` point to this run."""
+        """Writes `report.json` and points the link `latest` to this run. Returns the path of the report."""
         atomic_write(self.report, json.dumps(report, indent=2, allow_nan=False))
         link = self.local_root / f".latest-{self.path.name}"
         link.symlink_to(self.path.name)
@@ -39,13 +40,13 @@ class RunDirectory:
         return self.report
 
     def scratch(self, name: str) -> Path:
-        """A folder for unfinished work that a repeated step finds again."""
+        """A folder for unfinished work, from which a repeated step resumes."""
         folder = self.local_root / "work" / name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def save_skipped(self, step_key: str, rows: Sequence[SkippedRow | InvalidRow]) -> Path:
-        """Writes `set-aside/STEP_KEY.jsonl`."""
+        """Writes `set-aside/STEP_KEY.jsonl` and returns its path."""
         path = self.local_root / "set-aside" / f"{step_key}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, "".join(row.model_dump_json() + "\n" for row in rows))
@@ -53,7 +54,7 @@ class RunDirectory:
 
 
 def _new_folder(root: Path, name: str) -> Path:
-    """`<name>-<UTC time>`, numbered when two runs start in one second."""
+    """Creates `<name>-<UTC time>`, with a number when two runs start within one second."""
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     for number in range(1, 1000):
         folder = root / (f"{name}-{stamp}" if number == 1 else f"{name}-{stamp}-{number}")

@@ -1,1 +1,1 @@
-"""The Prefect tasks, one module per subject."""
+"""Prefect tasks, one module per subject."""

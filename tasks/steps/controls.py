@@ -1,7 +1,4 @@
-"""What DTO is compared with: other pairs from the same samples, and ways to think less without training.
-
-Knows: records and the steps that they share with DTO. Must not know: which controls a run wants.
-"""
+"""Controls: other training rows from the same samples, and two ways to think less without training."""
 
 from __future__ import annotations
 
@@ -40,7 +37,7 @@ from tasks.steps.sampling import failed_counts, sample_and_verify, score, scores
 def contrast_pairs(
     ctx: StepContext, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, max_length: int
 ) -> ArtifactRef:
-    """Rows of Pair: each problem's shortest right trace against its longest."""
+    """Rows of Pair: each problem's shortest right trace is chosen, its longest is rejected."""
     prompts = prompts_of(ctx, model, problems)
     pairs, dropped = shortest_longest_pairs(prompts, ctx.artifacts.rows(traces, Trace), max_length)
     return ctx.publish("pairs", pairs, rows_in=len(pairs) + dropped.total(), dropped=dict(dropped))
@@ -54,19 +51,22 @@ def select_pairs(ctx: StepContext, pairs: ArtifactRef, kind: PairKind) -> Artifa
     return ctx.publish("pairs", kept, rows_in=len(rows), dropped={"another-kind": len(rows) - len(kept)})
 
 
-KINDS: dict[str, type[OptimisedTrace | CompressedTrace | Trace]] = {
+RECORD_OF: dict[str, type[OptimisedTrace | CompressedTrace | Trace]] = {
     "optimised": OptimisedTrace,
     "compressed": CompressedTrace,
     "traces": Trace,
 }
-"""Rows whose token ids are a whole completion."""
+"""Record class by artifact kind. The `token_ids` of each row are a complete completion."""
 
 
 @step
 def build_sft_rows(
     ctx: StepContext, model: ArtifactRef, problems: ArtifactRef, completions: ArtifactRef, max_length: int
 ) -> ArtifactRef:
-    """Rows of Demonstration: completions to be imitated, whole. Longer ones and empty ones are refused."""
+    """Rows of Demonstration: complete completions to imitate.
+
+    Drops empty completions, and those longer than `max_length` tokens with their prompt.
+    """
     prompts = prompts_of(ctx, model, problems)
     rows = [
         Demonstration(
@@ -75,17 +75,17 @@ def build_sft_rows(
             prompt_ids=prompts[row.problem_id],
             completion_ids=row.token_ids,
         )
-        for row in ctx.artifacts.rows(completions, KINDS[completions.kind])
+        for row in ctx.artifacts.rows(completions, RECORD_OF[completions.kind])
     ]
-    whole = [row for row in rows if row.completion_ids]
-    kept = [row for row in whole if len(row.prompt_ids) + len(row.completion_ids) <= max_length]
-    dropped = Counter({"empty": len(rows) - len(whole), "too-long": len(whole) - len(kept)})
+    non_empty = [row for row in rows if row.completion_ids]
+    kept = [row for row in non_empty if len(row.prompt_ids) + len(row.completion_ids) <= max_length]
+    dropped = Counter({"empty": len(rows) - len(non_empty), "too-long": len(non_empty) - len(kept)})
     return ctx.publish("demonstrations", kept, rows_in=len(rows), dropped=dict(+dropped))
 
 
 @step
 def add_instruction(ctx: StepContext, problems: ArtifactRef, instruction: str) -> ArtifactRef:
-    """The same problems, by the same ids, with an instruction after each."""
+    """Rows of Problem: the same problems and ids, with `instruction` appended to each prompt."""
     rows = [
         row.model_copy(update={"prompt": (*row.prompt, InstructionPart(text=f" {instruction}"))})
         for row in ctx.artifacts.rows(problems, Problem)
@@ -94,7 +94,7 @@ def add_instruction(ctx: StepContext, problems: ArtifactRef, instruction: str) -
 
 
 class EarlyStopInputs(StepInputs):
-    """A model, the problems, and how completions are sampled, probed and finished."""
+    """A model, the problems, and the settings for sampling, probing and finalizing."""
 
     model: ArtifactRef
     problems: ArtifactRef
@@ -106,35 +106,31 @@ class EarlyStopInputs(StepInputs):
 
 
 @step
-def evaluate_early_stop(
-    ctx: StepContext,
-    inputs: EarlyStopInputs,
-) -> ArtifactRef:
-    """Rows of Score: the model's own benchmark completions, each stopped where its probes agree with one another.
+def evaluate_early_stop(ctx: StepContext, inputs: EarlyStopInputs) -> ArtifactRef:
+    """Rows of Score: the model's own benchmark completions, each stopped at the first prefix whose probes agree.
 
-    No right answer is looked at before the end, as none is known in use.
+    Stopping does not use ground truth. A completion whose probes never agree is not stopped.
     """
     checkpoint, known = ctx.resources.checkpoint(inputs.model), by_id(ctx, inputs.problems)
-    drawn = sample_and_verify(
+    sampled = sample_and_verify(
         ctx, "benchmark", checkpoint, list(known.values()), inputs.sampling, Purpose.BENCHMARK, inputs.seed
     )
     sampler = PrefixSampler(ctx.resources, checkpoint, known, answer_probe(inputs.probing), inputs.seed)
-    cuts = _agreeing_cuts(ctx, sampler, checkpoint, drawn.traces, inputs.segmentation, inputs.probing)
+    cuts = _agreeing_cuts(ctx, sampler, checkpoint, sampled.traces, inputs.segmentation, inputs.probing)
     finalizer = Finalizer(ctx.resources, checkpoint, known, inputs.finalizing, inputs.seed)
-    stopped = [trace for trace in drawn.traces if trace.id in cuts]
-    endings = finalizer.sample_endings(
-        "early end", Purpose.EARLY_STOP, [cut(trace, cuts[trace.id]) for trace in stopped], count=1
-    )
-    ended = {trace.id: found for trace, found in zip(stopped, endings, strict=True)} | sampler.refused
-    stops = [_stopped(t, cuts.get(t.id, 0), ended.get(t.id), checkpoint.end_ids) for t in drawn.traces]
-    scores = [score(checkpoint, known[t.problem_id], t, sampler.probe_tokens[t.id]) for t in stops]
-    refused = drawn.refused | {name: found for name, found in ended.items() if isinstance(found, Refused)}
+    to_stop = [trace for trace in sampled.traces if trace.id in cuts]
+    prefixes = [cut(trace, cuts[trace.id]) for trace in to_stop]
+    endings = finalizer.sample_endings("early-stop endings", Purpose.EARLY_STOP, prefixes, count=1)
+    ending_of = {trace.id: ending for trace, ending in zip(to_stop, endings, strict=True)} | sampler.refused
+    stopped = [_stopped(t, cuts.get(t.id, 0), ending_of.get(t.id), checkpoint.end_ids) for t in sampled.traces]
+    scores = [score(checkpoint, known[t.problem_id], t, sampler.probe_tokens[t.id]) for t in stopped]
+    refused = sampled.refused | {name: ending for name, ending in ending_of.items() if isinstance(ending, Refused)}
     ctx.report_skipped(skipped_rows(refused))
     return ctx.publish(
         "scores",
-        scores + scores_of_failed(checkpoint, known, drawn.refused, inputs.sampling),
+        scores + scores_of_failed(checkpoint, known, sampled.refused, inputs.sampling),
         rows_in=len(known),
-        usage=drawn.usage + sampler.usage + finalizer.usage,
+        usage=sampled.usage + sampler.usage + finalizer.usage,
         counts=failed_counts(refused),
     )
 
@@ -147,18 +143,18 @@ def _agreeing_cuts(
     segmentation: Segmentation,
     probing: Probing,
 ) -> dict[str, int]:
-    """Tokens up to the first prefix whose probes agree, by trace id. A truncated trace is left as it is, and so is one
-    that cannot be cut."""
+    """Tokens up to the first prefix whose probes agree, by trace id.
+
+    Absent: traces whose probes never agree, truncated traces, and traces whose tokens cannot be aligned with text.
+    """
     ends_of, _ = all_segment_ends(ctx, model, [trace for trace in traces if not trace.truncated], segmentation)
-    # The end of the last segment is where the model stops by itself.
+    # The last segment ends where the model stops by itself.
     inner = {name: ends[:-1] for name, ends in ends_of.items()}
     total, threshold = probing.sampling.samples, probing.threshold
-    plans = {
-        n: EarliestCrossing(len(ends), total, threshold, count_successes=count_agreeing) for n, ends in inner.items()
-    }
-    asked = [query_prefixes(trace, inner[trace.id], plans[trace.id]) for trace in traces if trace.id in plans]
+    plans = {n: EarliestCrossing(len(ends), total, threshold, speaking=count_agreeing) for n, ends in inner.items()}
+    queries = [query_prefixes(trace, inner[trace.id], plans[trace.id]) for trace in traces if trace.id in plans]
     sampler.run_queries(
-        "early stop", Purpose.EARLY_STOP, asked, lambda _, answers: [_normalised_answer(a) for a in answers]
+        "early stop", Purpose.EARLY_STOP, queries, lambda _, answers: [_normalised_answer(a) for a in answers]
     )
     return {name: inner[name][plan.crossing] for name, plan in plans.items() if plan.crossing is not None}
 
@@ -167,12 +163,12 @@ def _normalised_answer(answer: str | None) -> str | None:
     return answer.strip() or None if answer else None
 
 
-def _stopped(trace: Trace, end: int, ended: Endings | Refused | None, end_ids: Set[int]) -> Trace:
-    """The trace as it reads when it is stopped after `end` tokens; itself when its probes never agreed (None)."""
-    if ended is None:
+def _stopped(trace: Trace, end: int, endings: Endings | Refused | None, end_ids: Set[int]) -> Trace:
+    """The trace stopped after `end` tokens, with its one sampled ending. `endings` None: the trace is not stopped."""
+    if endings is None:
         return trace
-    if isinstance(ended, Refused):
+    if isinstance(endings, Refused):
         return trace.model_copy(update={"token_ids": (), "verdict": Verdict.NO_COMPLETION})
-    ((ending, verdict),) = ended
+    ((ending, verdict),) = endings
     token_ids = trace.token_ids[:end] + ending
     return trace.model_copy(update={"token_ids": token_ids, "verdict": verdict, "truncated": ending[-1] not in end_ids})

@@ -1,7 +1,4 @@
-"""Dialogues held and examined: two checkpoints as a couple, what they say, how that is scored (papers, section C.4).
-
-Knows: couples, problems, the protocol's settings, the answer check. Must not know: how either model was trained.
-"""
+"""Evaluation of Long⊗Short: two checkpoints as a pair, their dialogues, and the scores of the dialogues."""
 
 from __future__ import annotations
 
@@ -19,12 +16,12 @@ from tasks.steps.problems import by_id
 from tasks.steps.sampling import failed_counts, validate_some_served
 
 MODEL_PAIR = "model-pair"
-"""The kind of an artifact that stands for two models."""
+"""Kind of an artifact that names two models."""
 
 
 @step
 def pair_models(ctx: StepContext, long: ArtifactRef, short: ArtifactRef) -> ArtifactRef:
-    """One row of Couple."""
+    """One row of ModelPair. The pair is one artifact, so the upstream steps of both models are its cost."""
     row = ModelPair(long_uri=long.uri, long_digest=long.digest, short_uri=short.uri, short_digest=short.digest)
     trained_on = sum(model.count.rows_in for model in (long, short) if model.count)
     return ctx.publish(MODEL_PAIR, [row], rows_in=trained_on)
@@ -40,27 +37,31 @@ def evaluate_dialogues(
     sampling: Sampling,
     seed: int,
 ) -> ArtifactRef:
-    """Rows of Conversation on problems that nothing else has read. Those that are not to be had count as not right."""
-    known, models = (
-        list(by_id(ctx, problems).values()),
-        (ctx.resources.checkpoint(long), ctx.resources.checkpoint(short)),
-    )
+    """Rows of EvaluatedDialogue, on problems that no other step reads. A dialogue that failed counts as not right.
+
+    Raises TooManyFailed.
+    """
+    known = list(by_id(ctx, problems).values())
+    models = ctx.resources.checkpoint(long), ctx.resources.checkpoint(short)
     codec = TurnCodec(models[0], protocol)
     prompts = [codec.prompts(problem) for problem in known]
-    plans = [DialogueSampler(codec, shown, sampling.samples) for shown in prompts]
+    plans = [DialogueSampler(codec, of_problem, sampling.samples) for of_problem in prompts]
     jobs = [plan.job(sampling) for plan in plans]
-    usage = ctx.resources.run_pair("talk", models, jobs, Purpose.BENCHMARK, seed)
+    usage = ctx.resources.run_pair("dialogues", models, jobs, Purpose.BENCHMARK, seed)
     refused = {problem.id: job.refused for problem, job in zip(known, jobs, strict=True) if job.refused}
-    validate_some_served("talk", refused, known)
+    validate_some_served("dialogues", refused, known)
     answers = [[state.dialogue.answer for state in plan.dialogues] for plan in plans]
     verdicts, checks = ctx.resources.verdicts(known, answers)
     rows = [
-        evaluated_dialogue(problem, sample, state, {speaker: len(ids) for speaker, ids in shown.items()}, verdict)
-        for problem, plan, shown, judged in zip(known, plans, prompts, verdicts, strict=True)
+        evaluated_dialogue(problem, sample, state, {speaker: len(ids) for speaker, ids in of_problem.items()}, verdict)
+        for problem, plan, of_problem, checked in zip(known, plans, prompts, verdicts, strict=True)
         if problem.id not in refused
-        for sample, (state, verdict) in enumerate(zip(plan.dialogues, judged, strict=True))
+        for sample, (state, verdict) in enumerate(zip(plan.dialogues, checked, strict=True))
     ]
-    counts = {"cap hit": sum(row.hit_cap for row in rows), "malformed": sum(not row.is_well_formed for row in rows)}
+    counts = {
+        "round limit hit": sum(row.hit_cap for row in rows),
+        "malformed": sum(not row.is_well_formed for row in rows),
+    }
     rows += [dialogue_without_completion(name, sample) for name in refused for sample in range(sampling.samples)]
     counts |= failed_counts(refused)
     ctx.report_skipped(skipped_rows(refused))
@@ -68,15 +69,15 @@ def evaluate_dialogues(
 
 
 def evaluated_dialogue(
-    problem: Problem, sample: int, state: DialogueState, shown: dict[Speaker, int], verdict: Verdict
+    problem: Problem, sample: int, state: DialogueState, prompt_tokens: dict[Speaker, int], verdict: Verdict
 ) -> EvaluatedDialogue:
-    """`shown`: tokens of what each speaker sees before the transcript."""
+    """`prompt_tokens`: tokens that each speaker reads before the transcript."""
     return EvaluatedDialogue(
         problem_id=problem.id,
         sample=sample,
         transcript=str(state.dialogue),
-        long_calls=state.calls(Speaker.LONG, shown[Speaker.LONG]),
-        short_calls=state.calls(Speaker.SHORT, shown[Speaker.SHORT]),
+        long_calls=state.calls(Speaker.LONG, prompt_tokens[Speaker.LONG]),
+        short_calls=state.calls(Speaker.SHORT, prompt_tokens[Speaker.SHORT]),
         hit_cap=state.dialogue.hit_cap,
         is_well_formed=state.dialogue.is_well_formed,
         verdict=verdict,
@@ -84,7 +85,7 @@ def evaluated_dialogue(
 
 
 def dialogue_without_completion(problem_id: str, sample: int) -> EvaluatedDialogue:
-    """One for which an engine failed."""
+    """The row of a dialogue for which an engine failed."""
     return EvaluatedDialogue(
         problem_id=problem_id,
         sample=sample,
@@ -98,10 +99,10 @@ def dialogue_without_completion(problem_id: str, sample: int) -> EvaluatedDialog
 
 
 @step
-def score_dialogues(ctx: StepContext, problems: ArtifactRef, conversations: ArtifactRef) -> ArtifactRef:
-    """Rows of Score: tokens are those of both models together."""
-    known = by_id(ctx, problems)
-    rows = ctx.artifacts.rows(conversations, EvaluatedDialogue)
+def score_dialogues(ctx: StepContext, problems: ArtifactRef, dialogues: ArtifactRef) -> ArtifactRef:
+    """Rows of Score. Tokens are those of both models together."""
+    level_of = {name: problem.level for name, problem in by_id(ctx, problems).items()}
+    rows = ctx.artifacts.rows(dialogues, EvaluatedDialogue)
     scores = [
         Score(
             problem_id=row.problem_id,
@@ -120,7 +121,7 @@ def score_dialogues(ctx: StepContext, problems: ArtifactRef, conversations: Arti
 
 
 def models_of_pair(pair: ModelPair) -> tuple[ArtifactRef, ArtifactRef]:
-    """The long-thought and the short-thought model."""
+    """References to the long-thought and the short-thought model."""
     return (
         ArtifactRef(kind="checkpoint", uri=pair.long_uri, digest=pair.long_digest, rows=1),
         ArtifactRef(kind="checkpoint", uri=pair.short_uri, digest=pair.short_digest, rows=1),

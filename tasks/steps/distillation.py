@@ -1,6 +1,6 @@
-"""CoT distillation's own steps: choose, value, rate, compress, pair (papers, section A).
+"""CoT distillation's own steps: select, value, rate, compress, pair (arXiv 2509.05226).
 
-Knows: which records each of `reasoning`'s rules wants. Must not know: the rules, or how an engine is asked.
+The rules themselves are in `reasoning`.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from tasks.steps.llm import query_llm
 from tasks.steps.prefix_sampling import Finalizer, Prefix, PrefixSampler, TokenIds, answer_probe, skipped_rows
 from tasks.steps.problems import by_id, prompts_of
 
-SAMPLES_APART = 1_000_000
-"""Between the numbers of two seeds' samples."""
+SAMPLE_STRIDE = 1_000_000
+"""Distance between the sample numbers of two seeds, so that seeds share no endpoint replies."""
 
 
 @step
 def import_traces(ctx: StepContext, model: ArtifactRef, traces: ArtifactRef) -> ArtifactRef:
-    """Rows of Trace: another model's traces in the token ids of `model`."""
+    """Rows of Trace: another model's traces, encoded in the token ids of `model`."""
     checkpoint, rows = ctx.resources.checkpoint(model), ctx.artifacts.rows(traces, Trace)
     end = (checkpoint.end_id,)
-    adopted = [
+    encoded = [
         row.model_copy(update={"token_ids": checkpoint.encode(row.text) + end * (not row.truncated)}) for row in rows
     ]
-    return ctx.publish("traces", adopted, rows_in=len(rows))
+    return ctx.publish("traces", encoded, rows_in=len(rows))
 
 
 @step
@@ -57,10 +57,13 @@ def write_traces(
     sampling: Sampling,
     seed: int,
 ) -> ArtifactRef:
-    """Rows of Trace in the token ids of `model`, written by an endpoint. Raises what its client does."""
+    """Rows of Trace: written by an endpoint, encoded in the token ids of `model`.
+
+    Raises TooManyInvalidReplies, and what the client of `teacher.llm` raises.
+    """
     checkpoint, known = ctx.resources.checkpoint(model), list(by_id(ctx, problems).values())
     tags = checkpoint.prompt.thinking
-    asks = [
+    queries = [
         LlmQuery(
             teacher.instruction,
             problem.text,
@@ -68,18 +71,21 @@ def write_traces(
             sampling.max_tokens,
             sampling.temperature,
             sampling.top_p,
-            sample=seed * SAMPLES_APART + sample,
+            sample=seed * SAMPLE_STRIDE + sample,
             limit="sampling.max_tokens",
         )
         for problem in known
         for sample in range(sampling.samples)
     ]
-    found = query_llm(ctx, teacher.llm, "write traces", asks, teacher.max_invalid_fraction)
-    told = zip(product(known, range(sampling.samples)), found.replies, strict=True)
-    used = [(*asked, reply) for asked, reply in told if not isinstance(reply, InvalidReply)]
+    answers = query_llm(ctx, teacher.llm, "write traces", queries, teacher.max_invalid_fraction)
+    valid = [
+        (problem, sample, reply)
+        for (problem, sample), reply in zip(product(known, range(sampling.samples)), answers.replies, strict=True)
+        if not isinstance(reply, InvalidReply)
+    ]
     plain = [
         (problem, sample, reply, written_as(reply.text, tags))
-        for problem, sample, reply in used
+        for problem, sample, reply in valid
         if not checkpoint.holds_control(thought_of(reply.text).replace(CLOSE_THINK, "", 1))
     ]
     verdicts, checks = ctx.resources.verdicts(
@@ -96,35 +102,35 @@ def write_traces(
         )
         for (problem, sample, reply, text), (verdict,) in zip(plain, verdicts, strict=True)
     ]
-    dropped = found.unusable + Counter({"control-token": len(used) - len(plain)})
+    dropped = answers.invalid + Counter({"control-token": len(valid) - len(plain)})
     return ctx.publish(
         "traces",
         rows,
-        rows_in=len(asks),
+        rows_in=len(queries),
         dropped=dict(+dropped),
-        usage=found.usage + checks,
-        billed_to=found.billed_to,
+        usage=answers.usage + checks,
+        billed_to=answers.billed_to,
     )
 
 
 @step
 def select_traces(ctx: StepContext, traces: ArtifactRef, selection: TraceSelection) -> ArtifactRef:
-    """Rows of Trace: of each problem's right ones, as many as are wanted."""
+    """Rows of Trace: up to `selection.max_traces` right, untruncated traces of each problem."""
     rows = ctx.artifacts.rows(traces, Trace)
     right: dict[str, list[Trace]] = defaultdict(list)
     for row in rows:
         if row.verdict is Verdict.RIGHT and not row.truncated:
             right[row.problem_id].append(row)
     sign = {"as-drawn": 0, "shortest": 1, "longest": -1}[selection.order]
-    chosen = [
+    selected = [
         row
         for group in right.values()
         for row in sorted(group, key=lambda row: sign * len(row.token_ids))[: selection.max_traces]
     ]
-    of_right = sum(map(len, right.values()))
-    dropped = Counter({"not-right": len(rows) - of_right, "not-chosen": of_right - len(chosen)})
+    total_right = sum(map(len, right.values()))
+    dropped = Counter({"not-right": len(rows) - total_right, "not-selected": total_right - len(selected)})
     counts = {"problems": len({row.problem_id for row in rows}), "problems with a right trace": len(right)}
-    return ctx.publish("traces", chosen, rows_in=len(rows), dropped=dict(+dropped), counts=counts)
+    return ctx.publish("traces", selected, rows_in=len(rows), dropped=dict(+dropped), counts=counts)
 
 
 @step
@@ -137,15 +143,15 @@ def estimate_prefix_values(
     probing: Probing,
     seed: int,
 ) -> ArtifactRef:
-    """Rows of Valued: the right ones among the rollouts of every prefix, and of no thinking at all."""
+    """Rows of PrefixValues: right rollouts of every prefix, and of no thinking at all. Raises TooManyFailed."""
     checkpoint, rows = ctx.resources.checkpoint(model), ctx.artifacts.rows(traces, Trace)
     ends_of, undecodable = all_segment_ends(ctx, checkpoint, rows, segmentation)
     ends = {name: [0, *segments] for name, segments in ends_of.items()}
     sampler = PrefixSampler(ctx.resources, checkpoint, by_id(ctx, problems), answer_probe(probing), seed)
-    valued = sampler.estimate_values("value prefixes", [row for row in rows if row.id in ends], ends)
+    values = sampler.estimate_values("estimate prefix values", [row for row in rows if row.id in ends], ends)
     return ctx.publish(
         "values",
-        valued,
+        values,
         rows_in=len(rows),
         usage=sampler.usage,
         skipped=undecodable + skipped_rows(sampler.refused),
@@ -154,16 +160,20 @@ def estimate_prefix_values(
 
 @step
 def rate_by_effort(ctx: StepContext, traces: ArtifactRef, values: ArtifactRef, threshold: float) -> ArtifactRef:
-    """Rows of Rating: of each problem with a valued trace, from all its traces and what the valued ones need."""
-    drawn, right = Counter[str](), Counter[str]()
+    """Rows of Rating, one for each problem with estimated values.
+
+    The effort of a problem follows from its share of right traces, and from the tokens that its traces need until a
+    prefix is right more often than `threshold`.
+    """
+    sampled, right = Counter[str](), Counter[str]()
     for row in ctx.artifacts.rows(traces, Trace):
-        drawn[row.problem_id] += 1
+        sampled[row.problem_id] += 1
         right[row.problem_id] += row.verdict is Verdict.RIGHT
     needed: dict[str, list[int]] = defaultdict(list)
     for row in ctx.artifacts.rows(values, PrefixValues):
         needed[row.problem_id].append(row.needed(threshold))
     efforts = {
-        name: difficulty.effort(right[name], drawn[name], sum(lengths) / len(lengths))
+        name: difficulty.effort(right[name], sampled[name], sum(lengths) / len(lengths))
         for name, lengths in needed.items()
     }
     ratings = [Rating(problem_id=name, level=level) for name, level in difficulty.levels(efforts).items()]
@@ -172,49 +182,51 @@ def rate_by_effort(ctx: StepContext, traces: ArtifactRef, values: ArtifactRef, t
 
 @step
 def rate_by_llm(ctx: StepContext, problems: ArtifactRef, traces: ArtifactRef, rater: LlmRater, llm: Llm) -> ArtifactRef:
-    """Rows of Rating: of each problem with a trace, by an auxiliary model. Raises what the model's client does, and
-    TooManyUnusable."""
+    """Rows of Rating, one for each problem with a trace, by an auxiliary model.
+
+    Raises TooManyInvalidReplies, and what the client of `llm` raises.
+    """
     known, names = by_id(ctx, problems), {row.problem_id: None for row in ctx.artifacts.rows(traces, Trace)}
-    asks = with_token_limit(
-        [difficulty.difficulty_query(known[name]) for name in names], rater.max_tokens, "rating.max_tokens"
-    )
-    found = query_llm(ctx, llm, "rate", asks, rater.max_invalid_fraction)
+    queries = [difficulty.difficulty_query(known[name]) for name in names]
+    queries = with_token_limit(queries, rater.max_tokens, "rating.max_tokens")
+    answers = query_llm(ctx, llm, "rate", queries, rater.max_invalid_fraction)
     ratings = [
         Rating(problem_id=name, level=reply.level)
-        for name, reply in zip(names, found.replies, strict=True)
+        for name, reply in zip(names, answers.replies, strict=True)
         if not isinstance(reply, InvalidReply)
     ]
     return ctx.publish(
         "ratings",
         ratings,
         rows_in=len(names),
-        dropped=found.unusable,
-        usage=found.usage,
-        billed_to=found.billed_to,
+        dropped=answers.invalid,
+        usage=answers.usage,
+        billed_to=answers.billed_to,
     )
 
 
 @step
 def permute_ratings(ctx: StepContext, ratings: ArtifactRef, seed: int) -> ArtifactRef:
-    """Rows of Rating: the same levels, each at another problem. A control."""
+    """Rows of Rating: the same levels, shuffled among the problems. A control."""
     rows = ctx.artifacts.rows(ratings, Rating)
     levels = [row.level for row in rows]
     random.Random(f"exchange/{seed}").shuffle(levels)
-    exchanged = [Rating(problem_id=row.problem_id, level=level) for row, level in zip(rows, levels, strict=True)]
-    return ctx.publish("ratings", exchanged, rows_in=len(rows))
+    shuffled = [Rating(problem_id=row.problem_id, level=level) for row, level in zip(rows, levels, strict=True)]
+    return ctx.publish("ratings", shuffled, rows_in=len(rows))
 
 
-class Thought(NamedTuple):
-    """Compressed thinking that is still to be brought to its end."""
+class CompressedThinking(NamedTuple):
+    """Compressed thinking of a trace, without its ending."""
 
     trace: Trace
     level: int
     token_ids: TokenIds
     kept: tuple[int, ...] = ()
+    """Indices of the kept segments; empty for thinking that a language model rewrote."""
 
 
 class CompressionInputs(StepInputs):
-    """Rated traces, the budget of each level, and how compressed thinking is finished."""
+    """Rated traces, the length budget of each level, and the settings for finalizing."""
 
     model: ArtifactRef
     problems: ArtifactRef
@@ -226,102 +238,98 @@ class CompressionInputs(StepInputs):
 
 
 @step
-def compress_by_value(
-    ctx: StepContext,
-    inputs: CompressionInputs,
-    values: ArtifactRef,
-) -> ArtifactRef:
-    """Rows of Compressed: the segments that contribute most, as many as the problem's level allows."""
-    due, dropped = _compression_jobs(ctx, inputs)
-    valued = by_trace(ctx.artifacts.rows(values, PrefixValues))
-    thoughts = []
-    for trace, level, tokens in due:
-        row = valued.get((trace.problem_id, trace.sample))
+def compress_by_value(ctx: StepContext, inputs: CompressionInputs, values: ArtifactRef) -> ArtifactRef:
+    """Rows of CompressedTrace: the segments that contribute most, as many as the level's budget allows.
+
+    Raises TooManyFailed.
+    """
+    jobs, dropped = _compression_jobs(ctx, inputs)
+    values_of = by_trace(ctx.artifacts.rows(values, PrefixValues))
+    compressed = []
+    for trace, level, max_tokens in jobs:
+        row = values_of.get((trace.problem_id, trace.sample))
         if row is None:
-            dropped["unvalued"] += 1
+            dropped["no-values"] += 1
             continue
-        kept = compression.kept_segments(row.values, row.lengths, tokens)
+        kept = compression.kept_segments(row.values, row.lengths, max_tokens)
         parts = (trace.token_ids[row.ends[index] : row.ends[index + 1]] for index in kept)
-        thoughts.append(Thought(trace, level, tuple(chain.from_iterable(parts)), kept))
-    fitting = [thought for thought in thoughts if thought.kept]
-    dropped["over-budget"] += len(thoughts) - len(fitting)
-    return _finished(ctx, inputs, fitting, dropped, Usage())
+        compressed.append(CompressedThinking(trace, level, tuple(chain.from_iterable(parts)), kept))
+    fitting = [thinking for thinking in compressed if thinking.kept]
+    dropped["over-budget"] += len(compressed) - len(fitting)
+    return _finalize_and_filter(ctx, inputs, fitting, dropped, Usage())
 
 
 @step
-def compress_by_llm(
-    ctx: StepContext,
-    inputs: CompressionInputs,
-    compressor: LlmCompressor,
-    llm: Llm,
-) -> ArtifactRef:
-    """Rows of Compressed: thinking as an auxiliary model writes it anew. Raises what its client does."""
+def compress_by_llm(ctx: StepContext, inputs: CompressionInputs, compressor: LlmCompressor, llm: Llm) -> ArtifactRef:
+    """Rows of CompressedTrace: thinking rewritten by an auxiliary model.
+
+    Raises TooManyInvalidReplies, TooManyFailed, and what the client of `llm` raises.
+    """
     checkpoint, known = ctx.resources.checkpoint(inputs.model), by_id(ctx, inputs.problems)
-    due, dropped = _compression_jobs(ctx, inputs)
-    asks = [
+    jobs, dropped = _compression_jobs(ctx, inputs)
+    queries = [
         compression.compression_query(
-            known[trace.problem_id], thinking_of(trace.text, checkpoint.prompt.thinking), max(1, round(tokens))
+            known[trace.problem_id], thinking_of(trace.text, checkpoint.prompt.thinking), max(1, round(max_tokens))
         )
-        for trace, _, tokens in due
+        for trace, _, max_tokens in jobs
     ]
-    asks = with_token_limit(asks, compressor.max_tokens, "compression.by.max_tokens")
-    found = query_llm(ctx, llm, "compress", asks, compressor.max_invalid_fraction)
-    dropped += found.unusable
+    queries = with_token_limit(queries, compressor.max_tokens, "compression.by.max_tokens")
+    answers = query_llm(ctx, llm, "compress", queries, compressor.max_invalid_fraction)
+    dropped += answers.invalid
     line_break = "" if inputs.finalizing.closing_text.startswith("\n") else "\n"
-    thoughts = []
-    for (trace, level, tokens), reply in zip(due, found.replies, strict=True):
+    compressed = []
+    for (trace, level, max_tokens), reply in zip(jobs, answers.replies, strict=True):
         if isinstance(reply, InvalidReply):
             continue
-        thought = Thought(trace, level, checkpoint.encode(reply.thinking.strip() + line_break))
-        refusal = _invalid_reason(checkpoint, reply.thinking, len(thought.token_ids), compressor.slack * tokens)
-        if refusal:
-            dropped[refusal] += 1
+        token_ids = checkpoint.encode(reply.thinking.strip() + line_break)
+        if reason := _invalid_reason(checkpoint, reply.thinking, len(token_ids), compressor.slack * max_tokens):
+            dropped[reason] += 1
         else:
-            thoughts.append(thought)
-    return _finished(ctx, inputs, thoughts, dropped, found.usage, found.billed_to)
+            compressed.append(CompressedThinking(trace, level, token_ids))
+    return _finalize_and_filter(ctx, inputs, compressed, dropped, answers.usage, answers.billed_to)
 
 
-def _invalid_reason(checkpoint: Checkpoint, text: str, tokens: int, most: float) -> str:
-    """Why rewritten thinking is no thinking within its budget; empty when it is."""
+def _invalid_reason(checkpoint: Checkpoint, text: str, tokens: int, max_tokens: float) -> str:
+    """Why rewritten thinking cannot be used; empty when it can."""
     if not text.strip():
         return "empty"
     if checkpoint.holds_control(text):
         return "control-token"
-    return "over-budget" if tokens > most else ""
+    return "over-budget" if tokens > max_tokens else ""
 
 
 class CompressionJob(NamedTuple):
-    """A trace that is to get shorter."""
+    """A trace to compress."""
 
     trace: Trace
     level: int
-    tokens: float
-    """That its thinking may keep."""
+    max_tokens: float
+    """Token budget of its thinking."""
 
 
 def _compression_jobs(ctx: RunContext, inputs: CompressionInputs) -> tuple[list[CompressionJob], Counter[str]]:
-    """Traces longer than their level allows, and what was left out by reason."""
+    """Traces longer than their level's budget, and counts of the others by reason."""
     checkpoint, rows = ctx.resources.checkpoint(inputs.model), ctx.artifacts.rows(inputs.traces, Trace)
     level_of = {row.problem_id: row.level for row in ctx.artifacts.rows(inputs.ratings, Rating)}
     rated = [(row, level_of[row.problem_id]) for row in rows if row.problem_id in level_of]
-    due = []
+    jobs = []
     for trace, level in rated:
-        thinking = len(checkpoint.encode(thinking_of(trace.text, checkpoint.prompt.thinking)))
-        tokens = inputs.budget.tokens(level, thinking)
-        if tokens < thinking:
-            due.append(CompressionJob(trace, level, tokens))
-    return due, Counter({"unrated": len(rows) - len(rated), "within-budget": len(rated) - len(due)})
+        tokens = len(checkpoint.encode(thinking_of(trace.text, checkpoint.prompt.thinking)))
+        max_tokens = inputs.budget.tokens(level, tokens)
+        if max_tokens < tokens:
+            jobs.append(CompressionJob(trace, level, max_tokens))
+    return jobs, Counter({"unrated": len(rows) - len(rated), "within-budget": len(rated) - len(jobs)})
 
 
-def _finished(
+def _finalize_and_filter(
     ctx: StepContext,
     inputs: CompressionInputs,
-    thoughts: Sequence[Thought],
+    compressed: Sequence[CompressedThinking],
     dropped: Counter[str],
     usage: Usage,
     billed_to: str = "",
 ) -> ArtifactRef:
-    """The gate: what still answers right, and is shorter than it was."""
+    """Samples endings and publishes rows of CompressedTrace that answer right and are shorter than the original."""
     finalizer = Finalizer(
         ctx.resources,
         ctx.resources.checkpoint(inputs.model),
@@ -329,31 +337,20 @@ def _finished(
         inputs.finalizing,
         inputs.seed,
     )
-    prefixes = [Prefix(thought.trace.problem_id, thought.token_ids) for thought in thoughts]
+    prefixes = [Prefix(thinking.trace.problem_id, thinking.token_ids) for thinking in compressed]
+    endings = finalizer.sample_endings("compress", Purpose.COMPRESS, prefixes)
     rows, refused = list[CompressedTrace](), dict[str, Refused]()
-    for thought, endings in zip(
-        thoughts, finalizer.sample_endings("compress", Purpose.COMPRESS, prefixes), strict=True
-    ):
-        trace = thought.trace
-        if isinstance(endings, Refused):
-            refused[trace.id] = endings
+    for thinking, group in zip(compressed, endings, strict=True):
+        if isinstance(group, Refused):
+            refused[thinking.trace.id] = group
             continue
-        ending = shortest_right(endings)
+        ending = shortest_right(group)
         if ending is None:
             dropped["no-right-ending"] += 1
-        elif len(thought.token_ids + ending) >= len(trace.token_ids):
+        elif len(thinking.token_ids + ending) >= len(thinking.trace.token_ids):
             dropped["not-shorter"] += 1
         else:
-            rows.append(
-                CompressedTrace(
-                    problem_id=trace.problem_id,
-                    sample=trace.sample,
-                    level=thought.level,
-                    kept=thought.kept,
-                    token_ids=thought.token_ids + ending,
-                    original_tokens=len(trace.token_ids),
-                )
-            )
+            rows.append(_compressed_trace(thinking, ending))
     rows_in = len(rows) + dropped.total() + len(refused)
     return ctx.publish(
         "compressed",
@@ -366,9 +363,20 @@ def _finished(
     )
 
 
+def _compressed_trace(thinking: CompressedThinking, ending: TokenIds) -> CompressedTrace:
+    return CompressedTrace(
+        problem_id=thinking.trace.problem_id,
+        sample=thinking.trace.sample,
+        level=thinking.level,
+        kept=thinking.kept,
+        token_ids=thinking.token_ids + ending,
+        original_tokens=len(thinking.trace.token_ids),
+    )
+
+
 @step
 def uncompressed(ctx: StepContext, traces: ArtifactRef, compressed: ArtifactRef) -> ArtifactRef:
-    """Rows of Trace: those that were compressed, as they were. A control."""
+    """Rows of Trace: the originals of the compressed traces. A control."""
     names = {(row.problem_id, row.sample) for row in ctx.artifacts.rows(compressed, CompressedTrace)}
     rows = ctx.artifacts.rows(traces, Trace)
     kept = [row for row in rows if (row.problem_id, row.sample) in names]
@@ -385,8 +393,8 @@ def pair_compressed(
     compressed: ArtifactRef,
     max_length: int,
 ) -> ArtifactRef:
-    """Rows of Pair: the compressed trace against itself as it was."""
+    """Rows of Pair: the compressed trace is chosen, its original is rejected."""
     prompts, rows = prompts_of(ctx, model, problems), ctx.artifacts.rows(compressed, CompressedTrace)
-    made = distillation_pairs(prompts, ctx.artifacts.rows(traces, Trace), rows)
-    pairs, dropped = fit_pairs(made, max_length)
-    return ctx.publish("pairs", pairs, rows_in=len(made), dropped=dict(dropped))
+    all_pairs = distillation_pairs(prompts, ctx.artifacts.rows(traces, Trace), rows)
+    pairs, dropped = fit_pairs(all_pairs, max_length)
+    return ctx.publish("pairs", pairs, rows_in=len(all_pairs), dropped=dict(dropped))

@@ -1,13 +1,10 @@
-"""DTO's own steps: probe, finalize, prune, pair (papers, section B).
-
-Knows: which records each of `reasoning`'s rules wants. Must not know: the rules, or how an engine is asked.
-"""
+"""DTO's own steps: probe, finalize, prune, pair (arXiv 2505.21765). The rules are in `reasoning`."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 from conf.dto import DtoFinalizing, DtoProbing, LlmPruning, Pairing
@@ -44,6 +41,7 @@ from tasks.runtime.caching import StepInputs, step
 from tasks.runtime.context import RunContext, StepContext
 from tasks.steps.llm import query_llm
 from tasks.steps.prefix_sampling import (
+    Endings,
     Finalizer,
     LogProbScorer,
     Prefix,
@@ -67,22 +65,31 @@ def probe_prefixes(
     probing: DtoProbing,
     seed: int,
 ) -> ArtifactRef:
-    """Rows of Scan: each trace's prefixes from the front until one passes. Traces cut by max_tokens are set aside."""
+    """Rows of Scan: the prefixes of each trace, probed until the crossing is found.
+
+    Drops truncated traces. A share of the traces is audited: probed from the front in addition to a binary search.
+    Raises TooManyFailed.
+    """
     checkpoint = ctx.resources.checkpoint(model)
     rows = ctx.artifacts.rows(traces, Trace)
     finished = [trace for trace in rows if not trace.truncated]
     ends, undecodable = all_segment_ends(ctx, checkpoint, finished, segmentation)
-    whole = [trace for trace in finished if trace.id in ends]
-    plans = {trace.id: search(len(ends[trace.id]), probing) for trace in whole}
+    segmented = [trace for trace in finished if trace.id in ends]
+    plans = {trace.id: search_plan(len(ends[trace.id]), probing) for trace in segmented}
     audits = {
         trace.id: EarliestCrossing(len(ends[trace.id]), probing.sampling.samples, probing.threshold)
-        for trace in whole
-        if audited(probing, trace, seed)
+        for trace in segmented
+        if is_audited(probing, trace, seed)
     }
     sampler = PrefixSampler(ctx.resources, checkpoint, by_id(ctx, problems), answer_probe(probing), seed)
-    asked = [query_prefixes(t, ends[t.id], found[t.id]) for found in (plans, audits) for t in whole if t.id in found]
-    sampler.run_queries("probe prefixes", Purpose.PROBE, asked)
-    served = [trace for trace in whole if trace.id not in sampler.refused]
+    queries = [
+        query_prefixes(trace, ends[trace.id], plan_of[trace.id])
+        for plan_of in (plans, audits)
+        for trace in segmented
+        if trace.id in plan_of
+    ]
+    sampler.run_queries("probe prefixes", Purpose.PROBE, queries)
+    served = [trace for trace in segmented if trace.id not in sampler.refused]
     results = [scan_of(trace, ends[trace.id], plans[trace.id]) for trace in served]
     dropped = Counter(truncated=len(rows) - len(finished))
     kept_audits = [trace.id for trace in served if trace.id in audits]
@@ -110,36 +117,37 @@ def reestimate_crossings(
     probing: Probing,
     seed: int,
 ) -> ArtifactRef:
-    """Rows of Recheck: p at the crossing, estimated again on fresh samples.
+    """Rows of CrossingEstimate: p at each crossing, estimated on fresh samples. Reported, not used.
 
-    The first estimate is the one that was chosen for being high. A crossing that does not pass again was lucky.
+    The first estimate is biased upwards, because the crossing was selected for it. A crossing whose fresh estimate
+    does not pass is counted as false. Raises TooManyFailed.
     """
     trace_of = {trace.id: trace for trace in ctx.artifacts.rows(traces, Trace)}
-    by_name = {scan.trace_id: scan for scan in ctx.artifacts.rows(scans, Scan) if scan.crossing is not None}
-    # All probes, not only as many as decide: a share of those would not be an unbiased estimate.
+    crossed = {scan.trace_id: scan for scan in ctx.artifacts.rows(scans, Scan) if scan.crossing is not None}
+    # A full estimate: a sequential test stops early, so its share is biased.
     total = probing.sampling.samples
-    plans = {name: FullEstimate(1, total) for name in by_name}
-    asked = [query_prefixes(trace_of[name], [scan.cut], plans[name]) for name, scan in by_name.items()]
+    plans = {name: FullEstimate(1, total) for name in crossed}
+    queries = [query_prefixes(trace_of[name], [scan.cut], plans[name]) for name, scan in crossed.items()]
     sampler = PrefixSampler(
         ctx.resources, ctx.resources.checkpoint(model), by_id(ctx, problems), answer_probe(probing), seed
     )
-    sampler.run_queries("probe again", Purpose.RECHECK, asked)
+    sampler.run_queries("probe again", Purpose.RECHECK, queries)
     rows = [
         CrossingEstimate(
             problem_id=scan.problem_id, sample=scan.sample, right=count_right(plans[name].outcomes[0]), total=total
         )
-        for name, scan in by_name.items()
+        for name, scan in crossed.items()
         if name not in sampler.refused
     ]
     counts = {
-        "lucky crossings": sum(row.right < min_successes(total, probing.threshold) for row in rows),
+        "false crossings": sum(row.right < min_successes(total, probing.threshold) for row in rows),
         "fresh probes": sum(row.total for row in rows),
         "right of fresh probes": sum(row.right for row in rows),
     }
     return ctx.publish(
         "rechecks",
         rows,
-        rows_in=len(by_name),
+        rows_in=len(crossed),
         usage=sampler.usage,
         counts=counts,
         skipped=skipped_rows(sampler.refused),
@@ -156,7 +164,7 @@ def finalize_traces(
     finalizing: DtoFinalizing,
     seed: int,
 ) -> ArtifactRef:
-    """Rows of Optimised: traces cut at their crossing with the shortest correct ending."""
+    """Rows of OptimisedTrace: traces cut at their crossing, with the shortest correct ending. Raises TooManyFailed."""
     trace_of = by_trace(ctx.artifacts.rows(traces, Trace))
     all_scans = ctx.artifacts.rows(scans, Scan)
     crossed = [scan for scan in all_scans if scan.crossing is not None]
@@ -170,19 +178,17 @@ def finalize_traces(
     for source, prefix, group in zip(sources, prefixes, endings, strict=True):
         if isinstance(group, Refused):
             refused[source.id] = group
-            continue
-        ending = shortest_right(group)
-        if ending is None:
+        elif (ending := shortest_right(group)) is None:
             dropped["no-right-ending"] += 1
-            continue
-        rows.append(
-            OptimisedTrace(
-                problem_id=source.problem_id,
-                sample=source.sample,
-                token_ids=prefix.token_ids + ending,
-                premature_ids=premature.get((source.problem_id, source.sample)),
+        else:
+            rows.append(
+                OptimisedTrace(
+                    problem_id=source.problem_id,
+                    sample=source.sample,
+                    token_ids=prefix.token_ids + ending,
+                    premature_ids=premature.get((source.problem_id, source.sample)),
+                )
             )
-        )
     return ctx.publish(
         "optimised",
         rows,
@@ -196,24 +202,26 @@ def finalize_traces(
 def _premature_stops(
     finalizer: Finalizer, traces: Sequence[Trace], scans: Sequence[Scan]
 ) -> dict[tuple[str, int], TokenIds]:
-    """Completions that stop at the last prefix that did not pass and answer wrong there, by (problem id, sample).
-    Where there is no completion there is no such pair."""
-    refused = [
+    """Completions cut at the last prefix that did not pass, with a wrong answer, by (problem id, sample).
+
+    Absent: traces without a failing prefix before the crossing, traces whose ending is not wrong, refused requests.
+    """
+    failing = [
         (trace, scan.ends[probe.segment])
         for trace, scan in zip(traces, scans, strict=True)
         if (probe := last_failed_probe(scan))
     ]
-    prefixes = [cut(trace, end) for trace, end in refused]
+    prefixes = [cut(trace, end) for trace, end in failing]
     endings = finalizer.sample_endings("premature", Purpose.PREMATURE, prefixes, count=1)
     return {
         (trace.problem_id, trace.sample): prefix.token_ids + ending
-        for (trace, _), prefix, group in zip(refused, prefixes, endings, strict=True)
+        for (trace, _), prefix, group in zip(failing, prefixes, endings, strict=True)
         if not isinstance(group, Refused) and (ending := first_wrong(group))
     }
 
 
 class PruningInputs(StepInputs):
-    """Traces, where they were cut, and their finalized form."""
+    """Traces, the scans that cut them, and the finalized traces."""
 
     model: ArtifactRef
     problems: ArtifactRef
@@ -223,38 +231,35 @@ class PruningInputs(StepInputs):
 
 
 @step
-def propose_removals(
-    ctx: StepContext,
-    inputs: PruningInputs,
-    pruning: LlmPruning,
-    llm: Llm,
-) -> ArtifactRef:
-    """Rows of Proposed: what an auxiliary model would leave out of each row of Optimised with an inner segment. Raises
-    what the model's client does, and TooManyUnusable."""
+def propose_removals(ctx: StepContext, inputs: PruningInputs, pruning: LlmPruning, llm: Llm) -> ArtifactRef:
+    """Rows of ProposedRemovals: segments that an auxiliary model would remove from each trace with an inner segment.
+
+    Raises TooManyInvalidReplies, and what the client of `llm` raises.
+    """
     checkpoint, known = ctx.resources.checkpoint(inputs.model), by_id(ctx, inputs.problems)
     trace_of = by_trace(ctx.artifacts.rows(inputs.traces, Trace))
-    scan_by_name = by_trace(ctx.artifacts.rows(inputs.scans, Scan))
+    ends_of = {name: scan.kept_ends for name, scan in _crossed_scans(ctx, inputs).items()}
     rows = ctx.artifacts.rows(inputs.optimised, OptimisedTrace)
-    names = [name for row in rows if len(scan_by_name[name := (row.problem_id, row.sample)].kept_ends) > 2]
-    asks = []
-    for name in names:
-        texts = parts_of(checkpoint, trace_of[name], (0, *scan_by_name[name].kept_ends))
-        asks.append(pruning_query(known[name[0]].text, texts))
-    asks = with_token_limit(asks, pruning.max_tokens, "pruning.max_tokens")
-    found = query_llm(ctx, llm, "propose removals", asks, pruning.max_invalid_fraction)
-    proposed = [
+    names = [name for row in rows if len(ends_of[name := (row.problem_id, row.sample)]) > 2]
+    queries = [
+        pruning_query(known[name[0]].text, texts_between(checkpoint, trace_of[name], (0, *ends_of[name])))
+        for name in names
+    ]
+    queries = with_token_limit(queries, pruning.max_tokens, "pruning.max_tokens")
+    answers = query_llm(ctx, llm, "propose removals", queries, pruning.max_invalid_fraction)
+    proposals = [
         ProposedRemovals(problem_id=name[0], sample=name[1], segments=tuple(sorted(set(reply.remove))))
-        for name, reply in zip(names, found.replies, strict=True)
+        for name, reply in zip(names, answers.replies, strict=True)
         if not isinstance(reply, InvalidReply)
     ]
-    dropped = found.unusable + Counter({"no-inner-segment": len(rows) - len(names)})
+    dropped = answers.invalid + Counter({"no-inner-segment": len(rows) - len(names)})
     return ctx.publish(
         "proposals",
-        proposed,
+        proposals,
         rows_in=len(rows),
         dropped=dict(+dropped),
-        usage=found.usage,
-        billed_to=found.billed_to,
+        usage=answers.usage,
+        billed_to=answers.billed_to,
     )
 
 
@@ -268,85 +273,109 @@ def prune_traces(
     finalizing: Finalizing,
     seed: int,
 ) -> ArtifactRef:
-    """Rows of Optimised without their redundant segments, confirmed by fresh endings; the others as they were, those
-    among them for which an engine failed. Without `proposals` every inner segment is tried."""
+    """Rows of OptimisedTrace, without redundant segments where fresh endings confirm the answer.
+
+    The other rows are unchanged, also where an engine failed. Without `proposals` every inner segment is tried.
+    Raises TooManyFailed.
+    """
     checkpoint, known = ctx.resources.checkpoint(inputs.model), by_id(ctx, inputs.problems)
-    trace_of = by_trace(ctx.artifacts.rows(inputs.traces, Trace))
-    scan_by_name = by_trace(ctx.artifacts.rows(inputs.scans, Scan))
     rows = by_trace(ctx.artifacts.rows(inputs.optimised, OptimisedTrace))
-    told = ctx.artifacts.rows(proposals, ProposedRemovals) if proposals else []
-    proposed_of = {(row.problem_id, row.sample): row.segments for row in told}
-    prunings = {
-        name: PruningPlan(
-            trace_of[name],
-            scan_by_name[name].kept_ends,
-            probing.sampling.samples,
-            probing.threshold,
-            proposed_of.get(name, ()) if proposals else None,
-        )
-        for name in rows
-    }
+    prunings = _open_prunings(ctx, inputs, list(rows), proposals, probing)
     sampler = PrefixSampler(ctx.resources, checkpoint, known, answer_probe(probing), seed)
-    asked = [PrefixQuery(item.trace, item, item.without, len(item.whole_prefix())) for item in prunings.values()]
-    sampler.run_queries("prune segments", Purpose.PRUNE, asked)
+    queries = [PrefixQuery(item.trace, item, item.without, len(item.whole_prefix())) for item in prunings.values()]
+    sampler.run_queries("prune segments", Purpose.PRUNE, queries)
     for item in prunings.values():
         if item.trace.id in sampler.refused:
             item.restore_all()
-    proposed = sum(len(item.removed) for item in prunings.values())
+    not_needed = sum(len(item.removed) for item in prunings.values())
     scorer = LogProbScorer(ctx.resources, checkpoint, known)
     unnatural = restore_unnatural(scorer, list(prunings.values()), max_logprob_drop)
-    shortened = [name for name, item in prunings.items() if item.removed]
     finalizer = Finalizer(ctx.resources, checkpoint, known, finalizing, seed)
-    prefixes = [Prefix(name[0], prunings[name].prefix()) for name in shortened]
-    endings = finalizer.sample_endings("prune check", Purpose.PRUNE_CHECK, prefixes)
-    results = dict(rows)
-    checked = {name: group for name, group in zip(shortened, endings, strict=True) if not isinstance(group, Refused)}
-    for name, group in checked.items():
-        results[name] = pruned_trace(rows[name], prunings[name], group, probing.threshold)
+    shortened = [name for name, item in prunings.items() if item.removed]
+    endings = _endings_of_pruned(finalizer, {name: prunings[name] for name in shortened})
+    results = rows | {
+        name: pruned_trace(rows[name], prunings[name], group, probing.threshold) for name, group in endings.items()
+    }
     pruned = [row for row in results.values() if row.removed]
-    failed = len(sampler.refused) + scorer.refused + len(shortened) - len(checked)
+    failed = len(sampler.refused) + scorer.refused + len(shortened) - len(endings)
     counts = {
         "traces pruned": len(pruned),
-        "not confirmed": len(checked) - len(pruned),
-        "segments not needed": proposed,
+        "not confirmed": len(endings) - len(pruned),
+        "segments not needed": not_needed,
         "unnatural without": unnatural,
         "segments removed": sum(len(row.removed) for row in pruned),
         "tokens before": sum(len(row.token_ids) for row in rows.values()),
         "tokens after": sum(len(row.token_ids) for row in results.values()),
-    } | ({"left as they were, the engine failed": failed} if failed else {})
-    return ctx.publish(
-        "optimised",
-        list(results.values()),
-        rows_in=len(rows),
-        usage=sampler.usage + scorer.usage + finalizer.usage,
-        counts=counts,
-    )
+    } | ({"unchanged, the engine failed": failed} if failed else {})
+    usage = sampler.usage + scorer.usage + finalizer.usage
+    return ctx.publish("optimised", list(results.values()), rows_in=len(rows), usage=usage, counts=counts)
 
 
-def restore_unnatural(scorer: LogProbScorer, prunings: Sequence[PruningPlan], most: float) -> int:
-    """Puts segments back until what is kept of each trace is natural to the model; returns how many. All of them where
-    the engine cannot tell."""
-    doubtful = [item for item in prunings if item.removed]
-    whole = scorer.log_probs("whole traces", [Prefix(item.trace.problem_id, item.whole_prefix()) for item in doubtful])
-    pairs, restored = list[tuple[PruningPlan, list[float]]](), 0
-    for item, before in zip(doubtful, whole, strict=True):
+def _crossed_scans(ctx: RunContext, inputs: PruningInputs) -> dict[tuple[str, int], Scan]:
+    return by_trace(scan for scan in ctx.artifacts.rows(inputs.scans, Scan) if scan.crossing is not None)
+
+
+def _open_prunings(
+    ctx: RunContext,
+    inputs: PruningInputs,
+    names: Sequence[tuple[str, int]],
+    proposals: ArtifactRef | None,
+    probing: Probing,
+) -> dict[tuple[str, int], OpenPruning]:
+    """One pruning for each trace, by (problem id, sample). A trace without a proposal has nothing to remove."""
+    trace_of = by_trace(ctx.artifacts.rows(inputs.traces, Trace))
+    scans = _crossed_scans(ctx, inputs)
+    proposed = by_trace(ctx.artifacts.rows(proposals, ProposedRemovals)) if proposals else {}
+    segments_of = {name: row.segments for name, row in proposed.items()}
+    return {
+        name: OpenPruning(
+            trace_of[name],
+            scans[name].kept_ends,
+            probing.sampling.samples,
+            probing.threshold,
+            segments_of.get(name, ()) if proposals else None,
+        )
+        for name in names
+    }
+
+
+def _endings_of_pruned(
+    finalizer: Finalizer, prunings: Mapping[tuple[str, int], OpenPruning]
+) -> dict[tuple[str, int], Endings]:
+    """Fresh endings of the pruned traces. Traces for which the engine failed are absent."""
+    prefixes = [Prefix(name[0], item.prefix()) for name, item in prunings.items()]
+    endings = finalizer.sample_endings("prune check", Purpose.PRUNE_CHECK, prefixes)
+    return {name: group for name, group in zip(prunings, endings, strict=True) if not isinstance(group, Refused)}
+
+
+def restore_unnatural(scorer: LogProbScorer, prunings: Sequence[OpenPruning], max_logprob_drop: float) -> int:
+    """Restores segments until every kept token is natural: its log-prob dropped by at most `max_logprob_drop` nats.
+
+    Returns the number of restored segments. Where the engine cannot score a trace, all its segments are restored, and
+    not counted.
+    """
+    changed = [item for item in prunings if item.removed]
+    whole = scorer.log_probs("whole traces", [Prefix(item.trace.problem_id, item.whole_prefix()) for item in changed])
+    open_items, restored = list[tuple[OpenPruning, list[float]]](), 0
+    for item, before in zip(changed, whole, strict=True):
         if isinstance(before, Refused):
             item.restore_all()
         else:
-            pairs.append((item, before))
-    while pairs:
-        kept = scorer.log_probs("pruned traces", [Prefix(item.trace.problem_id, item.prefix()) for item, _ in pairs])
-        scored = [(item, before, after) for (item, before), after in zip(pairs, kept, strict=True)]
-        pairs = []
+            open_items.append((item, before))
+    while open_items:
+        prefixes = [Prefix(item.trace.problem_id, item.prefix()) for item, _ in open_items]
+        kept = scorer.log_probs("pruned traces", prefixes)
+        scored = [(item, before, after) for (item, before), after in zip(open_items, kept, strict=True)]
+        open_items = []
         for item, before, after in scored:
             if isinstance(after, Refused):
                 item.restore_all()
                 continue
-            unnatural = item.first_unnatural(before, after, most)
+            unnatural = item.first_unnatural(before, after, max_logprob_drop)
             if unnatural is not None:
                 item.restore_before(unnatural)
                 restored += 1
-                pairs += [(item, before)] if item.removed else []
+                open_items += [(item, before)] if item.removed else []
     return restored
 
 
@@ -360,62 +389,65 @@ def build_pairs(
     pairing: Pairing,
     max_length: int,
 ) -> ArtifactRef:
-    """Rows of Pair, in token ids."""
+    """Rows of Pair: an optimised trace is chosen, a longer original or a premature stop is rejected."""
     prompts, rows = prompts_of(ctx, model, problems), ctx.artifacts.rows(optimised, OptimisedTrace)
     pairs, dropped = preference_pairs(prompts, ctx.artifacts.rows(traces, Trace), rows, pairing.rejected, max_length)
     return ctx.publish("pairs", pairs, rows_in=len(pairs) + dropped.total(), dropped=dict(dropped))
 
 
-def search(prefixes: int, probing: DtoProbing) -> CrossingSearch:
+def search_plan(prefixes: int, probing: DtoProbing) -> CrossingSearch:
+    """The search for the crossing of a trace with so many prefixes."""
     total, threshold = probing.sampling.samples, probing.threshold
     if isinstance(probing.search, BinarySearch):
         return BinarySearchPlan(prefixes, total, threshold)
     return EarliestCrossing(prefixes, total, threshold, probing.search.lookahead)
 
 
-def audited(probing: DtoProbing, trace: Trace, seed: int) -> bool:
-    """Whether a trace that is searched by halves is also scanned from the front: a share of them, always the same."""
+def is_audited(probing: DtoProbing, trace: Trace, seed: int) -> bool:
+    """Whether a trace is scanned from the front in addition to a binary search. Depends on seed and trace id alone."""
     share = probing.search.audited if isinstance(probing.search, BinarySearch) else 0.0
     return random.Random(f"audit/{seed}/{trace.id}").random() < share
 
 
 def cut(trace: Trace, end: int) -> Prefix:
+    """The first `end` tokens of a trace."""
     return Prefix(trace.problem_id, trace.token_ids[:end])
 
 
 def all_segment_ends(
     ctx: RunContext, model: Checkpoint, traces: Sequence[Trace], segmentation: Segmentation
 ) -> tuple[dict[str, list[int]], list[SkippedRow]]:
-    """Token ends of the segments of each trace's thinking. Returns and raises as `all_ends`."""
+    """Token ends of the segments of each trace's thinking. Returns and raises as `token_ends_of`."""
 
     def segments(trace: Trace) -> list[str]:
         thinking = thinking_of(trace.text, model.prompt.thinking)
         return segment_text(thinking, segmentation.markers, segmentation.min_chars, segmentation.max_chars)
 
-    return all_ends(ctx, model, traces, segments)
+    return token_ends_of(ctx, model, traces, segments)
 
 
-def parts_of(model: Checkpoint, trace: Trace, ends: Sequence[int]) -> list[str]:
-    """The texts between the tokens `ends` of a trace that was cut there. Not every tokenizer reads a part by itself as
-    it reads it within the whole."""
+def texts_between(model: Checkpoint, trace: Trace, ends: Sequence[int]) -> list[str]:
+    """The texts between consecutive token `ends` of a trace.
+
+    Decoded as parts of the whole trace, because some tokenizers decode a part alone differently.
+    """
     texts = model.token_texts(trace.token_ids)
     return ["".join(texts[start:end]) for start, end in pairwise(ends)]
 
 
-def all_ends(
+def token_ends_of(
     ctx: RunContext, model: Checkpoint, traces: Sequence[Trace], parts: Callable[[Trace], list[str]]
 ) -> tuple[dict[str, list[int]], list[SkippedRow]]:
-    """Token ends of the `parts` that each trace begins with, by trace id, and the traces whose tokens cannot be told
-    apart. Raises TooManyFailed."""
-    ends, aside, failures = (
-        dict[str, list[int]](),
-        list[SkippedRow](),
-        ctx.resources.failures("read tokens", len(traces)),
-    )
+    """Token ends of each trace's `parts`, by trace id, and the traces whose tokens cannot be aligned with text.
+
+    `parts`: consecutive texts from the beginning of the trace. Raises TooManyFailed.
+    """
+    ends, undecodable = dict[str, list[int]](), list[SkippedRow]()
+    failures = ctx.resources.failure_budget("read tokens", len(traces))
     for trace in traces:
         try:
             ends[trace.id] = token_ends(parts(trace), model.token_texts(trace.token_ids))
         except Undecodable as error:
             failures.add(Failure.UNDECODABLE, str(error))
-            aside.append(SkippedRow(id=trace.id, reason=Failure.UNDECODABLE, detail=str(error)))
-    return ends, aside
+            undecodable.append(SkippedRow(id=trace.id, reason=Failure.UNDECODABLE, detail=str(error)))
+    return ends, undecodable

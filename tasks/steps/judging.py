@@ -1,4 +1,4 @@
-"""Completions of several models graded by one judge. Knows: the judge's step. Must not know: criteria, prompts."""
+"""Completions of several models, graded by one judge model."""
 
 from __future__ import annotations
 
@@ -30,33 +30,35 @@ def judge_completions(
     llm: Llm,
     seed: int,
 ) -> ArtifactRef:
-    """Rows of Judged: of each model the first completion that it was examined on, of the same problems, in an order
-    that tells nothing."""
+    """Rows of JudgeGrades: for each model, its first evaluated completion of the same problems.
+
+    Completions are shuffled, so that their order does not reveal the model. Raises TooManyInvalidReplies, and what the
+    client of `llm` raises.
+    """
     known = by_id(ctx, problems)
-    luck = random.Random(f"judge/{seed}")
-    chosen = luck.sample(sorted(known), min(judging.problems, len(known)))
+    rng = random.Random(f"judge/{seed}")
+    selected = [known[name] for name in rng.sample(sorted(known), min(judging.problems, len(known)))]
     entries, usage = [], Usage()
     for index, model in enumerate(models):
-        asked = [known[name] for name in chosen]
-        drawn = sample_and_verify(
-            ctx, "judged", ctx.resources.checkpoint(model), asked, sampling, Purpose.BENCHMARK, seed
-        )  # from the store: the models were examined on them
-        usage += drawn.usage
-        entries += [(index, trace) for trace in drawn.traces if trace.sample == 0]
-    luck.shuffle(entries)
-    asks = [judging_query(known[trace.problem_id], trace.text) for _, trace in entries]
-    asks = with_token_limit(asks, judging.max_tokens, "judging.max_tokens")
-    found = query_llm(ctx, llm, "judge", asks, judging.max_invalid_fraction)
+        checkpoint = ctx.resources.checkpoint(model)
+        # Evaluation has sampled these completions, so they come from the rollout store.
+        sampled = sample_and_verify(ctx, "judged", checkpoint, selected, sampling, Purpose.BENCHMARK, seed)
+        usage += sampled.usage
+        entries += [(index, trace) for trace in sampled.traces if trace.sample == 0]
+    rng.shuffle(entries)
+    queries = [judging_query(known[trace.problem_id], trace.text) for _, trace in entries]
+    queries = with_token_limit(queries, judging.max_tokens, "judging.max_tokens")
+    answers = query_llm(ctx, llm, "judge", queries, judging.max_invalid_fraction)
     rows = [
         JudgeGrades(model=index, problem_id=trace.problem_id, **reply.model_dump())
-        for (index, trace), reply in zip(entries, found.replies, strict=True)
+        for (index, trace), reply in zip(entries, answers.replies, strict=True)
         if not isinstance(reply, InvalidReply)
     ]
     return ctx.publish(
         "judged",
         rows,
         rows_in=len(entries),
-        dropped=dict(found.unusable),
-        usage=usage + found.usage,
-        billed_to=found.billed_to,
+        dropped=dict(answers.invalid),
+        usage=usage + answers.usage,
+        billed_to=answers.billed_to,
     )

@@ -1,7 +1,4 @@
-"""Questions of a step to the auxiliary model, within the run's spending cap.
-
-Knows: the run's ledger and clients. Must not know: roles, prompts, HTTP.
-"""
+"""Queries of a step to an auxiliary model, within the run's spending cap."""
 
 from __future__ import annotations
 
@@ -16,25 +13,26 @@ from tasks.runtime.context import RunContext
 
 
 class LlmAnswers(NamedTuple, Generic[R]):
-    """What became of each question, in order."""
+    """The reply to each query, in order, and what the replies cost."""
 
     replies: list[R | InvalidReply]
-    unusable: Counter[str]
-    """By reason."""
+    invalid: Counter[str]
+    """Invalid replies by reason."""
     usage: Usage
     billed_to: str
-    """Whom the usage's money went to."""
+    """Model and URL to which the money of `usage` was paid."""
 
 
 def query_llm(
-    ctx: RunContext, llm: Llm, stage: str, asks: Sequence[LlmQuery[R]], max_invalid_fraction: float
+    ctx: RunContext, llm: Llm, stage: str, queries: Sequence[LlmQuery[R]], max_invalid_fraction: float
 ) -> LlmAnswers[R]:
-    """Raises TooManyUnusable, LlmFailed, CapReached."""
+    """Sends all queries. Raises TooManyInvalidReplies, LlmFailed and CapReached."""
     billed_to = f"{llm.model} at {llm.url}"
-    counts = [entry.artifact.count for entry in ctx.ledger if entry.cached]
-    before = sum(count.money for count in counts if count and count.billed_to == billed_to)
+    cached = [entry.artifact.count for entry in ctx.ledger if entry.cached]
+    spent_before = sum(count.money for count in cached if count and count.billed_to == billed_to)
     client = ctx.resources.llm_client(llm)
-    replies = client.ask(asks, ctx.progress.stage(stage, len(asks), "questions"), max_invalid_fraction, before)
+    progress = ctx.progress.stage(stage, len(queries), "queries")
+    replies = client.ask(queries, progress, max_invalid_fraction, spent_before)
     for note in client.notes:
         ctx.warn(note)
     reasons = Counter(reply.reason for reply in replies if isinstance(reply, InvalidReply))

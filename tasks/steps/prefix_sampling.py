@@ -1,6 +1,6 @@
-"""How prefixes of traces are put to an engine: probes of what they answer, rollouts that go on, and endings.
+"""Samples from prefixes of traces: probes of their answer, rollouts that continue them, and endings.
 
-Knows: prompts, exit and closing texts, the answer check. Must not know: the rules that choose prefixes.
+Adds prompts, exit texts and closing texts, and verifies the answers. Which prefixes are sampled is the caller's choice.
 """
 
 from __future__ import annotations
@@ -27,82 +27,83 @@ TokenIds = tuple[int, ...]
 
 
 class Prefix(NamedTuple):
-    """Thinking so far, of one problem."""
+    """The beginning of a thinking text, as token ids without the prompt."""
 
     problem_id: str
     token_ids: TokenIds
 
 
 class PrefixQuery(NamedTuple):
-    """A question about prefixes of a trace."""
+    """A sampling plan over prefixes of one trace."""
 
     trace: Trace
     plan: SamplingPlan
     prefix: Callable[[int], TokenIds]
-    """The thinking of a prefix, by its index in the plan."""
+    """Token ids of a prefix, by its index in the plan."""
     longest: int
-    """Tokens of the longest of them."""
+    """Tokens of the longest prefix."""
 
 
 class ProbeFormat(NamedTuple):
-    """What follows a prefix, and where what the model then writes holds the answer."""
+    """How a prefix is probed: the text appended to it, sampling, and how an answer is read from the completion."""
 
     exit_text: str
     sampling: Sampling
     answer: Callable[[str], str | None]
+    """From the completion's text to its answer; None without an answer."""
 
 
 def skipped_rows(refused: Mapping[str, Refused]) -> list[SkippedRow]:
-    """Rows that no engine could serve, by id."""
-    return [SkippedRow(id=name, reason=one.kind, detail=one.reason) for name, one in refused.items()]
+    """One row for each refused request. `refused` is keyed by row id."""
+    return [SkippedRow(id=name, reason=refusal.kind, detail=refusal.reason) for name, refusal in refused.items()]
 
 
 def answer_probe(probing: Probing) -> ProbeFormat:
-    """Prefixes are closed with the exit text, and the answer alone is sampled (papers, section B.2–B.3)."""
+    """Closes a prefix with the exit text and samples the answer alone (DTO's probe)."""
     return ProbeFormat(probing.exit_text, probing.sampling, until_closing_brace)
 
 
 def continuation(sampling: Sampling, thinking: Thinking) -> ProbeFormat:
-    """The model thinks on, to its own end (section C.2)."""
+    """Lets the model continue its thinking to its own end (Long⊗Short's Monte Carlo rollouts)."""
     return ProbeFormat("", sampling, partial(final_answer, thinking=thinking))
 
 
 OutcomeRule = Callable[[Trace, Sequence[str | None]], Outcomes]
-"""From the answers of a trace's rollouts to what they say for its prefix. Called in any thread."""
+"""From a trace and the answers of rollouts to one outcome for each answer. Called from any thread."""
 
 
 def query_prefixes(trace: Trace, ends: Sequence[int], plan: SamplingPlan) -> PrefixQuery:
-    """`plan` about the prefixes of `trace` that end at the tokens `ends`."""
+    """A query for the prefixes of `trace` that end after `ends` tokens."""
     return PrefixQuery(trace, plan, lambda index: trace.token_ids[: ends[index]], max(ends, default=0))
 
 
 class PrefixSampler:
-    """Samples what prefixes lead to."""
+    """Runs prefix queries on one model and adds up their usage. Its methods raise TooManyFailed."""
 
     def __init__(
-        self, resources: Resources, model: Checkpoint, problems: dict[str, Problem], asking: ProbeFormat, seed: int
+        self, resources: Resources, model: Checkpoint, problems: dict[str, Problem], probe: ProbeFormat, seed: int
     ):
         self._resources, self._model, self._problems, self._seed = resources, model, problems, seed
-        self._exit, self._answer = model.encode(asking.exit_text), asking.answer
-        self._sampling = asking.sampling
+        self._exit, self._answer = model.encode(probe.exit_text), probe.answer
+        self._sampling = probe.sampling
         self._unverified = 0
         self._lock = threading.Lock()
         self._usage = Usage()
         self.refused: dict[str, Refused] = {}
-        """Traces that no engine could serve, by id."""
+        """Refused requests by trace id."""
         self.probe_tokens: Counter[str] = Counter()
-        """Generated tokens of all probes, by trace id."""
+        """Tokens generated for probes, by trace id."""
 
     @property
     def usage(self) -> Usage:
         return self._usage + Usage(unverified=self._unverified)
 
     def run_queries(
-        self, stage: str, purpose: Purpose, asked: Sequence[PrefixQuery], judge: OutcomeRule | None = None
+        self, stage: str, purpose: Purpose, queries: Sequence[PrefixQuery], outcome_rule: OutcomeRule | None = None
     ) -> None:
-        """Closes all plans but those of `refused` traces. `judge` stands in for the answer check where it is given.
-        Raises TooManyFailed."""
-        jobs = {self._job(one, judge or self._right): one.trace for one in asked}
+        """Samples until every plan is complete, except the plans of `refused` traces. The default `outcome_rule` is
+        the answer check."""
+        jobs = {self._job(query, outcome_rule or self._verify): query.trace for query in queries}
         for job in self._resources.run_jobs(stage, self._model, list(jobs), purpose, self._seed, self._account):
             if job.refused:
                 self.refused[jobs[job].id] = job.refused
@@ -110,8 +111,10 @@ class PrefixSampler:
     def estimate_values(
         self, stage: str, rows: Sequence[Trace], ends: Mapping[str, Sequence[int]]
     ) -> list[PrefixValues]:
-        """The right ones among all rollouts of each row's prefixes, which end at the tokens `ends` (by trace id). What
-        no engine could serve is left out."""
+        """Counts the right rollouts of every prefix of each row. `ends`: token ends of the prefixes, by trace id.
+
+        Refused traces are absent from the result.
+        """
         total = self._sampling.samples
         plans = {row.id: FullEstimate(len(ends[row.id]), total) for row in rows}
         self.run_queries(stage, Purpose.VALUE, [query_prefixes(row, ends[row.id], plans[row.id]) for row in rows])
@@ -128,7 +131,7 @@ class PrefixSampler:
         ]
 
     def cost_bounds(self, searches: Sequence[tuple[Trace, Sequence[int], CrossingSearch]]) -> CostBounds:
-        """What searches took beside what they might have taken. Each comes with its segments' ends."""
+        """Cost of the searches, with lower and naive bounds. Each search: trace, token ends of its segments, plan."""
         total, block = CostBounds(), self._resources.engine_for(self._model).block
         for trace, ends, plan in searches:
             prompt = len(self._model.prompt_ids(self._problems[trace.problem_id]))
@@ -139,24 +142,24 @@ class PrefixSampler:
     def _account(self, usage: Usage) -> None:
         self._usage += usage
 
-    def _job(self, one: PrefixQuery, judge: OutcomeRule) -> Job:
-        prompt = self._model.prompt_ids(self._problems[one.trace.problem_id])
+    def _job(self, query: PrefixQuery, outcome_rule: OutcomeRule) -> Job:
+        prompt = self._model.prompt_ids(self._problems[query.trace.problem_id])
 
         def outcomes(completions: Sequence[Completion]) -> Outcomes:
             with self._lock:
-                self.probe_tokens[one.trace.id] += sum(len(completion.token_ids) for completion in completions)
+                self.probe_tokens[query.trace.id] += sum(len(completion.token_ids) for completion in completions)
             texts = [self._model.decode(completion.token_ids) for completion in completions]
-            return judge(one.trace, [self._answer(text) for text in texts])
+            return outcome_rule(query.trace, [self._answer(text) for text in texts])
 
         return Job(
-            one.plan,
-            lambda index: prompt + one.prefix(index) + self._exit,
+            query.plan,
+            lambda index: prompt + query.prefix(index) + self._exit,
             self._sampling,
             outcomes,
-            prompt_tokens=len(prompt) + one.longest + len(self._exit),
+            prompt_tokens=len(prompt) + query.longest + len(self._exit),
         )
 
-    def _right(self, trace: Trace, answers: Sequence[str | None]) -> Outcomes:
+    def _verify(self, trace: Trace, answers: Sequence[str | None]) -> Outcomes:
         (verdicts,), checks = self._resources.verdicts([self._problems[trace.problem_id]], [answers])
         with self._lock:
             self._unverified += checks.unverified
@@ -164,11 +167,11 @@ class PrefixSampler:
 
 
 Endings = list[tuple[TokenIds, Verdict]]
-"""How a prefix goes on, with what the answer check says of each."""
+"""Sampled endings of one prefix, each with the verdict of its answer."""
 
 
 class Finalizer:
-    """Draws endings for cut traces: the closing text, then whatever the model goes on with (section B.5)."""
+    """Samples endings of cut traces: the closing text, then the model's own continuation (DTO)."""
 
     def __init__(
         self, resources: Resources, model: Checkpoint, problems: dict[str, Problem], finalizing: Finalizing, seed: int
@@ -181,31 +184,31 @@ class Finalizer:
     def sample_endings(
         self, stage: str, purpose: Purpose, prefixes: Sequence[Prefix], count: int | None = None
     ) -> list[Endings | Refused]:
-        """For each prefix `count` endings (as many as the settings say), or why there are none. Raises TooManyFailed.
+        """For each prefix `count` endings (default: the settings' number of samples), or the refusal.
 
-        An ending that does not finish, or does not close the thinking exactly once, has no answer.
+        An ending that is truncated, or does not close the thinking exactly once, has no answer. Raises TooManyFailed.
         """
-        asked = [self._problems[prefix.problem_id] for prefix in prefixes]
+        problems = [self._problems[prefix.problem_id] for prefix in prefixes]
         requests = [
             Request(
                 self._model.prompt_ids(problem) + prefix.token_ids + self._closing,
                 self._sampling,
                 count or self._sampling.samples,
             )
-            for problem, prefix in zip(asked, prefixes, strict=True)
+            for problem, prefix in zip(problems, prefixes, strict=True)
         ]
-        drawn = self._resources.sample(stage, self._model, requests, purpose, self._seed)
-        groups = [() if isinstance(group, Refused) else group for group in drawn.completions]
+        sampled = self._resources.sample(stage, self._model, requests, purpose, self._seed)
+        groups = [() if isinstance(group, Refused) else group for group in sampled.completions]
         answers = [[self._answer(completion) for completion in group] for group in groups]
-        verdicts, checks = self._resources.verdicts(asked, answers)
-        self.usage += drawn.usage + checks
-        ended = [
-            [(self._closing + c.token_ids, v) for c, v in zip(group, judged, strict=True)]
-            for group, judged in zip(groups, verdicts, strict=True)
+        verdicts, checks = self._resources.verdicts(problems, answers)
+        self.usage += sampled.usage + checks
+        endings = [
+            [(self._closing + c.token_ids, v) for c, v in zip(group, checked, strict=True)]
+            for group, checked in zip(groups, verdicts, strict=True)
         ]
         return [
             found if isinstance(found, Refused) else group
-            for found, group in zip(drawn.completions, ended, strict=True)
+            for found, group in zip(sampled.completions, endings, strict=True)
         ]
 
     def _answer(self, completion: Completion) -> str | None:
@@ -215,17 +218,19 @@ class Finalizer:
 
 
 class LogProbScorer:
-    """Reads prefixes as their model would have written them."""
+    """Computes log-probs of prefixes under one model and adds up the usage."""
 
     def __init__(self, resources: Resources, model: Checkpoint, problems: dict[str, Problem]):
         self._resources, self._model, self._problems = resources, model, problems
         self.usage = Usage()
         self.refused = 0
-        """Prefixes that no engine could read."""
+        """Number of refused prefixes."""
 
     def log_probs(self, stage: str, prefixes: Sequence[Prefix]) -> list[list[float] | Refused]:
-        """For each prefix the log-prob of each of its tokens, given its problem and what comes before, or why there
-        are none. Raises TooManyFailed."""
+        """For each prefix the log-prob of each of its tokens, given the prompt and the tokens before; or the refusal.
+
+        Raises TooManyFailed.
+        """
         prompts = [self._model.prompt_ids(self._problems[prefix.problem_id]) for prefix in prefixes]
         texts = [prompt + prefix.token_ids for prompt, prefix in zip(prompts, prefixes, strict=True)]
         found, usage = self._resources.log_probs(stage, self._model, texts)

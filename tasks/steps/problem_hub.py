@@ -1,10 +1,8 @@
-"""Rows of a data set on the Hugging Face hub: streamed from its files, never downloaded whole for a few.
+"""Streams the rows of a data set on the Hugging Face hub from its files.
 
-Knows: the hub, which files a split has, in which order they are read. Must not know: what a row means.
-
-All rows are read where all are wanted. For a draw the files come in an order that the seed decides, `AT_ONCE` of them
-in turn, row by row, and the row groups of a Parquet file in such an order, too. So what is read first is a random
-choice of row groups, or of files where they are of another kind; rows inside one follow one another as they are stored.
+A selection of some problems reads only part of the data set. The seed then shuffles the files and the row groups of
+each Parquet file, and `OPEN_FILES` files are read in turn, row by row. So the rows that are read first come from a
+random sample of row groups, or of files in other formats. Rows within one group keep their stored order.
 """
 
 from __future__ import annotations
@@ -19,35 +17,37 @@ from conf.problems import Hub
 from reasoning.problem_selection import ProblemSelection
 from tasks.steps.problem_files import Fields, ProblemsRefused, Row, rows_of
 
-AT_ONCE = 16
-"""Files that are open at one time."""
+OPEN_FILES = 16
+"""Files that are open at once."""
 T = TypeVar("T")
 
 
 class DataFile(NamedTuple):
+    """One file of a split."""
+
     name: str
-    """Names its rows, with their numbers, and orders the files: by subset and position, wherever the set lies."""
+    """Subset and position, independent of where the data set is stored. Part of the row ids and of the file order."""
     subset: str
     url: str
 
 
 def commit_of(source: Hub) -> str:
-    """The commit that the revision names now. Raises ProblemsRefused."""
+    """The commit hash that `source.revision` names now. Raises ProblemsRefused."""
     from huggingface_hub import HfApi
 
     if re.fullmatch("[0-9a-f]{40}", source.revision):
         return source.revision
     try:
         return str(HfApi().dataset_info(source.name, revision=source.revision).sha)
-    except Exception as error:  # the hub's client raises many kinds; all mean that the data set is not to be had
+    except Exception as error:  # the hub's client raises many types; each means that the data set is unavailable
         raise hub_error(source, error) from None
 
 
 def files_of_hub(source: Hub, commit: str) -> list[DataFile]:
-    """The files of the split, of all subsets. Raises ProblemsRefused."""
+    """The files of the split, for all subsets. Raises ProblemsRefused."""
     from datasets import load_dataset_builder
 
-    found = []
+    data_files = []
     for subset in source.subsets or ("",):
         try:
             files = load_dataset_builder(source.name, subset or None, revision=commit).config.data_files or {}
@@ -56,43 +56,44 @@ def files_of_hub(source: Hub, commit: str) -> list[DataFile]:
         if source.split not in files:
             raise hub_error(source, LookupError(f"its splits: {', '.join(map(str, files)) or 'none'}"))
         prefix = f"{subset}/" if subset else ""
-        found += [DataFile(f"{prefix}{index}", subset, str(url)) for index, url in enumerate(files[source.split])]
-    return found
+        data_files += [DataFile(f"{prefix}{index}", subset, str(url)) for index, url in enumerate(files[source.split])]
+    return data_files
 
 
 def rows_of_hub(
-    files: Sequence[DataFile], fields: Fields, draw: ProblemSelection | None
+    files: Sequence[DataFile], fields: Fields, selection: ProblemSelection | None
 ) -> Iterator[tuple[DataFile, Row]]:
-    """All rows: in their own order, or in that of the draw. Raises ProblemsRefused."""
-    order = draw.order([file.name for file in files]) if draw else range(len(files))
-    return in_turn((_stream(files[index], fields, draw) for index in order), AT_ONCE if draw else 1)
+    """All rows with their files, in stored order or in the order of `selection`. Raises ProblemsRefused."""
+    order = selection.order([file.name for file in files]) if selection else range(len(files))
+    return round_robin((_stream(files[index], fields, selection) for index in order), OPEN_FILES if selection else 1)
 
 
-def _stream(file: DataFile, fields: Fields, draw: ProblemSelection | None) -> Iterator[tuple[DataFile, Row]]:
+def _stream(file: DataFile, fields: Fields, selection: ProblemSelection | None) -> Iterator[tuple[DataFile, Row]]:
     def order(groups: int) -> Sequence[int]:
-        return draw.order([f"{file.name}:{group}" for group in range(groups)]) if draw else range(groups)
+        return selection.order([f"{file.name}:{group}" for group in range(groups)]) if selection else range(groups)
 
     for row in rows_of(file.url, fields, order):
         yield file, row
 
 
-def in_turn(streams: Iterator[Iterator[T]], at_once: int) -> Iterator[T]:
-    """One of each of the first `at_once` streams in turn; the next stream takes the place of one that ends."""
-    opened = deque(islice(streams, at_once))
-    while opened:
-        stream = opened.popleft()
+def round_robin(streams: Iterator[Iterator[T]], at_once: int) -> Iterator[T]:
+    """Takes one item of each of the first `at_once` streams in turn. A stream that ends is replaced by the next one."""
+    open_streams = deque(islice(streams, at_once))
+    while open_streams:
+        stream = open_streams.popleft()
         try:
-            found = next(stream)
+            item = next(stream)
         except StopIteration:
-            opened.extend(islice(streams, 1))
+            open_streams.extend(islice(streams, 1))
         else:
-            opened.append(stream)
-            yield found
+            open_streams.append(stream)
+            yield item
 
 
 def hub_error(source: Hub, error: Exception) -> ProblemsRefused:
-    said = " ".join(str(error).split())
+    """A one-line error that names the data set, the cause and the remedy."""
+    cause = " ".join(str(error).split())
     return ProblemsRefused(
-        f"{source.name} at {source.revision!r}, split {source.split!r}: {said}. Check the source's name, subset, split "
-        f"and revision, and whether this machine may reach the hub"
+        f"{source.name} at {source.revision!r}, split {source.split!r}: {cause}. Check the source's name, subset, "
+        f"split and revision, and whether this machine may reach the hub"
     )

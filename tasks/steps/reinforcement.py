@@ -1,7 +1,4 @@
-"""Reinforcement as a step: a model and its partner in, a better model out (Long⊗Short, section C.5).
-
-Knows: jobs and artifacts. Must not know: TRL, dialogues, rewards.
-"""
+"""Reinforcement as a step: trains one model by GRPO, in dialogue with a frozen partner (Long⊗Short) or alone."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from tasks.steps.training import run_job
 
 
 class ReinforcementInputs(StepInputs):
-    """The model to train, its partner and their protocol, or neither where it is trained alone."""
+    """The model to train, its partner and their protocol. Partner and protocol are None for training alone."""
 
     model: ArtifactRef
     partner: ArtifactRef | None
@@ -28,23 +25,20 @@ class ReinforcementInputs(StepInputs):
     protocol: Protocol | None
     rl: Reinforcement
     max_tokens: int
+    """Limit of a completion where the model is trained alone."""
     seed: int
 
 
 @step
-def reinforce(
-    ctx: StepContext,
-    inputs: ReinforcementInputs,
-) -> ArtifactRef:
-    """A checkpoint of `model` after `rl.max_steps`: as one of two where it has a partner, alone where it has none.
-    `max_tokens` is the limit of what it says alone."""
+def reinforce(ctx: StepContext, inputs: ReinforcementInputs) -> ArtifactRef:
+    """The checkpoint of `inputs.model` after `rl.max_steps` steps."""
 
     def usage(figures: Sequence[dict[str, Any]]) -> Usage:
         sampled = {name: sum(line.get(name, 0) for line in figures) for name in Usage.model_fields}
         return Usage(**sampled) + Usage(flops=sum(line.get("training_flops", 0) for line in figures))
 
-    def failed(figures: Sequence[dict[str, Any]]) -> dict[str, int]:
-        """Problems without dialogues, of which nothing was learnt."""
+    def failed_problems(figures: Sequence[dict[str, Any]]) -> dict[str, int]:
+        """Problems for which no dialogue could be sampled, by reason. Training skips them."""
         counts = Counter[str]()
         for line in figures:
             counts.update({name: value for name, value in line.items() if name.startswith(FAILED)})
@@ -55,8 +49,8 @@ def reinforce(
         f"grpo-{inputs.trains or 'alone'}",
         rows_in=inputs.problems.rows,
         usage=usage,
-        counts=failed,
-        job=lambda scratch: RlJob(
+        counts=failed_problems,
+        make_job=lambda scratch: RlJob(
             model=ctx.resources.checkpoint(inputs.model).folder,
             rows=ctx.artifacts.local_path(inputs.problems),
             output=scratch / "model",

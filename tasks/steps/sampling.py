@@ -1,7 +1,4 @@
-"""Completions sampled and verified: traces for curation, scores for examination.
-
-Knows: problems, engines, the answer check. Must not know: what a method makes of the traces.
-"""
+"""Sampling with verification: traces for curation, scores for evaluation."""
 
 from __future__ import annotations
 
@@ -27,30 +24,34 @@ from tasks.steps.problems import by_id
 def sample_traces(
     ctx: StepContext, model: ArtifactRef, problems: ArtifactRef, sampling: Sampling, seed: int
 ) -> ArtifactRef:
-    """Rows of Trace, right and wrong ones alike. Problems without completions are set aside."""
+    """Rows of Trace, right and wrong. Problems without completions are skipped. Raises TooManyFailed."""
     rows = ctx.artifacts.rows(problems, Problem)
-    drawn = sample_and_verify(ctx, "sample", ctx.resources.checkpoint(model), rows, sampling, Purpose.TRAIN, seed)
+    sampled = sample_and_verify(ctx, "sample", ctx.resources.checkpoint(model), rows, sampling, Purpose.TRAIN, seed)
     return ctx.publish(
-        "traces", drawn.traces, rows_in=len(rows), usage=drawn.usage, skipped=skipped_rows(drawn.refused)
+        "traces", sampled.traces, rows_in=len(rows), usage=sampled.usage, skipped=skipped_rows(sampled.refused)
     )
 
 
 @step
 def evaluate(ctx: StepContext, model: ArtifactRef, problems: ArtifactRef, sampling: Sampling, seed: int) -> ArtifactRef:
-    """Rows of Score on problems that nothing else has read, from samples that nothing else uses. Completions that are
-    not to be had count as not right."""
+    """Rows of Score, on problems that no other step reads, from samples that no other step uses.
+
+    A completion that failed counts as not right. Raises TooManyFailed.
+    """
     checkpoint, known = ctx.resources.checkpoint(model), by_id(ctx, problems)
-    drawn = sample_and_verify(ctx, "benchmark", checkpoint, list(known.values()), sampling, Purpose.BENCHMARK, seed)
-    scores = [score(checkpoint, known[trace.problem_id], trace) for trace in drawn.traces]
-    scores += scores_of_failed(checkpoint, known, drawn.refused, sampling)
-    ctx.report_skipped(skipped_rows(drawn.refused))
-    return ctx.publish("scores", scores, rows_in=len(known), usage=drawn.usage, counts=failed_counts(drawn.refused))
+    sampled = sample_and_verify(ctx, "benchmark", checkpoint, list(known.values()), sampling, Purpose.BENCHMARK, seed)
+    scores = [score(checkpoint, known[trace.problem_id], trace) for trace in sampled.traces]
+    scores += scores_of_failed(checkpoint, known, sampled.refused, sampling)
+    ctx.report_skipped(skipped_rows(sampled.refused))
+    return ctx.publish("scores", scores, rows_in=len(known), usage=sampled.usage, counts=failed_counts(sampled.refused))
 
 
 class SampledTraces(NamedTuple):
+    """Verified completions, refusals, and the cost of sampling and verification."""
+
     traces: list[Trace]
     refused: dict[str, Refused]
-    """Problems that no engine could serve, by id."""
+    """Refused requests by problem id."""
     usage: Usage
 
 
@@ -63,13 +64,15 @@ def sample_and_verify(
     purpose: Purpose,
     seed: int,
 ) -> SampledTraces:
-    """Completions of `problems`, verified, and what they cost. Raises TooManyFailed, and where there are none at
-    all."""
+    """Samples `sampling.samples` completions of each problem and verifies them.
+
+    Raises TooManyFailed, also when every problem failed.
+    """
     requests = [Request(model.prompt_ids(problem), sampling, sampling.samples) for problem in problems]
-    drawn = ctx.resources.sample(stage, model, requests, purpose, seed)
-    asked = list(zip(problems, drawn.completions, strict=True))
-    refused = {problem.id: one for problem, one in asked if isinstance(one, Refused)}
-    served = [(problem, group) for problem, group in asked if not isinstance(group, Refused)]
+    sampled = ctx.resources.sample(stage, model, requests, purpose, seed)
+    results = list(zip(problems, sampled.completions, strict=True))
+    refused = {problem.id: result for problem, result in results if isinstance(result, Refused)}
+    served = [(problem, group) for problem, group in results if not isinstance(group, Refused)]
     validate_some_served(stage, refused, problems)
     texts = [[model.decode(c.token_ids) for c in group] for _, group in served]
     answers = [[final_answer(text, ctx.resources.prompt.thinking) for text in group] for group in texts]
@@ -83,19 +86,20 @@ def sample_and_verify(
             truncated=not completion.finished,
             verdict=verdict,
         )
-        for (problem, group), group_texts, judged in zip(served, texts, verdicts, strict=True)
-        for sample, (completion, text, verdict) in enumerate(zip(group, group_texts, judged, strict=True))
+        for (problem, group), group_texts, checked in zip(served, texts, verdicts, strict=True)
+        for sample, (completion, text, verdict) in enumerate(zip(group, group_texts, checked, strict=True))
     ]
-    return SampledTraces(traces, refused, drawn.usage + checks)
+    return SampledTraces(traces, refused, sampled.usage + checks)
 
 
 def validate_some_served(stage: str, refused: Mapping[str, Refused], problems: Sequence[Problem]) -> None:
-    """Raises TooManyFailed where not one problem was served, whatever the settings allow."""
+    """Raises TooManyFailed when every problem was refused, whatever the settings allow."""
     if problems and len(refused) == len(problems):
         raise TooManyFailed(f"{stage}: there is no completion of any problem: {next(iter(refused.values())).reason}")
 
 
 def score(model: Checkpoint, problem: Problem, trace: Trace, overhead: int = 0) -> Score:
+    """The score of one trace. `overhead`: tokens generated beside the trace, such as probes."""
     return Score(
         problem_id=problem.id,
         level=problem.level,
@@ -112,7 +116,7 @@ def score(model: Checkpoint, problem: Problem, trace: Trace, overhead: int = 0) 
 def scores_of_failed(
     model: Checkpoint, known: Mapping[str, Problem], refused: Iterable[str], sampling: Sampling
 ) -> list[Score]:
-    """Of all samples of problems that no engine could serve."""
+    """Scores for all samples of refused problems."""
     return [
         Score(
             problem_id=name,
@@ -130,5 +134,6 @@ def scores_of_failed(
 
 
 def failed_counts(refused: Mapping[str, Refused]) -> dict[str, int]:
-    """For the ledger of a step that leaves nothing out."""
-    return {f"not right: {kind}": count for kind, count in Counter(one.kind for one in refused.values()).items()}
+    """Ledger counts of a step that scores failed rows as not right, by kind of failure."""
+    kinds = Counter(refusal.kind for refusal in refused.values())
+    return {f"not right: {kind}": count for kind, count in kinds.items()}

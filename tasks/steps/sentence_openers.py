@@ -1,4 +1,4 @@
-"""The marker report's own steps. Knows: traces, how a report is laid out. Must not know: what an opening is."""
+"""The step of the marker report."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tasks.runtime.context import StepContext
 def count_sentence_openers(
     ctx: StepContext, model: ArtifactRef, traces: ArtifactRef, markers: Sequence[str]
 ) -> ArtifactRef:
-    """Rows of Opening, over the thinking parts: all markers, and what opens sentences in two traces or more."""
+    """Rows of SentenceOpener, from the traces' thinking: all markers, and openers that occur in two traces or more."""
     rows, thinking = ctx.artifacts.rows(traces, Trace), ctx.resources.checkpoint(model).prompt.thinking
     found = sentence_openers([thinking_of(row.text, thinking) for row in rows], markers)
     kept = [row for row in found if row.is_marker or row.traces > 1]
-    counts = {"openings": len(found), "in one trace only": len(found) - len(kept)}
+    counts = {"openers": len(found), "in one trace only": len(found) - len(kept)}
     return ctx.publish("openings", kept, rows_in=len(rows), counts=counts)

@@ -1,4 +1,4 @@
-"""Steps that make the bundled model. Knows: corpus, trainer, card. Must not know: DTO or any other method."""
+"""Steps that make the bundled model: corpus, pretraining, model card."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ from tasks.runtime.context import RunContext, StepContext
 from tasks.steps.training import run_job
 
 TOKENIZER_TEXTS = 8_000
+"""Texts of the last lesson that the tokenizer is trained on."""
 
 
 @step
 def write_corpus(ctx: StepContext, lessons: tuple[Lesson, ...], teacher: Teacher, batch: int, seed: int) -> ArtifactRef:
-    """A folder with the untrained model, its tokenizer, and `rows.parquet` in the order of training."""
+    """A folder with the untrained model, its tokenizer, and `rows.parquet` in training order."""
     texts = teacher_texts(lessons, teacher, seed)
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer = train_tokenizer([f"{problem} {trace}" for problem, trace in texts[-1][:TOKENIZER_TEXTS]])
@@ -36,8 +37,8 @@ def write_corpus(ctx: StepContext, lessons: tuple[Lesson, ...], teacher: Teacher
         untrained_model(tokenizer, seed).save_pretrained(scratch)
         rows = [row for lesson in texts for row in training_rows(tokenizer, lesson, batch, seed)]
         pq.write_table(pa.Table.from_pylist(rows), Path(scratch) / "rows.parquet")
-        written = sum(map(len, texts))
-        count = ctx.count(written, len(rows), {"incomplete-batch": written - len(rows)})
+        total = sum(map(len, texts))
+        count = ctx.count(total, len(rows), {"incomplete-batch": total - len(rows)})
         return ctx.artifacts.publish_folder("corpus", Path(scratch), count)
 
 
@@ -46,19 +47,19 @@ def pretrain(ctx: StepContext, corpus: ArtifactRef, training: Pretraining, seed:
     """The trained checkpoint, in bfloat16."""
     folder = ctx.artifacts.local_path(corpus)
     rows = pq.read_table(folder / "rows.parquet")
-    texts = [len(p) + len(c) for p, c in zip(*(column.to_pylist() for column in rows.columns), strict=True)]
+    lengths = [len(p) + len(c) for p, c in zip(*(column.to_pylist() for column in rows.columns), strict=True)]
     shape = ctx.resources.checkpoint(corpus).shape
 
     def usage(figures: Sequence[dict[str, Any]]) -> Usage:
-        flops = shape.training_flops(texts, is_recomputed=any(line.get(RECOMPUTES) for line in figures))
-        return Usage(prompt_tokens=sum(texts), flops=flops)
+        flops = shape.training_flops(lengths, is_recomputed=any(line.get(RECOMPUTES) for line in figures))
+        return Usage(prompt_tokens=sum(lengths), flops=flops)
 
     return run_job(
         ctx,
         "pretrain",
         rows_in=rows.num_rows,
         usage=usage,
-        job=lambda scratch: TrainJob(
+        make_job=lambda scratch: TrainJob(
             method="sft",
             model=folder,
             rows=folder / "rows.parquet",
@@ -85,7 +86,7 @@ def pretrain(ctx: StepContext, corpus: ArtifactRef, training: Pretraining, seed:
 
 @step
 def first_samples(ctx: StepContext, traces: ArtifactRef, count: int) -> ArtifactRef:
-    """Only each problem's first `count` traces: the others need no probing."""
+    """Rows of Trace: each problem's first `count` traces, the ones that are probed."""
     rows = ctx.artifacts.rows(traces, Trace)
     kept = [row for row in rows if row.sample < count]
     return ctx.publish("traces", kept, rows_in=len(rows), dropped={"not-probed": len(rows) - len(kept)})
@@ -99,7 +100,8 @@ def write_card(
     traces: ArtifactRef,
     scans: ArtifactRef,
 ) -> Path:
-    """Moves weights and card (README.md, figures.json) into the folder `settings.output` once all of it is written."""
+    """Writes the weights and the card (README.md, figures.json) to a scratch folder, then moves them to
+    `settings.output`. Returns the path of the card."""
     checkpoint = ctx.resources.checkpoint(model)
     ending_tokens = len(checkpoint.encode(settings.probing.exit_text)) + settings.probing.sampling.max_tokens // 2
     figures = card_figures(
@@ -111,12 +113,12 @@ def write_card(
     output = Path(settings.output)
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output) as scratch:
-        whole = Path(scratch) / "whole"
-        shutil.copytree(checkpoint.folder, whole, ignore=shutil.ignore_patterns(SYNC_CHECK_FILE))
-        chosen = settings.model_dump(mode="json", exclude=set(settings.NOT_IN_CACHE_KEY))
-        body: dict[str, Any] = {"figures": figures, "settings": chosen}
-        (whole / "figures.json").write_text(json.dumps(body, indent=2) + "\n")
-        (whole / "README.md").write_text(card_text(figures, checkpoint.shape.parameters, CONTEXT))
-        for path in whole.iterdir():
+        folder = Path(scratch) / "model"
+        shutil.copytree(checkpoint.folder, folder, ignore=shutil.ignore_patterns(SYNC_CHECK_FILE))
+        recorded = settings.model_dump(mode="json", exclude=set(settings.NOT_IN_CACHE_KEY))
+        body: dict[str, Any] = {"figures": figures, "settings": recorded}
+        (folder / "figures.json").write_text(json.dumps(body, indent=2) + "\n")
+        (folder / "README.md").write_text(card_text(figures, checkpoint.shape.parameters, CONTEXT))
+        for path in folder.iterdir():
             path.replace(output / path.name)
     return output / "README.md"

@@ -1,4 +1,4 @@
-"""Training steps: rows in, checkpoint out. Knows: jobs and artifacts. Must not know: TRL or torch."""
+"""Training steps: rows in, checkpoint out. The trainer runs in a subprocess."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tasks.runtime.progress import Stage
 
 @step
 def train_simpo(ctx: StepContext, model: ArtifactRef, pairs: ArtifactRef, training: SimPO, seed: int) -> ArtifactRef:
-    """A checkpoint trained from `model` on preference pairs."""
+    """A checkpoint trained from `model` on preference pairs. Raises TrainingFailed."""
     return _fit(
         ctx,
         "simpo",
         model,
         pairs,
-        _texts(ctx, pairs),
+        _pair_lengths(ctx, pairs),
         training,
         seed,
         beta=training.beta,
@@ -36,19 +36,20 @@ def train_simpo(ctx: StepContext, model: ArtifactRef, pairs: ArtifactRef, traini
 
 @step
 def train_dpo(ctx: StepContext, model: ArtifactRef, pairs: ArtifactRef, training: Dpo, seed: int) -> ArtifactRef:
-    """A checkpoint trained from `model` on preference pairs, with `model` itself as the reference."""
-    return _fit(ctx, "dpo", model, pairs, _texts(ctx, pairs), training, seed, beta=training.beta)
+    """A checkpoint trained from `model` on preference pairs; the reference is `model`. Raises TrainingFailed."""
+    return _fit(ctx, "dpo", model, pairs, _pair_lengths(ctx, pairs), training, seed, beta=training.beta)
 
 
-def _texts(ctx: RunContext, pairs: ArtifactRef) -> list[int]:
-    """Tokens of both sides of all pairs, each with its prompt."""
+def _pair_lengths(ctx: RunContext, pairs: ArtifactRef) -> list[int]:
+    """Tokens of prompt and completion, for both sides of each pair. Raises TrainingFailed without pairs."""
     rows = ctx.artifacts.rows(pairs, Pair)
     if not rows:
-        raise _nothing_left(ctx, pairs, "preference pair")
+        raise _no_rows(ctx, pairs, "preference pair")
     return [len(row.prompt_ids) + len(side) for row in rows for side in (row.chosen_ids, row.rejected_ids)]
 
 
-def _nothing_left(ctx: RunContext, rows: ArtifactRef, name: str) -> TrainingFailed:
+def _no_rows(ctx: RunContext, rows: ArtifactRef, name: str) -> TrainingFailed:
+    """An error that lists what the upstream steps dropped."""
     reasons = [
         f"{entry.step}: {', '.join(f'{number:,} {why}' for why, number in entry.artifact.count.dropped.items())}"
         for entry in reversed(ctx.ledger.upstream_steps(rows))
@@ -59,12 +60,12 @@ def _nothing_left(ctx: RunContext, rows: ArtifactRef, name: str) -> TrainingFail
 
 @step
 def train_sft(ctx: StepContext, model: ArtifactRef, rows: ArtifactRef, training: Sft, seed: int) -> ArtifactRef:
-    """A checkpoint trained from `model` on demonstrations."""
-    found = ctx.artifacts.rows(rows, Demonstration)
-    if not found:
-        raise _nothing_left(ctx, rows, "demonstration")
-    texts = [len(row.prompt_ids) + len(row.completion_ids) for row in found]
-    return _fit(ctx, "sft", model, rows, texts, training, seed)
+    """A checkpoint trained from `model` on demonstrations. Raises TrainingFailed."""
+    demonstrations = ctx.artifacts.rows(rows, Demonstration)
+    if not demonstrations:
+        raise _no_rows(ctx, rows, "demonstration")
+    lengths = [len(row.prompt_ids) + len(row.completion_ids) for row in demonstrations]
+    return _fit(ctx, "sft", model, rows, lengths, training, seed)
 
 
 def _fit(
@@ -72,30 +73,29 @@ def _fit(
     method: Literal["simpo", "dpo", "sft"],
     model: ArtifactRef,
     rows: ArtifactRef,
-    texts: Sequence[int],
+    lengths: Sequence[int],
     training: Training,
     seed: int,
     **objective: Any,
 ) -> ArtifactRef:
-    """Trains `model` on `rows`; `texts` are the lengths of all that an epoch reads, `objective` is what only `method`
-    knows."""
+    """Trains `model` on `rows`. `lengths`: tokens of each text of an epoch. `objective`: settings of `method` alone."""
     shape = ctx.resources.checkpoint(model).shape
 
     def usage(figures: Sequence[dict[str, Any]]) -> Usage:
         flops = training.num_train_epochs * shape.training_flops(
-            texts,
+            lengths,
             are_weights_frozen=bool(training.lora),
             is_recomputed=any(line.get(RECOMPUTES) for line in figures),
             with_reference=method == "dpo",
         )
-        return Usage(prompt_tokens=training.num_train_epochs * sum(texts), flops=flops)
+        return Usage(prompt_tokens=training.num_train_epochs * sum(lengths), flops=flops)
 
     return run_job(
         ctx,
         method,
         rows_in=rows.rows,
         usage=usage,
-        job=lambda scratch: TrainJob(
+        make_job=lambda scratch: TrainJob(
             method=method,
             model=ctx.resources.checkpoint(model).folder,
             rows=ctx.artifacts.local_path(rows),
@@ -123,45 +123,47 @@ def run_job(
     *,
     rows_in: int,
     usage: Callable[[Sequence[dict[str, Any]]], Usage],
-    job: Callable[[Path], Job],
+    make_job: Callable[[Path], Job],
     counts: Callable[[Sequence[dict[str, Any]]], dict[str, int]] = lambda _: {},
 ) -> ArtifactRef:
-    """Runs a job in a scratch folder named by the step's key: a repeated step resumes, another one never does.
+    """Runs a training job and returns the checkpoint. Raises TrainingFailed.
 
-    `usage`: what it cost, from the trainer's figures, one line a logged step; `counts`: what else the ledger tells of
-    it. Log and figures are kept in the run's folder, named by the end of the key: a run may train several.
+    The scratch folder is named by the step's cache key, so only a repetition of the same step resumes from it.
+    `usage` and `counts` compute the cost and other ledger counts from the trainer's figures (one dict per logged step).
+    Log and figures are copied to the run's folder; their names end in the key's last characters, because a run may
+    train several models by one method.
     """
     scratch = ctx.directory.scratch(ctx.key)
     shutil.rmtree(scratch / "model", ignore_errors=True)
-    order = job(scratch)
+    job = make_job(scratch)
     ctx.progress.note(f"{name}: log in {scratch / LOG}")
     ctx.resources.release_gpu()
-    figures = ctx.resources.trainer(order, scratch, _steps(ctx, name))
-    _tell_start(ctx, name, figures[0] if figures else {})
-    kept_as = f"{name}-{ctx.key[-8:]}"
-    (ctx.directory.path / f"{kept_as}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in figures))
+    figures = ctx.resources.trainer(job, scratch, _step_progress(ctx, name))
+    _note_initial_log_probs(ctx, name, figures[0] if figures else {})
+    file_name = f"{name}-{ctx.key[-8:]}"
+    (ctx.directory.path / f"{file_name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in figures))
     if (scratch / LOG).exists():
-        shutil.copy(scratch / LOG, ctx.directory.path / f"{kept_as}.log")
+        shutil.copy(scratch / LOG, ctx.directory.path / f"{file_name}.log")
     count = ctx.count(rows_in, 1, usage=usage(figures))
-    published = ctx.artifacts.publish_folder(
-        "checkpoint", order.output, count.model_copy(update={"counts": counts(figures)})
+    checkpoint = ctx.artifacts.publish_folder(
+        "checkpoint", job.output, count.model_copy(update={"counts": counts(figures)})
     )
-    done = scratch.rename(scratch.with_name(f".done-{scratch.name}"))  # never again half a folder under its name
-    shutil.rmtree(done)
-    return published
+    # Renamed first: a removal that is interrupted must not leave a partial folder that a later run would resume from.
+    shutil.rmtree(scratch.rename(scratch.with_name(f".done-{scratch.name}")))
+    return checkpoint
 
 
-def _tell_start(ctx: RunContext, name: str, first: dict[str, Any]) -> None:
-    """How likely both sides of the pairs were before training: a chosen side far less likely than the rejected one
-    means closing texts that are unnatural for this model."""
+def _note_initial_log_probs(ctx: RunContext, name: str, first: dict[str, Any]) -> None:
+    """Notes the log-probs of both sides before training. A chosen side that is far less likely than the rejected one
+    means that the closing text is unnatural for this model."""
     if "logps/chosen" in first:
         chosen, rejected = first["logps/chosen"], first["logps/rejected"]
         unit = "per token" if name == "simpo" else "of a completion"
         ctx.progress.note(f"{name}: log-prob {unit} before training: chosen {chosen:.3f}, rejected {rejected:.3f}")
 
 
-def _steps(ctx: RunContext, name: str) -> Callable[[int, int], None]:
-    """Turns the trainer's (step, steps) into progress."""
+def _step_progress(ctx: RunContext, name: str) -> Callable[[int, int], None]:
+    """A callback that turns the trainer's (step, steps) into progress."""
     advance: Stage | None = None
     at = 0
 

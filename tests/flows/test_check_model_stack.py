@@ -1,4 +1,4 @@
-"""`check-model` on the bundled model and on what is none."""
+"""`check-model` on the bundled model and on invalid arguments."""
 
 import json
 import shutil
@@ -10,26 +10,26 @@ from flows.__main__ import main
 from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
 
 
-def test_it_tells_what_a_run_would_make_of_the_bundled_model(capsys: pytest.CaptureFixture[str]):
+def test_it_prints_how_a_run_uses_the_bundled_model(capsys: pytest.CaptureFixture[str]):
     assert main(["check-model", "tiny"]) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for line in (
         Checkpoint.open(TINY_MODEL).fingerprint,
         "<|user|>Ann has 12 apples.\\n\n  How many apples now?<|assistant|><think>\\n",
         "(17 tokens; control characters are escaped)",
         "close        '</think>': 1 token [471]",
         "opened by    the chat template",
-        "0 '<|endoftext|>'  (ends what is trained on)",
+        "0 '<|endoftext|>'  (appended to training rows)",
         # 2 × 4 layers × 2 key-value heads × 32 × 4 bytes = 2,048; × 2,048 × 256 = 1.07 GB
         "2,048 × engine.max_model_len 2,048 × engine.max_num_seqs 256",
         "1.07 GB  KV cache, every sequence as long as can be",
         "12.4 MB  training of all weights",  # 16 × 772,224
     ):
-        assert line in told
-    assert told.endswith("to look at\n  nothing\n")
+        assert line in output
+    assert output.endswith("warnings\n  none\n")
 
 
-def test_it_takes_the_settings_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_it_uses_the_settings_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     shutil.copytree(TINY_MODEL, tmp_path / "model")
     (tmp_path / "model" / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 463]}))
     settings = [
@@ -41,17 +41,17 @@ def test_it_takes_the_settings_of_the_run(tmp_path: Path, capsys: pytest.Capture
         "prompt.template_arguments.loud=true",
     ]
     assert main(["check-model", str(tmp_path / "model"), *settings]) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for line in (
         "Please reason step by step, and put your final answer within \\\\boxed{}.<|assistant|><think>\\n",
         "463 '<|pad|>'",
         "served in bfloat16  = 772,224 parameters × 2",
-        "by [sft]:",
-        "by [dpo]:",
+        "training with [sft]:",
+        "training with [dpo]:",
         "engine.max_model_len (16384) is over config.json's max_position_embeddings (2048)",
         "prompt.template_arguments: the template does not read loud",
     ):
-        assert line in told
+        assert line in output
 
 
 @pytest.mark.parametrize(
@@ -65,9 +65,9 @@ def test_it_takes_the_settings_of_the_run(tmp_path: Path, capsys: pytest.Capture
         (["tiny", "--set", "prompt.thinking.close=[/THINK]"], "probing.exit_text"),
     ],
 )
-def test_one_bad_thing_is_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]):
+def test_an_error_is_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]):
     assert main(["check-model", *arguments]) == 2
-    told = capsys.readouterr()
-    assert words in told.err
-    assert told.err.count("\n") == 1
-    assert told.out == ""
+    output = capsys.readouterr()
+    assert words in output.err
+    assert output.err.count("\n") == 1
+    assert output.out == ""

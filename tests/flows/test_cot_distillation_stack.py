@@ -1,4 +1,4 @@
-"""CoT distillation on the real Prefect with a scripted model and a scripted auxiliary one."""
+"""CoT distillation on the real Prefect, with a scripted model and a scripted auxiliary model."""
 
 import json
 import random
@@ -42,8 +42,8 @@ class Run(ScriptedRun):
         settings = load(CotDistillation, "tiny", (*SMALL, f"storage.root={root}", *changes))
         super().__init__("cot-distillation", settings, run_cot_distillation, make)
 
-    def note(self, title: str) -> list[dict[str, str]]:
-        return next(note["rows"] for note in self.report["tables"] if title in note["title"])
+    def table(self, title: str) -> list[dict[str, str]]:
+        return next(table["rows"] for table in self.report["tables"] if title in table["title"])
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_a_run_takes_every_step_and_reports_it(first: Run):
     assert first.report["warnings"] == []
 
 
-def test_what_is_compressed_is_right_shorter_and_within_its_budget(first: Run):
+def test_compressed_traces_are_right_shorter_and_within_budget(first: Run):
     traces = {(row.problem_id, row.sample): row for row in first.rows("select-traces", Trace)}
     answers = {row.id: row.answer for row in first.rows("drop-problems", Problem)}
     budget, model = load(CotDistillation, "tiny").compression.budget, Checkpoint.open(TINY_MODEL)
@@ -91,14 +91,14 @@ def test_what_is_compressed_is_right_shorter_and_within_its_budget(first: Run):
     assert line["rows_in"] == line["rows_out"] + sum(line["dropped"].values()) == len(traces)
 
 
-def test_training_sees_whole_rows_of_the_same_traces(first: Run):
+def test_training_rows_are_complete_completions_of_the_same_traces(first: Run):
     names = [(row.problem_id, row.sample) for row in first.rows("compress-by-value", CompressedTrace)]
     for which, source in ((0, "compress-by-value"), (1, "uncompressed")):
         kind = CompressedTrace if which == 0 else Trace
-        told = {(row.problem_id, row.sample): row.token_ids for row in first.rows(source, kind)}
+        token_ids_of = {(row.problem_id, row.sample): row.token_ids for row in first.rows(source, kind)}
         rows = first.rows("build-sft-rows", Demonstration, which)
         assert [(row.problem_id, row.sample) for row in rows] == names
-        assert all(row.completion_ids == told[row.problem_id, row.sample] for row in rows)
+        assert all(row.completion_ids == token_ids_of[row.problem_id, row.sample] for row in rows)
     pairs = first.rows("pair-compressed", Pair)
     assert {pair.kind for pair in pairs} == {PairKind.COMPRESSED}
     assert all(len(pair.chosen_ids) < len(pair.rejected_ids) for pair in pairs)
@@ -111,12 +111,12 @@ def test_dpo_starts_from_the_sft_checkpoint(first: Run):
 
 
 def test_tables_of_the_report(first: Run):
-    assert [row["from"] for row in first.note("true level")] == [
+    assert [row["from"] for row in first.table("true level")] == [
         "rating",
         "length of the text",
         "rating, length held fixed",
     ]
-    levels = first.note("Compression by level")
+    levels = first.table("Compression by level")
     assert sum(int(row["traces"]) for row in levels) == len(first.rows("compress-by-value", CompressedTrace))
 
 
@@ -126,23 +126,23 @@ def test_an_unchanged_run_starts_no_engine(first: Run, root: Path):
     assert again.report["models"] == first.report["models"]
 
 
-class Choosy(ScriptedEngine):
-    """Cannot serve its hundredth probe."""
+class FailingEngine(ScriptedEngine):
+    """Refuses its hundredth probe."""
 
     probes = 0
 
     def serve(self, model: Checkpoint, ticket: int, request: Request) -> Finished | Refused:
         self.probes += model.decode(request.prompt_ids[-8:]).endswith("boxed{")
-        return Refused(ticket, "too odd") if self.probes == 100 else super().serve(model, ticket, request)
+        return Refused(ticket, "a test") if self.probes == 100 else super().serve(model, ticket, request)
 
 
-def test_a_trace_that_the_engine_cannot_value_is_counted_and_left_out(tmp_path: Path):
-    run = Run(tmp_path, "variants=[]", make=lambda: Choosy(speak))
+def test_a_trace_without_values_is_dropped_and_counted(tmp_path: Path):
+    run = Run(tmp_path, "variants=[]", make=lambda: FailingEngine(speak))
     lines = {line["stage"]: line for line in run.report["ledger"]}
     assert lines["estimate-prefix-values"]["dropped"] == {"refused": 1}
     compressed = lines["compress-by-value"]
     assert compressed["rows_in"] == lines["select-traces"]["rows_out"]
-    assert compressed["dropped"]["unvalued"] == 1
+    assert compressed["dropped"]["no-values"] == 1
 
 
 @pytest.mark.parametrize(
@@ -176,28 +176,32 @@ def write_problems(path: Path, rows: list[tuple[str, str]]) -> Path:
 
 
 def respelled(text: str) -> str:
-    """The same in other spacing and case, its numbers set as formulas."""
+    """The same text with other spacing and case, and numbers as formulas."""
     return re.sub(r"(\d+)", r"$\\displaystyle{\1}$", text.upper().replace(" ", "  "))
 
 
 def test_planted_benchmark_problems_are_removed_before_anything_is_sampled(tmp_path: Path):
     stories = draw_stories(Split.TRAIN, 0, 6, LEVELS)
-    exam = draw_stories(Split.BENCHMARK, 0, 8, LEVELS)
+    benchmark = draw_stories(Split.BENCHMARK, 0, 8, LEVELS)
     rows = [(story.text, str(story.answer)) for story in stories]
-    planted = [(exam[0].text, str(exam[0].answer)), (respelled(exam[1].text), str(exam[1].answer)), rows[0]]
+    planted = [
+        (benchmark[0].text, str(benchmark[0].answer)),
+        (respelled(benchmark[1].text), str(benchmark[1].answer)),
+        rows[0],
+    ]
     path = write_problems(tmp_path / "rows.jsonl", [*rows, *planted])
     run = Run(tmp_path / "root", "problems={type='file'}", f"problems.path={path}")
     assert {row.problem_id for row in run.rows("find-overlap", Match)} == {"6", "7"}
     assert [row.id for row in run.rows("drop-problems", Problem)] == [str(n) for n in range(6)]
     line = next(line for line in run.report["ledger"] if line["stage"] == "drop-problems")
-    assert line["dropped"] == {"in-a-benchmark": 2, "double": 1}
-    assert "2 problems stand in a benchmark" in run.report["warnings"][0]
+    assert line["dropped"] == {"in-a-benchmark": 2, "duplicate": 1}
+    assert "2 problems also occur in a benchmark" in run.report["warnings"][0]
     only = write_problems(tmp_path / "only.jsonl", planted[:2])
-    with pytest.raises(ProblemsRefused, match="all 2 problems stand in a benchmark"):
+    with pytest.raises(ProblemsRefused, match="all 2 problems also occur in a benchmark"):
         Run(tmp_path / "other", "problems={type='file'}", f"problems.path={only}")
 
 
-def test_the_gate_is_not_opened_silently(tmp_path: Path):
+def test_without_decontamination_the_report_warns(tmp_path: Path):
     run = Run(tmp_path, "decontamination.type=off", "decontamination.reason=made-up problems", "variants=[]")
     assert run.report["warnings"] == ["problems were not compared with the benchmarks: made-up problems"]
     assert "find-overlap" not in run.redone
@@ -219,18 +223,20 @@ def by_llm(server: Chat, *more: str) -> tuple[str, ...]:
     )
 
 
-def test_an_auxiliary_model_plays_all_roles(tmp_path: Path, chat: Callable[[Script], Chat]):
+def test_an_auxiliary_model_in_all_roles(tmp_path: Path, chat: Callable[[Script], Chat]):
     server = chat(assist)
     run = Run(tmp_path, *by_llm(server))
     assert {"rate-by-llm", "compress-by-llm", "judge-completions"} <= set(run.redone)
-    assert "estimate-prefix-values" not in run.redone  # nobody reads values
+    assert "estimate-prefix-values" not in run.redone  # no step uses values
     assert run.rows("compress-by-llm", CompressedTrace)
-    grades = run.note("Grades")
+    grades = run.table("Grades")
     assert [row["model"] for row in grades] == ["base", "sft+dpo", "sft"]
     assert {row["completions"] for row in grades} == {"3"}
     assert all(row["redundancy"].startswith("2.00") for row in grades)
     judged = [m for m in server.asked if m["response_format"]["json_schema"]["name"] == "Grades"]
-    assert not any(name in json.dumps(judged) for name in ("sft", "base", "dpo"))  # blind
+    assert not any(
+        name in json.dumps(judged) for name in ("sft", "base", "dpo")
+    )  # the judge does not see which model wrote a completion
     money = sum(line["money"] for line in run.report["ledger"])
     assert money == pytest.approx(len(server.asked) * 110e-6)
     again = len(server.asked)
@@ -247,14 +253,12 @@ def test_an_auxiliary_model_plays_all_roles(tmp_path: Path, chat: Callable[[Scri
         ("Let me think. " * 20, "over-budget"),
     ],
 )
-def test_a_rewritten_trace_that_is_none_is_set_aside(
-    tmp_path: Path, chat: Callable[..., Chat], thinking: str, reason: str
-):
+def test_an_invalid_rewritten_trace_is_dropped(tmp_path: Path, chat: Callable[..., Chat], thinking: str, reason: str):
     def script(body: dict[str, Any], number: int) -> Answer:
         kind = body["response_format"]["json_schema"]["name"]
-        good = assist(body, number)
-        odd = kind == "Shortened" and len(body["messages"][1]["content"]) % 3 == 0
-        return Answer(json.dumps({"thinking": thinking})) if odd else good
+        valid = assist(body, number)
+        is_invalid = kind == "Shortened" and len(body["messages"][1]["content"]) % 3 == 0
+        return Answer(json.dumps({"thinking": thinking})) if is_invalid else valid
 
     run = Run(tmp_path, *by_llm(chat(script), "variants=[]"))
     line = next(line for line in run.report["ledger"] if line["stage"] == "compress-by-llm")
@@ -266,16 +270,16 @@ def test_a_rewritten_trace_that_is_none_is_set_aside(
 
 
 def lecture(body: dict[str, Any], number: int) -> Answer:
-    """Solves each problem as the over-thinker does; every seventh time without thinking."""
+    """A scripted teacher: solves each problem as the over-thinker does; every seventh reply has no thinking."""
     assert "response_format" not in body
     assert (body["temperature"], body["max_tokens"]) == (0.6, 768)
-    told = OverThinker(Teacher(), random.Random(number)).think(STORIES[body["messages"][1]["content"]])
+    solution = OverThinker(Teacher(), random.Random(number)).think(STORIES[body["messages"][1]["content"]])
     if number % 7 == 3:
-        return Answer(told.reply)
-    return Answer(f"<think>\n{told.text}</think>{told.reply}" + "<|user|>" * (number == 5))
+        return Answer(solution.reply)
+    return Answer(f"<think>\n{solution.text}</think>{solution.reply}" + "<|user|>" * (number == 5))
 
 
-def test_an_endpoint_may_be_the_teacher(tmp_path: Path, chat: Callable[[Script], Chat]):
+def test_an_endpoint_as_teacher(tmp_path: Path, chat: Callable[[Script], Chat]):
     server = chat(lecture)
     run = Run(
         tmp_path,
@@ -307,7 +311,7 @@ def test_an_endpoint_may_be_the_teacher(tmp_path: Path, chat: Callable[[Script],
     )
 
 
-def test_a_teacher_that_hides_its_thinking_ends_the_run_early(tmp_path: Path, chat: Callable[..., Chat]):
+def test_a_teacher_without_thinking_ends_the_run_early(tmp_path: Path, chat: Callable[..., Chat]):
     server = chat(lambda body, number: Answer("The answer is \\boxed{4}."))
     with pytest.raises(TooManyInvalidReplies, match=r"3 replies of big cannot be used \(3 × without-thinking"):
         Run(
@@ -320,8 +324,12 @@ def test_a_teacher_that_hides_its_thinking_ends_the_run_early(tmp_path: Path, ch
     assert len(server.asked) == 3
 
 
-def test_half_the_money_stops_cleanly_and_the_rest_goes_on_from_there(tmp_path: Path, chat: Callable[[Script], Chat]):
-    short = ("rating.max_tokens=32", "compression.by.max_tokens=32", "judging.max_tokens=32")  # or little fits half
+def test_a_run_stopped_by_the_cap_resumes_without_paying_twice(tmp_path: Path, chat: Callable[[Script], Chat]):
+    short = (
+        "rating.max_tokens=32",
+        "compression.by.max_tokens=32",
+        "judging.max_tokens=32",
+    )  # higher limits would reserve the whole cap
     whole = chat(assist)
     need = sum(line["money"] for line in Run(tmp_path / "whole", *by_llm(whole, *short)).report["ledger"])
     server = chat(assist)
@@ -333,7 +341,7 @@ def test_half_the_money_stops_cleanly_and_the_rest_goes_on_from_there(tmp_path: 
     assert sum(line["money"] for line in run.report["ledger"]) == pytest.approx(need)
 
 
-def test_a_model_that_cannot_play_its_role_ends_the_run(tmp_path: Path, chat: Callable[[Script], Chat]):
+def test_a_model_with_malformed_replies_ends_the_run(tmp_path: Path, chat: Callable[[Script], Chat]):
     server = chat(lambda body, number: Answer("I would rather not."))
     with pytest.raises(TooManyInvalidReplies, match=r"\d replies of m cannot be used \(\d × malformed"):
         Run(tmp_path, *by_llm(server))

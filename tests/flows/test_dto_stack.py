@@ -1,4 +1,4 @@
-"""The DTO flow on the real Prefect with a scripted model: what is done, and above all what is not done again."""
+"""DTO on the real Prefect with a scripted model: which steps run, and which come from the cache."""
 
 import json
 import shutil
@@ -94,16 +94,16 @@ def test_an_unchanged_run_starts_no_engine(first: Run, root: Path):
 @pytest.mark.parametrize(
     ("change", "redone", "calls"),
     [
-        # What depends on the change is redone; completions that the store holds are not drawn again.
+        # Only dependent steps run again; completions in the store are not sampled again.
         ("training.beta=1.0", ["train-simpo", "evaluate"], 16),
         ("training.per_device_train_batch_size=8", [], 0),
         ("engine.max_num_seqs=7", [], 0),
         ("pairing.rejected='longest'", ["build-pairs", "train-simpo", "evaluate"], 16),
         ("benchmark.sampling.samples=3", ["evaluate", "evaluate"], 16),
         ("sampling.temperature=0.7", ["sample-traces", *CURATION, "evaluate"], None),
-        # The same prefixes pass, so what is made of them stays.
+        # The same prefixes pass, so later steps come from the cache.
         ("probing.threshold=0.6", ["probe-prefixes", "reestimate-crossings", "prune-traces"], None),
-        # A shorter text leaves more room for problems; that lets in none here.
+        # A shorter text allows longer prompts, but no problem here is near the limit.
         ("finalizing.closing_text='So the answer is'", ["drop-long-prompts"] * 2 + [*CURATION[2:], "evaluate"], None),
         ("pruning.type=none", ["build-pairs", "train-simpo", "evaluate"], 16),
     ],
@@ -144,7 +144,7 @@ def test_every_result_can_be_traced_to_its_recipe(first: Run, root: Path):
     assert all((line["digest"], line["stage"]) in known for line in first.report["ledger"])
 
 
-def test_another_model_redoes_everything_but_drawing_problems(first: Run, root: Path, tmp_path: Path):
+def test_another_model_redoes_everything_except_loading_problems(first: Run, root: Path, tmp_path: Path):
     shutil.copytree(TINY_MODEL, tmp_path / "other")
     config = json.loads((TINY_MODEL / "config.json").read_text())
     (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"of": "another"}))
@@ -157,11 +157,11 @@ def test_another_version_of_a_method_redoes_what_depends_on_it(first: Run, root:
     newer.version = "another"
     monkeypatch.setattr("flows.dto.build_pairs", newer)
     run = Run(root)
-    # The new version makes the same pairs, so nothing after it is redone.
+    # The new version makes the same pairs, so no later step runs again.
     assert run.redone == ["build-pairs"]
 
 
-def test_controls_are_examined_on_the_same_problems(first: Run, root: Path):
+def test_controls_are_evaluated_on_the_same_problems(first: Run, root: Path):
     run = Run(
         root,
         'controls.trained=["shortest-longest", "sft", "paper-pairs", "unpruned", "probe-pruned"]',
@@ -190,7 +190,7 @@ def test_controls_are_examined_on_the_same_problems(first: Run, root: Path):
     assert again.redone == []
 
 
-def test_what_a_run_says_beyond_accuracy_and_tokens(first: Run):
+def test_other_figures_of_the_report(first: Run):
     report = first.report
     assert report["by_seed"] == []
     assert report["comparisons"][0]["break_even"]["build_flops"] == pytest.approx(
@@ -207,21 +207,21 @@ def test_what_a_run_says_beyond_accuracy_and_tokens(first: Run):
         "wrong_to_right_of_base",
     }
     counted = {line["stage"]: line["counts"] for line in report["ledger"]}
-    assert "lucky crossings" in counted["reestimate-crossings"]
+    assert "false crossings" in counted["reestimate-crossings"]
     assert counted["prune-traces"]["tokens after"] <= counted["prune-traces"]["tokens before"]
 
 
-def test_probing_is_told_beside_the_naive_way_and_the_floor(first: Run):
+def test_probing_cost_is_reported_with_its_bounds(first: Run):
     (line,) = [line for line in engine_rows(first.report) if line["stage"] == "probe-prefixes"]
     (probed,) = [line for line in first.report["ledger"] if line["stage"] == "probe-prefixes"]
-    bill = probed["cost_bounds"]
-    # The scripted model answers alike each time: 5 of 8 rollouts pass a prefix, 4 refuse it, and none is in vain.
-    assert bill["rollouts"] == bill["rollouts_floor"] < 5 / 8 * bill["rollouts_naive"]
+    bounds = probed["cost_bounds"]
+    # The scripted model always answers alike: 5 right rollouts of 8 pass a prefix, 4 wrong ones fail it.
+    assert bounds["rollouts"] == bounds["rollouts_floor"] < 5 / 8 * bounds["rollouts_naive"]
     assert line["÷ floor"] == "1.000"
-    assert line["÷ naive"] == f"{bill['rollouts'] / bill['rollouts_naive']:.3f}"
-    # Without a cache every rollout computes all of its prompt.
+    assert line["÷ naive"] == f"{bounds['rollouts'] / bounds['rollouts_naive']:.3f}"
+    # The scripted engine has no prefix cache: every rollout computes its whole prompt.
     assert probed["cached_prompt_tokens"] == 0
-    assert probed["prompt_tokens"] < bill["prefill_naive"]
+    assert probed["prompt_tokens"] < bounds["prefill_naive"]
 
 
 def test_a_binary_search_is_audited_on_a_share_of_the_traces(first: Run, root: Path):
@@ -229,7 +229,7 @@ def test_a_binary_search_is_audited_on_a_share_of_the_traces(first: Run, root: P
     assert binary.redone[0] == "probe-prefixes"
     (line,) = [line for line in binary.report["ledger"] if line["stage"] == "probe-prefixes"]
     assert line["counts"]["audited"] == line["rows_out"] > 0
-    # Conclusions go from right to wrong and back here, so the two do differ.
+    # The scripted conclusions change from right to wrong and back, so binary search and scan differ.
     assert 0 < line["counts"]["audits with another crossing"] < line["rows_out"]
     none = Run(root, "probing.search.type=binary", "probing.search.audited=0")
     (line,) = [line for line in none.report["ledger"] if line["stage"] == "probe-prefixes"]
@@ -237,7 +237,7 @@ def test_a_binary_search_is_audited_on_a_share_of_the_traces(first: Run, root: P
     assert line["cost_bounds"]["rollouts"] < line["cost_bounds"]["rollouts_naive"]
 
 
-def test_an_auxiliary_model_may_propose_what_is_pruned(first: Run, root: Path, chat: Callable[..., Chat]):
+def test_an_auxiliary_model_proposes_removals(first: Run, root: Path, chat: Callable[..., Chat]):
     def propose(body: dict[str, Any], number: int) -> Answer:
         assert body["messages"][1]["content"].startswith("### problem\n")
         return Answer("I will not." if number == 2 else '{"remove": [1]}')
@@ -249,7 +249,7 @@ def test_an_auxiliary_model_may_propose_what_is_pruned(first: Run, root: Path, c
     line = next(line for line in run.report["ledger"] if line["stage"] == "propose-removals")
     assert line["dropped"].keys() == {"no-inner-segment"}
     assert line["rows_in"] == line["rows_out"] + line["dropped"]["no-inner-segment"]
-    assert len(server.asked) == line["rows_out"] + 1  # one was repaired
+    assert len(server.asked) == line["rows_out"] + 1  # one reply was invalid and repaired
     pruned = {(row.problem_id, row.sample): row.removed for row in run.rows("prune-traces", OptimisedTrace)}
     assert set(pruned.values()) == {(), (1,)}
     proposed = {(row.problem_id, row.sample) for row in run.rows("propose-removals", ProposedRemovals)}

@@ -1,4 +1,4 @@
-"""The main job on the real Prefect, vLLM and TRL: killed twice half-way, run again, and run once more for nothing."""
+"""DTO on the real Prefect, vLLM and TRL: killed twice, completed, then run again from the cache."""
 
 import json
 import re
@@ -24,6 +24,7 @@ SMALL = (
     "training.per_device_train_batch_size=8",
 )
 GONE_WITHIN = 10
+"""Seconds."""
 
 
 def start(root: Path) -> subprocess.Popen[str]:
@@ -46,7 +47,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("moment", [r"sample: \d+/\d+ prompts", r"simpo: \d+ steps"])
 def test_sigkill_leaves_no_process_behind(root: Path, moment: str):
-    """Killed while completions come in, and, taken up again, while the trainer works."""
+    """Killed during sampling; then resumed, and killed during training."""
     run = start(root)
     assert run.stderr
     assert any(re.search(moment, line) for line in run.stderr)
@@ -69,7 +70,7 @@ def test_the_same_command_then_completes(root: Path):
     assert (root / "latest" / "vllm.log").exists()
 
 
-def test_once_more_starts_no_engine(root: Path):
+def test_a_repeated_run_starts_no_engine(root: Path):
     before = json.loads((root / "latest" / "report.json").read_text())
     again = finish(root)
     assert all(line["cached"] for line in again["ledger"])

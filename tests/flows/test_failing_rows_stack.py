@@ -1,4 +1,4 @@
-"""One bad row never ends a run: whole pipelines over engines that refuse, and over traces that end in half an emoji."""
+"""Single failures do not end a run: pipelines with engines that refuse requests, and with undecodable traces."""
 
 import json
 from collections import Counter
@@ -22,7 +22,7 @@ from models.inference.rollout_engine import TooManyFailed
 from models.inference.scripted_engine import ScriptedEngine
 from models.tiny_model import END
 from reasoning.records import Scan, Score, Trace, Verdict
-from tests.flows.world import ScriptedRun, converse, speak
+from tests.flows.world import ScriptedRun, speak, speak_turn
 
 pytestmark = pytest.mark.usefixtures("prefect")
 SMALL = (
@@ -34,8 +34,8 @@ SMALL = (
 KINDS = tuple(Failure)
 
 
-class Moody(ScriptedEngine):
-    """Every `every`th request fails, each time for another reason."""
+class FailingEngine(ScriptedEngine):
+    """Every `every`th request fails, with the kinds of failure in turn."""
 
     def __init__(self, script: Any, every: int = 11):
         super().__init__(script)
@@ -52,7 +52,7 @@ class Moody(ScriptedEngine):
         number = next(self._number)
         if number % self._every:
             return None
-        return Refused(ticket, f"mood {number}", KINDS[number // self._every % len(KINDS)])
+        return Refused(ticket, f"failure {number}", KINDS[number // self._every % len(KINDS)])
 
 
 def refusals_of(run: ScriptedRun) -> Counter[str]:
@@ -64,15 +64,15 @@ def refusals_of(run: ScriptedRun) -> Counter[str]:
 
 
 def check(run: ScriptedRun, samples: int) -> None:
-    """What is left out is in the ledger and in a file, and no examination has shrunk."""
-    told = Counter[str]()
+    """Skipped rows are in the ledger and in a file, and every evaluation has all its samples."""
+    counted = Counter[str]()
     for line in [line for line in run.report["ledger"] if not line["cached"]]:
-        told.update({name: number for name, number in line["dropped"].items() if name in KINDS})
-        told.update(
+        counted.update({name: number for name, number in line["dropped"].items() if name in KINDS})
+        counted.update(
             {name.removeprefix("not right: "): number for name, number in line["counts"].items() if "not right" in name}
         )
-    assert told == refusals_of(run)
-    assert told.total() > 3
+    assert counted == refusals_of(run)
+    assert counted.total() > 3
     for model in run.report["models"]:
         assert (model["problems"], model["samples"]) == (20, 20 * samples)
     for kind in ("evaluate", "evaluate-early-stop", "score-dialogues"):
@@ -97,18 +97,18 @@ def test_dto(tmp_path: Path):
             f"storage.root={tmp_path}",
         ),
     )
-    run = ScriptedRun("dto", settings, run_dto, lambda: Moody(speak))
+    run = ScriptedRun("dto", settings, run_dto, lambda: FailingEngine(speak))
     check(run, 2)
     lines = {line["stage"]: line for line in run.report["ledger"]}
     for name in ("probe-prefixes", "reestimate-crossings", "finalize-traces"):
         assert lines[name]["rows_in"] == lines[name]["rows_out"] + sum(lines[name]["dropped"].values()), name
     assert set(lines["finalize-traces"]["dropped"]) & set(KINDS)
-    assert lines["prune-traces"]["counts"]["left as they were, the engine failed"] > 0
+    assert lines["prune-traces"]["counts"]["unchanged, the engine failed"] > 0
     assert lines["prune-traces"]["rows_in"] == lines["prune-traces"]["rows_out"]
     assert lines["sample-traces"]["rows_out"] == 2 * (40 - sum(lines["sample-traces"]["dropped"].values()))
     (stop,) = (entry for entry in run.ctx.ledger if entry.step == "evaluate-early-stop")
     failed = [row for row in run.ctx.artifacts.rows(stop.artifact, Score) if row.verdict is Verdict.NO_COMPLETION]
-    assert {row.sample for row in failed} == {0, 1}  # of whole problems, and of single traces whose probes failed
+    assert {row.sample for row in failed} == {0, 1}  # all samples of a problem, and single traces whose probes failed
 
 
 def test_cot_distillation(tmp_path: Path):
@@ -124,7 +124,7 @@ def test_cot_distillation(tmp_path: Path):
             f"storage.root={tmp_path}",
         ),
     )
-    run = ScriptedRun("cot-distillation", settings, run_cot_distillation, lambda: Moody(speak, every=7))
+    run = ScriptedRun("cot-distillation", settings, run_cot_distillation, lambda: FailingEngine(speak, every=7))
     check(run, 2)
     lines = {line["stage"]: line for line in run.report["ledger"]}
     for name in ("estimate-prefix-values", "compress-by-value"):
@@ -145,33 +145,33 @@ def test_long_short(tmp_path: Path):
             f"storage.root={tmp_path}",
         ),
     )
-    run = ScriptedRun("long-short", settings, run_long_short, lambda: Moody(converse, every=17))
+    run = ScriptedRun("long-short", settings, run_long_short, lambda: FailingEngine(speak_turn, every=17))
     check(run, 2)
-    (note,) = (note for note in run.report["tables"] if note["title"].startswith("Dialogues"))
-    assert all(float(row["turns"]) >= 2 for row in note["rows"])  # of those that were held
+    (table,) = (table for table in run.report["tables"] if table["title"].startswith("Dialogues"))
+    assert all(float(row["turns"]) >= 2 for row in table["rows"])  # failed dialogues do not count
 
 
-def test_too_many_end_the_run_with_their_reasons(tmp_path: Path):
+def test_too_many_failures_end_the_run_with_their_reasons(tmp_path: Path):
     settings = load(Dto, "tiny", ("problems.count=40", "problems.levels=[1,2,3,4]", f"storage.root={tmp_path}"))
     with pytest.raises(TooManyFailed, match=r"^sample: 3 of 40 failed, more than engine.max_failed_fraction \(0.05\)"):
-        ScriptedRun("dto", settings, run_dto, lambda: Moody(speak))
+        ScriptedRun("dto", settings, run_dto, lambda: FailingEngine(speak))
 
 
 def test_an_engine_that_serves_nothing_ends_the_run(tmp_path: Path):
     settings = load(Dto, "tiny", (*SMALL, "engine.max_failed_fraction=1", f"storage.root={tmp_path}"))
-    with pytest.raises(TooManyFailed, match=r"^sample: there is no completion of any problem: mood \d+$"):
-        ScriptedRun("dto", settings, run_dto, lambda: Moody(speak, every=1))
+    with pytest.raises(TooManyFailed, match=r"^sample: there is no completion of any problem: failure \d+$"):
+        ScriptedRun("dto", settings, run_dto, lambda: FailingEngine(speak, every=1))
 
 
 def broken(cut: Callable[[tuple[int, ...]], tuple[int, ...]]) -> Any:
-    """As `speak`, but whole traces end in what `cut` leaves of an emoji, and the end token."""
+    """As `speak`, but every third trace ends in an emoji that `cut` has shortened, and the end token."""
 
     def script(model: Checkpoint, request: Request, number: int) -> Completion:
-        said = speak(model, request, number)
+        completion = speak(model, request, number)
         if not model.decode(request.prompt_ids).endswith("<think>\n") or number % 3:
-            return said
+            return completion
         end = model.encode(END)
-        return Completion(said.token_ids[: -len(end)] + cut(model.encode(" 😀")) + end, True)
+        return Completion(completion.token_ids[: -len(end)] + cut(model.encode(" 😀")) + end, True)
 
     return script
 
@@ -194,6 +194,6 @@ def test_a_trace_may_end_in_half_an_emoji(tmp_path: Path, repeat: int):
     )
     run = ScriptedRun("dto", settings, run_dto, lambda: ScriptedEngine(broken(lambda ids: ids[:-1] * repeat)))
     traces = run.rows("sample-traces", Trace)
-    odd = {(row.problem_id, row.sample) for row in traces if "\ufffd" in row.text}
-    assert len(odd) == 8
-    assert odd <= {(row.problem_id, row.sample) for row in run.rows("probe-prefixes", Scan)}
+    undecodable = {(row.problem_id, row.sample) for row in traces if "\ufffd" in row.text}
+    assert len(undecodable) == 8
+    assert undecodable <= {(row.problem_id, row.sample) for row in run.rows("probe-prefixes", Scan)}

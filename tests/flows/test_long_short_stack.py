@@ -28,7 +28,7 @@ from reasoning.records import (
     Verdict,
 )
 from tasks.reports.model_pair import MissingModelPair, load_model_pair
-from tests.flows.world import ScriptedRun, assist, converse, speaking
+from tests.flows.world import ScriptedRun, assist, speak_turn, speaking
 from tests.models.chat import Chat
 
 pytestmark = pytest.mark.usefixtures("prefect")
@@ -54,8 +54,8 @@ class Run(ScriptedRun):
 
     def train(self, job: Job, folder: Path, progress: Callable[[int, int], None]) -> list[dict[str, Any]]:
         self.jobs.append(job)
-        told = {"training_flops": 2e6, "prompt_tokens": 7, "generated_tokens": 5, "flops": 1e6}
-        return [figures | told for figures in super().train(job, folder, progress)]
+        costs = {"training_flops": 2e6, "prompt_tokens": 7, "generated_tokens": 5, "flops": 1e6}
+        return [figures | costs for figures in super().train(job, folder, progress)]
 
 
 @pytest.fixture(scope="module")
@@ -79,64 +79,65 @@ def test_a_run_takes_every_step_and_reports_it(first: Run):
         ("early stop", "control"),
     ]
     assert [model["problems"] for model in first.report["others"]["far"]["models"]] == [2] * 5
-    thoughts, note = first.report["tables"]
+    thoughts, dialogues = first.report["tables"]
     flags = [
         important for row in first.rows("build-cold-start-dialogues", ColdStartDialogue) for important in row.important
     ]
     numbers = {row["thoughts"]: int(row["number"]) for row in thoughts["rows"]}
     assert numbers == {"important": sum(flags), "others": len(flags) - sum(flags)}
-    assert [row["pair"] for row in note["rows"]] == ["cold start", "round 1, long", "round 2, short"]
-    assert note["rows"][0]["reward"] == "+0.000 [+0.000, +0.000]"
+    assert [row["pair"] for row in dialogues["rows"]] == ["cold start", "round 1, long", "round 2, short"]
+    assert dialogues["rows"][0]["reward"] == "+0.000 [+0.000, +0.000]"
 
 
-def test_each_thought_is_valued_once_and_all_are_cut_from_the_trace(first: Run):
+def test_thoughts_are_consecutive_parts_of_the_trace_and_each_has_a_value(first: Run):
     traces = {row.id: row for row in first.rows("select-traces", Trace)}
-    chunked, valued = first.rows("chunk-by-markers", ChunkedTrace), first.rows("value-thoughts", PrefixValues)
-    assert len(chunked) == len(valued) == len(traces)
-    for cut, row in zip(chunked, valued, strict=True):
+    chunked, values = first.rows("chunk-by-markers", ChunkedTrace), first.rows("value-thoughts", PrefixValues)
+    assert len(chunked) == len(values) == len(traces)
+    for cut, row in zip(chunked, values, strict=True):
         assert row.ends == (0, *cut.ends)
         text = MODEL.decode(traces[f"{row.problem_id}/{row.sample}"].token_ids[: row.ends[-1]])
         assert traces[f"{row.problem_id}/{row.sample}"].text.startswith(text + "</think>")
         assert all(0 <= right <= row.total == 3 for right in row.right)
-        # The scripted model goes on with its latest conclusion, so each prefix is always or never right; the bare
-        # question is thought through anew each time.
+        # The scripted model continues with its latest conclusion, so a prefix is always or never right. Without
+        # thinking it samples a new trace each time.
         assert all(right in (0, 3) for right in row.right[1:])
 
 
-def test_each_turn_is_learnt_once_and_after_what_was_said_before(first: Run):
+def test_each_turn_is_one_row_with_the_turns_before_as_prompt(first: Run):
     problems = {row.id: row for row in first.rows("drop-problems", Problem)}
-    rehearsed = first.rows("build-cold-start-dialogues", ColdStartDialogue)
-    learnt = {
+    dialogues = first.rows("build-cold-start-dialogues", ColdStartDialogue)
+    rows_of = {
         Speaker.LONG: first.rows("build-turn-sft-rows", Demonstration, 0),
         Speaker.SHORT: first.rows("build-turn-sft-rows", Demonstration, 1),
     }
-    told = [
+    turns = [
         (row, turn, turns_of(row.transcript)[:n])
-        for row in rehearsed
+        for row in dialogues
         for n, turn in enumerate(turns_of(row.transcript))
     ]
-    for speaker, rows in learnt.items():
-        own = [(row, turn, before) for row, turn, before in told if turn.speaker is speaker]
+    for speaker, rows in rows_of.items():
+        own = [(row, turn, before) for row, turn, before in turns if turn.speaker is speaker]
         assert len(rows) == len(own)
         for demonstration, (row, turn, before) in zip(rows, own, strict=True):
             prompt = MODEL.decode(demonstration.prompt_ids)
             opening = "<think>" if speaker is Speaker.LONG else "<answer>"
-            said = "".join(map(str, before))
+            transcript = "".join(map(str, before))
             assert (
-                prompt == f"<|system|><|{speaker}|><|user|>{problems[row.problem_id].text}<|assistant|>{said}{opening}"
+                prompt
+                == f"<|system|><|{speaker}|><|user|>{problems[row.problem_id].text}<|assistant|>{transcript}{opening}"
             )
             assert MODEL.decode(demonstration.completion_ids) == str(turn).removeprefix(opening)
             assert demonstration.completion_ids[-1] == MODEL.end_id
             assert demonstration.prompt_ids.count(MODEL.end_id) == len(before)
 
 
-def test_rounds_alternate_and_start_from_each_other(first: Run):
+def test_rounds_alternate_and_continue_from_each_other(first: Run):
     rounds = [job for job in first.jobs if isinstance(job, RlJob)]
     long, short, alone = rounds
     cold = [first.made("train-sft", which).uri for which in (0, 1)]
-    better = first.made("reinforce", 0).uri
+    trained = first.made("reinforce", 0).uri
     assert (long.trains, str(long.model), str(long.partner)) == ("long", *cold)
-    assert (short.trains, str(short.model), str(short.partner)) == ("short", cold[1], better)
+    assert (short.trains, str(short.model), str(short.partner)) == ("short", cold[1], trained)
     assert (alone.trains, alone.model, alone.partner) == (None, TINY_MODEL, None)
     assert alone.rl.max_steps == 2 * long.rl.max_steps
     assert len({long.seed, short.seed}) == 2
@@ -146,13 +147,13 @@ def test_rounds_alternate_and_start_from_each_other(first: Run):
 
 
 def test_tokens_of_both_models_count(first: Run):
-    spoken, scores = first.rows("evaluate-dialogues", EvaluatedDialogue), first.rows("score-dialogues", Score)
+    dialogues, scores = first.rows("evaluate-dialogues", EvaluatedDialogue), first.rows("score-dialogues", Score)
     problems = {row.id: row for row in first.rows("draw-problems", Problem)}
-    assert len(spoken) == len(scores) == 16
-    for row, score in zip(spoken, scores, strict=True):
+    assert len(dialogues) == len(scores) == 16
+    for row, score in zip(dialogues, scores, strict=True):
         problem = problems[row.problem_id]
         turns = turns_of(row.transcript)
-        is_hard = (problem.level or 0) > 2  # then the first conclusion is in doubt
+        is_hard = (problem.level or 0) > 2  # then Long doubts its first conclusion and Short asks again
         assert len(turns) == (4 if is_hard else 2)
         assert (row.verdict is Verdict.RIGHT) == is_hard
         assert score.tokens == sum(len(MODEL.encode(str(turn).split(">", 1)[1])) + 1 for turn in turns)
@@ -176,7 +177,7 @@ def test_an_unchanged_run_starts_no_engine(first: Run, root: Path):
         ("engine.max_num_seqs=7", set()),
         ("rl.max_steps=3", {"reinforce", "evaluate-dialogues"}),
         ("sft.learning_rate=1e-4", {"train-sft", "reinforce", "evaluate-dialogues"}),
-        ("importance.decay=0", {"build-cold-start-dialogues"}),  # with the scripted model's values nothing else changes
+        ("importance.decay=0", {"build-cold-start-dialogues"}),  # the scripted values give the same dialogues
         (
             "protocol.forced_answer_prefix=So \\boxed{",
             {"drop-long-prompts", "build-turn-sft-rows", "reinforce", "evaluate-dialogues"},
@@ -189,34 +190,40 @@ def test_a_change_redoes_what_depends_on_it(first: Run, root: Path, change: str,
     assert set(Run(root, change).redone) - {"pair-models"} == redone - {"pair-models"}
 
 
-class OpeningItself(Run):
-    """The model begins its traces with the tag that opens thinking, as those do whose prompt leaves that to them."""
+class WritesOpeningTag(Run):
+    """The model writes the tag that opens its thinking, as models do whose chat template does not."""
 
     @staticmethod
     def make() -> ScriptedEngine:
         def opened(model: Checkpoint, request: Request, number: int) -> Completion:
             text = model.decode(request.prompt_ids)
             plain = model.encode(text.replace("<think>\n<think>\n", "<think>\n"))
-            said = converse(model, replace(request, prompt_ids=plain), number)
+            completion = speak_turn(model, replace(request, prompt_ids=plain), number)
             begins = text.endswith("<think>\n") and "<|system|>" not in text
-            return replace(said, token_ids=model.encode("<think>\n") + said.token_ids) if begins else said
+            return (
+                replace(completion, token_ids=model.encode("<think>\n") + completion.token_ids)
+                if begins
+                else completion
+            )
 
         return ScriptedEngine(opened)
 
 
 @pytest.mark.parametrize("cut_by", ["markers", "llm"])
-def test_thoughts_begin_after_a_tag_that_the_model_wrote_itself(tmp_path: Path, chat: Callable[..., Chat], cut_by: str):
+def test_thoughts_begin_after_an_opening_tag_written_by_the_model(
+    tmp_path: Path, chat: Callable[..., Chat], cut_by: str
+):
     llm = ("chunking.type=llm", f"llm.url={chat(assist).url}", "llm.model=m") if cut_by == "llm" else ()
-    run = OpeningItself(tmp_path, "rl.rounds=[]", *llm)
-    traces, rehearsed = run.rows("select-traces", Trace), run.rows("build-cold-start-dialogues", ColdStartDialogue)
+    run = WritesOpeningTag(tmp_path, "rl.rounds=[]", *llm)
+    traces, dialogues = run.rows("select-traces", Trace), run.rows("build-cold-start-dialogues", ColdStartDialogue)
     assert traces
     assert all(row.text.startswith("<think>\n") for row in traces)
-    assert len(rehearsed) == len(traces)
-    turns = [turn for row in rehearsed for turn in turns_of(row.transcript)]
+    assert len(dialogues) == len(traces)
+    turns = [turn for row in dialogues for turn in turns_of(row.transcript)]
     assert all(turn.text.strip() for turn in turns)
 
 
-def test_a_run_without_anything_to_learn_from_says_what_became_of_it(tmp_path: Path):
+def test_a_run_without_training_rows_lists_what_was_dropped(tmp_path: Path):
     class Wrong(Run):
         @staticmethod
         def make() -> ScriptedEngine:
@@ -228,7 +235,7 @@ def test_a_run_without_anything_to_learn_from_says_what_became_of_it(tmp_path: P
         Wrong(tmp_path, "rl.rounds=[]")
 
 
-def test_a_language_model_may_cut_the_thoughts(tmp_path: Path, chat: Callable[..., Chat]):
+def test_chunking_by_a_language_model(tmp_path: Path, chat: Callable[..., Chat]):
     server = chat(assist)
     run = Run(tmp_path, "chunking.type=llm", f"llm.url={server.url}", "llm.model=m", "rl.rounds=[]")
     traces = {row.id: row for row in run.rows("select-traces", Trace)}
@@ -239,10 +246,10 @@ def test_a_language_model_may_cut_the_thoughts(tmp_path: Path, chat: Callable[..
         lines = thinking.count("\n")
         assert len(row.ends) == max(1, lines - 1)
         assert MODEL.decode(traces[f"{row.problem_id}/{row.sample}"].token_ids[: row.ends[-1]]) == thinking
-    assert run.report["models"][1]["role"] == "method"  # the cold start, where nothing follows it
+    assert run.report["models"][1]["role"] == "method"  # without rounds the cold start is the method
 
 
-def test_the_runs_models_can_be_found_again(first: Run, tmp_path: Path):
+def test_the_model_pair_of_a_run_is_saved(first: Run, tmp_path: Path):
     folders, settings = load_model_pair(first.ctx.directory.path)
     assert folders == {
         Speaker.LONG: Path(first.made("reinforce", 0).uri),

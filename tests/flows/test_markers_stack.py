@@ -37,13 +37,13 @@ def report(root: Path) -> dict[str, Any]:
         return json.loads(run().read_text())
 
 
-def test_a_report_tells_which_markers_a_model_uses(tmp_path: Path):
-    told = report(tmp_path)
-    rows = {row["text"]: row for row in told["openings"]}
-    assert told["traces"] == 16
+def test_the_report_counts_markers_and_other_openers(tmp_path: Path):
+    result = report(tmp_path)
+    rows = {row["text"]: row for row in result["openings"]}
+    assert result["traces"] == 16
     assert rows["Hmm"]["is_marker"]
     assert 0 < rows["Hmm"]["traces"] <= rows["Hmm"]["count"]
     assert (rows["Nay"]["count"], rows["Nay"]["position"]) == (0, None)
-    # The teacher's other habits are not markers here, and are found all the same.
+    # Frequent openers that are no markers in these settings are reported, too.
     assert not rows["Wait"]["is_marker"]
     assert rows["Wait"]["position"] > 0.3

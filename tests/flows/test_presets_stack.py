@@ -1,4 +1,4 @@
-"""The paper's presets, dry: the whole pipeline with a scripted model, and stand-ins for the hub and the trainer."""
+"""Dry runs of the paper presets: whole pipelines with a scripted model and stand-ins for hub and trainer."""
 
 import json
 from collections.abc import Callable
@@ -88,11 +88,11 @@ IN_COLUMNS_OF: dict[str, tuple[str | None, str, Callable[[Story, int], dict[str,
         lambda story, n: {"problem_idx": n, "problem": story.text, "answer": str(story.answer)},
     ),
 }
-"""The only subset and split of each that a preset may ask for, and a story in its columns."""
+"""By data set: the subset and split that presets use, and a function that writes a story in its columns."""
 
 
 def hub_rows(name: str, subset: str | None, *, split: str, revision: str) -> list[dict[str, Any]]:
-    """Stories, in the columns of the data sets that the presets name."""
+    """Stories in the columns of a data set that presets name."""
     assert revision == "c" * 40
     if name == "EleutherAI/hendrycks_math":
         part = MATH.index(str(subset))
@@ -108,8 +108,8 @@ def hub_rows(name: str, subset: str | None, *, split: str, revision: str) -> lis
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """Stand-ins for the hub; the models that it was asked for."""
+def requested(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """Replaces the hub. Returns the list of requested models, which fills as the run goes."""
 
     def files(source: Hub, commit: str) -> list[DataFile]:
         found = []
@@ -122,18 +122,18 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
     monkeypatch.setattr("tasks.steps.problems.files_of_hub", files)
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: SimpleNamespace(sha="c" * 40))
-    asked: list[str] = []
+    requested: list[str] = []
 
     def hub_model(name: str) -> Path:
-        asked.append(name)
+        requested.append(name)
         return TINY_MODEL
 
     monkeypatch.setattr("tasks.runtime.resources.found_checkpoint", hub_model)
-    return asked
+    return requested
 
 
 class DryRun(ScriptedRun):
-    """Keeps the training jobs."""
+    """Records the training jobs."""
 
     def __init__(
         self, settings: Any, body: Callable[[RunContext, Any], Path], make: Callable[[], ScriptedEngine] = scripted
@@ -147,10 +147,10 @@ class DryRun(ScriptedRun):
 
 
 @pytest.mark.parametrize("preset", ["paper-r1-1.5b", "paper-deepscaler-1.5b"])
-def test_a_paper_preset_of_dto_runs_dry(preset: str, tmp_path: Path, asked: list[str]):
+def test_a_paper_preset_of_dto_runs_dry(preset: str, tmp_path: Path, requested: list[str]):
     settings = load(Dto, preset, (f"storage.root={tmp_path}",))
     run = DryRun(settings, run_dto)
-    assert asked == [settings.model]
+    assert requested == [settings.model]
     lines = {line["stage"]: line for line in run.report["ledger"]}
     assert lines["sample-traces"]["rows_out"] == 28 * 4
     assert lines["train-simpo"]["rows_in"] > 28
@@ -169,21 +169,21 @@ def test_a_paper_preset_of_dto_runs_dry(preset: str, tmp_path: Path, asked: list
 
 @pytest.mark.parametrize("preset", ["paper-1.5b", "paper-7b"])
 def test_a_paper_preset_of_cot_distillation_runs_dry(
-    preset: str, tmp_path: Path, asked: list[str], chat: Callable[..., Chat]
+    preset: str, tmp_path: Path, requested: list[str], chat: Callable[..., Chat]
 ):
     server = chat(assist)
-    # With seed 0 the exchanged ratings happen to keep the same traces, so that nothing is trained anew.
+    # With seed 0 the shuffled ratings happen to keep the same traces, so nothing would be trained again.
     settings = load(CotDistillation, preset, (f"storage.root={tmp_path}", f"llm.url={server.url}", "seed=1"))
     run = DryRun(settings, run_cot_distillation)
     assert isinstance(settings.teacher, LocalTeacher)
-    assert asked == [settings.model, settings.teacher.model]
+    assert requested == [settings.model, settings.teacher.model]
     assert run.report["benchmark"] == "AIME"
     assert list(run.report["others"]) == ["AMC", "MATH", "GSM8K", "HMMT"]
     lines = {line["stage"]: line for line in run.report["ledger"]}
     assert lines["sample-traces"]["rows_out"] == 28 * 2
     assert {"rate-by-llm", "compress-by-llm", "judge-completions"} <= lines.keys()
     assert "estimate-prefix-values" not in lines
-    # SFT, then DPO; DPO alone; the control; and both with exchanged ratings.
+    # SFT, then DPO; DPO alone; the control; and both with shuffled ratings.
     assert [job.method for job in run.jobs] == ["sft", "dpo", "dpo", "sft", "sft", "dpo"]
     assert {job.max_length for job in run.jobs} == {9216}
     assert [job.lora is not None for job in run.jobs] == [preset == "paper-7b"] * 6
@@ -191,12 +191,12 @@ def test_a_paper_preset_of_cot_distillation_runs_dry(
 
 @pytest.mark.parametrize("preset", ["paper-qwen2.5-7b", "paper-llama3.1-8b"])
 def test_a_paper_preset_of_long_short_runs_dry(
-    preset: str, tmp_path: Path, asked: list[str], chat: Callable[..., Chat]
+    preset: str, tmp_path: Path, requested: list[str], chat: Callable[..., Chat]
 ):
     server = chat(assist)
     settings = load(LongShort, preset, (f"storage.root={tmp_path}", f"llm.url={server.url}"))
     run = DryRun(settings, run_long_short, speaking)
-    assert asked == [settings.model, settings.teacher]
+    assert requested == [settings.model, settings.teacher]
     assert list(run.report["others"]) == ["AIME24", "AIME25", "AMC23", "GPQA-Diamond"]
     assert "chunk-by-llm" in {line["stage"] for line in run.report["ledger"]}
     sft, rl = run.jobs[:2], run.jobs[2:]
@@ -207,7 +207,7 @@ def test_a_paper_preset_of_long_short_runs_dry(
 
 
 @pytest.mark.parametrize("preset", ["paper-r1-1.5b", "paper-deepscaler-1.5b"])
-def test_its_server_is_started_for_a_gpu(preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_vllm_arguments_for_a_gpu(preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("models.inference.vllm_server.on_cpu", lambda: False)
     settings = load(Dto, preset).engine
     command = " ".join(VllmServer(settings, tmp_path / "log")._command(Checkpoint.open(TINY_MODEL), 8000))

@@ -1,8 +1,8 @@
-"""The paper's presets on shape models, through the real vLLM and TRL, with real problems.
+"""The paper presets on shape models, with the real vLLM and TRL and real problems.
 
-Everything is as a preset says but for sizes, paths, precision, and what lets few rows be learnt from. What the models
-say is scripted (`tests.bigrams`): no figure here is one of behaviour. `BREVITY_SHAPES=all` takes all presets whole;
-without it each pipeline runs once, and each shape at least once.
+The settings are a preset's, except for sizes, paths, precision, and learning rates for few rows. The models' texts are
+scripted (`tests.bigrams`), so figures say nothing about behaviour. `BREVITY_SHAPES=all` runs all presets with all
+trainings; otherwise each pipeline runs once, and each shape at least once.
 """
 
 import json
@@ -20,80 +20,79 @@ from conf.long_short import LongShort
 from flows.cot_distillation import cot_distillation
 from flows.dto import dto
 from flows.long_short import long_short
-from tests.bigrams import ANSWER, Said, teach, traces, turns
+from tests.bigrams import ANSWER, ScriptedText, teach, traces, turns
 from tests.flows.world import assist
 from tests.models.chat import Answer, Chat
 from tests.shapes import make_shape
 
-Make = Callable[[str, list[Said]], Path]
+MakeModel = Callable[[str, list[ScriptedText]], Path]
 pytestmark = pytest.mark.usefixtures("prefect")
 FLOAT32 = "engine.dtype='float32'"
-"""In half precision a processor without such arithmetic takes many times as long."""
+"""Half precision is many times slower on CPUs without native support."""
 THINKERS = {
     "r1-distill-qwen": traces("<think>\n", ["<｜end▁of▁sentence｜>"]),
     "r1-distill-llama": traces("<think>\n", ["<｜end▁of▁sentence｜>"]),
     "qwen3": traces("<think>", ["<|im_end|>", "<|endoftext|>"]),
 }
-"""Shapes that solve problems by themselves: what their prompts end with, and their replies."""
+"""Texts of the shapes that solve problems alone."""
+RUN_ALL = os.environ.get("BREVITY_SHAPES") == "all"
 
 
-WHOLE = os.environ.get("BREVITY_SHAPES") == "all"
-
-
-def chosen(*presets: tuple[str, ...]) -> Sequence[tuple[str, ...]]:
-    return presets if WHOLE else presets[:1]
+def selected(*presets: tuple[str, ...]) -> Sequence[tuple[str, ...]]:
+    """All presets, or the first one in a short run."""
+    return presets if RUN_ALL else presets[:1]
 
 
 def shortened(change: str) -> list[str]:
-    """A change that leaves out trainings of a preset which are like its others."""
-    return [] if WHOLE else [change]
+    """`change`, which removes similar trainings from a preset, in a short run; nothing in a full run."""
+    return [] if RUN_ALL else [change]
 
 
 @pytest.fixture
-def made(tmp_path: Path, real_tokenizers: Path) -> Make:
-    """Makes a shape model that says such texts."""
-    return lambda name, said: teach(make_shape(tmp_path / "models", name, real_tokenizers), said)
+def make_model(tmp_path: Path, real_tokenizers: Path) -> MakeModel:
+    """Makes a shape model that writes the given texts. Returns its folder."""
+    return lambda name, texts: teach(make_shape(tmp_path / "models", name, real_tokenizers), texts)
 
 
 @pytest.fixture
 def real(tmp_path: Path, real_data: Path) -> Callable[..., str]:
-    """A source of real problems, as settings name it: the first of a file that have the scripted answer, or any."""
+    """Settings for a source of `count` real problems: the first of a file with the scripted answer, or with any."""
 
     def source(name: str, count: int, answer: str | None = ANSWER, **columns: str) -> str:
         rows = [json.loads(line) for line in (real_data / f"{name}.jsonl").read_text().splitlines()]
         fitting = [row for row in rows if answer in (None, row["answer"])][:count]
         path = tmp_path / f"{name}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in fitting))
-        told = ", ".join(f'{field}="{column}"' for field, column in columns.items())
-        return f'{{type="file", path="{path}", columns={{{told}}}}}'
+        mapping = ", ".join(f'{field}="{column}"' for field, column in columns.items())
+        return f'{{type="file", path="{path}", columns={{{mapping}}}}}'
 
     return source
 
 
 def learning(*sections: str) -> list[str]:
-    """Several steps from few rows, at a rate that a server sees."""
-    told = {"global_batch_size": 2, "learning_rate": 1e-4, "bf16": "false"}
-    return [f"{section}.{name}={value}" for section in sections for name, value in told.items()]
+    """Training settings for few rows: several steps, and a learning rate that visibly changes the weights."""
+    changes = {"global_batch_size": 2, "learning_rate": 1e-4, "bf16": "false"}
+    return [f"{section}.{name}={value}" for section in sections for name, value in changes.items()]
 
 
 def terse(body: dict[str, Any], number: int) -> Answer:
-    """Assists, and compresses even the shortest of traces within its budget."""
+    """As `assist`, but every compressed thinking is short enough for any budget."""
     answer = assist(body, number)
     return Answer(json.dumps({"thinking": "We count."})) if "thinking" in json.loads(answer.content) else answer
 
 
 def stages(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The ledger's lines by their stages, the last of each."""
+    """The last ledger line of each stage."""
     return {line["stage"]: line for line in report["ledger"]}
 
 
 @pytest.mark.parametrize(
     ("preset", "model"),
-    chosen(("paper-r1-1.5b", "r1-distill-qwen"), ("paper-deepscaler-1.5b", "r1-distill-llama")),
+    selected(("paper-r1-1.5b", "r1-distill-qwen"), ("paper-deepscaler-1.5b", "r1-distill-llama")),
 )
-def test_dto(preset: str, model: str, made: Make, real: Callable[..., str], tmp_path: Path):
+def test_dto(preset: str, model: str, make_model: MakeModel, real: Callable[..., str], tmp_path: Path):
     changes = (
-        f"model={made(model, THINKERS[model])}",
+        f"model={make_model(model, THINKERS[model])}",
         f"problems={real('math_train_sample2000', 4)}",
         f"benchmark.problems={real('math500', 2)}",
         *learning("training"),
@@ -109,13 +108,13 @@ def test_dto(preset: str, model: str, made: Make, real: Callable[..., str], tmp_
 
 @pytest.mark.parametrize(
     ("preset", "model", "teacher"),
-    chosen(("paper-1.5b", "qwen3", "r1-distill-qwen"), ("paper-7b", "r1-distill-llama", "qwen3")),
+    selected(("paper-1.5b", "qwen3", "r1-distill-qwen"), ("paper-7b", "r1-distill-llama", "qwen3")),
 )
 def test_cot_distillation(
     preset: str,
     model: str,
     teacher: str,
-    made: Make,
+    make_model: MakeModel,
     real: Callable[..., str],
     chat: Callable[..., Chat],
     tmp_path: Path,
@@ -129,8 +128,8 @@ def test_cot_distillation(
         "HMMT": real("difficulty_aime_1983_2023", 1, None),
     }
     changes = (
-        f"model={made(model, THINKERS[model])}",
-        f"teacher.model={made(teacher, THINKERS[teacher])}",
+        f"model={make_model(model, THINKERS[model])}",
+        f"teacher.model={make_model(teacher, THINKERS[teacher])}",
         f"problems={real('math_train_sample2000', 8)}",
         *shortened("variants=['sft']"),
         *(f"benchmarks.{n}={b}" for n, b in benchmarks.items()),
@@ -154,13 +153,13 @@ def test_cot_distillation(
 
 @pytest.mark.parametrize(
     ("preset", "model", "teacher"),
-    chosen(("paper-llama3.1-8b", "llama3.1", "r1-distill-llama"), ("paper-qwen2.5-7b", "qwen3", "r1-distill-qwen")),
+    selected(("paper-llama3.1-8b", "llama3.1", "r1-distill-llama"), ("paper-qwen2.5-7b", "qwen3", "r1-distill-qwen")),
 )
 def test_long_short(
     preset: str,
     model: str,
     teacher: str,
-    made: Make,
+    make_model: MakeModel,
     real: Callable[..., str],
     chat: Callable[..., Chat],
     tmp_path: Path,
@@ -173,12 +172,19 @@ def test_long_short(
         "AMC23": real("amc23", 1, None),
         "GPQA-Diamond": real("mmlu_pro_sample", 1, None, choices="choices"),
     }
-    # What is said changes from step to step at random, and no bounds of a training hold.
-    steps = ("steps=2", "problems=2", "group=4", "warmup=0.0", "learning_rate=1e-4", "bf16=false")
+    # The scripted texts vary at random from step to step, so collapse limits are disabled.
+    steps = (
+        "max_steps=2",
+        "problems_per_step=2",
+        "num_generations=4",
+        "warmup_ratio=0.0",
+        "learning_rate=1e-4",
+        "bf16=false",
+    )
     bounds = ("min_tokens=0.0", "max_tokens=1e6", "min_quality_reward=0.0")
     changes = (
-        f"model={made(model, turns())}",
-        f"teacher={made(teacher, THINKERS[teacher])}",
+        f"model={make_model(model, turns())}",
+        f"teacher={make_model(teacher, THINKERS[teacher])}",
         f"problems={real('math_train_sample2000', 8)}",
         "rollouts.samples=2",
         *(f"benchmarks.{n}={b}" for n, b in benchmarks.items()),

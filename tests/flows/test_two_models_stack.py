@@ -1,4 +1,4 @@
-"""Long⊗Short on the real Prefect, vLLM and TRL: two models are made, one is reinforced, and both answer questions."""
+"""Long⊗Short on the real Prefect, vLLM and TRL: cold start of two models, one round of GRPO, and serving."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ ASK: dict[str, Any] = {
     "model": "long-short",
     "messages": [{"role": "user", "content": "Ann has 4 apples. She gets 3 more apples. How many apples has Ann?"}],
 }
-AT_ONCE = 32
+CONCURRENCY = 32
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_a_model_is_reinforced_by_what_it_says_with_another(root: Path):
+def test_a_model_is_trained_in_dialogue_with_another(root: Path):
     report = json.loads((root / "latest" / "report.json").read_text())
     assert [model["name"] for model in report["models"]] == ["base", "cold start", "round 1, long"]
     assert all(model["samples"] == 16 for model in report["models"])
@@ -59,7 +59,7 @@ def served(root: Path) -> Iterator[tuple[str, psutil.Process]]:
         assert psutil.wait_procs(children, 10)[1] == []
 
 
-def test_many_are_answered_at_once(served: tuple[str, psutil.Process]):
+def test_concurrent_requests_are_answered(served: tuple[str, psutil.Process]):
     client = openai.OpenAI(base_url=served[0], api_key="none", max_retries=0, timeout=120)
 
     def plain(_: int) -> Any:
@@ -68,8 +68,8 @@ def test_many_are_answered_at_once(served: tuple[str, psutil.Process]):
     def streamed(_: int) -> Any:
         return list(client.chat.completions.create(**ASK, stream=True, stream_options={"include_usage": True}))
 
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        wholes, streams = pool.map(plain, range(AT_ONCE // 2)), pool.map(streamed, range(AT_ONCE // 2))
+    with ThreadPoolExecutor(CONCURRENCY) as pool:
+        wholes, streams = pool.map(plain, range(CONCURRENCY // 2)), pool.map(streamed, range(CONCURRENCY // 2))
         for whole in wholes:
             assert whole.choices[0].message.reasoning_content.startswith("\n[long] ")
             assert whole.choices[0].finish_reason in ("stop", "length")
@@ -81,7 +81,7 @@ def test_many_are_answered_at_once(served: tuple[str, psutil.Process]):
             assert chunks[-1].usage.completion_tokens > 0
 
 
-def test_a_dead_server_is_told_as_503(served: tuple[str, psutil.Process]):
+def test_a_dead_server_gives_503(served: tuple[str, psutil.Process]):
     url, family = served
     servers = [one for one in family.children(recursive=True) if "vllm.entrypoints.openai.api_server" in one.cmdline()]
     servers[-1].kill()

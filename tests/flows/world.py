@@ -1,4 +1,4 @@
-"""A scripted model of the story world: it speaks through the real tokenizer, and always in the same way."""
+"""A scripted model of the story world, deterministic, with the real tokenizer; and a pipeline run with it."""
 
 import json
 import random
@@ -37,34 +37,37 @@ CONCLUSION = re.compile(r"(?:That makes|It is|Now it is) (\d+)")
 
 
 def speak(model: Checkpoint, request: Request, number: int) -> Completion:
-    """Thinks as the teacher does, and answers with its latest conclusion."""
+    """A completion of the scripted model: thinks as the teacher does, and answers with its latest conclusion."""
     text = model.decode(request.prompt_ids)
     story = STORIES[text.removeprefix("<|user|>").split("<|assistant|>")[0].split("\n")[0].removesuffix(" Be brief.")]
-    said = text.split("<think>\n")[1]
-    latest = (CONCLUSION.findall(said) or ["0"])[-1]
-    if not said:
+    written = text.split("<think>\n")[1]
+    latest = (CONCLUSION.findall(written) or ["0"])[-1]
+    if not written:
         thinking = OverThinker(Teacher(), random.Random(f"{story.text}{number}{request.sampling.temperature}")).think(
             story
         )
         reply = f"{thinking.text}</think>{thinking.reply}"
-    elif said.endswith("\\boxed{"):
+    elif written.endswith("\\boxed{"):
         reply = latest + "}."
     else:
         reply = f" {latest}.\n</think>\nThe answer is \\boxed{{{latest}}}."
     return Completion(model.encode(reply + END), True)
 
 
-def converse(model: Checkpoint, request: Request, number: int) -> Completion:
-    """Thinks aloud until its first conclusion, and asks once when that is in doubt; alone, it does as `speak`."""
+def speak_turn(model: Checkpoint, request: Request, number: int) -> Completion:
+    """A turn of the scripted pair; without a role prompt, as `speak`.
+
+    Long first concludes 0, which is wrong. On a hard story it doubts that, so Short asks again, and Long is right.
+    """
     text = model.decode(request.prompt_ids)
     if "<|system|>" not in text:
         return speak(model, request, number)
     question, transcript = text.split("<|user|>")[1].split("<|assistant|>")
     story = STORIES[question.split("\n")[0]]
     if transcript.endswith("<think>"):
-        said = "\nNow it is 0." if "</rethink>" not in transcript else f"\nNow it is {story.answer}."
+        thought = "\nNow it is 0." if "</rethink>" not in transcript else f"\nNow it is {story.answer}."
         doubt = "?" if story.level > 2 and "</rethink>" not in transcript else ""
-        return Completion(model.encode(f"{said}{doubt}\n</think>{END}"), True)
+        return Completion(model.encode(f"{thought}{doubt}\n</think>{END}"), True)
     latest = (CONCLUSION.findall(transcript) or ["0"])[-1]
     closing = "</rethink>" if transcript.endswith("?\n</think><answer>") else "</answer>"
     return Completion(model.encode(f"\nThe answer is \\boxed{{{latest}}}.\n{closing}{END}"), True)
@@ -75,21 +78,21 @@ def scripted() -> ScriptedEngine:
 
 
 def speaking() -> ScriptedEngine:
-    return ScriptedEngine(converse)
+    return ScriptedEngine(speak_turn)
 
 
 def pretend_training(job: Job, folder: Path, progress: Callable[[int, int], None]) -> list[dict[str, Any]]:
-    """The base model under another name."""
+    """A stand-in trainer: copies the base model, with another fingerprint."""
     shutil.copytree(job.model, job.output)
-    told = job.model_dump(mode="json", include={"beta", "learning_rate", "rl"}) | {"rows": job.rows.name}
-    (job.output / "generation_config.json").write_text(json.dumps({"trained": told}))
+    recorded = job.model_dump(mode="json", include={"beta", "learning_rate", "rl"}) | {"rows": job.rows.name}
+    (job.output / "generation_config.json").write_text(json.dumps({"trained": recorded}))
     job.progress.write_text("{}")
     progress(1, 1)
     return [{"step": 1, "steps": 1, "loss": 1.0}]
 
 
 def assist(body: dict[str, Any], number: int) -> Answer:
-    """Rates, shortens and grades as it is asked to."""
+    """A scripted auxiliary model: rates, chunks, grades or compresses, by the schema of the request."""
     schema = body["response_format"]["json_schema"]["name"]
     if schema == "Level":
         return Answer(json.dumps({"level": 1 + len(body["messages"][1]["content"]) % 10}))
@@ -105,7 +108,7 @@ def assist(body: dict[str, Any], number: int) -> Answer:
 
 
 class ScriptedRun:
-    """One run of a pipeline with the scripted model, its report, and what it asked of the model."""
+    """One run of a pipeline with the scripted model: its report, the steps it ran, and its sampled completions."""
 
     def __init__(
         self,
@@ -142,7 +145,7 @@ class ScriptedRun:
         return pretend_training(job, folder, progress)
 
     def rows(self, step: str, kind: type[Any], which: int = 0) -> list[Any]:
-        """What the step's first, or `which`th, call made."""
+        """Rows of the artifact of the step's call number `which`."""
         return self.ctx.artifacts.rows(self.made(step, which), kind)
 
     def made(self, step: str, which: int = 0) -> ArtifactRef:

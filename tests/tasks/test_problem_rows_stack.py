@@ -1,4 +1,4 @@
-"""Rows of every shape, through the file and the real answer check."""
+"""Rows of many forms, read from files and checked by the real answer check."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from reasoning.answers.verifier import Verifier
 from reasoning.problem_rows import needed_fields, optional_fields
 from reasoning.records import Problem, Verdict
 from tasks.steps.problem_files import Fields, ProblemsRefused, files_of, rows_of
-from tasks.steps.problem_intake import Intake, NamedProblem
+from tasks.steps.problem_intake import Intake, NamedRow
 
 IN_PARQUET = {
     "float32 0.1 in Parquet": pa.array([0.1], pa.float32()),
@@ -32,25 +32,25 @@ def verifier() -> Iterator[Verifier]:
         yield verifier
 
 
-def taken(path: Path, columns: Columns, verifier: Verifier) -> Intake:
+def read(path: Path, columns: Columns, verifier: Verifier) -> Intake:
     intake = Intake(ProblemFile(path=str(path), columns=columns), verifier)
     fields = Fields(needed_fields(columns), optional_fields(columns))
     rows = (row for name in files_of(str(path)) for row in rows_of(name, fields))
-    intake.take_all(NamedProblem(f"row-{index}", "", row) for index, row in enumerate(rows))
+    intake.take_all(NamedRow(f"row-{index}", "", row) for index, row in enumerate(rows))
     return intake
 
 
 def problem_of(row: dict[str, Any], columns: Columns, folder: Path, verifier: Verifier) -> Problem:
-    """From a file with this one row. Raises ProblemsRefused."""
+    """The problem from a file with this one row. Raises ProblemsRefused."""
     path = folder / "rows.jsonl"
     path.write_text(json.dumps(row) + "\n")
     column = IN_PARQUET.get(str(row.get("answer")))
     if column is not None:
         path = folder / "rows.parquet"
         pq.write_table(pa.table({"problem": [row["problem"]], "answer": column}), path)
-    intake = taken(path, columns, verifier)
-    intake.refuse(str(path))
-    (problem,) = intake.good
+    intake = read(path, columns, verifier)
+    intake.validate(str(path))
+    (problem,) = intake.problems
     return problem
 
 
@@ -70,18 +70,19 @@ def test_each_public_case(cases: Callable[[str], list[dict[str, Any]]], tmp_path
             continue
         texts = re.search(r"problem '(.*)', answer '(.*)'", expected)
         equal = re.search(r"equal to (\S+)(?: and (\S+), not to (\S+))?$", expected)
-        said = [value for value in (equal.groups() if equal else ()) if value]
-        fine = [is_right(problem, value, verifier) == (ctx < 2) for ctx, value in enumerate(said)]
+        # "equal to A and B, not to C"
+        values = [value for value in (equal.groups() if equal else ()) if value]
+        passed = [is_right(problem, value, verifier) == (index < 2) for index, value in enumerate(values)]
         if texts:
-            fine.append((problem.text, problem.answer) == texts.groups())
+            passed.append((problem.text, problem.answer) == texts.groups())
         if "three choices" in expected:
-            fine.append(len(problem.choices or ()) == 3)
-        if not all(fine) or not (fine or "readable" in expected):
+            passed.append(len(problem.choices or ()) == 3)
+        if not all(passed) or not (passed or "readable" in expected):
             wrong.append((case["row"], problem))
     assert not wrong
 
 
-def test_each_public_case_of_a_place_of_problems(cases: Callable[[str], list[dict[str, Any]]], monkeypatch: Any):
+def test_each_public_case_of_a_remote_path(cases: Callable[[str], list[dict[str, Any]]], monkeypatch: Any):
     (case,) = (case for case in cases("checkpoints.jsonl") if "problems.path" in case)
     assert case["expect"] == "one line with the remedy"
     protocols = re.findall(r"(\w+)://", case["problems.path"])
@@ -115,7 +116,7 @@ def test_an_answer_is_checked_by_its_value(
 def test_nearly_all_public_problems_can_be_read(real_data: Path, verifier: Verifier):
     unreadable = {}
     for name in ("aime24", "amc23", "gaokao2023en", "math500", "math_train_sample2000", "gsm8k_test"):
-        intake = taken(real_data / f"{name}.jsonl", Columns(), verifier)
+        intake = read(real_data / f"{name}.jsonl", Columns(), verifier)
         assert not intake.malformed
         unreadable[name] = len(intake.unreadable)
     assert sum(unreadable.values()) <= 5, unreadable  # of 4,272

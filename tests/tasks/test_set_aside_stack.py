@@ -1,4 +1,4 @@
-"""What is set aside: counted in the ledger, listed in a file, and too much of it ends the run."""
+"""Skipped rows are counted in the ledger and listed in a file; too many of them end the run."""
 
 import json
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from models.inference.rollout_engine import TooManyFailed
 from models.inference.scripted_engine import ScriptedEngine
 from reasoning.records import SkippedRow, Trace, Verdict
 from tasks.runtime.context import RunContext, StepContext
-from tasks.steps.dto import all_ends
+from tasks.steps.dto import token_ends_of
 from tasks.steps.prefix_sampling import skipped_rows
 from tests.flows.world import speak
 
@@ -26,8 +26,8 @@ def ctx(tmp_path: Path) -> Iterator[StepContext]:
         yield StepContext(run, "a-step-of-tests")
 
 
-class Odd:
-    """Cannot tell apart the tokens of traces that begin with 13."""
+class FakeCheckpoint:
+    """Raises Undecodable for traces that begin with token 13."""
 
     def token_texts(self, token_ids: tuple[int, ...]) -> list[str]:
         if token_ids[0] == 13:
@@ -47,12 +47,12 @@ def trace(number: int) -> Trace:
 
 
 def ends(ctx: StepContext, numbers: list[int]) -> tuple[dict[str, list[int]], list[SkippedRow]]:
-    model: Any = Odd()
-    return all_ends(ctx, model, [trace(number) for number in numbers], lambda row: [row.text[:2], row.text[2:]])
+    model: Any = FakeCheckpoint()
+    return token_ends_of(ctx, model, [trace(number) for number in numbers], lambda row: [row.text[:2], row.text[2:]])
 
 
-def test_traces_whose_tokens_cannot_be_told_apart_are_set_aside(ctx: StepContext):
-    found, aside = ends(ctx, [1, 2, 13, 4])
+def test_undecodable_traces_are_skipped(ctx: StepContext):
+    found, skipped = ends(ctx, [1, 2, 13, 4])
     assert found == {f"p{number}/0": [1, 3] for number in (1, 2, 4)}
     with pytest.raises(TooManyFailed, match=r"^read tokens: 2 of 4 failed.*2 undecodable \(3 tokens\)"):
         ends(ctx, [1, 13, 13, 4])
@@ -61,7 +61,7 @@ def test_traces_whose_tokens_cannot_be_told_apart_are_set_aside(ctx: StepContext
         [trace(1)],
         rows_in=4,
         dropped={"truncated": 1},
-        skipped=aside + skipped_rows({"p7/0": Refused(0, "no reply within 9 s", Failure.TIMED_OUT)}),
+        skipped=skipped + skipped_rows({"p7/0": Refused(0, "no reply within 9 s", Failure.TIMED_OUT)}),
     )
     assert ref.count
     assert ref.count.dropped == {"truncated": 1, "undecodable": 1, "timed-out": 1}
@@ -72,6 +72,6 @@ def test_traces_whose_tokens_cannot_be_told_apart_are_set_aside(ctx: StepContext
     ]
 
 
-def test_nothing_set_aside_leaves_no_file(ctx: StepContext):
+def test_no_file_without_skipped_rows(ctx: StepContext):
     ctx.publish("traces", [trace(1)], rows_in=1)
     assert not (ctx.directory.local_root / "set-aside").exists()

@@ -38,13 +38,13 @@ def test_rows_come_back_as_they_were(root: str):
     assert (ref.rows, ref.count) == (2, COUNT)
 
 
-def test_alike_content_is_one_object(root: str):
+def test_equal_content_is_one_object(root: str):
     store = ArtifactStore(root)
     assert store.publish_rows("scores", ROWS, COUNT) == store.publish_rows("scores", ROWS, COUNT)
     assert len(objects(root)) == 1
 
 
-def test_a_folder_comes_back_and_its_names_count(root: str, tmp_path: Path):
+def test_the_digest_of_a_folder_includes_file_names(root: str, tmp_path: Path):
     for name in ("first", "second"):
         (tmp_path / name / "deep").mkdir(parents=True)
         (tmp_path / name / "deep" / f"{name}.txt").write_text("same")
@@ -56,7 +56,7 @@ def test_a_folder_comes_back_and_its_names_count(root: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("harm", ["change", "delete"])
-def test_damage_is_seen_and_mended(root: str, harm: str):
+def test_damage_is_detected_and_repaired(root: str, harm: str):
     ref = ArtifactStore(root).publish_rows("scores", ROWS, COUNT)
     files, path = fsspec.url_to_fs(ref.uri)
     if harm == "change":
@@ -65,11 +65,11 @@ def test_damage_is_seen_and_mended(root: str, harm: str):
         files.rm(path)
     with pytest.raises(ArtifactDamaged):
         ref.verify()
-    assert ArtifactStore(root).publish_rows("scores", ROWS, COUNT) == ref  # published again, it is whole again
+    assert ArtifactStore(root).publish_rows("scores", ROWS, COUNT) == ref  # publishing again repairs it
     ref.verify()
 
 
-def test_a_publication_cut_short_leaves_nothing_that_looks_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_interrupted_publication_leaves_no_final_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     store = ArtifactStore(str(tmp_path))
 
     def killed(*_: Any, **__: Any) -> None:
@@ -98,27 +98,27 @@ for number in range(10_000):
 
 
 @pytest.mark.parametrize("after", [1, 12])
-def test_killed_at_any_moment_no_half_object_bears_a_final_name(tmp_path: Path, after: int):
+def test_after_a_kill_every_final_name_is_complete(tmp_path: Path, after: int):
     publisher = subprocess.Popen([sys.executable, "-c", PUBLISHER, str(tmp_path)], stdout=subprocess.PIPE)
     assert publisher.stdout
     for _ in range(after):
         assert publisher.stdout.readline()
     publisher.kill()
     publisher.communicate()
-    whole = [path for path in (tmp_path / "objects" / "checkpoint").iterdir() if not path.name.startswith(".")]
-    assert len(whole) >= after
-    for path in whole:
+    published = [path for path in (tmp_path / "objects" / "checkpoint").iterdir() if not path.name.startswith(".")]
+    assert len(published) >= after
+    for path in published:
         ArtifactRef(kind="checkpoint", uri=str(path), digest=path.name, rows=1).verify()
     for manifest in (tmp_path / "manifests").glob("[!.]*.json"):
         ArtifactRef.model_validate(json.loads(manifest.read_text())["artifact"]).verify()
 
 
-def test_when_another_run_was_faster_its_object_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_when_another_run_publishes_first_its_object_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "weights").write_text("same")
     store = ArtifactStore(str(tmp_path / "root"))
     ref = store.publish_folder("checkpoint", tmp_path / "model", COUNT)
-    monkeypatch.setattr(store._files, "exists", lambda path: False)  # it appears between the look and the move
+    monkeypatch.setattr(store._files, "exists", lambda path: False)  # as if the object appeared between check and move
     assert store.publish_folder("checkpoint", tmp_path / "model", COUNT) == ref
     ref.verify()
 

@@ -1,4 +1,4 @@
-"""Cache keys: content alone, strict, and complete."""
+"""Cache keys depend on content alone, and every setting is in them or excluded with a reason."""
 
 from enum import Enum
 from importlib import import_module
@@ -34,12 +34,12 @@ def key(**inputs: Any) -> str:
     return key_of(recipe_of("step", "1", inputs))
 
 
-def test_a_reference_counts_by_content_not_by_place():
+def test_a_reference_counts_by_content_not_by_location():
     assert key(a=REF) == key(a=REF.model_copy(update={"uri": "/elsewhere"}))
     assert key(a=REF) != key(a=REF.model_copy(update={"digest": "abd"}))
 
 
-def test_the_order_of_inputs_does_not_matter_and_names_do():
+def test_names_of_inputs_count_and_their_order_does_not():
     assert key(a=1, b=2) == key(b=2, a=1)
     assert key(a=1, b=2) != key(a=2, b=1)
 
@@ -49,25 +49,25 @@ def test_step_and_version_are_in_the_key():
     assert len(keys) == 4
 
 
-def test_prompts_count_where_a_model_reads_them_and_where_they_say_anything():
-    model, told = REF.model_copy(update={"kind": "checkpoint"}), Prompt(instruction="Think.")
+def test_prompt_settings_count_for_steps_with_a_model_and_when_not_default():
+    model, prompt = REF.model_copy(update={"kind": "checkpoint"}), Prompt(instruction="Think.")
     plain = recipe_of("step", "1", {"model": model})
     assert recipe_of("step", "1", {"model": model}, Prompt()) == plain
-    assert recipe_of("step", "1", {"traces": REF}, told) == recipe_of("step", "1", {"traces": REF})
+    assert recipe_of("step", "1", {"traces": REF}, prompt) == recipe_of("step", "1", {"traces": REF})
     for inputs in ({"model": model}, {"models": [model]}, {"model": model.model_copy(update={"kind": "base-model"})}):
-        assert key_of(recipe_of("step", "1", inputs, told)) != key_of(recipe_of("step", "1", inputs))
+        assert key_of(recipe_of("step", "1", inputs, prompt)) != key_of(recipe_of("step", "1", inputs))
     other = Prompt(instruction="Think.", thinking=Harmony())
-    assert recipe_of("step", "1", {"model": model}, told) != recipe_of("step", "1", {"model": model}, other)
+    assert recipe_of("step", "1", {"model": model}, prompt) != recipe_of("step", "1", {"model": model}, other)
 
 
 @pytest.mark.parametrize("value", [Path("x"), {1, 2}, object(), b"bytes", float("nan")])
-def test_what_has_no_certain_content_is_refused(value: Any):
+def test_a_value_without_stable_content_is_refused(value: Any):
     with pytest.raises((TypeError, ValueError)):
         key(a=value)
 
 
 def another(value: Any) -> Any:
-    """A different value of the same kind; `model_construct` below does not judge it."""
+    """A different value of the same kind; it is not validated."""
     match value:
         case None:
             return "x"
@@ -95,16 +95,16 @@ NEEDED: dict[type[Settings], dict[str, Any]] = {
     ProblemFile: {"path": "x"},
     NoDecontamination: {"reason": "only stories are read"},
 }
-"""What has no default."""
+"""Values of the fields without defaults."""
 
 
 @pytest.mark.parametrize("kind", ALL_SECTIONS, ids=lambda kind: kind.__name__)
-def test_every_field_is_in_the_key_or_left_out_with_a_reason(kind: type[Settings]):
+def test_every_field_is_in_the_key_or_excluded_with_a_reason(kind: type[Settings]):
     base = kind(**NEEDED.get(kind, {}))
     for name in kind.model_fields:
         value = getattr(base, name)
         if isinstance(value, Settings):
-            continue  # a section of its own, with a case of its own
+            continue  # a section; it has its own test case
         changed = base.model_copy(update={name: another(value)})
         assert (canonical(changed) == canonical(base)) == (name in kind.NOT_IN_CACHE_KEY), name
 
@@ -115,7 +115,7 @@ def steps() -> list[Step]:
 
 
 @pytest.mark.parametrize("pipeline", [Dto, CotDistillation, LongShort])
-def test_every_section_of_a_pipeline_reaches_a_step_or_is_left_out(pipeline: type[Settings]):
+def test_every_section_of_a_pipeline_reaches_a_step_or_is_excluded(pipeline: type[Settings]):
     inputs = [item for step in steps() for item in step.body.__annotations__.items()]
     inputs += [item for kind in StepInputs.__subclasses__() for item in kind.__annotations__.items()]
     names, kinds = {name for name, _ in inputs}, {str(kind) for _, kind in inputs}
@@ -135,8 +135,8 @@ def test_memory_settings_change_no_key():
     assert key(a=Sampling()) != key(a=Sampling(top_p=0.9))
 
 
-class Ended:
-    """The state of a task that ended so."""
+class FailedState:
+    """A Prefect state whose result raises `error`."""
 
     def __init__(self, error: Exception):
         self._error = error
@@ -146,10 +146,10 @@ class Ended:
 
 
 @pytest.mark.parametrize(
-    ("error", "is_tried"),
+    ("error", "is_retried"),
     [(ServerFailed("gone"), True), (WrongEndpoint("a page"), False), (TooManyFailed("3 of 4"), False)],
 )
-def test_only_what_may_pass_is_tried_again(error: Exception, is_tried: bool):
+def test_only_transient_errors_are_retried(error: Exception, is_retried: bool):
     run: Any = None
-    state: Any = Ended(error)
-    assert is_transient(None, run, state) is is_tried
+    state: Any = FailedState(error)
+    assert is_transient(None, run, state) is is_retried

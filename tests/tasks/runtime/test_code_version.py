@@ -1,4 +1,4 @@
-"""The version of a step follows from the code that its result rests on, and from nothing else."""
+"""The version of a step depends on the code that its result depends on, and on nothing else."""
 
 import ast
 from collections.abc import Iterator
@@ -10,24 +10,24 @@ from tasks.runtime import code_version as versions
 
 STEPS = '''
 from reasoning.cut import cut
-from tasks.runtime.context import Workplace
+from tasks.runtime.context import StepContext
 import torch
 
-def shorten(place, text):
+def shorten(ctx, text):
     """Cuts a text."""
     return _kept(cut(text))
 
 def _kept(text):
     return text.strip()
 
-def check(place, answers):
-    return place.verdicts(answers)
+def check(ctx, answers):
+    return ctx.verdicts(answers)
 
-def ask(place, model):
-    return place.checkpoint(model).prompt_ids("1 + 1")
+def ask(ctx, model):
+    return ctx.checkpoint(model).prompt_ids("1 + 1")
 
-def train(place, rows):
-    return place.run(TrainJob(rows))
+def train(ctx, rows):
+    return ctx.run(TrainJob(rows))
 '''
 CUT = '''
 """Cuts texts."""
@@ -63,14 +63,14 @@ SOURCES = {
 @pytest.fixture(autouse=True)
 def _fresh() -> Iterator[None]:
     yield
-    for kept in (versions._module, versions._named, versions._libraries):
-        kept.cache_clear()
+    for cached in (versions._module, versions._named, versions._libraries):
+        cached.cache_clear()
 
 
 def version_of(monkeypatch: pytest.MonkeyPatch, step: str, **changed: str) -> str:
     sources = SOURCES | {name.replace("__", "."): text for name, text in changed.items()}
-    for kept in (versions._module, versions._named, versions._libraries):
-        kept.cache_clear()
+    for cached in (versions._module, versions._named, versions._libraries):
+        cached.cache_clear()
     monkeypatch.setattr(versions, "_tree", lambda name: versions._WithoutDocstrings().visit(ast.parse(sources[name])))
     return versions.code_version(SimpleNamespace(__module__="tasks.shortening", __name__=step))  # type: ignore[arg-type]
 
@@ -83,7 +83,7 @@ def version_of(monkeypatch: pytest.MonkeyPatch, step: str, **changed: str) -> st
         {"reasoning__marks": MARKS.replace("Be brief.", "Be short.")},
     ],
 )
-def test_a_helper_a_constant_and_a_prompt_change_it(monkeypatch: pytest.MonkeyPatch, changed: dict[str, str]):
+def test_helpers_constants_and_prompts_change_the_version(monkeypatch: pytest.MonkeyPatch, changed: dict[str, str]):
     assert version_of(monkeypatch, "shorten", **changed) != version_of(monkeypatch, "shorten")
 
 
@@ -96,17 +96,17 @@ def test_a_helper_a_constant_and_a_prompt_change_it(monkeypatch: pytest.MonkeyPa
         {"reasoning__answers__worker": "x = 2"},
     ],
 )
-def test_words_and_code_that_it_does_not_use_do_not(monkeypatch: pytest.MonkeyPatch, changed: dict[str, str]):
+def test_comments_docstrings_and_unused_code_do_not(monkeypatch: pytest.MonkeyPatch, changed: dict[str, str]):
     assert version_of(monkeypatch, "shorten", **changed) == version_of(monkeypatch, "shorten")
 
 
-def test_how_a_model_reads_and_is_read_counts_where_one_is_asked(monkeypatch: pytest.MonkeyPatch):
+def test_tokenization_counts_for_steps_that_use_a_model(monkeypatch: pytest.MonkeyPatch):
     changed = {"models.checkpoints.prompting": "a = 2"}
     assert version_of(monkeypatch, "ask", **changed) != version_of(monkeypatch, "ask")
     assert version_of(monkeypatch, "shorten", **changed) == version_of(monkeypatch, "shorten")
 
 
-def test_what_runs_in_another_process_counts_with_its_libraries(monkeypatch: pytest.MonkeyPatch):
+def test_code_in_another_process_counts_with_its_libraries(monkeypatch: pytest.MonkeyPatch):
     before = version_of(monkeypatch, "check"), version_of(monkeypatch, "train")
     changed = {"reasoning__answers__worker": "import mpmath\nx = 2"}
     assert version_of(monkeypatch, "check", **changed) != before[0]

@@ -12,53 +12,53 @@ from tests.flows.world import speak
 from tests.models.fakes import fake_checkpoint
 
 
-def test_servers_elsewhere_serve_the_base_and_nothing_that_a_run_made(tmp_path: Path):
+def test_remote_servers_serve_the_base_model_only(tmp_path: Path):
     def own(*_: object) -> ScriptedEngine:
         return ScriptedEngine(speak)
 
-    made = fake_checkpoint(tmp_path / "made", {"model.embed_tokens.weight": [6, 8]})
+    trained = fake_checkpoint(tmp_path / "trained", {"model.embed_tokens.weight": [6, 8]})
     storage = Storage(root=str(tmp_path / "runs"))
     for endpoints in ((), ("http://127.0.0.1:9",)):
         with RunContext("test", storage, Engine(endpoints=endpoints), make_engine=own) as ctx:
             base = ctx.resources.checkpoint(ctx.resources.model("tiny"))
-            assert ctx.resources.engine_for(made) is ctx.resources.engine
+            assert ctx.resources.engine_for(trained) is ctx.resources.engine
             assert ctx.resources.engine_for(base) is (
                 ctx.resources.remote_servers if endpoints else ctx.resources.engine
             )
 
 
-BOTH = threading.Barrier(2, timeout=60)
+BARRIER = threading.Barrier(2, timeout=60)
 
 
-class Both(StepInputs):
+class Inputs(StepInputs):
     number: int
     read: tuple[ArtifactRef, ...] = ()
 
 
 @step
-def meet(ctx: StepContext, inputs: Both) -> ArtifactRef:
-    """Goes on only while another step runs."""
-    BOTH.wait()
+def meet(ctx: StepContext, inputs: Inputs) -> ArtifactRef:
+    """Completes only while another step runs."""
+    BARRIER.wait()
     row = Problem(id=str(inputs.number), prompt=(TextPart(text="1 + 1?"),), answer="2")
     skipped = [SkippedRow(id=str(inputs.number), reason="test", detail="")]
-    BOTH.wait()
+    BARRIER.wait()
     return ctx.publish("problems", [row], rows_in=2, skipped=skipped)
 
 
-def test_two_steps_run_side_by_side(tmp_path: Path):
+def test_two_steps_run_in_parallel(tmp_path: Path):
     with RunContext("test", Storage(root=str(tmp_path)), Engine()) as ctx:
         with ThreadPoolExecutor(2) as threads:
-            made = list(threads.map(lambda number: meet(ctx, inputs=Both(number=number)), range(2)))
-        assert sorted(ref.entry or 0 for ref in made) == [0, 1]
-        assert [ctx.artifacts.rows(ref, Problem)[0].id for ref in made] == ["0", "1"]
-        assert all(ctx.ledger[ref.entry or 0].artifact.digest == ref.digest for ref in made)
+            refs = list(threads.map(lambda number: meet(ctx, inputs=Inputs(number=number)), range(2)))
+        assert sorted(ref.entry or 0 for ref in refs) == [0, 1]
+        assert [ctx.artifacts.rows(ref, Problem)[0].id for ref in refs] == ["0", "1"]
+        assert all(ctx.ledger[ref.entry or 0].artifact.digest == ref.digest for ref in refs)
         lists = [path.read_text() for path in (tmp_path / "set-aside").iterdir()]
         assert sorted(lists) == [f'{{"id":"{number}","reason":"test","detail":""}}\n' for number in range(2)]
 
 
-def test_grouped_inputs_count_by_content_and_are_followed_in_the_ledger(tmp_path: Path):
+def test_grouped_inputs_count_by_content(tmp_path: Path):
     ref = ArtifactRef(kind="problems", uri="somewhere", digest="d", rows=1)
-    inputs = Both(number=3, read=(ref,))
+    inputs = Inputs(number=3, read=(ref,))
     assert canonical(inputs) == {"number": 3, "read": [ref.fingerprint()]}
     assert canonical(inputs.model_copy(update={"read": (ref.model_copy(update={"uri": "elsewhere"}),)})) == canonical(
         inputs

@@ -1,4 +1,4 @@
-"""Rows from files of every kind; what is wrong with a file is told in one line."""
+"""Rows from files of every format; an unreadable file is a one-line error."""
 
 import csv
 import gzip
@@ -49,7 +49,7 @@ WRITE: dict[str, Callable[[Path], Any]] = {
     "rows.jsonl.gz": lambda path: path.write_bytes(gzip.compress(lines(ROWS))),
     "rows.json": lambda path: path.write_text(json.dumps(ROWS)),
     "bom.json": lambda path: path.write_bytes(b"\xef\xbb\xbf" + json.dumps(ROWS).encode()),
-    "held.json": lambda path: path.write_text(json.dumps({"version": 1, "data": ROWS})),
+    "object.json": lambda path: path.write_text(json.dumps({"version": 1, "data": ROWS})),
     "lines.json": lambda path: path.write_bytes(lines(ROWS)),
     "rows.json.gz": lambda path: path.write_bytes(gzip.compress(json.dumps(ROWS).encode())),
     "rows.parquet": lambda path: parquet(path, ROWS, row_group_size=700),
@@ -63,7 +63,7 @@ def contents(rows: Sequence[Row]) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("name", WRITE)
 @pytest.mark.parametrize("where", ["local", "memory"])
-def test_every_kind_of_file_holds_the_same_rows(tmp_path: Path, name: str, where: str):
+def test_every_format_gives_the_same_rows(tmp_path: Path, name: str, where: str):
     WRITE[name](tmp_path / name)
     path = str(tmp_path / name)
     if where == "memory":
@@ -77,7 +77,7 @@ def test_every_kind_of_file_holds_the_same_rows(tmp_path: Path, name: str, where
     assert all(row.location.startswith(path) for row in rows)
 
 
-def test_a_pattern_names_several_files_by_name(tmp_path: Path):
+def test_a_pattern_gives_sorted_files(tmp_path: Path):
     for name in ("b.jsonl", "a.jsonl", "a.txt"):
         (tmp_path / name).write_bytes(lines(ROWS[:1]))
     assert files_of(f"{tmp_path}/*.jsonl") == [f"{tmp_path}/a.jsonl", f"{tmp_path}/b.jsonl"]
@@ -87,7 +87,7 @@ def test_a_pattern_names_several_files_by_name(tmp_path: Path):
     assert files_of("memory://several/*.jsonl") == ["memory:///several/a.jsonl"]
 
 
-def test_the_digest_is_of_the_contents_in_order(tmp_path: Path):
+def test_the_digest_covers_contents_in_order(tmp_path: Path):
     for name, content in (("a", b"1"), ("b", b"2"), ("c", b"1")):
         (tmp_path / name).write_bytes(content)
     a, b, c = (str(tmp_path / name) for name in "abc")
@@ -143,15 +143,15 @@ def test_a_parquet_file_without_a_needed_column_is_refused_before_it_is_read(tmp
     assert next(rows_of(path, fields)).content == {"question": "?", "answer": {"x": 1}}
 
 
-def test_row_groups_come_in_the_order_asked_for(tmp_path: Path):
+def test_row_groups_come_in_the_requested_order(tmp_path: Path):
     parquet(tmp_path / "rows.parquet", ROWS[:10], row_group_size=4)
     rows = list(rows_of(str(tmp_path / "rows.parquet"), FIELDS, lambda count: range(count)[::-1]))
     assert [row.number for row in rows] == [8, 9, 4, 5, 6, 7, 0, 1, 2, 3]
     assert [row.content for row in rows] == [ROWS[row.number] for row in rows]
 
 
-def test_bad_lines_are_bad_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(problem_files, "LONGEST_LINE", 500)
+def test_malformed_lines_are_invalid_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(problem_files, "MAX_LINE_BYTES", 500)
     good = lines(ROWS[:1])
     content = [
         good,
@@ -172,14 +172,14 @@ def test_bad_lines_are_bad_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("value", [b"[" * 1_000_000, b"1e99999999999999999999}", b"1" * 5000 + b"}"])
-def test_hopeless_values_are_bad_rows(tmp_path: Path, value: bytes):
+def test_extreme_values_are_invalid_rows(tmp_path: Path, value: bytes):
     (tmp_path / "rows.jsonl").write_bytes(b'{"answer": ' + value + b"\n" + lines(ROWS[:1]))
     first, second = rows_of(str(tmp_path / "rows.jsonl"), FIELDS)
     assert isinstance(first.content, InvalidRow)
     assert second.content["id"] == "p0"
 
 
-def test_text_that_is_no_utf_8_inside_of_a_parquet_file_is_one_bad_row(tmp_path: Path):
+def test_text_in_parquet_that_is_not_utf_8_is_one_invalid_row(tmp_path: Path):
     problems = pa.array([b"1?", b"\xff", b"3?"], pa.binary()).view(pa.string())
     pq.write_table(pa.table({"problem": problems, "answer": [1, 2, 3]}), tmp_path / "rows.parquet")
     rows = [row.content for row in rows_of(str(tmp_path / "rows.parquet"), FIELDS)]
@@ -187,7 +187,7 @@ def test_text_that_is_no_utf_8_inside_of_a_parquet_file_is_one_bad_row(tmp_path:
 
 
 def damaged(path: Path) -> None:
-    """Whose pages are not what they were."""
+    """Writes a Parquet file with overwritten pages."""
     parquet(path, ROWS)
     content = bytearray(path.read_bytes())
     content[200:400] = bytes(200)
@@ -195,7 +195,7 @@ def damaged(path: Path) -> None:
 
 
 def checksummed(path: Path) -> None:
-    """A page of which one letter is another, which the format itself cannot see."""
+    """Writes a Parquet file with one changed character, which only the page checksum detects."""
     parquet(path, ROWS, compression="none", use_dictionary=False, write_page_checksum=True)
     content = path.read_bytes()
     path.write_bytes(content.replace("1+½?".encode(), "2+½?".encode(), 1))
@@ -252,9 +252,7 @@ def test_a_file_that_cannot_be_read_is_refused_in_one_line(
         ("foo://rows.jsonl", "unknown protocol foo://"),
     ],
 )
-def test_a_file_system_that_is_not_here_is_named_with_the_remedy(
-    path: str, words: str, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_missing_file_system_package_is_named_with_the_remedy(path: str, words: str, monkeypatch: pytest.MonkeyPatch):
     for package in ("s3fs", "gcsfs", "adlfs"):
         monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ProblemsRefused) as refused:
@@ -273,25 +271,25 @@ def test_a_file_system_that_is_not_here_is_named_with_the_remedy(
         (KeyError(), "cannot be read (KeyError)"),
     ],
 )
-def test_whatever_a_client_raises_is_one_line(error: Exception, words: str):
+def test_any_exception_of_a_client_is_one_line(error: Exception, words: str):
     with pytest.raises(ProblemsRefused) as refused, readable_errors("s3://bucket/rows.jsonl"):
         raise error
     assert words in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
-def test_bytes_that_fall_over_in_a_parquet_file_never_crash(tmp_path: Path):
+def test_random_damage_in_a_parquet_file_never_crashes(tmp_path: Path):
     """Each of 200 damaged files is read or refused."""
-    chance = random.Random(0)
+    rng = random.Random(0)
     outcomes = set()
     for compression in ("snappy", "none"):
         parquet(tmp_path / "good.parquet", ROWS[:300], compression=compression, row_group_size=100)
         good = (tmp_path / "good.parquet").read_bytes()
         for _ in range(100):
-            bad = bytearray(good)
-            for _ in range(chance.choice((1, 30))):
-                bad[chance.randrange(len(bad))] = chance.randrange(256)
-            (tmp_path / "bad.parquet").write_bytes(bad)
+            damaged_bytes = bytearray(good)
+            for _ in range(rng.choice((1, 30))):
+                damaged_bytes[rng.randrange(len(damaged_bytes))] = rng.randrange(256)
+            (tmp_path / "bad.parquet").write_bytes(damaged_bytes)
             try:
                 outcomes.add(len(list(rows_of(str(tmp_path / "bad.parquet"), FIELDS))))
             except ProblemsRefused:

@@ -1,4 +1,4 @@
-"""Data sets on the hub: local folders laid out like those there, read by the code that reads the hub's."""
+"""Data sets of the hub: local folders with the hub's layout, read by the same code."""
 
 import json
 import os
@@ -15,13 +15,13 @@ import pytest
 from conf.problems import Hub
 from reasoning.problem_selection import ProblemSelection
 from tasks.steps.problem_files import Fields, ProblemsRefused, Row
-from tasks.steps.problem_hub import DataFile, files_of_hub, in_turn, rows_of_hub
+from tasks.steps.problem_hub import DataFile, files_of_hub, round_robin, rows_of_hub
 
 FIELDS = Fields(frozenset({"problem", "answer"}), frozenset({"level"}))
 
 
 def big_set(folder: Path, files: int = 40, groups: int = 5, size: int = 20) -> Hub:
-    """Parquet files with a column that is far larger than the others, as sets of traces have it."""
+    """Parquet files with one column far larger than the others, as in data sets of traces."""
     (folder / "data").mkdir(parents=True)
     for number in range(files):
         rows = [
@@ -32,15 +32,15 @@ def big_set(folder: Path, files: int = 40, groups: int = 5, size: int = 20) -> H
     return Hub(name=str(folder))
 
 
-def read(source: Hub, draw: ProblemSelection | None = None) -> Iterator[tuple[DataFile, Row]]:
-    return rows_of_hub(files_of_hub(source, "a" * 40), FIELDS, draw)
+def read(source: Hub, selection: ProblemSelection | None = None) -> Iterator[tuple[DataFile, Row]]:
+    return rows_of_hub(files_of_hub(source, "a" * 40), FIELDS, selection)
 
 
 def problems(rows: Iterator[tuple[DataFile, Row]]) -> list[str]:
     return [row.content["problem"] for _, row in rows]
 
 
-def test_all_rows_come_in_their_own_order(tmp_path: Path):
+def test_without_a_selection_rows_come_in_stored_order(tmp_path: Path):
     source = big_set(tmp_path / "set", files=3)
     assert problems(read(source)) == [f"{number}-{n}?" for number in range(3) for n in range(100)]
 
@@ -49,8 +49,8 @@ def test_the_seed_decides_which_row_groups_are_read_first(tmp_path: Path):
     source = big_set(tmp_path / "set")
     first = {seed: problems(islice(read(source, ProblemSelection(seed, False)), 320)) for seed in (0, 1)}
     assert first[0] == problems(islice(read(source, ProblemSelection(0, False)), 320))
-    assert len({*first[0]} & {*first[1]}) < 160  # half
-    # 16 files in turn, 20 rows of each: one row group that is not everywhere the first one.
+    assert len({*first[0]} & {*first[1]}) < 160  # less than half
+    # 16 files in turn, 20 rows of each: one row group, which is not the first one in every file.
     numbers = Counter(problem.partition("-")[0] for problem in first[0])
     assert set(numbers.values()) == {20}
     assert len(numbers) == 16
@@ -59,29 +59,29 @@ def test_the_seed_decides_which_row_groups_are_read_first(tmp_path: Path):
     assert len(everything) == len({*everything}) == 4000
 
 
-def test_a_draw_reads_neither_other_columns_nor_other_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_selection_reads_neither_other_columns_nor_other_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     source = big_set(tmp_path / "set")
-    asked: list[tuple[list[int], list[str]]] = []
-    whole = pq.ParquetFile.iter_batches
+    reads: list[tuple[list[int], list[str]]] = []
+    original = pq.ParquetFile.iter_batches
 
     def iter_batches(file: Any, size: int, groups: list[int], columns: list[str]) -> Iterator[pa.RecordBatch]:
-        asked.append((groups, columns))
-        return whole(file, size, groups, columns)
+        reads.append((groups, columns))
+        return original(file, size, groups, columns)
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", iter_batches)
     list(islice(read(source, ProblemSelection(0, False)), 320))
-    assert len(asked) == 16  # of 200 row groups
-    assert all(columns == ["problem", "answer"] and len(groups) == 1 for groups, columns in asked)
+    assert len(reads) == 16  # of 200 row groups
+    assert all(columns == ["problem", "answer"] and len(groups) == 1 for groups, columns in reads)
 
 
-def test_a_benchmarks_draw_begins_where_a_trainings_ends(tmp_path: Path):
+def test_a_benchmarks_selection_begins_at_the_other_end(tmp_path: Path):
     source = big_set(tmp_path / "set")
     training = {file.url for file, _ in islice(read(source, ProblemSelection(0, False)), 320)}
     benchmark = {file.url for file, _ in islice(read(source, ProblemSelection(0, True)), 320)}
     assert not training & benchmark
 
 
-def test_subsets_and_splits_of_any_kind_of_file(tmp_path: Path):
+def test_subsets_and_splits_with_several_file_types(tmp_path: Path):
     (tmp_path / "README.md").write_text("""---
 configs:
 - config_name: algebra
@@ -110,15 +110,15 @@ configs:
         files_of_hub(source.model_copy(update={"subsets": ("none",)}), "a" * 40)
 
 
-def test_a_folder_that_is_no_data_set_is_told_in_one_line(tmp_path: Path):
+def test_a_folder_that_is_no_data_set_is_a_one_line_error(tmp_path: Path):
     with pytest.raises(ProblemsRefused) as refused:
         files_of_hub(Hub(name=str(tmp_path / "none")), "a" * 40)
     assert "\n" not in str(refused.value)
     assert "Check the source's name" in str(refused.value)
 
 
-def test_streams_take_turns():
+def test_round_robin():
     texts = ("aaa", "", "b", "cc", "d")
-    assert "".join(in_turn(map(iter, texts), 2)) == "aabacdc"  # b is opened for the empty one, cc for b, d for aaa
-    assert "".join(in_turn(map(iter, texts), 1)) == "aaabccd"
-    assert "".join(in_turn(map(iter, ()), 2)) == ""
+    assert "".join(round_robin(map(iter, texts), 2)) == "aabacdc"  # b is opened for the empty one, cc for b, d for aaa
+    assert "".join(round_robin(map(iter, texts), 1)) == "aaabccd"
+    assert "".join(round_robin(map(iter, ()), 2)) == ""

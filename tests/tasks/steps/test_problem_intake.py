@@ -1,4 +1,4 @@
-"""Which rows are taken: the draw as a user meets it, and what is set aside."""
+"""Which problems are selected, and which rows are invalid."""
 
 import json
 from collections import Counter
@@ -14,34 +14,34 @@ from conf.problems import Hub, ProblemFile
 from reasoning.problem_selection import ProblemSelection
 from reasoning.records import Problem
 from tasks.steps.problem_files import ProblemsRefused, Row
-from tasks.steps.problem_intake import Intake, NamedProblem
+from tasks.steps.problem_intake import Intake, NamedRow
 
 
-class Reader:
-    """Stands for the answer check: an answer is readable unless it begins with a question mark."""
+class FakeVerifier:
+    """An answer is readable unless it begins with a question mark."""
 
     def readable(self, answers: Sequence[Any]) -> list[bool]:
         return [not getattr(answer, "answer", answer).startswith("?") for answer in answers]
 
 
-def named(rows: Sequence[dict[str, Any]], subset: str = "") -> list[NamedProblem]:
-    return [NamedProblem(f"row-{n}", subset, Row(f"file:{n + 1}", n, row)) for n, row in enumerate(rows)]
+def named(rows: Sequence[dict[str, Any]], subset: str = "") -> list[NamedRow]:
+    return [NamedRow(f"row-{n}", subset, Row(f"file:{n + 1}", n, row)) for n, row in enumerate(rows)]
 
 
 def intake(**settings: Any) -> Intake:
-    return Intake(ProblemFile(path="file", **settings), Reader())  # type: ignore[arg-type]
+    return Intake(ProblemFile(path="file", **settings), FakeVerifier())  # type: ignore[arg-type]
 
 
-def drawn(
-    rows: Sequence[NamedProblem], count: int, seed: int = 0, backwards: bool = False, buffer: int | None = None
+def selected(
+    rows: Sequence[NamedRow], count: int, seed: int = 0, backwards: bool = False, buffer: int | None = None
 ) -> Intake:
     taken = intake(max_invalid_fraction=1)
-    taken.draw(iter(rows), ProblemSelection(seed, backwards), count, buffer)
+    taken.select(iter(rows), ProblemSelection(seed, backwards), count, buffer)
     return taken
 
 
 def texts(taken: Intake) -> list[str]:
-    return [problem.text for problem in taken.good]
+    return [problem.text for problem in taken.problems]
 
 
 WORDS = st.sampled_from(["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"])
@@ -55,137 +55,137 @@ ROWS = st.lists(
 
 
 @given(ROWS, st.integers(0, 9), st.integers(1, 40), st.sampled_from([None, 7, 20]), st.booleans())
-def test_a_larger_draw_keeps_the_smaller_one(
+def test_a_larger_selection_contains_the_smaller_one(
     rows: list[dict[str, Any]], seed: int, count: int, buffer: int | None, backwards: bool
 ):
-    small, large = (texts(drawn(named(rows), n, seed, backwards, buffer)) for n in (count, count + 1))
+    small, large = (texts(selected(named(rows), n, seed, backwards, buffer)) for n in (count, count + 1))
     assert large[:count] == small
     assert len(set(large)) == len(large)
 
 
 @given(ROWS, st.integers(0, 9), st.integers(1, 40), st.randoms(use_true_random=False))
 def test_the_order_of_the_rows_makes_no_difference(rows: list[dict[str, Any]], seed: int, count: int, random: Any):
-    once = list({row["problem"]: row for row in rows}.values())  # of one text with two answers the first is taken
+    once = list({row["problem"]: row for row in rows}.values())  # of two rows with one text the first counts
     shuffled = list(once)
     random.shuffle(shuffled)
-    assert texts(drawn(named(once), count, seed)) == texts(drawn(named(shuffled), count, seed))
+    assert texts(selected(named(once), count, seed)) == texts(selected(named(shuffled), count, seed))
 
 
 @given(ROWS, st.integers(0, 9), st.integers(1, 40))
 def test_every_row_is_accounted_for(rows: list[dict[str, Any]], seed: int, count: int):
-    taken = drawn(named(rows), count, seed)
+    taken = selected(named(rows), count, seed)
     assert taken.read == len(rows)
-    accounted = len(taken.good) + len(taken.malformed) + len(taken.unreadable) + taken.doubles
+    accounted = len(taken.problems) + len(taken.malformed) + len(taken.unreadable) + taken.duplicates
     assert accounted <= taken.read
-    assert accounted == taken.read or len(taken.good) == count
+    assert accounted == taken.read or len(taken.problems) == count
 
 
 PLAIN = [{"problem": f"What is {n}?", "answer": str(n), "subject": "ab"[n % 2]} for n in range(100)]
 
 
-def test_seeds_draw_different_problems_and_each_its_own_again():
-    draws = [texts(drawn(named(PLAIN), 10, seed)) for seed in (0, 1, 2, 0)]
-    assert draws[0] == draws[3]
-    assert len({*draws[0], *draws[1], *draws[2]}) > 20
+def test_each_seed_selects_its_own_problems_reproducibly():
+    selections = [texts(selected(named(PLAIN), 10, seed)) for seed in (0, 1, 2, 0)]
+    assert selections[0] == selections[3]
+    assert len({*selections[0], *selections[1], *selections[2]}) > 20
 
 
-def test_training_and_benchmark_of_one_source_share_nothing_that_they_need_not():
-    training, benchmark = drawn(named(PLAIN), 60), drawn(named(PLAIN), 40, backwards=True)
+def test_training_and_benchmark_of_one_source_overlap_as_little_as_possible():
+    training, benchmark = selected(named(PLAIN), 60), selected(named(PLAIN), 40, backwards=True)
     assert not {*texts(training)} & {*texts(benchmark)}
     assert len({*texts(training), *texts(benchmark)}) == 100
 
 
 def test_subsets_subjects_and_levels_are_in_proportion():
     sizes = {"algebra": 600, "counting": 200, "geometry": 100}
-    rows: list[NamedProblem] = []
+    rows: list[NamedRow] = []
     for subset, size in sizes.items():
         contents = [{"problem": f"{subset} {n}", "answer": "1", "level": f"Level {n % 5}"} for n in range(size)]
         rows += [row._replace(name=f"{subset}:{row.name}") for row in named(contents, subset)]
-    taken = drawn(rows, 90)
+    taken = selected(rows, 90)
     assert Counter(text.split()[0] for text in texts(taken)) == {"algebra": 60, "counting": 20, "geometry": 10}
-    assert Counter(problem.level for problem in taken.good) == dict.fromkeys(range(5), 18)
+    assert Counter(problem.level for problem in taken.problems) == dict.fromkeys(range(5), 18)
 
 
-def test_what_differs_in_nothing_but_its_spelling_is_drawn_once():
+def test_texts_that_differ_in_spelling_only_are_selected_once():
     rows = [{"problem": text, "answer": "1"} for text in ("Find $x$ in 2x.", "find x in 2x", "Find  x in 2x?", "Else?")]
-    taken = drawn(named(rows), 5)
-    assert len(taken.good) == 2
-    assert taken.doubles == 2
+    taken = selected(named(rows), 5)
+    assert len(taken.problems) == 2
+    assert taken.duplicates == 2
 
 
 def test_problems_that_differ_in_a_sign_or_an_operator_are_different_ones():
     rows = [{"problem": f"Solve x {sign} 1 = 0.", "answer": "1"} for sign in "+-"]
-    assert len(drawn(named(rows), 5).good) == 2
+    assert len(selected(named(rows), 5).problems) == 2
 
 
-def test_rows_come_from_the_first_buffer_alone_as_long_as_it_holds_enough():
-    taken = drawn(named(PLAIN), 10, buffer=20)
+def test_the_next_buffer_is_read_only_when_the_first_has_too_few():
+    taken = selected(named(PLAIN), 10, buffer=20)
     assert taken.read == 20
-    assert {int(problem.answer) for problem in taken.good} <= set(range(20))
-    more = drawn(named(PLAIN), 25, buffer=20)
+    assert {int(problem.answer) for problem in taken.problems} <= set(range(20))
+    more = selected(named(PLAIN), 25, buffer=20)
     assert more.read == 40
     assert texts(more)[:10] == texts(taken)
 
 
-def test_doubles_of_an_earlier_buffer_are_none_to_draw():
-    taken = drawn(named(PLAIN[:20] * 5), 21, buffer=20)
-    assert (len(taken.good), taken.doubles, taken.read) == (20, 80, 100)
+def test_duplicates_of_an_earlier_buffer_are_not_selected():
+    taken = selected(named(PLAIN[:20] * 5), 21, buffer=20)
+    assert (len(taken.problems), taken.duplicates, taken.read) == (20, 80, 100)
 
 
-def test_an_unreadable_answer_gives_way_to_the_next():
+def test_an_unreadable_problem_is_replaced_by_the_next():
     rows = [row | {"answer": "?"} if n % 10 == 0 else row for n, row in enumerate(PLAIN)]
-    taken = drawn(named(rows), 50)
-    assert len(taken.good) == 50
+    taken = selected(named(rows), 50)
+    assert len(taken.problems) == 50
     assert taken.checked == 50 + len(taken.unreadable)
     assert "the right answer '?' reads neither" in taken.unreadable[0].detail
 
 
-def test_a_few_unreadable_answers_in_a_small_draw_do_not_refuse_a_large_set():
-    order = texts(drawn(named(PLAIN), 100))
+def test_a_few_unreadable_answers_in_a_small_selection_do_not_refuse_a_large_set():
+    order = texts(selected(named(PLAIN), 100))
     rows = [row | {"answer": "?"} if row["problem"] in order[:3] else row for row in PLAIN]
     taken = intake()
-    taken.draw(iter(named(rows)), ProblemSelection(0, False), 5, None)
-    assert (len(taken.good), len(taken.unreadable)) == (5, 3)
-    taken.refuse("file")  # 3 of 8 tried, but not more than 5 of 100
+    taken.select(iter(named(rows)), ProblemSelection(0, False), 5, None)
+    assert (len(taken.problems), len(taken.unreadable)) == (5, 3)
+    taken.validate("file")  # 3 of 8, but not more than 5 of 100
     few = intake()
-    few.draw(iter(named([row for row in rows if row["problem"] in order[:8]])), ProblemSelection(0, False), 5, None)
-    with pytest.raises(ProblemsRefused, match=r"3 of 8 rows are bad; problems\.max_invalid_fraction allows 5%"):
-        few.refuse("file")
+    few.select(iter(named([row for row in rows if row["problem"] in order[:8]])), ProblemSelection(0, False), 5, None)
+    with pytest.raises(ProblemsRefused, match=r"3 of 8 rows are invalid; problems\.max_invalid_fraction allows 5%"):
+        few.validate("file")
 
 
-def test_ids_seen_twice_and_rows_that_are_none_are_set_aside():
+def test_duplicate_ids_and_malformed_rows_are_invalid():
     taken = intake(max_invalid_fraction=1)
     taken.take_all(
         named([{"id": "a", "problem": "1?", "answer": 1}, {"id": "a", "problem": "2?", "answer": 2}, {"x": 1}])
     )
     assert [row.reason for row in taken.malformed] == ["duplicate-id", "missing-field"]
     assert "already seen at file:1" in taken.malformed[0].detail
-    assert [problem.id for problem in taken.good] == ["a"]
+    assert [problem.id for problem in taken.problems] == ["a"]
 
 
 @pytest.mark.parametrize("rows", [[], [{"x": 1}], [{"problem": "?", "answer": "?"}]])
-def test_a_source_with_nothing_to_use_is_refused_whatever_it_may_hold(rows: list[dict[str, Any]]):
+def test_a_source_without_problems_is_refused_whatever_its_fraction(rows: list[dict[str, Any]]):
     taken = intake(max_invalid_fraction=1)
     taken.take_all(named(rows))
-    with pytest.raises(ProblemsRefused, match=r"no rows|1 of 1 rows are bad"):
-        taken.refuse("file")
+    with pytest.raises(ProblemsRefused, match=r"no rows|1 of 1 rows are invalid"):
+        taken.validate("file")
 
 
-def test_columns_of_a_known_data_set_are_kept_where_one_is_overridden():
+def test_overriding_one_column_keeps_the_known_others():
     changed = Hub.model_validate({"name": "openai/gsm8k", "columns": {"problem": "q2"}})
-    taken = Intake(changed, Reader())  # type: ignore[arg-type]
+    taken = Intake(changed, FakeVerifier())  # type: ignore[arg-type]
     taken.take_all(named([{"q2": "1+1?", "answer": "#### 2"}]))
-    assert [(problem.text, problem.answer) for problem in taken.good] == [("1+1?", "2")]
+    assert [(problem.text, problem.answer) for problem in taken.problems] == [("1+1?", "2")]
 
 
-def test_public_problems_are_drawn_in_their_own_shares(real_data: Path):
+def test_public_problems_are_selected_in_proportion(real_data: Path):
     rows = [json.loads(line) for line in (real_data / "math_train_sample2000.jsonl").read_text().splitlines()]
-    whole = Counter(row.get("subject") for row in rows)
-    taken = drawn(named(rows), 500, seed=7)
-    subjects = Counter(problem.subject for problem in taken.good)
+    totals = Counter(row.get("subject") for row in rows)
+    taken = selected(named(rows), 500, seed=7)
+    subjects = Counter(problem.subject for problem in taken.problems)
     assert len(subjects) >= 7
     for subject, count in subjects.items():
-        assert abs(count - 500 * whole[subject] / 2000) <= 2  # one, and one for each double
-    small = drawn(named(rows), 20, seed=7)
+        assert abs(count - 500 * totals[subject] / 2000) <= 2  # one for rounding, and one for a duplicate
+    small = selected(named(rows), 20, seed=7)
     assert texts(taken)[:20] == texts(small)
-    assert all(isinstance(problem, Problem) for problem in small.good)
+    assert all(isinstance(problem, Problem) for problem in small.problems)

@@ -1,4 +1,4 @@
-"""Sources of problems: what is refused before any model is loaded, and what is set aside."""
+"""Loading problems: files, the hub, invalid rows, and errors before any model is loaded."""
 
 import json
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ def test_a_file_and_the_same_rows_as_parquet_give_the_same_problems(ctx: RunCont
     assert load(ctx, tmp_path / "rows.jsonl") == load(ctx, tmp_path / "rows.parquet")
 
 
-def test_a_draw_is_the_seeds_own_and_grows(ctx: RunContext, tmp_path: Path):
+def test_a_selection_depends_on_the_seed_and_nests(ctx: RunContext, tmp_path: Path):
     path = jsonl(tmp_path / "rows.jsonl", [*GOOD])
     small, large, other = (
         ctx.artifacts.rows(load_problems(ctx, ProblemFile(path=str(path), count=count), Split.TRAIN, seed), Problem)
@@ -71,11 +71,11 @@ def test_all_problems_of_a_file_are_the_same_for_every_seed_and_split(ctx: RunCo
 def test_training_and_benchmark_from_one_file_share_nothing(ctx: RunContext, tmp_path: Path):
     source = ProblemFile(path=str(jsonl(tmp_path / "rows.jsonl", [*GOOD])), count=15)
     sources = load_sources(ctx, source, {"held out": source}, 0)
-    drawn = [
+    ids = [
         {problem.id for problem in ctx.artifacts.rows(ref, Problem)}
         for ref in (sources.train, sources.eval_sets["held out"])
     ]
-    assert len(drawn[0] | drawn[1]) == 30
+    assert len(ids[0] | ids[1]) == 30
 
 
 def test_several_files_by_a_pattern(ctx: RunContext, tmp_path: Path):
@@ -88,23 +88,23 @@ def test_several_files_by_a_pattern(ctx: RunContext, tmp_path: Path):
     assert len(load(ctx, tmp_path / "*.jsonl")) == 25
 
 
-def test_problems_that_leave_no_room_are_left_out_and_told(ctx: RunContext, tmp_path: Path):
+def test_problems_with_long_prompts_are_dropped_with_a_warning(ctx: RunContext, tmp_path: Path):
     rows: list[dict[str, Any] | str] = [*GOOD, {"id": "long", "problem": "1+" * 60 + "1?", "answer": "61"}]
     source = ProblemFile(path=str(jsonl(tmp_path / "rows.jsonl", rows)))
-    tiny, drawn = ctx.resources.model("tiny"), load_problems(ctx, source, Split.TRAIN, 0)
-    fitting = filter_by_prompt_length(ctx, "amc", drawn, [tiny], 9)  # user 2 9 + 1 ? assistant think newline
+    tiny, loaded = ctx.resources.model("tiny"), load_problems(ctx, source, Split.TRAIN, 0)
+    fitting = filter_by_prompt_length(ctx, "amc", loaded, [tiny], 9)  # 9 tokens: user 2 9 + 1 ? assistant think newline
     assert ctx.artifacts.rows(fitting, Problem)[-1].id == "p29"
     assert fitting.count
     assert fitting.count.dropped == {"prompt-too-long": 1}
     assert ctx.ledger.warnings == [
-        "amc: 1 of 31 are left out: with more than 9 tokens they leave no room in engine.max_model_len for what is to "
-        "follow them"
+        "amc: 1 of 31 are dropped: their prompts are longer than 9 tokens, which leaves no room for a completion in "
+        "engine.max_model_len"
     ]
     with pytest.raises(ProblemsRefused, match=r"all 31 problems are longer than 9 tokens; raise engine\.max_model_len"):
-        filter_by_prompt_length(ctx, "amc", drawn, [tiny], 9, ("1", "1+1+1=3"))
+        filter_by_prompt_length(ctx, "amc", loaded, [tiny], 9, ("1", "1+1+1=3"))
 
 
-def test_bad_rows_are_set_aside_with_id_and_reason(ctx: RunContext, tmp_path: Path):
+def test_invalid_rows_are_listed_with_id_and_reason(ctx: RunContext, tmp_path: Path):
     rows: list[dict[str, Any] | str] = [
         *GOOD,
         '{"id": "broken"',
@@ -118,9 +118,9 @@ def test_bad_rows_are_set_aside_with_id_and_reason(ctx: RunContext, tmp_path: Pa
     assert count
     assert count.rows_in == 34
     assert count.dropped == {"malformed-json": 1, "duplicate-id": 1, "missing-field": 1, "unreadable-answer": 1}
-    (aside,) = (ctx.directory.local_root / "set-aside").iterdir()
-    told = [InvalidRow.model_validate_json(line) for line in aside.read_text().splitlines()]
-    assert [(row.location.rpartition(":")[2], row.id, row.reason) for row in told] == [
+    (file,) = (ctx.directory.local_root / "set-aside").iterdir()
+    invalid = [InvalidRow.model_validate_json(line) for line in file.read_text().splitlines()]
+    assert [(row.location.rpartition(":")[2], row.id, row.reason) for row in invalid] == [
         ("31", None, "malformed-json"),
         ("32", "p3", "duplicate-id"),
         ("33", "x", "missing-field"),
@@ -172,12 +172,12 @@ def test_a_hub_data_set_is_read_at_the_commit_that_its_branch_names(
         ("y/0:0", "y+1?", "2"),
     ]
     assert [entry.cached for entry in ctx.ledger] == [False, True, False]
-    drawn = source.model_copy(update={"count": 1, "revision": "c" * 40})
-    seeds = [ctx.artifacts.rows(load_problems(ctx, drawn, Split.TRAIN, seed), Problem)[0].id for seed in range(6)]
+    one = source.model_copy(update={"count": 1, "revision": "c" * 40})
+    seeds = [ctx.artifacts.rows(load_problems(ctx, one, Split.TRAIN, seed), Problem)[0].id for seed in range(6)]
     assert set(seeds) == {"x/0:0", "y/0:0"}
 
 
-def test_a_hub_that_is_out_of_reach_is_told(ctx: RunContext, monkeypatch: pytest.MonkeyPatch):
+def test_an_unreachable_hub_is_a_one_line_error(ctx: RunContext, monkeypatch: pytest.MonkeyPatch):
     def dataset_info(*_: Any, **__: Any) -> None:
         raise ConnectionError("no network")
 
