@@ -172,11 +172,11 @@ class Dto(Prompted):
         """Maximum length of a problem's prompt in tokens, so that sampling, finalizing and evaluation fit the
         context."""
         brief = self.controls.fast_prompt
-        examined = self.benchmark.sampling.max_tokens
+        evaluated = self.benchmark.sampling.max_tokens
         return self.engine.max_model_len - max(
             self.sampling.max_tokens + self.finalizing.max_ending_tokens,
-            examined + self.finalizing.max_ending_tokens * self.controls.early_stop,
-            examined + len(f" {brief}".encode()),
+            evaluated + self.finalizing.max_ending_tokens * self.controls.early_stop,
+            evaluated + len(f" {brief}".encode()),
         )
 
     @model_validator(mode="after")

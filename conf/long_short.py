@@ -308,8 +308,8 @@ class LongShort(Prompted):
         """Maximum length of a problem's prompt with its role in tokens, so that sampling, evaluation and dialogues fit
         the context."""
         ending = self.early_stop.finalizing.max_ending_tokens if self.early_stop else 0
-        examined = self.benchmark_sampling.max_tokens + ending
-        return self.engine.max_model_len - max(self.sampling.max_tokens, examined, self.protocol.max_dialogue_tokens)
+        evaluated = self.benchmark_sampling.max_tokens + ending
+        return self.engine.max_model_len - max(self.sampling.max_tokens, evaluated, self.protocol.max_dialogue_tokens)
 
     @model_validator(mode="after")
     def _fits_context(self) -> Self:

@@ -70,7 +70,7 @@ def run_experiment(ctx: RunContext, settings: CotDistillation) -> ExperimentResu
     seed = settings.seed
     loaded = load_sources(ctx, settings.problems, settings.benchmarks, seed)
     base = ctx.resources.model(settings.model)
-    sources = filter_sources_by_prompt_length(ctx, loaded, [base], settings.room_for_prompt)
+    sources = filter_sources_by_prompt_length(ctx, loaded, [base], settings.max_prompt_tokens)
     problems, eval_sets = decontaminate(ctx, settings.decontamination, sources, seed), sources.eval_sets
     rated = rate(ctx, settings, base, problems)
     compressed = compress(ctx, settings, rated)

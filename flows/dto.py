@@ -71,8 +71,7 @@ def run_experiment(ctx: RunContext, settings: Dto) -> ExperimentResult:
     benchmarks = {MAIN: benchmark.problems} | ({UNSEEN: benchmark.unseen} if benchmark.unseen else {})
     loaded = load_sources(ctx, settings.problems, benchmarks, seed)
     base = ctx.resources.model(settings.model)
-    validate_plain_logits(ctx.resources.checkpoint(base))
-    sources = filter_sources_by_prompt_length(ctx, loaded, [base], settings.room_for_prompt)
+    sources = filter_sources_by_prompt_length(ctx, loaded, [base], settings.max_prompt_tokens)
     problems, eval_sets = decontaminate(ctx, settings.decontamination, sources, seed), sources.eval_sets
     curated = curate(ctx, settings, base, problems)
     pairs = _pairs(ctx, settings, curated, curated.optimised)

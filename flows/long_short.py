@@ -66,7 +66,7 @@ def run_experiment(ctx: RunContext, settings: LongShort) -> ExperimentResult:
     base = ctx.resources.model(settings.model)
     teacher = ctx.resources.model(settings.teacher) if settings.teacher else base
     readers = [base] if teacher is base else [base, teacher]
-    sources = filter_sources_by_prompt_length(ctx, loaded, readers, settings.room_for_prompt, settings.protocol.roles)
+    sources = filter_sources_by_prompt_length(ctx, loaded, readers, settings.max_prompt_tokens, settings.protocol.roles)
     problems, eval_sets = decontaminate(ctx, settings.decontamination, sources, seed), sources.eval_sets
     started, thoughts = cold_start(ctx, settings, base, teacher, problems)
     phases = [started]

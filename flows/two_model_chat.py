@@ -112,4 +112,4 @@ async def _answer(client: TwoModelClient, question: str, console: Console) -> No
 def _show(delta: TextDelta, console: Console) -> None:
     if delta.begins:
         console.print(Text(f"\n{delta.speaker}: "), end="", style="italic")
-    console.print(Text(harmless(delta.text)), end="", style=STYLES[delta.speaker], soft_wrap=True)
+    console.print(Text(strip_control_chars(delta.text)), end="", style=STYLES[delta.speaker], soft_wrap=True)

@@ -38,7 +38,7 @@ def card_figures(
         "accuracy_of_first_conclusion": _mean(_first_is_right(trace, gold[trace.problem_id]) for trace in seen),
         "tokens_saved_by_own_crossing": 1 - sum(kept) / sum(len(trace.token_ids) for trace, _ in scanned),
         "accuracy_when_cut_at_own_crossing": _mean(_right_when_cut(trace, scan) for trace, scan in scanned),
-        **_going_on(seen, gold),
+        **_continuation_rates(seen, gold),
         "segments": _mean(len(scan.ends) for _, scan in scanned),
         "problems": len(problems),
         "samples": len(traces),
@@ -96,7 +96,7 @@ def _first_is_right(trace: Trace, gold: str) -> bool:
     return first is not None and first[1] == gold
 
 
-def _going_on(traces: Sequence[Trace], gold: Mapping[str, str]) -> dict[str, float]:
+def _continuation_rates(traces: Sequence[Trace], gold: Mapping[str, str]) -> dict[str, float]:
     """How often the model re-checks after a correct and after a wrong conclusion."""
     going: dict[bool, list[bool]] = {True: [], False: []}
     for trace in traces:

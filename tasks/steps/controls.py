@@ -151,7 +151,9 @@ def _agreeing_cuts(
     # The last segment ends where the model stops by itself.
     inner = {name: ends[:-1] for name, ends in ends_of.items()}
     total, threshold = probing.sampling.samples, probing.threshold
-    plans = {n: EarliestCrossing(len(ends), total, threshold, speaking=count_agreeing) for n, ends in inner.items()}
+    plans = {
+        n: EarliestCrossing(len(ends), total, threshold, count_successes=count_agreeing) for n, ends in inner.items()
+    }
     queries = [query_prefixes(trace, inner[trace.id], plans[trace.id]) for trace in traces if trace.id in plans]
     sampler.run_queries(
         "early stop", Purpose.EARLY_STOP, queries, lambda _, answers: [_normalised_answer(a) for a in answers]

@@ -101,7 +101,7 @@ def dialogue_without_completion(problem_id: str, sample: int) -> EvaluatedDialog
 @step
 def score_dialogues(ctx: StepContext, problems: ArtifactRef, dialogues: ArtifactRef) -> ArtifactRef:
     """Rows of Score. Tokens are those of both models together."""
-    level_of = {name: problem.level for name, problem in by_id(ctx, problems).items()}
+    known = by_id(ctx, problems)
     rows = ctx.artifacts.rows(dialogues, EvaluatedDialogue)
     scores = [
         Score(

@@ -321,14 +321,14 @@ def _open_prunings(
     names: Sequence[tuple[str, int]],
     proposals: ArtifactRef | None,
     probing: Probing,
-) -> dict[tuple[str, int], OpenPruning]:
+) -> dict[tuple[str, int], PruningPlan]:
     """One pruning for each trace, by (problem id, sample). A trace without a proposal has nothing to remove."""
     trace_of = by_trace(ctx.artifacts.rows(inputs.traces, Trace))
     scans = _crossed_scans(ctx, inputs)
     proposed = by_trace(ctx.artifacts.rows(proposals, ProposedRemovals)) if proposals else {}
     segments_of = {name: row.segments for name, row in proposed.items()}
     return {
-        name: OpenPruning(
+        name: PruningPlan(
             trace_of[name],
             scans[name].kept_ends,
             probing.sampling.samples,
@@ -340,7 +340,7 @@ def _open_prunings(
 
 
 def _endings_of_pruned(
-    finalizer: Finalizer, prunings: Mapping[tuple[str, int], OpenPruning]
+    finalizer: Finalizer, prunings: Mapping[tuple[str, int], PruningPlan]
 ) -> dict[tuple[str, int], Endings]:
     """Fresh endings of the pruned traces. Traces for which the engine failed are absent."""
     prefixes = [Prefix(name[0], item.prefix()) for name, item in prunings.items()]
@@ -348,7 +348,7 @@ def _endings_of_pruned(
     return {name: group for name, group in zip(prunings, endings, strict=True) if not isinstance(group, Refused)}
 
 
-def restore_unnatural(scorer: LogProbScorer, prunings: Sequence[OpenPruning], max_logprob_drop: float) -> int:
+def restore_unnatural(scorer: LogProbScorer, prunings: Sequence[PruningPlan], max_logprob_drop: float) -> int:
     """Restores segments until every kept token is natural: its log-prob dropped by at most `max_logprob_drop` nats.
 
     Returns the number of restored segments. Where the engine cannot score a trace, all its segments are restored, and
@@ -356,7 +356,7 @@ def restore_unnatural(scorer: LogProbScorer, prunings: Sequence[OpenPruning], ma
     """
     changed = [item for item in prunings if item.removed]
     whole = scorer.log_probs("whole traces", [Prefix(item.trace.problem_id, item.whole_prefix()) for item in changed])
-    open_items, restored = list[tuple[OpenPruning, list[float]]](), 0
+    open_items, restored = list[tuple[PruningPlan, list[float]]](), 0
     for item, before in zip(changed, whole, strict=True):
         if isinstance(before, Refused):
             item.restore_all()

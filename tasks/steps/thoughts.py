@@ -66,7 +66,7 @@ def chunk_by_llm(
     queries = with_token_limit(queries, chunker.max_tokens, "chunking.max_tokens")
     answers = query_llm(ctx, llm, "chunk", queries, chunker.max_invalid_fraction)
     thoughts_of = {
-        row.id: chunking.joined(steps, reply)
+        row.id: chunking.join_thoughts(steps, reply)
         for row, steps, reply in zip(rows, steps_of, answers.replies, strict=True)
         if not isinstance(reply, InvalidReply)
     }
@@ -158,7 +158,7 @@ def build_cold_start_dialogues(
         "important": sum(sum(row.important) for row in dialogues),
         "turns": sum(len(turns_of(row.transcript)) for row in dialogues),
     }
-    return ctx.publish("rehearsals", dialogues, rows_in=len(rows), dropped=dropped, counts=counts)
+    return ctx.publish("cold-start-dialogues", dialogues, rows_in=len(rows), dropped=dropped, counts=counts)
 
 
 @step

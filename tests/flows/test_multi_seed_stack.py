@@ -236,7 +236,7 @@ def test_couples_of_all_seeds_are_pooled(tmp_path: Path):
     text = (tmp_path / RESULTS).read_text()
     assert "| **round 2, short** |" in text
     assert "Dialogues; rewards relative to cold start:\n\n| pair |" in text
-    # Each couple is built by all that led to either of its models.
+    # Each pair is built by all that led to either of its models.
     pairs = {pair["model"]: pair for pair in report["comparisons"]}
     assert pairs["cold start"]["break_even"]["build_flops"] > 0
     learnt = sum(line["rows_out"] for line in report["ledger"] if line["stage"] == "build-turn-sft-rows")

@@ -46,7 +46,7 @@ def problem(text: str, name: str = "p") -> Problem:
 def same(one: str, other: str) -> bool:
     """Whether two problems match, whichever of them is in the benchmark."""
     found = {
-        bool(matches([problem(a)], {"exam": [problem(b)]}, SETTINGS.ngram_size, SETTINGS.min_overlap))
+        bool(matches([problem(a)], {"benchmark": [problem(b)]}, SETTINGS.ngram_size, SETTINGS.min_overlap))
         for a, b in [(one, other), (other, one)]
     }
     assert len(found) == 1
@@ -55,18 +55,20 @@ def same(one: str, other: str) -> bool:
 
 def test_planted_problem_is_found_with_its_closest_match():
     near = LONG.replace("on a card", "on the large card")
-    benchmark = {"exam": [problem(near, "near"), problem(LONG, "same")]}
+    benchmark = {"benchmark": [problem(near, "near"), problem(LONG, "same")]}
     found = matches(
         [problem(f"Consider this. {LONG} Explain.", "planted"), problem("g h i", "clean")], benchmark, 5, 0.5
     )
-    assert [(m.problem_id, m.benchmark, m.benchmark_id, m.share) for m in found] == [("planted", "exam", "same", 1.0)]
+    assert [(m.problem_id, m.benchmark, m.benchmark_id, m.share) for m in found] == [
+        ("planted", "benchmark", "same", 1.0)
+    ]
 
 
 def test_share_refers_to_the_shorter_text():
     # 3-grams: 20 of "w1 … w22"; of the other text's 25, the 17 before its last word of the first nineteen: 17 of 20.
     words = [f"w{chr(97 + i)}w" for i in range(22)]
     one = problem(" ".join(words))
-    other = {"exam": [problem(" ".join([*words[:19], *(f"v{word}" for word in words[:8])]))]}
+    other = {"benchmark": [problem(" ".join([*words[:19], *(f"v{word}" for word in words[:8])]))]}
     assert [match.share for match in matches([one], other, 3, 0.8)] == [pytest.approx(17 / 20)]
     assert matches([one], other, 3, 0.85) == []
 
@@ -164,7 +166,7 @@ def test_ngrams_occur_in_the_text(tokens: list[str], length: int):
 
 @given(st.lists(st.sampled_from(["sum", "x", "3", "+", "-", "find", "word", ".", "\n", "of"]), min_size=1, max_size=30))
 def test_problem_matches_itself(tokens: list[str]):
-    assert len(matches([problem(" ".join(tokens))], {"exam": [problem(" ".join(tokens))]}, 5, 0.99)) == 1
+    assert len(matches([problem(" ".join(tokens))], {"benchmark": [problem(" ".join(tokens))]}, 5, 0.99)) == 1
 
 
 def test_template_shared_by_many_problems_stays_fast():
@@ -177,7 +179,9 @@ def test_template_shared_by_many_problems_stays_fast():
         ]
 
     started = time.process_time()
-    assert matches(from_template(0), {"exam": from_template(10**6)}, SETTINGS.ngram_size, SETTINGS.min_overlap) == []
+    assert (
+        matches(from_template(0), {"benchmark": from_template(10**6)}, SETTINGS.ngram_size, SETTINGS.min_overlap) == []
+    )
     assert time.process_time() - started < 60  # seconds; all pairs would be four million
 
 

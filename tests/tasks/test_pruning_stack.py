@@ -49,11 +49,11 @@ def scorer(tmp_path: Path, engine: FakeLogProbs) -> Iterator[LogProbScorer]:
         yield LogProbScorer(ctx.resources, Checkpoint.open(TINY_MODEL), {"p": PROBLEM})
 
 
-def pruning(spans: Sequence[tuple[int, ...]], removed: Sequence[int]) -> OpenPruning:
+def pruning(spans: Sequence[tuple[int, ...]], removed: Sequence[int]) -> PruningPlan:
     """The pruning of a trace with segments `spans`, after probes that found the segments `removed` unnecessary."""
     token_ids = tuple(token for span in spans for token in span)
     trace = Trace(problem_id="p", sample=0, token_ids=token_ids, text="", truncated=False, verdict=Verdict.RIGHT)
-    item = OpenPruning(trace, [sum(map(len, spans[: n + 1])) for n in range(len(spans))], 8, 0.5)
+    item = PruningPlan(trace, [sum(map(len, spans[: n + 1])) for n in range(len(spans))], 8, 0.5)
     while ranges := item.next_ranges():
         item.add(ranges[0], [ranges[0].prefix in removed] * ranges[0].count)
     return item
