@@ -14,20 +14,8 @@ import pandas as pd
 from reasoning.evaluation import score_frame
 from reasoning.records import CostBounds
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the report of a run is shown without Prefect
     from tasks.reports.seed_results import SeedResult
-
-RENAMED = {
-    "sets": "eval_sets",
-    "notes": "tables",
-    "talks": "dialogues",
-    "bill": "cost_bounds",
-    "payee": "billed_to",
-    "beside_method": "vs_method",
-    "by_original": "by_base_correctness",
-    "engine.context": "engine.max_model_len",
-}
-"""New names of fields in files that an earlier version wrote."""
 
 
 def _bounded(*names: str) -> list[str]:
@@ -48,11 +36,6 @@ COUNTS = {"problems", "samples"}
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """One dictionary per row, by the names of the columns."""
     return [dict(zip(table.columns, row, strict=True)) for row in table.itertuples(index=False)]
-
-
-def with_new_names(values: dict[str, Any]) -> dict[str, Any]:
-    """For `json.loads(object_hook=…)`: an object under the names of this version."""
-    return {RENAMED.get(name, name): value for name, value in values.items()}
 
 
 def seed_scores(results: Sequence[SeedResult]) -> pd.DataFrame:

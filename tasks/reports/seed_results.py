@@ -25,7 +25,7 @@ from models.inference.vllm_server import on_cpu
 from reasoning.cost import Shape
 from reasoning.evaluation import Role
 from reasoning.records import EvaluatedDialogue, ModelPair, Record, Score, StageCount
-from tasks.reports.frames import with_new_names
+from tasks.reports.old_names import with_new_names
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import STEPS, canonical, keyed_fields
 from tasks.runtime.context import RunContext

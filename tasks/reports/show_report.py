@@ -12,8 +12,9 @@ from rich.text import Text
 
 from conf.errors import ReadableError
 from models.files import atomic_write
-from tasks.reports.frames import report_frames, result_frame, with_new_names
+from tasks.reports.frames import report_frames, result_frame
 from tasks.reports.layout import console, markdown, print_table, report_tables, strip_control_chars
+from tasks.reports.old_names import with_new_names
 
 REPORT_FILE = "report.json"
 FORMATS = ("table", "md", "csv", "parquet")
