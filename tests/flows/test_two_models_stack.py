@@ -41,7 +41,7 @@ def test_a_model_is_trained_in_dialogue_with_another(root: Path):
     (figures,) = (root / "latest").glob("grpo-long-*.jsonl")
     steps = [json.loads(step) for step in figures.read_text().splitlines()]
     assert [step["step"] for step in steps] == [1, 2]
-    assert {"correctness", "form", "length", "cap_hit", "loss", "grad_norm"} <= steps[-1].keys()
+    assert {"correctness", "format", "length", "cap_hit", "loss", "grad_norm"} <= steps[-1].keys()
 
 
 @pytest.fixture(scope="module")
