@@ -314,3 +314,11 @@ def test_of_an_old_and_a_new_name_the_later_one_counts_and_sections_are_merged()
     with pytest.warns(RenamedSetting):
         made = Outer.model_validate({"new": {"seed": 5, "dtype": "bfloat16"}, "old": {"seed": 6}})
     assert (made.new.seed, made.new.dtype) == (6, "bfloat16")
+
+
+def test_no_field_bears_an_old_name():
+    """A subclass that overrides a renamed field under its old name would add a field that nothing reads."""
+    kinds = [Settings]
+    for kind in kinds:
+        kinds += [one for one in kind.__subclasses__() if one not in kinds]
+    assert {kind.__name__: found for kind in kinds if (found := kind.renamed().keys() & kind.model_fields.keys())} == {}
