@@ -48,6 +48,19 @@ def import_traces(ctx: StepContext, model: ArtifactRef, traces: ArtifactRef) -> 
     return ctx.publish("traces", encoded, rows_in=len(rows))
 
 
+def _trace_query(teacher: EndpointTeacher, problem: Problem, sampling: Sampling, sample: int) -> LlmQuery[Solution]:
+    return LlmQuery(
+        teacher.instruction,
+        problem.text,
+        Solution,
+        sampling.max_tokens,
+        sampling.temperature,
+        sampling.top_p,
+        sample=sample,
+        limit="sampling.max_tokens",
+    )
+
+
 @step
 def write_traces(
     ctx: StepContext,
@@ -64,16 +77,7 @@ def write_traces(
     checkpoint, known = ctx.resources.checkpoint(model), list(by_id(ctx, problems).values())
     tags = checkpoint.prompt.thinking
     queries = [
-        LlmQuery(
-            teacher.instruction,
-            problem.text,
-            Solution,
-            sampling.max_tokens,
-            sampling.temperature,
-            sampling.top_p,
-            sample=seed * SAMPLE_STRIDE + sample,
-            limit="sampling.max_tokens",
-        )
+        _trace_query(teacher, problem, sampling, seed * SAMPLE_STRIDE + sample)
         for problem in known
         for sample in range(sampling.samples)
     ]
