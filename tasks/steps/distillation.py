@@ -23,7 +23,7 @@ from reasoning import compression, difficulty
 from reasoning.dto import shortest_right
 from reasoning.llm_queries import InvalidReply, LlmQuery, Solution, with_token_limit
 from reasoning.pairs import distillation_pairs, fit_pairs
-from reasoning.records import CompressedTrace, PrefixValues, Rating, Trace, Usage, Verdict, by_trace
+from reasoning.records import CompressedTrace, PrefixValues, Problem, Rating, Trace, Usage, Verdict, by_trace
 from reasoning.thinking import CLOSE_THINK, final_answer, thinking_of, thought_of, written_as
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import StepInputs, step
