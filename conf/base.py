@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, model_validator
@@ -31,21 +32,27 @@ class Settings(BaseModel):
         """`RENAMED` of this class and its base classes."""
         return {old: new for base in reversed(cls.__mro__) for old, new in vars(base).get("RENAMED", {}).items()}
 
+    @classmethod
+    def with_new_names(cls, values: Mapping[Any, Any]) -> dict[Any, Any]:
+        """`values` of this section under present names. If a field is given under both, the later value wins; sections
+        are merged."""
+        renamed, found = cls.renamed(), dict[Any, Any]()
+        for name, value in values.items():
+            new = renamed.get(name, name)
+            before = found.get(new)
+            found[new] = {**before, **value} if isinstance(before, dict) and isinstance(value, dict) else value
+        return found
+
     @model_validator(mode="before")
     @classmethod
     def _use_new_names(cls, values: Any) -> Any:
-        """Replaces old field names. If a field is given under both names, the later value wins; sections are merged."""
+        """Replaces old field names, with a RenamedSetting for each."""
         renamed = cls.renamed()
         if not isinstance(values, dict) or not renamed.keys() & values.keys():
             return values
-        found: dict[str, Any] = {}
-        for name, value in values.items():
-            new = renamed.get(str(name), str(name))
-            before = found.get(new)
-            if new != name:
-                warnings.warn(RenamedSetting(f"the setting {name} is called {new} now"), stacklevel=2)
-            found[new] = {**before, **value} if isinstance(before, dict) and isinstance(value, dict) else value
-        return found
+        for name in filter(renamed.__contains__, values):
+            warnings.warn(RenamedSetting(f"the setting {name} is called {renamed[name]} now"), stacklevel=2)
+        return cls.with_new_names(values)
 
 
 def type_or(default: str) -> Discriminator:

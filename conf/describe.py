@@ -75,7 +75,7 @@ def describe(settings: Settings, given: Mapping[str, Any], assigned: Mapping[str
     assignments applied, `assigned` those of the assignments alone. Sections that are not in use come with the
     `condition` of their use; other pipelines within a pipeline are not opened."""
     kind = type(settings)
-    return _merged(_rows(_Section(kind, settings, None, _renamed(kind, given), _renamed(kind, assigned))))
+    return _merged(_rows(_Section(kind, settings, None, kind.with_new_names(given), kind.with_new_names(assigned))))
 
 
 def _merged(rows: Iterable[Setting]) -> list[Setting]:
@@ -123,7 +123,8 @@ def _nested(section: _Section, field: str, choices: Mapping[str, type[Settings]]
 def _inner(section: _Section, field: str, kind: type[Settings], used: Any) -> _Section:
     name, default = f"{section.prefix}{field}", section.default(field)
     if kind is type(used):
-        given, assigned = (_renamed(kind, source.get(field)) for source in (section.given, section.assigned))
+        raw = (source.get(field) for source in (section.given, section.assigned))
+        given, assigned = (kind.with_new_names(values) if isinstance(values, dict) else {} for values in raw)
         return _Section(kind, used, default, given, assigned, f"{name}.", section.condition)
     return _Section(kind, None, default, {}, {}, f"{name}.", _condition(section, field, kind))
 
@@ -176,13 +177,6 @@ def _default(section: _Section, field: str) -> str:
 @cache
 def _properties(kind: type[Settings]) -> dict[str, Any]:
     return kind.model_json_schema()["properties"]
-
-
-def _renamed(kind: type[Settings], values: Any) -> dict[str, Any]:
-    """The raw values under present names; of something that is no section, nothing."""
-    new = kind.renamed()
-    raw: dict[str, Any] = values if isinstance(values, dict) else {}
-    return {new.get(name, name): value for name, value in raw.items()}
 
 
 def _shown(value: Any) -> str:

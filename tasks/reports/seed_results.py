@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from conf.base import Settings
 from conf.cot_distillation import CotDistillation
@@ -176,7 +176,7 @@ def save_seed_result(result: SeedResult, folders: Sequence[Path]) -> None:
 
 
 def load_seed_result(folder: Path, settings: Pipeline, seed: int, base: str) -> SeedResult | None:
-    """The result of `seed`, None if `folder` has none. Its warnings name the steps whose code has changed since.
+    """The result of `seed`, None if `folder` has none. Its `stale_steps` are those whose code has changed since.
 
     Raises SeedResultError if it was made with other settings or from another model. Files and data sets that the
     settings name are assumed to be the same.
@@ -186,7 +186,7 @@ def load_seed_result(folder: Path, settings: Pipeline, seed: int, base: str) -> 
         return None
     try:
         result = SeedResult.model_validate(json.loads(lzma.decompress(path.read_bytes()), object_hook=with_new_names))
-    except (lzma.LZMAError, ValidationError) as error:
+    except (lzma.LZMAError, ValueError) as error:  # pydantic's and json's errors are ValueErrors
         raise SeedResultError(
             f"{path}: holds no seed result ({str(error).splitlines()[0]}); run seed {seed} again"
         ) from error
@@ -216,8 +216,7 @@ def _changed_settings(section: Settings, stored: Any, within: str = "") -> list[
     """A setting missing from `stored` is newer than the file; its default stands for the earlier behaviour."""
     if not isinstance(stored, Mapping):
         return [within.removesuffix(".")]
-    renamed = section.renamed()
-    stored = {renamed.get(name, name): value for name, value in stored.items()}
+    stored = section.with_new_names(stored)
     fields, found = keyed_fields(section), list[str]()
     for name in fields & stored.keys():
         value = getattr(section, name)

@@ -210,6 +210,7 @@ def test_a_folder_of_outcomes_that_is_not_there_is_no_empty_one(tmp_path: Path):
         ("dto.engine.max_model_len=4000", None, "other settings (engine.max_model_len); run seed 0 again"),
         ("dto.engine.dtype=bfloat16", None, "of model [0-9a-f]{12}, not of [0-9a-f]{12}; run seed 0 again"),
         ("seeds=[0]", b"", "dto-seed-0.json.xz: holds no seed result"),
+        ("seeds=[0]", lzma.compress(b'{"seed": '), "dto-seed-0.json.xz: holds no seed result"),
         ("seeds=[0]", lzma.compress(b'{"seed": 0}'), "dto-seed-0.json.xz: holds no seed result"),
     ],
 )
