@@ -11,9 +11,9 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,7 +77,7 @@ def recipe_of(step: str, version: str, inputs: dict[str, Any], prompt: Prompt | 
     `prompt`: the run's prompt settings. They are included where they are not the defaults and an input is a model.
     """
     recipe = {"step": step, "version": version, "inputs": canonical(inputs)}
-    reads_model = any(ref.kind in MODEL_KINDS for ref in artifacts_in(list(inputs.values())))
+    reads_model = any(ref.kind in MODEL_KINDS for ref in artifacts_in(inputs))
     return recipe | {"prompt": canonical(prompt)} if reads_model and prompt not in (None, Prompt()) else recipe
 
 
@@ -86,7 +86,9 @@ def artifacts_in(value: Any) -> Iterator[ArtifactRef]:
     if isinstance(value, ArtifactRef):
         yield value
     elif isinstance(value, StepInputs):
-        yield from artifacts_in([item for _, item in value])
+        yield from artifacts_in(dict(value))
+    elif isinstance(value, dict):
+        yield from artifacts_in(list(value.values()))
     elif isinstance(value, list | tuple):
         for item in value:
             yield from artifacts_in(item)
@@ -100,16 +102,13 @@ def key_of(recipe: dict[str, Any]) -> str:
 
 @dataclass
 class ContentKey(CachePolicy):
-    """Prefect's cache policy for a step. `ctx` is not part of the key."""
-
-    step: Step = field(kw_only=True)
+    """Prefect's cache policy for a step: the key that its context has."""
 
     def compute_key(
         self, task_ctx: TaskRunContext | None, inputs: dict[str, Any], flow_parameters: dict[str, Any], **kwargs: Any
     ) -> str:
         _ = task_ctx, flow_parameters, kwargs
-        keyed = {name: value for name, value in inputs.items() if name != "ctx"}
-        return key_of(recipe_of(self.step.name, self.step.version, keyed, inputs["ctx"].resources.prompt))
+        return inputs["ctx"].key
 
 
 class VerifiedJSON(JSONSerializer):
@@ -140,6 +139,16 @@ def is_transient(task: Any, run: TaskRun, state: State[Any]) -> bool:
     return False
 
 
+def _timed(body: Callable[..., ArtifactRef]) -> Callable[..., ArtifactRef]:
+    """Each attempt of a step has a context of its own, whose clock starts with the attempt."""
+
+    @wraps(body)
+    def attempt(ctx: StepContext, *args: Any, **inputs: Any) -> ArtifactRef:
+        return body(StepContext(ctx, ctx.key), *args, **inputs)
+
+    return attempt
+
+
 class Step:
     """A cached task. Called like its body: the run context first, then keyword arguments only."""
 
@@ -148,14 +157,14 @@ class Step:
         self.name = body.__name__.replace("_", "-")
         self.task = task(
             name=self.name,
-            cache_policy=ContentKey(step=self),
+            cache_policy=ContentKey(),
             persist_result=True,
             result_serializer=VerifiedJSON(),
             retries=2,
             retry_delay_seconds=[5, 30],
             retry_condition_fn=is_transient,
             log_prints=False,
-        )(body)
+        )(_timed(body))
 
     @cached_property
     def version(self) -> str:
@@ -177,17 +186,15 @@ class Step:
         if cached:
             run.progress.note(f"{self.name}: cached, {ref.rows} rows")
         run.artifacts.record(ctx.key, recipe, ref)
-        inputs_read = frozenset(ref.entry for ref in artifacts_in(list(inputs.values())) if ref.entry is not None)
+        inputs_read = frozenset(ref.entry for ref in artifacts_in(inputs) if ref.entry is not None)
         position = run.ledger.add(LedgerEntry(self.name, self.version, ref, cached, inputs_read))
         return ref.model_copy(update={"entry": position})
 
     def _task_of(self, run: RunContext) -> Any:
         """The task with its result storage: beside the artifacts, or Prefect's default storage for a remote root."""
-        return (
-            self.task.with_options(result_storage=Path(run.directory.root) / "cache")
-            if run.directory.is_local
-            else self.task
-        )
+        if not run.directory.is_local:
+            return self.task
+        return self.task.with_options(result_storage=Path(run.directory.root) / "cache")
 
 
 def step(body: Callable[..., ArtifactRef]) -> Step:

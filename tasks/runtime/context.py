@@ -23,7 +23,10 @@ from tasks.runtime.run_directory import RunDirectory
 
 
 class RunContext:
-    """The parts of one run. A context manager: exit ends every process that the run started. Thread-safe."""
+    """The parts of one run. A context manager: exit ends every process that the run started.
+
+    Steps in several threads may share it, except that an auxiliary model answers one step at a time.
+    """
 
     def __init__(
         self,
@@ -65,7 +68,7 @@ class RunContext:
 
 
 class StepContext(RunContext):
-    """The run context of one step, with the step's cache key and start time."""
+    """The run context of one attempt of a step, with the step's cache key and the attempt's start."""
 
     def __init__(self, run: RunContext, key: str):
         self.artifacts, self.directory, self.ledger = run.artifacts, run.directory, run.ledger
