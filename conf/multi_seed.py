@@ -25,33 +25,33 @@ def present_name(pipeline: Any) -> Any:
 
 
 class MultiSeed(Settings):
-    """A pipeline with its controls over several seeds, pooled: what the method is worth, and what it costs."""
+    """A pipeline with its controls on several seeds, pooled."""
 
     RENAMED: ClassVar[dict[str, str]] = {"publish": "publish_dir", "earlier": "reuse_results_from"}
 
     NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = {
         "pipeline": "there is one pipeline per settings class",
-        "preset": "a name; what it stands for is in the other fields",
+        "preset": "a name; its content is in the other fields",
         "publish_dir": "where the results are copied to",
-        "reuse_results_from": "where results are read that were made before",
+        "reuse_results_from": "where earlier results are read",
     }
 
     pipeline: Annotated[Literal["multi-seed"], BeforeValidator(present_name)] = NAME
     preset: str = "dto"
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2)
-    """Each draws problems, samples and the order of training anew. Not from the paper."""
+    """Each seed selects problems, samples and the order of training anew. Not from the paper."""
     dto: Dto | None = None
-    """One seed's run; the model stays."""
+    """Settings of DTO for every seed. The base model is the same for all seeds."""
     cot_distillation: CotDistillation | None = None
-    """The same of another pipeline."""
+    """Settings of CoT distillation for every seed."""
     long_short: LongShort | None = None
-    """And of a third. One of the three is given."""
+    """Settings of Long⊗Short for every seed. Give one of the three pipelines."""
     publish_dir: str = ""
-    """A folder whose docs/results.md gets the table, whose docs/ gets the plot, and whose docs/outcomes/ gets each
-    seed's scores. Empty: they stay in the run's folder."""
+    """Folder to publish to: the table goes into its docs/results.md, the plot into docs/, each seed's scores into
+    docs/outcomes/. Empty: results stay in the run's folder."""
     reuse_results_from: str = ""
-    """A folder of outcomes (docs/outcomes): seeds that it has, from another day or another machine, are not run again.
-    Their settings and their model must be these. Empty: all seeds are run."""
+    """Folder with results of earlier seeds, such as docs/outcomes. These seeds are not run again. Their settings and
+    base model must be the same. Empty: all seeds are run."""
 
     @property
     def of(self) -> Dto | CotDistillation | LongShort:

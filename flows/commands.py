@@ -37,8 +37,12 @@ def run(options: Namespace) -> None:
 
 
 def _load(options: Namespace, *more: str) -> Settings:
-    kind = PIPELINES[options.pipeline]
-    return load(kind, options.preset or kind.model_fields["preset"].default, (*options.set, *more))
+    return load(PIPELINES[options.pipeline], _preset(options), (*options.set, *more))
+
+
+def _preset(options: Namespace) -> str:
+    """The one that is given, or the pipeline's default."""
+    return options.preset or PIPELINES[options.pipeline].model_fields["preset"].default
 
 
 def _needs_traceback(record: logging.LogRecord) -> bool:
@@ -54,8 +58,7 @@ def settings(options: Namespace) -> None:
     if options.schema:
         print_schema(kind)
     else:
-        preset = options.preset or kind.model_fields["preset"].default
-        print_settings(kind, preset, options.set, options.section)
+        print_settings(kind, _preset(options), options.set, options.section)
 
 
 def presets(_: Namespace) -> None:
@@ -67,7 +70,9 @@ def presets(_: Namespace) -> None:
 
 def report(options: Namespace) -> None:
     """Prints or writes what a finished run measured."""
-    importlib.import_module("tasks.reports.report").show_report(Path(options.run), options.format)
+    from tasks.reports.show_report import show_report
+
+    show_report(Path(options.run), options.format)
 
 
 def fingerprint(options: Namespace) -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -36,6 +36,25 @@ class ExitReason(StrEnum):
     NOT_FINITE = "not-finite"
     GIVEN_UP = "given-up"
     """The following lines of the file give the reason."""
+
+
+class JobPaths(TypedDict):
+    """Where a training process writes."""
+
+    output: Path
+    work: Path
+    progress: Path
+    exit_file: Path
+
+
+def job_paths(folder: Path) -> JobPaths:
+    """The paths of a job that works in `folder`."""
+    return {
+        "output": folder / "model",
+        "work": folder / "checkpoints",
+        "progress": folder / "progress.jsonl",
+        "exit_file": folder / "exit_reason",
+    }
 
 
 class Job(BaseModel):

@@ -72,8 +72,8 @@ def report_frames(report: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     over all seeds, a column `benchmark` first. `by_seed`: models and comparisons of each seed. `ledger`: one row per
     step. The marker pipeline's report has `sentence_openers` and `ledger`.
     """
-    if "openings" in report:
-        return {"sentence_openers": pd.DataFrame(report["openings"]), "ledger": ledger_frame(report["ledger"])}
+    if "sentence_openers" in report:
+        return {"sentence_openers": pd.DataFrame(report["sentence_openers"]), "ledger": ledger_frame(report["ledger"])}
     benchmarks = {report["benchmark"]: report, **report["others"]}
     groups = {
         f"by_{group}": _stacked(benchmarks, f"by_{group}", [group, "model", "role", *FIGURES]) for group in GROUPS

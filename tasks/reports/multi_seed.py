@@ -74,7 +74,7 @@ def publish_report(ctx: RunContext, report: dict[str, Any], target: str, pipelin
 
     Raises MissingMarkers.
     """
-    table, plot = report_markdown(report), ctx.directory.path / "claims.svg"
+    table, plot = results_markdown(report), ctx.directory.path / "claims.svg"
     (ctx.directory.path / "claims.md").write_text(table)
     draw_pareto(report, plot)
     if target:
@@ -87,7 +87,7 @@ def publish_report(ctx: RunContext, report: dict[str, Any], target: str, pipelin
         atomic_write(Path(target) / shown, plot.read_text())
 
 
-def report_markdown(report: dict[str, Any]) -> str:
+def results_markdown(report: dict[str, Any]) -> str:
     """The pooled figures as Markdown: what was run, one row per model, then the same for the other benchmarks."""
     frames = report_frames(report)
     results = result_frame(frames)

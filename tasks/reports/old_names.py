@@ -12,6 +12,7 @@ RENAMED = {
     "payee": "billed_to",
     "beside_method": "vs_method",
     "by_original": "by_base_correctness",
+    "openings": "sentence_openers",
     "engine.context": "engine.max_model_len",
 }
 """New names of fields in files that an earlier version wrote."""

@@ -14,13 +14,12 @@ from conf.base import Settings
 from reasoning.records import EvaluatedDialogue, completed
 from reasoning.rewards import reward_gain
 from tasks.reports.figures import figures, figures_by_seed
-from tasks.reports.frames import ledger_frame, records, seed_models, seed_scores
-from tasks.reports.layout import console, engine_table, report_tables
+from tasks.reports.frames import records, seed_models, seed_scores
+from tasks.reports.layout import console, report_tables
 from tasks.reports.seed_results import SeedResult
-from tasks.reports.show_report import print_report, show_report
+from tasks.reports.show_report import print_report
 from tasks.runtime.context import RunContext
 
-__all__ = ["artifact_key", "engine_rows", "model_pairs_table", "show_report", "write_report"]
 DESCRIPTIONS = {
     "Result": "95 % intervals, clustered by problem",
     "Ledger": "What each step took and cost",
@@ -121,11 +120,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def engine_rows(report: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The report's table of steps that used an engine, as records."""
-    return records(engine_table(ledger_frame(report["ledger"])))
 
 
 def artifact_key(name: str) -> str:

@@ -22,7 +22,7 @@ def write_sentence_openers(ctx: RunContext, settings: MarkerReport, counted: Art
         "pipeline": settings.pipeline,
         "preset": settings.preset,
         "traces": traces,
-        "openings": openers,
+        "sentence_openers": openers,
         "ledger": [line.model_dump() for line in ledger_lines(ctx)],
         "config": settings.model_dump(mode="json"),
     }

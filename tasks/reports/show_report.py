@@ -15,8 +15,8 @@ from models.files import atomic_write
 from tasks.reports.frames import report_frames, result_frame
 from tasks.reports.layout import console, markdown, print_table, report_tables, strip_control_chars
 from tasks.reports.old_names import with_new_names
+from tasks.runtime.run_directory import REPORT_FILE
 
-REPORT_FILE = "report.json"
 FORMATS = ("table", "md", "csv", "parquet")
 
 

@@ -13,6 +13,8 @@ from conf.engine import Storage
 from models.files import atomic_write
 from reasoning.records import InvalidRow, SkippedRow
 
+REPORT_FILE = "report.json"
+
 
 class RunDirectory:
     """`path`: folder of this run. `root`: storage of all runs, may be remote. `local_root`: its counterpart on this
@@ -26,7 +28,7 @@ class RunDirectory:
 
     @property
     def report(self) -> Path:
-        return self.path / "report.json"
+        return self.path / REPORT_FILE
 
     def save_settings(self, settings: Settings) -> None:
         (self.path / "config.json").write_text(settings.model_dump_json(indent=2))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from conf.long_short import Protocol, Reinforcement, Who
-from models.training.launcher import FAILED, RlJob
+from models.training.launcher import FAILED, RlJob, job_paths
 from reasoning.records import Usage
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import StepInputs, step
@@ -53,10 +53,7 @@ def reinforce(ctx: StepContext, inputs: ReinforcementInputs) -> ArtifactRef:
         make_job=lambda scratch: RlJob(
             model=ctx.resources.checkpoint(inputs.model).folder,
             rows=ctx.artifacts.local_path(inputs.problems),
-            output=scratch / "model",
-            work=scratch / "checkpoints",
-            progress=scratch / "progress.jsonl",
-            exit_file=scratch / "exit_reason",
+            **job_paths(scratch),
             seed=inputs.seed,
             learning_rate=inputs.rl.learning_rate,
             global_batch_size=inputs.rl.batch,

@@ -21,4 +21,4 @@ def count_sentence_openers(
     found = sentence_openers([thinking_of(row.text, thinking) for row in rows], markers)
     kept = [row for row in found if row.is_marker or row.traces > 1]
     counts = {"openers": len(found), "in one trace only": len(found) - len(kept)}
-    return ctx.publish("openings", kept, rows_in=len(rows), counts=counts)
+    return ctx.publish("sentence-openers", kept, rows_in=len(rows), counts=counts)

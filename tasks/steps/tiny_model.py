@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from conf.tiny_model import Lesson, Pretraining, Teacher, TinyModel
 from models.inference.vllm_server import SYNC_CHECK_FILE
 from models.tiny_model import CONTEXT, teacher_texts, train_tokenizer, training_rows, untrained_model
-from models.training.launcher import RECOMPUTES, TrainJob
+from models.training.launcher import RECOMPUTES, TrainJob, job_paths
 from reasoning.model_card import card_figures, card_text
 from reasoning.records import Problem, Scan, Trace, Usage
 from tasks.runtime.artifacts import ArtifactRef
@@ -63,10 +63,7 @@ def pretrain(ctx: StepContext, corpus: ArtifactRef, training: Pretraining, seed:
             method="sft",
             model=folder,
             rows=folder / "rows.parquet",
-            output=scratch / "model",
-            work=scratch / "checkpoints",
-            progress=scratch / "progress.jsonl",
-            exit_file=scratch / "exit_reason",
+            **job_paths(scratch),
             seed=seed,
             learning_rate=training.learning_rate,
             num_train_epochs=1,

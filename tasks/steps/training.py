@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from conf.training import Dpo, Sft, SimPO, Training
-from models.training.launcher import LOG, RECOMPUTES, Job, TrainingFailed, TrainJob
+from models.training.launcher import LOG, RECOMPUTES, Job, TrainingFailed, TrainJob, job_paths
 from reasoning.records import Demonstration, Pair, Usage
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import step
@@ -99,10 +99,7 @@ def _fit(
             method=method,
             model=ctx.resources.checkpoint(model).folder,
             rows=ctx.artifacts.local_path(rows),
-            output=scratch / "model",
-            work=scratch / "checkpoints",
-            progress=scratch / "progress.jsonl",
-            exit_file=scratch / "exit_reason",
+            **job_paths(scratch),
             seed=seed,
             learning_rate=training.learning_rate,
             num_train_epochs=training.num_train_epochs,

@@ -14,7 +14,8 @@ from conf.load import load
 from flows.dto import run_dto
 from models.checkpoints.checkpoint import TINY_MODEL
 from reasoning.records import OptimisedTrace, ProposedRemovals
-from tasks.reports.report import engine_rows
+from tasks.reports.frames import ledger_frame, records
+from tasks.reports.layout import engine_table
 from tasks.runtime.caching import Step
 from tasks.steps.dto import build_pairs
 from tests.flows.world import ScriptedRun
@@ -212,7 +213,11 @@ def test_other_figures_of_the_report(first: Run):
 
 
 def test_probing_cost_is_reported_with_its_bounds(first: Run):
-    (line,) = [line for line in engine_rows(first.report) if line["stage"] == "probe-prefixes"]
+    (line,) = [
+        line
+        for line in records(engine_table(ledger_frame(first.report["ledger"])))
+        if line["stage"] == "probe-prefixes"
+    ]
     (probed,) = [line for line in first.report["ledger"] if line["stage"] == "probe-prefixes"]
     bounds = probed["cost_bounds"]
     # The scripted model always answers alike: 5 right rollouts of 8 pass a prefix, 4 wrong ones fail it.

@@ -39,7 +39,7 @@ def report(root: Path) -> dict[str, Any]:
 
 def test_the_report_counts_markers_and_other_openers(tmp_path: Path):
     result = report(tmp_path)
-    rows = {row["text"]: row for row in result["openings"]}
+    rows = {row["text"]: row for row in result["sentence_openers"]}
     assert result["traces"] == 16
     assert rows["Hmm"]["is_marker"]
     assert 0 < rows["Hmm"]["traces"] <= rows["Hmm"]["count"]

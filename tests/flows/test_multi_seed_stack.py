@@ -158,7 +158,7 @@ def test_the_file_of_results_gets_table_and_plot(report: dict[str, Any], publish
 FIGURES = ("seeds", "models", "comparisons", "vs_method", "others", "by_seed", "tables", "warnings")
 
 
-def test_seeds_that_were_examined_elsewhere_are_not_run_again(report: dict[str, Any], published: Path, tmp_path: Path):
+def test_seeds_that_were_evaluated_elsewhere_are_not_run_again(report: dict[str, Any], published: Path, tmp_path: Path):
     """First only seed 0 comes from a file, then both, in storages that know nothing."""
     kept = published / "docs" / "outcomes"
     assert sorted(path.name for path in kept.iterdir()) == ["dto-seed-0.json.xz", "dto-seed-1.json.xz"]
@@ -225,7 +225,7 @@ def test_outcomes_of_other_claims_are_refused_before_anything_is_run(
     assert not (tmp_path / "root" / "manifests").exists()
 
 
-def test_couples_of_all_seeds_are_pooled(tmp_path: Path):
+def test_model_pairs_of_all_seeds_are_pooled(tmp_path: Path):
     start, end = START_OF.format("long-short"), END_OF.format("long-short")
     with_markers(tmp_path, f"{start}\n{end}\n")
     changes = (*COUPLES, f"long_short.storage.root={tmp_path / 'root'}", f"publish_dir={tmp_path}")

@@ -127,7 +127,7 @@ def test_the_marker_pipelines_report(tmp_path: Path, capsys: pytest.CaptureFixtu
         "pipeline": "markers",
         "preset": "tiny",
         "traces": 4,
-        "openings": openers,
+        "sentence_openers": openers,
         "ledger": [ledger_of(report())],
     }
     (tmp_path / "report.json").write_text(json.dumps(content))
