@@ -163,7 +163,7 @@ def served(model: Checkpoint, port: int, log: Path) -> GuardedProcess:
     command = [
         sys.executable,
         "-m",
-        "vllm.entrypoints.openai.api_server",
+        "models.inference.vllm_main",
         "--model",
         str(model.folder),
         "--served-model-name",

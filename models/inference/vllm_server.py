@@ -167,7 +167,7 @@ class VllmServer:
         command = [
             sys.executable,
             "-m",
-            "vllm.entrypoints.openai.api_server",
+            "models.inference.vllm_main",
             "--model",
             str(model.folder),
             "--served-model-name",

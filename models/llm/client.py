@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Sequence
@@ -101,7 +102,7 @@ class SpendingBudget:
 
 class LlmClient:
     """Runs a run's queries. `usage` counts the last call of `ask`, including the original price of cached
-    replies, each once per run."""
+    replies, each once per run. Steps that run side by side hold `lock` from `ask` until they have read `usage`."""
 
     def __init__(
         self,
@@ -117,6 +118,7 @@ class LlmClient:
         """Money that the run's queries have cost."""
         self._counted: set[bytes] = set()
         """Keys of cached replies that are already counted in this run."""
+        self.lock = threading.Lock()
         self.usage = Usage()
         self.notes: list[str] = []
         """Remarks on the last call of `ask`, for the report."""

@@ -180,9 +180,7 @@ class Step:
         keyed = {name: bound[name] for name in bound if name != "ctx"}
         recipe = recipe_of(self.name, self.version, keyed, run.resources.prompt)
         ctx = StepContext(run, key_of(recipe))
-        state = self._task_of(run)(ctx, **inputs, return_state=True)
-        ref = state.result()
-        cached = state.name == "Cached"
+        ref, cached = self.run_task(ctx, inputs)
         if cached:
             run.progress.note(f"{self.name}: cached, {ref.rows} rows")
         run.artifacts.record(ctx.key, recipe, ref)
@@ -190,11 +188,12 @@ class Step:
         position = run.ledger.add(LedgerEntry(self.name, self.version, ref, cached, inputs_read))
         return ref.model_copy(update={"entry": position})
 
-    def _task_of(self, run: RunContext) -> Any:
-        """The task with its result storage: beside the artifacts, or Prefect's default storage for a remote root."""
-        if not run.directory.is_local:
-            return self.task
-        return self.task.with_options(result_storage=Path(run.directory.root) / "cache")
+    def run_task(self, ctx: StepContext, inputs: dict[str, Any]) -> tuple[ArtifactRef, bool]:
+        """Runs the Prefect task. The result, and whether it came from the cache."""
+        # Results lie beside the artifacts; those of a remote root in Prefect's default storage.
+        cache = {"result_storage": Path(ctx.directory.root) / "cache"} if ctx.directory.is_local else {}
+        state = self.task.with_options(**cache)(ctx, **inputs, return_state=True)
+        return state.result(), state.name == "Cached"
 
 
 def step(body: Callable[..., ArtifactRef]) -> Step:

@@ -32,8 +32,10 @@ def query_llm(
     spent_before = sum(count.money for count in cached if count and count.billed_to == billed_to)
     client = ctx.resources.llm_client(llm)
     progress = ctx.progress.stage(stage, len(queries), "queries")
-    replies = client.ask(queries, progress, max_invalid_fraction, spent_before)
-    for note in client.notes:
+    with client.lock:
+        replies = client.ask(queries, progress, max_invalid_fraction, spent_before)
+        usage, notes = client.usage, client.notes
+    for note in notes:
         ctx.warn(note)
     reasons = Counter(reply.reason for reply in replies if isinstance(reply, InvalidReply))
-    return LlmAnswers(replies, reasons, client.usage, billed_to)
+    return LlmAnswers(replies, reasons, usage, billed_to)

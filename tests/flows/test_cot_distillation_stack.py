@@ -24,7 +24,7 @@ from tasks.steps.problems import ProblemsRefused
 from tests.flows.world import LEVELS, STORIES, ScriptedRun, assist, scripted, speak
 from tests.models.chat import Answer, Chat, Script
 
-pytestmark = pytest.mark.usefixtures("prefect")
+pytestmark = pytest.mark.usefixtures("plain_steps")
 SMALL = (
     "problems.count=12",
     "problems.levels=[1,2,3,4]",

@@ -1,4 +1,4 @@
-"""DTO on the real Prefect with a scripted model: which steps run, and which come from the cache."""
+"""DTO with a scripted model: which steps run, and which come from the cache."""
 
 import json
 import shutil
@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 
 from conf.dto import Dto
@@ -21,7 +20,7 @@ from tasks.steps.dto import build_pairs
 from tests.flows.world import ScriptedRun
 from tests.models.chat import Answer, Chat
 
-pytestmark = pytest.mark.usefixtures("prefect")
+pytestmark = pytest.mark.usefixtures("plain_steps")
 SMALL = (
     "problems.count=12",
     "problems.levels=[1,2,3,4]",
@@ -123,20 +122,6 @@ def test_more_problems_sample_only_the_new_ones(first: Run, root: Path):
     lines = {line["stage"]: line for line in run.report["ledger"]}
     assert lines["sample-traces"]["reused_completions"] == 24
     assert lines["sample-traces"]["rows_out"] == 28
-
-
-@pytest.mark.parametrize("harm", ["change", "delete"])
-def test_a_damaged_artifact_is_made_again(first: Run, root: Path, harm: str):
-    scans = next(line for line in first.report["ledger"] if line["stage"] == "probe-prefixes")
-    files, path = fsspec.url_to_fs(scans["artifact"])
-    if harm == "change":
-        files.pipe_file(path, b"not what was written")
-    else:
-        files.rm(path)
-    again = Run(root)
-    assert again.redone == ["probe-prefixes"]
-    assert again.completions == 0
-    assert again.report["models"] == first.report["models"]
 
 
 def test_every_result_can_be_traced_to_its_recipe(first: Run, root: Path):

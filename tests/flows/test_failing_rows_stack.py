@@ -24,7 +24,7 @@ from models.tiny_model import END
 from reasoning.records import Scan, Score, Trace, Verdict
 from tests.flows.world import ScriptedRun, speak, speak_turn
 
-pytestmark = pytest.mark.usefixtures("prefect")
+pytestmark = pytest.mark.usefixtures("plain_steps")
 SMALL = (
     "problems.count=40",
     "problems.levels=[1,2,3,4]",

@@ -31,7 +31,7 @@ from tasks.reports.model_pair import MissingModelPair, load_model_pair
 from tests.flows.world import ScriptedRun, assist, speak_turn, speaking
 from tests.models.chat import Chat
 
-pytestmark = pytest.mark.usefixtures("prefect")
+pytestmark = pytest.mark.usefixtures("plain_steps")
 SMALL = (
     "problems.count=16",
     "problems.levels=[1,2,3,4]",

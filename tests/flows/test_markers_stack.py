@@ -1,12 +1,10 @@
 """The marker report on the real Prefect with a scripted model."""
 
-import json
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect import flow
 from rich.console import Console
 
 from conf.load import load
@@ -14,9 +12,9 @@ from conf.markers import MarkerReport
 from flows.markers import run_markers
 from tasks.runtime.context import RunContext
 from tasks.runtime.progress import Progress
-from tests.flows.world import scripted
+from tests.flows.world import report_of, scripted
 
-pytestmark = pytest.mark.usefixtures("prefect")
+pytestmark = pytest.mark.usefixtures("plain_steps")
 SMALL = ("problems.count=8", "problems.levels=[1,2,3,4]", "sampling.samples=2", "segmentation.markers=['Hmm', 'Nay']")
 
 
@@ -29,12 +27,7 @@ def report(root: Path) -> dict[str, Any]:
         make_engine=lambda *_: scripted(),
         progress=Progress(Console(file=StringIO())),
     ) as ctx:
-
-        @flow(name="test")
-        def run() -> Path:
-            return run_markers(ctx, settings)
-
-        return json.loads(run().read_text())
+        return report_of(run_markers, ctx, settings)
 
 
 def test_the_report_counts_markers_and_other_openers(tmp_path: Path):

@@ -1,6 +1,5 @@
 """Claims over two seeds on the real Prefect with a scripted model."""
 
-import json
 import lzma
 from collections.abc import Callable
 from io import StringIO
@@ -8,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect import flow
 from rich.console import Console
 
 from conf.load import load
@@ -22,10 +20,10 @@ from tasks.reports.seed_results import SeedResultError
 from tasks.runtime.caching import STEPS
 from tasks.runtime.context import RunContext
 from tasks.runtime.progress import Progress
-from tests.flows.world import pretend_training, scripted, speaking
+from tests.flows.world import pretend_training, report_of, scripted, speaking
 
 START, END = START_OF.format("dto"), END_OF.format("dto")
-pytestmark = pytest.mark.usefixtures("prefect")
+pytestmark = pytest.mark.usefixtures("plain_steps")
 SMALL = (
     "seeds=[0,1]",
     "dto.problems.count=6",
@@ -65,12 +63,7 @@ def claimed(settings: MultiSeed, make: Callable[[], ScriptedEngine]) -> dict[str
         trainer=pretend_training,
         progress=Progress(Console(file=StringIO())),
     ) as ctx:
-
-        @flow(name="test")
-        def run() -> Path:
-            return run_multi_seed(ctx, settings)
-
-        return json.loads(run().read_text())
+        return report_of(run_multi_seed, ctx, settings)
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from tasks.steps.problem_hub import DataFile
 from tests.flows.world import LEVELS, ScriptedRun, assist, scripted, speaking
 from tests.models.chat import Chat
 
-pytestmark = pytest.mark.usefixtures("prefect")
+pytestmark = pytest.mark.usefixtures("plain_steps")
 MATH = [
     "algebra",
     "counting_and_probability",

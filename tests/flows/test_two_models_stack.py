@@ -83,7 +83,7 @@ def test_concurrent_requests_are_answered(served: tuple[str, psutil.Process]):
 
 def test_a_dead_server_gives_503(served: tuple[str, psutil.Process]):
     url, family = served
-    servers = [one for one in family.children(recursive=True) if "vllm.entrypoints.openai.api_server" in one.cmdline()]
+    servers = [one for one in family.children(recursive=True) if "models.inference.vllm_main" in one.cmdline()]
     servers[-1].kill()
     with pytest.raises(openai.InternalServerError) as caught:
         openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60).chat.completions.create(**ASK)

@@ -4,10 +4,12 @@ import json
 import random
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from prefect import flow
 from rich.console import Console
@@ -20,7 +22,8 @@ from models.tiny_model import END
 from models.training.launcher import Job
 from reasoning.stories import OverThinker, Split, Story, draw_stories
 from tasks.runtime.artifacts import ArtifactRef
-from tasks.runtime.context import RunContext
+from tasks.runtime.caching import Step
+from tasks.runtime.context import RunContext, StepContext
 from tasks.runtime.progress import Progress
 from tests.models.chat import Answer
 
@@ -107,6 +110,35 @@ def assist(body: dict[str, Any], number: int) -> Answer:
     return Answer(json.dumps({"thinking": thinking.split("Wait")[0].split("Hmm")[0]}))
 
 
+def run_plainly(self: Step, ctx: StepContext, inputs: dict[str, Any]) -> tuple[ArtifactRef, bool]:
+    """`Step.run_task` without Prefect: a plain call, with the result in a file under the same key."""
+    file = Path(ctx.directory.root) / "results" / ctx.key
+    if file.exists():
+        return ArtifactRef.model_validate_json(file.read_text()), True
+    ref = self.body(ctx, **inputs)
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(ref.model_dump_json())
+    return ref, False
+
+
+@contextmanager
+def without_prefect() -> Iterator[None]:
+    """Steps are plain calls, and reports are not published."""
+    with patch.object(Step, "run_task", run_plainly), patch("tasks.reports.report._publish"):
+        yield
+
+
+def report_of(body: Callable[[RunContext, Any], Path], ctx: RunContext, settings: Any) -> dict[str, Any]:
+    """Runs a pipeline, in a Prefect flow unless `without_prefect`."""
+
+    @flow(name="test")
+    def run() -> Path:
+        return body(ctx, settings)
+
+    path = body(ctx, settings) if Step.run_task is run_plainly else run()
+    return json.loads(path.read_text())
+
+
 class ScriptedRun:
     """One run of a pipeline with the scripted model: its report, the steps it ran, and its sampled completions."""
 
@@ -132,12 +164,7 @@ class ScriptedRun:
             trainer=self.train,
             progress=Progress(Console(file=StringIO())),
         ) as self.ctx:
-
-            @flow(name="test")
-            def run() -> Path:
-                return body(self.ctx, settings)
-
-            self.report = json.loads(run().read_text())
+            self.report = report_of(body, self.ctx, settings)
         self.redone = [line["stage"] for line in self.report["ledger"] if not line["cached"]]
         self.completions = sum(engine.completions for engine in self.engines)
 

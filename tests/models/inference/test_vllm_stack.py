@@ -45,9 +45,13 @@ class WithoutSpaces(VllmServer):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
+    """One server for all tests. Closing it ends every process."""
     server = WithoutSpaces(Engine(max_num_seqs=16), tmp_path_factory.mktemp("vllm") / "log")
     yield server
+    family = psutil.Process(server.pid).children(recursive=True)
+    assert family
     server.close()
+    assert psutil.wait_procs(family, 10)[1] == []
 
 
 def sample(
@@ -101,31 +105,6 @@ def test_log_probs_are_those_of_the_weights(server: VllmServer, tiny: Checkpoint
         assert served == pytest.approx(log_probs(TINY_MODEL, list(text)), abs=1e-3)
 
 
-def test_a_verified_swap_keeps_the_server_and_an_unverified_one_restarts_it(
-    server: VllmServer, tiny: Checkpoint, tmp_path: Path
-):
-    prompts = ["<|user|>Ann has 12 coins. How many coins now?<|assistant|><think>\n"]
-    before, pid = sample(server, tiny, prompts), server.pid
-    sample(server, perturbed(tmp_path / "other", 0.1), prompts)
-    assert server.pid == pid
-    assert sample(server, tiny, prompts) == before  # the bundled model has no sync check
-    assert server.pid != pid
-
-
-def test_weights_that_fail_their_sync_check_are_refused(server: VllmServer, tiny: Checkpoint, tmp_path: Path):
-    sample(server, tiny, ["Ann"])
-    with pytest.raises(WeightSyncError, match="differ from the trainer's"):
-        sample(server, perturbed(tmp_path / "lying", 0.1, honest=False), ["Ann"])
-
-
-def test_closing_ends_every_process(server: VllmServer, tiny: Checkpoint):
-    sample(server, tiny, ["Ann"])
-    family = psutil.Process(server.pid).children(recursive=True)
-    assert family
-    server.close()
-    assert psutil.wait_procs(family, 10)[1] == []
-
-
 def test_a_real_server_enforces_the_schema_of_an_auxiliary_role(server: VllmServer, tiny: Checkpoint, tmp_path: Path):
     """The tiny model returns arbitrary values, but in the right form."""
     sample(server, tiny, ["Ann"])
@@ -141,3 +120,20 @@ def test_a_real_server_enforces_the_schema_of_an_auxiliary_role(server: VllmServ
     replies.close()
     assert [type(reply) for reply in found] == [query.reply for query in queries], found
     assert client.usage.generated_tokens > 0
+
+
+def test_a_verified_swap_keeps_the_server_and_an_unverified_one_restarts_it(
+    server: VllmServer, tiny: Checkpoint, tmp_path: Path
+):
+    prompts = ["<|user|>Ann has 12 coins. How many coins now?<|assistant|><think>\n"]
+    before, pid = sample(server, tiny, prompts), server.pid
+    sample(server, perturbed(tmp_path / "other", 0.1), prompts)
+    assert server.pid == pid
+    assert sample(server, tiny, prompts) == before  # the bundled model has no sync check
+    assert server.pid != pid
+
+
+def test_weights_that_fail_their_sync_check_are_refused(server: VllmServer, tiny: Checkpoint, tmp_path: Path):
+    sample(server, tiny, ["Ann"])
+    with pytest.raises(WeightSyncError, match="differ from the trainer's"):
+        sample(server, perturbed(tmp_path / "lying", 0.1, honest=False), ["Ann"])

@@ -1,14 +1,19 @@
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from conf.engine import Engine, Storage
+from conf.llm import Llm
 from models.inference.scripted_engine import ScriptedEngine
+from reasoning.llm_queries import LlmQuery, Solution
 from reasoning.records import Problem, SkippedRow, TextPart
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import StepInputs, canonical, step
 from tasks.runtime.context import RunContext, StepContext
+from tasks.steps.llm import query_llm
 from tests.flows.world import speak
+from tests.models.chat import Answer, Chat
 from tests.models.fakes import fake_checkpoint
 
 
@@ -54,6 +59,17 @@ def test_two_steps_run_in_parallel(tmp_path: Path):
         assert all(ctx.ledger[ref.entry or 0].artifact.digest == ref.digest for ref in refs)
         lists = [path.read_text() for path in (tmp_path / "set-aside").iterdir()]
         assert sorted(lists) == [f'{{"id":"{number}","reason":"test","detail":""}}\n' for number in range(2)]
+
+
+def test_steps_that_share_an_auxiliary_model_pay_for_their_own_queries(tmp_path: Path, chat: Callable[..., Chat]):
+    llm = Llm(url=chat(lambda body, number: Answer("2"), prompt_tokens=100).url, model="m")
+
+    def prompt_tokens(count: int) -> int:
+        queries = [LlmQuery("", f"{count} + {number}?", Solution, 9) for number in range(count)]
+        return query_llm(ctx, llm, f"ask-{count}", queries, max_invalid_fraction=0).usage.prompt_tokens
+
+    with RunContext("test", Storage(root=str(tmp_path)), Engine()) as ctx, ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(prompt_tokens, [3, 5, 7, 9])) == [300, 500, 700, 900]
 
 
 @step

@@ -1,0 +1,136 @@
+"""One real training per method, in this process, and the exit reasons it writes."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from conf.training import Lora
+from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
+from models.training.launcher import TrainJob
+from models.training.train import NoOptimizerStep, NotFinite, last_complete_checkpoint, main, record_exit_reason
+from tests.models.training.jobs import job, pairs
+
+
+def train(train_job: TrainJob) -> list[dict[str, Any]]:
+    """Trains in this process; returns the lines with a loss."""
+    record_exit_reason(train_job, main)
+    lines = [json.loads(line) for line in train_job.progress.read_text().splitlines()]
+    return [line for line in lines if "loss" in line]
+
+
+def test_a_training_with_a_single_warmup_step_is_refused(tmp_path: Path):
+    train_job = job(tmp_path, pairs(8), warmup_ratio=0.1)
+    with pytest.raises(NoOptimizerStep):
+        train(train_job)
+    reason, _, detail = train_job.exit_file.read_text().partition("\n")
+    assert reason == "given-up"
+    assert detail.startswith("8 rows in batches of 8 are one step")
+    assert "lower global_batch_size" in detail
+
+
+def test_a_smaller_per_device_batch_takes_the_same_steps(tmp_path: Path):
+    whole, halved = (train(job(tmp_path / str(rows), pairs(16), per_device_train_batch_size=rows)) for rows in (8, 4))
+    assert [line["step"] for line in whole] == [line["step"] for line in halved] == [1, 2]
+    assert [line["loss"] for line in halved] == pytest.approx([line["loss"] for line in whole], rel=0.01)
+
+
+def test_out_of_memory_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(transformers.Trainer, "training_step", full)
+    train_job = job(tmp_path, pairs(2), global_batch_size=2)
+    with pytest.raises(torch.OutOfMemoryError):
+        train(train_job)
+    assert train_job.exit_file.read_text() == "out-of-memory"
+
+
+def test_a_non_finite_gradient_is_recorded(tmp_path: Path):
+    train_job = job(tmp_path, pairs(32), learning_rate=1e30)
+    with pytest.raises(NotFinite):
+        train(train_job)
+    assert train_job.exit_file.read_text() == "not-finite"
+
+
+def test_incomplete_checkpoints_are_not_resumed(tmp_path: Path):
+    complete = {"trainer_state.json": "{}", "optimizer.pt": "", "model.safetensors": ""}
+    broken = [{"trainer_state.json": ""}, {"optimizer.pt": None}, {"model.safetensors": None}, dict.fromkeys(complete)]
+    for step, change in enumerate([{}, {}, *broken]):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        for name, content in {**complete, **change}.items():
+            if content is not None:
+                (tmp_path / f"checkpoint-{step}" / name).write_text(content)
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-0", "checkpoint-1"]
+    assert last_complete_checkpoint(tmp_path / "none") is None
+
+
+def test_simpo_widens_the_margin_and_writes_a_sync_check(tmp_path: Path):
+    train_job = job(tmp_path, pairs(32))
+    margins = [line["rewards/margins"] for line in train(train_job)]
+    assert margins[-1] > margins[0]
+    sync_check = json.loads((train_job.output / "sync_check.json").read_text())
+    model = AutoModelForCausalLM.from_pretrained(train_job.output, dtype=torch.float32)
+    with torch.no_grad():
+        batch = torch.tensor([sync_check["token_ids"]])
+        log_probs = model(batch).logits.log_softmax(-1)[0, :-1].gather(1, batch[0, 1:, None])[:, 0]
+    assert sync_check["log_probs"] == pytest.approx(log_probs.tolist(), abs=1e-5)
+
+
+def test_adapters_are_merged_into_the_saved_checkpoint(tmp_path: Path):
+    train_job = job(tmp_path, pairs(16), lora=Lora(r=4, alpha=8))
+    train(train_job)
+    saved, base = Checkpoint.open(train_job.output), Checkpoint.open(TINY_MODEL)
+    assert saved.tensor_sizes == base.tensor_sizes
+    weights = {
+        name: load_file(folder / "model.safetensors") for name, folder in (("new", saved.folder), ("old", TINY_MODEL))
+    }
+    changed = {n for n, w in weights["new"].items() if not torch.equal(w.float(), weights["old"][n].float())}
+    assert changed
+    assert all("proj" in name for name in changed)  # linear layers alone; norms and embedding stay
+
+
+def dpo_loss(folder: Path, rows: list[dict[str, Any]], beta: float) -> float:
+    """DPO loss by hand: −log σ(β · (gain of the chosen side's log-prob over the reference − the same of the rejected
+    side)), in the precision of training, since bfloat16 does not resolve the smallest weight changes."""
+    models = {
+        name: AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        for name, path in (("new", folder), ("reference", TINY_MODEL))
+    }
+
+    @torch.no_grad()
+    def added(row: dict[str, Any], side: str) -> torch.Tensor:
+        batch, start = torch.tensor([row["prompt_ids"] + row[f"{side}_ids"]]), len(row["prompt_ids"])
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = {name: model(batch).logits.float() for name, model in models.items()}
+        log_probs = {
+            name: found.log_softmax(-1)[0, :-1].gather(1, batch[0, 1:, None]) for name, found in logits.items()
+        }
+        return (log_probs["new"] - log_probs["reference"])[start - 1 :].sum()
+
+    losses = [-torch.nn.functional.logsigmoid(beta * (added(r, "chosen") - added(r, "rejected"))) for r in rows]
+    return float(torch.stack(losses).mean())
+
+
+def test_the_reference_of_dpo_is_the_initial_model(tmp_path: Path):
+    rows = pairs(8)
+    settings: dict[str, Any] = {"method": "dpo", "beta": 0.1, "learning_rate": 2e-5}
+    once = job(tmp_path / "once", rows, **settings)
+    train(once)
+    first, second = (line["loss"] for line in train(job(tmp_path / "twice", rows, num_train_epochs=2, **settings)))
+    assert first == pytest.approx(math.log(2), abs=1e-3)  # policy and reference are still equal
+    assert second == pytest.approx(dpo_loss(once.output, rows, 0.1), rel=0.02)
+    assert second < first - 0.01
+
+
+def test_sft_learns_only_the_completion(tmp_path: Path):
+    rows = [{"prompt_ids": row["prompt_ids"], "completion_ids": row["chosen_ids"]} for row in pairs(32)]
+    losses = [line["loss"] for line in train(job(tmp_path, rows, method="sft"))]
+    assert losses[-1] < losses[0]
