@@ -14,6 +14,10 @@ import pytest
 from tests.models.chat import Chat, Script
 from tests.shapes import make_shapes
 
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    # Test processes side by side share the cores: with more threads than cores, all wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // int(workers))))
+
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     return True if collection_path.name.endswith("_stack.py") and config.option.markexpr == "not stack" else None

@@ -232,7 +232,8 @@ class VllmServer:
         if on_cpu():
             # Oversubscribed cores: with more threads than cores in all, servers wait for each other in every layer.
             # This cut throughput to a quarter.
-            threads = max(1, len(os.sched_getaffinity(0)) // self._settings.servers_per_gpu)
+            cores = int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0))))
+            threads = max(1, cores // self._settings.servers_per_gpu)
             environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": str(threads)}
         return environment
 

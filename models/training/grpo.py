@@ -446,7 +446,7 @@ def grpo_config(job: RlJob) -> GRPOConfig:
         learning_rate=job.learning_rate,
         warmup_steps=job.warmup_ratio,
         lr_scheduler_type="cosine",
-        bf16=job.bf16,
+        bf16=job.bf16 and not on_cpu,
         use_cpu=on_cpu,
         gradient_checkpointing=recomputes(),
         report_to="none",

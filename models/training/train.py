@@ -137,7 +137,7 @@ def _arguments(job: TrainJob) -> dict[str, Any]:
         "learning_rate": job.learning_rate,
         "warmup_steps": job.warmup_ratio,
         "lr_scheduler_type": "cosine",
-        "bf16": job.bf16,
+        "bf16": job.bf16 and not on_cpu,
         "use_cpu": on_cpu,
         "report_to": "none",
         "disable_tqdm": True,

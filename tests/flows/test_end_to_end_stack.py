@@ -1,4 +1,4 @@
-"""DTO on the real Prefect, vLLM and TRL: killed twice, completed, then run again from the cache."""
+"""DTO on the real Prefect, vLLM and TRL: killed twice, then completed."""
 
 import json
 import re
@@ -12,10 +12,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = (
-    "problems.count=40",
+    "problems.count=16",
     "problems.levels=[1,2,3]",
     "sampling.samples=2",
-    "benchmark.problems.count=12",
+    "benchmark.problems.count=6",
     "benchmark.sampling.samples=2",
     "engine.max_num_seqs=16",
     "probing.sampling.samples=4",
@@ -64,15 +64,7 @@ def test_the_same_command_then_completes(root: Path):
     assert lines["sample-traces"]["cached"]
     assert lines["sample-traces"]["reused_completions"] > 0
     assert [model["name"] for model in report["models"]] == ["base", "dto"]
-    assert all(model["samples"] == 24 for model in report["models"])
+    assert all(model["samples"] == 12 for model in report["models"])
     assert lines["train-simpo"]["rows_in"] > 0
     assert lines["evaluate"]["generated_tokens"] > 0
     assert (root / "latest" / "vllm.log").exists()
-
-
-def test_a_repeated_run_starts_no_engine(root: Path):
-    before = json.loads((root / "latest" / "report.json").read_text())
-    again = finish(root)
-    assert all(line["cached"] for line in again["ledger"])
-    assert not (root / "latest" / "vllm.log").exists()
-    assert again["models"] == before["models"]

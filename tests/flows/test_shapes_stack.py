@@ -1,8 +1,8 @@
 """The paper presets on shape models, with the real vLLM and TRL and real problems.
 
-The settings are a preset's, except for sizes, paths, precision, and learning rates for few rows. The models' texts are
-scripted (`tests.bigrams`), so figures say nothing about behaviour. `BREVITY_SHAPES=all` runs all presets with all
-trainings; otherwise each pipeline runs once, and each shape at least once.
+The settings are a preset's, except for sizes, paths, the server's precision, and learning rates for few rows. The
+models' texts are scripted (`tests.bigrams`), so figures say nothing about behaviour. `BREVITY_SHAPES=all` runs all
+presets with all trainings; otherwise each pipeline runs once, and each shape at least once.
 """
 
 import json
@@ -71,7 +71,7 @@ def real(tmp_path: Path, real_data: Path) -> Callable[..., str]:
 
 def learning(*sections: str) -> list[str]:
     """Training settings for few rows: several steps, and a learning rate that visibly changes the weights."""
-    changes = {"global_batch_size": 2, "learning_rate": 1e-4, "bf16": "false"}
+    changes = {"global_batch_size": 2, "learning_rate": 1e-4}
     return [f"{section}.{name}={value}" for section in sections for name, value in changes.items()]
 
 
@@ -179,7 +179,6 @@ def test_long_short(
         "num_generations=4",
         "warmup_ratio=0.0",
         "learning_rate=1e-4",
-        "bf16=false",
     )
     bounds = ("min_tokens=0.0", "max_tokens=1e6", "min_quality_reward=0.0")
     changes = (

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from models.training.launcher import TrainerCrashed, TrainingFailed, train
-from models.training.train import last_complete_checkpoint
+from models.training.train import last_complete_checkpoint, main
 from tests.models.training.jobs import job, pairs
 
 # Loaded only in the trainer's process: it dies once, right after its second checkpoint.
@@ -29,7 +29,7 @@ if sys.orig_argv[1:3] == ["-m", "models.training.train"]:
 
 def test_a_killed_training_resumes_from_its_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     complete, killed = tmp_path / "complete", tmp_path / "killed"
-    train(job(complete, pairs(32), save_steps=1), complete, lambda *_: None)
+    main(job(complete, pairs(32), save_steps=1))
     train_job = job(killed, pairs(32), save_steps=1)
     (killed / "sitecustomize.py").write_text(DYING.replace("FLAG", str(killed / "flag")))
     monkeypatch.setenv("PYTHONPATH", str(killed))
