@@ -190,9 +190,10 @@ class Step:
 
     def run_task(self, ctx: StepContext, inputs: dict[str, Any]) -> tuple[ArtifactRef, bool]:
         """Runs the Prefect task. The result, and whether it came from the cache."""
-        # Results lie beside the artifacts; those of a remote root in Prefect's default storage.
-        cache = {"result_storage": Path(ctx.directory.root) / "cache"} if ctx.directory.is_local else {}
-        state = self.task.with_options(**cache)(ctx, **inputs, return_state=True)
+        task: Any = self.task
+        if ctx.directory.is_local:  # else results are in Prefect's default storage
+            task = task.with_options(result_storage=Path(ctx.directory.root) / "cache")
+        state = task(ctx, **inputs, return_state=True)
         return state.result(), state.name == "Cached"
 
 

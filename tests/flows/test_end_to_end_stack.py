@@ -1,17 +1,19 @@
-"""DTO on the real Prefect, vLLM and TRL: killed twice, then completed."""
+"""DTO on the real Prefect, vLLM and TRL, by the command line: killed twice, then completed."""
 
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
+from tests.flows.real_runs import Shapes, dto_changes, options, stages
+
 ROOT = Path(__file__).parent.parent.parent
-SMALL = (
+TINY = (
     "problems.count=16",
     "problems.levels=[1,2,3]",
     "sampling.samples=2",
@@ -27,28 +29,26 @@ GONE_WITHIN = 10
 """Seconds."""
 
 
-def start(root: Path) -> subprocess.Popen[str]:
-    settings = [part for change in (*SMALL, f"storage.root={root}") for part in ("--set", change)]
-    command = [sys.executable, "-m", "flows", "run", "dto", "--preset", "tiny", *settings]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def finish(root: Path) -> dict[str, Any]:
-    run = start(root)
-    _, errors = run.communicate()
-    assert run.returncode == 0, errors
-    return json.loads((root / "latest" / "report.json").read_text())
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("root")
 
 
+@pytest.fixture(scope="module")
+def start(root: Path, shape_models: Callable[[Path], Shapes] | None) -> Callable[[], subprocess.Popen[str]]:
+    """Starts the run: the paper's preset on a shape model, or the bundled model's."""
+    preset, changes = "tiny", TINY
+    if shape_models:
+        preset, changes = "paper-r1-1.5b", dto_changes(shape_models(root), "r1-distill-qwen")
+    command = [sys.executable, "-m", "flows", "run", "dto", "--preset", preset]
+    command += options([*changes, f"storage.root={root}"])
+    return lambda: subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
 @pytest.mark.parametrize("moment", [r"sample: \d+/\d+ prompts", r"simpo: \d+ steps"])
-def test_sigkill_leaves_no_process_behind(root: Path, moment: str):
+def test_sigkill_leaves_no_process_behind(start: Callable[[], subprocess.Popen[str]], moment: str):
     """Killed during sampling; then resumed, and killed during training."""
-    run = start(root)
+    run = start()
     assert run.stderr
     assert any(re.search(moment, line) for line in run.stderr)
     family = psutil.Process(run.pid).children(recursive=True)
@@ -58,13 +58,17 @@ def test_sigkill_leaves_no_process_behind(root: Path, moment: str):
     assert psutil.wait_procs(family, GONE_WITHIN)[1] == []
 
 
-def test_the_same_command_then_completes(root: Path):
-    report = finish(root)
-    lines = {line["stage"]: line for line in report["ledger"]}
+def test_the_same_command_then_completes(start: Callable[[], subprocess.Popen[str]], root: Path):
+    run = start()
+    _, errors = run.communicate()
+    assert run.returncode == 0, errors
+    report = json.loads((root / "latest" / "report.json").read_text())
+    lines = stages(report)
     assert lines["sample-traces"]["cached"]
     assert lines["sample-traces"]["reused_completions"] > 0
     assert [model["name"] for model in report["models"]] == ["base", "dto"]
-    assert all(model["samples"] == 12 for model in report["models"])
+    problems, samples = (2, 4) if report["preset"] != "tiny" else (6, 2)
+    assert all(model["samples"] == problems * samples for model in report["models"])
     assert lines["train-simpo"]["rows_in"] > 0
     assert lines["evaluate"]["generated_tokens"] > 0
     assert (root / "latest" / "vllm.log").exists()

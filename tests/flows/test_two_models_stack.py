@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,15 @@ import openai
 import psutil
 import pytest
 
+from conf.load import load
+from conf.long_short import LongShort
+from flows.long_short import long_short
+from tests.flows.real_runs import Shapes, long_short_changes, stages
+from tests.flows.world import assist
+from tests.models.chat import Chat
+
+pytestmark = pytest.mark.usefixtures("prefect")
 ROOT = Path(__file__).parent.parent.parent
-SMALL = ("rl.rounds=['long']", "rl.max_steps=2")
 ASK: dict[str, Any] = {
     "model": "long-short",
     "messages": [{"role": "user", "content": "Ann has 4 apples. She gets 3 more apples. How many apples has Ann?"}],
@@ -22,22 +29,26 @@ CONCURRENCY = 32
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(tmp_path_factory: pytest.TempPathFactory, shape_models: Callable[[Path], Shapes] | None) -> Path:
+    """Of a run with one round: the paper's preset on shape models, or the smallest of the bundled model."""
     root = tmp_path_factory.mktemp("root")
-    settings = [part for change in (*SMALL, f"storage.root={root}") for part in ("--set", change)]
-    command = [sys.executable, "-m", "flows", "run", "long-short", "--preset", "micro", *settings]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
+    preset, changes, server = "micro", ["rl.max_steps=2"], Chat(assist)
+    if shape_models:
+        preset = "paper-llama3.1-8b"
+        changes = long_short_changes(shape_models(root), "llama3.1", "r1-distill-llama", server.url)
+    long_short(load(LongShort, preset, (*changes, "rl.rounds=['long']", f"storage.root={root}")))
+    server.close()
     return root
 
 
 def test_a_model_is_trained_in_dialogue_with_another(root: Path):
     report = json.loads((root / "latest" / "report.json").read_text())
-    assert [model["name"] for model in report["models"]] == ["base", "cold start", "round 1, long"]
-    assert all(model["samples"] == 16 for model in report["models"])
-    line = next(line for line in report["ledger"] if line["stage"] == "reinforce")
-    assert line["generated_tokens"] > 0
-    assert line["flops"] > 0
+    assert [model["name"] for model in report["models"]][1:] == ["cold start", "round 1, long"]
+    lines = stages(report)
+    assert lines["sample-traces"]["rows_out"] > 0
+    assert lines["build-cold-start-dialogues"]["rows_out"] > 0
+    assert lines["reinforce"]["generated_tokens"] > 0
+    assert lines["reinforce"]["flops"] > 0
     (figures,) = (root / "latest").glob("grpo-long-*.jsonl")
     steps = [json.loads(step) for step in figures.read_text().splitlines()]
     assert [step["step"] for step in steps] == [1, 2]
