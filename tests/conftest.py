@@ -23,6 +23,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if collection_path.name.endswith("_stack.py") and config.option.markexpr == "not stack" else None
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks the stack tests. The tests of a file run in one process, since they share servers and runs, unless the file
     says otherwise."""
