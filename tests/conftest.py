@@ -23,15 +23,10 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if collection_path.name.endswith("_stack.py") and config.option.markexpr == "not stack" else None
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the stack tests. The tests of a file run in one process, since they share servers and runs, unless the file
-    says otherwise."""
     for item in items:
         if item.path.name.endswith("_stack.py"):
             item.add_marker("stack")
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope="session")
