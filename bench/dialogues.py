@@ -23,9 +23,9 @@ from conf.long_short import LongShort
 from conf.sampling import Sampling
 from models.checkpoints.checkpoint import Checkpoint
 from models.inference.dialogue_sampler import SPEAKERS, DialogueSampler, TurnCodec
-from models.inference.rollout_engine import RolloutExecutor
+from models.inference.rollout_executor import RolloutExecutor
 from models.inference.rollout_store import Purpose, RolloutStore
-from models.inference.scheduler import EngineScheduler, Job
+from models.inference.scheduler import EngineScheduler, SamplingJob
 from models.inference.vllm_server import VllmServer
 from reasoning.dialogue import STOPS
 from reasoning.records import Problem
@@ -65,7 +65,7 @@ def main(folders: Sequence[str]) -> None:
             plans = [DialogueSampler(codec, codec.prompts(problem), rl.num_generations) for problem in part]
             for server in servers:
                 server.limit = rl.batch
-            dialogue_speed = timed(servers, models, [plan.job(SAMPLING) for plan in plans], store, Purpose.REINFORCE)
+            dialogue_speed = timed(servers, models, [plan.job(SAMPLING) for plan in plans], store, Purpose.GRPO)
             request_jobs = [
                 job for plan, problem in zip(plans, part, strict=True) for job in requests(codec, plan, problem)
             ]
@@ -83,7 +83,7 @@ def main(folders: Sequence[str]) -> None:
 def timed(
     servers: Sequence[Limited],
     models: Sequence[Checkpoint],
-    jobs: Sequence[Job],
+    jobs: Sequence[SamplingJob],
     store: RolloutStore,
     purpose: Purpose,
 ) -> float:
@@ -91,11 +91,11 @@ def timed(
     schedulers = [EngineScheduler(server, model) for server, model in zip(servers, models, strict=True)]
     rollouts = RolloutExecutor(store, schedulers, purpose, 0)
     started = time.monotonic()
-    rollouts.run_jobs(jobs)
+    rollouts.run_to_completion(jobs)
     return rollouts.usage.generated_tokens / (time.monotonic() - started)
 
 
-def requests(codec: TurnCodec, plan: DialogueSampler, problem: Problem) -> list[Job]:
+def requests(codec: TurnCodec, plan: DialogueSampler, problem: Problem) -> list[SamplingJob]:
     """Requests for all sampled turns, independent of each other: as many samples of each prompt."""
     prompts, counts = codec.prompts(problem), Counter[tuple[int, tuple[int, ...]]]()
     for state in plan.dialogues:
@@ -106,7 +106,7 @@ def requests(codec: TurnCodec, plan: DialogueSampler, problem: Problem) -> list[
             before += turn_tokens.token_ids
     sampling = SAMPLING.model_copy(update={"max_tokens": codec.max_turn_tokens})
     return [
-        Job(
+        SamplingJob(
             FullEstimate(1, count),
             lambda _, prompt=prompt: prompt,
             sampling,

@@ -30,7 +30,7 @@ from conf.engine import Engine
 from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
 from models.inference.engine import Completion, Request
 from models.inference.remote_servers import RemoteServers
-from models.inference.rollout_engine import RolloutExecutor
+from models.inference.rollout_executor import RolloutExecutor
 from models.inference.rollout_store import Purpose, RolloutStore, completion_key
 from models.inference.scheduler import EngineScheduler, PendingRequest
 from models.inference.vllm_server import on_cpu
@@ -52,11 +52,11 @@ class Logged(EngineScheduler):
 
     log: Path
 
-    def submit(self, ticket: int, pending: PendingRequest) -> None:
+    def submit(self, request_id: int, pending: PendingRequest) -> None:
         first = pending.sample_range.first + len(pending.completions)
         with self.log.open("a") as file:
             file.write(json.dumps([pending.key.hex(), first, pending.missing]) + "\n")
-        super().submit(ticket, pending)
+        super().submit(request_id, pending)
 
 
 def run(url: str, log: Path) -> None:
@@ -248,7 +248,7 @@ def servers() -> None:
 
         helper = threading.Thread(target=bring_back)
         for job in RolloutExecutor(RolloutStore(url), [EngineScheduler(engine, model)], Purpose.PROBE, 0).run(jobs):
-            assert not job.refused, job.refused
+            assert not job.failure, job.failure
             closed += 1
             if closed == len(jobs) // 4:
                 log_state("the first server is killed")

@@ -19,21 +19,21 @@ from bench.rollouts import machine
 from conf.sampling import Sampling
 from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
 from models.inference.engine import Completion, Request
-from models.inference.rollout_engine import RolloutExecutor
+from models.inference.rollout_executor import RolloutExecutor
 from models.inference.rollout_store import Purpose, RolloutStore
-from models.inference.scheduler import EngineScheduler, Job
+from models.inference.scheduler import EngineScheduler, SamplingJob
 from models.inference.scripted_engine import ScriptedEngine
-from reasoning.sampling_plans import EarliestCrossing
+from reasoning.sampling_plans import ForwardScanPlan
 
 RESULT = Path(__file__).parent / "results" / "memory.json"
 PREFIXES, TOKENS, K = 16, 60, 8
 
 
-def jobs(traces: int) -> Iterator[Job]:
+def jobs(traces: int) -> Iterator[SamplingJob]:
     for trace in range(traces):
         ids = tuple((trace * 7919 + n) % 640 for n in range(PREFIXES * TOKENS))
-        yield Job(
-            EarliestCrossing(PREFIXES, K, 0.5),
+        yield SamplingJob(
+            ForwardScanPlan(PREFIXES, K, 0.5),
             lambda index, ids=ids: ids[: (index + 1) * TOKENS],
             Sampling(samples=K),
             lambda completions: [completion.token_ids[0] == 1 for completion in completions],

@@ -36,15 +36,15 @@ from conf.probing import Probing
 from conf.sampling import Sampling
 from conf.segmentation import Segmentation
 from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
-from models.inference.engine import Completion, Deliver, Refused, Request, Session
-from models.inference.rollout_engine import RolloutExecutor
+from models.inference.engine import Completion, Deliver, FailedRequest, Request, Session
+from models.inference.rollout_executor import RolloutExecutor
 from models.inference.rollout_store import Purpose, RolloutStore
-from models.inference.scheduler import EngineScheduler, Job
+from models.inference.scheduler import EngineScheduler, SamplingJob
 from models.inference.vllm_server import VllmServer
 from reasoning.answers.boxed import plain_number, until_closing_brace
 from reasoning.records import CostBounds
 from reasoning.sampling_plans import (
-    EarliestCrossing,
+    ForwardScanPlan,
     FullEstimate,
     Outcomes,
     SampleRange,
@@ -103,12 +103,12 @@ class Question(NamedTuple):
         answers = [self.answer(self.model.decode(tuple(ids))) for ids in tokens]
         return [answer is not None and plain_number(answer) == gold for answer in answers]
 
-    def job(self, case: Case, plan: SamplingPlan) -> Job:
+    def job(self, case: Case, plan: SamplingPlan) -> SamplingJob:
         def outcomes(completions: Sequence[Completion]) -> Outcomes:
             return self.score(case, [completion.token_ids for completion in completions])
 
         prompt_tokens = len(case.prompt) + len(case.ids) + len(self.opening)
-        return Job(plan, lambda index: self.prompt(case, index), self.sampling, outcomes, prompt_tokens)
+        return SamplingJob(plan, lambda index: self.prompt(case, index), self.sampling, outcomes, prompt_tokens)
 
 
 class Recording(VllmServer):
@@ -131,9 +131,9 @@ class _Recorder:
     def __exit__(self, *error: Any) -> Any:
         return self._manager.__exit__(*error)
 
-    def submit(self, ticket: int, request: Request, affinity_key: int) -> None:
+    def submit(self, request_id: int, request: Request, affinity_key: int) -> None:
         self._recorded.append(request)
-        self._session.submit(ticket, request, affinity_key)
+        self._session.submit(request_id, request, affinity_key)
 
 
 def lengthened(server: VllmServer, model: Checkpoint, count: int) -> list[Case]:
@@ -145,7 +145,7 @@ def lengthened(server: VllmServer, model: Checkpoint, count: int) -> list[Case]:
     completions_by_prompt = sampler.sample([Request(prompt, Sampling(samples=8), 8) for prompt in prompts])
     found = []
     for problem, prompt, completions in zip(problems, prompts, completions_by_prompt, strict=True):
-        assert not isinstance(completions, Refused), completions
+        assert not isinstance(completions, FailedRequest), completions
         texts = [model.decode(completion.token_ids) for completion in completions if completion.finished]
         segments = lengthened_segments(texts, problem.answer)
         if len(segments) >= SEGMENTS:
@@ -298,7 +298,7 @@ def replayed(question: Question, tokens: Sequence[Sequence[Sequence[int]]]) -> b
     for case in question.cases:
         rows = [question.score(case, next(groups)) for _ in case.ends]
         plan = question.plan(len(rows))
-        if not isinstance(plan, EarliestCrossing):
+        if not isinstance(plan, ForwardScanPlan):
             return None
         play(plan, lambda part, rows=rows: rows[part.prefix][part.first : part.first + part.count])
         needed = min_successes(total, PROBING.threshold)
@@ -352,8 +352,8 @@ def questions(server: Recording, model: Checkpoint, traces: int, fewer: int) -> 
     cases, probes = lengthened(server, model, traces), PROBING.sampling
     never = [case._replace(answer=NEVER) for case in cases[:fewer]]
 
-    def scan(prefixes: int) -> EarliestCrossing:
-        return EarliestCrossing(prefixes, probes.samples, PROBING.threshold)
+    def scan(prefixes: int) -> ForwardScanPlan:
+        return ForwardScanPlan(prefixes, probes.samples, PROBING.threshold)
 
     def crossing(chosen: Sequence[Case]) -> Question:
         return Question(chosen, model.encode(PROBING.exit_text), probes, scan, until_closing_brace, model)

@@ -117,7 +117,7 @@ class CollapseLimits(Settings):
     """Minimum mean reward without the length reward, relative to the round's first step. Not from the paper."""
 
 
-class Reinforcement(Settings):
+class Grpo(Settings):
     """Multi-turn GRPO (Long⊗Short, arXiv 2505.11827): one model trains against the frozen other one, then they swap."""
 
     RENAMED: ClassVar[dict[str, str]] = {
@@ -267,7 +267,7 @@ class LongShort(Prompted):
     protocol: Protocol = Protocol()
     sft: TurnSft = TurnSft()
     """Cold start of each of the two models."""
-    rl: Reinforcement = Reinforcement()
+    rl: Grpo = Grpo()
     one_model: bool = False
     """Control: trains a single model from the base with the same rewards, for as many steps as all rounds together."""
     early_stop: EarlyStop | None = None
@@ -294,8 +294,8 @@ class LongShort(Prompted):
                 "one_model has no meaning beside a teacher: the base does not think between the tags; leave it out, or "
                 "set model to the teacher"
             )
-        reinforced = bool(self.rl.rounds) or self.one_model
-        if isinstance(self.problems, Stories) and self.problems.count < self.rl.problems_per_step and reinforced:
+        uses_grpo = bool(self.rl.rounds) or self.one_model
+        if isinstance(self.problems, Stories) and self.problems.count < self.rl.problems_per_step and uses_grpo:
             raise ValueError(
                 f"problems.count ({self.problems.count}) is less than rl.problems_per_step "
                 f"({self.rl.problems_per_step}); raise the "

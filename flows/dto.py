@@ -117,7 +117,7 @@ def _pruned(ctx: RunContext, settings: Dto, curated: Curated, max_logprob_drop: 
         problems=curated.problems,
         traces=curated.traces,
         scans=curated.scans,
-        optimised=curated.finalized,
+        finalized=curated.finalized,
     )
     proposals = None
     if isinstance(settings.pruning, LlmPruning):

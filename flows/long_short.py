@@ -19,8 +19,8 @@ from tasks.runtime.context import RunContext
 from tasks.steps.controls import EarlyStopInputs, evaluate_early_stop
 from tasks.steps.dialogues import evaluate_dialogues, pair_models, score_dialogues
 from tasks.steps.distillation import select_traces
+from tasks.steps.grpo import GrpoInputs, train_grpo
 from tasks.steps.problems import decontaminate, filter_sources_by_prompt_length, load_sources
-from tasks.steps.reinforcement import ReinforcementInputs, reinforce
 from tasks.steps.sampling import evaluate, sample_traces
 from tasks.steps.thoughts import (
     build_cold_start_dialogues,
@@ -36,7 +36,7 @@ ROUND_SEED_STRIDE = 1_000_000
 
 
 class PhaseModels(NamedTuple):
-    """The long-thought and the short-thought model after a phase (cold start, or a round of reinforcement)."""
+    """The long-thought and the short-thought model after a phase (cold start, or a round of GRPO)."""
 
     name: str
     long: ArtifactRef
@@ -71,10 +71,10 @@ def run_experiment(ctx: RunContext, settings: LongShort) -> ExperimentResult:
     started, thoughts = cold_start(ctx, settings, base, teacher, problems)
     phases = [started]
     for number, who in enumerate(settings.rl.rounds, start=1):
-        phases.append(reinforce_round(ctx, settings, problems, phases[-1], number, who))
+        phases.append(grpo_round(ctx, settings, problems, phases[-1], number, who))
     singles = [NamedModel("teacher" if settings.teacher else "base", "base", teacher)]
     if settings.one_model:
-        singles.append(NamedModel("one model", "control", reinforce_alone(ctx, settings, base, problems)))
+        singles.append(NamedModel("one model", "control", grpo_single_model(ctx, settings, base, problems)))
     sets = evaluate_singles(ctx, settings, singles, eval_sets)
     main, dialogues_of = next(iter(eval_sets)), {}
     for phase in phases:
@@ -170,14 +170,14 @@ def chunk(
     return chunk_by_markers(ctx, model=teacher, traces=traces, segmentation=chunker.segmentation)
 
 
-def reinforce_round(
+def grpo_round(
     ctx: RunContext, settings: LongShort, problems: ArtifactRef, models: PhaseModels, number: int, who: Who
 ) -> PhaseModels:
     """Trains one model by GRPO while the other, frozen, is its partner."""
     model, partner = (models.long, models.short) if who == "long" else (models.short, models.long)
-    trained = reinforce(
+    trained = train_grpo(
         ctx,
-        inputs=ReinforcementInputs(
+        inputs=GrpoInputs(
             model=model,
             partner=partner,
             problems=problems,
@@ -192,12 +192,12 @@ def reinforce_round(
     return models._replace(name=name, **{who: trained})
 
 
-def reinforce_alone(ctx: RunContext, settings: LongShort, base: ArtifactRef, problems: ArtifactRef) -> ArtifactRef:
+def grpo_single_model(ctx: RunContext, settings: LongShort, base: ArtifactRef, problems: ArtifactRef) -> ArtifactRef:
     """Trains the base alone, with the same rewards and as many steps as all rounds together."""
     rl = settings.rl.model_copy(update={"max_steps": settings.rl.max_steps * max(1, len(settings.rl.rounds))})
-    return reinforce(
+    return train_grpo(
         ctx,
-        inputs=ReinforcementInputs(
+        inputs=GrpoInputs(
             model=base,
             partner=None,
             problems=problems,

@@ -20,7 +20,7 @@ class DialogueOutcome(NamedTuple):
 
 
 class Rewards(NamedTuple):
-    """Unweighted rewards of outcome dialogue."""
+    """Unweighted rewards of one dialogue."""
 
     correctness: float
     format: float
@@ -28,7 +28,7 @@ class Rewards(NamedTuple):
 
 
 def group_rewards(outcomes: Sequence[DialogueOutcome]) -> list[Rewards]:
-    """Rewards of all dialogues of outcome problem."""
+    """Rewards of all dialogues of one problem."""
     lengths = length_rewards([outcome.tokens for outcome in outcomes], [outcome.is_right for outcome in outcomes])
     return [
         Rewards(float(outcome.is_right), float(outcome.is_well_formed), length)
@@ -49,8 +49,8 @@ def reward_gain(new: Sequence[EvaluatedDialogue], old: Sequence[EvaluatedDialogu
     means: tuple[dict[str, float], dict[str, float]] = ({}, {})
     both = {name: group for name, group in groups.items() if all(group)}
     for name, group in both.items():
-        rewards = [sum(outcome) for outcome in group_rewards([_outcome(row) for row in (*group[0], *group[1])])]
-        parts = (rewards[: len(group[0])], rewards[len(group[0]) :])
+        totals = [sum(rewards) for rewards in group_rewards([_outcome(row) for row in (*group[0], *group[1])])]
+        parts = (totals[: len(group[0])], totals[len(group[0]) :])
         for mean, part in zip(means, parts, strict=True):
             mean[name] = sum(part) / len(part)
     return paired_difference(*means)
@@ -61,8 +61,8 @@ def _outcome(row: EvaluatedDialogue) -> DialogueOutcome:
 
 
 def length_rewards(tokens: Sequence[int], right: Sequence[bool]) -> list[float]:
-    """Length rewards of the dialogues of outcome problem: 0.5 for the shortest to −0.5 for the longest, at most 0 for a
-    wrong outcome, 0 if all are equally long."""
+    """Length rewards of the dialogues of one problem: 0.5 for the shortest to −0.5 for the longest, at most 0 for a
+    wrong one, 0 if all are equally long."""
     shortest, longest = min(tokens), max(tokens)
     if shortest == longest:
         return [0.0] * len(tokens)

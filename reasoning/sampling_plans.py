@@ -1,11 +1,12 @@
 """Sampling plans: which Monte-Carlo rollouts are needed to evaluate the prefixes of a trace, and not one more.
 
-A prefix *passes* if strictly more than T of its k rollouts are successes; r is the smallest sufficient number. The
-decision is final once r rollouts succeed, or so many fail that r cannot be reached: the same decision as with all k
+A prefix *passes* if strictly more than T of its M rollouts are successes; r is the smallest sufficient number. The
+decision is final once r rollouts succeed, or so many fail that r cannot be reached: the same decision as with all M
 (exact curtailment). Each batch has the smallest size that could decide, so no rollout is wasted.
 
-Plans: the first passing prefix (`EarliestCrossing`; `BinarySearchPlan` if passing is assumed to be monotone), and the
-value of every prefix (`FullEstimate`). A plan says what to sample next and receives the outcomes.
+Plans: the crossing, which is the first prefix that passes (`ForwardScanPlan`; `BinarySearchPlan` if passing is assumed
+to be monotone), and the value of every prefix (`FullEstimate`). A plan says what to sample next and receives the
+outcomes.
 """
 
 from __future__ import annotations
@@ -14,13 +15,10 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from math import sqrt
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from reasoning.records import CostBounds
 
-Z = 1.959964
-"""Normal quantile of a 95 % interval."""
 Outcomes = Sequence[Hashable]
 """Result of each rollout: whether it is correct or, without ground truth, the answer that it gives."""
 
@@ -90,7 +88,7 @@ class SequentialTest:
         self.outcomes.extend(outcomes)
 
 
-class EarliestCrossing:
+class ForwardScanPlan:
     """Scans prefixes from the front for the first that passes.
 
     Up to `lookahead` later prefixes are sampled speculatively: better utilisation, but rollouts after the crossing are
@@ -211,7 +209,7 @@ class FullEstimate:
         self._missing -= 1
 
 
-CrossingSearch = EarliestCrossing | BinarySearchPlan
+CrossingSearch = ForwardScanPlan | BinarySearchPlan
 
 
 def cost_bounds(plan: CrossingSearch, lengths: Sequence[int], opening: int, total: int, block: int) -> CostBounds:
@@ -219,7 +217,7 @@ def cost_bounds(plan: CrossingSearch, lengths: Sequence[int], opening: int, tota
     to it for a rollout; `block`: tokens per block of the KV cache."""
     tested = plan.tested
     needed = sum(len(test.outcomes) for test in tested.values())
-    wasted = plan.wasted if isinstance(plan, EarliestCrossing) else 0
+    wasted = plan.wasted if isinstance(plan, ForwardScanPlan) else 0
     return CostBounds(
         rollouts=needed + wasted,
         rollouts_floor=needed,
@@ -227,19 +225,3 @@ def cost_bounds(plan: CrossingSearch, lengths: Sequence[int], opening: int, tota
         prefill_naive=total * sum(length + opening for length in lengths),
         prefill_floor=lengths[max(tested)] + needed * (block + opening) if tested else 0,
     )
-
-
-class ValueEstimate(NamedTuple):
-    """Fraction of correct rollouts with its 95 % Wilson interval."""
-
-    share: float
-    low: float
-    high: float
-
-
-def estimate_value(outcomes: Outcomes) -> ValueEstimate:
-    """Value of a prefix from a complete set of rollouts. After early stopping the fraction would be biased."""
-    total, share = len(outcomes), count_right(outcomes) / len(outcomes)
-    center = (share + Z**2 / (2 * total)) / (1 + Z**2 / total)
-    half = Z / (1 + Z**2 / total) * sqrt(share * (1 - share) / total + Z**2 / (4 * total**2))
-    return ValueEstimate(share, max(0.0, center - half), min(1.0, center + half))

@@ -12,7 +12,7 @@ SMOOTHING_STEPS = 5
 """Steps to average over, because a single step has few dialogues."""
 
 
-class StepFigures(BaseModel):
+class StepMetrics(BaseModel):
     """Means over the dialogues of one step, sampled with the weights at its start."""
 
     model_config = ConfigDict(frozen=True)
@@ -24,7 +24,7 @@ class StepFigures(BaseModel):
     """Weighted reward without the length reward, whose group mean is no measure of quality."""
 
 
-def collapse(history: Sequence[StepFigures], limits: CollapseLimits) -> str | None:
+def collapse(history: Sequence[StepMetrics], limits: CollapseLimits) -> str | None:
     """Reason why the round has collapsed, or None."""
     first, last = history[0], _mean(history[-SMOOTHING_STEPS:])
     if last.tokens < limits.min_tokens * first.tokens or last.tokens > limits.max_tokens * first.tokens:
@@ -34,14 +34,14 @@ def collapse(history: Sequence[StepFigures], limits: CollapseLimits) -> str | No
     return None
 
 
-def is_best(history: Sequence[StepFigures]) -> bool:
+def is_best(history: Sequence[StepMetrics]) -> bool:
     """Whether the last step is the best so far, by the mean over recent steps."""
     means = [_mean(history[max(0, end - SMOOTHING_STEPS) : end]).quality_reward for end in range(1, len(history) + 1)]
     return means[-1] >= max(means)
 
 
-def _mean(steps: Sequence[StepFigures]) -> StepFigures:
-    return StepFigures(
+def _mean(steps: Sequence[StepMetrics]) -> StepMetrics:
+    return StepMetrics(
         step=steps[-1].step,
         tokens=sum(one.tokens for one in steps) / len(steps),
         quality_reward=sum(one.quality_reward for one in steps) / len(steps),

@@ -23,6 +23,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if collection_path.name.endswith("_stack.py") and config.option.markexpr == "not stack" else None
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.name.endswith("_stack.py"):
@@ -73,6 +74,16 @@ def chat() -> Iterator[Callable[..., Chat]]:
     yield start
     for endpoint in started:
         endpoint.close()
+
+
+@pytest.fixture(scope="module")
+def plain_steps() -> Iterator[None]:
+    """Runs all pipelines of a module without Prefect, whose server takes most of a scripted run's time. The cache keys
+    are the same; flows/test_prefect_stack.py shows that Prefect uses them."""
+    from tests.flows.world import without_prefect
+
+    with without_prefect():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from conf.sampling import Sampling
 from models.checkpoints.checkpoint import Checkpoint
 from models.checkpoints.prompting import content_of
 from models.inference.engine import Completion
-from models.inference.scheduler import Job
+from models.inference.scheduler import SamplingJob
 from reasoning.dialogue import OPENING, STOPS, Dialogue, Speaker, Turn, force_answer, parse_turn
 from reasoning.records import ModelCall, Problem
 from reasoning.sampling_plans import Outcomes, SampleRange
@@ -186,12 +186,12 @@ class DialogueSampler:
         for number in range(count):
             self._put(number)
 
-    def job(self, sampling: Sampling) -> Job:
+    def job(self, sampling: Sampling) -> SamplingJob:
         """The job that runs this plan, with the protocol's limit of tokens per turn. Its KV-cache estimate is two
         turns, which few dialogues exceed."""
         turn = sampling.model_copy(update={"max_tokens": self._codec.max_turn_tokens})
         prompt_tokens = max(map(len, self._prompts.values())) + 2 * self._codec.max_turn_tokens
-        return Job(self, self.prompt, turn, tuple, prompt_tokens, self.scheduler_index, STOPS)
+        return SamplingJob(self, self.prompt, turn, tuple, prompt_tokens, self.scheduler_index, STOPS)
 
     @property
     def is_open(self) -> bool:

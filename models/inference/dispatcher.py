@@ -29,7 +29,7 @@ import httpx
 from pydantic import BaseModel, Field, ValidationError
 
 from conf.errors import ReadableError
-from models.inference.engine import Completion, Failure, Finished, Refused, Request
+from models.inference.engine import Completion, FailedRequest, Failure, Finished, Request
 
 MAX_ATTEMPTS = 5
 """Failed attempts in a row before a request is refused."""
@@ -101,7 +101,7 @@ class Endpoint(Protocol):
 class ScoredText:
     """Log-probs of a text."""
 
-    ticket: int
+    request_id: int
     log_probs: list[float]
     """Of each token but the first, given those before it."""
 
@@ -110,7 +110,7 @@ class ScoredText:
 class InFlightRequest:
     """A request in flight."""
 
-    ticket: int
+    request_id: int
     affinity_key: int
     count: int
     """Slots that it takes."""
@@ -203,7 +203,7 @@ class EndpointState:
                 request.is_poison = True
                 self.discard(request)
         elif quarantined:
-            ordered = sorted(quarantined, key=lambda request: request.ticket)
+            ordered = sorted(quarantined, key=lambda request: request.request_id)
             half = len(ordered) // 2
             self._quarantined = [group for group in self._quarantined if not group & quarantined]
             self._quarantined += [set(part) for part in (ordered[half:], ordered[:half]) if part]
@@ -236,18 +236,20 @@ class Dispatcher:
         self._thread.join()
         self._loop.close()
 
-    def submit(self, ticket: int, request: Request, affinity_key: int) -> None:
+    def submit(self, request_id: int, request: Request, affinity_key: int) -> None:
         """See `Session.submit`."""
         body = {"prompt": request.prompt_ids, "n": request.count, "return_token_ids": True, **request.sampling.request}
         if request.stop:
             # A stop string may be a special token of the tokenizer, as </think> is in some.
             body |= {"stop": request.stop, "include_stop_str_in_output": True, "skip_special_tokens": False}
-        self._send(InFlightRequest(ticket, affinity_key, request.count, body, partial(read_finished, ticket, request)))
+        self._send(
+            InFlightRequest(request_id, affinity_key, request.count, body, partial(read_finished, request_id, request))
+        )
 
-    def score(self, ticket: int, text: tuple[int, ...]) -> None:
+    def score(self, request_id: int, text: tuple[int, ...]) -> None:
         """Delivers the log-probs of `text` as a ScoredText."""
         body = {"prompt": text, "max_tokens": 1, "prompt_logprobs": 0}
-        self._send(InFlightRequest(ticket, ticket, 1, body, partial(read_scored, ticket, text)))
+        self._send(InFlightRequest(request_id, request_id, 1, body, partial(read_scored, request_id, text)))
 
     def _send(self, request: InFlightRequest) -> None:
         self._loop.call_soon_threadsafe(self._start, self._serve(request))
@@ -286,7 +288,7 @@ class Dispatcher:
                     self._deliver(await self._serve_once(request))
                     return
         except _Refusal as refusal:
-            self._deliver(Refused(request.ticket, str(refusal), refusal.kind))
+            self._deliver(FailedRequest(request.request_id, str(refusal), refusal.kind))
         except Exception as error:
             self._deliver(error)
 
@@ -443,7 +445,7 @@ def _watched_socket(address: aiohttp.AddrInfoType) -> socket.socket:
     return made
 
 
-def read_finished(ticket: int, request: Request, reply: Reply) -> Finished:
+def read_finished(request_id: int, request: Request, reply: Reply) -> Finished:
     """Parses a reply with `request.count` complete completions. Raises _Refusal, _Retryable."""
     choices = sorted(reply.choices, key=lambda choice: choice.index)
     if bad_reasons := [choice.finish_reason for choice in choices if choice.finish_reason not in ("stop", "length")]:
@@ -456,13 +458,13 @@ def read_finished(ticket: int, request: Request, reply: Reply) -> Finished:
     if any(len(token_ids) > request.sampling.max_tokens for token_ids, _ in completions):
         message = f"a completion is longer than the {request.sampling.max_tokens} tokens requested"
         raise _Refusal(Failure.MALFORMED, message)
-    return Finished(ticket, tuple(Completion(token_ids, reason != "length") for token_ids, reason in completions))
+    return Finished(request_id, tuple(Completion(token_ids, reason != "length") for token_ids, reason in completions))
 
 
-def read_scored(ticket: int, text: Sequence[int], reply: Reply) -> ScoredText:
+def read_scored(request_id: int, text: Sequence[int], reply: Reply) -> ScoredText:
     """Parses the log-probs of `text`. Raises _Refusal if they are missing."""
     try:
-        return ScoredText(ticket, read_log_probs(text, reply))
+        return ScoredText(request_id, read_log_probs(text, reply))
     except (LookupError, TypeError, ValueError):
         raise _Refusal(Failure.MALFORMED, f"requested {len(text) - 1} log-probs, got others") from None
 
@@ -475,21 +477,21 @@ def read_log_probs(text: Sequence[int], reply: Reply) -> list[float]:
 
 def score_all(
     endpoints: Sequence[Endpoint], timeout_for: Timeouts, texts: Sequence[tuple[int, ...]]
-) -> Iterator[list[float] | Refused]:
+) -> Iterator[list[float] | FailedRequest]:
     """For each of `texts`, in order, its log-probs. Raises ServerFailed."""
-    events: SimpleQueue[ScoredText | Refused | BaseException] = SimpleQueue()
-    found: dict[int, list[float] | Refused] = {}
+    events: SimpleQueue[ScoredText | FailedRequest | BaseException] = SimpleQueue()
+    found: dict[int, list[float] | FailedRequest] = {}
     with Dispatcher(endpoints, timeout_for, events.put) as dispatcher:
-        for ticket, text in enumerate(texts[:SCORED_AT_ONCE]):
-            dispatcher.score(ticket, text)
+        for request_id, text in enumerate(texts[:SCORED_AT_ONCE]):
+            dispatcher.score(request_id, text)
         for wanted in range(len(texts)):
             while wanted not in found:
                 event = events.get()
                 if isinstance(event, BaseException):
                     raise event
-                found[event.ticket] = event.log_probs if isinstance(event, ScoredText) else event
-            if (ticket := wanted + SCORED_AT_ONCE) < len(texts):
-                dispatcher.score(ticket, texts[ticket])
+                found[event.request_id] = event.log_probs if isinstance(event, ScoredText) else event
+            if (request_id := wanted + SCORED_AT_ONCE) < len(texts):
+                dispatcher.score(request_id, texts[request_id])
             yield found.pop(wanted)
 
 

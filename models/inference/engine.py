@@ -35,7 +35,7 @@ class Completion:
 class Finished:
     """All completions of one request."""
 
-    ticket: int
+    request_id: int
     """The caller's id of the request."""
     completions: tuple[Completion, ...]
 
@@ -58,16 +58,16 @@ class Failure(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class FailedRequest:
     """A request that failed for good. Other requests continue."""
 
-    ticket: int
+    request_id: int
     reason: str
     """Human-readable."""
     kind: Failure = Failure.REFUSED
 
 
-Deliver = Callable[[Finished | Refused | BaseException], None]
+Deliver = Callable[[Finished | FailedRequest | BaseException], None]
 """Callback for the result of a request, called from any thread. An exception ends the session: nothing else will be
 delivered."""
 
@@ -75,9 +75,9 @@ delivered."""
 class Session(Protocol):
     """Accepts requests for one model."""
 
-    def submit(self, ticket: int, request: Request, affinity_key: int) -> None:
-        """Returns at once; the result is delivered under `ticket`. Requests with the same `affinity_key` share a prefix
-        and go to the same server."""
+    def submit(self, request_id: int, request: Request, affinity_key: int) -> None:
+        """Returns at once; the result is delivered under `request_id`. Requests with the same `affinity_key` share a
+        prefix and go to the same server."""
         ...
 
 
@@ -109,9 +109,9 @@ class Engine(Protocol):
         """Serves `model` until the context exits; requests still in flight are then cancelled."""
         ...
 
-    def log_probs(self, model: Checkpoint, texts: Sequence[tuple[int, ...]]) -> Iterator[list[float] | Refused]:
-        """For each of `texts`, in order, the log-prob of each token but the first, given those before it; Refused where
-        the request failed."""
+    def log_probs(self, model: Checkpoint, texts: Sequence[tuple[int, ...]]) -> Iterator[list[float] | FailedRequest]:
+        """For each of `texts`, in order, the log-prob of each token but the first, given those before it; FailedRequest
+        where the request failed."""
         ...
 
     def close(self) -> None: ...

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from conf.engine import Engine as EngineSettings
 from models.checkpoints.checkpoint import Checkpoint
 from models.inference.dispatcher import Dispatcher, ServerFailed, cache_of, computed_by, excerpt, score_all
-from models.inference.engine import Deliver, Refused, Session
+from models.inference.engine import Deliver, FailedRequest, Session
 
 KEY = "BREVITY_ENDPOINT_KEY"
 """Environment variable with the servers' API key, if they need one."""
@@ -136,7 +136,7 @@ class RemoteServers:
         with Dispatcher(self._serving, self._settings.timeout_for, deliver) as session:
             yield session
 
-    def log_probs(self, model: Checkpoint, texts: Sequence[tuple[int, ...]]) -> Iterator[list[float] | Refused]:
+    def log_probs(self, model: Checkpoint, texts: Sequence[tuple[int, ...]]) -> Iterator[list[float] | FailedRequest]:
         """See `Engine.log_probs`. Raises ServerFailed."""
         if texts:
             yield from score_all(self._servers(model), self._settings.timeout_for, texts)

@@ -84,13 +84,13 @@ class Purpose(StrEnum):
     PROBE = "probe"
     VALUE = "value"
     COMPRESS = "compress"
-    RECHECK = "recheck"
+    REESTIMATE = "recheck"
     FINALIZE = "finalize"
     PREMATURE = "premature"
     PRUNE = "prune"
     PRUNE_CHECK = "prune-check"
     EARLY_STOP = "early-stop"
-    REINFORCE = "reinforce"
+    GRPO = "reinforce"
     BENCHMARK = "benchmark"
 
 

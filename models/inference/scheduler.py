@@ -17,13 +17,13 @@ from itertools import chain, count, repeat, takewhile
 
 from conf.sampling import Sampling
 from models.checkpoints.checkpoint import Checkpoint
-from models.inference.engine import Completion, Deliver, Engine, Refused, Request, Session
+from models.inference.engine import Completion, Deliver, Engine, FailedRequest, Request, Session
 from reasoning.records import Usage
 from reasoning.sampling_plans import Outcomes, SampleRange, SamplingPlan
 
 
 @dataclass(eq=False)
-class Job:
+class SamplingJob:
     """A sampling plan for one trace, with everything needed to run it."""
 
     plan: SamplingPlan
@@ -38,7 +38,7 @@ class Job:
     """From a prefix's index to the index of the scheduler that samples it."""
     stop: tuple[str, ...] = ()
     """As in `Request`."""
-    refused: Refused | None = None
+    failure: FailedRequest | None = None
     """The failed request, if any. The plan of a failed job stays open."""
 
 
@@ -46,9 +46,9 @@ class Job:
 class PendingRequest:
     """One sample range on its way through lookup, claim, sampling, commit and scoring."""
 
-    number: int
+    job_id: int
     """Number of its job, in submission order."""
-    job: Job
+    job: SamplingJob
     sample_range: SampleRange
     scheduler: EngineScheduler
     request: Request
@@ -136,12 +136,12 @@ class EngineScheduler:
 
     def enqueue(self, pending: PendingRequest) -> None:
         """Queues a request."""
-        if pending.number in self._admitted:
+        if pending.job_id in self._admitted:
             self._push(pending)
             return
-        if pending.number not in self._queued_requests:
-            heapq.heappush(self._queued_jobs, (-pending.job.prompt_tokens, pending.number))
-        self._queued_requests[pending.number].append(pending)
+        if pending.job_id not in self._queued_requests:
+            heapq.heappush(self._queued_jobs, (-pending.job.prompt_tokens, pending.job_id))
+        self._queued_requests[pending.job_id].append(pending)
 
     def next_batch(
         self, stack: ExitStack, deliver: Deliver, is_open: Callable[[int], bool]
@@ -161,14 +161,14 @@ class EngineScheduler:
             if pending.missing > free_slots and not is_idle:
                 return
             heapq.heappop(self._waiting)
-            if is_open(pending.number):
+            if is_open(pending.job_id):
                 free_slots, is_idle = free_slots - pending.missing, False
                 yield pending
 
     def _push(self, pending: PendingRequest) -> None:
         heapq.heappush(
             self._waiting,
-            (-pending.job.prompt_tokens, pending.number, pending.sample_range.prefix, next(self._order), pending),
+            (-pending.job.prompt_tokens, pending.job_id, pending.sample_range.prefix, next(self._order), pending),
         )
 
     def _admit_jobs(self, is_open: Callable[[int], bool]) -> None:
@@ -196,10 +196,10 @@ class EngineScheduler:
         self._prompt_tokens_admitted -= self._admitted.pop(number, 0)
         self._cached_blocks.pop(number, None)
 
-    def submit(self, ticket: int, pending: PendingRequest) -> None:
+    def submit(self, request_id: int, pending: PendingRequest) -> None:
         assert self._session
         self._add_running(pending.missing)
-        self._session.submit(ticket, replace(pending.request, count=pending.missing), pending.number)
+        self._session.submit(request_id, replace(pending.request, count=pending.missing), pending.job_id)
 
     def release(self, pending: PendingRequest) -> None:
         """Frees the slots of a request."""
@@ -212,8 +212,8 @@ class EngineScheduler:
     def account_sampled(self, pending: PendingRequest, lengths: Sequence[int]) -> None:
         """Counts sampled completions with these lengths in tokens."""
         self._samples += len(lengths)
-        if pending.number in self._admitted:
-            self._cached_blocks[pending.number].update(self._blocks(pending.request.prompt_ids))
+        if pending.job_id in self._admitted:
+            self._cached_blocks[pending.job_id].update(self._blocks(pending.request.prompt_ids))
         self.usage += sampling_cost(
             self.model, len(pending.request.prompt_ids), lengths, self._cacheable_tokens(pending)
         )
@@ -227,7 +227,7 @@ class EngineScheduler:
         prompt, shareable, seen_blocks = (
             pending.request.prompt_ids,
             self._cacheable_tokens(pending),
-            self._cached_blocks[pending.number],
+            self._cached_blocks[pending.job_id],
         )
         block_names = list(self._blocks(prompt))
         cached_tokens = self.engine.block * len(list(takewhile(seen_blocks.__contains__, block_names)))

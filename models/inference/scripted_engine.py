@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from models.checkpoints.checkpoint import Checkpoint
-from models.inference.engine import Completion, Deliver, Finished, Refused, Request, Session
+from models.inference.engine import Completion, Deliver, FailedRequest, Finished, Request, Session
 
 Script = Callable[[Checkpoint, Request, int], Completion]
 """From model, request and the number of completions so far to a completion."""
@@ -30,16 +30,16 @@ class ScriptedEngine:
     def session(self, model: Checkpoint, deliver: Deliver) -> Iterator[Session]:
         yield _ScriptedSession(self, model, deliver)
 
-    def serve(self, model: Checkpoint, ticket: int, request: Request) -> Finished | Refused:
+    def serve(self, model: Checkpoint, request_id: int, request: Request) -> Finished | FailedRequest:
         self.requests += 1
         completions = []
         for _ in range(request.count):
             completions.append(self._script(model, request, self.completions))
             self.completions += 1
         self.computed_prompt_tokens += request.count * len(request.prompt_ids)
-        return Finished(ticket, tuple(completions))
+        return Finished(request_id, tuple(completions))
 
-    def log_probs(self, model: Checkpoint, texts: Sequence[tuple[int, ...]]) -> Iterator[list[float] | Refused]:
+    def log_probs(self, model: Checkpoint, texts: Sequence[tuple[int, ...]]) -> Iterator[list[float] | FailedRequest]:
         """Log-prob 0 for every token."""
         _ = model
         return ([0.0] * (len(text) - 1) for text in texts)
@@ -54,6 +54,6 @@ class _ScriptedSession:
     def __init__(self, engine: ScriptedEngine, model: Checkpoint, deliver: Deliver):
         self._engine, self._model, self._deliver = engine, model, deliver
 
-    def submit(self, ticket: int, request: Request, affinity_key: int) -> None:
+    def submit(self, request_id: int, request: Request, affinity_key: int) -> None:
         _ = affinity_key
-        self._deliver(self._engine.serve(self._model, ticket, request))
+        self._deliver(self._engine.serve(self._model, request_id, request))

@@ -36,7 +36,7 @@ from models.inference.dispatcher import (
     read_log_probs,
     score_all,
 )
-from models.inference.engine import Deliver, Engine, Refused, Session
+from models.inference.engine import Deliver, Engine, FailedRequest, Session
 from models.processes import GuardedProcess
 
 logger = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ class VllmServer:
         self._start(model)
         self._served = model
 
-    def log_probs(self, model: Checkpoint, texts: Sequence[tuple[int, ...]]) -> Iterator[list[float] | Refused]:
+    def log_probs(self, model: Checkpoint, texts: Sequence[tuple[int, ...]]) -> Iterator[list[float] | FailedRequest]:
         """See `Engine.log_probs`. Raises as `session` does."""
         if not texts:
             return

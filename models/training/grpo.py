@@ -39,20 +39,20 @@ from models.checkpoints.checkpoint import Checkpoint
 from models.files import atomic_write
 from models.inference.dialogue_sampler import SPEAKERS, DialogueSampler, TurnCodec
 from models.inference.engine import Completion, Engine
-from models.inference.rollout_engine import FailureBudget, RolloutExecutor, TooManyFailed
+from models.inference.rollout_executor import FailureBudget, RolloutExecutor, TooManyFailed
 from models.inference.rollout_store import Purpose, RolloutStore
-from models.inference.scheduler import EngineScheduler, Job
+from models.inference.scheduler import EngineScheduler, SamplingJob
 from models.inference.vllm_server import SYNC_CHECK_FILE, VllmServer, WeightSyncError, serve_all
-from models.training.launcher import FAILED, STORE_VARIABLE, ExitReason, RlJob
+from models.training.launcher import FAILED, STORE_VARIABLE, ExitReason, GrpoJob
 from models.training.train import (
     SYNC_CHECK_TOKENS,
     ProgressCallback,
-    adapters,
     last_complete_checkpoint,
     log_probs_of,
-    recomputes,
+    lora_config,
     record_exit_reason,
     save,
+    uses_gradient_checkpointing,
 )
 from reasoning.answers.verifier import Verifier
 from reasoning.dialogue import Speaker
@@ -60,11 +60,11 @@ from reasoning.records import Problem, Verdict
 from reasoning.rewards import DialogueOutcome, Rewards, group_rewards
 from reasoning.sampling_plans import FullEstimate
 from reasoning.thinking import final_answer, is_closed_once
-from reasoning.training_health import StepFigures, collapse, is_best
+from reasoning.training_health import StepMetrics, collapse, is_best
 
 KINDS = Rewards._fields
 SEED_STRIDE = 100_000
-"""Distance between the sampling seeds of two rounds."""
+"""Offset between the sampling seeds of two jobs; the number of the step is added."""
 LOGPROB_BATCH = 8
 """Largest number of dialogues per forward pass; they are padded to the longest of them."""
 NOT_SAMPLED = {"seconds", "unverified", "money"}
@@ -103,7 +103,7 @@ class Rollout(NamedTuple):
 class RolloutEnv(Protocol):
     """Samples rollouts of a problem."""
 
-    def start(self, problem: Problem, sampling: Sampling) -> tuple[Job, Callable[[], list[Rollout]]]:
+    def start(self, problem: Problem, sampling: Sampling) -> tuple[SamplingJob, Callable[[], list[Rollout]]]:
         """The job that samples the rollouts, and a function that returns them once the job is done."""
         ...
 
@@ -114,7 +114,7 @@ class DialogueEnv:
     def __init__(self, codec: TurnCodec, trained: Speaker):
         self._codec, self._trained = codec, trained
 
-    def start(self, problem: Problem, sampling: Sampling) -> tuple[Job, Callable[[], list[Rollout]]]:
+    def start(self, problem: Problem, sampling: Sampling) -> tuple[SamplingJob, Callable[[], list[Rollout]]]:
         prompts = self._codec.prompts(problem)
         plan = DialogueSampler(self._codec, prompts, sampling.samples)
         return plan.job(sampling), lambda: self._rollouts(plan, prompts[self._trained])
@@ -140,9 +140,9 @@ class SingleModelEnv:
     def __init__(self, model: Checkpoint):
         self._model = model
 
-    def start(self, problem: Problem, sampling: Sampling) -> tuple[Job, Callable[[], list[Rollout]]]:
+    def start(self, problem: Problem, sampling: Sampling) -> tuple[SamplingJob, Callable[[], list[Rollout]]]:
         prompt, plan = self._model.prompt_ids(problem), FullEstimate(1, sampling.samples)
-        job = Job(plan, lambda _: prompt, sampling, tuple, len(prompt) + sampling.max_tokens)
+        job = SamplingJob(plan, lambda _: prompt, sampling, tuple, len(prompt) + sampling.max_tokens)
         return job, lambda: [self._rollouts(prompt, completion) for completion in plan.outcomes[0]]
 
     def _rollouts(self, prompt: tuple[int, ...], completion: object) -> Rollout:
@@ -156,15 +156,15 @@ class SingleModelEnv:
 
 class MemorySavingGRPOTrainer(GRPOTrainer):
     """TRL's GRPO trainer with less padding: forward passes group dialogues of similar length, where TRL pads all of a
-    step to the longest. `seconds_in_passes` sums the time of training steps; code called from within a step subtracts
+    step to the longest. `training_seconds` sums the time of training steps; code called from within a step subtracts
     its own time."""
 
-    seconds_in_passes = 0.0
+    training_seconds = 0.0
 
     def training_step(self, *arguments: Any, **others: Any) -> torch.Tensor:
         began = time.monotonic()
         loss = super().training_step(*arguments, **others)
-        self.seconds_in_passes += time.monotonic() - began
+        self.training_seconds += time.monotonic() - began
         return loss
 
     def _get_per_token_logps_and_entropies(
@@ -202,12 +202,12 @@ class MemorySavingGRPOTrainer(GRPOTrainer):
 
 
 class RolloutFunction:
-    """TRL's `rollout_func`: samples and rewards the dialogues of each step with the current weights. `figures` holds
-    the figures of the last step."""
+    """TRL's `rollout_func`: samples and rewards the dialogues of each step with the current weights. `metrics` holds
+    those of the last step."""
 
     def __init__(
         self,
-        job: RlJob,
+        job: GrpoJob,
         start: Checkpoint,
         problems: Mapping[str, Problem],
         engines: Sequence[Engine],
@@ -232,19 +232,19 @@ class RolloutFunction:
             "dialogues", job.rl.max_steps * job.rl.problems_per_step, job.engine.max_failed_fraction
         )
         self._last = (0.0, 0.0)
-        """Start of the last step, and `seconds_in_passes` at that time."""
-        self.figures: dict[str, float] = {}
+        """Start of the last step, and `training_seconds` at that time."""
+        self.metrics: dict[str, float] = {}
         self.history = self._load_history()
 
-    def __call__(self, names: list[str], trainer: MemorySavingGRPOTrainer) -> dict[str, Any]:
-        """`names`: problem ids, each repeated `num_generations` times. Returns TRL's columns for all dialogues."""
-        began, passes = time.monotonic(), trainer.seconds_in_passes
+    def __call__(self, problem_ids: list[str], trainer: MemorySavingGRPOTrainer) -> dict[str, Any]:
+        """`problem_ids`: each repeated `num_generations` times. Returns TRL's columns for all dialogues."""
+        began, passes = time.monotonic(), trainer.training_seconds
         step = trainer.state.global_step
         policy = self._policy(step, trainer)
         models = self._models(policy)
         serve_all(self._engines, models)
         synced = time.monotonic()
-        problems = [self._problems[name] for name in dict.fromkeys(names)]
+        problems = [self._problems[problem_id] for problem_id in dict.fromkeys(problem_ids)]
         groups = self._sample(problems, models, step)
         sampled = time.monotonic()
         dialogues, rewards = [one for group in groups for one in group], self._rewards(problems, groups)
@@ -255,14 +255,14 @@ class RolloutFunction:
         self._log_step(step, [one for one, _ in complete], [reward for _, reward in complete], policy)
         self._log_training_cost(dialogues)
         ended = time.monotonic()
-        trainer.seconds_in_passes -= ended - began
-        self.figures |= {
+        trainer.training_seconds -= ended - began
+        self.metrics |= {
             "seconds_sync": synced - began,
             "seconds_sample": sampled - synced,
             "seconds_reward": ended - sampled,
             # Of the previous step, whose training is over by now; unknown in the first step after a start.
-            "seconds_step_before": began - self._last[0] if self._last[0] else 0.0,
-            "seconds_passes_before": passes - self._last[1] if self._last[0] else 0.0,
+            "seconds_previous_step": began - self._last[0] if self._last[0] else 0.0,
+            "seconds_previous_training": passes - self._last[1] if self._last[0] else 0.0,
         }
         self._last = (began, passes)
         return {
@@ -283,15 +283,15 @@ class RolloutFunction:
         schedulers = [EngineScheduler(engine, model) for engine, model in zip(self._engines, models, strict=True)]
         # One seed per step: otherwise the frozen partner would repeat its turns when a problem comes again.
         seed = self._job.seed * SEED_STRIDE + step
-        rollouts = RolloutExecutor(self._store, schedulers, Purpose.REINFORCE, seed, failures=self._failures)
-        rollouts.run_jobs(job for job, _ in started)
-        self.figures = rollouts.usage.model_dump(exclude=NOT_SAMPLED)
-        refused = [job.refused for job, _ in started if job.refused]
+        rollouts = RolloutExecutor(self._store, schedulers, Purpose.GRPO, seed, failures=self._failures)
+        rollouts.run_to_completion(job for job, _ in started)
+        self.metrics = rollouts.usage.model_dump(exclude=NOT_SAMPLED)
+        refused = [job.failure for job, _ in started if job.failure]
         if len(refused) == len(started):
             raise TooManyFailed(f"step {step}: all dialogues failed: {refused[0].reason}")
-        self.figures |= {f"{FAILED}{kind}": count for kind, count in Counter(one.kind for one in refused).items()}
+        self.metrics |= {f"{FAILED}{kind}": count for kind, count in Counter(one.kind for one in refused).items()}
         return [
-            self._placeholders(problem) if job.refused else get_rollouts()
+            self._placeholders(problem) if job.failure else get_rollouts()
             for problem, (job, get_rollouts) in zip(problems, started, strict=True)
         ]
 
@@ -304,7 +304,7 @@ class RolloutFunction:
     def _rewards(self, problems: Sequence[Problem], groups: Sequence[Sequence[Rollout]]) -> list[Rewards]:
         """Rewards of all dialogues, in order."""
         verdicts_by_group = self._verifier.verdicts(problems, [[one.answer for one in group] for group in groups])
-        self.figures["unverified"] = sum(verdicts.count(Verdict.TIMEOUT) for verdicts in verdicts_by_group)
+        self.metrics["unverified"] = sum(verdicts.count(Verdict.TIMEOUT) for verdicts in verdicts_by_group)
         return [
             rewards
             for group, verdicts in zip(groups, verdicts_by_group, strict=True)
@@ -325,13 +325,13 @@ class RolloutFunction:
         quality_reward = rl.correctness_weight * means["correctness"] + rl.format_weight * means["format"]
         tokens = sum(one.tokens for one in dialogues) / count
         self.history = [one for one in self.history if one.step < step]
-        self.history.append(StepFigures(step=step, tokens=tokens, quality_reward=quality_reward))
+        self.history.append(StepMetrics(step=step, tokens=tokens, quality_reward=quality_reward))
         atomic_write(self._job.work / "training_health.json", json.dumps([one.model_dump() for one in self.history]))
         reason = collapse(self.history, rl.collapse_limits)
         if not reason and is_best(self.history):
             atomic_write(self._job.work / "best", str(policy.folder))
         self._remove_old_weights(policy.folder)
-        self.figures |= {
+        self.metrics |= {
             "dialogue_tokens": tokens,
             "cap_hit": sum(one.hit_cap for one in dialogues) / count,
             **means,
@@ -346,16 +346,16 @@ class RolloutFunction:
 
     def _log_training_cost(self, dialogues: Sequence[Rollout]) -> None:
         """Records the training FLOPs of a step, those of the reference model included."""
-        self.figures["training_flops"] = self._start.shape.training_flops(
+        self.metrics["training_flops"] = self._start.shape.training_flops(
             [len(one.prompt_ids) + len(one.completion_ids) for one in dialogues],
             are_weights_frozen=bool(self._job.lora),
-            is_recomputed=recomputes(),
+            is_recomputed=uses_gradient_checkpointing(),
             with_reference=self._job.rl.beta > 0,
         )
 
-    def _load_history(self) -> list[StepFigures]:
+    def _load_history(self) -> list[StepMetrics]:
         path = self._job.work / "training_health.json"
-        return [StepFigures.model_validate(one) for one in json.loads(path.read_text())] if path.exists() else []
+        return [StepMetrics.model_validate(one) for one in json.loads(path.read_text())] if path.exists() else []
 
     def _models(self, policy: Checkpoint) -> list[Checkpoint]:
         if self._partner is None:
@@ -394,15 +394,17 @@ def merged_weights(model: Any) -> tuple[Any, dict[str, torch.Tensor]]:
     return base, {name.replace(".base_layer.", "."): weight for name, weight in weights.items()}
 
 
-def write_weights(model: Any, tokenizer: Any, folder: Path, text: list[int]) -> None:
-    """Writes the model in float32, with the log-probs of `text` as its sync check; atomic."""
+def write_weights(model: Any, tokenizer: Any, folder: Path, token_ids: list[int]) -> None:
+    """Writes the model in float32, with the log-probs of `token_ids` as its sync check; atomic."""
     hidden = folder.with_name(f".{folder.name}")
     for old in (hidden, folder):
         shutil.rmtree(old, ignore_errors=True)
     plain, weights = merged_weights(model)
     plain.save_pretrained(hidden, state_dict=weights)
     tokenizer.save_pretrained(hidden)
-    (hidden / SYNC_CHECK_FILE).write_text(json.dumps({"token_ids": text, "log_probs": log_probs_of(plain, text)}))
+    (hidden / SYNC_CHECK_FILE).write_text(
+        json.dumps({"token_ids": token_ids, "log_probs": log_probs_of(plain, token_ids)})
+    )
     hidden.rename(folder)
     check_weights(weights, set(getattr(plain, "all_tied_weights_keys", None) or ()), folder)
 
@@ -424,7 +426,7 @@ def check_weights(weights: Mapping[str, torch.Tensor], tied: Set[str], folder: P
             raise StaleWeights(f"{folder}: {name} is missing; nothing was sampled with it")
 
 
-def grpo_config(job: RlJob) -> GRPOConfig:
+def grpo_config(job: GrpoJob) -> GRPOConfig:
     """TRL's settings: one optimizer step per set of dialogues, all sampled with the weights that it updates."""
     on_cpu, micro_batches = not torch.cuda.is_available(), job.global_batch_size // job.per_device_train_batch_size
     return GRPOConfig(
@@ -448,7 +450,7 @@ def grpo_config(job: RlJob) -> GRPOConfig:
         lr_scheduler_type="cosine",
         bf16=job.bf16 and not on_cpu,
         use_cpu=on_cpu,
-        gradient_checkpointing=recomputes(),
+        gradient_checkpointing=uses_gradient_checkpointing(),
         report_to="none",
         disable_tqdm=True,
         logging_steps=job.log_every,
@@ -474,17 +476,17 @@ def reward_functions() -> list[Callable[..., list[float]]]:
     return [reading(kind) for kind in KINDS]
 
 
-def main(job: RlJob) -> None:
+def main(job: GrpoJob) -> None:
     """Runs the job with vLLM servers of its own."""
     with ExitStack() as stack:
         engines = [VllmServer(job.engine, job.work / f"vllm-{index}.log") for index in range(2 if job.partner else 1)]
         store, verifier = RolloutStore(os.environ[STORE_VARIABLE]), Verifier()
         for part in (*engines, store, verifier):
             stack.callback(part.close)
-        reinforce(job, engines, store, verifier)
+        train_grpo(job, engines, store, verifier)
 
 
-def reinforce(job: RlJob, engines: Sequence[Engine], store: RolloutStore, verifier: Verifier) -> None:
+def train_grpo(job: GrpoJob, engines: Sequence[Engine], store: RolloutStore, verifier: Verifier) -> None:
     """Trains `job.model` and writes `job.output`; resumes from the last checkpoint."""
     torch.manual_seed(job.seed)
     rows = [Problem.model_validate(row) for row in pq.read_table(job.rows).to_pylist()]
@@ -500,14 +502,14 @@ def reinforce(job: RlJob, engines: Sequence[Engine], store: RolloutStore, verifi
         train_dataset=Dataset.from_dict({"prompt": order}),
         processing_class=start.tokenizer,
         rollout_func=rollout_function,  # type: ignore[arg-type]
-        peft_config=adapters(job),
+        peft_config=lora_config(job),
     )
-    trainer.add_callback(ProgressCallback(job.progress, lambda: rollout_function.figures))
+    trainer.add_callback(ProgressCallback(job.progress, lambda: rollout_function.metrics))
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(job.work))
     save(job, trainer.accelerator.unwrap_model(trainer.model), start.tokenizer, rollout_function.sync_check_ids)
 
 
-def problem_order(names: Sequence[str], job: RlJob) -> list[str]:
+def problem_order(names: Sequence[str], job: GrpoJob) -> list[str]:
     """Problem ids of all steps, as one epoch, since a sampler that shuffles each epoch cannot be resumed in a
     later one. No problem occurs twice in a step. Raises TooFewProblems."""
     if len(names) < job.rl.problems_per_step:
@@ -523,13 +525,13 @@ def problem_order(names: Sequence[str], job: RlJob) -> list[str]:
     return order[: job.rl.max_steps * job.rl.problems_per_step]
 
 
-def env_for(job: RlJob, start: Checkpoint) -> RolloutEnv:
+def env_for(job: GrpoJob, start: Checkpoint) -> RolloutEnv:
     if job.trains is None or job.protocol is None:
         return SingleModelEnv(start)
     return DialogueEnv(TurnCodec(start, job.protocol), Speaker(job.trains))
 
 
-def run(job: RlJob) -> None:
+def run(job: GrpoJob) -> None:
     """Runs the job; writes the reason to the exit file when it ends for a known one."""
     try:
         main(job)
@@ -539,4 +541,4 @@ def run(job: RlJob) -> None:
 
 
 if __name__ == "__main__":
-    record_exit_reason(RlJob.model_validate_json(Path(sys.argv[1]).read_text()), run)
+    record_exit_reason(GrpoJob.model_validate_json(Path(sys.argv[1]).read_text()), run)

@@ -15,9 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from conf.engine import Engine
 from conf.errors import ReadableError
-from conf.long_short import Protocol, Reinforcement, Who
+from conf.long_short import Grpo, Protocol, Who
 from conf.prompts import Prompt
 from conf.training import Lora
+from models.inference.vllm_server import on_cpu
 from models.processes import GuardedProcess
 
 LOG = "train.log"
@@ -57,7 +58,7 @@ def job_paths(folder: Path) -> JobPaths:
     }
 
 
-class Job(BaseModel):
+class TrainerJob(BaseModel):
     """Parameters of all training processes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -100,7 +101,7 @@ class Job(BaseModel):
         return {}
 
 
-class TrainJob(Job):
+class TrainJob(TrainerJob):
     """Training on rows of token ids: prompt_ids, with completion_ids (sft) or chosen_ids and rejected_ids (simpo,
     dpo)."""
 
@@ -116,7 +117,7 @@ class TrainJob(Job):
     shuffle: bool = True
 
 
-class RlJob(Job):
+class GrpoJob(TrainerJob):
     """Multi-turn GRPO on rows of Problem (Long⊗Short, arXiv 2505.11827)."""
 
     MODULE = "models.training.grpo"
@@ -127,7 +128,7 @@ class RlJob(Job):
     partner: Path | None
     """The other model, which is frozen."""
     protocol: Protocol | None
-    rl: Reinforcement
+    rl: Grpo
     max_tokens: int
     """Of a completion of a single model."""
     engine: Engine
@@ -158,7 +159,9 @@ class TrainerCrashed(ReadableError):
     """The trainer stopped for an unknown reason; the message contains the end of its log. A repeated job resumes."""
 
 
-def train(job: Job, folder: Path, progress: Callable[[int, int], None], poll: float = 0.5) -> list[dict[str, Any]]:
+def train(
+    job: TrainerJob, folder: Path, progress: Callable[[int, int], None], poll: float = 0.5
+) -> list[dict[str, Any]]:
     """Runs `job`; `progress` receives (step, steps). Returns the logged figures, one dict per step.
 
     When memory runs out, the per-device batch is halved, down to one row, and the job resumes. Raises TrainingFailed,
@@ -188,13 +191,12 @@ def train(job: Job, folder: Path, progress: Callable[[int, int], None], poll: fl
             raise TrainerCrashed(f"the trainer ended with code {code}; end of {folder / LOG}:\n{tail}")
 
 
-def _run(job: Job, folder: Path, progress: Callable[[int, int], None], poll: float) -> tuple[int, str, str]:
+def _run(job: TrainerJob, folder: Path, progress: Callable[[int, int], None], poll: float) -> tuple[int, str, str]:
     """Exit code, content of the exit file, and the end of the log."""
     folder.mkdir(parents=True, exist_ok=True)
     job.exit_file.unlink(missing_ok=True)
     file = folder / "job.json"
     file.write_text(job.model_dump_json(indent=2))
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", *job.LAUNCH]
     environment = {
         "TRL_EXPERIMENTAL_SILENCE": "1",
         "TOKENIZERS_PARALLELISM": "false",
@@ -203,13 +205,19 @@ def _run(job: Job, folder: Path, progress: Callable[[int, int], None], poll: flo
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count())),
         **job.environment,
     }
-    with GuardedProcess([*launch, "--module", job.MODULE, str(file)], folder / LOG, environment) as process:
+    with GuardedProcess(_command(job, file), folder / LOG, environment) as process:
         while (code := process.poll()) is None:
             figures = _figures(job.progress)
             if figures:
                 progress(figures[-1]["step"], figures[-1]["steps"])
             time.sleep(poll)
         return code, job.exit_file.read_text() if job.exit_file.exists() else "", process.log_tail()
+
+
+def _command(job: TrainerJob, file: Path) -> list[str]:
+    """On a CPU there is one process, so that `accelerate launch` would only take the seconds of its imports."""
+    accelerate = ["-m", "accelerate.commands.launch", "--num_machines", "1", *job.LAUNCH, "--module"]
+    return [sys.executable, *(["-m"] if on_cpu() else accelerate), job.MODULE, str(file)]
 
 
 def _figures(path: Path) -> list[dict[str, Any]]:

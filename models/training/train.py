@@ -28,11 +28,11 @@ from trl.trainer.sft_trainer import SFTTrainer
 from conf.errors import ReadableError
 from models.checkpoints.tokenizer import load_tokenizer
 from models.inference.vllm_server import SYNC_CHECK_FILE
-from models.training.launcher import RECOMPUTES, ExitReason, Job, TrainJob
+from models.training.launcher import RECOMPUTES, ExitReason, TrainerJob, TrainJob
 from models.training.simpo import IdsSimPOTrainer
 
 SYNC_CHECK_TOKENS = 64
-J = TypeVar("J", bound=Job)
+J = TypeVar("J", bound=TrainerJob)
 
 
 class NotFinite(RuntimeError):
@@ -57,7 +57,7 @@ class ProgressCallback(TrainerCallback):
             "step": state.global_step,
             "steps": state.max_steps,
             "time": time.time(),
-            RECOMPUTES: recomputes(),
+            RECOMPUTES: uses_gradient_checkpointing(),
             **figures,
         }
         with self._progress.open("a") as file:
@@ -82,7 +82,7 @@ def main(job: TrainJob) -> None:
         save(job, trainer.accelerator.unwrap_model(trainer.model), tokenizer, text)
 
 
-def recomputes() -> bool:
+def uses_gradient_checkpointing() -> bool:
     """Whether activations are recomputed in the backward pass, to save GPU memory."""
     return torch.cuda.is_available()
 
@@ -146,7 +146,7 @@ def _arguments(job: TrainJob) -> dict[str, Any]:
         "save_strategy": "steps",
         "save_steps": job.save_steps,
         "save_total_limit": 1,
-        "gradient_checkpointing": recomputes(),
+        "gradient_checkpointing": uses_gradient_checkpointing(),
         "adam_beta2": job.adam_beta2,
         "weight_decay": job.weight_decay,
         "train_sampling_strategy": "random" if job.shuffle else "sequential",
@@ -164,7 +164,7 @@ def _simpo(job: TrainJob, model: Any, tokenizer: Any, rows: Dataset) -> IdsSimPO
         remove_unused_columns=False,
     )
     return IdsSimPOTrainer(
-        model=model, args=config, train_dataset=rows, processing_class=tokenizer, peft_config=adapters(job)
+        model=model, args=config, train_dataset=rows, processing_class=tokenizer, peft_config=lora_config(job)
     )
 
 
@@ -176,7 +176,7 @@ def _sft(job: TrainJob, model: Any, tokenizer: Any, rows: Dataset) -> SFTTrainer
     data = rows.map(joined, remove_columns=rows.column_names)
     config = SFTConfig(**_arguments(job), completion_only_loss=True)
     return SFTTrainer(
-        model=model, args=config, train_dataset=data, processing_class=tokenizer, peft_config=adapters(job)
+        model=model, args=config, train_dataset=data, processing_class=tokenizer, peft_config=lora_config(job)
     )
 
 
@@ -197,11 +197,11 @@ def _dpo(job: TrainJob, model: Any, tokenizer: Any, rows: Dataset) -> IdsDPOTrai
         args=config,
         train_dataset=rows,
         processing_class=tokenizer,
-        peft_config=adapters(job),
+        peft_config=lora_config(job),
     )
 
 
-def adapters(job: Job) -> LoraConfig | None:
+def lora_config(job: TrainerJob) -> LoraConfig | None:
     if job.lora is None:
         return None
     return LoraConfig(
@@ -213,15 +213,15 @@ def adapters(job: Job) -> LoraConfig | None:
     )
 
 
-def save(job: Job, model: Any, tokenizer: Any, text: list[int]) -> None:
-    """Saves the checkpoint with its sync check: the log-probs of `text`, by which a server verifies its weights."""
+def save(job: TrainerJob, model: Any, tokenizer: Any, token_ids: list[int]) -> None:
+    """Saves the checkpoint with its sync check: the log-probs of `token_ids`. A server verifies its weights by it."""
     if isinstance(model, PeftModel):
         model = model.merge_and_unload()
     if job.dtype == "bfloat16":
         model.to(torch.bfloat16)
     model.save_pretrained(job.output)
     tokenizer.save_pretrained(job.output)
-    sync_check = {"token_ids": text, "log_probs": log_probs(job.output, text)}
+    sync_check = {"token_ids": token_ids, "log_probs": log_probs(job.output, token_ids)}
     (Path(job.output) / SYNC_CHECK_FILE).write_text(json.dumps(sync_check))
 
 
@@ -232,12 +232,12 @@ def log_probs(folder: Path, token_ids: list[int]) -> list[float]:
 
 
 @torch.no_grad()
-def log_probs_of(model: Any, text: list[int]) -> list[float]:
+def log_probs_of(model: Any, token_ids: list[int]) -> list[float]:
     """Log-prob of each token but the first under a model in memory, in its own precision: bypasses the trainer's
     bfloat16 wrapper."""
     was_training = model.training
     model.eval()
-    batch = torch.tensor([text], device=model.device)
+    batch = torch.tensor([token_ids], device=model.device)
     logits = type(model).forward(model, input_ids=batch).logits.float()
     model.train(was_training)
     return logits.log_softmax(-1)[0, :-1].gather(1, batch[0, 1:, None])[:, 0].tolist()

@@ -1,8 +1,8 @@
 """Steps: Prefect tasks whose results are cached by content, across processes and runs.
 
-The cache key is the digest of the step's name, the code that its result depends on, and its inputs: artifacts by
-content digest, settings without their `NOT_IN_CACHE_KEY` fields. An input without stable content raises TypeError
-before the step runs.
+The cache key is the digest of the step's name, the code that its result depends on, its inputs (artifacts by content
+digest, settings without their `NOT_IN_CACHE_KEY` fields), and the run's prompt settings where a model is an input. An
+input without stable content raises TypeError before the step runs.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def is_transient(task: Any, run: TaskRun, state: State[Any]) -> bool:
     return False
 
 
-def _timed(body: Callable[..., ArtifactRef]) -> Callable[..., ArtifactRef]:
+def _with_attempt_context(body: Callable[..., ArtifactRef]) -> Callable[..., ArtifactRef]:
     """Each attempt of a step has a context of its own, whose clock starts with the attempt."""
 
     @wraps(body)
@@ -164,7 +164,7 @@ class Step:
             retry_delay_seconds=[5, 30],
             retry_condition_fn=is_transient,
             log_prints=False,
-        )(_timed(body))
+        )(_with_attempt_context(body))
 
     @cached_property
     def version(self) -> str:

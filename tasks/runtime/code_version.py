@@ -34,7 +34,7 @@ BEHIND = {
     "verifier": ANSWERS,
     "checkpoint": READING,
     "TrainJob": ("models.training.train",),
-    "RlJob": ("models.training.grpo",),
+    "GrpoJob": ("models.training.grpo",),
 }
 """Modules that a name introduces, in another process or behind an object."""
 LIBRARIES = {

@@ -11,11 +11,11 @@ from conf.engine import Engine as EngineSettings
 from conf.llm import Llm
 from conf.prompts import Prompt
 from models.checkpoints.checkpoint import Checkpoint, found_checkpoint
-from models.inference.engine import Completion, Engine, Refused, Request
+from models.inference.engine import Completion, Engine, FailedRequest, Request
 from models.inference.remote_servers import RemoteServers
-from models.inference.rollout_engine import FailureBudget, RolloutExecutor
+from models.inference.rollout_executor import FailureBudget, RolloutExecutor
 from models.inference.rollout_store import Purpose, RolloutStore
-from models.inference.scheduler import EngineScheduler, Job
+from models.inference.scheduler import EngineScheduler, SamplingJob
 from models.inference.vllm_server import on_cpu
 from models.llm.client import LlmClient
 from models.llm.reply_store import ReplyStore
@@ -33,7 +33,7 @@ Train = Callable[[Any, Path, Callable[[int, int], None]], list[dict[str, Any]]]
 class SampledCompletions(NamedTuple):
     """The completions or the refusal of each request, in order, and the cost of sampling those not in the store."""
 
-    completions: list[tuple[Completion, ...] | Refused]
+    completions: list[tuple[Completion, ...] | FailedRequest]
     usage: Usage
 
 
@@ -145,11 +145,11 @@ class Resources:
         self,
         stage: str,
         model: Checkpoint,
-        jobs: Sequence[Job],
+        jobs: Sequence[SamplingJob],
         purpose: Purpose,
         seed: int,
         on_usage: Callable[[Usage], None],
-    ) -> Iterator[Job]:
+    ) -> Iterator[SamplingJob]:
         """Yields each job when its plan is complete or its request refused. Raises TooManyFailed.
 
         Calls `on_usage` at the end with the cost of all jobs.
@@ -159,7 +159,12 @@ class Resources:
         on_usage(rollouts.usage)
 
     def run_pair(
-        self, stage: str, models: tuple[Checkpoint, Checkpoint], jobs: Sequence[Job], purpose: Purpose, seed: int
+        self,
+        stage: str,
+        models: tuple[Checkpoint, Checkpoint],
+        jobs: Sequence[SamplingJob],
+        purpose: Purpose,
+        seed: int,
     ) -> Usage:
         """Samples with both models until the plan of each job is complete or refused. Returns the cost.
 
@@ -173,7 +178,7 @@ class Resources:
         rollouts = RolloutExecutor(
             self.store, schedulers, purpose, seed, advance, self.failure_budget(stage, len(jobs))
         )
-        rollouts.run_jobs(jobs)
+        rollouts.run_to_completion(jobs)
         return rollouts.usage
 
     def _rollouts(self, stage: str, count: int, model: Checkpoint, purpose: Purpose, seed: int) -> RolloutExecutor:
@@ -187,7 +192,7 @@ class Resources:
 
     def log_probs(
         self, stage: str, model: Checkpoint, texts: Sequence[tuple[int, ...]]
-    ) -> tuple[list[list[float] | Refused], Usage]:
+    ) -> tuple[list[list[float] | FailedRequest], Usage]:
         """The log-prob of each token of each text except its first, or the refusal; and the cost. Raises TooManyFailed.
 
         Log-probs are not stored: each text costs one forward pass.
@@ -196,7 +201,7 @@ class Resources:
         found = []
         for text, log_probs in zip(texts, self.engine_for(model).log_probs(model, texts), strict=True):
             found.append(log_probs)
-            if isinstance(log_probs, Refused):
+            if isinstance(log_probs, FailedRequest):
                 failures.add(log_probs.kind, log_probs.reason)
             advance(1, len(text))
         flops = sum(model.shape.forward_flops(len(text), 0, 0) for text in texts)

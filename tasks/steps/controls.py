@@ -9,7 +9,7 @@ from conf.probing import Finalizing, Probing
 from conf.sampling import Sampling
 from conf.segmentation import Segmentation
 from models.checkpoints.checkpoint import Checkpoint
-from models.inference.engine import Refused
+from models.inference.engine import FailedRequest
 from models.inference.rollout_store import Purpose
 from reasoning.dto import shortest_longest_pairs
 from reasoning.records import (
@@ -23,7 +23,7 @@ from reasoning.records import (
     Trace,
     Verdict,
 )
-from reasoning.sampling_plans import EarliestCrossing, count_agreeing
+from reasoning.sampling_plans import ForwardScanPlan, count_agreeing
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import StepInputs, step
 from tasks.runtime.context import RunContext, StepContext
@@ -124,7 +124,9 @@ def evaluate_early_stop(ctx: StepContext, inputs: EarlyStopInputs) -> ArtifactRe
     ending_of = {trace.id: ending for trace, ending in zip(to_stop, endings, strict=True)} | sampler.refused
     stopped = [_stopped(t, cuts.get(t.id, 0), ending_of.get(t.id), checkpoint.end_ids) for t in sampled.traces]
     scores = [score(checkpoint, known[t.problem_id], t, sampler.probe_tokens[t.id]) for t in stopped]
-    refused = sampled.refused | {name: ending for name, ending in ending_of.items() if isinstance(ending, Refused)}
+    refused = sampled.refused | {
+        name: ending for name, ending in ending_of.items() if isinstance(ending, FailedRequest)
+    }
     ctx.report_skipped(skipped_rows(refused))
     return ctx.publish(
         "scores",
@@ -152,7 +154,7 @@ def _agreeing_cuts(
     inner = {name: ends[:-1] for name, ends in ends_of.items()}
     total, threshold = probing.sampling.samples, probing.threshold
     plans = {
-        n: EarliestCrossing(len(ends), total, threshold, count_successes=count_agreeing) for n, ends in inner.items()
+        n: ForwardScanPlan(len(ends), total, threshold, count_successes=count_agreeing) for n, ends in inner.items()
     }
     queries = [query_prefixes(trace, inner[trace.id], plans[trace.id]) for trace in traces if trace.id in plans]
     sampler.run_queries(
@@ -165,11 +167,11 @@ def _normalised_answer(answer: str | None) -> str | None:
     return answer.strip() or None if answer else None
 
 
-def _stopped(trace: Trace, end: int, endings: Endings | Refused | None, end_ids: Set[int]) -> Trace:
+def _stopped(trace: Trace, end: int, endings: Endings | FailedRequest | None, end_ids: Set[int]) -> Trace:
     """The trace stopped after `end` tokens, with its one sampled ending. `endings` None: the trace is not stopped."""
     if endings is None:
         return trace
-    if isinstance(endings, Refused):
+    if isinstance(endings, FailedRequest):
         return trace.model_copy(update={"token_ids": (), "verdict": Verdict.NO_COMPLETION})
     ((ending, verdict),) = endings
     token_ids = trace.token_ids[:end] + ending

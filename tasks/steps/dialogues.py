@@ -48,7 +48,7 @@ def evaluate_dialogues(
     plans = [DialogueSampler(codec, of_problem, sampling.samples) for of_problem in prompts]
     jobs = [plan.job(sampling) for plan in plans]
     usage = ctx.resources.run_pair("dialogues", models, jobs, Purpose.BENCHMARK, seed)
-    refused = {problem.id: job.refused for problem, job in zip(known, jobs, strict=True) if job.refused}
+    refused = {problem.id: job.failure for problem, job in zip(known, jobs, strict=True) if job.failure}
     validate_some_served("dialogues", refused, known)
     answers = [[state.dialogue.answer for state in plan.dialogues] for plan in plans]
     verdicts, checks = ctx.resources.verdicts(known, answers)

@@ -17,7 +17,7 @@ from conf.probing import Finalizing, Probing
 from conf.sampling import Sampling
 from conf.segmentation import Segmentation
 from models.checkpoints.checkpoint import Checkpoint
-from models.inference.engine import Refused
+from models.inference.engine import FailedRequest
 from models.inference.rollout_store import Purpose
 from reasoning import compression, difficulty
 from reasoning.dto import shortest_right
@@ -343,9 +343,9 @@ def _finalize_and_filter(
     )
     prefixes = [Prefix(thinking.trace.problem_id, thinking.token_ids) for thinking in compressed]
     endings = finalizer.sample_endings("compress", Purpose.COMPRESS, prefixes)
-    rows, refused = list[CompressedTrace](), dict[str, Refused]()
+    rows, refused = list[CompressedTrace](), dict[str, FailedRequest]()
     for thinking, group in zip(compressed, endings, strict=True):
-        if isinstance(group, Refused):
+        if isinstance(group, FailedRequest):
             refused[thinking.trace.id] = group
             continue
         ending = shortest_right(group)

@@ -13,7 +13,7 @@ from conf.probing import BinarySearch, Finalizing, Probing
 from conf.segmentation import Segmentation
 from models.checkpoints.checkpoint import Checkpoint
 from models.checkpoints.token_texts import Undecodable
-from models.inference.engine import Failure, Refused
+from models.inference.engine import FailedRequest, Failure
 from models.inference.rollout_store import Purpose
 from reasoning.dto import (
     first_wrong,
@@ -29,7 +29,7 @@ from reasoning.records import CrossingEstimate, OptimisedTrace, ProposedRemovals
 from reasoning.sampling_plans import (
     BinarySearchPlan,
     CrossingSearch,
-    EarliestCrossing,
+    ForwardScanPlan,
     FullEstimate,
     count_right,
     min_successes,
@@ -77,7 +77,7 @@ def probe_prefixes(
     segmented = [trace for trace in finished if trace.id in ends]
     plans = {trace.id: search_plan(len(ends[trace.id]), probing) for trace in segmented}
     audits = {
-        trace.id: EarliestCrossing(len(ends[trace.id]), probing.sampling.samples, probing.threshold)
+        trace.id: ForwardScanPlan(len(ends[trace.id]), probing.sampling.samples, probing.threshold)
         for trace in segmented
         if is_audited(probing, trace, seed)
     }
@@ -89,10 +89,10 @@ def probe_prefixes(
         if trace.id in plan_of
     ]
     sampler.run_queries("probe prefixes", Purpose.PROBE, queries)
-    served = [trace for trace in segmented if trace.id not in sampler.refused]
-    results = [scan_of(trace, ends[trace.id], plans[trace.id]) for trace in served]
+    succeeded = [trace for trace in segmented if trace.id not in sampler.refused]
+    results = [scan_of(trace, ends[trace.id], plans[trace.id]) for trace in succeeded]
     dropped = Counter(truncated=len(rows) - len(finished))
-    kept_audits = [trace.id for trace in served if trace.id in audits]
+    kept_audits = [trace.id for trace in succeeded if trace.id in audits]
     differ = sum(audits[name].crossing != plans[name].crossing for name in kept_audits)
     counts = {"audited": len(kept_audits), "audits with another crossing": differ} if audits else {}
     return ctx.publish(
@@ -101,7 +101,7 @@ def probe_prefixes(
         rows_in=len(rows),
         dropped=dict(+dropped),
         usage=sampler.usage,
-        cost_bounds=sampler.cost_bounds([(trace, ends[trace.id], plans[trace.id]) for trace in served]),
+        cost_bounds=sampler.cost_bounds([(trace, ends[trace.id], plans[trace.id]) for trace in succeeded]),
         counts=counts,
         skipped=undecodable + skipped_rows(sampler.refused),
     )
@@ -131,7 +131,7 @@ def reestimate_crossings(
     sampler = PrefixSampler(
         ctx.resources, ctx.resources.checkpoint(model), by_id(ctx, problems), answer_probe(probing), seed
     )
-    sampler.run_queries("probe again", Purpose.RECHECK, queries)
+    sampler.run_queries("probe again", Purpose.REESTIMATE, queries)
     rows = [
         CrossingEstimate(
             problem_id=scan.problem_id, sample=scan.sample, right=count_right(plans[name].outcomes[0]), total=total
@@ -173,10 +173,10 @@ def finalize_traces(
     finalizer = Finalizer(ctx.resources, ctx.resources.checkpoint(model), by_id(ctx, problems), finalizing, seed)
     endings = finalizer.sample_endings("finalize", Purpose.FINALIZE, prefixes)
     premature = _premature_stops(finalizer, sources, crossed) if finalizing.premature_stop else {}
-    rows, refused = list[OptimisedTrace](), dict[str, Refused]()
+    rows, refused = list[OptimisedTrace](), dict[str, FailedRequest]()
     dropped = Counter({"never-crosses": len(all_scans) - len(crossed)} if len(all_scans) > len(crossed) else {})
     for source, prefix, group in zip(sources, prefixes, endings, strict=True):
-        if isinstance(group, Refused):
+        if isinstance(group, FailedRequest):
             refused[source.id] = group
         elif (ending := shortest_right(group)) is None:
             dropped["no-right-ending"] += 1
@@ -216,7 +216,7 @@ def _premature_stops(
     return {
         (trace.problem_id, trace.sample): prefix.token_ids + ending
         for (trace, _), prefix, group in zip(failing, prefixes, endings, strict=True)
-        if not isinstance(group, Refused) and (ending := first_wrong(group))
+        if not isinstance(group, FailedRequest) and (ending := first_wrong(group))
     }
 
 
@@ -227,7 +227,7 @@ class PruningInputs(StepInputs):
     problems: ArtifactRef
     traces: ArtifactRef
     scans: ArtifactRef
-    optimised: ArtifactRef
+    finalized: ArtifactRef
 
 
 @step
@@ -239,7 +239,7 @@ def propose_removals(ctx: StepContext, inputs: PruningInputs, pruning: LlmPrunin
     checkpoint, known = ctx.resources.checkpoint(inputs.model), by_id(ctx, inputs.problems)
     trace_of = by_trace(ctx.artifacts.rows(inputs.traces, Trace))
     ends_of = {name: scan.kept_ends for name, scan in _crossed_scans(ctx, inputs).items()}
-    rows = ctx.artifacts.rows(inputs.optimised, OptimisedTrace)
+    rows = ctx.artifacts.rows(inputs.finalized, OptimisedTrace)
     names = [name for row in rows if len(ends_of[name := (row.problem_id, row.sample)]) > 2]
     queries = [
         pruning_query(known[name[0]].text, texts_between(checkpoint, trace_of[name], (0, *ends_of[name])))
@@ -279,7 +279,7 @@ def prune_traces(
     Raises TooManyFailed.
     """
     checkpoint, known = ctx.resources.checkpoint(inputs.model), by_id(ctx, inputs.problems)
-    rows = by_trace(ctx.artifacts.rows(inputs.optimised, OptimisedTrace))
+    rows = by_trace(ctx.artifacts.rows(inputs.finalized, OptimisedTrace))
     prunings = _open_prunings(ctx, inputs, list(rows), proposals, probing)
     sampler = PrefixSampler(ctx.resources, checkpoint, known, answer_probe(probing), seed)
     queries = [PrefixQuery(item.trace, item, item.without, len(item.whole_prefix())) for item in prunings.values()]
@@ -345,7 +345,7 @@ def _endings_of_pruned(
     """Fresh endings of the pruned traces. Traces for which the engine failed are absent."""
     prefixes = [Prefix(name[0], item.prefix()) for name, item in prunings.items()]
     endings = finalizer.sample_endings("prune check", Purpose.PRUNE_CHECK, prefixes)
-    return {name: group for name, group in zip(prunings, endings, strict=True) if not isinstance(group, Refused)}
+    return {name: group for name, group in zip(prunings, endings, strict=True) if not isinstance(group, FailedRequest)}
 
 
 def restore_unnatural(scorer: LogProbScorer, prunings: Sequence[PruningPlan], max_logprob_drop: float) -> int:
@@ -358,7 +358,7 @@ def restore_unnatural(scorer: LogProbScorer, prunings: Sequence[PruningPlan], ma
     whole = scorer.log_probs("whole traces", [Prefix(item.trace.problem_id, item.whole_prefix()) for item in changed])
     open_items, restored = list[tuple[PruningPlan, list[float]]](), 0
     for item, before in zip(changed, whole, strict=True):
-        if isinstance(before, Refused):
+        if isinstance(before, FailedRequest):
             item.restore_all()
         else:
             open_items.append((item, before))
@@ -368,7 +368,7 @@ def restore_unnatural(scorer: LogProbScorer, prunings: Sequence[PruningPlan], ma
         scored = [(item, before, after) for (item, before), after in zip(open_items, kept, strict=True)]
         open_items = []
         for item, before, after in scored:
-            if isinstance(after, Refused):
+            if isinstance(after, FailedRequest):
                 item.restore_all()
                 continue
             unnatural = item.first_unnatural(before, after, max_logprob_drop)
@@ -400,7 +400,7 @@ def search_plan(prefixes: int, probing: DtoProbing) -> CrossingSearch:
     total, threshold = probing.sampling.samples, probing.threshold
     if isinstance(probing.search, BinarySearch):
         return BinarySearchPlan(prefixes, total, threshold)
-    return EarliestCrossing(prefixes, total, threshold, probing.search.lookahead)
+    return ForwardScanPlan(prefixes, total, threshold, probing.search.lookahead)
 
 
 def is_audited(probing: DtoProbing, trace: Trace, seed: int) -> bool:

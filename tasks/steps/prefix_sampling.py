@@ -14,9 +14,9 @@ from typing import NamedTuple
 from conf.probing import Finalizing, Probing
 from conf.sampling import Sampling
 from models.checkpoints.checkpoint import Checkpoint
-from models.inference.engine import Completion, Refused, Request
+from models.inference.engine import Completion, FailedRequest, Request
 from models.inference.rollout_store import Purpose
-from models.inference.scheduler import Job
+from models.inference.scheduler import SamplingJob
 from reasoning.answers.boxed import until_closing_brace
 from reasoning.records import CostBounds, PrefixValues, Problem, SkippedRow, Trace, Usage, Verdict
 from reasoning.sampling_plans import CrossingSearch, FullEstimate, Outcomes, SamplingPlan, cost_bounds, count_right
@@ -53,7 +53,7 @@ class ProbeFormat(NamedTuple):
     """From the completion's text to its answer; None without an answer."""
 
 
-def skipped_rows(refused: Mapping[str, Refused]) -> list[SkippedRow]:
+def skipped_rows(refused: Mapping[str, FailedRequest]) -> list[SkippedRow]:
     """One row for each refused request. `refused` is keyed by row id."""
     return [SkippedRow(id=name, reason=refusal.kind, detail=refusal.reason) for name, refusal in refused.items()]
 
@@ -89,8 +89,8 @@ class PrefixSampler:
         self._unverified = 0
         self._lock = threading.Lock()
         self._usage = Usage()
-        self.refused: dict[str, Refused] = {}
-        """Refused requests by trace id."""
+        self.refused: dict[str, FailedRequest] = {}
+        """Failed requests by trace id."""
         self.probe_tokens: Counter[str] = Counter()
         """Tokens generated for probes, by trace id."""
 
@@ -105,15 +105,15 @@ class PrefixSampler:
         the answer check."""
         jobs = {self._job(query, outcome_rule or self._verify): query.trace for query in queries}
         for job in self._resources.run_jobs(stage, self._model, list(jobs), purpose, self._seed, self._account):
-            if job.refused:
-                self.refused[jobs[job].id] = job.refused
+            if job.failure:
+                self.refused[jobs[job].id] = job.failure
 
     def estimate_values(
         self, stage: str, rows: Sequence[Trace], ends: Mapping[str, Sequence[int]]
     ) -> list[PrefixValues]:
         """Counts the right rollouts of every prefix of each row. `ends`: token ends of the prefixes, by trace id.
 
-        Refused traces are absent from the result.
+        Traces with a failed request are absent from the result.
         """
         total = self._sampling.samples
         plans = {row.id: FullEstimate(len(ends[row.id]), total) for row in rows}
@@ -142,7 +142,7 @@ class PrefixSampler:
     def _account(self, usage: Usage) -> None:
         self._usage += usage
 
-    def _job(self, query: PrefixQuery, outcome_rule: OutcomeRule) -> Job:
+    def _job(self, query: PrefixQuery, outcome_rule: OutcomeRule) -> SamplingJob:
         prompt = self._model.prompt_ids(self._problems[query.trace.problem_id])
 
         def outcomes(completions: Sequence[Completion]) -> Outcomes:
@@ -151,7 +151,7 @@ class PrefixSampler:
             texts = [self._model.decode(completion.token_ids) for completion in completions]
             return outcome_rule(query.trace, [self._answer(text) for text in texts])
 
-        return Job(
+        return SamplingJob(
             query.plan,
             lambda index: prompt + query.prefix(index) + self._exit,
             self._sampling,
@@ -183,7 +183,7 @@ class Finalizer:
 
     def sample_endings(
         self, stage: str, purpose: Purpose, prefixes: Sequence[Prefix], count: int | None = None
-    ) -> list[Endings | Refused]:
+    ) -> list[Endings | FailedRequest]:
         """For each prefix `count` endings (default: the settings' number of samples), or the refusal.
 
         An ending that is truncated, or does not close the thinking exactly once, has no answer. Raises TooManyFailed.
@@ -198,7 +198,7 @@ class Finalizer:
             for problem, prefix in zip(problems, prefixes, strict=True)
         ]
         sampled = self._resources.sample(stage, self._model, requests, purpose, self._seed)
-        groups = [() if isinstance(group, Refused) else group for group in sampled.completions]
+        groups = [() if isinstance(group, FailedRequest) else group for group in sampled.completions]
         answers = [[self._answer(completion) for completion in group] for group in groups]
         verdicts, checks = self._resources.verdicts(problems, answers)
         self.usage += sampled.usage + checks
@@ -207,7 +207,7 @@ class Finalizer:
             for group, checked in zip(groups, verdicts, strict=True)
         ]
         return [
-            found if isinstance(found, Refused) else group
+            found if isinstance(found, FailedRequest) else group
             for found, group in zip(sampled.completions, endings, strict=True)
         ]
 
@@ -226,7 +226,7 @@ class LogProbScorer:
         self.refused = 0
         """Number of refused prefixes."""
 
-    def log_probs(self, stage: str, prefixes: Sequence[Prefix]) -> list[list[float] | Refused]:
+    def log_probs(self, stage: str, prefixes: Sequence[Prefix]) -> list[list[float] | FailedRequest]:
         """For each prefix the log-prob of each of its tokens, given the prompt and the tokens before; or the refusal.
 
         Raises TooManyFailed.
@@ -235,8 +235,8 @@ class LogProbScorer:
         texts = [prompt + prefix.token_ids for prompt, prefix in zip(prompts, prefixes, strict=True)]
         found, usage = self._resources.log_probs(stage, self._model, texts)
         self.usage += usage
-        self.refused += sum(isinstance(values, Refused) for values in found)
+        self.refused += sum(isinstance(values, FailedRequest) for values in found)
         return [
-            values if isinstance(values, Refused) else values[len(prompt) - 1 :]
+            values if isinstance(values, FailedRequest) else values[len(prompt) - 1 :]
             for values, prompt in zip(found, prompts, strict=True)
         ]

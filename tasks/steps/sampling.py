@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from conf.sampling import Sampling
 from models.checkpoints.checkpoint import Checkpoint
-from models.inference.engine import Refused, Request
-from models.inference.rollout_engine import TooManyFailed
+from models.inference.engine import FailedRequest, Request
+from models.inference.rollout_executor import TooManyFailed
 from models.inference.rollout_store import Purpose
 from reasoning.records import Problem, Score, Trace, Usage, Verdict
 from reasoning.thinking import final_answer
@@ -50,8 +50,8 @@ class SampledTraces(NamedTuple):
     """Verified completions, refusals, and the cost of sampling and verification."""
 
     traces: list[Trace]
-    refused: dict[str, Refused]
-    """Refused requests by problem id."""
+    refused: dict[str, FailedRequest]
+    """Failed requests by problem id."""
     usage: Usage
 
 
@@ -71,8 +71,8 @@ def sample_and_verify(
     requests = [Request(model.prompt_ids(problem), sampling, sampling.samples) for problem in problems]
     sampled = ctx.resources.sample(stage, model, requests, purpose, seed)
     results = list(zip(problems, sampled.completions, strict=True))
-    refused = {problem.id: result for problem, result in results if isinstance(result, Refused)}
-    served = [(problem, group) for problem, group in results if not isinstance(group, Refused)]
+    refused = {problem.id: result for problem, result in results if isinstance(result, FailedRequest)}
+    served = [(problem, group) for problem, group in results if not isinstance(group, FailedRequest)]
     validate_some_served(stage, refused, problems)
     texts = [[model.decode(c.token_ids) for c in group] for _, group in served]
     answers = [[final_answer(text, ctx.resources.prompt.thinking) for text in group] for group in texts]
@@ -92,7 +92,7 @@ def sample_and_verify(
     return SampledTraces(traces, refused, sampled.usage + checks)
 
 
-def validate_some_served(stage: str, refused: Mapping[str, Refused], problems: Sequence[Problem]) -> None:
+def validate_some_served(stage: str, refused: Mapping[str, FailedRequest], problems: Sequence[Problem]) -> None:
     """Raises TooManyFailed when every problem was refused, whatever the settings allow."""
     if problems and len(refused) == len(problems):
         raise TooManyFailed(f"{stage}: there is no completion of any problem: {next(iter(refused.values())).reason}")
@@ -133,7 +133,7 @@ def scores_of_failed(
     ]
 
 
-def failed_counts(refused: Mapping[str, Refused]) -> dict[str, int]:
+def failed_counts(refused: Mapping[str, FailedRequest]) -> dict[str, int]:
     """Ledger counts of a step that scores failed rows as not right, by kind of failure."""
     kinds = Counter(refusal.kind for refusal in refused.values())
     return {f"not right: {kind}": count for kind, count in kinds.items()}

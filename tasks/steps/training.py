@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from conf.training import Dpo, Sft, SimPO, Training
-from models.training.launcher import LOG, RECOMPUTES, Job, TrainingFailed, TrainJob, job_paths
+from models.training.launcher import LOG, RECOMPUTES, TrainerJob, TrainingFailed, TrainJob, job_paths
 from reasoning.records import Demonstration, Pair, Usage
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import step
@@ -120,7 +120,7 @@ def run_job(
     *,
     rows_in: int,
     usage: Callable[[Sequence[dict[str, Any]]], Usage],
-    make_job: Callable[[Path], Job],
+    make_job: Callable[[Path], TrainerJob],
     counts: Callable[[Sequence[dict[str, Any]]], dict[str, int]] = lambda _: {},
 ) -> ArtifactRef:
     """Runs a training job and returns the checkpoint. Raises TrainingFailed.

@@ -96,7 +96,7 @@ def long_short_changes(shapes: Shapes, model: str, teacher: str, llm_url: str) -
         "AMC23": shapes.problems("amc23", 1, None),
         "GPQA-Diamond": shapes.problems("mmlu_pro_sample", 1, None, choices="choices"),
     }
-    steps = ("max_steps=2", "problems_per_step=2", "num_generations=4", "warmup_ratio=0.0", "learning_rate=1e-4")
+    steps = ("max_steps=2", "problems_per_step=2", "num_generations=2", "warmup_ratio=0.0", "learning_rate=1e-4")
     # The scripted texts vary at random from step to step, so collapse limits are disabled.
     bounds = ("min_tokens=0.0", "max_tokens=1e6", "min_quality_reward=0.0")
     return [

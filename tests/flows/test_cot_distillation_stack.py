@@ -14,7 +14,7 @@ from conf.load import load
 from conf.tiny_model import Teacher
 from flows.cot_distillation import run_cot_distillation
 from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
-from models.inference.engine import Finished, Refused, Request
+from models.inference.engine import FailedRequest, Finished, Request
 from models.inference.scripted_engine import ScriptedEngine
 from models.llm.client import CapReached, TooManyInvalidReplies
 from reasoning.records import CompressedTrace, Demonstration, Match, Pair, PairKind, Problem, Trace, Verdict
@@ -131,9 +131,9 @@ class FailingEngine(ScriptedEngine):
 
     probes = 0
 
-    def serve(self, model: Checkpoint, ticket: int, request: Request) -> Finished | Refused:
+    def serve(self, model: Checkpoint, request_id: int, request: Request) -> Finished | FailedRequest:
         self.probes += model.decode(request.prompt_ids[-8:]).endswith("boxed{")
-        return Refused(ticket, "a test") if self.probes == 100 else super().serve(model, ticket, request)
+        return FailedRequest(request_id, "a test") if self.probes == 100 else super().serve(model, request_id, request)
 
 
 def test_a_trace_without_values_is_dropped_and_counted(tmp_path: Path):

@@ -17,8 +17,8 @@ from flows.cot_distillation import run_cot_distillation
 from flows.dto import run_dto
 from flows.long_short import run_long_short
 from models.checkpoints.checkpoint import Checkpoint
-from models.inference.engine import Completion, Failure, Finished, Refused, Request
-from models.inference.rollout_engine import TooManyFailed
+from models.inference.engine import Completion, FailedRequest, Failure, Finished, Request
+from models.inference.rollout_executor import TooManyFailed
 from models.inference.scripted_engine import ScriptedEngine
 from models.tiny_model import END
 from reasoning.records import Scan, Score, Trace, Verdict
@@ -41,18 +41,18 @@ class FailingEngine(ScriptedEngine):
         super().__init__(script)
         self._number, self._every = count(1), every
 
-    def serve(self, model: Checkpoint, ticket: int, request: Request) -> Finished | Refused:
-        return self._failure(ticket) or super().serve(model, ticket, request)
+    def serve(self, model: Checkpoint, request_id: int, request: Request) -> Finished | FailedRequest:
+        return self._failure(request_id) or super().serve(model, request_id, request)
 
-    def log_probs(self, model: Checkpoint, texts: Sequence[tuple[int, ...]]) -> Iterator[list[float] | Refused]:
-        for ticket, found in enumerate(super().log_probs(model, texts)):
-            yield self._failure(ticket) or found
+    def log_probs(self, model: Checkpoint, texts: Sequence[tuple[int, ...]]) -> Iterator[list[float] | FailedRequest]:
+        for request_id, found in enumerate(super().log_probs(model, texts)):
+            yield self._failure(request_id) or found
 
-    def _failure(self, ticket: int) -> Refused | None:
+    def _failure(self, request_id: int) -> FailedRequest | None:
         number = next(self._number)
         if number % self._every:
             return None
-        return Refused(ticket, f"failure {number}", KINDS[number // self._every % len(KINDS)])
+        return FailedRequest(request_id, f"failure {number}", KINDS[number // self._every % len(KINDS)])
 
 
 def refusals_of(run: ScriptedRun) -> Counter[str]:

@@ -14,7 +14,7 @@ from flows.long_short import run_long_short
 from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
 from models.inference.engine import Completion, Request
 from models.inference.scripted_engine import ScriptedEngine
-from models.training.launcher import Job, RlJob, TrainingFailed
+from models.training.launcher import GrpoJob, TrainerJob, TrainingFailed
 from reasoning.dialogue import Speaker, turns_of
 from reasoning.records import (
     ChunkedTrace,
@@ -48,11 +48,11 @@ class Run(ScriptedRun):
     make = staticmethod(speaking)
 
     def __init__(self, root: Path, *changes: str):
-        self.jobs: list[Job] = []
+        self.jobs: list[TrainerJob] = []
         settings = load(LongShort, "tiny", (*SMALL, f"storage.root={root}", *changes))
         super().__init__("long-short", settings, run_long_short, self.make)
 
-    def train(self, job: Job, folder: Path, progress: Callable[[int, int], None]) -> list[dict[str, Any]]:
+    def train(self, job: TrainerJob, folder: Path, progress: Callable[[int, int], None]) -> list[dict[str, Any]]:
         self.jobs.append(job)
         costs = {"training_flops": 2e6, "prompt_tokens": 7, "generated_tokens": 5, "flops": 1e6}
         return [figures | costs for figures in super().train(job, folder, progress)]
@@ -132,16 +132,16 @@ def test_each_turn_is_one_row_with_the_turns_before_as_prompt(first: Run):
 
 
 def test_rounds_alternate_and_continue_from_each_other(first: Run):
-    rounds = [job for job in first.jobs if isinstance(job, RlJob)]
+    rounds = [job for job in first.jobs if isinstance(job, GrpoJob)]
     long, short, alone = rounds
     cold = [first.made("train-sft", which).uri for which in (0, 1)]
-    trained = first.made("reinforce", 0).uri
+    trained = first.made("train-grpo", 0).uri
     assert (long.trains, str(long.model), str(long.partner)) == ("long", *cold)
     assert (short.trains, str(short.model), str(short.partner)) == ("short", cold[1], trained)
     assert (alone.trains, alone.model, alone.partner) == (None, TINY_MODEL, None)
     assert alone.rl.max_steps == 2 * long.rl.max_steps
     assert len({long.seed, short.seed}) == 2
-    line = next(line for line in first.report["ledger"] if line["stage"] == "reinforce")
+    line = next(line for line in first.report["ledger"] if line["stage"] == "train-grpo")
     assert (line["generated_tokens"], line["prompt_tokens"]) == (5, 7)
     assert line["flops"] == pytest.approx(1e6 + 2e6)
 
@@ -175,12 +175,12 @@ def test_an_unchanged_run_starts_no_engine(first: Run, root: Path):
         ("rl.save_steps=5", set()),
         ("rl.collapse_limits.max_tokens=9", set()),
         ("engine.max_num_seqs=7", set()),
-        ("rl.max_steps=3", {"reinforce", "evaluate-dialogues"}),
-        ("sft.learning_rate=1e-4", {"train-sft", "reinforce", "evaluate-dialogues"}),
+        ("rl.max_steps=3", {"train-grpo", "evaluate-dialogues"}),
+        ("sft.learning_rate=1e-4", {"train-sft", "train-grpo", "evaluate-dialogues"}),
         ("importance.decay=0", {"build-cold-start-dialogues"}),  # the scripted values give the same dialogues
         (
             "protocol.forced_answer_prefix=So \\boxed{",
-            {"drop-long-prompts", "build-turn-sft-rows", "reinforce", "evaluate-dialogues"},
+            {"drop-long-prompts", "build-turn-sft-rows", "train-grpo", "evaluate-dialogues"},
         ),
         ("benchmark_sampling.temperature=0.5", {"evaluate", "evaluate-dialogues"}),
     ],
@@ -252,8 +252,8 @@ def test_chunking_by_a_language_model(tmp_path: Path, chat: Callable[..., Chat])
 def test_the_model_pair_of_a_run_is_saved(first: Run, tmp_path: Path):
     folders, settings = load_model_pair(first.ctx.directory.path)
     assert folders == {
-        Speaker.LONG: Path(first.made("reinforce", 0).uri),
-        Speaker.SHORT: Path(first.made("reinforce", 1).uri),
+        Speaker.LONG: Path(first.made("train-grpo", 0).uri),
+        Speaker.SHORT: Path(first.made("train-grpo", 1).uri),
     }
     assert settings.protocol.long_role == "<|long|>"
     with pytest.raises(MissingModelPair, match="name the folder of a finished run"):

@@ -19,7 +19,7 @@ from flows.long_short import run_long_short
 from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
 from models.inference.scripted_engine import ScriptedEngine
 from models.inference.vllm_server import VllmServer
-from models.training.launcher import Job, RlJob
+from models.training.launcher import GrpoJob, TrainerJob
 from reasoning.stories import Split, Story, draw_stories
 from tasks.runtime.context import RunContext
 from tasks.steps.problem_hub import DataFile
@@ -141,7 +141,7 @@ class DryRun(ScriptedRun):
         self.jobs: list[Any] = []
         super().__init__(settings.pipeline, settings, body, make)
 
-    def train(self, job: Job, folder: Path, progress: Callable[[int, int], None]) -> list[dict[str, Any]]:
+    def train(self, job: TrainerJob, folder: Path, progress: Callable[[int, int], None]) -> list[dict[str, Any]]:
         self.jobs.append(job)
         return super().train(job, folder, progress)
 
@@ -202,7 +202,7 @@ def test_a_paper_preset_of_long_short_runs_dry(
     sft, rl = run.jobs[:2], run.jobs[2:]
     assert [job.method for job in sft] == ["sft", "sft"]
     assert [job.trains for job in rl] == ["long", "short"]
-    assert all(isinstance(job, RlJob) and job.learning_rate == 5e-6 and job.lora for job in rl)
+    assert all(isinstance(job, GrpoJob) and job.learning_rate == 5e-6 and job.lora for job in rl)
     assert {job.max_length for job in sft} == {settings.engine.max_model_len}
 
 

@@ -47,8 +47,8 @@ def test_a_model_is_trained_in_dialogue_with_another(root: Path):
     lines = stages(report)
     assert lines["sample-traces"]["rows_out"] > 0
     assert lines["build-cold-start-dialogues"]["rows_out"] > 0
-    assert lines["reinforce"]["generated_tokens"] > 0
-    assert lines["reinforce"]["flops"] > 0
+    assert lines["train-grpo"]["generated_tokens"] > 0
+    assert lines["train-grpo"]["flops"] > 0
     (figures,) = (root / "latest").glob("grpo-long-*.jsonl")
     steps = [json.loads(step) for step in figures.read_text().splitlines()]
     assert [step["step"] for step in steps] == [1, 2]

@@ -19,7 +19,7 @@ from models.checkpoints.checkpoint import Checkpoint
 from models.inference.engine import Completion, Request
 from models.inference.scripted_engine import ScriptedEngine
 from models.tiny_model import END
-from models.training.launcher import Job
+from models.training.launcher import TrainerJob
 from reasoning.stories import OverThinker, Split, Story, draw_stories
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import Step
@@ -84,7 +84,7 @@ def speaking() -> ScriptedEngine:
     return ScriptedEngine(speak_turn)
 
 
-def pretend_training(job: Job, folder: Path, progress: Callable[[int, int], None]) -> list[dict[str, Any]]:
+def pretend_training(job: TrainerJob, folder: Path, progress: Callable[[int, int], None]) -> list[dict[str, Any]]:
     """A stand-in trainer: copies the base model, with another fingerprint."""
     shutil.copytree(job.model, job.output)
     recorded = job.model_dump(mode="json", include={"beta", "learning_rate", "rl"}) | {"rows": job.rows.name}
@@ -168,7 +168,7 @@ class ScriptedRun:
         self.redone = [line["stage"] for line in self.report["ledger"] if not line["cached"]]
         self.completions = sum(engine.completions for engine in self.engines)
 
-    def train(self, job: Job, folder: Path, progress: Callable[[int, int], None]) -> list[dict[str, Any]]:
+    def train(self, job: TrainerJob, folder: Path, progress: Callable[[int, int], None]) -> list[dict[str, Any]]:
         return pretend_training(job, folder, progress)
 
     def rows(self, step: str, kind: type[Any], which: int = 0) -> list[Any]:

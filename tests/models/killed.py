@@ -18,22 +18,24 @@ from typing import Any
 
 from conf.sampling import Sampling
 from models.checkpoints.checkpoint import Checkpoint
-from models.inference import rollout_engine, rollout_store, scheduler
+from models.inference import rollout_executor, rollout_store, scheduler
 from models.inference.engine import Completion
-from models.inference.rollout_engine import RolloutExecutor
+from models.inference.rollout_executor import RolloutExecutor
 from models.inference.rollout_store import Purpose, RolloutStore
-from models.inference.scheduler import EngineScheduler, Job, PendingRequest
+from models.inference.scheduler import EngineScheduler, PendingRequest, SamplingJob
 from models.inference.scripted_engine import ScriptedEngine
-from reasoning.sampling_plans import EarliestCrossing
+from reasoning.sampling_plans import ForwardScanPlan
 
 TRACES, PREFIXES, K = 60, 10, 8
 SAMPLING = Sampling(samples=K)
-WATCHED = {scheduler.__file__, rollout_engine.__file__, rollout_store.__file__}
+WATCHED = {scheduler.__file__, rollout_executor.__file__, rollout_store.__file__}
 
 
-def job(trace: int) -> Job:
-    plan = EarliestCrossing(PREFIXES, K, 0.5)
-    return Job(plan, lambda index: (trace, index), SAMPLING, lambda group: [bool(c.token_ids[0]) for c in group], 2)
+def job(trace: int) -> SamplingJob:
+    plan = ForwardScanPlan(PREFIXES, K, 0.5)
+    return SamplingJob(
+        plan, lambda index: (trace, index), SAMPLING, lambda group: [bool(c.token_ids[0]) for c in group], 2
+    )
 
 
 def die_after(lines: int) -> None:
@@ -55,11 +57,11 @@ def main(url: str, model: str, log: Path, lines: int) -> None:
     engine = ScriptedEngine(lambda *_: Completion((int(rng.random() < 0.35), rng.getrandbits(31)), True))
 
     class Logged(EngineScheduler):
-        def submit(self, ticket: int, pending: PendingRequest) -> None:
+        def submit(self, request_id: int, pending: PendingRequest) -> None:
             first = pending.sample_range.first + len(pending.completions)
             with log.open("a") as file:
                 file.write(json.dumps([pending.request.prompt_ids, first, pending.missing]) + "\n")
-            super().submit(ticket, pending)
+            super().submit(request_id, pending)
 
     run = RolloutExecutor(RolloutStore(url), [Logged(engine, Checkpoint.open(Path(model)))], Purpose.PROBE, 0)
     jobs = [job(trace) for trace in range(TRACES)]

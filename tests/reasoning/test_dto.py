@@ -11,7 +11,7 @@ from reasoning.dto import (
     shortest_right,
 )
 from reasoning.records import OptimisedTrace, PairKind, Probe, Scan, Trace, Verdict
-from reasoning.sampling_plans import EarliestCrossing
+from reasoning.sampling_plans import ForwardScanPlan
 
 
 def trace(problem: str = "p", sample: int = 0, length: int = 10, verdict: Verdict = Verdict.RIGHT) -> Trace:
@@ -28,7 +28,7 @@ def trace(problem: str = "p", sample: int = 0, length: int = 10, verdict: Verdic
 @given(st.lists(st.integers(0, 8), min_size=1, max_size=12))
 def test_scan_holds_the_probes_up_to_the_first_passing_prefix(right_counts: list[int]):
     ends = [3 * (index + 1) for index in range(len(right_counts))]
-    plan = EarliestCrossing(len(ends), 8, 0.5)
+    plan = ForwardScanPlan(len(ends), 8, 0.5)
     while ranges := plan.next_ranges():
         for drawn in ranges:
             right = right_counts[drawn.prefix]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from reasoning.records import CostBounds
 from reasoning.sampling_plans import (
     BinarySearchPlan,
-    EarliestCrossing,
+    ForwardScanPlan,
     FullEstimate,
     Outcomes,
     SampleRange,
@@ -20,7 +20,6 @@ from reasoning.sampling_plans import (
     SequentialTest,
     cost_bounds,
     count_agreeing,
-    estimate_value,
     min_successes,
 )
 
@@ -65,7 +64,7 @@ def test_sequential_test_stops_at_the_fewest_deciding_rollouts():
 
 @given(rows, percents)
 def test_earliest_crossing_equals_that_of_all_rollouts(samples: list[list[bool]], percent: int):
-    plan = EarliestCrossing(len(samples), K, percent / 100)
+    plan = ForwardScanPlan(len(samples), K, percent / 100)
     play(plan, samples)
     assert plan.crossing == next((i for i, row in enumerate(samples) if passes(row, percent)), None)
 
@@ -73,7 +72,7 @@ def test_earliest_crossing_equals_that_of_all_rollouts(samples: list[list[bool]]
 @given(rows, percents)
 def test_no_rollout_is_wasted(samples: list[list[bool]], percent: int):
     """The minimum: for each prefix up to the crossing, the samples up to the first that decides it."""
-    plan = EarliestCrossing(len(samples), K, percent / 100)
+    plan = ForwardScanPlan(len(samples), K, percent / 100)
     sampled = play(plan, samples)
     r = min_successes(K, percent / 100)
     crossing = next((i for i, row in enumerate(samples) if passes(row, percent)), len(samples) - 1)
@@ -89,7 +88,7 @@ def test_no_rollout_is_wasted(samples: list[list[bool]], percent: int):
 def test_lookahead_keeps_decisions_and_counts_wasted_rollouts(
     samples: list[list[bool]], percent: int, lookahead: int, order: random.Random
 ):
-    plain, ahead = (EarliestCrossing(len(samples), K, percent / 100, depth) for depth in (0, lookahead))
+    plain, ahead = (ForwardScanPlan(len(samples), K, percent / 100, depth) for depth in (0, lookahead))
     needed = sum(drawn_range.count for drawn_range in play(plain, samples))
     drawn = sum(drawn_range.count for drawn_range in play(ahead, samples, order))
     assert ahead.crossing == plain.crossing
@@ -114,14 +113,14 @@ def test_binary_search_always_returns_a_passing_prefix(samples: list[list[bool]]
 
 
 def test_trace_without_prefixes_has_no_crossing():
-    for plan in (EarliestCrossing(0, K, 0.5), BinarySearchPlan(0, K, 0.5)):
+    for plan in (ForwardScanPlan(0, K, 0.5), BinarySearchPlan(0, K, 0.5)):
         assert play(plan, []) == []
         assert plan.crossing is None
 
 
 def test_agreement_replaces_ground_truth():
     answers = ["7", None, "8", "7", "7", "9", "7", "7"]
-    plan = EarliestCrossing(1, K, 0.5, count_successes=count_agreeing)
+    plan = ForwardScanPlan(1, K, 0.5, count_successes=count_agreeing)
     sampled = play(plan, [answers])
     # 5 of 8 must agree: after 4 samples two 7s lack three; after 7 four lack one, and one sample is left.
     assert [(drawn_range.first, drawn_range.count) for drawn_range in sampled] == [(0, 4), (4, 2), (6, 1), (7, 1)]
@@ -145,14 +144,14 @@ def test_mean_number_of_rollouts(chance: float, expected: float):
     for bits in range(2**K):
         row = [bool(bits >> index & 1) for index in range(K)]
         weight = chance ** sum(row) * (1 - chance) ** (K - sum(row))
-        plan = EarliestCrossing(1, K, 0.5)
+        plan = ForwardScanPlan(1, K, 0.5)
         mean += weight * sum(drawn_range.count for drawn_range in play(plan, [row]))
     assert mean == pytest.approx(expected, abs=0.005)
 
 
 @given(rows, st.integers(1, 60), st.integers(0, 20))
 def test_cost_bounds(samples: list[list[bool]], length: int, opening: int):
-    plan = EarliestCrossing(len(samples), K, 0.5)
+    plan = ForwardScanPlan(len(samples), K, 0.5)
     sampled = play(plan, samples)
     lengths = [length * (index + 1) for index in range(len(samples))]
     got = cost_bounds(plan, lengths, opening, K, block=32)
@@ -162,11 +161,3 @@ def test_cost_bounds(samples: list[list[bool]], length: int, opening: int):
     assert got.prefill_floor == length * reached + got.rollouts * (32 + opening)
     assert got.prefill_naive == sum(K * (prefix + opening) for prefix in lengths)
     assert got + got == CostBounds(**{name: 2 * value for name, value in got.model_dump().items()})
-
-
-def test_value_interval_is_wilsons():
-    """For 1 right of 5: (0.2 + z²/10 ± z·√(0.2·0.8/5 + z²/100)) / (1 + z²/5), z = 1.96."""
-    got = estimate_value([True, False, False, False, False])
-    assert got == pytest.approx((0.2, 0.0362, 0.6245), abs=1e-4)
-    assert estimate_value([False] * 5).low == pytest.approx(0)
-    assert estimate_value([True] * 5).high == pytest.approx(1)

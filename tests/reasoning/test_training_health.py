@@ -5,13 +5,13 @@ import pytest
 from conf.long_short import CollapseLimits
 from reasoning.records import EvaluatedDialogue, ModelCall, Verdict
 from reasoning.rewards import DialogueOutcome, group_rewards, reward_gain
-from reasoning.training_health import StepFigures, collapse, is_best
+from reasoning.training_health import StepMetrics, collapse, is_best
 
 
-def history(*steps: tuple[float, float]) -> list[StepFigures]:
+def history(*steps: tuple[float, float]) -> list[StepMetrics]:
     """Steps given as (tokens, reward)."""
     return [
-        StepFigures(step=number, tokens=tokens, quality_reward=reward) for number, (tokens, reward) in enumerate(steps)
+        StepMetrics(step=number, tokens=tokens, quality_reward=reward) for number, (tokens, reward) in enumerate(steps)
     ]
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from conf.engine import Engine, Storage
 from models.checkpoints.token_texts import Undecodable
-from models.inference.engine import Failure, Refused
-from models.inference.rollout_engine import TooManyFailed
+from models.inference.engine import FailedRequest, Failure
+from models.inference.rollout_executor import TooManyFailed
 from models.inference.scripted_engine import ScriptedEngine
 from reasoning.records import SkippedRow, Trace, Verdict
 from tasks.runtime.context import RunContext, StepContext
@@ -61,7 +61,7 @@ def test_undecodable_traces_are_skipped(ctx: StepContext):
         [trace(1)],
         rows_in=4,
         dropped={"truncated": 1},
-        skipped=skipped + skipped_rows({"p7/0": Refused(0, "no reply within 9 s", Failure.TIMED_OUT)}),
+        skipped=skipped + skipped_rows({"p7/0": FailedRequest(0, "no reply within 9 s", Failure.TIMED_OUT)}),
     )
     assert ref.count
     assert ref.count.dropped == {"truncated": 1, "undecodable": 1, "timed-out": 1}

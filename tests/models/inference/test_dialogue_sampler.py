@@ -15,7 +15,7 @@ from conf.sampling import Sampling
 from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
 from models.inference.dialogue_sampler import DialogueSampler, DialogueState, TurnCodec
 from models.inference.engine import Completion, Request
-from models.inference.rollout_engine import RolloutExecutor
+from models.inference.rollout_executor import RolloutExecutor
 from models.inference.rollout_store import Purpose, RolloutStore
 from models.inference.scheduler import EngineScheduler
 from models.inference.scripted_engine import ScriptedEngine
@@ -259,7 +259,7 @@ def test_resumed_dialogues_do_not_deadlock_two_schedulers(tmp_path: Path):
         ]
         schedulers = [EngineScheduler(SmallCache(script), MODEL) for script in (think, short)]
         store = RolloutStore(f"sqlite:///{tmp_path / 'db'}")
-        RolloutExecutor(store, schedulers, Purpose.VALUE, 0).run_jobs(plan.job(Sampling()) for plan in plans)
+        RolloutExecutor(store, schedulers, Purpose.VALUE, 0).run_to_completion(plan.job(Sampling()) for plan in plans)
         return [str(plan.dialogues[0].dialogue) for plan in plans]
 
     with pytest.raises(ConnectionError):

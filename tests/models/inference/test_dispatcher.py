@@ -17,7 +17,7 @@ import pytest
 from conf.sampling import Sampling
 from models.inference import dispatcher
 from models.inference.dispatcher import Dispatcher, EndpointState, InFlightRequest, ScoredText, ServerFailed, score_all
-from models.inference.engine import Failure, Finished, Refused, Request
+from models.inference.engine import FailedRequest, Failure, Finished, Request
 
 SAMPLING = Sampling(max_tokens=5)
 Answer = Callable[[dict[str, Any], int], dict[str, Any] | bytes | int | None]
@@ -182,18 +182,18 @@ def _short_retry_delay(monkeypatch: pytest.MonkeyPatch) -> None:
 def ask(
     servers: list[Server], count: int = 20, affinity: Callable[[int], int] = lambda n: n, timeout: float = 60
 ) -> dict[int, Any]:
-    """Results of requests for three completions each, by ticket."""
+    """Results of requests for three completions each, by request_id."""
     events: SimpleQueue[Any] = SimpleQueue()
     with Dispatcher(servers, lambda _: timeout, events.put) as session:
-        for ticket in range(count):
-            session.submit(ticket, Request((ticket,), SAMPLING, 3), affinity(ticket))
+        for request_id in range(count):
+            session.submit(request_id, Request((request_id,), SAMPLING, 3), affinity(request_id))
         found: dict[int, Any] = {}
         while len(found) < count:
             event = events.get(timeout=20)
             if isinstance(event, BaseException):
                 raise event
-            assert event.ticket not in found
-            found[event.ticket] = event
+            assert event.request_id not in found
+            found[event.request_id] = event
         return found
 
 
@@ -221,7 +221,7 @@ def test_transient_errors_are_retried(serve: Callable[..., Server], status: int)
 def test_permanent_errors_refuse_only_their_request(serve: Callable[..., Server]):
     server = serve(lambda body, number: {2: 503, 3: 400}.get(body["prompt"][0]) or valid_reply(body, number))
     found = ask([server])
-    assert {ticket for ticket, event in found.items() if isinstance(event, Refused)} == {2, 3}
+    assert {request_id for request_id, event in found.items() if isinstance(event, FailedRequest)} == {2, 3}
     assert found[2].reason.startswith("5 attempts failed; the last: status 503")
     assert found[3].reason.startswith("status 400")
     assert (server.asked[2,], server.asked[3,]) == (5, 1)
@@ -295,7 +295,7 @@ def test_an_invalid_reply_refuses_its_request(
     bad = faulty(fault)
     server = serve(lambda body, number: bad(body, number) if body["prompt"] == [2] else valid_reply(body, number))
     found = ask([server], count=4)
-    assert {ticket for ticket, event in found.items() if isinstance(event, Refused)} == {2}
+    assert {request_id for request_id, event in found.items() if isinstance(event, FailedRequest)} == {2}
     assert (found[2].kind, server.asked[2,]) == (kind, tries)
     assert found[2].reason.startswith(reason)
     assert "\n" not in found[2].reason
@@ -330,7 +330,7 @@ def test_the_timeout_depends_on_max_tokens(serve: Callable[..., Server]):
     with Dispatcher([serve()], lambda tokens: asked.append(tokens) or 60, events.put) as session:
         session.submit(0, Request((0,), SAMPLING, 1), 0)
         session.submit(1, Request((1,), Sampling(max_tokens=32_768), 1), 0)
-        assert {events.get(timeout=20).ticket for _ in range(2)} == {0, 1}
+        assert {events.get(timeout=20).request_id for _ in range(2)} == {0, 1}
     assert sorted(asked) == [5, 32_768]
 
 
@@ -362,8 +362,8 @@ def test_a_crashed_server_is_restarted_and_all_requests_finish(serve: Callable[.
 def test_poison_requests_are_found_and_refused(serve: Callable[..., Server], poison: set[int]):
     server = serve(lambda body, number: None if body["prompt"][0] in poison else valid_reply(body, number), slots=24)
     found = ask([server], count=40)
-    assert {ticket for ticket, event in found.items() if isinstance(event, Refused)} == poison
-    assert all(found[ticket].reason == "the server crashed each time it ran this request" for ticket in poison)
+    assert {request_id for request_id, event in found.items() if isinstance(event, FailedRequest)} == poison
+    assert all(found[request_id].reason == "the server crashed each time it ran this request" for request_id in poison)
 
 
 def test_a_refused_request_leaves_quarantine(serve: Callable[..., Server]):
@@ -377,7 +377,7 @@ def test_a_refused_request_leaves_quarantine(serve: Callable[..., Server]):
         )
 
     found = ask([serve(answer, slots=24)], count=40)
-    assert any(isinstance(event, Refused) for event in found.values())
+    assert any(isinstance(event, FailedRequest) for event in found.values())
 
 
 def test_a_request_served_before_the_crash_is_not_quarantined(serve: Callable[..., Server]):
@@ -418,9 +418,11 @@ def test_a_failed_restart_ends_the_session(serve: Callable[..., Server]):
 
 def test_requests_of_a_trace_go_to_one_endpoint(serve: Callable[..., Server]):
     servers = [serve(slots=1000), serve(slots=1000)]
-    ask(servers, count=60, affinity=lambda ticket: ticket % 6)
+    ask(servers, count=60, affinity=lambda request_id: request_id % 6)
     homes = {
-        trace: {index for index, server in enumerate(servers) for (ticket,) in server.asked if ticket % 6 == trace}
+        trace: {
+            index for index, server in enumerate(servers) for (request_id,) in server.asked if request_id % 6 == trace
+        }
         for trace in range(6)
     }
     assert all(len(where) == 1 for where in homes.values())
@@ -475,7 +477,7 @@ def test_log_probs_keep_their_order_despite_faults(serve: Callable[..., Server])
 
     texts = [tuple(range(n, n + 3)) for n in range(40)]
     found = list(score_all([serve(scored)], lambda _: 60, texts))
-    assert found[20] == Refused(20, "requested 2 log-probs, got others", Failure.MALFORMED)
+    assert found[20] == FailedRequest(20, "requested 2 log-probs, got others", Failure.MALFORMED)
     assert [one for n, one in enumerate(found) if n != 20] == [
         [-(n + 1) / 10, -(n + 2) / 10] for n in range(40) if n != 20
     ]

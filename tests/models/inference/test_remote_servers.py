@@ -12,7 +12,7 @@ from conf.engine import Engine
 from models.checkpoints.checkpoint import Checkpoint
 from models.inference import dispatcher, remote_servers
 from models.inference.dispatcher import ServerFailed
-from models.inference.engine import Finished, Refused, Request
+from models.inference.engine import FailedRequest, Finished, Request
 from models.inference.remote_servers import RemoteServers, WrongEndpoint, base_url
 from tests.models.fakes import fake_checkpoint
 from tests.models.inference.test_dispatcher import SAMPLING, Server, valid_reply
@@ -41,8 +41,8 @@ def engine(servers: list[Server], **settings: Any) -> RemoteServers:
 def ask(servers: RemoteServers, model: Checkpoint, count: int) -> list[Any]:
     events: SimpleQueue[Any] = SimpleQueue()
     with servers.session(model, events.put) as session:
-        for ticket in range(count):
-            session.submit(ticket, Request((ticket,), SAMPLING, 3), ticket)
+        for request_id in range(count):
+            session.submit(request_id, Request((request_id,), SAMPLING, 3), request_id)
         found = [events.get(timeout=20) for _ in range(count)]
     if errors := [event for event in found if isinstance(event, BaseException)]:
         raise errors[0]
@@ -70,7 +70,7 @@ def test_one_of_two_servers_is_killed_and_recovers(pair: list[Server], model: Ch
     servers = engine(pair)
     assert servers.max_concurrency == 12
     found = ask(servers, model, 300)
-    assert sorted(event.ticket for event in found) == list(range(300))
+    assert sorted(event.request_id for event in found) == list(range(300))
     assert all(isinstance(event, Finished) for event in found)
     assert back.is_set()
     assert first.number > 60
@@ -101,7 +101,7 @@ def test_the_api_key_comes_from_the_environment_and_is_in_no_message(
         ask(engine(pair), model, 1)
     assert "wrong-key" not in str(failure.value)
     monkeypatch.setenv(remote_servers.KEY, "s3cret")
-    assert not any(isinstance(event, Refused) for event in ask(engine(pair), model, 20))
+    assert not any(isinstance(event, FailedRequest) for event in ask(engine(pair), model, 20))
 
 
 def test_log_probs(pair: list[Server], model: Checkpoint):

@@ -59,11 +59,11 @@ def sample(
 ) -> dict[int, Finished]:
     events: SimpleQueue[Any] = SimpleQueue()
     with server.session(model, events.put) as session:
-        for ticket, prompt in enumerate(prompts):
-            session.submit(ticket, Request(model.encode(prompt), sampling, sampling.samples), ticket)
+        for request_id, prompt in enumerate(prompts):
+            session.submit(request_id, Request(model.encode(prompt), sampling, sampling.samples), request_id)
         finished = [events.get() for _ in prompts]
     assert all(isinstance(event, Finished) for event in finished), finished
-    return {event.ticket: event for event in finished}
+    return {event.request_id: event for event in finished}
 
 
 def perturbed(folder: Path, step: float, honest: bool = True) -> Checkpoint:

@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig, Qw
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from conf.engine import Engine
-from conf.long_short import CollapseLimits, Protocol, Reinforcement
+from conf.long_short import CollapseLimits, Grpo, Protocol
 from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
-from models.inference.engine import Completion, Failure, Finished, Refused, Request
-from models.inference.rollout_engine import TooManyFailed
+from models.inference.engine import Completion, FailedRequest, Failure, Finished, Request
+from models.inference.rollout_executor import TooManyFailed
 from models.inference.rollout_store import RolloutStore
 from models.inference.scripted_engine import ScriptedEngine
 from models.training.grpo import (
@@ -33,13 +33,13 @@ from models.training.grpo import (
     grpo_config,
     log_probs_of,
     problem_order,
-    reinforce,
     reward_functions,
     run,
+    train_grpo,
     write_weights,
 )
-from models.training.launcher import RlJob
-from models.training.train import recomputes
+from models.training.launcher import GrpoJob
+from models.training.train import uses_gradient_checkpointing
 from reasoning.answers.verifier import Verifier
 from reasoning.records import Problem, TextPart
 
@@ -51,8 +51,8 @@ TURNS = (
 )
 
 
-def job(folder: Path, **rl: Any) -> RlJob:
-    return RlJob(
+def job(folder: Path, **rl: Any) -> GrpoJob:
+    return GrpoJob(
         model=TINY_MODEL,
         rows=folder / "rows.parquet",
         output=folder / "out",
@@ -70,7 +70,7 @@ def job(folder: Path, **rl: Any) -> RlJob:
         trains="short",
         partner=TINY_MODEL,
         protocol=Protocol(),
-        rl=Reinforcement(problems_per_step=2, num_generations=2, per_device_train_batch_size=4, **rl),
+        rl=Grpo(problems_per_step=2, num_generations=2, per_device_train_batch_size=4, **rl),
         max_tokens=64,
         engine=Engine(servers_per_gpu=2),
         store="",
@@ -363,7 +363,7 @@ def problems(folder: Path) -> None:
 
 
 def run_grpo(
-    grpo_job: RlJob,
+    grpo_job: GrpoJob,
     url: str,
     script: Callable[..., Completion] = dialogue_script,
     make: Callable[..., ScriptedEngine] = ScriptedEngine,
@@ -372,7 +372,7 @@ def run_grpo(
     engines = [make(script) for _ in range(2 if grpo_job.partner else 1)]
     store, verifier = RolloutStore(url), Verifier()
     try:
-        reinforce(grpo_job, engines, store, verifier)
+        train_grpo(grpo_job, engines, store, verifier)
     finally:
         store.close()
         verifier.close()
@@ -455,14 +455,14 @@ class FirstProblemOnly(ScriptedEngine):
 
     served: tuple[int, ...] = ()
 
-    def serve(self, model: Checkpoint, ticket: int, request: Request) -> Finished | Refused:
+    def serve(self, model: Checkpoint, request_id: int, request: Request) -> Finished | FailedRequest:
         self.served = self.served or request.prompt_ids
         if request.prompt_ids != self.served:
-            return Refused(ticket, "no reply", Failure.TIMED_OUT)
-        return super().serve(model, ticket, request)
+            return FailedRequest(request_id, "no reply", Failure.TIMED_OUT)
+        return super().serve(model, request_id, request)
 
 
-def single_model_job(folder: Path, **rl: Any) -> RlJob:
+def single_model_job(folder: Path, **rl: Any) -> GrpoJob:
     return job(folder, max_steps=1, **rl).model_copy(update={"trains": None, "partner": None, "protocol": None})
 
 
@@ -476,7 +476,9 @@ def test_a_failed_problem_is_not_trained_on(tmp_path: Path):
     assert (line["correctness"], line["dialogue_tokens"]) == (1.0, len(text))  # over complete dialogues
     prompt = len(MODEL.prompt_ids(Problem(id="p", prompt=(TextPart(text="Ann has 0."),), answer="7")))
     lengths = [prompt + len(text)] * 2 + [prompt + 1] * 2
-    assert line["training_flops"] == pytest.approx(MODEL.shape.training_flops(lengths, is_recomputed=recomputes()))
+    assert line["training_flops"] == pytest.approx(
+        MODEL.shape.training_flops(lengths, is_recomputed=uses_gradient_checkpointing())
+    )
     found = weights_of(tmp_path / "out")  # the two dialogues are identical, so their advantage is 0
     assert all(torch.equal(found[name], weight.float()) for name, weight in weights_of(TINY_MODEL).items())
 
@@ -512,7 +514,7 @@ def test_a_collapse_ends_the_round_and_names_the_best_weights(tmp_path: Path):
 
 
 def test_the_exit_reason_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def collapse(grpo_job: RlJob) -> None:
+    def collapse(grpo_job: GrpoJob) -> None:
         raise Collapsed("it did")
 
     monkeypatch.setattr("models.training.grpo.main", collapse)

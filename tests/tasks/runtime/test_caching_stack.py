@@ -22,7 +22,7 @@ from conf.tiny_model import Lesson
 from conf.training import SimPO
 from models.inference.dispatcher import ServerFailed
 from models.inference.remote_servers import WrongEndpoint
-from models.inference.rollout_engine import TooManyFailed
+from models.inference.rollout_executor import TooManyFailed
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import Step, StepInputs, canonical, is_transient, key_of, recipe_of
 from tests.conf.test_settings import ALL_SECTIONS

@@ -3,10 +3,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from conf.engine import Engine, Storage
 from conf.llm import Llm
 from models.inference.scripted_engine import ScriptedEngine
-from reasoning.llm_queries import LlmQuery, Solution
+from reasoning.llm_queries import LlmQuery
 from reasoning.records import Problem, SkippedRow, TextPart
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import StepInputs, canonical, step
@@ -61,11 +63,15 @@ def test_two_steps_run_in_parallel(tmp_path: Path):
         assert sorted(lists) == [f'{{"id":"{number}","reason":"test","detail":""}}\n' for number in range(2)]
 
 
+class Sum(BaseModel):
+    value: int
+
+
 def test_steps_that_share_an_auxiliary_model_pay_for_their_own_queries(tmp_path: Path, chat: Callable[..., Chat]):
-    llm = Llm(url=chat(lambda body, number: Answer("2"), prompt_tokens=100).url, model="m")
+    llm = Llm(url=chat(lambda body, number: Answer('{"value": 2}'), prompt_tokens=100).url, model="m")
 
     def prompt_tokens(count: int) -> int:
-        queries = [LlmQuery("", f"{count} + {number}?", Solution, 9) for number in range(count)]
+        queries = [LlmQuery("Add.", f"{count} + {number}?", Sum, 9) for number in range(count)]
         return query_llm(ctx, llm, f"ask-{count}", queries, max_invalid_fraction=0).usage.prompt_tokens
 
     with RunContext("test", Storage(root=str(tmp_path)), Engine()) as ctx, ThreadPoolExecutor(4) as threads:

@@ -18,7 +18,7 @@ from tasks.runtime.context import RunContext
 from tasks.steps.problem_files import ProblemsRefused
 from tasks.steps.problems import filter_by_prompt_length, load_problems, load_sources
 
-pytestmark = pytest.mark.usefixtures("prefect")
+pytestmark = pytest.mark.usefixtures("plain_steps")
 GOOD: list[dict[str, Any]] = [{"id": f"p{n}", "problem": f"{n}+1?", "answer": str(n + 1)} for n in range(30)]
 
 

@@ -1,8 +1,8 @@
-"""The rollout engine: runs sampling plans and keeps the engines' batches full across traces.
+"""The rollout executor: runs sampling plans and keeps the engines' batches full across traces.
 
-One thread requests, commits and decides. Sessions deliver into its queue, and completions are scored in other threads,
-so that neither waits for the other. A plan that needs two models uses two schedulers: the next turn is queued at the
-other one in the same iteration of the loop.
+One thread submits requests, commits completions and advances the plans. Sessions deliver into its queue, and
+completions are scored in other threads, so that neither waits for the other. A plan that needs two models uses two
+schedulers: the next turn is queued at the other one in the same iteration of the loop.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 from conf.errors import ReadableError
-from models.inference.engine import Completion, Failure, Finished, Refused, Request
+from models.inference.engine import Completion, FailedRequest, Failure, Finished, Request
 from models.inference.rollout_store import CLAIM_SECONDS, Purpose, RolloutStore, StoredCompletion, completion_key
-from models.inference.scheduler import EngineScheduler, Job, PendingRequest
+from models.inference.scheduler import EngineScheduler, PendingRequest, SamplingJob
 from reasoning.records import Usage
 from reasoning.sampling_plans import FullEstimate, Outcomes
 
 SCORING_THREADS = 4
 """Threads that score completions; hard answers wait there for a checker process."""
-LOOKUP_JOBS = 512
+MAX_OPEN_JOBS = 512
 """Largest number of open jobs, whose requests are looked up together."""
 BATCH_WINDOW = 0.01
 """Seconds over which events are batched: fewer transactions, and requests that reach the engine together."""
@@ -41,11 +41,11 @@ class _ScoredRequest:
 
 
 class TooManyFailed(ReadableError):
-    """Too many requests of a step failed for its result to be valid."""
+    """Too many requests of a stage failed for its result to be valid."""
 
 
 class FailureBudget:
-    """Failed rows of a step, counted by reason. A share may fail, since one bad row must not end a run."""
+    """Failed requests or rows of a stage, counted by reason. A share may fail, since one bad row must not end a run."""
 
     def __init__(self, stage: str, total: int, share: float):
         self._stage, self._total, self._share = stage, total, share
@@ -80,12 +80,12 @@ class RolloutExecutor:
         progress: Callable[[int, int], None] = lambda jobs, tokens: None,
         failures: FailureBudget | None = None,
     ):
-        """`progress` receives (finished jobs, new tokens). `failures` counts refused jobs and may end the run; if
+        """`progress` receives (finished jobs, new tokens). `failures` counts failed jobs and may end the run; if
         omitted, any number may fail."""
         self._store, self._schedulers = store, schedulers
         self._purpose, self._seed, self._progress, self._failures = purpose, seed, progress, failures
-        self._events: SimpleQueue[Finished | Refused | BaseException | _ScoredRequest] = SimpleQueue()
-        self._open: dict[int, Job] = {}
+        self._events: SimpleQueue[Finished | FailedRequest | BaseException | _ScoredRequest] = SimpleQueue()
+        self._open: dict[int, SamplingJob] = {}
         self._changed: list[int] = []
         """Jobs that may have finished since the last check."""
         self._to_look_up: list[PendingRequest] = []
@@ -96,19 +96,19 @@ class RolloutExecutor:
         """Number of samples counted by key hash; the recent keys, oldest first."""
         self._in_flight: dict[int, PendingRequest] = {}
         self._being_scored = 0
-        self._tickets = 0
+        self._request_ids = 0
         self._next_lookup = self._next_renewal = 0.0
 
     @property
     def usage(self) -> Usage:
         return sum((scheduler.usage for scheduler in self._schedulers), Usage())
 
-    def sample(self, requests: Sequence[Request]) -> list[tuple[Completion, ...] | Refused]:
-        """All completions of each request, in order, from the first scheduler; Refused where the request failed. Raises
-        TooManyFailed."""
+    def sample(self, requests: Sequence[Request]) -> list[tuple[Completion, ...] | FailedRequest]:
+        """All completions of each request, in order, from the first scheduler; FailedRequest where the request failed.
+        Raises TooManyFailed."""
         plans = [FullEstimate(1, request.count) for request in requests]
         jobs = [
-            Job(
+            SamplingJob(
                 plan,
                 lambda _, ids=request.prompt_ids: ids,
                 request.sampling,
@@ -118,15 +118,15 @@ class RolloutExecutor:
             )
             for plan, request in zip(plans, requests, strict=True)
         ]
-        self.run_jobs(jobs)
-        return [job.refused or tuple(plan.outcomes[0]) for job, plan in zip(jobs, plans, strict=True)]  # type: ignore[misc]
+        self.run_to_completion(jobs)
+        return [job.failure or tuple(plan.outcomes[0]) for job, plan in zip(jobs, plans, strict=True)]  # type: ignore[misc]
 
-    def run_jobs(self, jobs: Iterable[Job]) -> None:
+    def run_to_completion(self, jobs: Iterable[SamplingJob]) -> None:
         """Runs all jobs to their end. Raises TooManyFailed."""
         for _ in self.run(jobs):
             pass
 
-    def run(self, jobs: Iterable[Job]) -> Iterator[Job]:
+    def run(self, jobs: Iterable[SamplingJob]) -> Iterator[SamplingJob]:
         """Yields each job when its plan is closed or the job has failed. Keeps only open jobs in memory. Raises
         TooManyFailed."""
         numbered_jobs = enumerate(jobs)
@@ -136,24 +136,24 @@ class RolloutExecutor:
                     self._look_up()
                     self._submit()
                     for pending, outcomes in self._process_events():
-                        if pending.number in self._open:
+                        if pending.job_id in self._open:
                             pending.job.plan.add(pending.sample_range, outcomes)
-                            self._request_samples(pending.number, pending.job)
+                            self._request_samples(pending.job_id, pending.job)
                     yield from self._finished_jobs()
                 for scheduler in self._schedulers:
                     scheduler.close()
             finally:
                 self._store.release()
 
-    def _open_jobs(self, numbered_jobs: Iterator[tuple[int, Job]]) -> bool:
-        """Opens jobs up to LOOKUP_JOBS. False when all jobs are done."""
-        while len(self._open) < LOOKUP_JOBS and (numbered := next(numbered_jobs, None)):
+    def _open_jobs(self, numbered_jobs: Iterator[tuple[int, SamplingJob]]) -> bool:
+        """Opens jobs up to MAX_OPEN_JOBS. False when all jobs are done."""
+        while len(self._open) < MAX_OPEN_JOBS and (numbered := next(numbered_jobs, None)):
             number, job = numbered
             self._open[number] = job
             self._request_samples(number, job)
         return bool(self._open)
 
-    def _request_samples(self, number: int, job: Job) -> None:
+    def _request_samples(self, number: int, job: SamplingJob) -> None:
         self._changed.append(number)
         for sample_range in job.plan.next_ranges():
             scheduler = self._schedulers[job.scheduler_index(sample_range.prefix)]
@@ -161,24 +161,24 @@ class RolloutExecutor:
             key = completion_key(scheduler.model, request, self._purpose, self._seed)
             self._to_look_up.append(PendingRequest(number, job, sample_range, scheduler, request, key))
 
-    def _finished_jobs(self) -> Iterator[Job]:
+    def _finished_jobs(self) -> Iterator[SamplingJob]:
         changed, self._changed = self._changed, []
         for number in changed:
             job = self._open.get(number)
-            if job and (job.refused or not job.plan.is_open):
+            if job and (job.failure or not job.plan.is_open):
                 del self._open[number]
                 for scheduler in self._schedulers:
                     scheduler.finish_job(number)
                 self._progress(1, 0)
-                if job.refused and self._failures:
-                    self._failures.add(job.refused.kind, job.refused.reason)
+                if job.failure and self._failures:
+                    self._failures.add(job.failure.kind, job.failure.reason)
                 yield job
 
     def _look_up(self) -> None:
         """Looks up pending requests: those fully stored are scored, the others queued."""
         if self._parked and time.monotonic() > self._next_lookup:
             self._unpark(list(self._parked))
-        requests, self._to_look_up = [pending for pending in self._to_look_up if pending.number in self._open], []
+        requests, self._to_look_up = [pending for pending in self._to_look_up if pending.job_id in self._open], []
         stored = self._store.find(list({pending.key for pending in requests})) if requests else {}
         for pending in requests:
             pending.completions = pending.select(stored[pending.key])
@@ -204,9 +204,9 @@ class RolloutExecutor:
             for pending in self._claim(
                 list(scheduler.next_batch(self._stack, self._events.put, self._open.__contains__))
             ):
-                self._tickets += 1
-                self._in_flight[self._tickets] = pending
-                scheduler.submit(self._tickets, pending)
+                self._request_ids += 1
+                self._in_flight[self._request_ids] = pending
+                scheduler.submit(self._request_ids, pending)
 
     def _claim(self, requests: Sequence[PendingRequest]) -> list[PendingRequest]:
         """The requests that this run samples. The others are parked, or scored if they were stored meanwhile."""
@@ -235,10 +235,10 @@ class RolloutExecutor:
         if finished:
             self._commit(finished)
         for event in events:
-            if isinstance(event, Refused):
-                pending = self._release(event.ticket)
-                pending.job.refused = event
-                self._changed.append(pending.number)
+            if isinstance(event, FailedRequest):
+                pending = self._release(event.request_id)
+                pending.job.failure = event
+                self._changed.append(pending.job_id)
                 self._unpark([pending.key])
             elif isinstance(event, BaseException):
                 raise event
@@ -246,7 +246,7 @@ class RolloutExecutor:
         self._being_scored -= len(scored)
         return [(event.pending, event.outcomes) for event in scored]
 
-    def _next_events(self) -> list[Finished | Refused | BaseException | _ScoredRequest]:
+    def _next_events(self) -> list[Finished | FailedRequest | BaseException | _ScoredRequest]:
         has_work = self._in_flight or self._being_scored
         if not (has_work or self._parked):
             return []
@@ -261,7 +261,7 @@ class RolloutExecutor:
 
     def _commit(self, finished: Sequence[Finished]) -> None:
         """Stores completions in one transaction, then scores them."""
-        requests = [self._release(one.ticket) for one in finished]
+        requests = [self._release(one.request_id) for one in finished]
         rows = [
             StoredCompletion(pending.key, sample, pending.scheduler.model, self._purpose, completion)
             for pending, one in zip(requests, finished, strict=True)
@@ -281,9 +281,9 @@ class RolloutExecutor:
             self._score(pending)
         self._unpark([pending.key for pending in requests])
 
-    def _release(self, ticket: int) -> PendingRequest:
-        """Removes and returns the request in flight under `ticket`, and frees its slots."""
-        pending = self._in_flight.pop(ticket)
+    def _release(self, request_id: int) -> PendingRequest:
+        """Removes and returns the request in flight under `request_id`, and frees its slots."""
+        pending = self._in_flight.pop(request_id)
         pending.scheduler.release(pending)
         return pending
 

@@ -1,4 +1,4 @@
-"""Reinforcement as a step: trains one model by GRPO, in dialogue with a frozen partner (Long⊗Short) or alone."""
+"""The step of GRPO: trains one model in dialogue with a frozen partner (Long⊗Short) or alone."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from conf.long_short import Protocol, Reinforcement, Who
-from models.training.launcher import FAILED, RlJob, job_paths
+from conf.long_short import Grpo, Protocol, Who
+from models.training.launcher import FAILED, GrpoJob, job_paths
 from reasoning.records import Usage
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import StepInputs, step
@@ -15,7 +15,7 @@ from tasks.runtime.context import StepContext
 from tasks.steps.training import run_job
 
 
-class ReinforcementInputs(StepInputs):
+class GrpoInputs(StepInputs):
     """The model to train, its partner and their protocol. Partner and protocol are None for training alone."""
 
     model: ArtifactRef
@@ -23,14 +23,14 @@ class ReinforcementInputs(StepInputs):
     problems: ArtifactRef
     trains: Who | None
     protocol: Protocol | None
-    rl: Reinforcement
+    rl: Grpo
     max_tokens: int
     """Limit of a completion where the model is trained alone."""
     seed: int
 
 
 @step
-def reinforce(ctx: StepContext, inputs: ReinforcementInputs) -> ArtifactRef:
+def train_grpo(ctx: StepContext, inputs: GrpoInputs) -> ArtifactRef:
     """The checkpoint of `inputs.model` after `rl.max_steps` steps."""
 
     def usage(figures: Sequence[dict[str, Any]]) -> Usage:
@@ -50,7 +50,7 @@ def reinforce(ctx: StepContext, inputs: ReinforcementInputs) -> ArtifactRef:
         rows_in=inputs.problems.rows,
         usage=usage,
         counts=failed_problems,
-        make_job=lambda scratch: RlJob(
+        make_job=lambda scratch: GrpoJob(
             model=ctx.resources.checkpoint(inputs.model).folder,
             rows=ctx.artifacts.local_path(inputs.problems),
             **job_paths(scratch),

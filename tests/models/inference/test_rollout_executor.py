@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from conf.sampling import Sampling
 from models.checkpoints.checkpoint import Checkpoint
-from models.inference.engine import Completion, Deliver, Failure, Finished, Refused, Request, Session
-from models.inference.rollout_engine import FailureBudget, RolloutExecutor, TooManyFailed
+from models.inference.engine import Completion, Deliver, FailedRequest, Failure, Finished, Request, Session
+from models.inference.rollout_executor import FailureBudget, RolloutExecutor, TooManyFailed
 from models.inference.rollout_store import Purpose, RolloutStore, StoredCompletion, completion_key
-from models.inference.scheduler import EngineScheduler, Job, UtilisationClock
+from models.inference.scheduler import EngineScheduler, SamplingJob, UtilisationClock
 from models.inference.scripted_engine import ScriptedEngine
 from reasoning.records import Usage
-from reasoning.sampling_plans import EarliestCrossing, FullEstimate, SampleRange
+from reasoning.sampling_plans import ForwardScanPlan, FullEstimate, SampleRange
 from tests.models.fakes import fake_checkpoint
 
 K = 8
@@ -58,20 +58,20 @@ class RandomEngine(ScriptedEngine):
         session.submit(-1, Request((), SAMPLING, 0), 0)
         thread.join()
 
-    def answer(self, ticket: int, request: Request) -> Finished | Refused | BaseException:
+    def answer(self, request_id: int, request: Request) -> Finished | FailedRequest | BaseException:
         if self._left is not None:
             self._left -= 1
             if self._left < 0:
                 return ConnectionError("the server is gone")
         if request.prompt_ids == (13,):
-            return Refused(ticket, "refused for the test")
+            return FailedRequest(request_id, "refused for the test")
         first = self.sampled[request.prompt_ids]
         self.sampled[request.prompt_ids] += request.count
         completions = [
             Completion((sample, int(is_right(request.prompt_ids, sample))), True)
             for sample in range(first, first + request.count)
         ]
-        return Finished(ticket, tuple(completions))
+        return Finished(request_id, tuple(completions))
 
 
 class _RandomSession:
@@ -82,10 +82,10 @@ class _RandomSession:
         self._queue: list[tuple[int, Request]] = []
         self._changed = threading.Condition()
 
-    def submit(self, ticket: int, request: Request, affinity_key: int) -> None:
+    def submit(self, request_id: int, request: Request, affinity_key: int) -> None:
         _ = affinity_key
         with self._changed:
-            self._queue.append((ticket, request))
+            self._queue.append((request_id, request))
             self._engine.longest_queue = max(self._engine.longest_queue, len(self._queue))
             self._changed.notify()
 
@@ -93,15 +93,15 @@ class _RandomSession:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._queue)
-                ticket, request = self._queue.pop(self._engine.order.randrange(len(self._queue)))
-            if ticket < 0:
+                request_id, request = self._queue.pop(self._engine.order.randrange(len(self._queue)))
+            if request_id < 0:
                 return
-            self._deliver(self._engine.answer(ticket, request))
+            self._deliver(self._engine.answer(request_id, request))
 
 
-def trace_job(trace: int, prefixes: int, lookahead: int = 0) -> Job:
-    plan = EarliestCrossing(prefixes, K, 0.5, lookahead)
-    return Job(plan, lambda prefix: (trace, prefix), SAMPLING, right, 2)
+def trace_job(trace: int, prefixes: int, lookahead: int = 0) -> SamplingJob:
+    plan = ForwardScanPlan(prefixes, K, 0.5, lookahead)
+    return SamplingJob(plan, lambda prefix: (trace, prefix), SAMPLING, right, 2)
 
 
 def right(completions: Sequence[Completion]) -> list[bool]:
@@ -124,7 +124,7 @@ def test_decisions_do_not_depend_on_the_order_of_replies(model: Checkpoint, seed
     closed = list(rollouts("sqlite://", RandomEngine(seed), model).run(jobs))
     assert sorted(map(jobs.index, closed)) == list(range(traces))
     for trace, job in enumerate(jobs):
-        assert isinstance(job.plan, EarliestCrossing)
+        assert isinstance(job.plan, ForwardScanPlan)
         assert job.plan.crossing == expected_crossing(trace, 1 + trace % 6)
 
 
@@ -224,9 +224,9 @@ def test_a_plan_may_alternate_between_two_models(model: Checkpoint, tmp_path: Pa
     other = fake_checkpoint(tmp_path / "other", {"model.embed_tokens.weight": [6, 8]})
     engines, url = (RandomEngine(1), RandomEngine(2)), f"sqlite:///{tmp_path / 'db'}"
 
-    def job(number: int) -> Job:
+    def job(number: int) -> SamplingJob:
         plan = Relay(5)
-        return Job(
+        return SamplingJob(
             plan,
             lambda turn: (number, *(c.token_ids[1] for c in plan.turns_so_far[:turn])),
             SAMPLING,
@@ -273,18 +273,18 @@ def test_stored_completions_open_no_session(model: Checkpoint, tmp_path: Path):
 
 
 def test_a_refused_request_fails_only_its_job(model: Checkpoint):
-    good, bad = (Job(FullEstimate(1, 2), lambda _, p=p: (p,), SAMPLING, right, 1) for p in (12, 13))
+    good, bad = (SamplingJob(FullEstimate(1, 2), lambda _, p=p: (p,), SAMPLING, right, 1) for p in (12, 13))
     closed = list(rollouts("sqlite://", RandomEngine(), model).run([bad, good]))
     assert set(closed) == {good, bad}
-    assert good.refused is None
-    assert bad.refused
-    assert bad.refused.reason == "refused for the test"
+    assert good.failure is None
+    assert bad.failure
+    assert bad.failure.reason == "refused for the test"
     assert not good.plan.is_open
     first, second, third = rollouts("sqlite://", RandomEngine(), model).sample(
         [Request((n,), SAMPLING, 2) for n in (12, 13, 14)]
     )
-    assert isinstance(second, Refused)
-    assert [len(sampled) for sampled in (first, third) if not isinstance(sampled, Refused)] == [2, 2]
+    assert isinstance(second, FailedRequest)
+    assert [len(sampled) for sampled in (first, third) if not isinstance(sampled, FailedRequest)] == [2, 2]
 
 
 class RefusingEngine(RandomEngine):
@@ -294,14 +294,14 @@ class RefusingEngine(RandomEngine):
         super().__init__()
         self._numbers = numbers
 
-    def answer(self, ticket: int, request: Request) -> Finished | Refused | BaseException:
+    def answer(self, request_id: int, request: Request) -> Finished | FailedRequest | BaseException:
         if request.prompt_ids[:1] and request.prompt_ids[0] in self._numbers:
             kind = Failure.TIMED_OUT if request.prompt_ids[0] % 2 else Failure.REFUSED
-            return Refused(ticket, f"number {request.prompt_ids[0]}", kind)
-        return super().answer(ticket, request)
+            return FailedRequest(request_id, f"number {request.prompt_ids[0]}", kind)
+        return super().answer(request_id, request)
 
 
-def run_with_failures(model: Checkpoint, engine: RandomEngine, total: int, share: float) -> list[Job]:
+def run_with_failures(model: Checkpoint, engine: RandomEngine, total: int, share: float) -> list[SamplingJob]:
     failures = FailureBudget("probe prefixes", total, share)
     run = RolloutExecutor(
         RolloutStore("sqlite://"), [EngineScheduler(engine, model)], Purpose.PROBE, 0, failures=failures
@@ -313,8 +313,8 @@ def run_with_failures(model: Checkpoint, engine: RandomEngine, total: int, share
 def test_failed_jobs_do_not_affect_others(model: Checkpoint, numbers: list[int]):
     closed = run_with_failures(model, RefusingEngine(numbers), 20, 0.2)
     assert len(closed) == 20
-    assert len([job for job in closed if job.refused]) == len(numbers)
-    crossings = Counter(job.plan.crossing for job in closed if not job.refused)  # type: ignore[attr-defined]
+    assert len([job for job in closed if job.failure]) == len(numbers)
+    crossings = Counter(job.plan.crossing for job in closed if not job.failure)  # type: ignore[attr-defined]
     assert crossings == Counter(expected_crossing(trace, 3) for trace in range(20) if trace not in numbers)
 
 
@@ -352,7 +352,7 @@ def test_a_scoring_error_ends_the_run(model: Checkpoint):
     def fails(completions: Sequence[Completion]) -> list[bool]:
         raise ValueError(f"cannot score {len(completions)}")
 
-    job = Job(FullEstimate(1, 2), lambda _: (1,), SAMPLING, fails, 1)
+    job = SamplingJob(FullEstimate(1, 2), lambda _: (1,), SAMPLING, fails, 1)
     with pytest.raises(ValueError, match="cannot score 2"):
         list(rollouts("sqlite://", RandomEngine(), model).run([job]))
 
@@ -362,7 +362,7 @@ def test_jobs_are_admitted_only_while_their_prompts_fit_the_kv_cache(model: Chec
         cache_tokens = 10  # type: ignore[assignment]
 
     engine = Small()
-    jobs = [Job(FullEstimate(3, 1), lambda p, n=n: (n, p), SAMPLING, right, 4) for n in range(12)]
+    jobs = [SamplingJob(FullEstimate(3, 1), lambda p, n=n: (n, p), SAMPLING, right, 4) for n in range(12)]
     assert len(list(rollouts("sqlite://", engine, model).run(jobs))) == 12
     assert engine.longest_queue <= 6  # two jobs of three prefixes
 
@@ -378,7 +378,8 @@ def test_the_longest_job_is_first_and_its_shortest_prefix(model: Checkpoint):
         return Completion((1, 1), True)
 
     jobs = [
-        Job(FullEstimate(2, 1), lambda p, n=n: (n, p), SAMPLING, right, length) for n, length in enumerate((5, 9, 7))
+        SamplingJob(FullEstimate(2, 1), lambda p, n=n: (n, p), SAMPLING, right, length)
+        for n, length in enumerate((5, 9, 7))
     ]
     list(rollouts("sqlite://", Narrow(script), model).run(jobs))
     assert sampled == [(1, 0), (1, 1), (2, 0), (2, 1), (0, 0), (0, 1)]
@@ -387,7 +388,7 @@ def test_the_longest_job_is_first_and_its_shortest_prefix(model: Checkpoint):
 def test_only_open_jobs_are_in_memory(model: Checkpoint):
     opened = 0
 
-    def source() -> Iterator[Job]:
+    def source() -> Iterator[SamplingJob]:
         nonlocal opened
         for trace in range(2000):
             opened += 1
@@ -404,8 +405,8 @@ def test_usage_counts_the_prompt_tokens_that_each_sample_computed(model: Checkpo
     least 6. The engine reports 100 in all: 64 more than 6 × 6, which belong to first samples."""
 
     class Caching(ScriptedEngine):
-        def serve(self, model: Checkpoint, ticket: int, request: Request) -> Finished | Refused:
-            finished = super().serve(model, ticket, request)
+        def serve(self, model: Checkpoint, request_id: int, request: Request) -> Finished | FailedRequest:
+            finished = super().serve(model, request_id, request)
             self.computed_prompt_tokens += 50 - len(request.prompt_ids) * request.count
             return finished
 
@@ -428,9 +429,11 @@ def test_a_reused_completion_is_priced_as_if_sampled(model: Checkpoint):
     store, traces = RolloutStore("sqlite://"), (range(104), range(104), [*range(40), *range(200, 264)])
 
     def run() -> Usage:
-        def jobs() -> Iterator[Job]:
+        def jobs() -> Iterator[SamplingJob]:
             for ids in map(tuple, traces):
-                yield Job(FullEstimate(3, 2), lambda prefix, ids=ids: ids[: 40 + 32 * prefix], SAMPLING, right, 104)
+                yield SamplingJob(
+                    FullEstimate(3, 2), lambda prefix, ids=ids: ids[: 40 + 32 * prefix], SAMPLING, right, 104
+                )
 
         rollouts = RolloutExecutor(
             store, [EngineScheduler(ScriptedEngine(lambda *_: Completion((1, 2), True)), model)], Purpose.PROBE, 0
