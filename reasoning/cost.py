@@ -35,7 +35,7 @@ class Shape(BaseModel):
         texts: Sequence[int],
         *,
         are_weights_frozen: bool = False,
-        is_recomputed: bool = False,
+        gradient_checkpointing: bool = False,
         with_reference: bool = False,
     ) -> float:
         """FLOPs of training on `texts`, given as token counts (of a pair: both sides).
@@ -46,12 +46,12 @@ class Shape(BaseModel):
         - forward: F + A
         - backward to activations: F + 2·A (both operands of attention's products need gradients)
         - backward to weights: F, unless `are_weights_frozen` (adapters only)
-        - recomputed activations: F + A more; a reference model: F + A more
+        - `gradient_checkpointing`, which recomputes activations: F + A more; a reference model: F + A more
 
         Not counted: adapters, padding, the optimizer, and the second pass through the output head in the
         memory-efficient SimPO loss.
         """
-        forwards = 1 + is_recomputed + with_reference
+        forwards = 1 + gradient_checkpointing + with_reference
         weights = 2.0 * self.parameters * sum(texts) * (forwards + (1 if are_weights_frozen else 2))
         return weights + sum(self.attention_flops(0, tokens) for tokens in texts) * (forwards + 2)
 

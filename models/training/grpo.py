@@ -349,7 +349,7 @@ class RolloutFunction:
         self.metrics["training_flops"] = self._start.shape.training_flops(
             [len(one.prompt_ids) + len(one.completion_ids) for one in dialogues],
             are_weights_frozen=bool(self._job.lora),
-            is_recomputed=uses_gradient_checkpointing(),
+            gradient_checkpointing=uses_gradient_checkpointing(),
             with_reference=self._job.rl.beta > 0,
         )
 

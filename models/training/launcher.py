@@ -23,7 +23,7 @@ from models.processes import GuardedProcess
 
 LOG = "train.log"
 STORE_VARIABLE = "BREVITY_ROLLOUTS"
-RECOMPUTES = "recomputes"
+GRADIENT_CHECKPOINTING = "gradient_checkpointing"
 """Name of the progress figure that says whether activations were recomputed."""
 FAILED = "failed: "
 """Prefix of progress figures that count problems without dialogues, by reason."""

@@ -28,7 +28,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from conf.errors import ReadableError
 from models.checkpoints.tokenizer import load_tokenizer
 from models.inference.vllm_server import SYNC_CHECK_FILE
-from models.training.launcher import RECOMPUTES, ExitReason, TrainerJob, TrainJob
+from models.training.launcher import GRADIENT_CHECKPOINTING, ExitReason, TrainerJob, TrainJob
 from models.training.simpo import IdsSimPOTrainer
 
 SYNC_CHECK_TOKENS = 64
@@ -57,7 +57,7 @@ class ProgressCallback(TrainerCallback):
             "step": state.global_step,
             "steps": state.max_steps,
             "time": time.time(),
-            RECOMPUTES: uses_gradient_checkpointing(),
+            GRADIENT_CHECKPOINTING: uses_gradient_checkpointing(),
             **figures,
         }
         with self._progress.open("a") as file:

@@ -13,9 +13,9 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from conf.base import Settings
 from reasoning.records import EvaluatedDialogue, completed
 from reasoning.rewards import reward_gain
-from tasks.reports.figures import figures, figures_by_seed
 from tasks.reports.frames import records, seed_models, seed_scores
 from tasks.reports.layout import console, report_tables
+from tasks.reports.pooling import figures, figures_by_seed
 from tasks.reports.seed_results import SeedResult
 from tasks.reports.show_report import print_report
 from tasks.runtime.context import RunContext

@@ -27,10 +27,10 @@ from reasoning.sampling_plans import ForwardScanPlan, count_agreeing
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import StepInputs, step
 from tasks.runtime.context import RunContext, StepContext
-from tasks.steps.dto import all_segment_ends, cut
 from tasks.steps.prefix_sampling import Endings, Finalizer, PrefixSampler, answer_probe, query_prefixes, skipped_rows
 from tasks.steps.problems import by_id, prompts_of
 from tasks.steps.sampling import failed_counts, sample_and_verify, score, scores_of_failed
+from tasks.steps.trace_segments import all_segment_ends, prefix_of
 
 
 @step
@@ -119,7 +119,7 @@ def evaluate_early_stop(ctx: StepContext, inputs: EarlyStopInputs) -> ArtifactRe
     cuts = _agreeing_cuts(ctx, sampler, checkpoint, sampled.traces, inputs.segmentation, inputs.probing)
     finalizer = Finalizer(ctx.resources, checkpoint, known, inputs.finalizing, inputs.seed)
     to_stop = [trace for trace in sampled.traces if trace.id in cuts]
-    prefixes = [cut(trace, cuts[trace.id]) for trace in to_stop]
+    prefixes = [prefix_of(trace, cuts[trace.id]) for trace in to_stop]
     endings = finalizer.sample_endings("early-stop endings", Purpose.EARLY_STOP, prefixes, count=1)
     ending_of = {trace.id: ending for trace, ending in zip(to_stop, endings, strict=True)} | sampler.refused
     stopped = [_stopped(t, cuts.get(t.id, 0), ending_of.get(t.id), checkpoint.end_ids) for t in sampled.traces]

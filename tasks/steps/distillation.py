@@ -28,10 +28,10 @@ from reasoning.thinking import CLOSE_THINK, final_answer, thinking_of, thought_o
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import StepInputs, step
 from tasks.runtime.context import RunContext, StepContext
-from tasks.steps.dto import all_segment_ends
 from tasks.steps.llm import query_llm
 from tasks.steps.prefix_sampling import Finalizer, Prefix, PrefixSampler, TokenIds, answer_probe, skipped_rows
 from tasks.steps.problems import by_id, prompts_of
+from tasks.steps.trace_segments import all_segment_ends
 
 SAMPLE_STRIDE = 1_000_000
 """Distance between the sample numbers of two seeds, so that seeds share no endpoint replies."""

@@ -1,19 +1,16 @@
-"""DTO's own steps: probe, finalize, prune, pair (arXiv 2505.21765). The rules are in `reasoning`."""
+"""The steps of DTO: probe, finalize, prune, pair (arXiv 2505.21765). The rules are in `reasoning`."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 
 from conf.dto import DtoFinalizing, DtoProbing, LlmPruning, Pairing
 from conf.llm import Llm
 from conf.probing import BinarySearch, Finalizing, Probing
 from conf.segmentation import Segmentation
-from models.checkpoints.checkpoint import Checkpoint
-from models.checkpoints.token_texts import Undecodable
-from models.inference.engine import FailedRequest, Failure
+from models.inference.engine import FailedRequest
 from models.inference.rollout_store import Purpose
 from reasoning.dto import (
     first_wrong,
@@ -25,7 +22,7 @@ from reasoning.dto import (
 from reasoning.llm_queries import InvalidReply, with_token_limit
 from reasoning.pruning import PruningPlan, pruned_trace
 from reasoning.pruning_proposals import pruning_query
-from reasoning.records import CrossingEstimate, OptimisedTrace, ProposedRemovals, Scan, SkippedRow, Trace, by_trace
+from reasoning.records import CrossingEstimate, OptimisedTrace, ProposedRemovals, Scan, Trace, by_trace
 from reasoning.sampling_plans import (
     BinarySearchPlan,
     CrossingSearch,
@@ -34,8 +31,6 @@ from reasoning.sampling_plans import (
     count_right,
     min_successes,
 )
-from reasoning.segment import segment_text, token_ends
-from reasoning.thinking import thinking_of
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import StepInputs, step
 from tasks.runtime.context import RunContext, StepContext
@@ -53,6 +48,7 @@ from tasks.steps.prefix_sampling import (
     skipped_rows,
 )
 from tasks.steps.problems import by_id, prompts_of
+from tasks.steps.trace_segments import all_segment_ends, prefix_of, texts_between
 
 
 @step
@@ -131,7 +127,7 @@ def reestimate_crossings(
     sampler = PrefixSampler(
         ctx.resources, ctx.resources.checkpoint(model), by_id(ctx, problems), answer_probe(probing), seed
     )
-    sampler.run_queries("probe again", Purpose.REESTIMATE, queries)
+    sampler.run_queries("reestimate crossings", Purpose.REESTIMATE, queries)
     rows = [
         CrossingEstimate(
             problem_id=scan.problem_id, sample=scan.sample, right=count_right(plans[name].outcomes[0]), total=total
@@ -145,7 +141,7 @@ def reestimate_crossings(
         "right of fresh probes": sum(row.right for row in rows),
     }
     return ctx.publish(
-        "rechecks",
+        "crossing-estimates",
         rows,
         rows_in=len(crossed),
         usage=sampler.usage,
@@ -169,7 +165,7 @@ def finalize_traces(
     all_scans = ctx.artifacts.rows(scans, Scan)
     crossed = [scan for scan in all_scans if scan.crossing is not None]
     sources = [trace_of[scan.problem_id, scan.sample] for scan in crossed]
-    prefixes = [cut(trace, scan.cut) for trace, scan in zip(sources, crossed, strict=True)]
+    prefixes = [prefix_of(trace, scan.cut) for trace, scan in zip(sources, crossed, strict=True)]
     finalizer = Finalizer(ctx.resources, ctx.resources.checkpoint(model), by_id(ctx, problems), finalizing, seed)
     endings = finalizer.sample_endings("finalize", Purpose.FINALIZE, prefixes)
     premature = _premature_stops(finalizer, sources, crossed) if finalizing.premature_stop else {}
@@ -211,7 +207,7 @@ def _premature_stops(
         for trace, scan in zip(traces, scans, strict=True)
         if (probe := last_failed_probe(scan))
     ]
-    prefixes = [cut(trace, end) for trace, end in failing]
+    prefixes = [prefix_of(trace, end) for trace, end in failing]
     endings = finalizer.sample_endings("premature", Purpose.PREMATURE, prefixes, count=1)
     return {
         (trace.problem_id, trace.sample): prefix.token_ids + ending
@@ -407,47 +403,3 @@ def is_audited(probing: DtoProbing, trace: Trace, seed: int) -> bool:
     """Whether a trace is scanned from the front in addition to a binary search. Depends on seed and trace id alone."""
     share = probing.search.audited if isinstance(probing.search, BinarySearch) else 0.0
     return random.Random(f"audit/{seed}/{trace.id}").random() < share
-
-
-def cut(trace: Trace, end: int) -> Prefix:
-    """The first `end` tokens of a trace."""
-    return Prefix(trace.problem_id, trace.token_ids[:end])
-
-
-def all_segment_ends(
-    ctx: RunContext, model: Checkpoint, traces: Sequence[Trace], segmentation: Segmentation
-) -> tuple[dict[str, list[int]], list[SkippedRow]]:
-    """Token ends of the segments of each trace's thinking. Returns and raises as `token_ends_of`."""
-
-    def segments(trace: Trace) -> list[str]:
-        thinking = thinking_of(trace.text, model.prompt.thinking)
-        return segment_text(thinking, segmentation.markers, segmentation.min_chars, segmentation.max_chars)
-
-    return token_ends_of(ctx, model, traces, segments)
-
-
-def texts_between(model: Checkpoint, trace: Trace, ends: Sequence[int]) -> list[str]:
-    """The texts between consecutive token `ends` of a trace.
-
-    Decoded as parts of the whole trace, because some tokenizers decode a part alone differently.
-    """
-    texts = model.token_texts(trace.token_ids)
-    return ["".join(texts[start:end]) for start, end in pairwise(ends)]
-
-
-def token_ends_of(
-    ctx: RunContext, model: Checkpoint, traces: Sequence[Trace], parts: Callable[[Trace], list[str]]
-) -> tuple[dict[str, list[int]], list[SkippedRow]]:
-    """Token ends of each trace's `parts`, by trace id, and the traces whose tokens cannot be aligned with text.
-
-    `parts`: consecutive texts from the beginning of the trace. Raises TooManyFailed.
-    """
-    ends, undecodable = dict[str, list[int]](), list[SkippedRow]()
-    failures = ctx.resources.failure_budget("read tokens", len(traces))
-    for trace in traces:
-        try:
-            ends[trace.id] = token_ends(parts(trace), model.token_texts(trace.token_ids))
-        except Undecodable as error:
-            failures.add(Failure.UNDECODABLE, str(error))
-            undecodable.append(SkippedRow(id=trace.id, reason=Failure.UNDECODABLE, detail=str(error)))
-    return ends, undecodable

@@ -18,10 +18,10 @@ from reasoning.thinking import Thinking, reply_of, thinking_of, thought_of
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import step
 from tasks.runtime.context import RunContext, StepContext
-from tasks.steps.dto import all_segment_ends, texts_between, token_ends_of
 from tasks.steps.llm import query_llm
 from tasks.steps.prefix_sampling import PrefixSampler, continuation, skipped_rows
 from tasks.steps.problems import by_id
+from tasks.steps.trace_segments import all_segment_ends, texts_between, token_ends_of
 
 
 @step

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from conf.tiny_model import Lesson, Pretraining, Teacher, TinyModel
 from models.inference.vllm_server import SYNC_CHECK_FILE
 from models.tiny_model import CONTEXT, teacher_texts, train_tokenizer, training_rows, untrained_model
-from models.training.launcher import RECOMPUTES, TrainJob, job_paths
+from models.training.launcher import GRADIENT_CHECKPOINTING, TrainJob, job_paths
 from reasoning.model_card import card_figures, card_text
 from reasoning.records import Problem, Scan, Trace, Usage
 from tasks.runtime.artifacts import ArtifactRef
@@ -51,7 +51,9 @@ def pretrain(ctx: StepContext, corpus: ArtifactRef, training: Pretraining, seed:
     shape = ctx.resources.checkpoint(corpus).shape
 
     def usage(figures: Sequence[dict[str, Any]]) -> Usage:
-        flops = shape.training_flops(lengths, is_recomputed=any(line.get(RECOMPUTES) for line in figures))
+        flops = shape.training_flops(
+            lengths, gradient_checkpointing=any(line.get(GRADIENT_CHECKPOINTING) for line in figures)
+        )
         return Usage(prompt_tokens=sum(lengths), flops=flops)
 
     return run_job(

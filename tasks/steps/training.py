@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from conf.training import Dpo, Sft, SimPO, Training
-from models.training.launcher import LOG, RECOMPUTES, TrainerJob, TrainingFailed, TrainJob, job_paths
+from models.training.launcher import GRADIENT_CHECKPOINTING, LOG, TrainerJob, TrainingFailed, TrainJob, job_paths
 from reasoning.records import Demonstration, Pair, Usage
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import step
@@ -85,7 +85,7 @@ def _fit(
         flops = training.num_train_epochs * shape.training_flops(
             lengths,
             are_weights_frozen=bool(training.lora),
-            is_recomputed=any(line.get(RECOMPUTES) for line in figures),
+            gradient_checkpointing=any(line.get(GRADIENT_CHECKPOINTING) for line in figures),
             with_reference=method == "dpo",
         )
         return Usage(prompt_tokens=training.num_train_epochs * sum(lengths), flops=flops)

@@ -100,11 +100,11 @@ def test_training_flops_by_hand():
     assert shape.forward_flops(4, 0, 0) + shape.forward_flops(1, 0, 0) == weights + attention
     # forward, gradients of activations, gradients of weights; attention has none of these, and two of those
     assert shape.training_flops([4, 1]) == 3 * weights + 3 * attention
-    assert shape.training_flops([4, 1], is_recomputed=True) == 4 * weights + 4 * attention
+    assert shape.training_flops([4, 1], gradient_checkpointing=True) == 4 * weights + 4 * attention
     assert shape.training_flops([4, 1], with_reference=True) == 4 * weights + 4 * attention
     # frozen weights have no gradients, attention's operands have
     assert shape.training_flops([4, 1], are_weights_frozen=True) == 2 * weights + 3 * attention
-    assert shape.training_flops([4, 1], are_weights_frozen=True, is_recomputed=True, with_reference=True) == (
+    assert shape.training_flops([4, 1], are_weights_frozen=True, gradient_checkpointing=True, with_reference=True) == (
         4 * weights + 5 * attention
     )
     assert shape.training_flops([]) == 0

@@ -14,8 +14,8 @@ from models.inference.rollout_executor import TooManyFailed
 from models.inference.scripted_engine import ScriptedEngine
 from reasoning.records import SkippedRow, Trace, Verdict
 from tasks.runtime.context import RunContext, StepContext
-from tasks.steps.dto import token_ends_of
 from tasks.steps.prefix_sampling import skipped_rows
+from tasks.steps.trace_segments import token_ends_of
 from tests.flows.world import speak
 
 

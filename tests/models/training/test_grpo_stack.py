@@ -477,7 +477,7 @@ def test_a_failed_problem_is_not_trained_on(tmp_path: Path):
     prompt = len(MODEL.prompt_ids(Problem(id="p", prompt=(TextPart(text="Ann has 0."),), answer="7")))
     lengths = [prompt + len(text)] * 2 + [prompt + 1] * 2
     assert line["training_flops"] == pytest.approx(
-        MODEL.shape.training_flops(lengths, is_recomputed=uses_gradient_checkpointing())
+        MODEL.shape.training_flops(lengths, gradient_checkpointing=uses_gradient_checkpointing())
     )
     found = weights_of(tmp_path / "out")  # the two dialogues are identical, so their advantage is 0
     assert all(torch.equal(found[name], weight.float()) for name, weight in weights_of(TINY_MODEL).items())

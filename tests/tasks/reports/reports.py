@@ -7,7 +7,7 @@ import pandas as pd
 from reasoning.cost import Shape
 from reasoning.evaluation import score_frame
 from reasoning.records import CostBounds, Score, StageCount, Verdict
-from tasks.reports.figures import figures, figures_by_seed
+from tasks.reports.pooling import figures, figures_by_seed
 
 SHAPE = Shape(parameters=10, layers=1, attention_width=1)
 MAIN, OTHER = "main", "far"

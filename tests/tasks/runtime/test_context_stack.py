@@ -3,12 +3,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pydantic import BaseModel
-
 from conf.engine import Engine, Storage
 from conf.llm import Llm
 from models.inference.scripted_engine import ScriptedEngine
-from reasoning.llm_queries import LlmQuery
+from reasoning.llm_queries import LlmQuery, LlmReply
 from reasoning.records import Problem, SkippedRow, TextPart
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import StepInputs, canonical, step
@@ -63,7 +61,7 @@ def test_two_steps_run_in_parallel(tmp_path: Path):
         assert sorted(lists) == [f'{{"id":"{number}","reason":"test","detail":""}}\n' for number in range(2)]
 
 
-class Sum(BaseModel):
+class Sum(LlmReply):
     value: int
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tasks.reports.figures import figures, figures_by_seed
+from tasks.reports.pooling import figures, figures_by_seed
 from tests.tasks.reports.reports import MAIN, OTHER, models, scores
 
 

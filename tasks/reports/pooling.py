@@ -1,4 +1,4 @@
-"""The figures of a report, from the scores of one or several seeds."""
+"""Pools the scores of one or several seeds into the figures of a report."""
 
 from __future__ import annotations
 

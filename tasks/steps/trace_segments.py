@@ -1,0 +1,60 @@
+"""Segments of traces as token positions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+from conf.segmentation import Segmentation
+from models.checkpoints.checkpoint import Checkpoint
+from models.checkpoints.token_texts import Undecodable
+from models.inference.engine import Failure
+from reasoning.records import SkippedRow, Trace
+from reasoning.segment import segment_text, token_ends
+from reasoning.thinking import thinking_of
+from tasks.runtime.context import RunContext
+from tasks.steps.prefix_sampling import Prefix
+
+
+def prefix_of(trace: Trace, end: int) -> Prefix:
+    """The first `end` tokens of a trace."""
+    return Prefix(trace.problem_id, trace.token_ids[:end])
+
+
+def all_segment_ends(
+    ctx: RunContext, model: Checkpoint, traces: Sequence[Trace], segmentation: Segmentation
+) -> tuple[dict[str, list[int]], list[SkippedRow]]:
+    """Token ends of the segments of each trace's thinking. Returns and raises as `token_ends_of`."""
+
+    def segments(trace: Trace) -> list[str]:
+        thinking = thinking_of(trace.text, model.prompt.thinking)
+        return segment_text(thinking, segmentation.markers, segmentation.min_chars, segmentation.max_chars)
+
+    return token_ends_of(ctx, model, traces, segments)
+
+
+def texts_between(model: Checkpoint, trace: Trace, ends: Sequence[int]) -> list[str]:
+    """The texts between consecutive token `ends` of a trace.
+
+    Decoded as parts of the whole trace, because some tokenizers decode a part alone differently.
+    """
+    texts = model.token_texts(trace.token_ids)
+    return ["".join(texts[start:end]) for start, end in pairwise(ends)]
+
+
+def token_ends_of(
+    ctx: RunContext, model: Checkpoint, traces: Sequence[Trace], parts: Callable[[Trace], list[str]]
+) -> tuple[dict[str, list[int]], list[SkippedRow]]:
+    """Token ends of each trace's `parts`, by trace id, and the traces whose tokens cannot be aligned with text.
+
+    `parts`: consecutive texts from the beginning of the trace. Raises TooManyFailed.
+    """
+    ends, undecodable = dict[str, list[int]](), list[SkippedRow]()
+    failures = ctx.resources.failure_budget("read tokens", len(traces))
+    for trace in traces:
+        try:
+            ends[trace.id] = token_ends(parts(trace), model.token_texts(trace.token_ids))
+        except Undecodable as error:
+            failures.add(Failure.UNDECODABLE, str(error))
+            undecodable.append(SkippedRow(id=trace.id, reason=Failure.UNDECODABLE, detail=str(error)))
+    return ends, undecodable
