@@ -55,7 +55,7 @@ claims: setup
 	@$(BIN)/python -m flows run multi-seed --preset long-short --set publish_dir=.
 
 test: setup check
-	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-fast: setup
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not stack"
