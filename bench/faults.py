@@ -1,4 +1,4 @@
-"""Fault injection for the rollout engine. Prints what happened; ends with an error if a check fails.
+"""Fault injection for the rollout executor. Prints what happened; ends with an error if a check fails.
 
     python -m bench.faults kills      # SIGKILL of a run's process group, twenty times
     python -m bench.faults servers    # two remote servers; one is killed half-way and later restarted

@@ -1,4 +1,4 @@
-"""Peak memory of the rollout engine's process with 1,000 traces and with 10,000.
+"""Peak memory of the rollout executor's process with 1,000 traces and with 10,000.
 
     python -m bench.memory                    # writes bench/results/memory.json
 

@@ -28,7 +28,7 @@ PHASES = {
     "sft: ": " steps",
     "grpo-long: ": "2 steps",
     "grpo-short: ": "2 steps",
-    "talk: ": "",
+    "dialogues: ": "",
 }
 """The prefix of each phase's progress lines, and the text that shows its first step is done. Where the text is empty, a
 new stored completion shows it."""

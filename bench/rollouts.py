@@ -1,4 +1,4 @@
-"""The rollout engine compared with simpler baselines on one vLLM server, and with the lower bound.
+"""The rollout executor compared with simpler baselines on one vLLM server, and with the lower bound.
 
     python -m bench.rollouts          # 5 rounds, medians, to bench/results/rollouts.json and docs/rollouts.svg
 
@@ -8,7 +8,7 @@ so that they never cross; and the value of every prefix, from rollouts that cont
 
 - naive: every prefix × k, one request per rollout without prefix caching (a `cache_salt` each)
 - naive_cached: every prefix × k, k rollouts per request, in order, with prefix caching
-- ours: the rollout engine
+- ours: the rollout executor
 - raw: the requests of ours, sent to the server all at once
 """
 

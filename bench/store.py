@@ -2,8 +2,8 @@
 
     python -m bench.store                     # 1 M completions, on SQLite and on a PostgreSQL server of its own
 
-Eight completions per key with twelve token ids each, committed 96 at a time (the size of a commit of the rollout engine
-under load) and looked up 500 keys at a time.
+Eight completions per key with twelve token ids each, committed 96 at a time (the size of a commit of the rollout
+executor under load) and looked up 500 keys at a time.
 """
 
 from __future__ import annotations

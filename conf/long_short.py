@@ -169,7 +169,7 @@ class Grpo(Settings):
     save_steps: Positive = 1
     """Steps between checkpoints."""
     bf16: bool = True
-    """Computes in bfloat16, as in `sft`. Not from the paper."""
+    """On a GPU: computes in bfloat16, as in `sft`. Not from the paper."""
     lora: Lora | None = None
     """LoRA settings. Omit to train all weights, as in the paper."""
     collapse_limits: CollapseLimits = CollapseLimits()

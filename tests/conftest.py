@@ -1,4 +1,4 @@
-"""Shared fixtures. Files named `*_stack.py` use the real Prefect, torch, vLLM or math-verify and take long;
+"""Shared fixtures. Files named `*_stack.py` import Prefect, torch, vLLM or math-verify and take longer;
 `-m "not stack"` skips them without importing them."""
 
 import itertools
@@ -23,7 +23,6 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if collection_path.name.endswith("_stack.py") and config.option.markexpr == "not stack" else None
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.name.endswith("_stack.py"):

@@ -26,7 +26,7 @@ from reasoning.records import ModelCall, Problem
 from reasoning.sampling_plans import Outcomes, SampleRange
 
 SPEAKERS = (Speaker.LONG, Speaker.SHORT)
-"""The speaker of each scheduler of the rollout engine, by index."""
+"""The speaker of each scheduler of the rollout executor, by index."""
 TokenIds = tuple[int, ...]
 
 

@@ -3,9 +3,9 @@
 - Requests of one trace go to one endpoint, for its prefix cache. They move when that endpoint is down, or when it is
   full while another has half of its slots free.
 - Transient failures (a dropped connection, 429, 5xx, a malformed reply) are retried with exponential backoff, up to a
-  limit; then the request is refused.
+  limit; then the request has failed.
 - A lost endpoint is restarted while the others continue. Requests that were in flight on our own server are quarantined
-  and rerun in halves, so that a request that crashes the server each time ends up alone and is refused.
+  and rerun in halves, so that a request that crashes the server each time ends up alone and fails.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from conf.errors import ReadableError
 from models.inference.engine import Completion, FailedRequest, Failure, Finished, Request
 
 MAX_ATTEMPTS = 5
-"""Failed attempts in a row before a request is refused."""
+"""Failed attempts in a row before a request fails."""
 MAX_TIMEOUTS = 2
 """Attempts that may time out; each takes as long as the longest completion."""
 MAX_LOSSES = 3
-"""Remote endpoints that may be lost while they serve a request before it is refused."""
+"""Remote endpoints that may be lost while they serve a request before it fails."""
 MAX_PINNED = 10_000
 """Affinity keys whose endpoint is remembered."""
 SCORED_AT_ONCE = 16

@@ -148,27 +148,27 @@ class RolloutExecutor:
     def _open_jobs(self, numbered_jobs: Iterator[tuple[int, SamplingJob]]) -> bool:
         """Opens jobs up to MAX_OPEN_JOBS. False when all jobs are done."""
         while len(self._open) < MAX_OPEN_JOBS and (numbered := next(numbered_jobs, None)):
-            number, job = numbered
-            self._open[number] = job
-            self._request_samples(number, job)
+            job_id, job = numbered
+            self._open[job_id] = job
+            self._request_samples(job_id, job)
         return bool(self._open)
 
-    def _request_samples(self, number: int, job: SamplingJob) -> None:
-        self._changed.append(number)
+    def _request_samples(self, job_id: int, job: SamplingJob) -> None:
+        self._changed.append(job_id)
         for sample_range in job.plan.next_ranges():
             scheduler = self._schedulers[job.scheduler_index(sample_range.prefix)]
             request = Request(job.prompt(sample_range.prefix), job.sampling, sample_range.count, job.stop)
             key = completion_key(scheduler.model, request, self._purpose, self._seed)
-            self._to_look_up.append(PendingRequest(number, job, sample_range, scheduler, request, key))
+            self._to_look_up.append(PendingRequest(job_id, job, sample_range, scheduler, request, key))
 
     def _finished_jobs(self) -> Iterator[SamplingJob]:
         changed, self._changed = self._changed, []
-        for number in changed:
-            job = self._open.get(number)
+        for job_id in changed:
+            job = self._open.get(job_id)
             if job and (job.failure or not job.plan.is_open):
-                del self._open[number]
+                del self._open[job_id]
                 for scheduler in self._schedulers:
-                    scheduler.finish_job(number)
+                    scheduler.finish_job(job_id)
                 self._progress(1, 0)
                 if job.failure and self._failures:
                     self._failures.add(job.failure.kind, job.failure.reason)

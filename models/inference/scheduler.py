@@ -114,9 +114,9 @@ class EngineScheduler:
         self._prompt_tokens_admitted = 0
         """Sum over admitted jobs."""
         self._queued_jobs: list[tuple[int, int]] = []
-        """Heap of the jobs that are not admitted yet, longest first: negative prompt tokens, job number."""
+        """Heap of the jobs that are not admitted yet, longest first: negative prompt tokens, job id."""
         self._queued_requests: dict[int, list[PendingRequest]] = defaultdict(list)
-        """Their requests, by job number."""
+        """Their requests, by job id."""
         self._cached_blocks: dict[int, set[int]] = defaultdict(set)
         """By open job: names of the KV-cache blocks that the engine would hold if it had sampled what the store
         returned."""
@@ -175,7 +175,7 @@ class EngineScheduler:
         """Admits jobs while their prompts fit the KV cache. Admits one more when idle; otherwise two schedulers, each
         waiting for jobs that the other has admitted, can deadlock."""
         while self._queued_jobs:
-            tokens, number = -self._queued_jobs[0][0], self._queued_jobs[0][1]
+            tokens, job_id = -self._queued_jobs[0][0], self._queued_jobs[0][1]
             has_work = self._running or self._waiting
             if (
                 has_work
@@ -184,17 +184,17 @@ class EngineScheduler:
             ):
                 return
             heapq.heappop(self._queued_jobs)
-            requests = self._queued_requests.pop(number)
-            if is_open(number):
-                self._admitted[number] = tokens
+            requests = self._queued_requests.pop(job_id)
+            if is_open(job_id):
+                self._admitted[job_id] = tokens
                 self._prompt_tokens_admitted += tokens
                 for pending in requests:
                     self._push(pending)
 
-    def finish_job(self, number: int) -> None:
+    def finish_job(self, job_id: int) -> None:
         """Frees the KV-cache budget of a closed job."""
-        self._prompt_tokens_admitted -= self._admitted.pop(number, 0)
-        self._cached_blocks.pop(number, None)
+        self._prompt_tokens_admitted -= self._admitted.pop(job_id, 0)
+        self._cached_blocks.pop(job_id, None)
 
     def submit(self, request_id: int, pending: PendingRequest) -> None:
         assert self._session

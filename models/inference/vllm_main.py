@@ -2,12 +2,12 @@
 
 import multiprocessing
 
-import vllm.utils.system_utils as vllm_processes
-
 from models.inference.vllm_server import on_cpu
 
 if __name__ == "__main__":
     if on_cpu():
+        import vllm.utils.system_utils as vllm_processes
+
         # Must come before the import below, which copies the name.
         vllm_processes.get_mp_context = lambda: multiprocessing.get_context("fork")
     from vllm.entrypoints.launchers.api_server.entry import main

@@ -201,8 +201,8 @@ def _run(job: TrainerJob, folder: Path, progress: Callable[[int, int], None], po
         "TRL_EXPERIMENTAL_SILENCE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
-        # accelerate limits a CPU trainer to one thread.
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count())),
+        # `accelerate launch` would set one thread.
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0)))),
         **job.environment,
     }
     with GuardedProcess(_command(job, file), folder / LOG, environment) as process:

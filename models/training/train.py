@@ -214,7 +214,7 @@ def lora_config(job: TrainerJob) -> LoraConfig | None:
 
 
 def save(job: TrainerJob, model: Any, tokenizer: Any, token_ids: list[int]) -> None:
-    """Saves the checkpoint with its sync check: the log-probs of `token_ids`. A server verifies its weights by it."""
+    """Saves the checkpoint with its sync check: the log-probs of `token_ids`. A server verifies its weights by them."""
     if isinstance(model, PeftModel):
         model = model.merge_and_unload()
     if job.dtype == "bfloat16":

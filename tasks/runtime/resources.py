@@ -31,7 +31,7 @@ Train = Callable[[Any, Path, Callable[[int, int], None]], list[dict[str, Any]]]
 
 
 class SampledCompletions(NamedTuple):
-    """The completions or the refusal of each request, in order, and the cost of sampling those not in the store."""
+    """The completions or the failure of each request, in order, and the cost of sampling those not in the store."""
 
     completions: list[tuple[Completion, ...] | FailedRequest]
     usage: Usage
@@ -88,10 +88,7 @@ class Resources:
 
     def llm_client(self, llm: Llm) -> LlmClient:
         """The client for an auxiliary model; one per run, so that no reply is paid for twice."""
-        name = llm.model_dump_json()
-        if name not in self._llm_clients:
-            self._llm_clients[name] = LlmClient(llm, self.replies)
-        return self._llm_clients[name]
+        return self._llm_clients.setdefault(llm.model_dump_json(), LlmClient(llm, self.replies))
 
     @cached_property
     def verifier(self) -> Verifier:
@@ -150,7 +147,7 @@ class Resources:
         seed: int,
         on_usage: Callable[[Usage], None],
     ) -> Iterator[SamplingJob]:
-        """Yields each job when its plan is complete or its request refused. Raises TooManyFailed.
+        """Yields each job when its plan is complete or its request has failed. Raises TooManyFailed.
 
         Calls `on_usage` at the end with the cost of all jobs.
         """
@@ -166,7 +163,7 @@ class Resources:
         purpose: Purpose,
         seed: int,
     ) -> Usage:
-        """Samples with both models until the plan of each job is complete or refused. Returns the cost.
+        """Samples with both models until the plan of each job is complete or has failed. Returns the cost.
 
         Raises TooManyFailed.
         """
@@ -193,7 +190,7 @@ class Resources:
     def log_probs(
         self, stage: str, model: Checkpoint, texts: Sequence[tuple[int, ...]]
     ) -> tuple[list[list[float] | FailedRequest], Usage]:
-        """The log-prob of each token of each text except its first, or the refusal; and the cost. Raises TooManyFailed.
+        """The log-prob of each token of each text except its first, or the failure; and the cost. Raises TooManyFailed.
 
         Log-probs are not stored: each text costs one forward pass.
         """

@@ -121,19 +121,17 @@ def evaluate_early_stop(ctx: StepContext, inputs: EarlyStopInputs) -> ArtifactRe
     to_stop = [trace for trace in sampled.traces if trace.id in cuts]
     prefixes = [prefix_of(trace, cuts[trace.id]) for trace in to_stop]
     endings = finalizer.sample_endings("early-stop endings", Purpose.EARLY_STOP, prefixes, count=1)
-    ending_of = {trace.id: ending for trace, ending in zip(to_stop, endings, strict=True)} | sampler.refused
+    ending_of = {trace.id: ending for trace, ending in zip(to_stop, endings, strict=True)} | sampler.failed
     stopped = [_stopped(t, cuts.get(t.id, 0), ending_of.get(t.id), checkpoint.end_ids) for t in sampled.traces]
     scores = [score(checkpoint, known[t.problem_id], t, sampler.probe_tokens[t.id]) for t in stopped]
-    refused = sampled.refused | {
-        name: ending for name, ending in ending_of.items() if isinstance(ending, FailedRequest)
-    }
-    ctx.report_skipped(skipped_rows(refused))
+    failed = sampled.failed | {name: ending for name, ending in ending_of.items() if isinstance(ending, FailedRequest)}
+    ctx.report_skipped(skipped_rows(failed))
     return ctx.publish(
         "scores",
-        scores + scores_of_failed(checkpoint, known, sampled.refused, inputs.sampling),
+        scores + scores_of_failed(checkpoint, known, sampled.failed, inputs.sampling),
         rows_in=len(known),
         usage=sampled.usage + sampler.usage + finalizer.usage,
-        counts=failed_counts(refused),
+        counts=failed_counts(failed),
     )
 
 

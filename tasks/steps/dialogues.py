@@ -48,23 +48,23 @@ def evaluate_dialogues(
     plans = [DialogueSampler(codec, of_problem, sampling.samples) for of_problem in prompts]
     jobs = [plan.job(sampling) for plan in plans]
     usage = ctx.resources.run_pair("dialogues", models, jobs, Purpose.BENCHMARK, seed)
-    refused = {problem.id: job.failure for problem, job in zip(known, jobs, strict=True) if job.failure}
-    validate_some_served("dialogues", refused, known)
+    failed = {problem.id: job.failure for problem, job in zip(known, jobs, strict=True) if job.failure}
+    validate_some_served("dialogues", failed, known)
     answers = [[state.dialogue.answer for state in plan.dialogues] for plan in plans]
     verdicts, checks = ctx.resources.verdicts(known, answers)
     rows = [
         evaluated_dialogue(problem, sample, state, {speaker: len(ids) for speaker, ids in of_problem.items()}, verdict)
         for problem, plan, of_problem, checked in zip(known, plans, prompts, verdicts, strict=True)
-        if problem.id not in refused
+        if problem.id not in failed
         for sample, (state, verdict) in enumerate(zip(plan.dialogues, checked, strict=True))
     ]
     counts = {
         "round limit hit": sum(row.hit_cap for row in rows),
         "malformed": sum(not row.is_well_formed for row in rows),
     }
-    rows += [dialogue_without_completion(name, sample) for name in refused for sample in range(sampling.samples)]
-    counts |= failed_counts(refused)
-    ctx.report_skipped(skipped_rows(refused))
+    rows += [dialogue_without_completion(name, sample) for name in failed for sample in range(sampling.samples)]
+    counts |= failed_counts(failed)
+    ctx.report_skipped(skipped_rows(failed))
     return ctx.publish("dialogues", rows, rows_in=len(known), usage=usage + checks, counts=counts)
 
 

@@ -158,7 +158,7 @@ def estimate_prefix_values(
         values,
         rows_in=len(rows),
         usage=sampler.usage,
-        skipped=undecodable + skipped_rows(sampler.refused),
+        skipped=undecodable + skipped_rows(sampler.failed),
     )
 
 
@@ -343,10 +343,10 @@ def _finalize_and_filter(
     )
     prefixes = [Prefix(thinking.trace.problem_id, thinking.token_ids) for thinking in compressed]
     endings = finalizer.sample_endings("compress", Purpose.COMPRESS, prefixes)
-    rows, refused = list[CompressedTrace](), dict[str, FailedRequest]()
+    rows, failed = list[CompressedTrace](), dict[str, FailedRequest]()
     for thinking, group in zip(compressed, endings, strict=True):
         if isinstance(group, FailedRequest):
-            refused[thinking.trace.id] = group
+            failed[thinking.trace.id] = group
             continue
         ending = shortest_right(group)
         if ending is None:
@@ -355,7 +355,7 @@ def _finalize_and_filter(
             dropped["not-shorter"] += 1
         else:
             rows.append(_compressed_trace(thinking, ending))
-    rows_in = len(rows) + dropped.total() + len(refused)
+    rows_in = len(rows) + dropped.total() + len(failed)
     return ctx.publish(
         "compressed",
         rows,
@@ -363,7 +363,7 @@ def _finalize_and_filter(
         dropped=dict(+dropped),
         usage=usage + finalizer.usage,
         billed_to=billed_to,
-        skipped=skipped_rows(refused),
+        skipped=skipped_rows(failed),
     )
 
 

@@ -85,7 +85,7 @@ def probe_prefixes(
         if trace.id in plan_of
     ]
     sampler.run_queries("probe prefixes", Purpose.PROBE, queries)
-    succeeded = [trace for trace in segmented if trace.id not in sampler.refused]
+    succeeded = [trace for trace in segmented if trace.id not in sampler.failed]
     results = [scan_of(trace, ends[trace.id], plans[trace.id]) for trace in succeeded]
     dropped = Counter(truncated=len(rows) - len(finished))
     kept_audits = [trace.id for trace in succeeded if trace.id in audits]
@@ -99,7 +99,7 @@ def probe_prefixes(
         usage=sampler.usage,
         cost_bounds=sampler.cost_bounds([(trace, ends[trace.id], plans[trace.id]) for trace in succeeded]),
         counts=counts,
-        skipped=undecodable + skipped_rows(sampler.refused),
+        skipped=undecodable + skipped_rows(sampler.failed),
     )
 
 
@@ -133,7 +133,7 @@ def reestimate_crossings(
             problem_id=scan.problem_id, sample=scan.sample, right=count_right(plans[name].outcomes[0]), total=total
         )
         for name, scan in crossed.items()
-        if name not in sampler.refused
+        if name not in sampler.failed
     ]
     counts = {
         "false crossings": sum(row.right < min_successes(total, probing.threshold) for row in rows),
@@ -146,7 +146,7 @@ def reestimate_crossings(
         rows_in=len(crossed),
         usage=sampler.usage,
         counts=counts,
-        skipped=skipped_rows(sampler.refused),
+        skipped=skipped_rows(sampler.failed),
     )
 
 
@@ -169,11 +169,11 @@ def finalize_traces(
     finalizer = Finalizer(ctx.resources, ctx.resources.checkpoint(model), by_id(ctx, problems), finalizing, seed)
     endings = finalizer.sample_endings("finalize", Purpose.FINALIZE, prefixes)
     premature = _premature_stops(finalizer, sources, crossed) if finalizing.premature_stop else {}
-    rows, refused = list[OptimisedTrace](), dict[str, FailedRequest]()
+    rows, failed = list[OptimisedTrace](), dict[str, FailedRequest]()
     dropped = Counter({"never-crosses": len(all_scans) - len(crossed)} if len(all_scans) > len(crossed) else {})
     for source, prefix, group in zip(sources, prefixes, endings, strict=True):
         if isinstance(group, FailedRequest):
-            refused[source.id] = group
+            failed[source.id] = group
         elif (ending := shortest_right(group)) is None:
             dropped["no-right-ending"] += 1
         else:
@@ -191,7 +191,7 @@ def finalize_traces(
         rows_in=len(all_scans),
         dropped=dict(dropped),
         usage=finalizer.usage,
-        skipped=skipped_rows(refused),
+        skipped=skipped_rows(failed),
     )
 
 
@@ -200,7 +200,7 @@ def _premature_stops(
 ) -> dict[tuple[str, int], TokenIds]:
     """Completions cut at the last prefix that did not pass, with a wrong answer, by (problem id, sample).
 
-    Absent: traces without a failing prefix before the crossing, traces whose ending is not wrong, refused requests.
+    Absent: traces without a failing prefix before the crossing, traces whose ending is not wrong, failed requests.
     """
     failing = [
         (trace, scan.ends[probe.segment])
@@ -281,7 +281,7 @@ def prune_traces(
     queries = [PrefixQuery(item.trace, item, item.without, len(item.whole_prefix())) for item in prunings.values()]
     sampler.run_queries("prune segments", Purpose.PRUNE, queries)
     for item in prunings.values():
-        if item.trace.id in sampler.refused:
+        if item.trace.id in sampler.failed:
             item.restore_all()
     not_needed = sum(len(item.removed) for item in prunings.values())
     scorer = LogProbScorer(ctx.resources, checkpoint, known)
@@ -293,7 +293,7 @@ def prune_traces(
         name: pruned_trace(rows[name], prunings[name], group, probing.threshold) for name, group in endings.items()
     }
     pruned = [row for row in results.values() if row.removed]
-    failed = len(sampler.refused) + scorer.refused + len(shortened) - len(endings)
+    unchanged = len(sampler.failed) + scorer.failed + len(shortened) - len(endings)
     counts = {
         "traces pruned": len(pruned),
         "not confirmed": len(endings) - len(pruned),
@@ -302,7 +302,7 @@ def prune_traces(
         "segments removed": sum(len(row.removed) for row in pruned),
         "tokens before": sum(len(row.token_ids) for row in rows.values()),
         "tokens after": sum(len(row.token_ids) for row in results.values()),
-    } | ({"unchanged, the engine failed": failed} if failed else {})
+    } | ({"unchanged, the engine failed": unchanged} if unchanged else {})
     usage = sampler.usage + scorer.usage + finalizer.usage
     return ctx.publish("optimised", list(results.values()), rows_in=len(rows), usage=usage, counts=counts)
 

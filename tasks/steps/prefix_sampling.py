@@ -53,9 +53,9 @@ class ProbeFormat(NamedTuple):
     """From the completion's text to its answer; None without an answer."""
 
 
-def skipped_rows(refused: Mapping[str, FailedRequest]) -> list[SkippedRow]:
-    """One row for each refused request. `refused` is keyed by row id."""
-    return [SkippedRow(id=name, reason=refusal.kind, detail=refusal.reason) for name, refusal in refused.items()]
+def skipped_rows(failed: Mapping[str, FailedRequest]) -> list[SkippedRow]:
+    """One row for each failed request. `failed` is keyed by row id."""
+    return [SkippedRow(id=name, reason=failure.kind, detail=failure.reason) for name, failure in failed.items()]
 
 
 def answer_probe(probing: Probing) -> ProbeFormat:
@@ -89,7 +89,7 @@ class PrefixSampler:
         self._unverified = 0
         self._lock = threading.Lock()
         self._usage = Usage()
-        self.refused: dict[str, FailedRequest] = {}
+        self.failed: dict[str, FailedRequest] = {}
         """Failed requests by trace id."""
         self.probe_tokens: Counter[str] = Counter()
         """Tokens generated for probes, by trace id."""
@@ -101,12 +101,12 @@ class PrefixSampler:
     def run_queries(
         self, stage: str, purpose: Purpose, queries: Sequence[PrefixQuery], outcome_rule: OutcomeRule | None = None
     ) -> None:
-        """Samples until every plan is complete, except the plans of `refused` traces. The default `outcome_rule` is
+        """Samples until every plan is complete, except the plans of `failed` traces. The default `outcome_rule` is
         the answer check."""
         jobs = {self._job(query, outcome_rule or self._verify): query.trace for query in queries}
         for job in self._resources.run_jobs(stage, self._model, list(jobs), purpose, self._seed, self._account):
             if job.failure:
-                self.refused[jobs[job].id] = job.failure
+                self.failed[jobs[job].id] = job.failure
 
     def estimate_values(
         self, stage: str, rows: Sequence[Trace], ends: Mapping[str, Sequence[int]]
@@ -127,7 +127,7 @@ class PrefixSampler:
                 right=tuple(count_right(outcomes) for outcomes in plans[row.id].outcomes),
             )
             for row in rows
-            if row.id not in self.refused
+            if row.id not in self.failed
         ]
 
     def cost_bounds(self, searches: Sequence[tuple[Trace, Sequence[int], CrossingSearch]]) -> CostBounds:
@@ -184,7 +184,7 @@ class Finalizer:
     def sample_endings(
         self, stage: str, purpose: Purpose, prefixes: Sequence[Prefix], count: int | None = None
     ) -> list[Endings | FailedRequest]:
-        """For each prefix `count` endings (default: the settings' number of samples), or the refusal.
+        """For each prefix `count` endings (default: the settings' number of samples), or the failure.
 
         An ending that is truncated, or does not close the thinking exactly once, has no answer. Raises TooManyFailed.
         """
@@ -223,11 +223,11 @@ class LogProbScorer:
     def __init__(self, resources: Resources, model: Checkpoint, problems: dict[str, Problem]):
         self._resources, self._model, self._problems = resources, model, problems
         self.usage = Usage()
-        self.refused = 0
-        """Number of refused prefixes."""
+        self.failed = 0
+        """Number of failed prefixes."""
 
     def log_probs(self, stage: str, prefixes: Sequence[Prefix]) -> list[list[float] | FailedRequest]:
-        """For each prefix the log-prob of each of its tokens, given the prompt and the tokens before; or the refusal.
+        """For each prefix the log-prob of each of its tokens, given the prompt and the tokens before; or the failure.
 
         Raises TooManyFailed.
         """
@@ -235,7 +235,7 @@ class LogProbScorer:
         texts = [prompt + prefix.token_ids for prompt, prefix in zip(prompts, prefixes, strict=True)]
         found, usage = self._resources.log_probs(stage, self._model, texts)
         self.usage += usage
-        self.refused += sum(isinstance(values, FailedRequest) for values in found)
+        self.failed += sum(isinstance(values, FailedRequest) for values in found)
         return [
             values if isinstance(values, FailedRequest) else values[len(prompt) - 1 :]
             for values, prompt in zip(found, prompts, strict=True)

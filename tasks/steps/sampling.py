@@ -28,7 +28,7 @@ def sample_traces(
     rows = ctx.artifacts.rows(problems, Problem)
     sampled = sample_and_verify(ctx, "sample", ctx.resources.checkpoint(model), rows, sampling, Purpose.TRAIN, seed)
     return ctx.publish(
-        "traces", sampled.traces, rows_in=len(rows), usage=sampled.usage, skipped=skipped_rows(sampled.refused)
+        "traces", sampled.traces, rows_in=len(rows), usage=sampled.usage, skipped=skipped_rows(sampled.failed)
     )
 
 
@@ -41,16 +41,16 @@ def evaluate(ctx: StepContext, model: ArtifactRef, problems: ArtifactRef, sampli
     checkpoint, known = ctx.resources.checkpoint(model), by_id(ctx, problems)
     sampled = sample_and_verify(ctx, "benchmark", checkpoint, list(known.values()), sampling, Purpose.BENCHMARK, seed)
     scores = [score(checkpoint, known[trace.problem_id], trace) for trace in sampled.traces]
-    scores += scores_of_failed(checkpoint, known, sampled.refused, sampling)
-    ctx.report_skipped(skipped_rows(sampled.refused))
-    return ctx.publish("scores", scores, rows_in=len(known), usage=sampled.usage, counts=failed_counts(sampled.refused))
+    scores += scores_of_failed(checkpoint, known, sampled.failed, sampling)
+    ctx.report_skipped(skipped_rows(sampled.failed))
+    return ctx.publish("scores", scores, rows_in=len(known), usage=sampled.usage, counts=failed_counts(sampled.failed))
 
 
 class SampledTraces(NamedTuple):
     """Verified completions, refusals, and the cost of sampling and verification."""
 
     traces: list[Trace]
-    refused: dict[str, FailedRequest]
+    failed: dict[str, FailedRequest]
     """Failed requests by problem id."""
     usage: Usage
 
@@ -71,9 +71,9 @@ def sample_and_verify(
     requests = [Request(model.prompt_ids(problem), sampling, sampling.samples) for problem in problems]
     sampled = ctx.resources.sample(stage, model, requests, purpose, seed)
     results = list(zip(problems, sampled.completions, strict=True))
-    refused = {problem.id: result for problem, result in results if isinstance(result, FailedRequest)}
+    failed = {problem.id: result for problem, result in results if isinstance(result, FailedRequest)}
     served = [(problem, group) for problem, group in results if not isinstance(group, FailedRequest)]
-    validate_some_served(stage, refused, problems)
+    validate_some_served(stage, failed, problems)
     texts = [[model.decode(c.token_ids) for c in group] for _, group in served]
     answers = [[final_answer(text, ctx.resources.prompt.thinking) for text in group] for group in texts]
     verdicts, checks = ctx.resources.verdicts([problem for problem, _ in served], answers)
@@ -89,13 +89,13 @@ def sample_and_verify(
         for (problem, group), group_texts, checked in zip(served, texts, verdicts, strict=True)
         for sample, (completion, text, verdict) in enumerate(zip(group, group_texts, checked, strict=True))
     ]
-    return SampledTraces(traces, refused, sampled.usage + checks)
+    return SampledTraces(traces, failed, sampled.usage + checks)
 
 
-def validate_some_served(stage: str, refused: Mapping[str, FailedRequest], problems: Sequence[Problem]) -> None:
-    """Raises TooManyFailed when every problem was refused, whatever the settings allow."""
-    if problems and len(refused) == len(problems):
-        raise TooManyFailed(f"{stage}: there is no completion of any problem: {next(iter(refused.values())).reason}")
+def validate_some_served(stage: str, failed: Mapping[str, FailedRequest], problems: Sequence[Problem]) -> None:
+    """Raises TooManyFailed when every problem was failed, whatever the settings allow."""
+    if problems and len(failed) == len(problems):
+        raise TooManyFailed(f"{stage}: there is no completion of any problem: {next(iter(failed.values())).reason}")
 
 
 def score(model: Checkpoint, problem: Problem, trace: Trace, overhead: int = 0) -> Score:
@@ -114,9 +114,9 @@ def score(model: Checkpoint, problem: Problem, trace: Trace, overhead: int = 0) 
 
 
 def scores_of_failed(
-    model: Checkpoint, known: Mapping[str, Problem], refused: Iterable[str], sampling: Sampling
+    model: Checkpoint, known: Mapping[str, Problem], failed: Iterable[str], sampling: Sampling
 ) -> list[Score]:
-    """Scores for all samples of refused problems."""
+    """Scores for all samples of failed problems."""
     return [
         Score(
             problem_id=name,
@@ -128,12 +128,12 @@ def scores_of_failed(
             truncated=False,
             verdict=Verdict.NO_COMPLETION,
         )
-        for name in refused
+        for name in failed
         for sample in range(sampling.samples)
     ]
 
 
-def failed_counts(refused: Mapping[str, FailedRequest]) -> dict[str, int]:
+def failed_counts(failed: Mapping[str, FailedRequest]) -> dict[str, int]:
     """Ledger counts of a step that scores failed rows as not right, by kind of failure."""
-    kinds = Counter(refusal.kind for refusal in refused.values())
+    kinds = Counter(failure.kind for failure in failed.values())
     return {f"not right: {kind}": count for kind, count in kinds.items()}

@@ -123,7 +123,7 @@ def value_thoughts(
         seed,
     )
     values = sampler.estimate_values("value thoughts", rows, ends)
-    return ctx.publish("values", values, rows_in=len(rows), usage=sampler.usage, skipped=skipped_rows(sampler.refused))
+    return ctx.publish("values", values, rows_in=len(rows), usage=sampler.usage, skipped=skipped_rows(sampler.failed))
 
 
 @step

@@ -28,9 +28,8 @@ TEXTS = {
     "r1-distill-qwen": traces("<think>\n", ["<｜end▁of▁sentence｜>"]),
     "r1-distill-llama": traces("<think>\n", ["<｜end▁of▁sentence｜>"]),
     "qwen3": traces("<think>", ["<|im_end|>", "<|endoftext|>"]),
-    "llama3.1": turns(),
 }
-"""What each shape writes: the last one turns of a dialogue, the others solutions."""
+"""Texts of the shapes that solve problems alone."""
 
 
 def folder(variable: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""CoT distillation on the real Prefect, with a scripted model and a scripted auxiliary model."""
+"""CoT distillation, with a scripted model and a scripted auxiliary model."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""Long⊗Short on the real Prefect with a scripted model."""
+"""Long⊗Short with a scripted model."""
 
 import json
 from collections.abc import Callable

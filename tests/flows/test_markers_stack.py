@@ -1,4 +1,4 @@
-"""The marker report on the real Prefect with a scripted model."""
+"""The marker report with a scripted model."""
 
 from io import StringIO
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Claims over two seeds on the real Prefect with a scripted model."""
+"""Claims over two seeds with a scripted model."""
 
 import lzma
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""DTO on the real Prefect with a scripted model: caching across runs, verified results, retries, published tables."""
+"""DTO on the real Prefect with a scripted model: caching across runs, verified results."""
 
 from pathlib import Path
 

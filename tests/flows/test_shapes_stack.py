@@ -29,7 +29,7 @@ RUN_ALL = os.environ.get("BREVITY_SHAPES") == "all"
 
 
 @pytest.fixture
-def shapes(tmp_path: Path, shape_models: Callable[[Path], Shapes] | None) -> Shapes:
+def small_shapes(tmp_path: Path, shape_models: Callable[[Path], Shapes] | None) -> Shapes:
     if shape_models is None:
         pytest.skip("no real tokenizers or problems: BREVITY_TEST_TOKENIZERS, BREVITY_TEST_DATA")
     return shape_models(tmp_path)
@@ -51,20 +51,20 @@ def terse(body: dict[str, Any], number: int) -> Answer:
     selected(("paper-1.5b", "qwen3", "r1-distill-qwen"), ("paper-7b", "r1-distill-llama", "qwen3")),
 )
 def test_cot_distillation(
-    preset: str, model: str, teacher: str, shapes: Shapes, chat: Callable[..., Chat], tmp_path: Path
+    preset: str, model: str, teacher: str, small_shapes: Shapes, chat: Callable[..., Chat], tmp_path: Path
 ):
     server = chat(terse)
     benchmarks = {
-        "AIME": shapes.problems("aime24", 1, None),
-        "AMC": shapes.problems("amc23", 1, None),
-        "MATH": shapes.problems("math500", 1),
-        "GSM8K": shapes.problems("gsm8k_test", 1),
-        "HMMT": shapes.problems("difficulty_aime_1983_2023", 1, None),
+        "AIME": small_shapes.problems("aime24", 1, None),
+        "AMC": small_shapes.problems("amc23", 1, None),
+        "MATH": small_shapes.problems("math500", 1),
+        "GSM8K": small_shapes.problems("gsm8k_test", 1),
+        "HMMT": small_shapes.problems("difficulty_aime_1983_2023", 1, None),
     }
     changes = (
-        f"model={shapes.model(model)}",
-        f"teacher.model={shapes.model(teacher)}",
-        f"problems={shapes.problems('math_train_sample2000', 8)}",
+        f"model={small_shapes.model(model)}",
+        f"teacher.model={small_shapes.model(teacher)}",
+        f"problems={small_shapes.problems('math_train_sample2000', 8)}",
         *([] if RUN_ALL else ["variants=['sft']"]),
         *(f"benchmarks.{n}={b}" for n, b in benchmarks.items()),
         "benchmark_sampling.samples=1",
@@ -91,8 +91,8 @@ if RUN_ALL:
     @pytest.mark.parametrize(
         ("preset", "model"), [("paper-r1-1.5b", "r1-distill-qwen"), ("paper-deepscaler-1.5b", "r1-distill-llama")]
     )
-    def test_dto(preset: str, model: str, shapes: Shapes, tmp_path: Path):
-        settings = load(Dto, preset, (*dto_changes(shapes, model), f"storage.root={tmp_path}"))
+    def test_dto(preset: str, model: str, small_shapes: Shapes, tmp_path: Path):
+        settings = load(Dto, preset, (*dto_changes(small_shapes, model), f"storage.root={tmp_path}"))
         report = json.loads(dto(settings).read_text())
         lines = stages(report)
         assert lines["sample-traces"]["rows_out"] == 16
@@ -104,10 +104,14 @@ if RUN_ALL:
         [("paper-llama3.1-8b", "llama3.1", "r1-distill-llama"), ("paper-qwen2.5-7b", "qwen3", "r1-distill-qwen")],
     )
     def test_long_short(
-        preset: str, model: str, teacher: str, shapes: Shapes, chat: Callable[..., Chat], tmp_path: Path
+        preset: str, model: str, teacher: str, small_shapes: Shapes, chat: Callable[..., Chat], tmp_path: Path
     ):
-        changes = long_short_changes(shapes, model, teacher, chat(assist).url)
+        changes = long_short_changes(small_shapes, model, teacher, chat(assist).url)
         settings = load(LongShort, preset, (*changes, f"storage.root={tmp_path}"))
         report = json.loads(long_short(settings).read_text())
+        lines = stages(report)
+        assert lines["sample-traces"]["rows_out"] == 16
+        assert lines["build-cold-start-dialogues"]["rows_out"] > 0
+        assert lines["train-grpo"]["generated_tokens"] > 0
         rounds = [f"round {number}, {who}" for number, who in enumerate(settings.rl.rounds, start=1)]
         assert [model["name"] for model in report["models"]] == ["teacher", "cold start", *rounds]

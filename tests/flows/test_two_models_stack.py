@@ -30,20 +30,25 @@ CONCURRENCY = 32
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory, shape_models: Callable[[Path], Shapes] | None) -> Path:
-    """Of a run with one round: the paper's preset on shape models, or the smallest of the bundled model."""
+    """The folder of a run with one round: the paper's preset on shape models, or the bundled model's smallest."""
     root = tmp_path_factory.mktemp("root")
     preset, changes, server = "micro", ["rl.max_steps=2"], Chat(assist)
-    if shape_models:
-        preset = "paper-llama3.1-8b"
-        changes = long_short_changes(shape_models(root), "llama3.1", "r1-distill-llama", server.url)
-    long_short(load(LongShort, preset, (*changes, "rl.rounds=['long']", f"storage.root={root}")))
-    server.close()
+    try:
+        if shape_models:
+            preset = "paper-llama3.1-8b"
+            changes = long_short_changes(shape_models(root), "llama3.1", "r1-distill-llama", server.url)
+        long_short(load(LongShort, preset, (*changes, "rl.rounds=['long']", f"storage.root={root}")))
+    finally:
+        server.close()
     return root
 
 
 def test_a_model_is_trained_in_dialogue_with_another(root: Path):
     report = json.loads((root / "latest" / "report.json").read_text())
     assert [model["name"] for model in report["models"]][1:] == ["cold start", "round 1, long"]
+    assert len({model["samples"] for model in report["models"]}) == 1
+    if report["preset"] != "micro":
+        assert list(report["others"]) == ["AIME24", "AIME25", "AMC23", "GPQA-Diamond"]
     lines = stages(report)
     assert lines["sample-traces"]["rows_out"] > 0
     assert lines["build-cold-start-dialogues"]["rows_out"] > 0

@@ -1,4 +1,4 @@
-"""A run of the rollout engine that kills its own process group at a line that the caller chose.
+"""A run of the rollout executor that kills its own process group at a line that the caller chose.
 
     python -m tests.models.killed STORE_URL MODEL_FOLDER LOG LINES
 

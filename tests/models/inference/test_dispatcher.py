@@ -182,7 +182,7 @@ def _short_retry_delay(monkeypatch: pytest.MonkeyPatch) -> None:
 def ask(
     servers: list[Server], count: int = 20, affinity: Callable[[int], int] = lambda n: n, timeout: float = 60
 ) -> dict[int, Any]:
-    """Results of requests for three completions each, by request_id."""
+    """Results of requests for three completions each, by request id."""
     events: SimpleQueue[Any] = SimpleQueue()
     with Dispatcher(servers, lambda _: timeout, events.put) as session:
         for request_id in range(count):

@@ -1,4 +1,4 @@
-"""The rollout engine with engines that reply in any order, crash, refuse requests, or are shared by two runs."""
+"""The rollout executor with engines that reply in any order, crash, refuse requests, or are shared by two runs."""
 
 import random
 import threading

@@ -48,6 +48,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
     """One server for all tests. Closing it ends every process."""
     server = WithoutSpaces(Engine(max_num_seqs=16), tmp_path_factory.mktemp("vllm") / "log")
     yield server
+    assert server.pid
     family = psutil.Process(server.pid).children(recursive=True)
     assert family
     server.close()

@@ -27,6 +27,7 @@ def job(folder: Path, rows: list[dict[str, Any]], **changes: Any) -> TrainJob:
         warmup_ratio=0.0,
         max_length=256,
         log_every=1,
+        bf16=False,
     )
     return base.model_copy(update=changes)
 

@@ -99,10 +99,10 @@ def trainer_and_inputs(tmp_path: Path) -> tuple[Any, dict[str, Any]]:
 
 
 def trained(tmp_path: Path, model: Any) -> tuple[Any, dict[str, Any]]:
-    """A trainer, and the inputs of its loss."""
+    """A trainer in float32, and the inputs of its loss."""
     trainer: Any = MemorySavingGRPOTrainer(
         model=model,
-        args=grpo_config(job(tmp_path)),
+        args=grpo_config(job(tmp_path).model_copy(update={"bf16": False})),
         reward_funcs=reward_functions(),  # type: ignore[arg-type]
         train_dataset=Dataset.from_dict({"prompt": ["a", "b"]}),
         processing_class=AutoTokenizer.from_pretrained(TINY_MODEL),
