@@ -24,6 +24,11 @@ PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 
 
+def threads() -> int:
+    """Threads for a child process: OMP_NUM_THREADS (its outermost level), else the cores that this process may use."""
+    return int(os.environ.get("OMP_NUM_THREADS", "").split(",")[0] or len(os.sched_getaffinity(0)))
+
+
 class GuardedProcess:
     """COMMAND running under a guard, with its output in a log file. Use as a context manager, or call `end`."""
 

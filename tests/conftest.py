@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.folders import folder
 from tests.models.chat import Chat, Script
 from tests.shapes import make_shapes
 
@@ -50,15 +51,15 @@ def shapes(real_tokenizers: Path, tmp_path_factory: pytest.TempPathFactory) -> d
 @pytest.fixture(scope="session")
 def cases() -> Callable[[str], list[dict[str, Any]]]:
     """Reads a file of test cases (inputs with expected results) by its name. Tests skip without the folder."""
-    folder = _folder("BREVITY_TEST_CASES", "cases")
-    return lambda name: [json.loads(line) for line in (folder / name).read_text().splitlines()]
+    files = _folder("BREVITY_TEST_CASES", "cases")
+    return lambda name: [json.loads(line) for line in (files / name).read_text().splitlines()]
 
 
 def _folder(variable: str, what: str) -> Path:
-    folder = os.environ.get(variable, "")
-    if not folder or not Path(folder).is_dir():
+    found = folder(variable)
+    if found is None:
         pytest.skip(f"{variable} names no folder with {what}")
-    return Path(folder)
+    return found
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import socket
 import sys
 import threading
@@ -37,7 +36,7 @@ from models.inference.dispatcher import (
     score_all,
 )
 from models.inference.engine import Deliver, Engine, FailedRequest, Session
-from models.processes import GuardedProcess
+from models.processes import GuardedProcess, threads
 
 logger = logging.getLogger(__name__)
 SYNC_CHECK_FILE = "sync_check.json"
@@ -232,9 +231,8 @@ class VllmServer:
         if on_cpu():
             # Oversubscribed cores: with more threads than cores in all, servers wait for each other in every layer.
             # This cut throughput to a quarter.
-            cores = int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0))))
-            threads = max(1, cores // self._settings.servers_per_gpu)
-            environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": str(threads)}
+            own = max(1, threads() // self._settings.servers_per_gpu)
+            environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": str(own)}
         return environment
 
     def _swap(self, served: Checkpoint, model: Checkpoint) -> bool:

@@ -286,10 +286,10 @@ class RolloutFunction:
         rollouts = RolloutExecutor(self._store, schedulers, Purpose.GRPO, seed, failures=self._failures)
         rollouts.run_to_completion(job for job, _ in started)
         self.metrics = rollouts.usage.model_dump(exclude=NOT_SAMPLED)
-        refused = [job.failure for job, _ in started if job.failure]
-        if len(refused) == len(started):
-            raise TooManyFailed(f"step {step}: all dialogues failed: {refused[0].reason}")
-        self.metrics |= {f"{FAILED}{kind}": count for kind, count in Counter(one.kind for one in refused).items()}
+        failed = [job.failure for job, _ in started if job.failure]
+        if len(failed) == len(started):
+            raise TooManyFailed(f"step {step}: all dialogues failed: {failed[0].reason}")
+        self.metrics |= {f"{FAILED}{kind}": count for kind, count in Counter(one.kind for one in failed).items()}
         return [
             self._placeholders(problem) if job.failure else get_rollouts()
             for problem, (job, get_rollouts) in zip(problems, started, strict=True)

@@ -19,7 +19,7 @@ from conf.long_short import Grpo, Protocol, Who
 from conf.prompts import Prompt
 from conf.training import Lora
 from models.inference.vllm_server import on_cpu
-from models.processes import GuardedProcess
+from models.processes import GuardedProcess, threads
 
 LOG = "train.log"
 STORE_VARIABLE = "BREVITY_ROLLOUTS"
@@ -202,7 +202,7 @@ def _run(job: TrainerJob, folder: Path, progress: Callable[[int, int], None], po
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
         # `accelerate launch` would set one thread.
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0)))),
+        "OMP_NUM_THREADS": str(threads()),
         **job.environment,
     }
     with GuardedProcess(_command(job, file), folder / LOG, environment) as process:

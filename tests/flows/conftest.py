@@ -4,7 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.flows.real_runs import Shapes, folder
+from tests.flows.real_runs import Shapes
+from tests.folders import folder
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The storage root of a module's runs."""
+    return tmp_path_factory.mktemp("root")
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ A shape model's texts are scripted (`tests.bigrams`), so figures say nothing abo
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,12 +29,6 @@ TEXTS = {
     "qwen3": traces("<think>", ["<|im_end|>", "<|endoftext|>"]),
 }
 """Texts of the shapes that solve problems alone."""
-
-
-def folder(variable: str) -> Path | None:
-    """The folder named by an environment variable, if it exists."""
-    path = Path(os.environ.get(variable, ""))
-    return path if os.environ.get(variable) and path.is_dir() else None
 
 
 class Shapes:

@@ -47,11 +47,6 @@ class Run(ScriptedRun):
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("root")
-
-
-@pytest.fixture(scope="module")
 def first(root: Path) -> Run:
     return Run(root)
 

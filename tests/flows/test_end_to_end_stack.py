@@ -30,11 +30,6 @@ GONE_WITHIN = 10
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("root")
-
-
-@pytest.fixture(scope="module")
 def start(root: Path, shape_models: Callable[[Path], Shapes] | None) -> Callable[[], subprocess.Popen[str]]:
     """Starts the run: the paper's preset on a shape model, or the bundled model's."""
     preset, changes = "tiny", TINY

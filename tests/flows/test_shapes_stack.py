@@ -29,10 +29,8 @@ RUN_ALL = os.environ.get("BREVITY_SHAPES") == "all"
 
 
 @pytest.fixture
-def small_shapes(tmp_path: Path, shape_models: Callable[[Path], Shapes] | None) -> Shapes:
-    if shape_models is None:
-        pytest.skip("no real tokenizers or problems: BREVITY_TEST_TOKENIZERS, BREVITY_TEST_DATA")
-    return shape_models(tmp_path)
+def small_shapes(tmp_path: Path, real_tokenizers: Path, real_data: Path) -> Shapes:
+    return Shapes(tmp_path, real_tokenizers, real_data)
 
 
 def selected(*presets: tuple[str, ...]) -> Sequence[tuple[str, ...]]:

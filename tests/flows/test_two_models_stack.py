@@ -29,9 +29,8 @@ CONCURRENCY = 32
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory, shape_models: Callable[[Path], Shapes] | None) -> Path:
+def latest(root: Path, shape_models: Callable[[Path], Shapes] | None) -> Path:
     """The folder of a run with one round: the paper's preset on shape models, or the bundled model's smallest."""
-    root = tmp_path_factory.mktemp("root")
     preset, changes, server = "micro", ["rl.max_steps=2"], Chat(assist)
     try:
         if shape_models:
@@ -40,11 +39,11 @@ def root(tmp_path_factory: pytest.TempPathFactory, shape_models: Callable[[Path]
         long_short(load(LongShort, preset, (*changes, "rl.rounds=['long']", f"storage.root={root}")))
     finally:
         server.close()
-    return root
+    return root / "latest"
 
 
-def test_a_model_is_trained_in_dialogue_with_another(root: Path):
-    report = json.loads((root / "latest" / "report.json").read_text())
+def test_a_model_is_trained_in_dialogue_with_another(latest: Path):
+    report = json.loads((latest / "report.json").read_text())
     assert [model["name"] for model in report["models"]][1:] == ["cold start", "round 1, long"]
     assert len({model["samples"] for model in report["models"]}) == 1
     if report["preset"] != "micro":
@@ -54,15 +53,15 @@ def test_a_model_is_trained_in_dialogue_with_another(root: Path):
     assert lines["build-cold-start-dialogues"]["rows_out"] > 0
     assert lines["train-grpo"]["generated_tokens"] > 0
     assert lines["train-grpo"]["flops"] > 0
-    (figures,) = (root / "latest").glob("grpo-long-*.jsonl")
+    (figures,) = latest.glob("grpo-long-*.jsonl")
     steps = [json.loads(step) for step in figures.read_text().splitlines()]
     assert [step["step"] for step in steps] == [1, 2]
     assert {"correctness", "format", "length", "cap_hit", "loss", "grad_norm"} <= steps[-1].keys()
 
 
 @pytest.fixture(scope="module")
-def served(root: Path) -> Iterator[tuple[str, psutil.Process]]:
-    command = [sys.executable, "-m", "flows", "serve", "long-short", "--model", str(root / "latest"), "--port", "0"]
+def served(latest: Path) -> Iterator[tuple[str, psutil.Process]]:
+    command = [sys.executable, "-m", "flows", "serve", "long-short", "--model", str(latest), "--port", "0"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         line = process.stdout.readline()

@@ -123,8 +123,9 @@ def run_plainly(self: Step, ctx: StepContext, inputs: dict[str, Any]) -> tuple[A
 
 @contextmanager
 def without_prefect() -> Iterator[None]:
-    """Steps are plain calls, and reports are not published."""
-    with patch.object(Step, "run_task", run_plainly), patch("tasks.reports.report._publish"):
+    """Flows and steps are plain calls, and reports are not published."""
+    plain_flow = patch(f"{__name__}.flow", lambda name: lambda body: body)
+    with plain_flow, patch.object(Step, "run_task", run_plainly), patch("tasks.reports.report._publish"):
         yield
 
 
@@ -135,8 +136,7 @@ def report_of(body: Callable[[RunContext, Any], Path], ctx: RunContext, settings
     def run() -> Path:
         return body(ctx, settings)
 
-    path = body(ctx, settings) if Step.run_task is run_plainly else run()
-    return json.loads(path.read_text())
+    return json.loads(run().read_text())
 
 
 class ScriptedRun:

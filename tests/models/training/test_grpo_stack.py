@@ -42,6 +42,7 @@ from models.training.launcher import GrpoJob
 from models.training.train import uses_gradient_checkpointing
 from reasoning.answers.verifier import Verifier
 from reasoning.records import Problem, TextPart
+from tests.models.training.jobs import common
 
 MODEL = Checkpoint.open(TINY_MODEL)
 PASSES = "_get_per_token_logps_and_entropies"
@@ -53,19 +54,10 @@ TURNS = (
 
 def job(folder: Path, **rl: Any) -> GrpoJob:
     return GrpoJob(
-        model=TINY_MODEL,
-        rows=folder / "rows.parquet",
-        output=folder / "out",
-        work=folder / "work",
-        progress=folder / "progress.jsonl",
-        exit_file=folder / "exit_reason",
-        seed=0,
-        learning_rate=1e-3,
+        **common(folder),
         global_batch_size=4,
         per_device_train_batch_size=4,
-        warmup_ratio=0.0,
         max_length=None,
-        log_every=1,
         save_steps=1,
         trains="short",
         partner=TINY_MODEL,
@@ -102,7 +94,7 @@ def trained(tmp_path: Path, model: Any) -> tuple[Any, dict[str, Any]]:
     """A trainer in float32, and the inputs of its loss."""
     trainer: Any = MemorySavingGRPOTrainer(
         model=model,
-        args=grpo_config(job(tmp_path).model_copy(update={"bf16": False})),
+        args=grpo_config(job(tmp_path)),
         reward_funcs=reward_functions(),  # type: ignore[arg-type]
         train_dataset=Dataset.from_dict({"prompt": ["a", "b"]}),
         processing_class=AutoTokenizer.from_pretrained(TINY_MODEL),
@@ -410,11 +402,11 @@ def test_an_interrupted_round_resumes_with_the_same_result(tmp_path: Path, monke
     resumed = [json.loads(line) for line in (interrupted / "progress.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in resumed if "loss" in line]
     assert steps == [1, 2, 3, 4, 5]
-    found = weights_of(interrupted / "out")
-    assert all(torch.equal(found[name], weight) for name, weight in weights_of(complete / "out").items())
+    found = weights_of(interrupted / "model")
+    assert all(torch.equal(found[name], weight) for name, weight in weights_of(complete / "model").items())
     assert any(not torch.equal(found[name], weight) for name, weight in weights_of(TINY_MODEL).items())
-    assert len(json.loads((interrupted / "work" / "training_health.json").read_text())) == 5
-    assert len(list((interrupted / "work" / "weights").iterdir())) <= 2  # the best and the last
+    assert len(json.loads((interrupted / "checkpoints" / "training_health.json").read_text())) == 5
+    assert len(list((interrupted / "checkpoints" / "weights").iterdir())) <= 2  # the best and the last
 
 
 def test_problems_are_distinct_within_a_step_and_equally_frequent(tmp_path: Path):
@@ -479,7 +471,7 @@ def test_a_failed_problem_is_not_trained_on(tmp_path: Path):
     assert line["training_flops"] == pytest.approx(
         MODEL.shape.training_flops(lengths, gradient_checkpointing=uses_gradient_checkpointing())
     )
-    found = weights_of(tmp_path / "out")  # the two dialogues are identical, so their advantage is 0
+    found = weights_of(tmp_path / "model")  # the two dialogues are identical, so their advantage is 0
     assert all(torch.equal(found[name], weight.float()) for name, weight in weights_of(TINY_MODEL).items())
 
 
