@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
@@ -17,10 +18,23 @@ class RenamedSetting(FutureWarning):
     """Warning: a setting was given under its old name, which the next version will reject."""
 
 
+def _words(name: str) -> str:
+    """`EmbeddedPruning` and `max_model_len` as a person writes them."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z][a-z])|_", " ", name)
+    return spaced[0].upper() + re.sub(r"\b[A-Z](?=[a-z])", lambda letter: letter[0].lower(), spaced[1:])
+
+
 class Settings(BaseModel):
     """A frozen group of settings. Unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        # Forms name sections and fields by these titles.
+        model_title_generator=lambda kind: _words(kind.__name__),
+        field_title_generator=lambda name, _: _words(name),
+    )
 
     NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = {}
     """Fields left out of the step cache key, each with the reason. All other fields are in the key."""

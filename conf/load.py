@@ -30,13 +30,17 @@ def load(kind: type[S], preset: str, assignments: Sequence[str] = ()) -> S:
 
     Raises SettingsError naming the file or assignment, the field, and the remedy.
     """
-    path = preset_path(kind, preset)
-    values = assign(read_toml(path), assignments)
-    values.setdefault("preset", Path(preset).name.removesuffix(".toml"))
+    return load_values(kind, read_toml(preset_path(kind, preset)), preset, assignments)
+
+
+def load_values(kind: type[S], values: dict[str, Any], preset: str, assignments: Sequence[str]) -> S:
+    """As `load`, with the preset's values given. They are changed in place."""
+    name = Path(preset).name.removesuffix(".toml")
+    assign(values, assignments).setdefault("preset", name)
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise SettingsError(_explain(error, kind, path)) from None
+        raise SettingsError(_explain(error, kind, f"{name}.toml")) from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -99,7 +103,7 @@ def _named(assignment: str) -> str:
     return redacted(re.match(r"[\w.-]*", assignment)[0])  # type: ignore[index]
 
 
-def _explain(error: ValidationError, kind: type[Settings], path: Path) -> str:
+def _explain(error: ValidationError, kind: type[Settings], file: str) -> str:
     lines = []
     for item in error.errors():
         where, section = _locate(kind, item["loc"])
@@ -112,7 +116,7 @@ def _explain(error: ValidationError, kind: type[Settings], path: Path) -> str:
             what = f"is a section, not a value; set {'.'.join(where)}.type or another of its fields"
         given = f" (given: {item['input']!r})" if _may_be_shown(item, where) else ""
         hint = _nearest(section, where[-1]) if item["type"] == "extra_forbidden" else ""
-        lines.append(redacted(f"{path.name}: {'.'.join(where) or 'settings'}: {what}{given}{hint}"))
+        lines.append(redacted(f"{file}: {'.'.join(where) or 'settings'}: {what}{given}{hint}"))
     return "\n".join(lines)
 
 

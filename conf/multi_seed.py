@@ -10,7 +10,9 @@ from pydantic import BeforeValidator, Field, model_validator
 from conf.base import RenamedSetting, Settings
 from conf.cot_distillation import CotDistillation
 from conf.dto import Dto
+from conf.engine import Engine, Storage
 from conf.long_short import LongShort
+from conf.prompts import Prompt
 
 NAME: Literal["multi-seed"] = "multi-seed"
 OLD_NAME = "claims"
@@ -59,6 +61,18 @@ class MultiSeed(Settings):
         found = self.dto or self.cot_distillation or self.long_short
         assert found
         return found
+
+    @property
+    def storage(self) -> Storage:
+        return self.of.storage
+
+    @property
+    def engine(self) -> Engine:
+        return self.of.engine
+
+    @property
+    def prompt(self) -> Prompt:
+        return self.of.prompt
 
     @model_validator(mode="after")
     def _one_pipeline(self) -> Self:

@@ -28,6 +28,7 @@ from flows import commands
 
 ALL = sorted(PIPELINES)
 PROMPTED = sorted(name for name, settings in PIPELINES.items() if issubclass(settings, Prompted))
+POOL_TYPES = ("process", "docker", "kubernetes")
 FORMATS = ("table", "md", "csv", "parquet")
 MODEL = "as in the settings: a folder, owner/name on the hub, or tiny"
 COMPLETION = """Completion with the Tab key: eval "$(register-python-argcomplete brevity)" in ~/.bashrc or ~/.zshrc."""
@@ -98,7 +99,16 @@ def _parser() -> Parser:
     name = "python -m flows" if Path(sys.argv[0]).name == "__main__.py" else "brevity"
     parser = Parser(prog=name, description="Teach reasoning models to think less.", epilog=COMPLETION)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_run, _add_settings, _add_report, _add_models, _add_tools, _add_store, _add_two_models):
+    for add in (
+        _add_run,
+        _add_deploy,
+        _add_settings,
+        _add_report,
+        _add_models,
+        _add_tools,
+        _add_store,
+        _add_two_models,
+    ):
         add(subparsers)
     return parser
 
@@ -130,6 +140,22 @@ def _add_run(subparsers: Commands) -> None:
     run = subparsers.add_parser("run", help="run a pipeline")
     _add_pipeline(run, "pipeline", ALL, help=", ".join(ALL))
     run.set_defaults(act=commands.run)
+
+
+def _add_deploy(subparsers: Commands) -> None:
+    deploy = subparsers.add_parser(
+        "deploy", help="register pipelines with a Prefect server: forms, work pool, schedule (docs/operations.md)"
+    )
+    _add_pipeline(deploy, "pipeline", ALL, nargs="?", help=f"one of {', '.join(ALL)} (default: all)")
+    deploy.add_argument("--name", default="default", help="name of the deployment (default: %(default)s)")
+    deploy.add_argument("--pool", default="brevity", help="work pool, made where it is missing (default: %(default)s)")
+    deploy.add_argument("--type", choices=POOL_TYPES, default="process", help="of the pool (default: %(default)s)")
+    deploy.add_argument(
+        "--cron", default="0 2 * * *", help="schedule in UTC, off until switched on (default: %(default)s)"
+    )
+    job = deploy.add_argument("--job", action="append", default=[], metavar="VARIABLE=VALUE")
+    job.help = "job variable of the pool's template, such as image=, gpu_count= or working_dir="
+    deploy.set_defaults(act=commands.deploy)
 
 
 def _add_settings(subparsers: Commands) -> None:

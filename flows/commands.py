@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import os
@@ -10,13 +9,14 @@ import time
 from argparse import Namespace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from conf.base import Settings
 from conf.errors import ReadableError
-from conf.load import load
+from conf.load import assign, load
 from conf.pipelines import PIPELINES
 
 PLAIN_WIDTH = 160
@@ -32,8 +32,37 @@ def run(options: Namespace) -> None:
     with prefect_server(home):
         for name in ("prefect.flow_runs", "prefect.task_runs"):
             logging.getLogger(name).addFilter(_needs_traceback)
-        flow = options.pipeline.replace("-", "_")
-        getattr(importlib.import_module(f"flows.{flow}"), flow)(loaded)
+        from flows.deploy import pipeline_flow
+
+        pipeline_flow(options.pipeline)(settings=loaded)
+
+
+def deploy(options: Namespace) -> None:
+    """Registers a work pool and deployments with the Prefect server at PREFECT_API_URL."""
+    from flows.deploy import deploy, deployment
+
+    if "PREFECT_API_URL" not in os.environ:
+        raise ReadableError(
+            "PREFECT_API_URL is not set: start a server with `prefect server start` and give its address"
+        )
+    variables = assign({"working_dir": str(Path.cwd())} if options.type == "process" else {}, options.job)
+    pipelines = [options.pipeline] if options.pipeline else list(PIPELINES)
+    parameters = _parameters(options) if options.pipeline else {}
+    named = deploy(
+        options.pool,
+        options.type,
+        (deployment(name, options.name, options.pool, parameters, variables, options.cron) for name in pipelines),
+    )
+    for name in named:
+        print(f"deployed {name}")
+    print(f"start a worker in this environment: prefect worker start --pool {options.pool} --type {options.type}")
+
+
+def _parameters(options: Namespace) -> dict[str, Any]:
+    """What the form of a deployment starts with: a bundled preset, or all settings of one that was changed."""
+    if not options.set and not _preset(options).endswith(".toml"):
+        return {"preset": _preset(options)}
+    return {"settings": _load(options).model_dump(mode="json")}
 
 
 def _load(options: Namespace, *more: str) -> Settings:

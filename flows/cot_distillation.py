@@ -6,9 +6,8 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-from prefect import flow
-
 from conf.cot_distillation import CotDistillation, EndpointTeacher, LlmCompressor, LlmRater
+from flows.pipeline import pipeline
 from tasks.reports.report import write_report
 from tasks.reports.seed_results import EvaluatedModel, ExperimentResult, NamedModel, build_seed_result
 from tasks.reports.tables import compression_table, judge_table, rating_table
@@ -45,17 +44,6 @@ class Rated(NamedTuple):
     values: ArtifactRef | None
     """Prefix values; None where neither rating nor compression uses them."""
     ratings: ArtifactRef
-
-
-@flow(
-    name="cot-distillation",
-    flow_run_name="cot-distillation-{settings.preset}-seed-{settings.seed}",
-    persist_result=False,
-)
-def cot_distillation(settings: CotDistillation) -> Path:
-    """Returns the path of the report."""
-    with RunContext("cot-distillation", settings.storage, settings.engine, prompt=settings.prompt) as ctx:
-        return run_cot_distillation(ctx, settings)
 
 
 def run_cot_distillation(ctx: RunContext, settings: CotDistillation) -> Path:
@@ -199,3 +187,6 @@ def pairs_of(ctx: RunContext, settings: CotDistillation, rated: Rated, compresse
 
 def dpo_on(ctx: RunContext, settings: CotDistillation, start: ArtifactRef, pairs: ArtifactRef) -> ArtifactRef:
     return train_dpo(ctx, model=start, pairs=pairs, training=settings.dpo, seed=settings.seed)
+
+
+cot_distillation = pipeline(CotDistillation, run_cot_distillation)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from prefect import flow
-
 from conf.dto import Dto, LlmPruning
+from flows.pipeline import pipeline
 from reasoning.records import PairKind
 from tasks.reports.report import write_report
 from tasks.reports.seed_results import EvaluatedModel, ExperimentResult, NamedModel, build_seed_result
@@ -49,13 +48,6 @@ class Curated(NamedTuple):
     finalized: ArtifactRef
     optimised: ArtifactRef
     """The finalized traces, pruned where the settings say so."""
-
-
-@flow(name="dto", flow_run_name="dto-{settings.preset}-seed-{settings.seed}", persist_result=False)
-def dto(settings: Dto) -> Path:
-    """Returns the path of the report."""
-    with RunContext("dto", settings.storage, settings.engine, prompt=settings.prompt) as ctx:
-        return run_dto(ctx, settings)
 
 
 def run_dto(ctx: RunContext, settings: Dto) -> Path:
@@ -206,3 +198,6 @@ def evaluate_untrained(
         scores = evaluate(ctx, model=base, problems=instructed, sampling=sampling, seed=seed)
         evaluated.append(EvaluatedModel("fast-prompt", "control", base, scores))
     return evaluated
+
+
+dto = pipeline(Dto, run_dto)

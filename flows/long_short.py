@@ -6,9 +6,8 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-from prefect import flow
-
 from conf.long_short import LlmChunker, LongShort, Who
+from flows.pipeline import pipeline
 from reasoning.dialogue import Speaker
 from tasks.reports.model_pair import save_model_pair
 from tasks.reports.report import write_report
@@ -41,13 +40,6 @@ class PhaseModels(NamedTuple):
     name: str
     long: ArtifactRef
     short: ArtifactRef
-
-
-@flow(name="long-short", flow_run_name="long-short-{settings.preset}-seed-{settings.seed}", persist_result=False)
-def long_short(settings: LongShort) -> Path:
-    """Returns the path of the report."""
-    with RunContext("long-short", settings.storage, settings.engine, prompt=settings.prompt) as ctx:
-        return run_long_short(ctx, settings)
 
 
 def run_long_short(ctx: RunContext, settings: LongShort) -> Path:
@@ -230,3 +222,6 @@ def evaluate_stopped_early(
         ),
     )
     return [EvaluatedModel("early stop", "control", model, scores, independent=False)]
+
+
+long_short = pipeline(LongShort, run_long_short)

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prefect import flow
-
 from conf.markers import MarkerReport
+from flows.pipeline import pipeline
 from reasoning.stories import Split
 from tasks.reports.sentence_openers import write_sentence_openers
 from tasks.runtime.context import RunContext
 from tasks.steps.problems import filter_by_prompt_length, load_problems
 from tasks.steps.sampling import sample_traces
 from tasks.steps.sentence_openers import count_sentence_openers
-
-
-@flow(name="markers", flow_run_name="markers-{settings.preset}-seed-{settings.seed}", persist_result=False)
-def markers(settings: MarkerReport) -> Path:
-    """Returns the path of the report."""
-    with RunContext("markers", settings.storage, settings.engine, prompt=settings.prompt) as ctx:
-        return run_markers(ctx, settings)
 
 
 def run_markers(ctx: RunContext, settings: MarkerReport) -> Path:
@@ -35,3 +27,6 @@ def run_markers(ctx: RunContext, settings: MarkerReport) -> Path:
     traces = sample_traces(ctx, model=model, problems=problems, sampling=settings.sampling, seed=settings.seed)
     counted = count_sentence_openers(ctx, model=model, traces=traces, markers=settings.segmentation.markers)
     return write_sentence_openers(ctx, settings, counted, traces.rows)
+
+
+markers = pipeline(MarkerReport, run_markers)

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prefect import flow
-
 from conf.dto import Dto
 from conf.long_short import LongShort
 from conf.multi_seed import MultiSeed
 from flows import cot_distillation, dto, long_short
+from flows.pipeline import pipeline
 from tasks.reports.multi_seed import load_earlier_results, publish_report, publish_seed_result, validate_markers
 from tasks.reports.report import write_report
 from tasks.reports.seed_results import ExperimentResult, Pipeline, SeedResult, build_seed_result
 from tasks.runtime.context import RunContext
-
-
-@flow(name="multi-seed", flow_run_name="multi-seed-{settings.preset}", persist_result=False)
-def multi_seed(settings: MultiSeed) -> Path:
-    """Returns the path of the report."""
-    with RunContext("multi-seed", settings.of.storage, settings.of.engine, prompt=settings.of.prompt) as ctx:
-        return run_multi_seed(ctx, settings)
 
 
 def run_multi_seed(ctx: RunContext, settings: MultiSeed) -> Path:
@@ -42,14 +34,17 @@ def run_multi_seed(ctx: RunContext, settings: MultiSeed) -> Path:
 
 def evaluate_seed(ctx: RunContext, settings: MultiSeed, seed: int) -> SeedResult:
     """Runs the pipeline with one seed."""
-    pipeline = settings.of.model_copy(update={"seed": seed})
+    one_seed = settings.of.model_copy(update={"seed": seed})
     since = len(ctx.ledger), len(ctx.ledger.warnings)
-    return build_seed_result(ctx, pipeline, _run_experiment(ctx, pipeline), since)
+    return build_seed_result(ctx, one_seed, _run_experiment(ctx, one_seed), since)
 
 
-def _run_experiment(ctx: RunContext, pipeline: Pipeline) -> ExperimentResult:
-    if isinstance(pipeline, Dto):
-        return dto.run_experiment(ctx, pipeline)
-    if isinstance(pipeline, LongShort):
-        return long_short.run_experiment(ctx, pipeline)
-    return cot_distillation.run_experiment(ctx, pipeline)
+def _run_experiment(ctx: RunContext, settings: Pipeline) -> ExperimentResult:
+    if isinstance(settings, Dto):
+        return dto.run_experiment(ctx, settings)
+    if isinstance(settings, LongShort):
+        return long_short.run_experiment(ctx, settings)
+    return cot_distillation.run_experiment(ctx, settings)
+
+
+multi_seed = pipeline(MultiSeed, run_multi_seed)

@@ -75,7 +75,7 @@ def test_cot_distillation(
         f"storage.root={tmp_path}",
     )
     settings = load(CotDistillation, preset, changes)
-    report = json.loads(cot_distillation(settings).read_text())
+    report = json.loads(cot_distillation(settings=settings).read_text())
     lines = stages(report)
     assert lines["sample-traces"]["rows_out"] == 16
     assert lines["compress-by-llm"]["rows_out"] > 0
@@ -91,7 +91,7 @@ if RUN_ALL:
     )
     def test_dto(preset: str, model: str, small_shapes: Shapes, tmp_path: Path):
         settings = load(Dto, preset, (*dto_changes(small_shapes, model), f"storage.root={tmp_path}"))
-        report = json.loads(dto(settings).read_text())
+        report = json.loads(dto(settings=settings).read_text())
         lines = stages(report)
         assert lines["sample-traces"]["rows_out"] == 16
         assert lines["train-simpo"]["rows_in"] > 0
@@ -106,7 +106,7 @@ if RUN_ALL:
     ):
         changes = long_short_changes(small_shapes, model, teacher, chat(assist).url)
         settings = load(LongShort, preset, (*changes, f"storage.root={tmp_path}"))
-        report = json.loads(long_short(settings).read_text())
+        report = json.loads(long_short(settings=settings).read_text())
         lines = stages(report)
         assert lines["sample-traces"]["rows_out"] == 16
         assert lines["build-cold-start-dialogues"]["rows_out"] > 0

@@ -36,7 +36,7 @@ def latest(root: Path, shape_models: Callable[[Path], Shapes] | None) -> Path:
         if shape_models:
             preset = "paper-llama3.1-8b"
             changes = long_short_changes(shape_models(root), "llama3.1", "r1-distill-llama", server.url)
-        long_short(load(LongShort, preset, (*changes, "rl.rounds=['long']", f"storage.root={root}")))
+        long_short(settings=load(LongShort, preset, (*changes, "rl.rounds=['long']", f"storage.root={root}")))
     finally:
         server.close()
     return root / "latest"

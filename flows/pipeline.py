@@ -1,0 +1,67 @@
+"""Makes a Prefect flow of a pipeline: its parameters are the run form, its body opens the run's context.
+
+It knows forms, contexts and Prefect. It must not know what a pipeline does.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from prefect import Flow, flow
+from prefect.runtime import flow_run
+from pydantic.json_schema import PydanticJsonSchemaWarning
+
+from conf.base import Settings
+from conf.run_form import FormField, form_fields, settings_from_form
+from tasks.runtime.context import RunContext
+
+S = TypeVar("S", bound=Settings)
+warnings.filterwarnings("ignore", message="Default value .*Empty", category=PydanticJsonSchemaWarning)
+
+
+def pipeline(kind: type[S], body: Callable[[RunContext, S], Path]) -> Flow[..., Path]:
+    """The flow of the pipeline with settings of `kind`. It returns the path of the report.
+
+    Call it with the fields of the form by name: `dto(preset="tiny", seed=1)` or `dto(settings=…)`. Raises SettingsError
+    for a form that stands for no valid settings.
+    """
+    name = kind.model_fields["pipeline"].default
+
+    def run(**form: Any) -> Path:
+        settings: Any = settings_from_form(kind, form)
+        prompt = getattr(settings, "prompt", None)  # the pipeline that makes the tiny model has none
+        with RunContext(name, settings.storage, settings.engine, prompt=prompt) as ctx:
+            return body(ctx, settings)
+
+    run.__name__ = run.__qualname__ = name.replace("-", "_")
+    run.__module__ = body.__module__
+    fields = form_fields(kind)
+    run.__signature__ = _signature(fields)  # type: ignore[attr-defined]
+    # Prefect takes the fields' descriptions from the docstring.
+    described = [f"    {field}: {one.description}" for field, one in fields.items()]
+    run.__doc__ = "\n".join([f"{name}.", "", "Args:", *described])
+    description = inspect.getdoc(kind)
+    return flow(name=name, description=description, flow_run_name=_run_name, persist_result=False)(run)
+
+
+def _signature(fields: Mapping[str, FormField]) -> inspect.Signature:
+    return inspect.Signature(
+        [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.annotation)
+            for name, field in fields.items()
+        ],
+        return_annotation=Path,
+    )
+
+
+def _run_name() -> str:
+    """Pipeline, preset and seed: `dto-paper-r1-1.5b-seed-3`."""
+    form = flow_run.parameters
+    complete = dict(form.get("settings") or {})
+    seeds = form.get("seeds") or [form.get("seed", complete.get("seed"))]
+    named = [f"seed-{seed}" for seed in seeds if seed is not None]
+    return "-".join([flow_run.flow_name, complete.get("preset", form["preset"]), *named])
