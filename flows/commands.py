@@ -28,6 +28,8 @@ def run(options: Namespace) -> None:
     loaded = _load(options)
     from flows.prefect_server import prefect_server
 
+    # Progress is printed here already; Prefect's copies of these lines are for its page.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "WARNING")
     home = Path(os.environ.get("PREFECT_HOME", "runs/prefect")).resolve()
     with prefect_server(home):
         for name in ("prefect.flow_runs", "prefect.task_runs"):

@@ -66,7 +66,7 @@ def run_experiment(ctx: RunContext, settings: CotDistillation) -> ExperimentResu
     sampling = settings.benchmark_sampling
     sets: dict[str, list[EvaluatedModel]] = {name: [] for name in eval_sets}
     for policy, (name, eval_set) in product(policies, eval_sets.items()):
-        scores = evaluate(ctx, model=policy.model, problems=eval_set, sampling=sampling, seed=seed)
+        scores = evaluate(ctx, model=policy.model.called(policy.name), problems=eval_set, sampling=sampling, seed=seed)
         sets[name].append(EvaluatedModel(*policy, scores))
     tables = [rating_table(ctx, rated.problems, rated.ratings), compression_table(ctx, compressed)]
     if settings.judging and settings.llm:

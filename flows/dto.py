@@ -168,7 +168,10 @@ def evaluate_all(
     """Evaluates each model on the same problems."""
     sampling, seed = settings.benchmark.sampling, settings.seed
     return [
-        EvaluatedModel(*policy, evaluate(ctx, model=policy.model, problems=problems, sampling=sampling, seed=seed))
+        EvaluatedModel(
+            *policy,
+            evaluate(ctx, model=policy.model.called(policy.name), problems=problems, sampling=sampling, seed=seed),
+        )
         for policy in policies
     ]
 

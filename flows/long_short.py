@@ -90,7 +90,7 @@ def evaluate_singles(
     sets: dict[str, list[EvaluatedModel]] = {name: [] for name in eval_sets}
     for model, (name, eval_set) in product(models, eval_sets.items()):
         sampling, seed = settings.benchmark_sampling, settings.seed
-        scores = evaluate(ctx, model=model.model, problems=eval_set, sampling=sampling, seed=seed)
+        scores = evaluate(ctx, model=model.model.called(model.name), problems=eval_set, sampling=sampling, seed=seed)
         sets[name].append(EvaluatedModel(*model, scores))
     return sets
 

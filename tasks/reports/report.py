@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -19,6 +21,7 @@ from tasks.reports.pooling import figures, figures_by_seed
 from tasks.reports.seed_results import SeedResult
 from tasks.reports.show_report import print_report
 from tasks.runtime.context import RunContext
+from tasks.runtime.progress import API_AWAY
 
 DESCRIPTIONS = {
     "Result": "95 % intervals, clustered by problem",
@@ -53,7 +56,10 @@ def write_report(ctx: RunContext, settings: Settings, results: Sequence[SeedResu
     tables = report_tables(report)
     print_report(report["warnings"], tables)
     console().print(f"Report: {path}", soft_wrap=True)
-    _publish(report, tables)
+    try:
+        _publish(report, tables, path)
+    except API_AWAY as error:
+        ctx.progress.note(f"not on Prefect's page, because its server did not answer ({error})", logging.WARNING)
     return report
 
 
@@ -127,16 +133,33 @@ def artifact_key(name: str) -> str:
     return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def _publish(report: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> None:
+def _publish(report: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], path: Path) -> None:
+    """On the run's page: the summary, then each table."""
     key = artifact_key(f"{report['pipeline']}-{report['preset']}")
+    create_markdown_artifact(summary(report, path), key=f"{key}-summary", description="What came out")
     for title, table in tables.items():
         create_table_artifact(
             records(table), key=artifact_key(f"{key}-{title}"), description=DESCRIPTIONS.get(title, title)
         )
-    lines = [
-        f"- **{entry['model']}** against {entry['against']}: tokens × {entry['tokens_ratio']:.3f}, "
+
+
+def summary(report: Mapping[str, Any], path: Path) -> str:
+    """The result in Markdown: warnings, comparisons, and where report and models lie."""
+    comparisons = [
+        f"- **{escaped(entry['model'])}** against {escaped(entry['against'])}: tokens × {entry['tokens_ratio']:.3f}, "
         f"accuracy {100 * entry['accuracy_delta']:+.1f} points"
         for entry in report["comparisons"]
     ]
-    warnings = [f"**Warning:** {warning}\n" for warning in report["warnings"]]
-    create_markdown_artifact("\n".join(["# Result", *warnings, *lines]), key=f"{key}-summary")
+    warnings = [f"**Warning:** {escaped(warning)}\n" for warning in report["warnings"]]
+    models = [
+        f"- {escaped(line['stage'])}: `{line['artifact']}`"
+        for line in report["ledger"]
+        if line["stage"].startswith("train-")
+    ]
+    sections = ["# Result", *warnings, *comparisons, "", f"Report: `{path}`"]
+    return "\n".join([*sections, *(["", "## Trained models", *models] if models else [])])
+
+
+def escaped(text: str) -> str:
+    """`text` without effect as Markdown or HTML; names come from settings and data."""
+    return re.sub(r"([\\`*_{}\[\]()#+!|<>&~-])", r"\\\1", text.replace("\n", " "))

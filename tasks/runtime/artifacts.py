@@ -41,6 +41,11 @@ class ArtifactRef(BaseModel):
     entry: int | None = None
     """Position of its step in the run's ledger; None for an artifact that no step made. Two steps may make the same
     content."""
+    label: str = ""
+    """What it is called in the names of task runs: a model's name, or a set of problems'."""
+
+    def called(self, label: str) -> ArtifactRef:
+        return self.model_copy(update={"label": label})
 
     def fingerprint(self) -> str:
         return f"{self.kind}:{self.digest}"

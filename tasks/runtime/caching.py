@@ -94,6 +94,13 @@ def artifacts_in(value: Any) -> Iterator[ArtifactRef]:
             yield from artifacts_in(item)
 
 
+def run_name(step: str, inputs: dict[str, Any]) -> str:
+    """The step with what it works on: `evaluate [dto, the benchmark]`."""
+    labels = dict.fromkeys(ref.label for ref in artifacts_in(inputs) if ref.label)
+    name = f"{step} [{', '.join(labels)}]" if labels else step
+    return name.replace("{", "{{").replace("}", "}}")  # Prefect formats it
+
+
 def key_of(recipe: dict[str, Any]) -> str:
     """The step's name and 40 hex digits."""
     body = json.dumps(recipe, sort_keys=True, allow_nan=False)
@@ -190,7 +197,7 @@ class Step:
 
     def run_task(self, ctx: StepContext, inputs: dict[str, Any]) -> tuple[ArtifactRef, bool]:
         """Runs the Prefect task. The result, and whether it came from the cache."""
-        task: Any = self.task
+        task: Any = self.task.with_options(task_run_name=run_name(self.name, inputs))
         if ctx.directory.is_local:  # else results are in Prefect's default storage
             task = task.with_options(result_storage=Path(ctx.directory.root) / "cache")
         state = task(ctx, **inputs, return_state=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -58,7 +59,7 @@ class RunContext:
     def warn(self, text: str) -> None:
         """Prints a warning now and adds it to the report."""
         self.ledger.warnings.append(text)
-        self.progress.note(f"warning: {text}")
+        self.progress.note(f"warning: {text}", logging.WARNING)
 
     def __enter__(self) -> Self:
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import suppress
 from typing import Any
@@ -9,23 +10,37 @@ from typing import Any
 import httpx
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import TaskRunContext
+from prefect.exceptions import MissingContextError, PrefectException
+from prefect.logging import get_run_logger
+from prefect.runtime import deployment
 from rich.console import Console
 from rich.markup import escape
 
 UPDATE_EVERY = 5.0
-"""Minimum number of seconds between two lines of one stage."""
+"""Minimum number of seconds between two lines of one stage on the terminal."""
+LOG_EVERY = 30.0
+"""The same for the log on Prefect's page."""
+API_AWAY = (httpx.HTTPError, PrefectException)
+"""What Prefect raises when its server is away or busy. The page then lacks something; no step may end by it."""
 
 
 class Progress:
-    """Prints notes with the minutes since the start of the run, and creates stages."""
+    """Prints notes with the minutes since the start of the run, logs them with Prefect, and creates stages.
+
+    A run that a Prefect worker started has no terminal: there, Prefect prints what it logs.
+    """
 
     def __init__(self, console: Console | None = None):
-        self._console = console or Console(stderr=True, highlight=False)
+        self._console = console or Console(stderr=True, highlight=False, quiet=deployment.id is not None)
         self._started = time.monotonic()
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, level: int = logging.INFO, *, log: bool = True) -> None:
+        """Prints `text`, and adds it to the log of the flow run or task run that the caller is in, unless not `log`."""
         minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
         self._console.print(f"[dim]{minutes:3d}:{seconds:02d}[/dim]  {escape(text)}", soft_wrap=True)
+        if log:
+            with suppress(MissingContextError):
+                get_run_logger().log(level, text)
 
     def stage(self, name: str, total: int, unit: str) -> Stage:
         """Starts a stage of `total` units."""
@@ -41,9 +56,11 @@ class Stage:
     def __init__(self, progress: Progress, name: str, total: int, unit: str):
         self._progress, self._name, self._total, self._unit = progress, name, total, unit
         self._done = self._tokens = 0
-        self._started = self._last_line = time.monotonic()
-        # Prefect's progress artifacts exist within tasks only.
-        self._artifact: Any = create_progress_artifact(0.0, description=name) if TaskRunContext.get() else None
+        self._started = self._last_line = self._last_log = time.monotonic()
+        self._artifact: Any = None
+        if TaskRunContext.get():  # Prefect's progress artifacts exist within tasks only
+            with suppress(*API_AWAY):
+                self._artifact = create_progress_artifact(0.0, description=name)
         progress.note(f"{name}: {total} {unit}")
 
     def __call__(self, units: int, tokens: int = 0) -> None:
@@ -51,16 +68,18 @@ class Stage:
         if not self._tokens and tokens:  # the engine's start does not count towards its speed
             self._started = self._last_line = now
         self._done, self._tokens = self._done + units, self._tokens + tokens
-        if now - self._last_line >= UPDATE_EVERY or (units and self._done >= self._total):
+        is_last = bool(units) and self._done >= self._total
+        if is_last or now - self._last_line >= UPDATE_EVERY:
             self._last_line = now
-            self._print(max(now - self._started, 1e-3))
+            self._print(max(now - self._started, 1e-3), log=is_last or now - self._last_log >= LOG_EVERY)
 
-    def _print(self, elapsed: float) -> None:
+    def _print(self, elapsed: float, *, log: bool) -> None:
+        self._last_log = self._last_line if log else self._last_log
         speed = f", {self._tokens / elapsed:,.0f} tokens/s" if self._tokens else ""
         left = (
             f", {elapsed * (self._total - self._done) / self._done:.0f} s left" if 0 < self._done < self._total else ""
         )
-        self._progress.note(f"{self._name}: {self._done}/{self._total} {self._unit}{speed}{left}")
+        self._progress.note(f"{self._name}: {self._done}/{self._total} {self._unit}{speed}{left}", log=log)
         if self._artifact:
-            with suppress(httpx.HTTPError):  # a busy Prefect server must not end the run
+            with suppress(*API_AWAY):
                 update_progress_artifact(self._artifact, 100.0 * self._done / max(1, self._total))

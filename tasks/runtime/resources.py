@@ -105,7 +105,9 @@ class Resources:
             self._warn(f"the chat template of {name} does not read {', '.join(unread)} of prompt.template_arguments")
         self._checkpoints[checkpoint.fingerprint] = checkpoint
         self._base.add(checkpoint.fingerprint)
-        return ArtifactRef(kind="base-model", uri=str(checkpoint.folder), digest=checkpoint.fingerprint, rows=1)
+        return ArtifactRef(
+            kind="base-model", uri=str(checkpoint.folder), digest=checkpoint.fingerprint, rows=1, label=Path(name).name
+        )
 
     def _open(self, folder: Path) -> Checkpoint:
         return Checkpoint.open(folder, self.engine_settings.dtype, self.prompt)

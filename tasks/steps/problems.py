@@ -48,8 +48,10 @@ def load_problems(ctx: RunContext, source: Problems, split: Split, seed: int) ->
 
 def load_sources(ctx: RunContext, problems: Problems, eval_sets: Mapping[str, Problems], seed: int) -> Sources:
     """Loads all sources. Raises ProblemsRefused. Called first, so that bad data ends a run before a model is loaded."""
-    loaded = {name: load_problems(ctx, source, Split.BENCHMARK, seed) for name, source in eval_sets.items()}
-    return Sources(load_problems(ctx, problems, Split.TRAIN, seed), loaded)
+    loaded = {
+        name: load_problems(ctx, source, Split.BENCHMARK, seed).called(name) for name, source in eval_sets.items()
+    }
+    return Sources(load_problems(ctx, problems, Split.TRAIN, seed).called("training problems"), loaded)
 
 
 def filter_sources_by_prompt_length(
@@ -60,8 +62,8 @@ def filter_sources_by_prompt_length(
     def filtered(name: str, problems: ArtifactRef) -> ArtifactRef:
         return filter_by_prompt_length(ctx, name, problems, models, room, roles)
 
-    eval_sets = {name: filtered(repr(name), eval_set) for name, eval_set in sources.eval_sets.items()}
-    return Sources(filtered("problems", sources.train), eval_sets)
+    eval_sets = {name: filtered(repr(name), eval_set).called(name) for name, eval_set in sources.eval_sets.items()}
+    return Sources(filtered("problems", sources.train).called("training problems"), eval_sets)
 
 
 def filter_by_prompt_length(
@@ -177,7 +179,7 @@ def decontaminate(ctx: RunContext, settings: Decontamination, sources: Sources, 
             f"{overlap.rows} problems also occur in a benchmark and are removed; they are listed in the artifact of "
             f"find-overlap, {overlap.digest[:12]}"
         )
-    return drop_problems(ctx, problems=sources.train, matches=overlap)
+    return drop_problems(ctx, problems=sources.train, matches=overlap).called(sources.train.label)
 
 
 @step
