@@ -102,6 +102,7 @@ def _parser() -> Parser:
     for add in (
         _add_run,
         _add_deploy,
+        _add_doctor,
         _add_settings,
         _add_report,
         _add_models,
@@ -156,6 +157,12 @@ def _add_deploy(subparsers: Commands) -> None:
     job = deploy.add_argument("--job", action="append", default=[], metavar="VARIABLE=VALUE")
     job.help = "job variable of the pool's template, such as image=, gpu_count= or working_dir="
     deploy.set_defaults(act=commands.deploy)
+
+
+def _add_doctor(subparsers: Commands) -> None:
+    doctor = subparsers.add_parser("doctor", help="check whether this machine can do a run; starts nothing")
+    _add_pipeline(doctor, "pipeline", ALL, nargs="?", default="dto", help=f"one of {', '.join(ALL)} (default: dto)")
+    doctor.set_defaults(act=commands.doctor)
 
 
 def _add_settings(subparsers: Commands) -> None:

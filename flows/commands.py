@@ -121,6 +121,14 @@ def check_model(options: Namespace) -> None:
     check(loaded)
 
 
+def doctor(options: Namespace) -> None:
+    """Prints whether this machine can do a run."""
+    loaded = _load(options)
+    from flows.doctor import check_machine
+
+    check_machine(loaded)
+
+
 def check_answers(options: Namespace) -> None:
     from flows.tools import check_answers as check
 

@@ -34,7 +34,7 @@ def print_settings(kind: type[Settings], preset: str, assignments: Sequence[str]
     if not chosen:
         known = dict.fromkeys(row.name.partition(".")[0] for row in rows)
         raise SettingsError(f"no setting {section!r}; known: {', '.join(known)}")
-    _console().print(_settings_table(chosen, Path(preset).stem))
+    console().print(_settings_table(chosen, Path(preset).stem))
 
 
 def _settings_table(rows: Sequence[Setting], preset: str) -> Table:
@@ -64,7 +64,7 @@ def print_presets() -> None:
     for pipeline, kind in PIPELINES.items():
         for name, path in presets(kind).items():
             table.add_row(pipeline, name, Text(_opening_comment(path)))
-    _console().print(table)
+    console().print(table)
 
 
 def _opening_comment(path: Path) -> str:
@@ -72,5 +72,6 @@ def _opening_comment(path: Path) -> str:
     return " ".join(line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), lines))
 
 
-def _console() -> Console:
+def console() -> Console:
+    """Prints in the terminal's width, or in PIPED_WIDTH."""
     return Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)

@@ -11,6 +11,8 @@ from sqlalchemy import Engine as Database
 from sqlalchemy.dialects import postgresql, sqlite
 from tenacity import retry, retry_if_exception_message, stop_after_delay, wait_random
 
+from models.file_systems import validate_file_system
+
 UPSERTS = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 LOCKS = {"sqlite": "BEGIN IMMEDIATE", "postgresql": "SELECT pg_advisory_xact_lock(5318008)"}
 """Statements that lock our tables against schema changes until the transaction ends; the number is an arbitrary lock
@@ -18,6 +20,8 @@ id."""
 
 
 def connect(url: str) -> Database:
+    """Raises NetworkFileSystem for an SQLite file on a network file system, before the file is touched."""
+    validate_file_system(url)
     database = create_engine(url)
     if database.dialect.name == "sqlite":
 

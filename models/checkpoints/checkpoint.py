@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 TINY_MODEL = Path(__file__).parent.parent / "tiny"
 """The bundled weights."""
 IDENTITY = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
+"""Patterns of the files that are downloaded."""
 NOT_LANGUAGE = re.compile(r"(^|\.)(visual|vision_tower|vision_model|multi_modal_projector|audio_tower)\.")
 """Tensors that process images or audio; text tokens do not pass through them."""
 
@@ -43,18 +45,16 @@ class Checkpoint:
     @classmethod
     def open(cls, folder: Path, dtype: str = "float32", prompt: Prompt | None = None) -> Checkpoint:
         """`dtype`: the precision it is sampled in. Raises CheckpointError naming what is missing in `folder`."""
-        for name in ("config.json", "tokenizer.json"):
-            if not (folder / name).is_file():
-                raise CheckpointError(f"{folder}: no {name}; a model needs config.json, tokenizer.json, *.safetensors")
-        files = [folder / name for name in IDENTITY if (folder / name).is_file()]
-        for path in files:
-            if path.suffix == ".json":
-                read_json(path)
         digest = hashlib.sha256(dtype.encode())
-        all_shapes(folder)
-        for path in files + weight_files(folder):
+        for path in _identifying_files(folder):
             digest.update(f"{path.name}:{_file_digest(path)};".encode())
         return cls(folder, digest.hexdigest(), prompt or Prompt())
+
+    @classmethod
+    def without_fingerprint(cls, folder: Path) -> Checkpoint:
+        """For its sizes alone: no weights are read. Raises CheckpointError as `open` does."""
+        _identifying_files(folder)
+        return cls(folder, "")
 
     def check(self) -> None:
         """Tests tokenizer and chat template. Raises CheckpointError for what would otherwise fail hours later."""
@@ -220,8 +220,27 @@ class Checkpoint:
         return TokenReader(self.tokenizer, self.decode)
 
 
-def found_checkpoint(name: str) -> Path:
-    """Resolves a model name: the bundled model for `tiny`, a local folder, or a model on the hub.
+def _identifying_files(folder: Path) -> list[Path]:
+    """The files whose content makes the fingerprint. Raises CheckpointError for a missing or incomplete one."""
+    for name in ("config.json", "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder}: no {name}; a model needs config.json, tokenizer.json, *.safetensors")
+    files = [folder / name for name in IDENTITY if (folder / name).is_file()]
+    for path in files:
+        if path.suffix == ".json":
+            read_json(path)
+    all_shapes(folder)
+    return files + weight_files(folder)
+
+
+def is_on_hub(name: str) -> bool:
+    """Whether a model's or data set's name, as in the settings, is to be looked up on the hub."""
+    return name != BUNDLED and not os.path.exists(name) and re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
+
+
+def found_checkpoint(name: str, local_only: bool = False) -> Path:
+    """Resolves a model name: the bundled model for `tiny`, a local folder, or a model on the hub, which is downloaded
+    unless `local_only`.
 
     Raises CheckpointError if it is none of these.
     """
@@ -231,12 +250,12 @@ def found_checkpoint(name: str) -> Path:
         return TINY_MODEL
     if os.path.exists(name):  # unlike Path.exists, it accepts any string
         return Path(name).resolve()
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if not is_on_hub(name):
         raise CheckpointError(
             f"{first_line(name)}: no such folder; name one, a model on the hub (owner/name), or {BUNDLED}"
         )
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]))
+        return Path(snapshot_download(name, allow_patterns=list(HUB_FILES), local_files_only=local_only))
     except Exception as error:  # the hub's client raises many kinds; all mean that the model is unavailable
         raise CheckpointError(f"{name}: no such folder, and not available from the hub: {first_line(error)}") from None
 

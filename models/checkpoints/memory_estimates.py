@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from conf.engine import Engine
-from conf.training import Lora, Training
+from conf.long_short import Grpo
+from conf.training import Dpo, Lora, SimPO, Training
 from models.checkpoints.checkpoint import NOT_LANGUAGE, Checkpoint
 from models.checkpoints.files import all_shapes
 
@@ -43,31 +44,82 @@ def serving(model: Checkpoint, engine: Engine) -> list[Need]:
     ]
 
 
+def least_serving_bytes(model: Checkpoint, engine: Engine) -> float:
+    """Device memory without which vLLM does not start: the weights, and the KV cache of one sequence as long as can
+    be."""
+    weights, token, _ = serving(model, engine)
+    return weights.bytes + token.bytes * engine.max_model_len
+
+
 def training(model: Checkpoint, how: Training) -> list[Need]:
-    weights, adapters = sum(model.tensor_sizes.values()), adapter_size(model, how.lora or Lora())
-    tokens = how.per_device_train_batch_size * how.max_length
-    hidden, layers = model.number("hidden_size"), model.number("num_hidden_layers")
+    """What each kind of training takes; `training_bytes` adds those that a section asks for."""
     return [
-        Need(
-            "training of all weights", 16.0 * weights, "16 × parameters: weights, gradient and two moments in float32"
-        ),
-        Need(
-            f"training of adapters of rank {(how.lora or Lora()).r}",
-            4.0 * weights + 16.0 * adapters,
-            f"4 × parameters + 16 × {adapters:,} adapter parameters",
-        ),
-        Need("DPO's reference, beside training of all weights", 4.0 * weights, "4 × parameters"),
-        Need(
-            "activations, kept between layers",
-            2.0 * layers * tokens * hidden,
-            f"2 × layers × rows {how.per_device_train_batch_size} × max_length {how.max_length:,} × hidden size",
-        ),
-        Need(
-            "logits of SFT and DPO",
-            8.0 * tokens * model.vocabulary,
-            "8 × rows × max_length × vocabulary: float32, with their gradient; SimPO keeps none",
-        ),
+        _all_weights(model),
+        _adapters(model, how.lora or Lora()),
+        _reference(model),
+        _activations(model, how.per_device_train_batch_size, how.max_length),
+        _logits(model, how.per_device_train_batch_size, how.max_length),
     ]
+
+
+def training_bytes(model: Checkpoint, how: Training) -> float:
+    """Device memory of the training that section `how` asks for, with a batch of its longest rows."""
+    rows, length = how.per_device_train_batch_size, how.max_length
+    needs = [*_kept(model, how.lora, isinstance(how, Dpo)), _activations(model, rows, length)]
+    needs += [] if isinstance(how, SimPO) else [_logits(model, rows, length)]
+    return sum(need.bytes for need in needs)
+
+
+def grpo_bytes(model: Checkpoint, how: Grpo, dialogue_tokens: int) -> float:
+    """Device memory of GRPO beside its servers, with one dialogue of `dialogue_tokens` tokens, which may be 0."""
+    per_token = [_activations(model, 1, dialogue_tokens), _logits(model, 1, dialogue_tokens)]
+    return sum(need.bytes for need in [*_kept(model, how.lora, how.beta > 0), *per_token])
+
+
+def trained_parameters(model: Checkpoint, lora: Lora | None) -> int:
+    return adapter_size(model, lora) if lora else sum(model.tensor_sizes.values())
+
+
+def _kept(model: Checkpoint, lora: Lora | None, has_reference: bool) -> list[Need]:
+    """What stays in memory for the whole training. With adapters, the reference is the model without them."""
+    if lora:
+        return [_adapters(model, lora)]
+    return [_all_weights(model), *([_reference(model)] if has_reference else [])]
+
+
+def _all_weights(model: Checkpoint) -> Need:
+    formula = "16 × parameters: weights, gradient and two moments in float32"
+    return Need("training of all weights", 16.0 * sum(model.tensor_sizes.values()), formula)
+
+
+def _adapters(model: Checkpoint, lora: Lora) -> Need:
+    weights, adapters = sum(model.tensor_sizes.values()), adapter_size(model, lora)
+    return Need(
+        f"training of adapters of rank {lora.r}",
+        4.0 * weights + 16.0 * adapters,
+        f"4 × parameters + 16 × {adapters:,} adapter parameters",
+    )
+
+
+def _reference(model: Checkpoint) -> Need:
+    weights = 4.0 * sum(model.tensor_sizes.values())
+    return Need("DPO's reference, beside training of all weights", weights, "4 × parameters")
+
+
+def _activations(model: Checkpoint, rows: int, length: int) -> Need:
+    return Need(
+        "activations, kept between layers",
+        2.0 * model.number("num_hidden_layers") * rows * length * model.number("hidden_size"),
+        f"2 × layers × rows {rows} × max_length {length:,} × hidden size",
+    )
+
+
+def _logits(model: Checkpoint, rows: int, length: int) -> Need:
+    return Need(
+        "logits of SFT and DPO",
+        8.0 * rows * length * model.vocabulary,
+        "8 × rows × max_length × vocabulary: float32, with their gradient; SimPO keeps none",
+    )
 
 
 def adapter_size(model: Checkpoint, lora: Lora) -> int:

@@ -10,7 +10,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import httpx
@@ -41,9 +41,46 @@ class _Models(BaseModel):
     data: list[_Served]
 
 
+def model_names(reply: str | bytes) -> list[str]:
+    """Names of the models in a reply to `/v1/models`. Raises ValidationError if it is no list of models."""
+    return [entry.id for entry in _Models.model_validate_json(reply).data]
+
+
 def base_url(url: str) -> str:
     """`url` without the paths that other clients append."""
     return re.sub(r"(?<!/)/v1(/models|/(chat/)?completions)?$", "", url.rstrip("/"))
+
+
+def key_headers() -> dict[str, str]:
+    """Headers with the servers' API key, if there is one."""
+    key = os.environ.get(KEY)
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def served_models(url: str, headers: Mapping[str, str]) -> list[str] | None:
+    """Names of the models that the server at `url` (see `base_url`) serves; None if it is not reachable now. Raises
+    WrongEndpoint."""
+    try:
+        reply = httpx.get(f"{url}/v1/models", headers=headers, timeout=5)
+    except httpx.TransportError:
+        return None
+    except (httpx.RequestError, httpx.InvalidURL) as error:
+        raise _wrong(url, f"cannot be asked ({error})") from None
+    if reply.status_code == 429 or reply.status_code >= 500:
+        return None
+    if reply.status_code in (401, 403):
+        raise WrongEndpoint(f"{url} rejects the API key; set {KEY}")
+    if reply.status_code != 200:
+        location = f" to {reply.headers['location']}" if "location" in reply.headers else ""
+        raise _wrong(url, f"answers /v1/models with status {reply.status_code}{location}")
+    try:
+        return model_names(reply.content)
+    except ValidationError:
+        raise _wrong(url, f"answers /v1/models with no list of models ({excerpt(reply.text)[:80]!r})") from None
+
+
+def _wrong(url: str, problem: str) -> WrongEndpoint:
+    return WrongEndpoint(f"{url} {problem}, so it is no vLLM server; correct engine.endpoints, as in http://node1:8000")
 
 
 class RemoteServer:
@@ -55,44 +92,19 @@ class RemoteServer:
         self.url, self.name = base_url(url), model.fingerprint
         self.max_concurrency = settings.max_num_seqs
         self._start_timeout = settings.start_timeout
-        key = os.environ.get(KEY)
-        self.headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self.headers = key_headers()
 
     def is_serving(self) -> bool:
         """See `Endpoint.is_serving`. Raises WrongEndpoint."""
-        try:
-            reply = httpx.get(f"{self.url}/v1/models", headers=self.headers, timeout=5)
-        except httpx.TransportError:
+        served = served_models(self.url, self.headers)
+        if served is None:
             return False
-        except (httpx.RequestError, httpx.InvalidURL) as error:
-            raise self._wrong(f"cannot be asked ({error})") from None
-        if reply.status_code == 429 or reply.status_code >= 500:
-            return False
-        served = self._served(reply)
         if self.name not in served:
             raise WrongEndpoint(
                 f"{self.url} serves {excerpt(', '.join(served)) or 'nothing'}, not this run's base model; start it "
                 f"with --served-model-name {self.name}"
             )
         return True
-
-    def _served(self, reply: httpx.Response) -> list[str]:
-        """Names of the served models. Raises WrongEndpoint."""
-        if reply.status_code in (401, 403):
-            raise WrongEndpoint(f"{self.url} rejects the API key; set {KEY}")
-        if reply.status_code != 200:
-            location = f" to {reply.headers['location']}" if "location" in reply.headers else ""
-            raise self._wrong(f"answers /v1/models with status {reply.status_code}{location}")
-        try:
-            return [entry.id for entry in _Models.model_validate_json(reply.content).data]
-        except ValidationError:
-            excerpt_of_reply = excerpt(reply.text)[:80]
-            raise self._wrong(f"answers /v1/models with no list of models ({excerpt_of_reply!r})") from None
-
-    def _wrong(self, problem: str) -> WrongEndpoint:
-        return WrongEndpoint(
-            f"{self.url} {problem}, so it is no vLLM server; correct engine.endpoints, as in http://node1:8000"
-        )
 
     def restart(self, closed: threading.Event) -> None:
         """See `Endpoint.restart`. Waits until the server is back."""

@@ -20,7 +20,7 @@ from tasks.runtime.artifacts import ArtifactRef, ArtifactStore
 from tasks.runtime.ledger import Ledger
 from tasks.runtime.progress import Progress
 from tasks.runtime.resources import Resources, Train
-from tasks.runtime.run_directory import RunDirectory
+from tasks.runtime.run_directory import RunDirectory, rollout_store_url
 
 
 class RunContext:
@@ -46,7 +46,7 @@ class RunContext:
         self.progress = progress or Progress()
         self.resources = Resources(
             engine,
-            storage.rollout_store or f"sqlite:///{self.directory.local_root / 'rollouts.sqlite'}",
+            rollout_store_url(storage, self.directory.local_root),
             prompt or Prompt(),
             self.artifacts,
             self.directory.path,

@@ -22,8 +22,8 @@ class RunDirectory:
 
     def __init__(self, name: str, storage: Storage, is_local: bool):
         self.is_local = is_local
-        self.root = str(Path(storage.root).resolve()) if is_local else storage.root
-        self.local_root = Path(self.root) if is_local else Path("runs").resolve()
+        self.local_root = local_root(storage, is_local)
+        self.root = str(self.local_root) if is_local else storage.root
         self.path = _new_folder(self.local_root, name)
 
     @property
@@ -53,6 +53,16 @@ class RunDirectory:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, "".join(row.model_dump_json() + "\n" for row in rows))
         return path
+
+
+def local_root(storage: Storage, is_local: bool) -> Path:
+    """The folder for all that a run keeps on this machine: `storage.root`, or `runs` if that is a URL."""
+    return Path(storage.root if is_local else "runs").resolve()
+
+
+def rollout_store_url(storage: Storage, root: Path) -> str:
+    """URL of the rollout store; by default an SQLite file in `root`, the `local_root`."""
+    return storage.rollout_store or f"sqlite:///{root / 'rollouts.sqlite'}"
 
 
 def _new_folder(root: Path, name: str) -> Path:

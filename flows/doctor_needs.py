@@ -1,0 +1,123 @@
+"""What a run needs of the machine, from its settings: models, GPU memory, disk, data sets, language models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+from conf.base import Settings
+from conf.cot_distillation import CotDistillation
+from conf.dto import Dto
+from conf.engine import Engine
+from conf.llm import Llm
+from conf.long_short import LongShort
+from conf.multi_seed import MultiSeed
+from conf.problems import Hub
+from conf.prompts import BUNDLED
+from conf.training import Training
+from flows.doctor_checks import GpuUse
+from models.checkpoints.checkpoint import Checkpoint, is_on_hub
+from models.checkpoints.memory_estimates import grpo_bytes, least_serving_bytes, trained_parameters, training_bytes
+
+S = TypeVar("S", bound=Settings)
+TRAININGS = ("training", "sft", "dpo")
+"""Names of sections of type `Training`."""
+LARGER = "take a larger GPU"
+
+
+def experiment(settings: Settings) -> Any:
+    """The settings of one run: of a multi-seed run, those of its pipeline."""
+    return settings.of if isinstance(settings, MultiSeed) else settings
+
+
+def prefix(settings: Settings) -> str:
+    """What stands before a section of the experiment in `--set`."""
+    return f"{settings.of.pipeline.replace('-', '_')}." if isinstance(settings, MultiSeed) else ""
+
+
+def sections(value: Any, kind: type[S]) -> Iterator[S]:
+    """All sections of a kind within settings."""
+    if isinstance(value, kind):
+        yield value
+    parts = vars(value).values() if isinstance(value, Settings) else value.values() if isinstance(value, dict) else ()
+    for part in value if isinstance(value, tuple) else parts:
+        yield from sections(part, kind)
+
+
+def model_names(run: Any) -> list[str]:
+    """The model to train, first, and its teacher."""
+    teacher = getattr(run, "teacher", "")
+    named = teacher if isinstance(teacher, str) else getattr(teacher, "model", "")
+    return list(dict.fromkeys(filter(None, (getattr(run, "model", BUNDLED), named))))
+
+
+def data_sets(run: Settings) -> list[str]:
+    """Names of data sets that are read from the hub."""
+    return list(dict.fromkeys(source.name for source in sections(run, Hub) if is_on_hub(source.name)))
+
+
+def llms(run: Settings) -> list[Llm]:
+    """The endpoints of language models."""
+    return list(sections(run, Llm))
+
+
+def gpu_uses(settings: Settings, models: Mapping[str, Checkpoint]) -> Iterator[GpuUse]:
+    """`models`: by name, those that are on this machine."""
+    run, before = experiment(settings), prefix(settings)
+    trains = [name for name in TRAININGS if isinstance(getattr(run, name, None), Training)]
+    if trains or not run.engine.endpoints:  # else the servers elsewhere do all the sampling
+        for name, model in models.items():
+            yield _serving(name, model, run.engine, before)
+    if (base := models.get(model_names(run)[0])) is not None:
+        for name in trains:
+            yield _training(f"{before}{name}", base, getattr(run, name))
+        if isinstance(run, LongShort) and (run.rl.rounds or run.one_model):
+            yield _grpo(base, run, before)
+
+
+def _serving(name: str, model: Checkpoint, engine: Engine, before: str) -> GpuUse:
+    share, least = engine.gpu_memory_utilization / engine.servers_per_gpu, least_serving_bytes(model, engine)
+    half = f"set {before}engine.dtype=bfloat16, " * (engine.dtype == "float32")
+    remedy = f"{half}raise {before}engine.gpu_memory_utilization, lower {before}engine.max_model_len, or {LARGER}"
+    return GpuUse(f"serving {name}", least, least, share, remedy)
+
+
+def _training(name: str, model: Checkpoint, how: Training) -> GpuUse:
+    rows = "per_device_train_batch_size"
+    usual, least = training_bytes(model, how), training_bytes(model, how.model_copy(update={rows: 1}))
+    adapters = f"train adapters (--set {name}.lora.r=32), " * (how.lora is None)
+    remedy = f"{adapters}lower {name}.max_length, or {LARGER}"
+    return GpuUse(f"[{name}]", least, usual, 1.0, remedy, f"set {name}.{rows}=1; a run halves it when memory runs out")
+
+
+def _grpo(model: Checkpoint, run: LongShort, before: str) -> GpuUse:
+    """GRPO shares the GPU with its two servers."""
+    least, usual = (grpo_bytes(model, run.rl, tokens) for tokens in (0, run.protocol.max_dialogue_tokens))
+    adapters = f"train adapters (--set {before}rl.lora.r=32), " * (run.rl.lora is None)
+    less = f"lower {before}engine.gpu_memory_utilization"
+    shorter = f"{less} or {before}protocol.max_turn_tokens: the longest dialogue may not fit"
+    return GpuUse(
+        f"[{before}rl]", least, usual, 1 - run.engine.gpu_memory_utilization, f"{adapters}{less}, or {LARGER}", shorter
+    )
+
+
+def disk_bytes(settings: Settings, model: Checkpoint) -> float:
+    """Every trained model in float32, and the trainer's state (12 bytes per trained parameter) twice, while a new one
+    replaces the old. GRPO also keeps its current and its best weights."""
+    run = experiment(settings)
+    grpo = [run.rl] if isinstance(run, LongShort) else []
+    state = max((trained_parameters(model, how.lora) for how in [*sections(run, Training), *grpo]), default=0)
+    seeds = len(settings.seeds) if isinstance(settings, MultiSeed) else 1
+    kept = trained_models(run) * seeds + 2 * len(grpo)
+    return 4 * kept * sum(model.tensor_sizes.values()) + 2 * 12 * state
+
+
+def trained_models(run: Any) -> int:
+    """Number of checkpoints that a run makes."""
+    if isinstance(run, Dto):
+        return 1 + len(run.controls.trained)
+    if isinstance(run, CotDistillation):  # SFT and DPO; ratings shuffled: both once more
+        return 2 + sum({"dpo": 1, "sft-uncompressed": 1, "shuffled-ratings": 2}.get(name, 0) for name in run.variants)
+    if isinstance(run, LongShort):
+        return 2 + len(run.rl.rounds) + run.one_model
+    return 0
