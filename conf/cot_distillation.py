@@ -13,6 +13,7 @@ from conf.llm import Llm, LlmRole, validate_llm_is_used
 from conf.probing import Finalizing, Probing
 from conf.problems import Decontamination, NgramOverlap, Problems, Stories
 from conf.prompts import Prompted, validate_exit_text
+from conf.retries import Retries
 from conf.sampling import Sampling
 from conf.segmentation import Segmentation
 from conf.training import Dpo, Sft
@@ -233,6 +234,7 @@ class CotDistillation(Prompted):
     """Auxiliary model for judging and for roles of type `llm`."""
     engine: Engine = Engine()
     storage: Storage = Storage()
+    retries: Retries = Retries()
 
     @model_validator(mode="after")
     def _llm_is_needed(self) -> Self:

@@ -12,6 +12,7 @@ from conf.llm import Llm, LlmRole, validate_llm_is_used
 from conf.probing import Finalizing, ForwardScan, Probing, Search
 from conf.problems import Benchmark, Decontamination, NgramOverlap, Problems, Stories
 from conf.prompts import Prompted, validate_exit_text
+from conf.retries import Retries
 from conf.sampling import Sampling
 from conf.segmentation import Segmentation
 from conf.training import Sft, SimPO, Training
@@ -123,6 +124,7 @@ class Dto(Prompted):
         "engine": "speed, memory and the choice of samples; its dtype is in a sampled checkpoint's fingerprint, its "
         "max_model_len is an input of the steps that need it",
         "storage": "where results live",
+        "retries": "what happens after a failure",
     }
 
     pipeline: Literal["dto"] = "dto"
@@ -150,6 +152,7 @@ class Dto(Prompted):
     benchmark: Benchmark = Benchmark()
     engine: Engine = Engine()
     storage: Storage = Storage()
+    retries: Retries = Retries()
 
     @model_validator(mode="after")
     def _llm_is_needed(self) -> Dto:

@@ -14,6 +14,7 @@ from conf.llm import Llm, LlmRole, validate_llm_is_used
 from conf.probing import Finalizing, Probing
 from conf.problems import Decontamination, NgramOverlap, Problems, Stories
 from conf.prompts import Prompted, validate_exit_text
+from conf.retries import Retries
 from conf.sampling import Sampling
 from conf.segmentation import Segmentation
 from conf.training import Lora, Sft
@@ -282,6 +283,7 @@ class LongShort(Prompted):
     """Auxiliary model that splits traces into thoughts if `chunking.type` is `llm`."""
     engine: TwoEngines = TwoEngines()
     storage: Storage = Storage()
+    retries: Retries = Retries()
 
     @model_validator(mode="after")
     def _everyone_has_a_role(self) -> Self:

@@ -10,6 +10,7 @@ from conf.dto import Dto
 from conf.engine import Engine, Storage, validate_fits_context
 from conf.problems import Problems, Stories
 from conf.prompts import Prompted
+from conf.retries import Retries
 from conf.sampling import Sampling
 from conf.segmentation import Markers
 
@@ -33,6 +34,7 @@ class MarkerReport(Prompted):
     """Sentence openers that the report counts as markers."""
     engine: Engine = Engine()
     storage: Storage = Storage()
+    retries: Retries = Retries()
 
     @model_validator(mode="after")
     def _fits_context(self) -> MarkerReport:

@@ -13,6 +13,7 @@ from conf.dto import Dto
 from conf.engine import Engine, Storage
 from conf.long_short import LongShort
 from conf.prompts import Prompt
+from conf.retries import Retries
 
 NAME: Literal["multi-seed"] = "multi-seed"
 OLD_NAME = "claims"
@@ -69,6 +70,10 @@ class MultiSeed(Settings):
     @property
     def engine(self) -> Engine:
         return self.of.engine
+
+    @property
+    def retries(self) -> Retries:
+        return self.of.retries
 
     @property
     def prompt(self) -> Prompt:

@@ -10,6 +10,7 @@ from conf.base import Positive, PositiveFloat, Settings, Share
 from conf.dto import DtoProbing
 from conf.engine import Engine, Storage
 from conf.problems import Benchmark, Stories
+from conf.retries import Retries
 from conf.sampling import Sampling
 from conf.segmentation import Segmentation
 
@@ -74,6 +75,7 @@ class TinyModel(Settings):
         "preset": "a name; its content is in the other fields",
         "engine": "speed and memory; its dtype is in the fingerprint of a checkpoint that is sampled",
         "storage": "where results live",
+        "retries": "what happens after a failure",
         "output": "where the finished model is copied to",
     }
 
@@ -101,6 +103,7 @@ class TinyModel(Settings):
     probing: DtoProbing = DtoProbing()
     engine: Engine = Engine()
     storage: Storage = Storage()
+    retries: Retries = Retries()
 
     @model_validator(mode="after")
     def _no_remote_servers(self) -> TinyModel:

@@ -34,7 +34,7 @@ def pipeline(kind: type[S], body: Callable[[RunContext, S], Path]) -> Flow[..., 
     def run(**form: Any) -> Path:
         settings: Any = settings_from_form(kind, form)
         prompt = getattr(settings, "prompt", None)  # the pipeline that makes the tiny model has none
-        with RunContext(name, settings.storage, settings.engine, prompt=prompt) as ctx:
+        with RunContext(name, settings.storage, settings.engine, prompt=prompt, retries=settings.retries) as ctx:
             return body(ctx, settings)
 
     run.__name__ = run.__qualname__ = name.replace("-", "_")

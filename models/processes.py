@@ -10,9 +10,11 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -27,6 +29,17 @@ PR_SET_CHILD_SUBREAPER = 36
 def threads() -> int:
     """Threads for a child process: OMP_NUM_THREADS (its outermost level), else the cores that this process may use."""
     return int(os.environ.get("OMP_NUM_THREADS", "").split(",")[0] or len(os.sched_getaffinity(0)))
+
+
+def owner_name() -> str:
+    """A name of this process for what it holds in a shared database; no two calls give the same."""
+    return f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex}"
+
+
+def is_dead(owner: str) -> bool:
+    """Whether `owner` was a process of this machine that has ended."""
+    host, process, _ = owner.split("/")
+    return host == socket.gethostname() and not psutil.pid_exists(int(process))
 
 
 class GuardedProcess:

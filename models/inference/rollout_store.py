@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import socket
 import time
-import uuid
 from array import array
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
 from sqlalchemy import (
     Boolean,
     Column,
@@ -47,6 +43,7 @@ from conf.errors import ReadableError
 from models.checkpoints.checkpoint import Checkpoint
 from models.database import UPSERTS, changing_tables, connect
 from models.inference.engine import Completion, Request
+from models.processes import is_dead, owner_name
 
 METADATA = MetaData()
 COMPLETIONS = Table(
@@ -145,14 +142,14 @@ class RolloutStore:
             set_={"owner": claim.excluded.owner, "expires": claim.excluded.expires},
             where=or_(CLAIMS.c.expires < bindparam("now"), CLAIMS.c.owner == claim.excluded.owner),
         )
-        self._owner = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex}"
+        self._owner = owner_name()
         self._release_dead_claims()
 
     def _release_dead_claims(self) -> None:
         """Releases the claims of killed runs of this machine, so that the next run need not wait."""
         with self._database.begin() as connection:
             owners = connection.execute(select(CLAIMS.c.owner).distinct()).scalars()
-            dead = [owner for owner in owners if _is_dead(owner)]
+            dead = [owner for owner in owners if is_dead(owner)]
             connection.execute(delete(CLAIMS).where(CLAIMS.c.owner.in_(dead)))
 
     def find(self, keys: Sequence[bytes]) -> dict[bytes, list[Completion]]:
@@ -238,11 +235,6 @@ class RolloutStore:
 
     def close(self) -> None:
         self._database.dispose()
-
-
-def _is_dead(owner: str) -> bool:
-    host, process, _ = owner.split("/")
-    return host == socket.gethostname() and not psutil.pid_exists(int(process))
 
 
 def existing_store(url: str) -> RolloutStore:

@@ -162,7 +162,9 @@ class TrainerCrashed(ReadableError):
 def train(
     job: TrainerJob, folder: Path, progress: Callable[[int, int], None], poll: float = 0.5
 ) -> list[dict[str, Any]]:
-    """Runs `job`; `progress` receives (step, steps). Returns the logged figures, one dict per step.
+    """Runs `job`. Returns the logged figures, one dict per step.
+
+    `progress` receives (step, steps) every `poll` seconds, (0, 0) before the first; the trainer ends if it raises.
 
     When memory runs out, the per-device batch is halved, down to one row, and the job resumes. Raises TrainingFailed,
     whose message names the remedy, or TrainerCrashed.
@@ -208,8 +210,7 @@ def _run(job: TrainerJob, folder: Path, progress: Callable[[int, int], None], po
     with GuardedProcess(_command(job, file), folder / LOG, environment) as process:
         while (code := process.poll()) is None:
             figures = _figures(job.progress)
-            if figures:
-                progress(figures[-1]["step"], figures[-1]["steps"])
+            progress(figures[-1]["step"], figures[-1]["steps"]) if figures else progress(0, 0)
             time.sleep(poll)
         return code, job.exit_file.read_text() if job.exit_file.exists() else "", process.log_tail()
 

@@ -134,6 +134,18 @@ class ArtifactStore:
             download.rename(target)
         return target
 
+    def recorded(self, key: str) -> ArtifactRef | None:
+        """The result that the manifest of `key` names, if it is there and whole."""
+        manifest = f"{self._root}/manifests/{key}.json"
+        if not self._files.exists(manifest):
+            return None
+        ref = ArtifactRef.model_validate(json.loads(self._files.cat_file(manifest))["artifact"])
+        try:
+            ref.verify()
+        except ArtifactDamaged:
+            return None
+        return ref
+
     def record(self, key: str, recipe: dict[str, Any], ref: ArtifactRef) -> None:
         """Writes a manifest of recipe and result, so that each figure can be traced back to its inputs."""
         body = json.dumps({"recipe": recipe, "artifact": ref.model_dump(mode="json")}, indent=2, sort_keys=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -17,24 +18,25 @@ from functools import cached_property, wraps
 from pathlib import Path
 from typing import Any, Literal
 
-import httpx
 from prefect import task
 from prefect.cache_policies import CachePolicy
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
 from prefect.serializers import JSONSerializer
+from prefect.settings import get_current_settings
 from pydantic import BaseModel, ConfigDict
 
 from conf.base import Settings
 from conf.prompts import Prompt
-from models.inference.remote_servers import WrongEndpoint
-from models.inference.vllm_server import ServerFailed
-from models.training.launcher import TrainerCrashed
+from conf.retries import Retry
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.code_version import code_version
 from tasks.runtime.context import RunContext, StepContext
+from tasks.runtime.failures import DiskFull, is_disk_full, is_transient
 from tasks.runtime.ledger import LedgerEntry
 
+StepKind = Literal["sampling", "training", "llm", "data"]
+"""Names of the settings `retries.…`."""
 MODEL_KINDS = ("base-model", "checkpoint")
 """Kinds of artifacts that are model checkpoints."""
 STEPS: dict[str, Step] = {}
@@ -130,48 +132,56 @@ class VerifiedJSON(JSONSerializer):
         return ref
 
 
-def is_transient(task: Any, run: TaskRun, state: State[Any]) -> bool:
-    """Prefect's retry condition: True when a server, a trainer or a connection died; False for any other error."""
+def is_refresh_wanted() -> bool:
+    """Whether the user has told Prefect to compute all tasks anew (PREFECT_TASKS_REFRESH_CACHE)."""
+    return bool(get_current_settings().tasks.refresh_cache)
+
+
+def should_retry(task: Any, run: TaskRun, state: State[Any]) -> bool:
+    """Prefect's retry condition."""
     _ = task, run
     try:
         state.result()
-    except httpx.HTTPStatusError as error:
-        return error.response.status_code >= 500
-    except WrongEndpoint:
-        return False
-    except (ServerFailed, TrainerCrashed, httpx.HTTPError, ConnectionError, TimeoutError):
-        return True
-    except Exception:
-        return False
+    except Exception as error:
+        return is_transient(error)
     return False
-
-
-def _with_attempt_context(body: Callable[..., ArtifactRef]) -> Callable[..., ArtifactRef]:
-    """Each attempt of a step has a context of its own, whose clock starts with the attempt."""
-
-    @wraps(body)
-    def attempt(ctx: StepContext, *args: Any, **inputs: Any) -> ArtifactRef:
-        return body(StepContext(ctx, ctx.key), *args, **inputs)
-
-    return attempt
 
 
 class Step:
     """A cached task. Called like its body: the run context first, then keyword arguments only."""
 
-    def __init__(self, body: Callable[..., ArtifactRef]):
-        self.body = body
+    def __init__(self, body: Callable[..., ArtifactRef], kind: StepKind):
+        self.body, self.kind = body, kind
         self.name = body.__name__.replace("_", "-")
         self.task = task(
             name=self.name,
             cache_policy=ContentKey(),
             persist_result=True,
             result_serializer=VerifiedJSON(),
-            retries=2,
-            retry_delay_seconds=[5, 30],
-            retry_condition_fn=is_transient,
+            retry_condition_fn=should_retry,
             log_prints=False,
-        )(_with_attempt_context(body))
+        )(wraps(body)(lambda ctx, **inputs: self.attempt(ctx, **inputs)))
+
+    def attempt(self, ctx: StepContext, /, **inputs: Any) -> ArtifactRef:
+        """One attempt: holds the lease of the step's key, and takes the result of a run that was faster.
+
+        Ends the run's servers when a failure may be theirs. Raises DiskFull, and what the body raises.
+        """
+        try:
+            with ctx.resources.lease(ctx.key) as lease:
+                if not is_refresh_wanted() and (found := ctx.artifacts.recorded(ctx.key)):
+                    ctx.was_made_elsewhere = True
+                    return found
+                ref = self.body(StepContext(ctx, ctx.key, ctx.recipe, lease), **inputs)
+                ctx.artifacts.record(ctx.key, ctx.recipe, ref)
+                return ref
+        except Exception as error:
+            if is_disk_full(error):
+                raise DiskFull(f"{self.name}: no space left ({error}); free some and start the run again") from None
+            if is_transient(error):
+                ctx.progress.note(f"{self.name}: {type(error).__name__}: {error}", logging.WARNING)
+                ctx.resources.close_engines()
+            raise
 
     @cached_property
     def version(self) -> str:
@@ -186,26 +196,38 @@ class Step:
         bound = inspect.signature(self.body).bind(run, **inputs).arguments
         keyed = {name: bound[name] for name in bound if name != "ctx"}
         recipe = recipe_of(self.name, self.version, keyed, run.resources.prompt)
-        ctx = StepContext(run, key_of(recipe))
+        ctx = StepContext(run, key_of(recipe), recipe)
         ref, cached = self.run_task(ctx, inputs)
         if cached:
             run.progress.note(f"{self.name}: cached, {ref.rows} rows")
-        run.artifacts.record(ctx.key, recipe, ref)
+            run.artifacts.record(ctx.key, recipe, ref)
         inputs_read = frozenset(ref.entry for ref in artifacts_in(inputs) if ref.entry is not None)
         position = run.ledger.add(LedgerEntry(self.name, self.version, ref, cached, inputs_read))
         return ref.model_copy(update={"entry": position})
 
     def run_task(self, ctx: StepContext, inputs: dict[str, Any]) -> tuple[ArtifactRef, bool]:
         """Runs the Prefect task. The result, and whether it came from the cache."""
-        task: Any = self.task.with_options(task_run_name=run_name(self.name, inputs))
+        retry: Retry = getattr(ctx.resources.retries, self.kind)
+        options: dict[str, Any] = {
+            "task_run_name": run_name(self.name, inputs),
+            "retries": retry.retries,
+            "retry_delay_seconds": retry.delays,
+            "retry_jitter_factor": retry.jitter,
+            "timeout_seconds": retry.timeout,
+        }
         if ctx.directory.is_local:  # else results are in Prefect's default storage
-            task = task.with_options(result_storage=Path(ctx.directory.root) / "cache")
+            options["result_storage"] = Path(ctx.directory.root) / "cache"
+        task: Any = self.task.with_options(**options)
         state = task(ctx, **inputs, return_state=True)
-        return state.result(), state.name == "Cached"
+        return state.result(), state.name == "Cached" or ctx.was_made_elsewhere
 
 
-def step(body: Callable[..., ArtifactRef]) -> Step:
-    """Makes a cached task of a function `(ctx, …) -> ArtifactRef`."""
-    new = Step(body)
-    STEPS[new.name] = new
-    return new
+def step(kind: StepKind = "data") -> Callable[[Callable[..., ArtifactRef]], Step]:
+    """Makes a cached task of a function `(ctx, …) -> ArtifactRef`. `kind` decides how it is retried."""
+
+    def made(body: Callable[..., ArtifactRef]) -> Step:
+        new = Step(body, kind)
+        STEPS[new.name] = new
+        return new
+
+    return made

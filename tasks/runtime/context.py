@@ -7,16 +7,18 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from conf.engine import Engine as EngineSettings
 from conf.engine import Storage
 from conf.prompts import Prompt
+from conf.retries import Retries
 from models.inference.engine import Engine
 from models.inference.vllm_server import VllmServer
 from models.training.launcher import train
 from reasoning.records import CostBounds, InvalidRow, Record, SkippedRow, StageCount, Usage
 from tasks.runtime.artifacts import ArtifactRef, ArtifactStore
+from tasks.runtime.leases import Lease
 from tasks.runtime.ledger import Ledger
 from tasks.runtime.progress import Progress
 from tasks.runtime.resources import Resources, Train
@@ -36,6 +38,7 @@ class RunContext:
         engine: EngineSettings,
         *,
         prompt: Prompt | None = None,
+        retries: Retries | None = None,
         make_engine: Callable[[EngineSettings, Path], Engine] = VllmServer,
         trainer: Train = train,
         progress: Progress | None = None,
@@ -52,6 +55,7 @@ class RunContext:
             self.directory.path,
             self.progress,
             self.warn,
+            retries or Retries(),
             make_engine,
             trainer,
         )
@@ -71,11 +75,16 @@ class RunContext:
 class StepContext(RunContext):
     """The run context of one attempt of a step, with the step's cache key and the attempt's start."""
 
-    def __init__(self, run: RunContext, key: str):
+    def __init__(self, run: RunContext, key: str, recipe: dict[str, Any], lease: Lease | None = None):
         self.artifacts, self.directory, self.ledger = run.artifacts, run.directory, run.ledger
         self.progress, self.resources = run.progress, run.resources
         self.key = key
         """Cache key. Names scratch folders and lists, so that a repeated step finds them."""
+        self.recipe = recipe
+        """What the key is the digest of."""
+        self.was_made_elsewhere = False
+        """Whether another run made the result while this one waited."""
+        self._lease = lease
         self.started = time.monotonic()
 
     def publish(
@@ -100,6 +109,12 @@ class StepContext(RunContext):
         count = self.count(rows_in, len(rows), dict(all_dropped), usage)
         count = count.model_copy(update={"counts": counts or {}, "cost_bounds": cost_bounds, "billed_to": billed_to})
         return self.artifacts.publish_rows(kind, rows, count)
+
+    @property
+    def lease(self) -> Lease:
+        """The lease of the key, which an attempt holds."""
+        assert self._lease
+        return self._lease
 
     def report_skipped(self, rows: Sequence[SkippedRow | InvalidRow], what: str = "rows") -> None:
         """Lists rows with their reasons in a file, and prints its path. `what` names the rows."""

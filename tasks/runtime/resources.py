@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 from conf.engine import Engine as EngineSettings
 from conf.llm import Llm
 from conf.prompts import Prompt
+from conf.retries import Retries
 from models.checkpoints.checkpoint import Checkpoint, found_checkpoint
 from models.inference.engine import Completion, Engine, FailedRequest, Request
 from models.inference.remote_servers import RemoteServers
@@ -22,6 +24,8 @@ from models.llm.reply_store import ReplyStore
 from reasoning.answers.verifier import Verifier
 from reasoning.records import Problem, Usage, Verdict
 from tasks.runtime.artifacts import ArtifactRef, ArtifactStore
+from tasks.runtime.gpu_slot import GpuSlot
+from tasks.runtime.leases import Lease, Leases
 from tasks.runtime.progress import Progress
 
 ENGINES = ("engine", "partner_engine")
@@ -49,13 +53,15 @@ class Resources:
         logs: Path,
         progress: Progress,
         warn: Callable[[str], None],
+        retries: Retries,
         make_engine: Callable[[EngineSettings, Path], Engine],
         trainer: Train,
     ):
         self.engine_settings, self.rollouts_url = engine, rollouts_url
         self.prompt = prompt
         """Prompt settings for every model of the run; part of the cache key of each step that reads a model."""
-        self.trainer = trainer
+        self.trainer, self.retries = trainer, retries
+        self.gpu_slot = GpuSlot(progress.note)
         self._artifacts, self._logs, self._progress, self._warn = artifacts, logs, progress, warn
         self._make_engine = make_engine
         self._llm_clients: dict[str, LlmClient] = {}
@@ -73,9 +79,24 @@ class Resources:
         return self._new_engine("vllm-partner.log")
 
     def _new_engine(self, name: str) -> Engine:
+        self.gpu_slot.take()
         log = self._logs / name
         self._progress.note(f"engine: starts when needed, log in {log}")
         return self._make_engine(self.engine_settings, log)
+
+    @cached_property
+    def _leases(self) -> Leases:
+        return Leases(self.rollouts_url)
+
+    def lease(self, key: str) -> AbstractContextManager[Lease]:
+        """Holds the lease of a step's key. While another run has it, this one gives its GPUs to others."""
+
+        def give_way(holder: str) -> None:
+            self._progress.note(f"{key}: another run makes it ({holder}); waits")
+            self.close_engines()
+            self.gpu_slot.give_back()
+
+        return self._leases.hold(key, give_way)
 
     @cached_property
     def store(self) -> RolloutStore:
@@ -222,7 +243,15 @@ class Resources:
             if name in self.__dict__ and not on_cpu():
                 self.__dict__[name].close()
 
+    def close_engines(self) -> None:
+        """Ends the run's servers; they start anew on next use."""
+        for name in ENGINES:
+            if name in self.__dict__:
+                self.__dict__.pop(name).close()
+
     def close(self) -> None:
-        for part in ("store", "replies", "verifier", *ENGINES):
+        self.close_engines()
+        for part in ("store", "replies", "verifier", "_leases"):
             if part in self.__dict__:
                 self.__dict__[part].close()
+        self.gpu_slot.give_back()

@@ -41,11 +41,18 @@ class RunDirectory:
         link.rename(self.local_root / "latest")
         return self.report
 
-    def scratch(self, name: str) -> Path:
-        """A folder for unfinished work, from which a repeated step resumes."""
-        folder = self.local_root / "work" / name
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+    def scratch(self, step_key: str, owner: str) -> Path:
+        """A folder for unfinished work on a step, from which the step resumes: that of an earlier owner, renamed.
+
+        An earlier owner that was only frozen loses it: its trainer no longer finds its paths.
+        """
+        parent = self.local_root / "work" / step_key
+        own = parent / owner.rpartition("/")[2]
+        if not own.exists():
+            parent.mkdir(parents=True, exist_ok=True)
+            left = sorted(parent.iterdir(), key=lambda folder: folder.stat().st_mtime)
+            left[-1].rename(own) if left else own.mkdir()
+        return own
 
     def save_skipped(self, step_key: str, rows: Sequence[SkippedRow | InvalidRow]) -> Path:
         """Writes `set-aside/STEP_KEY.jsonl` and returns its path."""

@@ -33,7 +33,7 @@ from tasks.steps.sampling import failed_counts, sample_and_verify, score, scores
 from tasks.steps.trace_segments import all_segment_ends, prefix_of
 
 
-@step
+@step()
 def contrast_pairs(
     ctx: StepContext, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, max_length: int
 ) -> ArtifactRef:
@@ -43,7 +43,7 @@ def contrast_pairs(
     return ctx.publish("pairs", pairs, rows_in=len(pairs) + dropped.total(), dropped=dict(dropped))
 
 
-@step
+@step()
 def select_pairs(ctx: StepContext, pairs: ArtifactRef, kind: PairKind) -> ArtifactRef:
     """Rows of Pair of one kind."""
     rows = ctx.artifacts.rows(pairs, Pair)
@@ -59,7 +59,7 @@ RECORD_OF: dict[str, type[OptimisedTrace | CompressedTrace | Trace]] = {
 """Record class by artifact kind. The `token_ids` of each row are a complete completion."""
 
 
-@step
+@step()
 def build_sft_rows(
     ctx: StepContext, model: ArtifactRef, problems: ArtifactRef, completions: ArtifactRef, max_length: int
 ) -> ArtifactRef:
@@ -83,7 +83,7 @@ def build_sft_rows(
     return ctx.publish("demonstrations", kept, rows_in=len(rows), dropped=dict(+dropped))
 
 
-@step
+@step()
 def add_instruction(ctx: StepContext, problems: ArtifactRef, instruction: str) -> ArtifactRef:
     """Rows of Problem: the same problems and ids, with `instruction` appended to each prompt."""
     rows = [
@@ -105,7 +105,7 @@ class EarlyStopInputs(StepInputs):
     seed: int
 
 
-@step
+@step("sampling")
 def evaluate_early_stop(ctx: StepContext, inputs: EarlyStopInputs) -> ArtifactRef:
     """Rows of Score: the model's own benchmark completions, each stopped at the first prefix whose probes agree.
 

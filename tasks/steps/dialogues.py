@@ -19,7 +19,7 @@ MODEL_PAIR = "model-pair"
 """Kind of an artifact that names two models."""
 
 
-@step
+@step()
 def pair_models(ctx: StepContext, long: ArtifactRef, short: ArtifactRef) -> ArtifactRef:
     """One row of ModelPair. The pair is one artifact, so the upstream steps of both models are its cost."""
     row = ModelPair(long_uri=long.uri, long_digest=long.digest, short_uri=short.uri, short_digest=short.digest)
@@ -27,7 +27,7 @@ def pair_models(ctx: StepContext, long: ArtifactRef, short: ArtifactRef) -> Arti
     return ctx.publish(MODEL_PAIR, [row], rows_in=trained_on)
 
 
-@step
+@step("sampling")
 def evaluate_dialogues(
     ctx: StepContext,
     long: ArtifactRef,
@@ -98,7 +98,7 @@ def dialogue_without_completion(problem_id: str, sample: int) -> EvaluatedDialog
     )
 
 
-@step
+@step()
 def score_dialogues(ctx: StepContext, problems: ArtifactRef, dialogues: ArtifactRef) -> ArtifactRef:
     """Rows of Score. Tokens are those of both models together."""
     known = by_id(ctx, problems)

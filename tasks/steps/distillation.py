@@ -37,7 +37,7 @@ SAMPLE_STRIDE = 1_000_000
 """Distance between the sample numbers of two seeds, so that seeds share no endpoint replies."""
 
 
-@step
+@step()
 def import_traces(ctx: StepContext, model: ArtifactRef, traces: ArtifactRef) -> ArtifactRef:
     """Rows of Trace: another model's traces, encoded in the token ids of `model`."""
     checkpoint, rows = ctx.resources.checkpoint(model), ctx.artifacts.rows(traces, Trace)
@@ -61,7 +61,7 @@ def _trace_query(teacher: EndpointTeacher, problem: Problem, sampling: Sampling,
     )
 
 
-@step
+@step("sampling")
 def write_traces(
     ctx: StepContext,
     model: ArtifactRef,
@@ -117,7 +117,7 @@ def write_traces(
     )
 
 
-@step
+@step()
 def select_traces(ctx: StepContext, traces: ArtifactRef, selection: TraceSelection) -> ArtifactRef:
     """Rows of Trace: up to `selection.max_traces` right, untruncated traces of each problem."""
     rows = ctx.artifacts.rows(traces, Trace)
@@ -137,7 +137,7 @@ def select_traces(ctx: StepContext, traces: ArtifactRef, selection: TraceSelecti
     return ctx.publish("traces", selected, rows_in=len(rows), dropped=dict(+dropped), counts=counts)
 
 
-@step
+@step("sampling")
 def estimate_prefix_values(
     ctx: StepContext,
     model: ArtifactRef,
@@ -162,7 +162,7 @@ def estimate_prefix_values(
     )
 
 
-@step
+@step()
 def rate_by_effort(ctx: StepContext, traces: ArtifactRef, values: ArtifactRef, threshold: float) -> ArtifactRef:
     """Rows of Rating, one for each problem with estimated values.
 
@@ -184,7 +184,7 @@ def rate_by_effort(ctx: StepContext, traces: ArtifactRef, values: ArtifactRef, t
     return ctx.publish("ratings", ratings, rows_in=len(needed))
 
 
-@step
+@step("llm")
 def rate_by_llm(ctx: StepContext, problems: ArtifactRef, traces: ArtifactRef, rater: LlmRater, llm: Llm) -> ArtifactRef:
     """Rows of Rating, one for each problem with a trace, by an auxiliary model.
 
@@ -209,7 +209,7 @@ def rate_by_llm(ctx: StepContext, problems: ArtifactRef, traces: ArtifactRef, ra
     )
 
 
-@step
+@step()
 def permute_ratings(ctx: StepContext, ratings: ArtifactRef, seed: int) -> ArtifactRef:
     """Rows of Rating: the same levels, shuffled among the problems. A control."""
     rows = ctx.artifacts.rows(ratings, Rating)
@@ -241,7 +241,7 @@ class CompressionInputs(StepInputs):
     seed: int
 
 
-@step
+@step("sampling")
 def compress_by_value(ctx: StepContext, inputs: CompressionInputs, values: ArtifactRef) -> ArtifactRef:
     """Rows of CompressedTrace: the segments that contribute most, as many as the level's budget allows.
 
@@ -263,7 +263,7 @@ def compress_by_value(ctx: StepContext, inputs: CompressionInputs, values: Artif
     return _finalize_and_filter(ctx, inputs, fitting, dropped, Usage())
 
 
-@step
+@step("llm")
 def compress_by_llm(ctx: StepContext, inputs: CompressionInputs, compressor: LlmCompressor, llm: Llm) -> ArtifactRef:
     """Rows of CompressedTrace: thinking rewritten by an auxiliary model.
 
@@ -378,7 +378,7 @@ def _compressed_trace(thinking: CompressedThinking, ending: TokenIds) -> Compres
     )
 
 
-@step
+@step()
 def uncompressed(ctx: StepContext, traces: ArtifactRef, compressed: ArtifactRef) -> ArtifactRef:
     """Rows of Trace: the originals of the compressed traces. A control."""
     names = {(row.problem_id, row.sample) for row in ctx.artifacts.rows(compressed, CompressedTrace)}
@@ -388,7 +388,7 @@ def uncompressed(ctx: StepContext, traces: ArtifactRef, compressed: ArtifactRef)
     return ctx.publish("traces", kept, rows_in=len(rows), dropped=dropped)
 
 
-@step
+@step()
 def pair_compressed(
     ctx: StepContext,
     model: ArtifactRef,

@@ -51,7 +51,7 @@ from tasks.steps.problems import by_id, prompts_of
 from tasks.steps.trace_segments import all_segment_ends, prefix_of, texts_between
 
 
-@step
+@step("sampling")
 def probe_prefixes(
     ctx: StepContext,
     model: ArtifactRef,
@@ -103,7 +103,7 @@ def probe_prefixes(
     )
 
 
-@step
+@step("sampling")
 def reestimate_crossings(
     ctx: StepContext,
     model: ArtifactRef,
@@ -150,7 +150,7 @@ def reestimate_crossings(
     )
 
 
-@step
+@step("sampling")
 def finalize_traces(
     ctx: StepContext,
     model: ArtifactRef,
@@ -226,7 +226,7 @@ class PruningInputs(StepInputs):
     finalized: ArtifactRef
 
 
-@step
+@step("llm")
 def propose_removals(ctx: StepContext, inputs: PruningInputs, pruning: LlmPruning, llm: Llm) -> ArtifactRef:
     """Rows of ProposedRemovals: segments that an auxiliary model would remove from each trace with an inner segment.
 
@@ -259,7 +259,7 @@ def propose_removals(ctx: StepContext, inputs: PruningInputs, pruning: LlmPrunin
     )
 
 
-@step
+@step("sampling")
 def prune_traces(
     ctx: StepContext,
     inputs: PruningInputs,
@@ -375,7 +375,7 @@ def restore_unnatural(scorer: LogProbScorer, prunings: Sequence[PruningPlan], ma
     return restored
 
 
-@step
+@step()
 def build_pairs(
     ctx: StepContext,
     model: ArtifactRef,

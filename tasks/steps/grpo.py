@@ -29,7 +29,7 @@ class GrpoInputs(StepInputs):
     seed: int
 
 
-@step
+@step("training")
 def train_grpo(ctx: StepContext, inputs: GrpoInputs) -> ArtifactRef:
     """The checkpoint of `inputs.model` after `rl.max_steps` steps."""
 

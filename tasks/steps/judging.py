@@ -20,7 +20,7 @@ from tasks.steps.problems import by_id
 from tasks.steps.sampling import sample_and_verify
 
 
-@step
+@step("llm")
 def judge_completions(
     ctx: StepContext,
     models: Sequence[ArtifactRef],

@@ -99,7 +99,7 @@ def story_problem(story: Story, split: Split, seed: int, index: int) -> Problem:
     )
 
 
-@step
+@step()
 def draw_problems(ctx: StepContext, source: Stories, split: Split, seed: int) -> ArtifactRef:
     """Rows of Problem from the story world. Splits never share a problem, whatever the seeds."""
     stories = draw_stories(split, seed, source.count, source.levels)
@@ -107,7 +107,7 @@ def draw_problems(ctx: StepContext, source: Stories, split: Split, seed: int) ->
     return ctx.publish("problems", rows, rows_in=len(rows))
 
 
-@step
+@step()
 def load_file(
     ctx: StepContext, file: ArtifactRef, source: ProblemFile, selection: ProblemSelection | None
 ) -> ArtifactRef:
@@ -117,7 +117,7 @@ def load_file(
     return _publish(ctx, source, file.uri, named, selection)
 
 
-@step
+@step()
 def load_hub(ctx: StepContext, source: Hub, commit: str, selection: ProblemSelection | None) -> ArtifactRef:
     """Rows of Problem from one commit of a data set on the hub."""
     rows = rows_of_hub(files_of_hub(source, commit), _fields(source), selection)
@@ -125,7 +125,7 @@ def load_hub(ctx: StepContext, source: Hub, commit: str, selection: ProblemSelec
     return _publish(ctx, source, source.name, named, selection, source.shuffle_buffer)
 
 
-@step
+@step()
 def drop_long_prompts(
     ctx: StepContext, model: ArtifactRef, problems: ArtifactRef, room: int, roles: tuple[str, ...]
 ) -> ArtifactRef:
@@ -182,7 +182,7 @@ def decontaminate(ctx: RunContext, settings: Decontamination, sources: Sources, 
     return drop_problems(ctx, problems=sources.train, matches=overlap).called(sources.train.label)
 
 
-@step
+@step()
 def find_overlap(
     ctx: StepContext,
     problems: ArtifactRef,
@@ -199,7 +199,7 @@ def find_overlap(
     return ctx.publish("matches", overlap, rows_in=len(rows), counts=counts)
 
 
-@step
+@step()
 def drop_problems(ctx: StepContext, problems: ArtifactRef, matches: ArtifactRef) -> ArtifactRef:
     """Rows of Problem without a match and without duplicates. Raises ProblemsRefused when none is left."""
     rows = ctx.artifacts.rows(problems, Problem)

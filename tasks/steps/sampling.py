@@ -20,7 +20,7 @@ from tasks.steps.prefix_sampling import skipped_rows
 from tasks.steps.problems import by_id
 
 
-@step
+@step("sampling")
 def sample_traces(
     ctx: StepContext, model: ArtifactRef, problems: ArtifactRef, sampling: Sampling, seed: int
 ) -> ArtifactRef:
@@ -32,7 +32,7 @@ def sample_traces(
     )
 
 
-@step
+@step("sampling")
 def evaluate(ctx: StepContext, model: ArtifactRef, problems: ArtifactRef, sampling: Sampling, seed: int) -> ArtifactRef:
     """Rows of Score, on problems that no other step reads, from samples that no other step uses.
 

@@ -12,7 +12,7 @@ from tasks.runtime.caching import step
 from tasks.runtime.context import StepContext
 
 
-@step
+@step()
 def count_sentence_openers(
     ctx: StepContext, model: ArtifactRef, traces: ArtifactRef, markers: Sequence[str]
 ) -> ArtifactRef:

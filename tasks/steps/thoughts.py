@@ -24,7 +24,7 @@ from tasks.steps.problems import by_id
 from tasks.steps.trace_segments import all_segment_ends, texts_between, token_ends_of
 
 
-@step
+@step()
 def chunk_by_markers(
     ctx: StepContext, model: ArtifactRef, traces: ArtifactRef, segmentation: Segmentation
 ) -> ArtifactRef:
@@ -51,7 +51,7 @@ def _thinking(ctx: RunContext, traces: ArtifactRef) -> tuple[list[Trace], Counte
     return usable, Counter(dropped)
 
 
-@step
+@step("llm")
 def chunk_by_llm(
     ctx: StepContext, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, chunker: LlmChunker, llm: Llm
 ) -> ArtifactRef:
@@ -98,7 +98,7 @@ def _steps(text: str, thinking: Thinking) -> list[str]:
     return [first, *rest] if thought_of(first, thinking).strip() or not rest else [first + rest[0], *rest[1:]]
 
 
-@step
+@step("sampling")
 def value_thoughts(
     ctx: StepContext,
     model: ArtifactRef,
@@ -126,7 +126,7 @@ def value_thoughts(
     return ctx.publish("values", values, rows_in=len(rows), usage=sampler.usage, skipped=skipped_rows(sampler.failed))
 
 
-@step
+@step()
 def build_cold_start_dialogues(
     ctx: StepContext,
     model: ArtifactRef,
@@ -161,7 +161,7 @@ def build_cold_start_dialogues(
     return ctx.publish("cold-start-dialogues", dialogues, rows_in=len(rows), dropped=dropped, counts=counts)
 
 
-@step
+@step()
 def build_turn_sft_rows(
     ctx: StepContext,
     model: ArtifactRef,

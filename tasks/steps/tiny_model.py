@@ -27,7 +27,7 @@ TOKENIZER_TEXTS = 8_000
 """Texts of the last lesson that the tokenizer is trained on."""
 
 
-@step
+@step()
 def write_corpus(ctx: StepContext, lessons: tuple[Lesson, ...], teacher: Teacher, batch: int, seed: int) -> ArtifactRef:
     """A folder with the untrained model, its tokenizer, and `rows.parquet` in training order."""
     texts = teacher_texts(lessons, teacher, seed)
@@ -42,7 +42,7 @@ def write_corpus(ctx: StepContext, lessons: tuple[Lesson, ...], teacher: Teacher
         return ctx.artifacts.publish_folder("corpus", Path(scratch), count)
 
 
-@step
+@step("training")
 def pretrain(ctx: StepContext, corpus: ArtifactRef, training: Pretraining, seed: int) -> ArtifactRef:
     """The trained checkpoint, in bfloat16."""
     folder = ctx.artifacts.local_path(corpus)
@@ -83,7 +83,7 @@ def pretrain(ctx: StepContext, corpus: ArtifactRef, training: Pretraining, seed:
     )
 
 
-@step
+@step()
 def first_samples(ctx: StepContext, traces: ArtifactRef, count: int) -> ArtifactRef:
     """Rows of Trace: each problem's first `count` traces, the ones that are probed."""
     rows = ctx.artifacts.rows(traces, Trace)

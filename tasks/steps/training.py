@@ -17,7 +17,7 @@ from tasks.runtime.context import RunContext, StepContext
 from tasks.runtime.progress import Stage
 
 
-@step
+@step("training")
 def train_simpo(ctx: StepContext, model: ArtifactRef, pairs: ArtifactRef, training: SimPO, seed: int) -> ArtifactRef:
     """A checkpoint trained from `model` on preference pairs. Raises TrainingFailed."""
     return _fit(
@@ -34,7 +34,7 @@ def train_simpo(ctx: StepContext, model: ArtifactRef, pairs: ArtifactRef, traini
     )
 
 
-@step
+@step("training")
 def train_dpo(ctx: StepContext, model: ArtifactRef, pairs: ArtifactRef, training: Dpo, seed: int) -> ArtifactRef:
     """A checkpoint trained from `model` on preference pairs; the reference is `model`. Raises TrainingFailed."""
     return _fit(ctx, "dpo", model, pairs, _pair_lengths(ctx, pairs), training, seed, beta=training.beta)
@@ -58,7 +58,7 @@ def _no_rows(ctx: RunContext, rows: ArtifactRef, name: str) -> TrainingFailed:
     return TrainingFailed(f"no {name} is left to train on; dropped on the way: {'; '.join(reasons) or 'nothing'}")
 
 
-@step
+@step("training")
 def train_sft(ctx: StepContext, model: ArtifactRef, rows: ArtifactRef, training: Sft, seed: int) -> ArtifactRef:
     """A checkpoint trained from `model` on demonstrations. Raises TrainingFailed."""
     demonstrations = ctx.artifacts.rows(rows, Demonstration)
@@ -130,11 +130,12 @@ def run_job(
     Log and figures are copied to the run's folder; their names end in the key's last characters, because a run may
     train several models by one method.
     """
-    scratch = ctx.directory.scratch(ctx.key)
+    scratch = ctx.directory.scratch(ctx.key, ctx.lease.owner)
     shutil.rmtree(scratch / "model", ignore_errors=True)
     job = make_job(scratch)
     ctx.progress.note(f"{name}: log in {scratch / LOG}")
     ctx.resources.release_gpu()
+    ctx.resources.gpu_slot.take()
     figures = ctx.resources.trainer(job, scratch, _step_progress(ctx, name))
     _note_initial_log_probs(ctx, name, figures[0] if figures else {})
     file_name = f"{name}-{ctx.key[-8:]}"
@@ -146,7 +147,7 @@ def run_job(
         "checkpoint", job.output, count.model_copy(update={"counts": counts(figures)})
     )
     # Renamed first: a removal that is interrupted must not leave a partial folder that a later run would resume from.
-    shutil.rmtree(scratch.rename(scratch.with_name(f".done-{scratch.name}")))
+    shutil.rmtree(scratch.parent.rename(scratch.parent.with_name(f".done-{ctx.key}-{scratch.name}")))
     return checkpoint
 
 
@@ -159,13 +160,16 @@ def _note_initial_log_probs(ctx: RunContext, name: str, first: dict[str, Any]) -
         ctx.progress.note(f"{name}: log-prob {unit} before training: chosen {chosen:.3f}, rejected {rejected:.3f}")
 
 
-def _step_progress(ctx: RunContext, name: str) -> Callable[[int, int], None]:
-    """A callback that turns the trainer's (step, steps) into progress."""
+def _step_progress(ctx: StepContext, name: str) -> Callable[[int, int], None]:
+    """A callback that turns the trainer's (step, steps) into progress. Raises LeaseLost, which ends the trainer."""
     advance: Stage | None = None
     at = 0
 
     def progress(done: int, steps: int) -> None:
         nonlocal advance, at
+        ctx.lease.check()
+        if not steps:
+            return
         advance = advance or ctx.progress.stage(name, steps, "steps")
         if done > at:
             advance(done - at)

@@ -115,7 +115,7 @@ def run_plainly(self: Step, ctx: StepContext, inputs: dict[str, Any]) -> tuple[A
     file = Path(ctx.directory.root) / "results" / ctx.key
     if file.exists():
         return ArtifactRef.model_validate_json(file.read_text()), True
-    ref = self.body(ctx, **inputs)
+    ref = self.attempt(ctx, **inputs)
     file.parent.mkdir(exist_ok=True)
     file.write_text(ref.model_dump_json())
     return ref, False

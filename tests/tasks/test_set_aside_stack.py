@@ -23,7 +23,7 @@ from tests.flows.world import speak
 def ctx(tmp_path: Path) -> Iterator[StepContext]:
     settings = Engine(max_failed_fraction=0.25)
     with RunContext("test", Storage(root=str(tmp_path)), settings, make_engine=lambda *_: ScriptedEngine(speak)) as run:
-        yield StepContext(run, "a-step-of-tests")
+        yield StepContext(run, "a-step-of-tests", {})
 
 
 class FakeCheckpoint:

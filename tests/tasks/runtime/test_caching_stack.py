@@ -20,11 +20,8 @@ from conf.prompts import Harmony, Prompt
 from conf.sampling import Sampling
 from conf.tiny_model import Lesson
 from conf.training import SimPO
-from models.inference.dispatcher import ServerFailed
-from models.inference.remote_servers import WrongEndpoint
-from models.inference.rollout_executor import TooManyFailed
 from tasks.runtime.artifacts import ArtifactRef
-from tasks.runtime.caching import Step, StepInputs, canonical, is_transient, key_of, recipe_of
+from tasks.runtime.caching import Step, StepInputs, canonical, key_of, recipe_of
 from tests.conf.test_settings import ALL_SECTIONS
 
 REF = ArtifactRef(kind="traces", uri="/here", digest="abc", rows=1)
@@ -133,23 +130,3 @@ def test_memory_settings_change_no_key():
     )
     assert key(a=Stories(count=3)) != key(a=Stories(count=4))
     assert key(a=Sampling()) != key(a=Sampling(top_p=0.9))
-
-
-class FailedState:
-    """A Prefect state whose result raises `error`."""
-
-    def __init__(self, error: Exception):
-        self._error = error
-
-    def result(self) -> Any:
-        raise self._error
-
-
-@pytest.mark.parametrize(
-    ("error", "is_retried"),
-    [(ServerFailed("gone"), True), (WrongEndpoint("a page"), False), (TooManyFailed("3 of 4"), False)],
-)
-def test_only_transient_errors_are_retried(error: Exception, is_retried: bool):
-    run: Any = None
-    state: Any = FailedState(error)
-    assert is_transient(None, run, state) is is_retried

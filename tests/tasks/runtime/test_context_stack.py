@@ -40,7 +40,7 @@ class Inputs(StepInputs):
     read: tuple[ArtifactRef, ...] = ()
 
 
-@step
+@step()
 def meet(ctx: StepContext, inputs: Inputs) -> ArtifactRef:
     """Completes only while another step runs."""
     BARRIER.wait()
@@ -76,14 +76,14 @@ def test_steps_that_share_an_auxiliary_model_pay_for_their_own_queries(tmp_path:
         assert list(threads.map(prompt_tokens, [3, 5, 7, 9])) == [300, 500, 700, 900]
 
 
-@step
+@step()
 def nothing(ctx: StepContext) -> ArtifactRef:
     return ctx.publish("problems", [], rows_in=0)
 
 
 def test_each_attempt_of_a_step_has_its_own_clock(tmp_path: Path):
     with RunContext("test", Storage(root=str(tmp_path)), Engine()) as run:
-        ctx = StepContext(run, "a-step-of-tests")
+        ctx = StepContext(run, "a-step-of-tests", {"step": "nothing"})
         ctx.started -= 1000  # an attempt that failed long ago
         assert ctx.count(1, 1).seconds > 999
         count = nothing.task.fn(ctx).count

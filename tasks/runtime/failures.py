@@ -1,0 +1,70 @@
+"""Which failures of a step may pass, so that it is tried again, and which never do.
+
+It knows the errors of servers, trainers, storage and databases. It must not know Prefect's retries.
+"""
+
+from __future__ import annotations
+
+import errno
+
+import aiohttp
+import httpx
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+
+from conf.errors import ReadableError
+from models.inference.remote_servers import WrongEndpoint
+from models.inference.vllm_server import ServerFailed
+from models.training.launcher import TrainerCrashed
+from tasks.runtime.leases import LeaseLost
+
+LOST = (
+    ServerFailed,
+    TrainerCrashed,
+    LeaseLost,
+    httpx.HTTPError,
+    aiohttp.ClientConnectionError,
+    InterfaceError,
+    ConnectionError,
+    TimeoutError,
+)
+"""A server, a trainer, a connection or the lease was lost."""
+AWAY = {
+    errno.EIO,
+    errno.EBUSY,
+    errno.EAGAIN,
+    errno.ESTALE,
+    errno.EREMOTEIO,
+    errno.ETIMEDOUT,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+}
+"""Errors of a storage that is away or busy."""
+
+
+class DiskFull(ReadableError):
+    """No space is left where a step writes."""
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same step may succeed later without a change by a person.
+
+    Mistakes of the user, unsuitable models and full disks never do.
+    """
+    if isinstance(error, WrongEndpoint) or is_disk_full(error):
+        return False
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code >= 500
+    if isinstance(error, OperationalError):
+        return True
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    return isinstance(error, LOST) or (isinstance(error, OSError) and error.errno in AWAY)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Also as SQLite and PostgreSQL say it."""
+    if isinstance(error, OperationalError):
+        return "disk is full" in str(error) or "No space left" in str(error)
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -1,0 +1,116 @@
+"""Leases: of several runs that need the same thing at one time, one makes it and the others wait.
+
+It knows the database that the runs share. It must not know what is made.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from sqlalchemy import Column, Double, MetaData, String, Table, bindparam, delete, or_, select, update
+from sqlalchemy.exc import OperationalError
+
+from models.database import UPSERTS, changing_tables, connect
+from models.processes import is_dead, owner_name
+
+METADATA = MetaData()
+LEASES = Table(
+    "leases",
+    METADATA,
+    Column("key", String(200), primary_key=True),
+    Column("owner", String(300), nullable=False),
+    Column("expires", Double, nullable=False),
+)
+LEASE_SECONDS = 60.0
+"""Seconds after which a lease that is not renewed expires: its holder has died, or is frozen."""
+RENEWALS = 4
+"""Renewals within that time."""
+POLL_SECONDS = 1.0
+
+
+class LeaseLost(RuntimeError):
+    """This run was frozen or cut off for so long that another one has taken over."""
+
+
+class Lease:
+    """A lease that is held. `owner` is unique: no two holders of a key, one after the other, have the same."""
+
+    def __init__(self, owner: str):
+        self.owner = owner
+        self._is_lost = threading.Event()
+
+    def lose(self) -> None:
+        self._is_lost.set()
+
+    def check(self) -> None:
+        """Raises LeaseLost if another run has taken over."""
+        if self._is_lost.is_set():
+            raise LeaseLost("another run has taken over this step, because this one did not answer")
+
+
+class Leases:
+    """Leases by key, in a table of the rollout store's database. Clocks of the machines that share it must agree to
+    within a few seconds."""
+
+    def __init__(self, url: str, seconds: float = LEASE_SECONDS):
+        self._database = connect(url)
+        self._seconds = seconds
+        with changing_tables(self._database) as connection:
+            METADATA.create_all(connection)
+        upsert = UPSERTS[self._database.dialect.name](LEASES)
+        self._take = upsert.on_conflict_do_update(
+            index_elements=["key"],
+            set_={"owner": upsert.excluded.owner, "expires": upsert.excluded.expires},
+            where=or_(LEASES.c.expires < bindparam("now"), LEASES.c.owner == bindparam("dead")),
+        )
+
+    @contextmanager
+    def hold(self, key: str, on_wait: Callable[[str], None]) -> Iterator[Lease]:
+        """Waits until no other run holds `key`, and holds it within the context. Calls `on_wait` with the holder's
+        name before it waits."""
+        lease = Lease(owner_name())
+        holder = self._try(key, lease.owner)
+        if holder:
+            on_wait(holder)
+        while holder:
+            time.sleep(POLL_SECONDS)
+            holder = self._try(key, lease.owner)
+        ended = threading.Event()
+        renewer = threading.Thread(target=self._renew, args=(key, lease, ended), daemon=True)
+        renewer.start()
+        try:
+            yield lease
+        finally:
+            ended.set()
+            renewer.join()
+            with suppress(OperationalError):  # a lease that is not given back expires
+                self._release(key, lease.owner)
+
+    def _try(self, key: str, owner: str) -> str:
+        """Takes the lease if it is free, expired, or its holder is dead. The holder otherwise; empty if taken."""
+        now = time.time()
+        with self._database.begin() as connection:
+            holder = connection.execute(select(LEASES.c.owner).where(LEASES.c.key == key)).scalar() or ""
+            dead = holder if holder and is_dead(holder) else owner
+            row = {"key": key, "owner": owner, "expires": now + self._seconds, "now": now, "dead": dead}
+            connection.execute(self._take, row)
+            holder = connection.execute(select(LEASES.c.owner).where(LEASES.c.key == key)).scalar_one()
+        return "" if holder == owner else holder
+
+    def _renew(self, key: str, lease: Lease, ended: threading.Event) -> None:
+        mine = update(LEASES).where(LEASES.c.key == key, LEASES.c.owner == lease.owner)
+        while not ended.wait(self._seconds / RENEWALS):
+            with suppress(OperationalError), self._database.begin() as connection:
+                if not connection.execute(mine.values(expires=time.time() + self._seconds)).rowcount:
+                    lease.lose()
+                    return
+
+    def _release(self, key: str, owner: str) -> None:
+        with self._database.begin() as connection:
+            connection.execute(delete(LEASES).where(LEASES.c.key == key, LEASES.c.owner == owner))
+
+    def close(self) -> None:
+        self._database.dispose()

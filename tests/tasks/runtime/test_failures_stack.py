@@ -1,0 +1,66 @@
+"""Which failures are retried."""
+
+import errno
+import sqlite3
+
+import httpx
+import pytest
+from sqlalchemy.exc import OperationalError, ProgrammingError
+
+from conf.load import SettingsError
+from models.inference.remote_servers import WrongEndpoint
+from models.inference.rollout_executor import TooManyFailed
+from models.inference.vllm_server import ServerFailed
+from models.training.launcher import TrainerCrashed, TrainingFailed
+from tasks.runtime.failures import DiskFull, is_disk_full, is_transient
+from tasks.runtime.leases import LeaseLost
+
+
+def answered(status: int) -> httpx.HTTPStatusError:
+    request = httpx.Request("GET", "http://127.0.0.1")
+    return httpx.HTTPStatusError("", request=request, response=httpx.Response(status, request=request))
+
+
+def from_database(text: str) -> OperationalError:
+    return OperationalError("SELECT 1", {}, sqlite3.OperationalError(text))
+
+
+PASSES = [
+    ServerFailed("gone"),
+    TrainerCrashed("ended with code 137"),
+    LeaseLost("frozen"),
+    httpx.ConnectError("refused"),
+    answered(503),
+    TimeoutError(),
+    ConnectionResetError(),
+    from_database("database is locked"),
+    OSError(errno.EIO, "input/output error"),
+    OSError(errno.ESTALE, "stale file handle"),
+]
+STAYS = [
+    WrongEndpoint("a page"),
+    TooManyFailed("3 of 4"),
+    TrainingFailed("one row does not fit"),
+    SettingsError("unknown setting"),
+    DiskFull("no space left"),
+    answered(404),
+    ProgrammingError("SELECT 1", {}, sqlite3.ProgrammingError("no such column")),
+    from_database("database or disk is full"),
+    FileNotFoundError(errno.ENOENT, "no such file"),
+    OSError(errno.ENOSPC, "no space left"),
+    ValueError("wrong"),
+]
+
+
+@pytest.mark.parametrize("error", PASSES, ids=repr)
+def test_what_may_pass_is_retried(error: Exception):
+    assert is_transient(error)
+
+
+@pytest.mark.parametrize("error", STAYS, ids=repr)
+def test_what_stays_is_not(error: Exception):
+    assert not is_transient(error)
+
+
+def test_a_full_disk_is_known_by_all_its_names():
+    assert [error for error in PASSES + STAYS if is_disk_full(error)] == [STAYS[7], STAYS[9]]
