@@ -11,13 +11,13 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 from conf.base import RenamedSetting
 from conf.describe import setting_names
-from conf.engine import Engine
+from conf.engine import Engine, Storage
 from conf.errors import ReadableError
 from conf.load import presets
 from conf.multi_seed import present_name
@@ -36,6 +36,13 @@ SCHEMA = """Editors that read JSON schemas of TOML (taplo, Even Better TOML) com
   brevity settings dto --schema > dto.schema.json
 and as the preset's first line:
   #:schema ./dto.schema.json"""
+
+MAX_DAYS = 100_000
+GC = """Removes results that no run has made or taken from the cache for --days days. Scratch folders (unfinished work)
+and leftovers of killed runs go when they are that old. Pinned results stay, with all results that they were made from.
+Of other results, only their own last use counts. A run may read a result until its end, so --days must be longer than
+your longest run. A checkpoint that settings name by its path is not seen: pin it. With a URL as root, scratch folders
+and lists of skipped rows are those of this machine, under runs."""
 
 Commands = Any
 """argparse's sub-parsers, whose class is private."""
@@ -108,6 +115,7 @@ def _parser() -> Parser:
         _add_models,
         _add_tools,
         _add_store,
+        _add_cache,
         _add_two_models,
     ):
         add(subparsers)
@@ -224,6 +232,41 @@ def _add_store(subparsers: Commands) -> None:
     gc.add_argument("--days", type=float, required=True, help="keep completions stored within this many days")
     gc.add_argument("--keep", action="append", default=[], metavar="FINGERPRINT", help="keep this model's, however old")
     gc.set_defaults(act=commands.store_gc)
+
+
+def _add_cache(subparsers: Commands) -> None:
+    cache = subparsers.add_parser("cache", help="inspect and clean the results of steps")
+    cache.add_argument("--root", default=Storage().root, help="as storage.root: folder or URL (default: %(default)s)")
+    actions = cache.add_subparsers(dest="action", required=True, metavar="ACTION")
+    listed = actions.add_parser("ls", help="list results with size and last use")
+    listed.add_argument("--step", default="", help="only those of this step, such as train-simpo")
+    listed.set_defaults(act=commands.cache_ls)
+    explain = actions.add_parser("explain", help="show what a result was made from, or why a step ran again")
+    explain.add_argument("what", metavar="KEY_OR_STEP", help="key: its recipe; step: how its newest result differs")
+    explain.add_argument("--against", default="", metavar="KEY", help="compare with this one, not the one before")
+    explain.set_defaults(act=commands.cache_explain)
+    gc = actions.add_parser("gc", help="remove what no run has used lately", description=GC)
+    gc.add_argument("--days", type=_days, required=True, help="keep what was used within this many days")
+    gc.add_argument("--dry-run", action="store_true", help="only print what would go")
+    gc.set_defaults(act=commands.cache_gc)
+    _add_pins(actions)
+
+
+def _add_pins(actions: Commands) -> None:
+    pin = actions.add_parser("pin", help="keep a result, or all results of a run, from gc")
+    pin.add_argument("--note", default="", help="why; shown by ls")
+    pin.set_defaults(act=commands.cache_pin)
+    unpin = actions.add_parser("unpin", help="remove pins")
+    unpin.set_defaults(act=commands.cache_unpin)
+    for parser in (pin, unpin):
+        parser.add_argument("what", metavar="KEY_OR_RUN", help="beginning of a key, or a run's folder")
+
+
+def _days(text: str) -> float:
+    with suppress(ValueError):
+        if 0 <= float(text) <= MAX_DAYS:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"must be a number from 0 to {MAX_DAYS:,}")
 
 
 def _add_two_models(subparsers: Commands) -> None:

@@ -183,3 +183,33 @@ def store_gc(options: Namespace) -> None:
 
     gone = existing_store(options.url).delete_unused(options.keep, time.time() - options.days * 86_400)
     print(f"{gone:,} completions removed")
+
+
+def cache_ls(options: Namespace) -> None:
+    from flows.cache_commands import list_results
+
+    list_results(options.root, options.step)
+
+
+def cache_explain(options: Namespace) -> None:
+    from flows.cache_commands import explain
+
+    explain(options.root, options.what, options.against)
+
+
+def cache_gc(options: Namespace) -> None:
+    from flows.cache_commands import collect_garbage
+
+    collect_garbage(options.root, options.days, options.dry_run)
+
+
+def cache_pin(options: Namespace) -> None:
+    from flows.cache_commands import pin
+
+    pin(options.root, options.what, options.note)
+
+
+def cache_unpin(options: Namespace) -> None:
+    from flows.cache_commands import unpin
+
+    unpin(options.root, options.what)

@@ -113,7 +113,7 @@ def _gpu(settings: Settings, models: Models) -> Iterator[Finding]:
 
 def _storage(settings: Settings, models: Models) -> Iterator[Finding]:
     storage = experiment(settings).storage
-    root = local_root(storage, is_local=get_protocol(storage.root) in ("file", "local"))
+    root = local_root(storage.root, is_local=get_protocol(storage.root) in ("file", "local"))
     model = models.get(model_names(experiment(settings))[0])
     yield check_disk(root, facts.free_bytes(root), disk_bytes(settings, model) if model else None)
     url = rollout_store_url(storage, root)

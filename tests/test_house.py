@@ -16,8 +16,10 @@ def test_each_package_is_from_this_repository(name: str):
     assert Path(importlib.import_module(name).__file__ or "").parent == ROOT / name
 
 
-@pytest.mark.parametrize("name", ["reasoning.evaluation", "reasoning.dto", "reasoning.answers.verifier", "conf.load"])
-def test_algorithms_and_settings_load_no_framework(name: str):
+@pytest.mark.parametrize(
+    "name", ["reasoning.evaluation", "reasoning.dto", "reasoning.answers.verifier", "conf.load", "flows.cache_commands"]
+)
+def test_algorithms_settings_and_commands_over_results_load_no_framework(name: str):
     probe = f"import sys, {name}; print([m for m in ('torch', 'prefect', 'transformers', 'vllm') if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", probe], text=True, cwd=ROOT).strip() == "[]"
 

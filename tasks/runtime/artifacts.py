@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,11 +18,15 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
-from pydantic import BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from reasoning.records import Record, StageCount
 
 R = TypeVar("R", bound=Record)
+OBJECTS, MANIFESTS = "objects", "manifests"
+"""Folders of a store."""
+TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{32}")
+"""Name of a file or folder in them that was not written to its end, or is damaged."""
 
 
 class ArtifactDamaged(RuntimeError):
@@ -60,6 +67,15 @@ class ArtifactRef(BaseModel):
             raise ArtifactDamaged(f"{self.uri} has changed")
 
 
+class Manifest(BaseModel):
+    """Recipe and result of a step. The file's modification time is when the result was last used."""
+
+    recipe: dict[str, Any]
+    artifact: ArtifactRef
+    made: AwareDatetime | None = None
+    """When the result was recorded first; None in files of earlier versions."""
+
+
 class ArtifactStore:
     """Stores `objects/<kind>/<digest>` and `manifests/<key>.json` under a root folder or fsspec URL."""
 
@@ -91,13 +107,13 @@ class ArtifactStore:
 
         A damaged object under the final name is moved away first. Returns the URI.
         """
-        target = f"{self._root}/objects/{kind}/{name}"
+        target = f"{self._root}/{OBJECTS}/{kind}/{name}"
         if self._files.exists(target):
             if content_digest(target) == digest:
                 return target
-            self._files.mv(target, self._temporary_name("objects"), recursive=local.is_dir())
-        temporary = self._temporary_name("objects")
-        self._files.makedirs(f"{self._root}/objects/{kind}", exist_ok=True)
+            self._files.mv(target, self._temporary_name(OBJECTS), recursive=local.is_dir())
+        temporary = self._temporary_name(OBJECTS)
+        self._files.makedirs(f"{self._root}/{OBJECTS}/{kind}", exist_ok=True)
         self._files.put(str(local), temporary, recursive=local.is_dir())
         self._move(temporary, target, local.is_dir())
         return target
@@ -147,12 +163,31 @@ class ArtifactStore:
         return ref
 
     def record(self, key: str, recipe: dict[str, Any], ref: ArtifactRef) -> None:
-        """Writes a manifest of recipe and result, so that each figure can be traced back to its inputs."""
-        body = json.dumps({"recipe": recipe, "artifact": ref.model_dump(mode="json")}, indent=2, sort_keys=True)
-        target, temporary = f"{self._root}/manifests/{key}.json", self._temporary_name("manifests")
-        if self._files.exists(target) and self._files.cat_file(target) == body.encode():
+        """Writes a manifest of recipe and result, so that each figure can be traced back to its inputs.
+
+        A manifest that says the same already gets a new modification time: the result was used now.
+        """
+        target = f"{self._root}/{MANIFESTS}/{key}.json"
+        earlier = self._manifest(target)
+        if earlier is None or (earlier.recipe, earlier.artifact) != (recipe, ref):
+            self._write_manifest(target, Manifest(recipe=recipe, artifact=ref, made=datetime.now(UTC)))
             return
-        self._files.makedirs(f"{self._root}/manifests", exist_ok=True)
+        with suppress(OSError):  # removed meanwhile, or another user's: it is written again
+            if self.is_local:
+                os.utime(target)
+                return
+        self._write_manifest(target, earlier)
+
+    def _manifest(self, path: str) -> Manifest | None:
+        """None where there is none, or a damaged one."""
+        with suppress(FileNotFoundError, ValueError):
+            return Manifest.model_validate_json(self._files.cat_file(path))
+        return None
+
+    def _write_manifest(self, target: str, manifest: Manifest) -> None:
+        temporary = self._temporary_name(MANIFESTS)
+        self._files.makedirs(f"{self._root}/{MANIFESTS}", exist_ok=True)
+        body = json.dumps(manifest.model_dump(mode="json"), indent=2, sort_keys=True)
         self._files.pipe_file(temporary, body.encode())
         self._files.mv(temporary, target)
 

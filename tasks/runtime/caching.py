@@ -34,6 +34,7 @@ from tasks.runtime.code_version import code_version
 from tasks.runtime.context import RunContext, StepContext
 from tasks.runtime.failures import DiskFull, is_disk_full, is_transient
 from tasks.runtime.ledger import LedgerEntry
+from tasks.runtime.run_directory import RECORDS
 
 StepKind = Literal["sampling", "training", "llm", "data"]
 """Names of the settings `retries.…`."""
@@ -201,6 +202,7 @@ class Step:
         if cached:
             run.progress.note(f"{self.name}: cached, {ref.rows} rows")
             run.artifacts.record(ctx.key, recipe, ref)
+        run.directory.add_key(ctx.key)
         inputs_read = frozenset(ref.entry for ref in artifacts_in(inputs) if ref.entry is not None)
         position = run.ledger.add(LedgerEntry(self.name, self.version, ref, cached, inputs_read))
         return ref.model_copy(update={"entry": position})
@@ -216,7 +218,7 @@ class Step:
             "timeout_seconds": retry.timeout,
         }
         if ctx.directory.is_local:  # else results are in Prefect's default storage
-            options["result_storage"] = Path(ctx.directory.root) / "cache"
+            options["result_storage"] = Path(ctx.directory.root) / RECORDS
         task: Any = self.task.with_options(**options)
         state = task(ctx, **inputs, return_state=True)
         return state.result(), state.name == "Cached" or ctx.was_made_elsewhere

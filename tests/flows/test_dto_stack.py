@@ -134,7 +134,7 @@ def test_another_model_redoes_everything_except_loading_problems(first: Run, roo
 
 
 def test_another_version_of_a_method_redoes_what_depends_on_it(first: Run, root: Path, monkeypatch: pytest.MonkeyPatch):
-    newer = Step(build_pairs.body, build_pairs.kind)
+    newer = Step(build_pairs.body, "data")
     newer.version = "another"
     monkeypatch.setattr("flows.dto.build_pairs", newer)
     run = Run(root)

@@ -1,7 +1,9 @@
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 
 from reasoning.records import Score as Row
 from reasoning.records import StageCount, Usage, Verdict
-from tasks.runtime.artifacts import ArtifactDamaged, ArtifactRef, ArtifactStore
+from tasks.runtime.artifacts import ArtifactDamaged, ArtifactRef, ArtifactStore, Manifest
 
 COUNT = StageCount(rows_in=2, rows_out=2, dropped={"why": 1}, **Usage().model_dump())
 ROWS = [
@@ -121,6 +123,75 @@ def test_when_another_run_publishes_first_its_object_stays(tmp_path: Path, monke
     monkeypatch.setattr(store._files, "exists", lambda path: False)  # as if the object appeared between check and move
     assert store.publish_folder("checkpoint", tmp_path / "model", COUNT) == ref
     ref.verify()
+
+
+def manifest(root: str) -> tuple[Manifest, datetime]:
+    """The manifest of key `k` and its modification time."""
+    files, path = fsspec.url_to_fs(f"{root}/manifests/k.json")
+    return Manifest.model_validate_json(files.cat_file(path)), files.modified(path)
+
+
+def set_age(root: str, days: float) -> None:
+    files, path = fsspec.url_to_fs(f"{root}/manifests/k.json")
+    moment = datetime.now(UTC) - timedelta(days=days)
+    if "://" in root:
+        files.store[path].modified = moment
+    else:
+        os.utime(path, times=(moment.timestamp(), moment.timestamp()))
+
+
+def test_the_modification_time_of_a_manifest_is_its_last_use(root: str):
+    store = ArtifactStore(root)
+    ref = store.publish_rows("scores", ROWS, COUNT)
+    store.record("k", {"step": "s", "share": 0.1}, ref)
+    written, _ = manifest(root)
+    set_age(root, 9)
+    store.record("k", {"step": "s", "share": 0.1}, ref)  # a cache hit
+    again, last_used = manifest(root)
+    assert again == written
+    assert datetime.now(UTC) - last_used < timedelta(minutes=1)
+
+
+def test_a_manifest_of_an_earlier_version_stays_as_it_is(root: str):
+    store = ArtifactStore(root)
+    ref = store.publish_rows("scores", ROWS, COUNT)
+    store.record("k", {"step": "s"}, ref)
+    files, path = fsspec.url_to_fs(f"{root}/manifests/k.json")
+    files.pipe_file(path, json.dumps({"recipe": {"step": "s"}, "artifact": ref.model_dump(mode="json")}).encode())
+    set_age(root, 9)
+    store.record("k", {"step": "s"}, ref)
+    found, last_used = manifest(root)
+    assert found.made is None  # not known
+    assert datetime.now(UTC) - last_used < timedelta(minutes=1)
+
+
+@pytest.mark.parametrize("before", [b"{", b"", b"\xff", b"{}"])
+def test_another_result_or_a_damaged_manifest_is_written_anew(root: str, before: bytes):
+    store = ArtifactStore(root)
+    ref = store.publish_rows("scores", ROWS, COUNT)
+    other = store.publish_rows("scores", ROWS[:1], COUNT)
+    store.record("k", {"step": "s"}, other)
+    store.record("k", {"step": "s"}, ref)
+    assert manifest(root)[0].artifact == ref
+    files, path = fsspec.url_to_fs(f"{root}/manifests/k.json")
+    files.pipe_file(path, before)
+    store.record("k", {"step": "s"}, ref)
+    assert manifest(root)[0].artifact == ref
+
+
+def test_a_manifest_of_another_user_is_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its time cannot be set, but it can be replaced."""
+    store = ArtifactStore(str(tmp_path))
+    ref = store.publish_rows("scores", ROWS, COUNT)
+    store.record("k", {"step": "s"}, ref)
+    set_age(str(tmp_path), 9)
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr("os.utime", refused)
+    store.record("k", {"step": "s"}, ref)
+    assert datetime.now(UTC) - manifest(str(tmp_path))[1] < timedelta(minutes=1)
 
 
 def test_a_reference_survives_json(tmp_path: Path):

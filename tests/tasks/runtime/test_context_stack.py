@@ -1,3 +1,4 @@
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,8 +12,9 @@ from reasoning.records import Problem, SkippedRow, TextPart
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import StepInputs, canonical, step
 from tasks.runtime.context import RunContext, StepContext
+from tasks.runtime.run_directory import keys_of_run
 from tasks.steps.llm import query_llm
-from tests.flows.world import speak
+from tests.flows.world import speak, without_prefect
 from tests.models.chat import Answer, Chat
 from tests.models.fakes import fake_checkpoint
 
@@ -89,6 +91,23 @@ def test_each_attempt_of_a_step_has_its_own_clock(tmp_path: Path):
         count = nothing.task.fn(ctx).count
         assert count
         assert count.seconds < 999
+
+
+def test_a_cache_hit_counts_as_use_and_each_run_lists_its_keys(tmp_path: Path):
+    def run() -> Path:
+        with without_prefect(), RunContext("test", Storage(root=str(tmp_path)), Engine()) as ctx:
+            nothing(ctx)
+            nothing(ctx)
+        return ctx.directory.path
+
+    first = run()
+    (manifest,) = (tmp_path / "manifests").iterdir()
+    os.utime(manifest, times=(1, 1))  # 1970
+    second = run()
+    assert manifest.stat().st_mtime > 1
+    assert first != second
+    assert [keys_of_run(path) for path in (first, second)] == [[manifest.stem]] * 2
+    assert (second / "keys.txt").read_text() == f"{manifest.stem}\n{manifest.stem}\n"
 
 
 def test_grouped_inputs_count_by_content(tmp_path: Path):
