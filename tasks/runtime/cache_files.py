@@ -32,7 +32,7 @@ KEY = r"[a-z0-9_-]+-[0-9a-f]{40}"
 FILES_OF_KEY = {SKIPPED_ROWS: "{}.jsonl", RECORDS: "{}", MANIFESTS: "{}.json"}
 """By folder, the file of a result with its key, in the order of removal."""
 LEFTOVERS = {
-    SCRATCH: (LeftoverKind.SCRATCH, re.compile(rf"(\.done-)?{KEY}")),
+    SCRATCH: (LeftoverKind.SCRATCH, re.compile(rf"(\.done-)?{KEY}(-[0-9a-f]{{32}})?")),
     OBJECTS: (LeftoverKind.TEMPORARY, TEMPORARY_NAME),
     MANIFESTS: (LeftoverKind.TEMPORARY, TEMPORARY_NAME),
     SKIPPED_ROWS: (LeftoverKind.TEMPORARY, re.compile(rf"\.{KEY}\.jsonl")),

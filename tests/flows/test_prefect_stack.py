@@ -44,7 +44,7 @@ def test_a_damaged_artifact_is_made_again(first: Run, root: Path, harm: str):
     assert again.report["models"] == first.report["models"]
 
 
-@step
+@step()
 def write_problem(ctx: StepContext, number: int) -> ArtifactRef:
     problem = Problem(id=str(number), prompt=(TextPart(text="1 + 1?"),), answer="2")
     return ctx.publish("problems", [problem], rows_in=1)
