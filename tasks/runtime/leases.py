@@ -29,6 +29,7 @@ LEASE_SECONDS = 60.0
 RENEWALS = 4
 """Renewals within that time."""
 POLL_SECONDS = 1.0
+"""Between two attempts to take a lease that another run holds."""
 
 
 class LeaseLost(RuntimeError):
@@ -55,9 +56,9 @@ class Leases:
     """Leases by key, in a table of the rollout store's database. Clocks of the machines that share it must agree to
     within a few seconds."""
 
-    def __init__(self, url: str, seconds: float = LEASE_SECONDS):
+    def __init__(self, url: str, seconds: float = LEASE_SECONDS, poll: float = POLL_SECONDS):
         self._database = connect(url)
-        self._seconds = seconds
+        self._seconds, self._poll = seconds, poll
         with changing_tables(self._database) as connection:
             METADATA.create_all(connection)
         upsert = UPSERTS[self._database.dialect.name](LEASES)
@@ -76,7 +77,7 @@ class Leases:
         if holder:
             on_wait(holder)
         while holder:
-            time.sleep(POLL_SECONDS)
+            time.sleep(self._poll)
             holder = self._try(key, lease.owner)
         ended = threading.Event()
         renewer = threading.Thread(target=self._renew, args=(key, lease, ended), daemon=True)

@@ -118,7 +118,7 @@ def run_plainly(self: Step, ctx: StepContext, inputs: dict[str, Any]) -> tuple[A
     ref = self.attempt(ctx, **inputs)
     file.parent.mkdir(exist_ok=True)
     file.write_text(ref.model_dump_json())
-    return ref, False
+    return ref, ctx.was_made_elsewhere
 
 
 @contextmanager
