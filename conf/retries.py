@@ -40,3 +40,6 @@ class Retries(Settings):
     """Steps that ask an auxiliary model; single requests are retried by `llm.max_tries`."""
     data: Retry = Retry(delay=5)
     """All other steps, which read and write rows."""
+    restarts: Annotated[int, Field(ge=0)] = 3
+    """How often a deployed run starts again after it has crashed with its machine, worker or process. It goes on from
+    what is finished."""

@@ -41,7 +41,7 @@ def run(options: Namespace) -> None:
 
 def deploy(options: Namespace) -> None:
     """Registers a work pool and deployments with the Prefect server at PREFECT_API_URL."""
-    from flows.deploy import deploy, deployment
+    from flows.deploy import deploy, deployment, pipeline_flow
 
     if "PREFECT_API_URL" not in os.environ:
         raise ReadableError(
@@ -53,7 +53,10 @@ def deploy(options: Namespace) -> None:
     named = deploy(
         options.pool,
         options.type,
-        (deployment(name, options.name, options.pool, parameters, variables, options.cron) for name in pipelines),
+        [
+            deployment(pipeline_flow(name), options.name, options.pool, parameters, variables, options.cron)
+            for name in pipelines
+        ],
     )
     for name in named:
         print(f"deployed {name}")

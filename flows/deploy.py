@@ -21,9 +21,12 @@ from prefect.exceptions import ObjectNotFound
 from prefect.types.entrypoint import EntrypointType
 
 from conf.errors import ReadableError
+from flows.automations import TAG, automations, ensure_automations
 
 PoolType = Literal["process", "docker", "kubernetes"]
 TEMPLATES = Path(__file__).parent.parent / "conf" / "work_pools"
+HEARTBEAT = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
+"""Environment of every run, also in the templates: seconds between two signs of life."""
 START_GRACE = 600
 """Seconds that a run may stay PENDING before it loses its place to the next one."""
 
@@ -39,13 +42,16 @@ def pipeline_flow(pipeline: str) -> Flow[..., Any]:
 
 
 def deployment(
-    pipeline: str, name: str, pool: str, parameters: dict[str, Any], job_variables: dict[str, Any], cron: str
+    flow: Flow[..., Any], name: str, pool: str, parameters: dict[str, Any], job_variables: dict[str, Any], cron: str
 ) -> RunnerDeployment:
-    """One run at a time, later ones wait; nightly, but switched off. A worker imports the flow by its module's name."""
-    return pipeline_flow(pipeline).to_deployment(  # type: ignore[return-value]
+    """One run at a time, later ones wait; with a schedule that is switched off. A worker imports the flow by its
+    module's name."""
+    if "env" in job_variables:  # it replaces the template's
+        job_variables = job_variables | {"env": HEARTBEAT | job_variables["env"]}
+    return flow.to_deployment(  # type: ignore[return-value]
         name,
         parameters=parameters,
-        tags=["brevity", pipeline],
+        tags=[TAG, flow.name],
         schedules=[DeploymentScheduleCreate(schedule=CronSchedule(cron=cron, timezone="UTC"), active=False)],
         concurrency_limit=ConcurrencyLimitConfig(
             limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE, grace_period_seconds=START_GRACE
@@ -79,6 +85,7 @@ def deploy(pool: str, kind: PoolType, deployments: Iterable[RunnerDeployment]) -
     """Registers the pool and the deployments with the server at PREFECT_API_URL. Returns their names, flow/name."""
     with get_client(sync_client=True) as client:
         ensure_pool(client, pool, kind)
+        ensure_automations(client, automations())
     names = []
     for one in deployments:
         one.apply()  # type: ignore[unused-coroutine]

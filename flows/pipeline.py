@@ -16,6 +16,7 @@ from prefect.runtime import flow_run
 from pydantic.json_schema import PydanticJsonSchemaWarning
 
 from conf.base import Settings
+from conf.errors import ReadableError
 from conf.run_form import FormField, form_fields, settings_from_form
 from tasks.runtime.context import RunContext
 
@@ -23,18 +24,21 @@ S = TypeVar("S", bound=Settings)
 warnings.filterwarnings("ignore", message="Default value .*Empty", category=PydanticJsonSchemaWarning)
 
 
-def pipeline(kind: type[S], body: Callable[[RunContext, S], Path]) -> Flow[..., Path]:
+def pipeline(kind: type[S], body: Callable[[RunContext, S], Path], **resources: Any) -> Flow[..., Path]:
     """The flow of the pipeline with settings of `kind`. It returns the path of the report.
 
-    Call it with the fields of the form by name: `dto(preset="tiny", seed=1)` or `dto(settings=…)`. Raises SettingsError
+    `resources`: further arguments of RunContext. Call the flow with the fields of the form by name: `dto(preset="tiny", seed=1)` or `dto(settings=…)`. Raises SettingsError
     for a form that stands for no valid settings.
     """
     name = kind.model_fields["pipeline"].default
 
     def run(**form: Any) -> Path:
         settings: Any = settings_from_form(kind, form)
+        stop_after(settings.retries.restarts)
         prompt = getattr(settings, "prompt", None)  # the pipeline that makes the tiny model has none
-        with RunContext(name, settings.storage, settings.engine, prompt=prompt, retries=settings.retries) as ctx:
+        with RunContext(
+            name, settings.storage, settings.engine, prompt=prompt, retries=settings.retries, **resources
+        ) as ctx:
             return body(ctx, settings)
 
     run.__name__ = run.__qualname__ = name.replace("-", "_")
@@ -46,6 +50,20 @@ def pipeline(kind: type[S], body: Callable[[RunContext, S], Path]) -> Flow[..., 
     run.__doc__ = "\n".join([f"{name}.", "", "Args:", *described])
     description = inspect.getdoc(kind)
     return flow(name=name, description=description, flow_run_name=_run_name, persist_result=False)(run)
+
+
+class CrashedTooOften(ReadableError):
+    """A run that crashed again after all its restarts."""
+
+
+def stop_after(restarts: int) -> None:
+    """Raises CrashedTooOften in a run that has started more than `restarts` times again. It fails then, so that the
+    automation leaves it alone."""
+    if (flow_run.run_count or 1) > restarts + 1:
+        raise CrashedTooOften(
+            f"this run crashed and started again {restarts} times (retries.restarts); look at its log and at the node, "
+            "then start a new run: it goes on from what is finished"
+        )
 
 
 def _signature(fields: Mapping[str, FormField]) -> inspect.Signature:

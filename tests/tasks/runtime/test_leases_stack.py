@@ -17,7 +17,7 @@ from reasoning.records import Problem, TextPart
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import Step
 from tasks.runtime.context import RunContext, StepContext
-from tasks.runtime.leases import LeaseLost, Leases
+from tasks.runtime.leases import Lease, LeaseLost, Leases
 from tasks.runtime.progress import Progress
 
 KILLED = """
@@ -109,9 +109,9 @@ class Frozen(Leases):
         super().__init__(url, seconds=0.05, poll=0.01)
         self.thaw, self.has_renewed = threading.Event(), threading.Event()
 
-    def _renew(self, *arguments: Any) -> None:
+    def _renew(self, key: str, lease: Lease, ended: threading.Event) -> None:
         self.thaw.wait(60)
-        super()._renew(*arguments)
+        super()._renew(key, lease, ended)
         self.has_renewed.set()
 
 
@@ -136,6 +136,10 @@ def count_calls(ctx: StepContext) -> ArtifactRef:
 CALLS: list[str] = []
 
 
+def quiet_run(root: Path) -> RunContext:
+    return RunContext("test", Storage(root=str(root)), Engine(), progress=Progress(Console(file=StringIO())))
+
+
 def test_two_runs_that_race_for_a_step_make_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     step = Step(count_calls, "data")
     step.version = "1"
@@ -145,9 +149,7 @@ def test_two_runs_that_race_for_a_step_make_it_once(tmp_path: Path, monkeypatch:
     )
 
     def run(_: int) -> tuple[ArtifactRef, list[bool]]:
-        with RunContext(
-            "test", Storage(root=str(tmp_path)), Engine(), progress=Progress(Console(file=StringIO()))
-        ) as ctx:
+        with quiet_run(tmp_path) as ctx:
             return step(ctx), [entry.cached for entry in ctx.ledger]
 
     with ThreadPoolExecutor(2) as threads:
@@ -158,7 +160,7 @@ def test_two_runs_that_race_for_a_step_make_it_once(tmp_path: Path, monkeypatch:
 
 
 def test_work_that_a_holder_left_goes_to_the_next(tmp_path: Path):
-    with RunContext("test", Storage(root=str(tmp_path)), Engine(), progress=Progress(Console(file=StringIO()))) as ctx:
+    with quiet_run(tmp_path) as ctx:
         left = ctx.directory.scratch("train-sft-1", "host/1/aa")
         (left / "checkpoint").write_text("half done")
         taken = ctx.directory.scratch("train-sft-1", "host/2/bb")
