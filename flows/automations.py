@@ -17,6 +17,9 @@ TAG = "brevity"
 """Tag of the deployments whose runs are watched."""
 SILENCE = timedelta(seconds=180)
 """A run sends a heartbeat every 30 seconds (PREFECT_FLOWS_HEARTBEAT_FREQUENCY in the job templates)."""
+RESTART_AFTER = timedelta(seconds=30)
+"""A dead process is reported twice, by its runner and by its worker. A run that started again between the two reports
+would count as crashed at once, and lose its place under the deployment's concurrency limit."""
 RUNS = {"prefect.resource.id": "prefect.flow-run.*"}
 OURS = {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"}
 
@@ -37,9 +40,11 @@ def automations(silence: timedelta = SILENCE) -> list[AutomationCore]:
         match=RUNS,  # type: ignore[arg-type]
         match_related=OURS,  # type: ignore[arg-type]
         for_each={"prefect.resource.id"},
-        expect={"prefect.flow-run.Crashed"},
-        posture=Posture.Reactive,
+        after={"prefect.flow-run.Crashed"},
+        expect={"prefect.flow-run.*"},
+        posture=Posture.Proactive,
         threshold=1,
+        within=RESTART_AFTER,
     )
     return [
         AutomationCore(

@@ -27,8 +27,8 @@ warnings.filterwarnings("ignore", message="Default value .*Empty", category=Pyda
 def pipeline(kind: type[S], body: Callable[[RunContext, S], Path], **resources: Any) -> Flow[..., Path]:
     """The flow of the pipeline with settings of `kind`. It returns the path of the report.
 
-    `resources`: further arguments of RunContext. Call the flow with the fields of the form by name: `dto(preset="tiny", seed=1)` or `dto(settings=…)`. Raises SettingsError
-    for a form that stands for no valid settings.
+    Call it with the fields of the form by name: `dto(preset="tiny", seed=1)` or `dto(settings=…)`. Raises SettingsError
+    for a form that stands for no valid settings. `resources`: further arguments of RunContext.
     """
     name = kind.model_fields["pipeline"].default
 

@@ -1,0 +1,309 @@
+"""Deployed runs on a real Prefect server with a real worker and a scripted model: forms, schedules, and what happens
+when something dies."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import httpx
+import psutil
+import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    DeploymentFilter,
+    DeploymentFilterId,
+    LogFilter,
+    LogFilterFlowRunId,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.schedules import IntervalSchedule
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from conf.dto import Dto
+from conf.load import load
+from flows.automations import automations, ensure_automations
+from flows.deploy import deploy, deployment
+from models.inference.rollout_store import RolloutStore
+from models.processes import GuardedProcess
+from tests.flows.scripted_flows import dto
+from tests.flows.test_dto_stack import EVERY_STEP, SMALL
+
+REPOSITORY = Path(__file__).parent.parent.parent
+LONG = 240.0
+"""Seconds after which a test gives up waiting."""
+
+
+def until(is_done: Callable[[], Any], what: str) -> Any:
+    """The first true value of `is_done`."""
+    deadline = time.monotonic() + LONG
+    while not (value := is_done()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited {LONG:.0f} s for {what}")
+        time.sleep(0.1)
+    return value
+
+
+class Site(NamedTuple):
+    """A Prefect server with its folder."""
+
+    client: SyncPrefectClient
+    server: GuardedProcess
+    folder: Path
+    environment: dict[str, str]
+
+    @contextmanager
+    def worker(self) -> Iterator[None]:
+        """A worker that is killed at the end. Its runs notice that, and end themselves as crashed."""
+        command = ["-m", "prefect", "worker", "start", "--pool", "brevity", "--type", "process"]
+        with (self.folder / "worker.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, *command], stdout=log, stderr=log, env=os.environ | self.environment
+            )
+        try:
+            yield
+        finally:
+            process.kill()
+            process.wait()
+
+    def end_runs(self) -> None:
+        for process in psutil.process_iter(["cwd"]):
+            if process.info["cwd"] == str(self.folder):
+                process.kill()
+
+    def deploy(self, name: str, *changes: str) -> Path:
+        """Deploys the scripted DTO with a storage of its own. Returns the folder of its storage."""
+        root = self.folder / name
+        settings = load(Dto, "tiny", (*SMALL, f"storage.root={root}", "retries.sampling.delay=1", *changes))
+        variables = {
+            "working_dir": str(self.folder),
+            "env": {
+                "PYTHONPATH": str(REPOSITORY),
+                "SCRIPTED_HOLD": str(root.with_suffix(".hold")),
+                "BREVITY_NODE": name,
+            },
+        }
+        parameters = {"settings": settings.model_dump(mode="json")}
+        deploy("brevity", "process", [deployment(dto, name, "brevity", parameters, variables, "0 2 * * *")])
+        return root
+
+    def start(self, name: str, **form: Any) -> UUID:
+        found = self.client.read_deployment_by_name(f"dto/{name}")
+        return self.client.create_flow_run_from_deployment(found.id, parameters=form).id
+
+    def run(self, run: UUID) -> FlowRun:
+        return self.client.read_flow_run(run)
+
+    def finished(self, run: UUID) -> FlowRun:
+        """The run, when it is in a final state."""
+
+        def final() -> FlowRun | None:
+            found = self.run(run)
+            return found if found.state and found.state.is_final() and found.state.name != "Crashed" else None
+
+        return until(final, "the run's end")
+
+    def log(self, run: UUID) -> str:
+        found = self.client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run])), limit=200)
+        return "\n".join(line.message for line in found)
+
+    def scheduled(self, deployment: UUID) -> UUID | None:
+        """A run that a schedule made."""
+        runs = self.client.read_flow_runs(
+            deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment])),
+            sort=FlowRunSort.START_TIME_DESC,
+        )
+        return next((run.id for run in runs if run.auto_scheduled and run.start_time), None)
+
+    def completions(self, root: Path) -> int:
+        store = RolloutStore(f"sqlite:///{root / 'rollouts.sqlite'}")
+        stored = sum(line.completions for line in store.summarise())
+        store.close()
+        return stored
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("site")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/api"
+    environment = {
+        "PREFECT_HOME": str(folder / "home"),
+        "PREFECT_API_URL": url,
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "1",
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+    }
+    server = ["-m", "prefect", "server", "start", "--no-ui", "--host", "127.0.0.1", "--port", str(port)]
+    with ExitStack() as stack:
+        process = stack.enter_context(GuardedProcess([sys.executable, *server], folder / "server.log", environment))
+        until(lambda: is_healthy(url), "Prefect's server")
+        stack.enter_context(temporary_settings({PREFECT_API_URL: url}))
+        site = Site(stack.enter_context(get_client(sync_client=True)), process, folder, environment)
+        stack.callback(site.end_runs)
+        yield site
+
+
+def is_healthy(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=2).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+@pytest.fixture
+def worker(site: Site) -> Iterator[None]:
+    with site.worker():
+        yield
+
+
+class Held:
+    """A run whose sampling waits until `release`."""
+
+    def __init__(self, site: Site, name: str, *changes: str):
+        self.root = site.deploy(name, *changes)
+        self._hold = self.root.with_suffix(".hold")
+        self._hold.touch()
+        self.run = site.start(name)
+        self.process = psutil.Process(int(until(self._waits, "sampling")))
+
+    def _waits(self) -> str:
+        file = self.root.with_suffix(".waits")
+        return file.read_text() if file.exists() else ""
+
+    def release(self) -> None:
+        self._hold.unlink()
+
+
+def test_a_run_from_the_form_then_one_on_schedule(site: Site, worker: None):
+    site.deploy("first")
+    root = site.folder / "first"
+    run = site.finished(site.start("first", seed=1, problem_count=6))
+    assert run.state_name == "Completed", site.log(run.id)
+    assert run.name == "dto-tiny-seed-1"
+    log = site.log(run.id)
+    assert "sample: 6/6 prompts" in log
+    steps = site.client.read_task_runs(limit=200)
+    names = {step.name for step in steps if step.flow_run_id == run.id}
+    assert {"sample-traces [tiny, training problems]", "evaluate [dto, the benchmark]"} <= names
+    ours = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
+    kinds = {artifact.key for artifact in site.client.read_artifacts(artifact_filter=ours)}
+    assert {"dto-tiny-summary", "dto-tiny-ledger"} <= kinds
+    stored = site.completions(root)
+
+    found = site.client.read_deployment_by_name("dto/first")
+    (nightly,) = found.schedules
+    assert not nightly.active
+    soon = IntervalSchedule(interval=timedelta(days=1), anchor_date=datetime.now(UTC) + timedelta(seconds=2))
+    form = {"seed": 1, "problem_count": 6}
+    site.client.create_deployment_schedules(
+        found.id, [DeploymentScheduleCreate(schedule=soon, active=True, parameters=form)]
+    )
+    again = site.finished(until(lambda: site.scheduled(found.id), "the scheduled run"))
+    assert again.state_name == "Completed", site.log(again.id)
+    assert site.completions(root) == stored
+    assert site.log(again.id).count(": cached, ") == len(EVERY_STEP)
+
+
+def test_a_mistake_in_the_form_ends_a_run_before_it_starts_anything(site: Site, worker: None):
+    site.deploy("mistaken")
+    with pytest.raises(PrefectHTTPStatusError, match="problem_count"):
+        site.start("mistaken", problem_count=0)
+    with pytest.raises(PrefectHTTPStatusError, match=r"problems\.cuont"):
+        site.start("mistaken", overrides=[{"setting": "problems.cuont", "value": "3"}])
+    run = site.finished(site.start("mistaken", overrides=[{"setting": "problems.count", "value": "none"}]))
+    assert run.state_name == "Failed"
+    assert run.state
+    assert "tiny.toml: problems.count: Input should be a valid integer" in (run.state.message or "")
+
+
+class Deaths(NamedTuple):
+    """Runs after the death of something, in their final states."""
+
+    killed: FlowRun
+    hopeless: FlowRun
+    workerless: FlowRun
+    both: FlowRun
+
+
+@pytest.fixture(scope="module")
+def deaths(site: Site) -> Deaths:
+    """Four runs, all sampling. Two are killed under a living worker, then the worker, then one that it had started."""
+    with site.worker():
+        names = {"killed": (), "hopeless": ("retries.restarts=0",), "workerless": (), "both": ()}
+        held = {name: Held(site, name, *changes) for name, changes in names.items()}
+        ensure_automations(site.client, automations(silence=timedelta(seconds=45)))
+        for name in ("killed", "hopeless"):
+            held[name].process.kill()
+            until(lambda run=held[name].run: site.run(run).state_name == "Crashed", f"the crash of {name}")
+    held["both"].process.kill()
+    for one in held.values():
+        one.release()
+    with site.worker():
+        return Deaths(**{name: site.finished(one.run) for name, one in held.items()})
+
+
+def test_a_killed_run_starts_again_and_goes_on(site: Site, deaths: Deaths):
+    assert (deaths.killed.state_name, deaths.killed.run_count) == ("Completed", 2), site.log(deaths.killed.id)
+    assert "draw-problems: cached" in site.log(deaths.killed.id)
+
+
+@pytest.mark.parametrize("name", ["workerless", "both"])
+def test_a_run_whose_worker_died_starts_again_on_the_next(site: Site, deaths: Deaths, name: str):
+    run: FlowRun = getattr(deaths, name)
+    assert (run.state_name, run.run_count) == ("Completed", 2), site.log(run.id)
+
+
+def test_a_run_that_crashes_again_and_again_fails(deaths: Deaths):
+    assert deaths.hopeless.state_name == "Failed"
+    assert deaths.hopeless.state
+    assert "this run crashed and started again 0 times" in (deaths.hopeless.state.message or "")
+
+
+def test_a_cancelled_run_leaves_nothing_and_the_next_goes_on(site: Site, worker: None):
+    held = Held(site, "cancelled")
+    site.client.set_flow_run_state(held.run, State(type=StateType.CANCELLING), force=True)
+    assert site.finished(held.run).state_name == "Cancelled"
+    assert not held.process.is_running()
+    held.release()
+    assert site.finished(site.start("cancelled")).state_name == "Completed"
+
+
+def test_two_runs_of_the_same_settings_compute_everything_once(site: Site, worker: None):
+    held = Held(site, "twice")
+    site.deploy("twice-too", f"storage.root={held.root}")
+    other = site.start("twice-too")
+    until(lambda: "another run makes it" in site.log(other), "the second run to wait")
+    held.release()
+    runs = [site.finished(run) for run in (held.run, other)]
+    assert [run.state_name for run in runs] == ["Completed"] * 2
+    assert sum(site.log(run.id).count(": cached, ") for run in runs) >= len(EVERY_STEP)
+
+
+def test_a_server_that_is_away_for_a_while_ends_no_run(site: Site, worker: None):
+    held = Held(site, "away")
+    server = psutil.Process(site.server.pid)
+    family = [server, *server.children(recursive=True)]
+    for process in family:
+        process.send_signal(signal.SIGSTOP)
+    held.release()
+    until(lambda: site.completions(held.root), "samples without the server")
+    for process in family:
+        process.send_signal(signal.SIGCONT)
+    assert site.finished(held.run).state_name == "Completed"
