@@ -52,7 +52,7 @@ class Harmony(Settings):
     answer_close: ClassVar[str] = ""
 
 
-Thinking = Annotated[Annotated[Tags, Tag("tags")] | Annotated[Harmony, Tag("harmony")], type_or("tags")]
+Thinking = Annotated[Annotated[Harmony, Tag("harmony")] | Annotated[Tags, Tag("tags")], type_or("tags")]
 
 
 class Prompt(Settings):
