@@ -67,7 +67,7 @@ def test_thinking_format_is_selected_by_type():
         (LongShort, (*THINK, "early_stop={}"), "early_stop.probing.exit_text"),
         (Dto, ("probing.exit_text=So",), "does not end the thinking: it must hold '</think>'"),
         (Dto, ("prompt.thinking.close=<think>",), "open and close are both '<think>'"),
-        (Dto, ("prompt.thinking.type=xml",), "prompt.thinking.type: must be one of 'tags', 'harmony'"),
+        (Dto, ("prompt.thinking.type=xml",), "prompt.thinking.type: must be one of 'harmony', 'tags'"),
         (Dto, ("prompt.thinking.type=harmony", "prompt.thinking.close=x"), "prompt.thinking.close: unknown setting"),
         (Dto, ("prompt.thinking.close=''",), "prompt.thinking.close: String should have at least 1 character"),
         (Dto, ("prompt.instructions=x",), "did you mean 'instruction'?"),
