@@ -96,10 +96,10 @@ BODIES: Mapping[str, Callable[[RunContext, Any], object]] = {
 
 def _table(steps: Sequence[PlannedStep]) -> Table:
     table = Table()
-    for name, justify in (("step", "left"), ("cached, or why not", "left"), ("rows in", "right")):
-        table.add_column(name, justify=justify, overflow="fold")
-    table.add_column("tokens to generate", justify="right")
-    table.add_column("seconds", justify="right")
+    for name in ("step", "cached, or why not"):
+        table.add_column(name, overflow="fold")
+    for name in ("rows in", "tokens to generate", "seconds"):
+        table.add_column(name, justify="right")
     for step in steps:
         table.add_row(*map(plain, _row(step)))
     return table
@@ -109,7 +109,7 @@ def _row(step: PlannedStep) -> list[str]:
     why = "; ".join(step.reasons)
     state = step.state.value if step.state is StepState.CACHED and not why else f"{step.state.value}: {why}"
     told, costs = step.predicted, step.state is StepState.TO_RUN
-    tokens, seconds = _number(told.llm_tokens if told.tokens == ZERO else told.tokens), _number(told.seconds)
+    tokens, seconds = _number(told.llm_tokens if told.tokens == ZERO else told.tokens), _seconds(told.seconds)
     return [step.name, state, _number(told.rows_in), tokens if costs else "", seconds if costs else ""]
 
 
@@ -140,7 +140,7 @@ def _sum(figures: Sequence[Figure], shown: Callable[[Figure], str]) -> str:
     unknown, known = sum(figure.certainty is Certainty.UNKNOWN for figure in figures), shown(total(figures))
     if not unknown:
         return known
-    more = f"{unknown} {'step' if unknown == 1 else 'steps'} unknown: not run here before"
+    more = f"{unknown} {'step' if unknown == 1 else 'steps'} unknown: no earlier result to go by"
     return f"{known} (and {more})" if total(figures).value else f"unknown ({more})"
 
 
@@ -150,6 +150,10 @@ def _signed(figure: Figure, text: str) -> str:
 
 def _number(figure: Figure) -> str:
     return _signed(figure, f"{figure.value:,.0f}")
+
+
+def _seconds(figure: Figure) -> str:
+    return _signed(figure, f"{figure.value:,.{1 if figure.value < 10 else 0}f}")
 
 
 def _hours(figure: Figure) -> str:

@@ -15,8 +15,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from prefect.results import ResultRecord
-
 from conf.base import Settings
 from conf.llm import Llm
 from tasks.runtime import prediction
@@ -24,7 +22,7 @@ from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.cache_files import CacheFiles
 from tasks.runtime.cache_index import CachedResult, CacheError, CacheIndex
 from tasks.runtime.cache_index import Path as RecipePath
-from tasks.runtime.caching import MODEL_KINDS, Step, StepInputs, is_refresh_wanted, name_with_labels
+from tasks.runtime.caching import MODEL_KINDS, Step, StepInputs, VerifiedJSON, is_refresh_wanted, name_with_labels
 from tasks.runtime.context import StepContext
 from tasks.runtime.prediction import Figure, Input, Prediction, Prices, StepCall
 from tasks.runtime.run_directory import RECORDS
@@ -74,13 +72,15 @@ class PlannedArtifact:
 class Planner:
     """`run_step` is the step runner of a plan's run context; `steps` are the calls in order.
 
-    Data steps whose inputs exist are run, and their results are recorded. Nothing else is written.
+    Data steps whose inputs exist are run, and their results and lists of skipped rows are kept. Nothing else is
+    written.
     """
 
     def __init__(self, root: str):
         """`root`: as `storage.root`. Raises CacheError where it cannot be read."""
         self.steps: list[PlannedStep] = []
         self._index = read_index(root)
+        self._sizes = {result.fingerprint: result.artifact.rows for result in self._index.results}
         self._planned: dict[str, PlannedArtifact] = {}
         """By cache key."""
         self._rows: dict[str, list[str]] = {}
@@ -127,8 +127,7 @@ class Planner:
     ) -> ArtifactRef:
         results = self._index.of_step(step.name)
         rows_of = self._rows_to_compare(ctx, call, results)
-        sizes = {result.fingerprint: result.artifact.rows for result in self._index.results}
-        pilot = prediction.choose_pilot(call, results, rows_of, sizes, self._index.object_bytes)
+        pilot = prediction.choose_pilot(call, results, rows_of, self._sizes, self._index.object_bytes)
         share = prediction.new_share(call, results, rows_of)
         predicted = prediction.predict(call, pilot, share, self._model_bytes(ctx, call))
         self._add(step, inputs, StepState.TO_RUN, why, predicted)
@@ -147,25 +146,29 @@ class Planner:
         return StepCall(step.name, step.kind, recipe, given, prices)
 
     def _input(self, ref: ArtifactRef) -> Input:
-        is_model = ref.kind in MODEL_KINDS
-        for planned in self._planned.values():
-            if planned.ref.fingerprint() == ref.fingerprint():
-                return Input(ref, is_model, planned.rows, planned.new_share)
+        is_model, planned = ref.kind in MODEL_KINDS, self._planned_as(ref)
+        if planned:
+            return Input(ref, is_model, planned.rows, planned.new_share)
         return Input(ref, is_model, Figure(ref.rows))
+
+    def _planned_as(self, ref: ArtifactRef) -> PlannedArtifact | None:
+        """None for an artifact that exists."""
+        name = ref.fingerprint()
+        return next((planned for planned in self._planned.values() if planned.ref.fingerprint() == name), None)
 
     def _rows_to_compare(
         self, ctx: StepContext, call: StepCall, results: Sequence[CachedResult]
     ) -> dict[str, list[str]]:
-        """Digests of rows by fingerprint: those of the driver, if it exists, and of what earlier results read there."""
-        if call.driver is None or call.inputs[call.driver].is_planned or call.kind == "training":
+        """Digests of rows by fingerprint: of the main input, if it exists, and of those of earlier results."""
+        if call.main_input is None or call.inputs[call.main_input].is_planned or call.kind == "training":
             return {}
-        refs = [call.inputs[call.driver].ref]
-        for fingerprint in prediction.drivers(call, results)[:MAX_COMPARED]:
+        refs = [call.inputs[call.main_input].ref]
+        for fingerprint in prediction.main_inputs(call, results)[:MAX_COMPARED]:
             refs += [made.artifact for made in self._index.results_by_fingerprint.get(fingerprint, [])[:1]]
         return {ref.fingerprint(): self._row_digests(ctx, ref) for ref in refs}
 
     def _row_digests(self, ctx: StepContext, ref: ArtifactRef) -> list[str]:
-        """None for an artifact that is gone, or no file of rows."""
+        """Empty for an artifact that is gone, or that is no file of rows."""
         name = ref.fingerprint()
         if name not in self._rows:
             self._rows[name] = []
@@ -178,21 +181,24 @@ class Planner:
         model = next((given.ref for given in call.inputs.values() if given.is_model), None)
         if model is None or call.kind != "training":
             return prediction.UNKNOWN
-        for planned in self._planned.values():
-            if planned.ref.fingerprint() == model.fingerprint():
-                return planned.bytes
+        if planned := self._planned_as(model):
+            return planned.bytes
         if stored := self._index.object_bytes.get(model.fingerprint()):
             return Figure(stored)
         return Figure(FLOAT32 * sum(ctx.resources.checkpoint(model).tensor_sizes.values()))
 
 
 def read_index(root: str) -> CacheIndex:
-    """The results in `root`; none where it holds none. Raises CacheError for a damaged manifest."""
+    """The results in `root`; none where it holds none. Raises CacheError for a damaged manifest, and for a folder that
+    cannot be read."""
     try:
         files = CacheFiles(root)
     except CacheError:
         return CacheIndex([])
-    return files.index()
+    try:
+        return files.index()
+    except OSError as error:
+        raise CacheError(f"{root}: {error}; give this user access to it, or another storage.root") from error
 
 
 def find_result(ctx: StepContext) -> ArtifactRef | None:
@@ -207,7 +213,7 @@ def _prefect_result(ctx: StepContext) -> ArtifactRef | None:
     if ctx.directory.is_local:
         with suppress(Exception):  # Prefect, too, takes any error for a cache miss
             content = (Path(ctx.directory.root) / RECORDS / ctx.key).read_bytes()
-            found: Any = ResultRecord.deserialize(content).result
+            found = VerifiedJSON().loads(json.loads(content)["result"].encode())
             return found if isinstance(found, ArtifactRef) else None
     return None
 

@@ -46,7 +46,8 @@ class Figure(NamedTuple):
     certainty: Certainty = Certainty.EXACT
 
     def times(self, factor: float) -> Figure:
-        return Figure(self.value * factor, self.certainty)
+        """Nothing, for sure, where `factor` is 0."""
+        return Figure(self.value * factor, self.certainty) if factor else Figure(0.0)
 
     def at_best(self, certainty: Certainty) -> Figure:
         """The same, no surer than `certainty`."""
@@ -59,8 +60,9 @@ UNKNOWN = Figure(0.0, Certainty.UNKNOWN)
 
 def total(figures: Iterable[Figure]) -> Figure:
     """The sum of the known figures, as sure as the least sure of them; unknown only where none is known."""
-    known = [figure for figure in figures if figure.certainty is not Certainty.UNKNOWN]
-    result = Figure(sum(figure.value for figure in known)) if known else UNKNOWN
+    summed = list(figures)
+    known = [figure for figure in summed if figure.certainty is not Certainty.UNKNOWN]
+    result = UNKNOWN if summed and not known else Figure(sum(figure.value for figure in known))
     for figure in known:
         result = result.at_best(figure.certainty)
     return result
@@ -124,9 +126,9 @@ class StepCall:
     """Where the step asks an auxiliary model."""
 
     @property
-    def driver(self) -> Path | None:
+    def main_input(self) -> Path | None:
         """The input whose rows the work is proportional to: the last one that is no model."""
-        return next((path for path in reversed(self.inputs) if not self.inputs[path].is_model), None)
+        return next((path for path in reversed(list(self.inputs)) if not self.inputs[path].is_model), None)
 
     @cached_property
     def values(self) -> dict[Path, Any]:
@@ -135,8 +137,8 @@ class StepCall:
 
     @property
     def rows(self) -> Figure:
-        """Rows of the driver; 1 without one. `judging.problems` limits them."""
-        rows = self.inputs[self.driver].rows if self.driver else Figure(1)
+        """Rows of the main input; 1 without one. `judging.problems` limits them."""
+        rows = self.inputs[self.main_input].rows if self.main_input else Figure(1)
         return rows._replace(value=min(rows.value, _cap(self.values)))
 
     @property
@@ -168,7 +170,8 @@ def reasons(call: StepCall, results: Sequence[CachedResult]) -> list[str]:
     changes = min((recipe_changes(result.recipe, call.recipe) for result in results), key=len)
     if not changes:
         return ["its result is missing or damaged"]
-    inputs = [_name(change.path) for change in changes if change.path in call.inputs]
+    changed = {change.path for change in changes}
+    inputs = [_name(path) for path in call.inputs if path in changed]
     settings = [change for change in changes if change.path not in call.inputs and change.path != VERSION]
     found = ["the code changed"] * (len(inputs) + len(settings) < len(changes))
     found += [f"new input: {', '.join(inputs)}"] * bool(inputs)
@@ -194,20 +197,20 @@ def is_reusable(call: StepCall, result: CachedResult) -> bool:
 def new_share(call: StepCall, results: Sequence[CachedResult], rows_of: Mapping[str, Collection[str]]) -> float:
     """Share of the step's work that no earlier run did.
 
-    `rows_of`: digests of the rows of the driver, and of the drivers of earlier results, by the artifacts' fingerprints.
+    `rows_of`: digests of the rows of the main input, and of those of earlier results, by the artifacts' fingerprints.
     """
     reusable = [result for result in results if is_reusable(call, result)]
     if not reusable or call.kind == "training":
         return 1.0
     shares = {result.key: _held_samples(call, result) for result in reusable}
-    driver = call.inputs[call.driver] if call.driver else None
-    if driver is None or driver.new_share is not None:
-        return 1 - (1 - (driver.new_share or 0.0 if driver else 0.0)) * max(shares.values())
+    main = call.inputs[call.main_input] if call.main_input else None
+    if main is None or main.new_share is not None:
+        return 1 - (1 - (main.new_share or 0.0 if main else 0.0)) * max(shares.values())
     held: dict[str, float] = {}
     for result in reusable:
-        for row in rows_of.get(_driver_of(call, result), ()):
+        for row in rows_of.get(_main_input_of(call, result), ()):
             held[row] = max(held.get(row, 0.0), shares[result.key])
-    rows = rows_of.get(driver.ref.fingerprint(), ())
+    rows = rows_of.get(main.ref.fingerprint(), ())
     return 1 - sum(held.get(row, 0.0) for row in rows) / len(rows) if rows else 1.0
 
 
@@ -225,14 +228,14 @@ def _are_numbers(change: RecipeChange) -> bool:
     return all(isinstance(value, int | float) and value for value in change[1:])
 
 
-def _driver_of(call: StepCall, result: CachedResult) -> str:
-    """Fingerprint of the artifact that `result` has in the place of the driver; empty without one."""
-    return str(dict(leaves(dict(result.recipe))).get(call.driver, "")) if call.driver else ""
+def _main_input_of(call: StepCall, result: CachedResult) -> str:
+    """Fingerprint of the artifact that `result` has as its main input; empty without one."""
+    return str(dict(leaves(dict(result.recipe))).get(call.main_input, "")) if call.main_input else ""
 
 
-def drivers(call: StepCall, results: Iterable[CachedResult]) -> list[str]:
-    """Fingerprints of the artifacts that earlier results have in the place of the driver, in their order."""
-    return list(dict.fromkeys(filter(None, (_driver_of(call, result) for result in results))))
+def main_inputs(call: StepCall, results: Iterable[CachedResult]) -> list[str]:
+    """Fingerprints of the artifacts that earlier results have as their main input, in their order."""
+    return list(dict.fromkeys(filter(None, (_main_input_of(call, result) for result in results))))
 
 
 def fresh_share(count: StageCount) -> float:
@@ -244,12 +247,13 @@ def fresh_share(count: StageCount) -> float:
     return 1.0
 
 
-class Pilot(NamedTuple):
+@dataclass(frozen=True)
+class Pilot:
     """An earlier result of a step, from which a call is predicted."""
 
     count: StageCount
     rows: int
-    driver_rows: float
+    input_rows: float
     """Rows of the input that the work was proportional to."""
     bytes: int
     """Size of its artifact; 0 where it is gone."""
@@ -268,20 +272,20 @@ def choose_pilot(
 
     `rows_of`: as in `new_share`. `sizes`, `bytes_of`: rows and bytes of artifacts by fingerprint.
     """
-    own = set(rows_of.get(call.inputs[call.driver].ref.fingerprint(), ())) if call.driver else set[str]()
+    own = set(rows_of.get(call.inputs[call.main_input].ref.fingerprint(), ())) if call.main_input else set[str]()
     usable = [result for result in results if result.artifact.count]
     if not usable:
         return None
 
     def distance(result: CachedResult) -> tuple[float, ...]:
-        shared = own.intersection(rows_of.get(_driver_of(call, result), ()))
+        shared = own.intersection(rows_of.get(_main_input_of(call, result), ()))
         return _distance(call, result, len(shared))
 
     chosen = min(usable, key=distance)
     count = chosen.artifact.count
     assert count
     cap = _cap(dict(leaves(dict(chosen.recipe))))
-    rows = sizes.get(_driver_of(call, chosen), count.rows_in) if call.driver else 1
+    rows = sizes.get(_main_input_of(call, chosen), count.rows_in) if call.main_input else 1
     changes = recipe_changes(chosen.recipe, call.recipe)
     return Pilot(count, chosen.artifact.rows, min(rows, cap), bytes_of.get(chosen.fingerprint, 0), changes)
 
@@ -320,44 +324,44 @@ def predict(call: StepCall, pilot: Pilot | None, share: float, checkpoint_bytes:
     """`share`: `new_share` of the call. `checkpoint_bytes`: size of the model that a training writes."""
     if pilot is None:
         return _bounds(call, checkpoint_bytes)
-    rows = _row_ratio(call, pilot)
-    cost = _cost_factor(call, pilot, rows, share)
-    count, is_training = pilot.count, call.kind == "training"
-    own = Figure(count.generated_tokens) if call.prices is None else ZERO
+    rows, count, is_training = _row_ratio(call, pilot), pilot.count, call.kind == "training"
+    factor = _cost_factor(call, pilot, rows, share)
+
+    def cost(amount: float) -> Figure:
+        """Where the pilot took `amount`. A pilot that took all from the store tells nothing."""
+        return UNKNOWN if share and not fresh_share(count) else factor.times(amount)
+
     uses_gpu = call.kind in ("sampling", "training") and call.prices is None
     rows_out = Figure(1) if is_training else rows.times(pilot.rows * _samples_per_row(pilot))
-    tokens = cost.times(own.value)
     written = checkpoint_bytes if is_training else rows_out.times(pilot.bytes / max(1, pilot.rows))
+    tokens = cost(count.generated_tokens)
     return Prediction(
-        rows_in=rows.times(count.rows_in),
+        rows_in=call.rows if count.rows_in == pilot.input_rows else rows.times(count.rows_in),
         rows_out=rows_out,
-        tokens=tokens,
-        llm_tokens=cost.times(count.generated_tokens) if call.prices else ZERO,
-        seconds=cost.times(count.seconds),
-        gpu_seconds=cost.times(count.seconds if uses_gpu else count.engine_busy + count.engine_idle),
-        bytes=total([written, tokens.times(ROLLOUT_BYTES)]),
-        money=_money(call.prices, count, cost) if call.prices else ZERO,
+        tokens=ZERO if call.prices else tokens,
+        llm_tokens=tokens if call.prices else ZERO,
+        seconds=cost(count.seconds),
+        gpu_seconds=cost(count.seconds if uses_gpu else count.engine_busy + count.engine_idle),
+        bytes=total([written, ZERO if call.prices else tokens.times(ROLLOUT_BYTES)]),
+        money=cost(_money(call.prices, count)) if call.prices else ZERO,
     )
 
 
 def _row_ratio(call: StepCall, pilot: Pilot) -> Figure:
-    """Rows of the driver, relative to the pilot's."""
-    if not pilot.driver_rows:
+    """Rows of the main input, relative to the pilot's."""
+    if not pilot.input_rows:
         return UNKNOWN if call.rows.value else Figure(1)
-    return call.rows.times(1 / pilot.driver_rows).at_best(Certainty.ESTIMATE)
+    return call.rows.times(1 / pilot.input_rows).at_best(Certainty.ESTIMATE)
 
 
 def _cost_factor(call: StepCall, pilot: Pilot, rows: Figure, share: float) -> Figure:
     """What the pilot's cost is multiplied by. The pilot is taken as if nothing had been in the store."""
-    fresh = fresh_share(pilot.count)
     if share == 0:
         return Figure(0.0, Certainty.ESTIMATE)
-    if fresh == 0:
-        return UNKNOWN
     sized = [change for change in pilot.changes if change.path[-1] in KIND_OF_FIELD and _are_numbers(change)]
     amounts = [change.now / change.before for change in sized if change.path[-1] != "seed"]
     scale = Figure(1, Certainty.ESTIMATE) if call.has_fixed_steps else rows
-    return scale.times(math.prod(amounts) * share / fresh)
+    return scale.times(math.prod(amounts) * share / (fresh_share(pilot.count) or 1.0))
 
 
 def _samples_per_row(pilot: Pilot) -> float:
@@ -371,11 +375,12 @@ def _is_sampling(path: Path, field: str = "samples") -> bool:
     return path[-3:] == (INPUTS, "sampling", field)
 
 
-def _money(prices: Prices, count: StageCount, cost: Figure) -> Figure:
-    """A step that also used the run's own models counts their tokens, too; there, what was paid tells more."""
+def _money(prices: Prices, count: StageCount) -> float:
+    """What the pilot's new replies cost at these prices. A step that also used the run's own models counts their
+    tokens, too: there, what was paid tells more, which includes the price of reused replies."""
     if count.flops and count.money:
-        return cost.times(count.money * fresh_share(count))  # `money` includes the price of reused replies
-    return cost.times((count.prompt_tokens * prices.prompt + count.generated_tokens * prices.generated) / 1e6)
+        return count.money * fresh_share(count)
+    return (count.prompt_tokens * prices.prompt + count.generated_tokens * prices.generated) / 1e6
 
 
 def _bounds(call: StepCall, checkpoint_bytes: Figure) -> Prediction:
@@ -387,7 +392,7 @@ def _bounds(call: StepCall, checkpoint_bytes: Figure) -> Prediction:
         return Prediction(call.rows, call.rows.at_best(Certainty.UNKNOWN), seconds=UNKNOWN, bytes=UNKNOWN)
     completions = _completions(call)
     rows_out = completions if completions.value else call.rows.at_best(Certainty.UNKNOWN)
-    tokens = completions.times(next((v for path, v in call.values.items() if _is_sampling(path, "max_tokens")), 0))
+    tokens = completions.times(next((v for path, v in call.values.items() if _is_sampling(path, "max_tokens")), 1))
     return Prediction(
         rows_in=call.rows,
         rows_out=rows_out,
@@ -402,9 +407,8 @@ def _bounds(call: StepCall, checkpoint_bytes: Figure) -> Prediction:
 
 def _completions(call: StepCall) -> Figure:
     """The most completions of a step that samples each row a number of times and does nothing else."""
-    sections = {path[-2] for path in call.values if path[-1] == "samples"}
+    counts = [path for path in call.values if path[-1] == "samples"]
     has_turns = any("protocol" in path for path in call.values)
-    samples = [value for path, value in call.values.items() if _is_sampling(path)]
-    if call.kind != "sampling" or sections != {"sampling"} or has_turns or len(samples) != 1:
+    if call.kind != "sampling" or has_turns or len(counts) != 1 or not _is_sampling(counts[0]):
         return UNKNOWN
-    return call.rows.times(samples[0]).at_best(Certainty.BOUND)
+    return call.rows.times(call.values[counts[0]]).at_best(Certainty.BOUND)
