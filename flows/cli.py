@@ -108,6 +108,7 @@ def _parser() -> Parser:
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (
         _add_run,
+        _add_plan,
         _add_deploy,
         _add_doctor,
         _add_settings,
@@ -149,6 +150,12 @@ def _add_run(subparsers: Commands) -> None:
     run = subparsers.add_parser("run", help="run a pipeline")
     _add_pipeline(run, "pipeline", ALL, help=", ".join(ALL))
     run.set_defaults(act=commands.run)
+
+
+def _add_plan(subparsers: Commands) -> None:
+    plan = subparsers.add_parser("plan", help="list the steps of a run, what is cached, and what the rest will cost")
+    _add_pipeline(plan, "pipeline", ALL, help=", ".join(ALL))
+    plan.set_defaults(act=commands.plan)
 
 
 def _add_deploy(subparsers: Commands) -> None:

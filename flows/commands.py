@@ -39,6 +39,14 @@ def run(options: Namespace) -> None:
         pipeline_flow(options.pipeline)(settings=loaded)
 
 
+def plan(options: Namespace) -> None:
+    """Prints what a run would do and cost."""
+    loaded = _load(options)
+    from flows.plan import print_plan
+
+    print_plan(loaded)
+
+
 def deploy(options: Namespace) -> None:
     """Registers a work pool and deployments with the Prefect server at PREFECT_API_URL."""
     from flows.deploy import deploy, deployment, pipeline_flow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -68,7 +69,10 @@ def run_experiment(ctx: RunContext, settings: CotDistillation) -> ExperimentResu
     for policy, (name, eval_set) in product(policies, eval_sets.items()):
         scores = evaluate(ctx, model=policy.model.called(policy.name), problems=eval_set, sampling=sampling, seed=seed)
         sets[name].append(EvaluatedModel(*policy, scores))
-    tables = [rating_table(ctx, rated.problems, rated.ratings), compression_table(ctx, compressed)]
+    tables = [
+        partial(rating_table, ctx, rated.problems, rated.ratings),
+        partial(compression_table, ctx, compressed),
+    ]
     if settings.judging and settings.llm:
         main_set = next(iter(eval_sets.values()))
         judged = judge_completions(
@@ -80,7 +84,7 @@ def run_experiment(ctx: RunContext, settings: CotDistillation) -> ExperimentResu
             llm=settings.llm,
             seed=seed,
         )
-        tables.append(judge_table(ctx, judged, [policy.name for policy in policies]))
+        tables.append(partial(judge_table, ctx, judged, [policy.name for policy in policies]))
     return ExperimentResult(seed, base.digest, sets, tables)
 
 

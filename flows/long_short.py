@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -113,9 +115,9 @@ def evaluate_phase(
 
 def cold_start(
     ctx: RunContext, settings: LongShort, base: ArtifactRef, teacher: ArtifactRef, problems: ArtifactRef
-) -> tuple[PhaseModels, ReportTable]:
+) -> tuple[PhaseModels, Callable[[], ReportTable]]:
     """Trains two models from one base by SFT: Long on the important thoughts of the teacher's traces, Short on the
-    others. Also returns a table of the thoughts."""
+    others. Also returns what makes a table of the thoughts."""
     seed = settings.seed
     sampled = sample_traces(ctx, model=teacher, problems=problems, sampling=settings.sampling, seed=seed)
     traces = select_traces(ctx, traces=sampled, selection=settings.selection)
@@ -149,7 +151,7 @@ def cold_start(
         )
         for speaker in Speaker
     ]
-    return PhaseModels("cold start", *trained), thought_table(ctx, values, dialogues)
+    return PhaseModels("cold start", *trained), partial(thought_table, ctx, values, dialogues)
 
 
 def chunk(

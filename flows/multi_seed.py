@@ -36,10 +36,11 @@ def evaluate_seed(ctx: RunContext, settings: MultiSeed, seed: int) -> SeedResult
     """Runs the pipeline with one seed."""
     one_seed = settings.of.model_copy(update={"seed": seed})
     since = len(ctx.ledger), len(ctx.ledger.warnings)
-    return build_seed_result(ctx, one_seed, _run_experiment(ctx, one_seed), since)
+    return build_seed_result(ctx, one_seed, run_experiment(ctx, one_seed), since)
 
 
-def _run_experiment(ctx: RunContext, settings: Pipeline) -> ExperimentResult:
+def run_experiment(ctx: RunContext, settings: Pipeline) -> ExperimentResult:
+    """Runs the experiment of the pipeline that the settings are for."""
     if isinstance(settings, Dto):
         return dto.run_experiment(ctx, settings)
     if isinstance(settings, LongShort):

@@ -7,6 +7,7 @@ from pathlib import Path
 from conf.tiny_model import TinyModel
 from flows.pipeline import pipeline
 from reasoning.stories import Split
+from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.context import RunContext
 from tasks.steps.dto import probe_prefixes
 from tasks.steps.problems import draw_problems
@@ -17,6 +18,11 @@ from tasks.steps.tiny_model import first_samples, pretrain, write_card, write_co
 def run_tiny_model(ctx: RunContext, settings: TinyModel) -> Path:
     """Runs the pipeline in a given run context. Returns the path of the card."""
     ctx.directory.save_settings(settings)
+    return write_card(ctx, settings, *train_and_probe(ctx, settings))
+
+
+def train_and_probe(ctx: RunContext, settings: TinyModel) -> tuple[ArtifactRef, ArtifactRef, ArtifactRef, ArtifactRef]:
+    """The model, held-out problems, the model's traces of them, and the scans of some traces."""
     seed = settings.seed
     corpus = write_corpus(
         ctx,
@@ -38,7 +44,7 @@ def run_tiny_model(ctx: RunContext, settings: TinyModel) -> Path:
         probing=settings.probing,
         seed=seed,
     )
-    return write_card(ctx, settings, model, problems, traces, scans)
+    return model, problems, traces, scans
 
 
 tiny_model = pipeline(TinyModel, run_tiny_model)

@@ -7,7 +7,7 @@ import lzma
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -76,7 +76,8 @@ class ExperimentResult(NamedTuple):
     eval_sets: Mapping[str, Sequence[EvaluatedModel]]
     """By the name of the problem set, the main set first. The first model is the base. A model has the same name in
     every set and every seed."""
-    tables: Sequence[ReportTable] = ()
+    tables: Sequence[Callable[[], ReportTable]] = ()
+    """Functions that read artifacts and make the tables."""
     dialogues: Mapping[str, ArtifactRef] = {}
     """Dialogues of model pairs on the main problems, by the pair's name; rewards are relative to the first pair."""
 
@@ -142,7 +143,7 @@ def build_seed_result(
         eval_sets={
             name: tuple(_scored(ctx, entry) for entry in entries) for name, entries in experiment.eval_sets.items()
         },
-        tables=tuple(experiment.tables),
+        tables=tuple(make() for make in experiment.tables),
         dialogues={
             name: tuple(row.model_copy(update={"transcript": ""}) for row in ctx.artifacts.rows(ref, EvaluatedDialogue))
             for name, ref in experiment.dialogues.items()

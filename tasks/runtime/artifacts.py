@@ -135,9 +135,13 @@ class ArtifactStore:
 
     def rows(self, ref: ArtifactRef, kind: type[R]) -> list[R]:
         """The rows of an artifact as records of class `kind`."""
+        return [kind.model_validate(row) for row in self.plain_rows(ref)]
+
+    def plain_rows(self, ref: ArtifactRef) -> list[dict[str, Any]]:
+        """The rows of an artifact as JSON values."""
         with fsspec.open(ref.uri, "rb") as file:
             table = pq.read_table(file)
-        return [kind.model_validate(row) for row in table.to_pylist()]
+        return table.to_pylist()
 
     def local_path(self, ref: ArtifactRef) -> Path:
         """Path of the artifact on this machine; downloads it from a remote store."""

@@ -97,11 +97,15 @@ def artifacts_in(value: Any) -> Iterator[ArtifactRef]:
             yield from artifacts_in(item)
 
 
-def run_name(step: str, inputs: dict[str, Any]) -> str:
+def name_with_labels(step: str, inputs: dict[str, Any]) -> str:
     """The step with what it works on: `evaluate [dto, the benchmark]`."""
     labels = dict.fromkeys(ref.label for ref in artifacts_in(inputs) if ref.label)
-    name = f"{step} [{', '.join(labels)}]" if labels else step
-    return name.replace("{", "{{").replace("}", "}}")  # Prefect formats it
+    return f"{step} [{', '.join(labels)}]" if labels else step
+
+
+def run_name(step: str, inputs: dict[str, Any]) -> str:
+    """The name of a step's task run."""
+    return name_with_labels(step, inputs).replace("{", "{{").replace("}", "}}")  # Prefect formats it
 
 
 def key_of(recipe: dict[str, Any]) -> str:
@@ -198,16 +202,21 @@ class Step:
         keyed = {name: bound[name] for name in bound if name != "ctx"}
         recipe = recipe_of(self.name, self.version, keyed, run.resources.prompt)
         ctx = StepContext(run, key_of(recipe), recipe)
-        ref, cached = self.run_task(ctx, inputs)
-        if cached:
-            run.progress.note(f"{self.name}: cached, {ref.rows} rows")
-            run.artifacts.record(ctx.key, recipe, ref)
+        ref, cached = (run.run_step or Step.run_task)(self, ctx, inputs)
         run.directory.add_key(ctx.key)
         inputs_read = frozenset(ref.entry for ref in artifacts_in(inputs) if ref.entry is not None)
         position = run.ledger.add(LedgerEntry(self.name, self.version, ref, cached, inputs_read))
         return ref.model_copy(update={"entry": position})
 
     def run_task(self, ctx: StepContext, inputs: dict[str, Any]) -> tuple[ArtifactRef, bool]:
+        """The result, and whether it came from the cache; then the result counts as used now."""
+        ref, cached = self.run_in_prefect(ctx, inputs)
+        if cached:
+            ctx.progress.note(f"{self.name}: cached, {ref.rows} rows")
+            ctx.artifacts.record(ctx.key, ctx.recipe, ref)
+        return ref, cached
+
+    def run_in_prefect(self, ctx: StepContext, inputs: dict[str, Any]) -> tuple[ArtifactRef, bool]:
         """Runs the Prefect task. The result, and whether it came from the cache."""
         retry: Retry = getattr(ctx.resources.retries, self.kind)
         options: dict[str, Any] = {

@@ -24,6 +24,9 @@ from tasks.runtime.progress import Progress
 from tasks.runtime.resources import Resources, Train
 from tasks.runtime.run_directory import RunDirectory, rollout_store_url
 
+StepRunner = Callable[[Any, "StepContext", dict[str, Any]], tuple[ArtifactRef, bool]]
+"""From a step, its context and its inputs to its result, and whether that came from the cache."""
+
 
 class RunContext:
     """The parts of one run. A context manager: exit ends every process that the run started.
@@ -42,9 +45,14 @@ class RunContext:
         make_engine: Callable[[EngineSettings, Path], Engine] = VllmServer,
         trainer: Train = train,
         progress: Progress | None = None,
+        run_step: StepRunner | None = None,
+        folder: Path | None = None,
     ):
+        """`run_step`: replaces Prefect as what runs the steps. `folder`: this run's own; default: a new one in the
+        storage."""
         self.artifacts = ArtifactStore(storage.root)
-        self.directory = RunDirectory(name, storage, self.artifacts.is_local)
+        self.directory = RunDirectory(name, storage, self.artifacts.is_local, folder)
+        self.run_step = run_step
         self.ledger = Ledger()
         self.progress = progress or Progress()
         self.resources = Resources(
@@ -77,7 +85,7 @@ class StepContext(RunContext):
 
     def __init__(self, run: RunContext, key: str, recipe: dict[str, Any], lease: Lease | None = None):
         self.artifacts, self.directory, self.ledger = run.artifacts, run.directory, run.ledger
-        self.progress, self.resources = run.progress, run.resources
+        self.progress, self.resources, self.run_step = run.progress, run.resources, run.run_step
         self.key = key
         """Cache key. Names scratch folders and lists, so that a repeated step finds them."""
         self.recipe = recipe

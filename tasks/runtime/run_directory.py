@@ -28,11 +28,12 @@ class RunDirectory:
     """`path`: folder of this run. `root`: storage of all runs, may be remote. `local_root`: its counterpart on this
     machine."""
 
-    def __init__(self, name: str, storage: Storage, is_local: bool):
+    def __init__(self, name: str, storage: Storage, is_local: bool, folder: Path | None = None):
+        """`folder`: that of this run; default: a new one within the storage."""
         self.is_local = is_local
         self.local_root = local_root(storage.root, is_local)
         self.root = str(self.local_root) if is_local else storage.root
-        self.path = _new_folder(self.local_root, name)
+        self.path = folder or _new_folder(self.local_root, name)
 
     @property
     def report(self) -> Path:

@@ -19,6 +19,7 @@ TWO_FILES = ", ".join(f"{{type='file', path='{name}', most_bad=0.1}}" for name i
     [
         (["run", "dto", "--set", "sampling.sample=2"], "error: tiny.toml: sampling.sample: unknown setting"),
         (["run", "dto", "--preset", "none"], "error: unknown preset 'none' for dto; known: "),
+        (["plan", "dto", "--preset", "none"], "error: unknown preset 'none' for dto; known: "),
         (["store", "--url", "sqlite:///none.sqlite", "stats"], "error: sqlite:///none.sqlite: no such store"),
         (["fingerprint", "nowhere"], "error: nowhere: no such folder; name one"),
         (["store", "gc"], "error: the following arguments are required: --days; see python -m flows store gc --help"),

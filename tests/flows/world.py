@@ -111,7 +111,7 @@ def assist(body: dict[str, Any], number: int) -> Answer:
 
 
 def run_plainly(self: Step, ctx: StepContext, inputs: dict[str, Any]) -> tuple[ArtifactRef, bool]:
-    """`Step.run_task` without Prefect: a plain call, with the result in a file under the same key."""
+    """`Step.run_in_prefect` without Prefect: a plain call, with the result in a file under the same key."""
     file = Path(ctx.directory.root) / "results" / ctx.key
     if file.exists():
         return ArtifactRef.model_validate_json(file.read_text()), True
@@ -125,7 +125,7 @@ def run_plainly(self: Step, ctx: StepContext, inputs: dict[str, Any]) -> tuple[A
 def without_prefect() -> Iterator[None]:
     """Flows and steps are plain calls, and reports are not published."""
     plain_flow = patch(f"{__name__}.flow", lambda name: lambda body: body)
-    with plain_flow, patch.object(Step, "run_task", run_plainly), patch("tasks.reports.report._publish"):
+    with plain_flow, patch.object(Step, "run_in_prefect", run_plainly), patch("tasks.reports.report._publish"):
         yield
 
 
