@@ -1,4 +1,4 @@
-# A CPU image that runs `make demo`; for GPU nodes build with --build-arg ACCELERATOR=gpu.
+# A CPU image that runs `make demo`; for GPU nodes build with --build-arg ACCELERATOR=gpu. Workers start runs in it (docs/operations.md).
 # Not built on any machine here: see docs/architecture.md, "What no machine here has run".
 FROM python:3.11-slim
 ARG ACCELERATOR=cpu
@@ -7,5 +7,5 @@ RUN apt-get update && apt-get install --yes --no-install-recommends make gcc g++
 WORKDIR /brevity
 COPY . .
 RUN make setup ACCELERATOR=${ACCELERATOR}
-ENV ACCELERATOR=${ACCELERATOR}
+ENV ACCELERATOR=${ACCELERATOR} PATH=/brevity/.venv/bin:${PATH}
 CMD ["make", "demo"]
