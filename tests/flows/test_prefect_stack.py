@@ -1,18 +1,28 @@
 """DTO on the real Prefect with a scripted model: caching across runs, verified results."""
 
+import errno
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
 
 from conf.engine import Engine, Storage
+from conf.errors import ReadableError
+from conf.load import SettingsError
+from conf.retries import Retries, Retry
 from flows.cli import main
+from models.inference.scripted_engine import ScriptedEngine
+from models.inference.vllm_server import ServerFailed
 from reasoning.records import Problem, TextPart
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import step
 from tasks.runtime.context import RunContext, StepContext
 from tasks.runtime.run_directory import keys_of_run
 from tests.flows.test_dto_stack import EVERY_STEP, Run
+from tests.flows.world import speak
 
 pytestmark = pytest.mark.usefixtures("prefect")
 
@@ -65,3 +75,76 @@ def test_a_removed_result_is_made_again_and_a_pinned_one_is_not(tmp_path: Path):
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [keys[0]]
     assert run() == ([True, False], keys)
     assert run() == ([True, True], keys)
+
+
+@step("sampling")
+def fail_first(ctx: StepContext, failures: int) -> ArtifactRef:
+    _ = ctx.resources.engine
+    ATTEMPTS.append(ctx.key)
+    if len(ATTEMPTS) <= failures:
+        raise FAILURE[0]
+    return ctx.publish("problems", [], rows_in=0)
+
+
+@step("training")
+def hang_first(ctx: StepContext) -> ArtifactRef:
+    ATTEMPTS.append(ctx.key)
+    if len(ATTEMPTS) == 1:
+        threading.Event().wait(60)
+    return ctx.publish("problems", [], rows_in=0)
+
+
+ATTEMPTS: list[str] = []
+FAILURE: list[Exception] = []
+
+
+class Closing(ScriptedEngine):
+    """Counts how often a server is ended."""
+
+    closed = 0
+
+    def close(self) -> None:
+        Closing.closed += 1
+
+
+def retried(tmp_path: Path, run: Callable[[RunContext], Any], **retry: Any) -> None:
+    ATTEMPTS.clear()
+    Closing.closed = 0
+    retries = Retries(sampling=Retry(delay=0.01), training=Retry(delay=0.01, **retry))
+    with RunContext(
+        "test", Storage(root=str(tmp_path)), Engine(), retries=retries, make_engine=lambda *_: Closing(speak)
+    ) as ctx:
+        run(ctx)
+
+
+def test_a_step_that_loses_its_server_is_retried_with_a_new_one(tmp_path: Path):
+    FAILURE[:] = [ServerFailed("gone")]
+    retried(tmp_path, lambda ctx: fail_first(ctx, failures=2))
+    assert len(ATTEMPTS) == 3
+    assert Closing.closed == 3  # after each failure, and at the end
+
+
+def test_retries_end(tmp_path: Path):
+    FAILURE[:] = [ServerFailed("gone")]
+    with pytest.raises(ServerFailed):
+        retried(tmp_path, lambda ctx: fail_first(ctx, failures=9))
+    assert len(ATTEMPTS) == 4
+
+
+@pytest.mark.parametrize(
+    ("failure", "told"),
+    [
+        (SettingsError("unknown setting"), "unknown setting"),
+        (OSError(errno.ENOSPC, "No space left on device"), "fail-first: no space left .* start the run again"),
+    ],
+)
+def test_what_stays_is_tried_once(tmp_path: Path, failure: Exception, told: str):
+    FAILURE[:] = [failure]
+    with pytest.raises(ReadableError, match=told):
+        retried(tmp_path, lambda ctx: fail_first(ctx, failures=9))
+    assert len(ATTEMPTS) == 1
+
+
+def test_a_step_that_hangs_is_ended_and_retried(tmp_path: Path):
+    retried(tmp_path, hang_first, timeout=1)
+    assert len(ATTEMPTS) == 2
