@@ -135,7 +135,7 @@ def check_model(options: Namespace) -> None:
 def doctor(options: Namespace) -> None:
     """Prints whether this machine can do a run."""
     loaded = _load(options)
-    from flows.doctor import check_machine
+    from flows.doctor.report import check_machine
 
     check_machine(loaded)
 

@@ -14,7 +14,7 @@ from conf.base import Settings
 from conf.errors import ReadableError
 from conf.multi_seed import MultiSeed
 from flows import cot_distillation, dto, long_short, markers, multi_seed, tiny_model
-from flows.doctor_needs import experiment, llms, model_names
+from flows.needs import experiment, llms, model_names
 from models.checkpoints.checkpoint import found_checkpoint, is_on_hub
 from models.checkpoints.files import CheckpointError
 from tasks.reports.layout import console, plain

@@ -18,9 +18,9 @@ from conf.load import load
 from conf.long_short import LongShort
 from conf.markers import MarkerReport
 from conf.multi_seed import MultiSeed
-from flows import doctor_facts
 from flows.cli import main
-from flows.doctor_checks import (
+from flows.doctor import facts
+from flows.doctor.checks import (
     Builds,
     Finding,
     Gpu,
@@ -37,8 +37,8 @@ from flows.doctor_checks import (
     split_message,
     visible_gpus,
 )
-from flows.doctor_needs import data_sets, disk_bytes, gpu_uses, llms, model_names, trained_models
-from flows.doctor_services import Reply, check_hub, check_llm, check_prefect, check_server
+from flows.doctor.services import Reply, check_hub, check_llm, check_prefect, check_server
+from flows.needs import data_sets, disk_bytes, gpu_uses, llms, model_names, trained_models
 from models import file_systems
 from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
 from models.file_systems import Mount
@@ -412,35 +412,35 @@ def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
 
 def test_gpus_are_read_from_nvidia_smi(nvidia_smi: Callable[..., None], monkeypatch: pytest.MonkeyPatch):
     nvidia_smi(LISTED)
-    gpus = doctor_facts.read_gpus()
+    gpus = facts.read_gpus()
     first = Gpu(0, "GPU-aa11", "NVIDIA H100 80GB HBM3", "580.65.06", 81_559 * 1_048_576, 81_079 * 1_048_576)
     second = Gpu(1, "GPU-bb22", "NVIDIA GB10", "580.65.06", None, None)
     assert gpus == Gpus((first, second), (13, 0))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert doctor_facts.read_gpus() == Gpus((second,), (13, 0), hidden=1)
+    assert facts.read_gpus() == Gpus((second,), (13, 0), hidden=1)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert doctor_facts.read_gpus() == Gpus(hidden=2)
+    assert facts.read_gpus() == Gpus(hidden=2)
 
 
 def test_an_nvidia_smi_that_fails(nvidia_smi: Callable[..., None], monkeypatch: pytest.MonkeyPatch):
     nvidia_smi("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\nMore.\n", code=9)
-    monkeypatch.setattr(doctor_facts, "_device_files", list)
-    monkeypatch.setattr(doctor_facts, "_has_nvidia_card", lambda: True)
-    assert doctor_facts.read_gpus().problem.startswith("nvidia-smi fails (NVIDIA-SMI has failed because")
-    monkeypatch.setattr(doctor_facts, "_has_nvidia_card", lambda: False)
-    assert doctor_facts.read_gpus() == Gpus()
+    monkeypatch.setattr(facts, "_device_files", list)
+    monkeypatch.setattr(facts, "_has_nvidia_card", lambda: True)
+    assert facts.read_gpus().problem.startswith("nvidia-smi fails (NVIDIA-SMI has failed because")
+    monkeypatch.setattr(facts, "_has_nvidia_card", lambda: False)
+    assert facts.read_gpus() == Gpus()
     nvidia_smi("No devices were found\n")
-    assert doctor_facts.read_gpus() == Gpus()
+    assert facts.read_gpus() == Gpus()
 
 
 def test_gpus_without_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(doctor_facts, "_device_files", lambda: ["/dev/nvidia0"])
-    found, remedy = split_message(doctor_facts.read_gpus().problem)
+    monkeypatch.setattr(facts, "_device_files", lambda: ["/dev/nvidia0"])
+    found, remedy = split_message(facts.read_gpus().problem)
     assert found == "/dev/nvidia0 exist, but nvidia-smi is not on the PATH"
     assert "NVIDIA_DRIVER_CAPABILITIES" in remedy
-    monkeypatch.setattr(doctor_facts, "_device_files", list)
-    assert doctor_facts.read_gpus() == Gpus()
+    monkeypatch.setattr(facts, "_device_files", list)
+    assert facts.read_gpus() == Gpus()
 
 
 @pytest.mark.parametrize(
@@ -448,11 +448,11 @@ def test_gpus_without_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     [(HEADER, (13, 0)), ("CUDA Version        : 12.4", (12, 4)), ("CUDA UMD Version: 13.3", (13, 3)), ("", None)],
 )
 def test_the_drivers_cuda_version(header: str, cuda: Version | None):
-    assert doctor_facts.parse_cuda(header) == cuda
+    assert facts.parse_cuda(header) == cuda
 
 
 def test_free_space_of_a_folder_that_does_not_exist_yet(tmp_path: Path):
-    here, new = doctor_facts.free_bytes(tmp_path), doctor_facts.free_bytes(tmp_path / "new" / "runs")
+    here, new = facts.free_bytes(tmp_path), facts.free_bytes(tmp_path / "new" / "runs")
     assert abs(here - new) < 1e9  # others write, too
 
 
@@ -497,8 +497,8 @@ def web() -> Iterator[Callable[[dict[str, Any]], Web]]:
 @pytest.fixture
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine without GPU, services and network file systems."""
-    monkeypatch.setattr(doctor_facts, "read_gpus", Gpus)
-    monkeypatch.setattr(doctor_facts, "read_builds", lambda: CPU_BUILD)
+    monkeypatch.setattr(facts, "read_gpus", Gpus)
+    monkeypatch.setattr(facts, "read_builds", lambda: CPU_BUILD)
     monkeypatch.setattr(file_systems, "mounts", list)
     for name in ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", remote_servers.KEY):
         monkeypatch.delenv(name, raising=False)
@@ -534,7 +534,7 @@ def test_this_machine_can_run_the_bundled_model(tmp_path: Path, capsys: pytest.C
 def test_errors_end_with_code_2_and_name_the_checks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(doctor_facts, "read_gpus", lambda: Gpus((A10,), (13, 0)))
+    monkeypatch.setattr(facts, "read_gpus", lambda: Gpus((A10,), (13, 0)))
     monkeypatch.setattr(file_systems, "mounts", lambda: [Mount("server:/", str(tmp_path), "nfs4")])
     code, rows, error = told(capsys, "dto", "--preset", "tiny", "--set", f"storage.root={tmp_path}")
     assert code == 2
@@ -548,7 +548,7 @@ def test_errors_end_with_code_2_and_name_the_checks(
 @pytest.mark.usefixtures("no_gpu")
 def test_a_model_that_is_not_here_is_a_warning(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_TOKEN", "hf_s3cret")
-    monkeypatch.setattr(doctor_facts, "is_hub_offline", lambda: False)
+    monkeypatch.setattr(facts, "is_hub_offline", lambda: False)
     code, rows, error = told(capsys, "--set", "model=nobody/none", "--set", "storage.root=s3://bucket")
     assert (code, error) == (0, "")
     assert rows["model"] == (
@@ -624,8 +624,8 @@ def test_a_prefect_server_is_asked_as_its_client_does(
 
 def test_no_framework_is_loaded_without_a_gpu():
     program = (
-        "import sys; from flows import doctor_facts; from flows.doctor_checks import Gpus; from flows.cli import main\n"
-        "doctor_facts.read_gpus = Gpus; main(['doctor'])\n"
+        "import sys; from flows.doctor import facts; from flows.doctor.checks import Gpus; from flows.cli import main\n"
+        "facts.read_gpus = Gpus; main(['doctor'])\n"
         "print([name for name in ('torch', 'prefect', 'transformers', 'vllm') if name in sys.modules])"
     )
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)

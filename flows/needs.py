@@ -15,7 +15,7 @@ from conf.multi_seed import MultiSeed
 from conf.problems import Hub
 from conf.prompts import BUNDLED
 from conf.training import Training
-from flows.doctor_checks import GpuUse
+from flows.doctor.checks import GpuUse
 from models.checkpoints.checkpoint import Checkpoint, is_on_hub
 from models.checkpoints.memory_estimates import grpo_bytes, least_serving_bytes, trained_parameters, training_bytes
 

@@ -19,8 +19,8 @@ import httpx
 
 from conf.llm import Llm
 from conf.redaction import redacted
-from flows.doctor_checks import Builds, Gpu, Gpus, Version, visible_gpus
-from flows.doctor_services import Reply
+from flows.doctor.checks import Builds, Gpu, Gpus, Version, visible_gpus
+from flows.doctor.services import Reply
 from models.checkpoints.files import first_line
 from models.inference.vllm_server import on_cpu
 from models.llm.endpoint import key_in

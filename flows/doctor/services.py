@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from conf.llm import Llm
 from conf.redaction import redacted
-from flows.doctor_checks import Finding, State, Version, dotted, split_message
+from flows.doctor.checks import Finding, State, Version, dotted, split_message
 from models.inference.dispatcher import excerpt
 from models.inference.remote_servers import model_names
 

@@ -1,4 +1,4 @@
-"""Verdicts of `brevity doctor` on this machine: functions of plain facts, which `flows.doctor_facts` reads."""
+"""Verdicts of `brevity doctor` on this machine: functions of plain facts, which `flows.doctor.facts` reads."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ from rich.text import Text
 from conf.base import Settings
 from conf.errors import ReadableError
 from conf.prompts import BUNDLED
-from flows import doctor_facts as facts
-from flows.doctor_checks import (
+from flows.doctor import facts
+from flows.doctor.checks import (
     Finding,
     State,
     check_disk,
@@ -24,8 +24,8 @@ from flows.doctor_checks import (
     check_rollout_store,
     split_message,
 )
-from flows.doctor_needs import data_sets, disk_bytes, experiment, gpu_uses, llms, model_names
-from flows.doctor_services import check_hub, check_llm, check_prefect, check_server
+from flows.doctor.services import check_hub, check_llm, check_prefect, check_server
+from flows.needs import data_sets, disk_bytes, experiment, gpu_uses, llms, model_names
 from flows.settings_table import console
 from models.checkpoints.checkpoint import Checkpoint, found_checkpoint, is_on_hub
 from models.checkpoints.files import CheckpointError, printable
