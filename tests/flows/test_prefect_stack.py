@@ -8,6 +8,7 @@ from typing import Any
 
 import fsspec
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from conf.engine import Engine, Storage
 from conf.errors import ReadableError
@@ -117,8 +118,17 @@ def retried(tmp_path: Path, run: Callable[[RunContext], Any], **retry: Any) -> N
         run(ctx)
 
 
-def test_a_step_that_loses_its_server_is_retried_with_a_new_one(tmp_path: Path):
-    FAILURE[:] = [ServerFailed("gone")]
+@pytest.mark.parametrize(
+    "failure",
+    [
+        ServerFailed("gone"),
+        OSError(errno.EIO, "storage is away"),
+        OperationalError("SELECT 1", {}, ConnectionError("database is away")),
+    ],
+    ids=["server", "storage", "database"],
+)
+def test_a_step_is_retried_with_new_servers_when_something_was_away(tmp_path: Path, failure: Exception):
+    FAILURE[:] = [failure]
     retried(tmp_path, lambda ctx: fail_first(ctx, failures=2))
     assert len(ATTEMPTS) == 3
     assert Closing.closed == 3  # after each failure, and at the end
