@@ -58,9 +58,6 @@ class Stage:
         self._done = self._tokens = 0
         self._started = self._last_line = self._last_log = time.monotonic()
         self._artifact: Any = None
-        if TaskRunContext.get():  # Prefect's progress artifacts exist within tasks only
-            with suppress(*API_AWAY):
-                self._artifact = create_progress_artifact(0.0, description=name)
         progress.note(f"{name}: {total} {unit}")
 
     def __call__(self, units: int, tokens: int = 0) -> None:
@@ -80,6 +77,13 @@ class Stage:
             f", {elapsed * (self._total - self._done) / self._done:.0f} s left" if 0 < self._done < self._total else ""
         )
         self._progress.note(f"{self._name}: {self._done}/{self._total} {self._unit}{speed}{left}", log=log)
-        if self._artifact:
+        if log:
             with suppress(*API_AWAY):
-                update_progress_artifact(self._artifact, 100.0 * self._done / max(1, self._total))
+                self._show(100.0 * self._done / max(1, self._total))
+
+    def _show(self, percent: float) -> None:
+        """On Prefect's page, as a progress artifact. Those exist within tasks only; a short stage has none."""
+        if self._artifact:
+            update_progress_artifact(self._artifact, percent)
+        elif TaskRunContext.get() and percent < 100:
+            self._artifact = create_progress_artifact(percent, description=self._name)
