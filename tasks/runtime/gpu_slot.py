@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
@@ -32,12 +33,17 @@ class GpuSlot:
         self._note = note
         self._held = ExitStack()
         self._is_held = False
+        self._lock = threading.Lock()  # of two steps side by side, one takes it for both
 
     def take(self) -> None:
         """Waits for a free slot, unless this run has it."""
-        if self._is_held or deployment.id is None:
+        if deployment.id is None:
             return
-        name = slot_name()
+        with self._lock:
+            if not self._is_held:
+                self._take(slot_name())
+
+    def _take(self, name: str) -> None:
         _ensure_limit(name)
         self._note(f"GPU: takes a slot of the limit {name}; waits while other runs have it")
         self._held.enter_context(concurrency(name, lease_duration=LEASE_SECONDS))
