@@ -25,8 +25,9 @@ from flows.automations import TAG, automations, ensure_automations
 
 PoolType = Literal["process", "docker", "kubernetes"]
 TEMPLATES = Path(__file__).parent.parent / "conf" / "work_pools"
-HEARTBEAT = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
-"""Environment of every run, also in the templates: seconds between two signs of life."""
+ENVIRONMENT = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30", "PREFECT_CLIENT_MAX_RETRIES": "9"}
+"""Of every run, also in the templates: seconds between two signs of life; retries while Prefect's server is away, 17
+minutes in all."""
 START_GRACE = 600
 """Seconds that a run may stay PENDING before it loses its place to the next one."""
 
@@ -47,7 +48,7 @@ def deployment(
     """One run at a time, later ones wait; with a schedule that is switched off. A worker imports the flow by its
     module's name."""
     if "env" in job_variables:  # it replaces the template's
-        job_variables = job_variables | {"env": HEARTBEAT | job_variables["env"]}
+        job_variables = job_variables | {"env": ENVIRONMENT | job_variables["env"]}
     return flow.to_deployment(  # type: ignore[return-value]
         name,
         parameters=parameters,

@@ -12,7 +12,7 @@ from prefect_kubernetes.worker import KubernetesWorker
 
 from conf.pipelines import PIPELINES
 from flows.cli import POOL_TYPES
-from flows.deploy import deployment, job_template, pipeline_flow
+from flows.deploy import ENVIRONMENT, deployment, job_template, pipeline_flow
 
 WORKERS: dict[str, Any] = {
     "process": ProcessWorker,
@@ -30,8 +30,8 @@ def job(kind: str, **variables: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", POOL_TYPES)
-def test_every_job_sends_heartbeats(kind: str):
-    assert job(kind).env["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
+def test_every_job_sends_heartbeats_and_outlasts_a_server_that_is_away(kind: str):
+    assert job(kind).env.items() >= ENVIRONMENT.items()
 
 
 def test_a_kubernetes_job_gets_gpus_memory_and_a_volume():
@@ -74,7 +74,7 @@ def test_a_process_works_where_it_was_deployed():
 
 def test_an_environment_of_ones_own_keeps_the_heartbeats():
     made = deployment(pipeline_flow("dto"), "mine", "pool", {}, {"env": {"HF_HOME": "/work/hub"}}, "0 2 * * *")
-    assert made.job_variables == {"env": {"HF_HOME": "/work/hub", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}}
+    assert made.job_variables == {"env": {"HF_HOME": "/work/hub", **ENVIRONMENT}}
 
 
 def test_the_committed_file_deploys_the_same():

@@ -2,7 +2,6 @@
 when something dies."""
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -57,13 +56,20 @@ def until(is_done: Callable[[], Any], what: str) -> Any:
     return value
 
 
-class Site(NamedTuple):
+class Site:
     """A Prefect server with its folder."""
 
-    client: SyncPrefectClient
-    server: GuardedProcess
-    folder: Path
-    environment: dict[str, str]
+    def __init__(self, client: SyncPrefectClient, folder: Path, environment: dict[str, str]):
+        self.client, self.folder, self.environment = client, folder, environment
+        self.servers: list[GuardedProcess] = []
+        """One after the other."""
+
+    def start_server(self) -> None:
+        url = self.environment["PREFECT_API_URL"]
+        port = url.rpartition(":")[2].removesuffix("/api")
+        command = ["-m", "prefect", "server", "start", "--no-ui", "--host", "127.0.0.1", "--port", port]
+        self.servers.append(GuardedProcess([sys.executable, *command], self.folder / "server.log", self.environment))
+        until(lambda: is_healthy(url), "Prefect's server")
 
     @contextmanager
     def worker(self) -> Iterator[None]:
@@ -147,16 +153,16 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         "PREFECT_API_URL": url,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "1",
         "PREFECT_WORKER_QUERY_SECONDS": "1",
     }
-    server = ["-m", "prefect", "server", "start", "--no-ui", "--host", "127.0.0.1", "--port", str(port)]
     with ExitStack() as stack:
-        process = stack.enter_context(GuardedProcess([sys.executable, *server], folder / "server.log", environment))
-        until(lambda: is_healthy(url), "Prefect's server")
         stack.enter_context(temporary_settings({PREFECT_API_URL: url}))
-        site = Site(stack.enter_context(get_client(sync_client=True)), process, folder, environment)
+        site = Site(stack.enter_context(get_client(sync_client=True)), folder, environment)
         stack.callback(site.end_runs)
+        site.start_server()
+        stack.callback(lambda: site.servers[-1].end())
         yield site
 
 
@@ -298,12 +304,9 @@ def test_two_runs_of_the_same_settings_compute_everything_once(site: Site, worke
 
 def test_a_server_that_is_away_for_a_while_ends_no_run(site: Site, worker: None):
     held = Held(site, "away")
-    server = psutil.Process(site.server.pid)
-    family = [server, *server.children(recursive=True)]
-    for process in family:
-        process.send_signal(signal.SIGSTOP)
+    site.servers[-1].end()
     held.release()
     until(lambda: site.completions(held.root), "samples without the server")
-    for process in family:
-        process.send_signal(signal.SIGCONT)
-    assert site.finished(held.run).state_name == "Completed"
+    site.start_server()
+    run = site.finished(held.run)
+    assert (run.state_name, run.run_count) == ("Completed", 1), site.log(run.id)
