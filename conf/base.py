@@ -7,11 +7,20 @@ import warnings
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+FIXED = {
+    "type": "Names this alternative; leave it as it is.",
+    "pipeline": "Names the pipeline; leave it as it is.",
+    "preset": "Names the settings in reports and on pages; reads nothing.",
+}
 
 
 class RenamedSetting(FutureWarning):
@@ -40,6 +49,15 @@ class Settings(BaseModel):
     """Fields left out of the step cache key, each with the reason. All other fields are in the key."""
     RENAMED: ClassVar[dict[str, str]] = {}
     """Old field names and their new names. Old names work for one more version."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Describes the fields that no person needs to change, for forms and editors."""
+        made = handler(schema)
+        properties = handler.resolve_ref_schema(made).get("properties", {})
+        for name in FIXED.keys() & properties.keys():
+            properties[name].setdefault("description", FIXED[name])
+        return made
 
     @classmethod
     def renamed(cls) -> dict[str, str]:

@@ -222,7 +222,9 @@ class TwoEngines(Engine):
     max_model_len: Positive = 20480
     """Maximum length of prompt + completion in tokens; must hold the longest dialogue with its prompt."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, lt=1)] = 0.6
+    """Fraction of GPU memory for both servers together; the trainer needs the rest. No effect on a CPU."""
     servers_per_gpu: Annotated[int, Field(ge=2)] = 2
+    """Number of servers that run at the same time. They share GPU memory, or CPU cores, equally."""
 
 
 class EarlyStop(Settings):

@@ -111,3 +111,17 @@ def test_titles_of_alternatives_differ(kind: type[Settings]):
     for choices in unions(kind):
         titles = [choice.model_json_schema()["title"] for choice in choices]
         assert len(set(titles)) == len(titles), titles
+
+
+@pytest.mark.parametrize("kind", PIPELINES.values())
+def test_a_form_describes_every_field(kind: type[Settings]):
+    schema = kind.model_json_schema()
+    sections = [schema, *(section for section in schema["$defs"].values() if "properties" in section)]
+    bare = [
+        f"{section['title']}.{name}"
+        for section in sections
+        for name, field in section["properties"].items()
+        if not field.keys() & {"description", "$ref"}
+    ]
+    assert bare == []
+    assert [section["title"] for section in sections if "description" not in section] == []
