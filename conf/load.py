@@ -74,18 +74,18 @@ def preset_path(kind: type[Settings], preset: str) -> Path:
     return known[preset]
 
 
-def assign(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """Applies each `a.b=value` to `values`, in place. Raises SettingsError."""
+def assign(values: dict[str, Any], assignments: Sequence[str], option: str = "--set") -> dict[str, Any]:
+    """Applies each `a.b=value` to `values`, in place. Raises SettingsError, which names the `option`."""
     for assignment in assignments:
-        _assign(values, assignment)
+        _assign(values, assignment, option)
     return values
 
 
-def _assign(values: dict[str, Any], assignment: str) -> None:
+def _assign(values: dict[str, Any], assignment: str, option: str) -> None:
     """The value is read as TOML, and as plain text where that fails."""
     path, equals, text = assignment.partition("=")
     if not equals or not path:
-        raise SettingsError(f"--set {_named(assignment)}: write it as section.field=value")
+        raise SettingsError(f"{option} {_named(assignment)}: write it as section.field=value")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -94,7 +94,7 @@ def _assign(values: dict[str, Any], assignment: str) -> None:
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
-            raise SettingsError(f"--set {_named(assignment)}: {section} is a field, not a section")
+            raise SettingsError(f"{option} {_named(assignment)}: {section} is a field, not a section")
     values[field] = value
 
 

@@ -18,10 +18,10 @@ class Retry(Settings):
     delay: PositiveFloat = 10
     """Seconds before the first retry; doubled before each further one."""
     jitter: Share = 0.5
-    """Random lengthening of each delay, as a fraction of it."""
+    """Random change of each delay, as a fraction of it."""
     timeout: PositiveFloat | None = None
-    """Seconds that one attempt may take. Its servers and trainers are then ended, and it is retried. Default: no
-    limit."""
+    """Seconds that one attempt may take, waiting for another run or for GPUs included. Its servers and trainers are
+    then ended, and it is retried. Default: no limit."""
 
     @property
     def delays(self) -> list[float]:

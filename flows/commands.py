@@ -55,7 +55,7 @@ def deploy(options: Namespace) -> None:
         raise ReadableError(
             "PREFECT_API_URL is not set: start a server with `prefect server start` and give its address"
         )
-    variables = assign({"working_dir": str(Path.cwd())} if options.type == "process" else {}, options.job)
+    variables = assign({"working_dir": str(Path.cwd())} if options.type == "process" else {}, options.job, "--job")
     pipelines = [options.pipeline] if options.pipeline else list(PIPELINES)
     parameters = _parameters(options) if options.pipeline else {}
     named = deploy(

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+import httpx
 from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.client.schemas.schedules import CronSchedule
-from prefect.deployments.runner import RunnerDeployment
-from prefect.exceptions import ObjectNotFound
+from prefect.deployments.runner import DeploymentApplyError, RunnerDeployment
+from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.types.entrypoint import EntrypointType
 
 from conf.errors import ReadableError
@@ -48,7 +50,8 @@ def deployment(
     """One run at a time, later ones wait; with a schedule that is switched off. A worker imports the flow by its
     module's name."""
     if "env" in job_variables:  # it replaces the template's
-        job_variables = job_variables | {"env": ENVIRONMENT | job_variables["env"]}
+        own = {name: str(value) for name, value in job_variables["env"].items()}
+        job_variables = job_variables | {"env": ENVIRONMENT | own}
     return flow.to_deployment(  # type: ignore[return-value]
         name,
         parameters=parameters,
@@ -69,7 +72,8 @@ def job_template(kind: PoolType) -> dict[str, Any]:
 
 
 def ensure_pool(client: SyncPrefectClient, name: str, kind: PoolType) -> None:
-    """Creates the work pool, or gives it the present template. Raises CannotDeploy for a pool of another type."""
+    """Creates the work pool if it is missing; one that exists keeps its template, which may have been changed on its
+    page. Raises CannotDeploy for a pool of another type."""
     try:
         found = client.read_work_pool(name)
     except ObjectNotFound:
@@ -79,16 +83,34 @@ def ensure_pool(client: SyncPrefectClient, name: str, kind: PoolType) -> None:
         raise CannotDeploy(
             f"work pool {name} exists with type {found.type}; give --type {found.type} or another --pool"
         )
-    client.update_work_pool(name, WorkPoolUpdate(base_job_template=job_template(kind)))
 
 
 def deploy(pool: str, kind: PoolType, deployments: Iterable[RunnerDeployment]) -> list[str]:
-    """Registers the pool and the deployments with the server at PREFECT_API_URL. Returns their names, flow/name."""
-    with get_client(sync_client=True) as client:
-        ensure_pool(client, pool, kind)
-        ensure_automations(client, automations())
+    """Registers the pool and the deployments with the server at PREFECT_API_URL. Returns their names, flow/name.
+
+    Deployments that exist keep their schedules. Raises CannotDeploy.
+    """
     names = []
-    for one in deployments:
-        one.apply()  # type: ignore[unused-coroutine]
-        names.append(f"{one.flow_name}/{one.name}")
+    try:
+        with get_client(sync_client=True) as client:
+            ensure_pool(client, pool, kind)
+            ensure_automations(client, automations())
+            for one in deployments:
+                names.append(f"{one.flow_name}/{one.name}")
+                if is_known(client, names[-1]):
+                    one.schedules = None
+                one.apply()  # type: ignore[unused-coroutine]
+    except (httpx.HTTPError, PrefectException, DeploymentApplyError) as error:
+        raise CannotDeploy(
+            f"Prefect's server at {os.environ.get('PREFECT_API_URL')} refuses or is away: {error}"
+        ) from None
     return names
+
+
+def is_known(client: SyncPrefectClient, name: str) -> bool:
+    """Whether a deployment of this name exists."""
+    try:
+        client.read_deployment_by_name(name)
+    except ObjectNotFound:
+        return False
+    return True

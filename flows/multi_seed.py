@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prefect import flow
-
 from conf.dto import Dto
 from conf.long_short import LongShort
 from conf.multi_seed import MultiSeed
@@ -35,15 +33,10 @@ def run_multi_seed(ctx: RunContext, settings: MultiSeed) -> Path:
 
 
 def evaluate_seed(ctx: RunContext, settings: MultiSeed, seed: int) -> SeedResult:
-    """Runs the pipeline with one seed, as a flow of its own on Prefect's page."""
+    """Runs the pipeline with one seed."""
     one_seed = settings.of.model_copy(update={"seed": seed})
     since = len(ctx.ledger), len(ctx.ledger.warnings)
-
-    @flow(name="seed", flow_run_name=f"{one_seed.pipeline}-seed-{seed}", persist_result=False)
-    def one() -> ExperimentResult:
-        return run_experiment(ctx, one_seed)
-
-    return build_seed_result(ctx, one_seed, one(), since)
+    return build_seed_result(ctx, one_seed, run_experiment(ctx, one_seed), since)
 
 
 def run_experiment(ctx: RunContext, settings: Pipeline) -> ExperimentResult:

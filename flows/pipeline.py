@@ -61,8 +61,8 @@ def stop_after(restarts: int) -> None:
     automation leaves it alone."""
     if (flow_run.run_count or 1) > restarts + 1:
         raise CrashedTooOften(
-            f"this run crashed and started again {restarts} times (retries.restarts); look at its log and at the node, "
-            "then start a new run: it goes on from what is finished"
+            f"this run has started again {restarts} times (retries.restarts); look at its log and at the node, then "
+            "start a new run: it goes on from what is finished"
         )
 
 
@@ -80,6 +80,7 @@ def _run_name() -> str:
     """Pipeline, preset and seed: `dto-paper-r1-1.5b-seed-3`."""
     form = flow_run.parameters
     complete = dict(form.get("settings") or {})
-    seeds = form.get("seeds") or [form.get("seed", complete.get("seed"))]
+    given = complete | {name: form[name] for name in ("seed", "seeds") if form.get(name) is not None}
+    seeds = given.get("seeds") or [given.get("seed")]
     named = [f"seed-{seed}" for seed in seeds if seed is not None]
     return "-".join([flow_run.flow_name, complete.get("preset", form["preset"]), *named])

@@ -22,7 +22,7 @@ id."""
 def connect(url: str) -> Database:
     """Raises NetworkFileSystem for an SQLite file on a network file system, before the file is touched."""
     validate_file_system(url)
-    database = create_engine(url)
+    database = create_engine(url, hide_parameters=True)  # errors are logged; rows are not
     if database.dialect.name == "sqlite":
 
         @event.listens_for(database, "connect")

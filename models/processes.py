@@ -33,13 +33,20 @@ def threads() -> int:
 
 def owner_name() -> str:
     """A name of this process for what it holds in a shared database; no two calls give the same."""
-    return f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex}"
+    return f"{_machine()}/{os.getpid()}/{uuid.uuid4().hex}"
 
 
 def is_dead(owner: str) -> bool:
     """Whether `owner` was a process of this machine that has ended."""
-    host, process, _ = owner.split("/")
-    return host == socket.gethostname() and not psutil.pid_exists(int(process))
+    machine, process, _ = owner.split("/")
+    return machine == _machine() and not psutil.pid_exists(int(process))
+
+
+def _machine() -> str:
+    """The host by its name, its boot and its process ids: containers on one host may share its name, but no process
+    ids."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
+    return f"{socket.gethostname()}:{boot}:{os.stat('/proc/self/ns/pid').st_ino}"
 
 
 class GuardedProcess:

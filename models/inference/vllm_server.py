@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -57,8 +57,9 @@ class VllmServer:
     is_ours = True
     name = "policy"
 
-    def __init__(self, settings: EngineSettings, log: Path):
-        self._settings = settings
+    def __init__(self, settings: EngineSettings, log: Path, before_start: Callable[[], None] = lambda: None):
+        """`before_start` is called before each start of the server, and may wait."""
+        self._settings, self._before_start = settings, before_start
         self._log = log
         self._session_lock = threading.Lock()
         self._process: GuardedProcess | None = None
@@ -141,6 +142,7 @@ class VllmServer:
         return self._process is not None and self._process.poll() is None
 
     def _start(self, model: Checkpoint) -> None:
+        self._before_start()
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]

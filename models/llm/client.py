@@ -27,7 +27,7 @@ from models.llm.reply_store import CachedReply, ReplyStore, reply_key
 from reasoning.llm_queries import InvalidReply, LlmQuery, R, Solution
 from reasoning.records import Usage
 
-__all__ = ["CapReached", "LlmClient", "LlmFailed", "TooManyInvalidReplies"]
+__all__ = ["CapReached", "LlmClient", "LlmFailed", "LlmUnanswered", "TooManyInvalidReplies"]
 
 OVERHEAD = 64
 """Tokens that a chat template may add to a message."""
@@ -52,6 +52,10 @@ class CapReached(ReadableError):
 
 class TooManyInvalidReplies(ReadableError):
     """Too many replies of the model are invalid for its role."""
+
+
+class LlmUnanswered(TooManyInvalidReplies):
+    """Most replies are missing because the endpoint did not answer, also when asked again."""
 
 
 class _Skipped(Exception):
@@ -184,7 +188,8 @@ class LlmClient:
             limit=queries[0].limit, url=self._settings.url, llm=self._settings.SECTION_NAME
         )
         first = next(one for one in self._invalid_replies if one.reason == reasons[0][0])
-        return TooManyInvalidReplies(
+        kind = LlmUnanswered if reasons[0][0] == INVALID_REASONS[Kind.TRANSIENT] else TooManyInvalidReplies
+        return kind(
             f"{len(self._invalid_replies)} replies of {self._settings.model} cannot be used "
             f"({', '.join(f'{count} × {reason}' for reason, count in reasons)}; the first: {first.detail}); "
             f"max_invalid_fraction allows {share:.0%} of {len(queries)}, so no more queries were sent. {remedy}"

@@ -156,15 +156,12 @@ class ArtifactStore:
 
     def recorded(self, key: str) -> ArtifactRef | None:
         """The result that the manifest of `key` names, if it is there and whole."""
-        manifest = f"{self._root}/manifests/{key}.json"
-        if not self._files.exists(manifest):
-            return None
-        ref = ArtifactRef.model_validate(json.loads(self._files.cat_file(manifest))["artifact"])
-        try:
-            ref.verify()
-        except ArtifactDamaged:
-            return None
-        return ref
+        manifest = self._manifest(f"{self._root}/manifests/{key}.json")
+        with suppress(ArtifactDamaged):
+            if manifest:
+                manifest.artifact.verify()
+                return manifest.artifact
+        return None
 
     def record(self, key: str, recipe: dict[str, Any], ref: ArtifactRef) -> None:
         """Writes a manifest of recipe and result, so that each figure can be traced back to its inputs.

@@ -28,11 +28,13 @@ from pydantic import BaseModel, ConfigDict
 
 from conf.base import Settings
 from conf.prompts import Prompt
+from conf.redaction import redacted
 from conf.retries import Retry
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.code_version import code_version
 from tasks.runtime.context import RunContext, StepContext
 from tasks.runtime.failures import DiskFull, is_disk_full, is_transient
+from tasks.runtime.leases import Lease
 from tasks.runtime.ledger import LedgerEntry
 from tasks.runtime.run_directory import RECORDS
 
@@ -170,23 +172,35 @@ class Step:
     def attempt(self, ctx: StepContext, /, **inputs: Any) -> ArtifactRef:
         """One attempt: holds the lease of the step's key, and takes the result of a run that was faster.
 
-        Ends the run's servers when a failure may be theirs. Raises DiskFull, and what the body raises.
+        Ends the run's servers when a failure may be theirs, or when the attempt is interrupted, as by a time-out.
+        Raises DiskFull, LeaseLost, and what the body raises.
         """
         try:
             with ctx.resources.lease(ctx.key) as lease:
                 if not is_refresh_wanted() and (found := ctx.artifacts.recorded(ctx.key)):
                     ctx.was_made_elsewhere = True
                     return found
-                ref = self.body(StepContext(ctx, ctx.key, ctx.recipe, lease), **inputs)
-                ctx.artifacts.record(ctx.key, ctx.recipe, ref)
-                return ref
-        except Exception as error:
+                return self._make(ctx, lease, inputs)
+        except BaseException as error:
             if is_disk_full(error):
                 raise DiskFull(f"{self.name}: no space left ({error}); free some and start the run again") from None
             if is_transient(error):
-                ctx.progress.note(f"{self.name}: {type(error).__name__}: {error}", logging.WARNING)
+                ctx.progress.note(redacted(f"{self.name}: {type(error).__name__}: {error}"), logging.WARNING)
+            if is_transient(error) or not isinstance(error, Exception):
                 ctx.resources.close_engines()
             raise
+
+    def _make(self, ctx: StepContext, lease: Lease, inputs: dict[str, Any]) -> ArtifactRef:
+        """Runs the body, and records its result while the lease is held. Whatever else fails after the lease was lost
+        fails because of that: LeaseLost."""
+        try:
+            ref = self.body(StepContext(ctx, ctx.key, ctx.recipe, lease), **inputs)
+        except Exception:
+            lease.check()
+            raise
+        lease.check()
+        ctx.artifacts.record(ctx.key, ctx.recipe, ref)
+        return ref
 
     @cached_property
     def version(self) -> str:

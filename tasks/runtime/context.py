@@ -13,7 +13,6 @@ from conf.engine import Engine as EngineSettings
 from conf.engine import Storage
 from conf.prompts import Prompt
 from conf.retries import Retries
-from models.inference.engine import Engine
 from models.inference.vllm_server import VllmServer
 from models.training.launcher import train
 from reasoning.records import CostBounds, InvalidRow, Record, SkippedRow, StageCount, Usage
@@ -21,7 +20,7 @@ from tasks.runtime.artifacts import ArtifactRef, ArtifactStore
 from tasks.runtime.leases import Lease
 from tasks.runtime.ledger import Ledger
 from tasks.runtime.progress import Progress
-from tasks.runtime.resources import Resources, Train
+from tasks.runtime.resources import MakeEngine, Resources, Train
 from tasks.runtime.run_directory import RunDirectory, rollout_store_url
 
 StepRunner = Callable[[Any, "StepContext", dict[str, Any]], tuple[ArtifactRef, bool]]
@@ -31,7 +30,8 @@ StepRunner = Callable[[Any, "StepContext", dict[str, Any]], tuple[ArtifactRef, b
 class RunContext:
     """The parts of one run. A context manager: exit ends every process that the run started.
 
-    Steps in several threads may share it, except that an auxiliary model answers one step at a time.
+    Steps in several threads may share it, except that an auxiliary model answers one step at a time. When one of them
+    fails or has to wait, the servers of all end; the others are retried.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class RunContext:
         *,
         prompt: Prompt | None = None,
         retries: Retries | None = None,
-        make_engine: Callable[[EngineSettings, Path], Engine] = VllmServer,
+        make_engine: MakeEngine = VllmServer,
         trainer: Train = train,
         progress: Progress | None = None,
         run_step: StepRunner | None = None,

@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from conf.errors import ReadableError
 from models.inference.remote_servers import WrongEndpoint
 from models.inference.vllm_server import ServerFailed
+from models.llm.client import LlmUnanswered
 from models.training.launcher import TrainerCrashed
 from tasks.runtime.leases import LeaseLost
 
@@ -21,6 +22,7 @@ LOST = (
     ServerFailed,
     TrainerCrashed,
     LeaseLost,
+    LlmUnanswered,
     httpx.HTTPError,
     aiohttp.ClientConnectionError,
     InterfaceError,

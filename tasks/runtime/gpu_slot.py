@@ -9,13 +9,18 @@ import os
 import socket
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
+from contextvars import copy_context
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
+from prefect.concurrency.context import ConcurrencyContext
 from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.runtime import deployment
+
+from tasks.runtime.progress import API_AWAY
 
 NODE_VARIABLE = "BREVITY_NODE"
 LEASE_SECONDS = 60.0
@@ -23,36 +28,45 @@ LEASE_SECONDS = 60.0
 
 
 class GpuSlot:
-    """A slot that a run takes before its first server or trainer, and gives back when it ends or has to wait.
+    """A slot that a run takes before its first server or trainer starts, and gives back when it ends or has to wait.
 
-    Only runs that a deployment started take one: others have no server in common. A missing limit is made, with one
-    slot.
+    Only runs that a deployment started take one: others have no Prefect server in common. On Kubernetes, pods get GPUs
+    of their own. A missing limit is made, with one slot.
     """
 
     def __init__(self, note: Callable[[str], None]):
         self._note = note
-        self._held = ExitStack()
-        self._is_held = False
+        self._release: Callable[[], object] | None = None
         self._lock = threading.Lock()  # of two steps side by side, one takes it for both
 
     def take(self) -> None:
-        """Waits for a free slot, unless this run has it."""
-        if deployment.id is None:
+        """Waits for a free slot, unless this run has it. Raises ConnectionError when Prefect's server is away."""
+        if deployment.id is None or "KUBERNETES_SERVICE_HOST" in os.environ:
             return
         with self._lock:
-            if not self._is_held:
-                self._take(slot_name())
+            self._release = self._release or self._take(slot_name())
 
-    def _take(self, name: str) -> None:
-        _ensure_limit(name)
+    def _take(self, name: str) -> Callable[[], object]:
+        """Returns what gives the slot back."""
+        slot = concurrency(name, lease_duration=LEASE_SECONDS)
         self._note(f"GPU: takes a slot of the limit {name}; waits while other runs have it")
-        self._held.enter_context(concurrency(name, lease_duration=LEASE_SECONDS))
-        self._is_held = True
+        # Prefect releases what a task has taken when the task ends; this slot outlives the step that takes it.
+        outside = copy_context()
+        outside.run(ConcurrencyContext.__var__.set, None)  # type: ignore[arg-type]
+        try:
+            _ensure_limit(name)
+            outside.run(slot.__enter__)
+        except (ConcurrencySlotAcquisitionError, *API_AWAY) as error:
+            raise ConnectionError(f"Prefect's server gives no GPU slot: {error}") from error
         self._note("GPU: slot taken")
+        return lambda: outside.run(slot.__exit__, None, None, None)
 
     def give_back(self) -> None:
-        self._held.close()
-        self._is_held = False
+        """A slot that Prefect's server does not take back, because it is away, is free when its lease has expired."""
+        with self._lock, suppress(*API_AWAY):
+            release, self._release = self._release, None
+            if release:
+                release()
 
 
 def slot_name() -> str:

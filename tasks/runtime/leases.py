@@ -5,13 +5,14 @@ It knows the database that the runs share. It must not know what is made.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from sqlalchemy import Column, Double, MetaData, String, Table, bindparam, delete, or_, select, update
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import SQLAlchemyError
 
 from models.database import UPSERTS, changing_tables, connect
 from models.processes import is_dead, owner_name
@@ -39,17 +40,21 @@ class LeaseLost(RuntimeError):
 class Lease:
     """A lease that is held. `owner` is unique: no two holders of a key, one after the other, have the same."""
 
-    def __init__(self, owner: str):
+    def __init__(self, owner: str, seconds: float):
         self.owner = owner
-        self._is_lost = threading.Event()
+        self._seconds = seconds
+        self._expires = time.monotonic() + seconds
+
+    def renew(self) -> None:
+        self._expires = time.monotonic() + self._seconds
 
     def lose(self) -> None:
-        self._is_lost.set()
+        self._expires = -math.inf
 
     def check(self) -> None:
-        """Raises LeaseLost if another run has taken over."""
-        if self._is_lost.is_set():
-            raise LeaseLost("another run has taken over this step, because this one did not answer")
+        """Raises LeaseLost if another run may have taken over."""
+        if time.monotonic() > self._expires:
+            raise LeaseLost("another run may have taken over this step, because this one did not renew its lease")
 
 
 class Leases:
@@ -72,7 +77,7 @@ class Leases:
     def hold(self, key: str, on_wait: Callable[[str], None]) -> Iterator[Lease]:
         """Waits until no other run holds `key`, and holds it within the context. Calls `on_wait` with the holder's
         name before it waits."""
-        lease = Lease(owner_name())
+        lease = Lease(owner_name(), self._seconds)
         holder = self._try(key, lease.owner)
         if holder:
             on_wait(holder)
@@ -87,7 +92,7 @@ class Leases:
         finally:
             ended.set()
             renewer.join()
-            with suppress(OperationalError):  # a lease that is not given back expires
+            with suppress(SQLAlchemyError):  # a lease that is not given back expires
                 self._release(key, lease.owner)
 
     def _try(self, key: str, owner: str) -> str:
@@ -104,10 +109,11 @@ class Leases:
     def _renew(self, key: str, lease: Lease, ended: threading.Event) -> None:
         mine = update(LEASES).where(LEASES.c.key == key, LEASES.c.owner == lease.owner)
         while not ended.wait(self._seconds / RENEWALS):
-            with suppress(OperationalError), self._database.begin() as connection:
+            with suppress(SQLAlchemyError), self._database.begin() as connection:
                 if not connection.execute(mine.values(expires=time.time() + self._seconds)).rowcount:
                     lease.lose()
                     return
+                lease.renew()
 
     def _release(self, key: str, owner: str) -> None:
         with self._database.begin() as connection:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from contextlib import suppress
+from contextvars import copy_context
 from typing import Any
 
 import httpx
@@ -58,6 +60,7 @@ class Stage:
         self._done = self._tokens = 0
         self._started = self._last_line = self._last_log = time.monotonic()
         self._artifact: Any = None
+        self._update: threading.Thread | None = None
         progress.note(f"{name}: {total} {unit}")
 
     def __call__(self, units: int, tokens: int = 0) -> None:
@@ -77,13 +80,16 @@ class Stage:
             f", {elapsed * (self._total - self._done) / self._done:.0f} s left" if 0 < self._done < self._total else ""
         )
         self._progress.note(f"{self._name}: {self._done}/{self._total} {self._unit}{speed}{left}", log=log)
-        if log:
-            with suppress(*API_AWAY):
-                self._show(100.0 * self._done / max(1, self._total))
+        if log and TaskRunContext.get() and not (self._update and self._update.is_alive()):
+            # In a thread, because Prefect waits for a server that is away; the stage goes on without its page.
+            percent = 100.0 * self._done / max(1, self._total)
+            self._update = threading.Thread(target=copy_context().run, args=(self._show, percent), daemon=True)
+            self._update.start()
 
     def _show(self, percent: float) -> None:
-        """On Prefect's page, as a progress artifact. Those exist within tasks only; a short stage has none."""
-        if self._artifact:
-            update_progress_artifact(self._artifact, percent)
-        elif TaskRunContext.get() and percent < 100:
-            self._artifact = create_progress_artifact(percent, description=self._name)
+        """On Prefect's page, as a progress artifact. A short stage has none."""
+        with suppress(*API_AWAY):
+            if self._artifact:
+                update_progress_artifact(self._artifact, percent)
+            elif percent < 100:
+                self._artifact = create_progress_artifact(percent, description=self._name)

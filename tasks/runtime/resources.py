@@ -30,6 +30,8 @@ from tasks.runtime.progress import Progress
 
 ENGINES = ("engine", "partner_engine")
 """Names of the attributes that hold the run's own engines."""
+MakeEngine = Callable[[EngineSettings, Path, Callable[[], None]], Engine]
+"""Makes an engine from its settings, a log file, and what it calls before its server starts."""
 Train = Callable[[Any, Path, Callable[[int, int], None]], list[dict[str, Any]]]
 """A trainer: from a job, a scratch folder and a callback (step, steps) to the figures of each logged step."""
 
@@ -54,7 +56,7 @@ class Resources:
         progress: Progress,
         warn: Callable[[str], None],
         retries: Retries,
-        make_engine: Callable[[EngineSettings, Path], Engine],
+        make_engine: MakeEngine,
         trainer: Train,
     ):
         self.engine_settings, self.rollouts_url = engine, rollouts_url
@@ -79,10 +81,9 @@ class Resources:
         return self._new_engine("vllm-partner.log")
 
     def _new_engine(self, name: str) -> Engine:
-        self.gpu_slot.take()
         log = self._logs / name
         self._progress.note(f"engine: starts when needed, log in {log}")
-        return self._make_engine(self.engine_settings, log)
+        return self._make_engine(self.engine_settings, log, self.gpu_slot.take)
 
     @cached_property
     def _leases(self) -> Leases:

@@ -64,7 +64,8 @@ class RunDirectory:
         own = parent / owner.rpartition("/")[2]
         if not own.exists():
             parent.mkdir(parents=True, exist_ok=True)
-            left = sorted(parent.iterdir(), key=lambda folder: folder.stat().st_mtime)
+            # A trainer that lives on may make its folders anew; the launcher's job file is not among them.
+            left = sorted(parent.iterdir(), key=lambda one: ((one / "job.json").exists(), one.stat().st_mtime))
             left[-1].rename(own) if left else own.mkdir()
         return own
 

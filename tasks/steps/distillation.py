@@ -61,7 +61,7 @@ def _trace_query(teacher: EndpointTeacher, problem: Problem, sampling: Sampling,
     )
 
 
-@step("sampling")
+@step("llm")
 def write_traces(
     ctx: StepContext,
     model: ArtifactRef,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -142,12 +143,15 @@ def run_job(
     (ctx.directory.path / f"{file_name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in figures))
     if (scratch / LOG).exists():
         shutil.copy(scratch / LOG, ctx.directory.path / f"{file_name}.log")
+    ctx.lease.check()
     count = ctx.count(rows_in, 1, usage=usage(figures))
     checkpoint = ctx.artifacts.publish_folder(
         "checkpoint", job.output, count.model_copy(update={"counts": counts(figures)})
     )
     # Renamed first: a removal that is interrupted must not leave a partial folder that a later run would resume from.
-    shutil.rmtree(scratch.parent.rename(scratch.parent.with_name(f".done-{ctx.key}-{scratch.name}")))
+    shutil.rmtree(scratch.rename(scratch.parent.with_name(f".done-{ctx.key}-{scratch.name}")))
+    with suppress(OSError):  # another run that has taken over works there
+        scratch.parent.rmdir()
     return checkpoint
 
 

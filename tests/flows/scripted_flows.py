@@ -3,10 +3,11 @@ and says so in a file beside it."""
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from conf.dto import Dto
+from conf.engine import Engine
 from flows.dto import run_dto
 from flows.pipeline import pipeline
 from models.checkpoints.checkpoint import Checkpoint
@@ -29,7 +30,8 @@ def run_scripted_dto(ctx: RunContext, settings: Dto) -> Path:
     return run_dto(ctx, settings)
 
 
-def make_engine(*_: Any) -> ScriptedEngine:
+def make_engine(_settings: Engine, _log: Path, before_start: Callable[[], None]) -> ScriptedEngine:
+    before_start()
     return ScriptedEngine(speak_or_wait)
 
 

@@ -1,6 +1,7 @@
 """Deployed runs on a real Prefect server with a real worker and a scripted model: forms, schedules, and what happens
 when something dies."""
 
+import json
 import os
 import socket
 import subprocess
@@ -26,7 +27,7 @@ from prefect.client.schemas.filters import (
     LogFilter,
     LogFilterFlowRunId,
 )
-from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.objects import FlowRun, Log, State, StateType
 from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import PrefectHTTPStatusError
@@ -99,7 +100,7 @@ class Site:
             "env": {
                 "PYTHONPATH": str(REPOSITORY),
                 "SCRIPTED_HOLD": str(root.with_suffix(".hold")),
-                "BREVITY_NODE": name,
+                "BREVITY_NODE": name.rpartition("@")[2],
             },
         }
         parameters = {"settings": settings.model_dump(mode="json")}
@@ -122,9 +123,11 @@ class Site:
 
         return until(final, "the run's end")
 
+    def lines(self, run: UUID) -> list[Log]:
+        return self.client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run])), limit=200)
+
     def log(self, run: UUID) -> str:
-        found = self.client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run])), limit=200)
-        return "\n".join(line.message for line in found)
+        return "\n".join(line.message for line in self.lines(run))
 
     def scheduled(self, deployment: UUID) -> UUID | None:
         """A run that a schedule made."""
@@ -180,10 +183,10 @@ def worker(site: Site) -> Iterator[None]:
 
 
 class Held:
-    """A run whose sampling waits until `release`."""
+    """A run of a deployment with this storage, whose sampling waits until `release`."""
 
-    def __init__(self, site: Site, name: str, *changes: str):
-        self.root = site.deploy(name, *changes)
+    def __init__(self, site: Site, name: str, root: Path):
+        self.root = root
         self._hold = self.root.with_suffix(".hold")
         self._hold.touch()
         self.run = site.start(name)
@@ -253,8 +256,9 @@ def deaths(site: Site) -> Deaths:
     """Four runs, all sampling. Two are killed under a living worker, then the worker, then one that it had started."""
     with site.worker():
         names = {"killed": (), "hopeless": ("retries.restarts=0",), "workerless": (), "both": ()}
-        held = {name: Held(site, name, *changes) for name, changes in names.items()}
+        roots = {name: site.deploy(name, *changes) for name, changes in names.items()}
         ensure_automations(site.client, automations(silence=timedelta(seconds=45)))
+        held = {name: Held(site, name, root) for name, root in roots.items()}
         for name in ("killed", "hopeless"):
             held[name].process.kill()
             until(lambda run=held[name].run: site.run(run).state_name == "Crashed", f"the crash of {name}")
@@ -279,11 +283,11 @@ def test_a_run_whose_worker_died_starts_again_on_the_next(site: Site, deaths: De
 def test_a_run_that_crashes_again_and_again_fails(deaths: Deaths):
     assert deaths.hopeless.state_name == "Failed"
     assert deaths.hopeless.state
-    assert "this run crashed and started again 0 times" in (deaths.hopeless.state.message or "")
+    assert "this run has started again 0 times" in (deaths.hopeless.state.message or "")
 
 
 def test_a_cancelled_run_leaves_nothing_and_the_next_goes_on(site: Site, worker: None):
-    held = Held(site, "cancelled")
+    held = Held(site, "cancelled", site.deploy("cancelled"))
     site.client.set_flow_run_state(held.run, State(type=StateType.CANCELLING), force=True)
     assert site.finished(held.run).state_name == "Cancelled"
     assert not held.process.is_running()
@@ -292,18 +296,35 @@ def test_a_cancelled_run_leaves_nothing_and_the_next_goes_on(site: Site, worker:
 
 
 def test_two_runs_of_the_same_settings_compute_everything_once(site: Site, worker: None):
-    held = Held(site, "twice")
+    held = Held(site, "twice", site.deploy("twice"))
     site.deploy("twice-too", f"storage.root={held.root}")
     other = site.start("twice-too")
-    until(lambda: "another run makes it" in site.log(other), "the second run to wait")
+    until(lambda: "another run makes it" in site.log(other), "the second run to wait")  # without the GPU slot
     held.release()
     runs = [site.finished(run) for run in (held.run, other)]
     assert [run.state_name for run in runs] == ["Completed"] * 2
-    assert sum(site.log(run.id).count(": cached, ") for run in runs) >= len(EVERY_STEP)
+    ledgers = [json.loads(file.read_text())["ledger"] for file in held.root.glob("dto-*/report.json")]
+    made = [line["stage"] for ledger in ledgers for line in ledger if not line["cached"]]
+    assert sorted(made) == sorted(EVERY_STEP)
+
+
+def test_two_runs_on_one_node_take_turns(site: Site, worker: None):
+    """The first has finished a step, and holds the slot in the next."""
+    held = Held(site, "first@node", site.deploy("first@node"))
+    site.deploy("second@node", "seed=1")
+    other = site.start("second@node")
+    until(lambda: "takes a slot of the limit gpu:node" in site.log(other), "the second run to wait")
+    assert "slot taken" not in site.log(other)
+    held.release()
+    first, second = site.finished(held.run), site.finished(other)
+    assert (first.state_name, second.state_name) == ("Completed", "Completed")
+    until(lambda: "slot taken" in site.log(other), "the log of the second run")
+    taken = next(line.timestamp for line in site.lines(other) if "slot taken" in line.message)
+    assert taken > max(line.timestamp for line in site.lines(held.run) if "benchmark: " in line.message)
 
 
 def test_a_server_that_is_away_for_a_while_ends_no_run(site: Site, worker: None):
-    held = Held(site, "away")
+    held = Held(site, "away", site.deploy("away"))
     site.servers[-1].end()
     held.release()
     until(lambda: site.completions(held.root), "samples without the server")

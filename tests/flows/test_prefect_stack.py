@@ -89,6 +89,7 @@ def fail_first(ctx: StepContext, failures: int) -> ArtifactRef:
 
 @step("training")
 def hang_first(ctx: StepContext) -> ArtifactRef:
+    _ = ctx.resources.engine
     ATTEMPTS.append(ctx.key)
     if len(ATTEMPTS) == 1:
         threading.Event().wait(60)
@@ -158,3 +159,4 @@ def test_what_stays_is_tried_once(tmp_path: Path, failure: Exception, told: str)
 def test_a_step_that_hangs_is_ended_and_retried(tmp_path: Path):
     retried(tmp_path, hang_first, timeout=1)
     assert len(ATTEMPTS) == 2
+    assert Closing.closed == 2  # by the time-out, and at the end

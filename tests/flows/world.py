@@ -125,11 +125,8 @@ def run_plainly(self: Step, ctx: StepContext, inputs: dict[str, Any]) -> tuple[A
 def without_prefect() -> Iterator[None]:
     """Flows and steps are plain calls, and reports are not published."""
 
-    def plain(**_: Any) -> Callable[[Any], Any]:
-        return lambda body: body
-
-    flows = patch(f"{__name__}.flow", plain), patch("flows.multi_seed.flow", plain)
-    with flows[0], flows[1], patch.object(Step, "run_in_prefect", run_plainly), patch("tasks.reports.report._publish"):
+    plain_flow = patch(f"{__name__}.flow", lambda name: lambda body: body)
+    with plain_flow, patch.object(Step, "run_in_prefect", run_plainly), patch("tasks.reports.report._publish"):
         yield
 
 

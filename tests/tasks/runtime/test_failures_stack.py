@@ -11,6 +11,7 @@ from conf.load import SettingsError
 from models.inference.remote_servers import WrongEndpoint
 from models.inference.rollout_executor import TooManyFailed
 from models.inference.vllm_server import ServerFailed
+from models.llm.client import LlmUnanswered, TooManyInvalidReplies
 from models.training.launcher import TrainerCrashed, TrainingFailed
 from tasks.runtime.failures import DiskFull, is_disk_full, is_transient
 from tasks.runtime.leases import LeaseLost
@@ -29,6 +30,7 @@ PASSES = [
     ServerFailed("gone"),
     TrainerCrashed("ended with code 137"),
     LeaseLost("frozen"),
+    LlmUnanswered("12 replies are missing"),
     httpx.ConnectError("refused"),
     answered(503),
     TimeoutError(),
@@ -40,6 +42,7 @@ PASSES = [
 STAYS = [
     WrongEndpoint("a page"),
     TooManyFailed("3 of 4"),
+    TooManyInvalidReplies("12 replies are no JSON"),
     TrainingFailed("one row does not fit"),
     SettingsError("unknown setting"),
     DiskFull("no space left"),
@@ -63,4 +66,4 @@ def test_what_stays_is_not(error: Exception):
 
 
 def test_a_full_disk_is_known_by_all_its_names():
-    assert [error for error in PASSES + STAYS if is_disk_full(error)] == [STAYS[7], STAYS[9]]
+    assert [error for error in PASSES + STAYS if is_disk_full(error)] == [STAYS[8], STAYS[10]]
