@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import yaml
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.workers.process import ProcessWorker
 from prefect_docker.worker import DockerWorker
 from prefect_kubernetes.worker import KubernetesWorker
 
 from conf.pipelines import PIPELINES
-from flows.cli import POOL_TYPES
+from flows.cli import POOL_TYPES, main
 from flows.deploy import ENVIRONMENT, deployment, job_template, pipeline_flow
 
 WORKERS: dict[str, Any] = {
@@ -98,3 +99,31 @@ def test_the_committed_file_deploys_the_same():
             },
             "enforce_parameter_schema": made.enforce_parameter_schema,
         }
+
+
+def test_a_deployment_needs_the_address_of_a_server(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    assert main(["deploy", "dto"]) == 2
+    assert "error: PREFECT_API_URL is not set: start a server" in capsys.readouterr().err
+
+
+def test_a_server_that_is_away_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    url = "http://127.0.0.1:9/api"
+    monkeypatch.setenv("PREFECT_API_URL", url)
+    with temporary_settings({PREFECT_API_URL: url, PREFECT_CLIENT_MAX_RETRIES: 0}):
+        assert main(["deploy", "dto"]) == 2
+    assert f"error: Prefect's server at {url} refuses or is away: " in capsys.readouterr().err
+
+
+def test_a_job_variable_without_a_value_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    assert main(["deploy", "dto", "--job", "gpu_count"]) == 2
+    assert "error: --job gpu_count: write it as" in capsys.readouterr().err
+
+
+def test_a_variable_of_the_environment_is_text():
+    made = deployment(pipeline_flow("dto"), "mine", "pool", {}, {"env": {"CUDA_VISIBLE_DEVICES": 0}}, "0 2 * * *")
+    assert made.job_variables
+    assert made.job_variables["env"]["CUDA_VISIBLE_DEVICES"] == "0"

@@ -229,6 +229,13 @@ def test_a_run_from_the_form_then_one_on_schedule(site: Site, worker: None):
     assert site.completions(root) == stored
     assert site.log(again.id).count(": cached, ") == len(EVERY_STEP)
 
+    before = site.client.read_deployment_by_name("dto/first").schedules
+    site.deploy("first")
+    assert [one.active for one in site.client.read_deployment_by_name("dto/first").schedules] == [
+        one.active for one in before
+    ]
+    assert any(one.active for one in before)
+
 
 def test_a_mistake_in_the_form_ends_a_run_before_it_starts_anything(site: Site, worker: None):
     site.deploy("mistaken")

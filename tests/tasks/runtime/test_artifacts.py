@@ -174,9 +174,14 @@ def test_another_result_or_a_damaged_manifest_is_written_anew(root: str, before:
     store.record("k", {"step": "s"}, ref)
     assert manifest(root)[0].artifact == ref
     files, path = fsspec.url_to_fs(f"{root}/manifests/k.json")
+    assert store.recorded("k") == ref
     files.pipe_file(path, before)
+    assert store.recorded("k") is None
     store.record("k", {"step": "s"}, ref)
     assert manifest(root)[0].artifact == ref
+    files.rm(ref.uri)
+    assert store.recorded("k") is None
+    assert store.recorded("never made") is None
 
 
 def test_a_manifest_of_another_user_is_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

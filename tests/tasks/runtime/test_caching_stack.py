@@ -21,7 +21,7 @@ from conf.sampling import Sampling
 from conf.tiny_model import Lesson
 from conf.training import SimPO
 from tasks.runtime.artifacts import ArtifactRef
-from tasks.runtime.caching import Step, StepInputs, canonical, key_of, recipe_of
+from tasks.runtime.caching import Step, StepInputs, canonical, key_of, recipe_of, run_name
 from tests.conf.test_settings import ALL_SECTIONS
 
 REF = ArtifactRef(kind="traces", uri="/here", digest="abc", rows=1)
@@ -130,3 +130,8 @@ def test_memory_settings_change_no_key():
     )
     assert key(a=Stories(count=3)) != key(a=Stories(count=4))
     assert key(a=Sampling()) != key(a=Sampling(top_p=0.9))
+
+
+def test_braces_in_labels_are_no_format():
+    model = ArtifactRef(kind="base-model", uri="m", digest="d", rows=1, label="own {0} model")
+    assert run_name("evaluate", {"model": model}).format() == "evaluate [own {0} model]"
