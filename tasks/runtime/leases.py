@@ -84,6 +84,7 @@ class Leases:
         while holder:
             time.sleep(self._poll)
             holder = self._try(key, lease.owner)
+        lease.renew()
         ended = threading.Event()
         renewer = threading.Thread(target=self._renew, args=(key, lease, ended), daemon=True)
         renewer.start()

@@ -5,6 +5,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,18 @@ def test_who_waits_is_told_for_whom(leases: Callable[..., Leases]):
         pass
     thread.join()
     assert holders == mine
+
+
+def test_a_lease_counts_from_the_end_of_the_wait(leases: Callable[..., Leases]):
+    other = ExitStack()
+    other.enter_context(leases().hold("a step", pytest.fail))
+
+    def outwait(_: str) -> None:
+        threading.Event().wait(0.6)  # longer than the lease
+        other.close()
+
+    with leases(seconds=0.5).hold("a step", outwait) as lease:
+        lease.check()
 
 
 def test_a_killed_holder_is_not_waited_for(url: str, leases: Callable[..., Leases]):
