@@ -131,10 +131,11 @@ class Frozen(Leases):
 def test_a_frozen_holder_loses_its_lease_and_is_told(url: str, leases: Callable[..., Leases]):
     frozen, other = Frozen(url), leases()
     with frozen.hold("a step", pytest.fail) as lease, other.hold("a step", lambda _: None) as taken:
-        lease.check()
-        frozen.thaw.set()
-        frozen.has_renewed.wait(60)
         with pytest.raises(LeaseLost, match="another run may have taken over"):
+            lease.check()
+        frozen.thaw.set()
+        assert frozen.has_renewed.wait(60)
+        with pytest.raises(LeaseLost):
             lease.check()
         taken.check()
     frozen.close()
