@@ -43,10 +43,12 @@ class Lease:
     def __init__(self, owner: str, seconds: float):
         self.owner = owner
         self._seconds = seconds
-        self._expires = time.monotonic() + seconds
+        self._expires = -math.inf
 
-    def renew(self) -> None:
-        self._expires = time.monotonic() + self._seconds
+    def renew(self, asked: float) -> None:
+        """`asked`: the monotonic time before the database was asked, so that this run never counts on more time than
+        the database gives it."""
+        self._expires = asked + self._seconds
 
     def lose(self) -> None:
         self._expires = -math.inf
@@ -78,13 +80,11 @@ class Leases:
         """Waits until no other run holds `key`, and holds it within the context. Calls `on_wait` with the holder's
         name before it waits."""
         lease = Lease(owner_name(), self._seconds)
-        holder = self._try(key, lease.owner)
-        if holder:
+        if holder := self._try(key, lease):
             on_wait(holder)
         while holder:
             time.sleep(self._poll)
-            holder = self._try(key, lease.owner)
-        lease.renew()
+            holder = self._try(key, lease)
         ended = threading.Event()
         renewer = threading.Thread(target=self._renew, args=(key, lease, ended), daemon=True)
         renewer.start()
@@ -96,25 +96,29 @@ class Leases:
             with suppress(SQLAlchemyError):  # a lease that is not given back expires
                 self._release(key, lease.owner)
 
-    def _try(self, key: str, owner: str) -> str:
+    def _try(self, key: str, lease: Lease) -> str:
         """Takes the lease if it is free, expired, or its holder is dead. The holder otherwise; empty if taken."""
-        now = time.time()
+        owner, asked, now = lease.owner, time.monotonic(), time.time()
         with self._database.begin() as connection:
             holder = connection.execute(select(LEASES.c.owner).where(LEASES.c.key == key)).scalar() or ""
             dead = holder if holder and is_dead(holder) else owner
             row = {"key": key, "owner": owner, "expires": now + self._seconds, "now": now, "dead": dead}
             connection.execute(self._take, row)
             holder = connection.execute(select(LEASES.c.owner).where(LEASES.c.key == key)).scalar_one()
-        return "" if holder == owner else holder
+        if holder != owner:
+            return holder
+        lease.renew(asked)
+        return ""
 
     def _renew(self, key: str, lease: Lease, ended: threading.Event) -> None:
         mine = update(LEASES).where(LEASES.c.key == key, LEASES.c.owner == lease.owner)
         while not ended.wait(self._seconds / RENEWALS):
+            asked = time.monotonic()
             with suppress(SQLAlchemyError), self._database.begin() as connection:
                 if not connection.execute(mine.values(expires=time.time() + self._seconds)).rowcount:
                     lease.lose()
                     return
-                lease.renew()
+                lease.renew(asked)
 
     def _release(self, key: str, owner: str) -> None:
         with self._database.begin() as connection:
