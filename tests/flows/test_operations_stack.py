@@ -206,8 +206,7 @@ def test_a_run_from_the_form_then_one_on_schedule(site: Site, worker: None):
     run = site.finished(site.start("first", seed=1, problem_count=6))
     assert run.state_name == "Completed", site.log(run.id)
     assert run.name == "dto-tiny-seed-1"
-    log = site.log(run.id)
-    assert "sample: 6/6 prompts" in log
+    until(lambda: "sample: 6/6 prompts" in site.log(run.id), "the log")
     steps = site.client.read_task_runs(limit=200)
     names = {step.name for step in steps if step.flow_run_id == run.id}
     assert {"sample-traces [tiny, training problems]", "evaluate [dto, the benchmark]"} <= names
@@ -227,7 +226,8 @@ def test_a_run_from_the_form_then_one_on_schedule(site: Site, worker: None):
     again = site.finished(until(lambda: site.scheduled(found.id), "the scheduled run"))
     assert again.state_name == "Completed", site.log(again.id)
     assert site.completions(root) == stored
-    assert site.log(again.id).count(": cached, ") == len(EVERY_STEP)
+    ledger = json.loads((root / "latest" / "report.json").read_text())["ledger"]
+    assert [(line["stage"], line["cached"]) for line in ledger] == [(step, True) for step in EVERY_STEP]
 
     before = site.client.read_deployment_by_name("dto/first").schedules
     site.deploy("first")
@@ -278,7 +278,7 @@ def deaths(site: Site) -> Deaths:
 
 def test_a_killed_run_starts_again_and_goes_on(site: Site, deaths: Deaths):
     assert (deaths.killed.state_name, deaths.killed.run_count) == ("Completed", 2), site.log(deaths.killed.id)
-    assert "draw-problems: cached" in site.log(deaths.killed.id)
+    until(lambda: "draw-problems: cached" in site.log(deaths.killed.id), "the log")
 
 
 @pytest.mark.parametrize("name", ["workerless", "both"])
