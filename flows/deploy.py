@@ -99,6 +99,7 @@ def deploy(pool: str, kind: PoolType, deployments: Iterable[RunnerDeployment]) -
                 names.append(f"{one.flow_name}/{one.name}")
                 if is_known(client, names[-1]):
                     one.schedules = None
+                    one.model_fields_set.discard("schedules")  # not sent, so not changed
                 one.apply()  # type: ignore[unused-coroutine]
     except (httpx.HTTPError, PrefectException, DeploymentApplyError) as error:
         raise CannotDeploy(
