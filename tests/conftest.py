@@ -15,6 +15,8 @@ from tests.folders import folder
 from tests.models.chat import Chat, Script
 from tests.shapes import make_shapes
 
+# Steps outside a flow start a server of Prefect's own, which takes longer than its 20 seconds on a busy machine.
+os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     # Test processes side by side share the cores: with more threads than cores, all wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // int(workers))))
