@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, GetJsonSchemaHandler, model_validator
 from pydantic.json_schema import JsonSchemaValue
@@ -16,6 +16,7 @@ Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 
 
+S = TypeVar("S", bound="Settings")
 FIXED = {
     "type": "Names this alternative; leave it as it is.",
     "pipeline": "Names the pipeline; leave it as it is.",
@@ -85,6 +86,15 @@ class Settings(BaseModel):
         for name in filter(renamed.__contains__, values):
             warnings.warn(RenamedSetting(f"the setting {name} is called {renamed[name]} now"), stacklevel=2)
         return cls.with_new_names(values)
+
+
+def sections(value: Any, kind: type[S]) -> Iterator[S]:
+    """All sections of a kind within settings, and within whatever groups them."""
+    if isinstance(value, kind):
+        yield value
+    parts = vars(value).values() if isinstance(value, BaseModel) else value.values() if isinstance(value, dict) else ()
+    for part in value if isinstance(value, tuple) else parts:
+        yield from sections(part, kind)
 
 
 def type_or(default: str) -> Discriminator:

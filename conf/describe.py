@@ -11,7 +11,7 @@ from typing import Any
 from pydantic_core import to_jsonable_python
 
 from conf.base import Settings
-from conf.load import sections_of
+from conf.load import holds_pipeline, sections_of
 from conf.redaction import redacted
 
 COMPARISONS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
@@ -101,7 +101,7 @@ def _rows(section: _Section) -> Iterator[Setting]:
         choices = sections_of(section.kind.model_fields[field].annotation)
         if not choices:
             yield _row(section, field)
-        elif section.value(field) is None and any("pipeline" in kind.model_fields for kind in choices.values()):
+        elif section.value(field) is None and holds_pipeline(section.kind.model_fields[field].annotation):
             yield replace(_row(section, field), type="pipeline")
         else:
             yield from _nested(section, field, choices)

@@ -158,6 +158,11 @@ def sections_of(annotation: Any) -> dict[str, type[Settings]]:
     return found
 
 
+def holds_pipeline(annotation: Any) -> bool:
+    """Whether a field holds the settings of a pipeline."""
+    return any("pipeline" in section.model_fields for section in sections_of(annotation).values())
+
+
 def _nearest(section: type[Settings], field: str) -> str:
     """A suggestion for a misspelt field."""
     if names_secret(field) and "key_variable" in section.model_fields:

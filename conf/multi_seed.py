@@ -10,10 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from conf.base import RenamedSetting, Settings
 from conf.cot_distillation import CotDistillation
 from conf.dto import Dto
-from conf.engine import Engine, Storage
 from conf.long_short import LongShort
-from conf.prompts import Prompt
-from conf.retries import Retries
 
 NAME: Literal["multi-seed"] = "multi-seed"
 OLD_NAME = "claims"
@@ -63,22 +60,6 @@ class MultiSeed(Settings):
         assert found
         return found
 
-    @property
-    def storage(self) -> Storage:
-        return self.of.storage
-
-    @property
-    def engine(self) -> Engine:
-        return self.of.engine
-
-    @property
-    def retries(self) -> Retries:
-        return self.of.retries
-
-    @property
-    def prompt(self) -> Prompt:
-        return self.of.prompt
-
     @model_validator(mode="after")
     def _one_pipeline(self) -> Self:
         given = [one for one in (self.dto, self.cot_distillation, self.long_short) if one]
@@ -93,3 +74,8 @@ class MultiSeed(Settings):
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds names one twice; two runs of one seed are no two runs")
         return self
+
+
+def experiment(settings: Settings) -> Any:
+    """The settings of one run: of a multi-seed run, those of its pipeline."""
+    return settings.of if isinstance(settings, MultiSeed) else settings

@@ -9,12 +9,11 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model
-from pydantic.fields import FieldInfo
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, WithJsonSchema, create_model
 
-from conf.base import Settings
+from conf.base import Positive, PositiveFloat, Settings
 from conf.describe import setting_names
-from conf.load import SettingsError, load_values, preset_path, presets, read_toml, sections_of
+from conf.load import SettingsError, holds_pipeline, load_values, preset_path, presets, read_toml
 
 S = TypeVar("S", bound=Settings)
 
@@ -40,8 +39,6 @@ class Shortcut(NamedTuple):
     setting: str
     """Dotted name, within the pipeline."""
     kind: Any
-    schema: dict[str, Any]
-    bounds: FieldInfo
     description: str
 
     @property
@@ -49,35 +46,23 @@ class Shortcut(NamedTuple):
         # Prefect shows a nullable field as two tabs, and sends a default of null that this schema would refuse. EMPTY
         # has no JSON, so the schema has no default, and a field that is left empty is not sent.
         empty_is_none = BeforeValidator(lambda value: None if value is EMPTY else value)
-        annotation = Annotated[self.kind | None, self.bounds, empty_is_none, WithJsonSchema(self.schema)]
+        annotation = Annotated[self.kind | None, empty_is_none, WithJsonSchema(TypeAdapter(self.kind).json_schema())]
         return FormField(annotation, EMPTY, f"{self.description} Empty: as in the preset.")
 
 
-SEED = {"type": "integer", "minimum": 0}
+Seed = Annotated[int, Field(ge=0)]
 SHORTCUTS = {
-    "seed": Shortcut("seed", int, SEED, Field(ge=0), "Selects problems, samples and the order of training."),
-    "seeds": Shortcut(
-        "seeds",
-        list[Annotated[int, Field(ge=0)]],
-        {"type": "array", "items": SEED, "minItems": 1},
-        Field(min_length=1),
-        "The pipeline runs once with each.",
-    ),
+    "seed": Shortcut("seed", Seed, "Selects problems, samples and the order of training."),
+    "seeds": Shortcut("seeds", Annotated[list[Seed], Field(min_length=1)], "The pipeline runs once with each."),
     "model": Shortcut(
         "model",
-        str,
-        {"type": "string", "minLength": 1},
-        Field(min_length=1),
+        Annotated[str, Field(min_length=1)],
         "A checkpoint folder on the machine that runs it, owner/name on the Hugging Face hub, or tiny.",
     ),
-    "problem_count": Shortcut(
-        "problems.count", int, {"type": "integer", "minimum": 1}, Field(ge=1), "Number of training problems."
-    ),
+    "problem_count": Shortcut("problems.count", Positive, "Number of training problems."),
     "spending_cap": Shortcut(
         "llm.cap",
-        float,
-        {"type": "number", "exclusiveMinimum": 0},
-        Field(gt=0),
+        PositiveFloat,
         "Maximum cost of the auxiliary model, in the currency of its prices; the run stops before exceeding it.",
     ),
 }
@@ -143,8 +128,4 @@ def _offered(kind: type[Settings]) -> list[str]:
 
 def _inner_pipelines(kind: type[Settings]) -> list[str]:
     """Fields that hold the settings of another pipeline."""
-    return [
-        name
-        for name, info in kind.model_fields.items()
-        if any("pipeline" in section.model_fields for section in sections_of(info.annotation).values())
-    ]
+    return [name for name, info in kind.model_fields.items() if holds_pipeline(info.annotation)]

@@ -20,46 +20,38 @@ SILENCE = timedelta(seconds=180)
 RESTART_AFTER = timedelta(seconds=30)
 """A dead process is reported twice, by its runner and by its worker. A run that started again between the two reports
 would count as crashed at once, and lose its place under the deployment's concurrency limit."""
-RUNS = {"prefect.resource.id": "prefect.flow-run.*"}
-OURS = {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"}
 
 
 def automations(silence: timedelta = SILENCE) -> list[AutomationCore]:
     """Two automations that watch the runs of our deployments."""
-    dead = EventTrigger(
-        match=RUNS,  # type: ignore[arg-type]
-        match_related=OURS,  # type: ignore[arg-type]
-        for_each={"prefect.resource.id"},
-        after={"prefect.flow-run.heartbeat"},
-        expect={"prefect.flow-run.*"},
-        posture=Posture.Proactive,
-        threshold=1,
-        within=silence,
-    )
-    crashed = EventTrigger(
-        match=RUNS,  # type: ignore[arg-type]
-        match_related=OURS,  # type: ignore[arg-type]
-        for_each={"prefect.resource.id"},
-        after={"prefect.flow-run.Crashed"},
-        expect={"prefect.flow-run.*"},
-        posture=Posture.Proactive,
-        threshold=1,
-        within=RESTART_AFTER,
-    )
     return [
         AutomationCore(
             name="brevity: silent runs have crashed",
             description=f"No heartbeat for {silence.seconds} seconds: the machine, its worker or the run is dead.",
-            trigger=dead,
+            trigger=_silence_after("prefect.flow-run.heartbeat", silence),
             actions=[_set(StateType.CRASHED, "Crashed", "no sign of life")],
         ),
         AutomationCore(
             name="brevity: crashed runs start again",
             description="On any worker of the pool; they go on from what is finished. `retries.restarts` limits it.",
-            trigger=crashed,
+            trigger=_silence_after("prefect.flow-run.Crashed", RESTART_AFTER),
             actions=[_set(StateType.SCHEDULED, "AwaitingRetry", "starts again")],
         ),
     ]
+
+
+def _silence_after(event: str, within: timedelta) -> EventTrigger:
+    """Fires for each of our runs that has no further event within this time after `event`."""
+    return EventTrigger(
+        match={"prefect.resource.id": "prefect.flow-run.*"},  # type: ignore[arg-type]
+        match_related={"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"},  # type: ignore[arg-type]
+        for_each={"prefect.resource.id"},
+        after={event},
+        expect={"prefect.flow-run.*"},
+        posture=Posture.Proactive,
+        threshold=1,
+        within=within,
+    )
 
 
 def _set(state: StateType, name: str, message: str) -> ChangeFlowRunState:

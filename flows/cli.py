@@ -19,6 +19,7 @@ from conf.base import RenamedSetting
 from conf.describe import setting_names
 from conf.engine import Engine, Storage
 from conf.errors import ReadableError
+from conf.job_templates import POOL_TYPES
 from conf.load import presets
 from conf.multi_seed import present_name
 from conf.pipelines import PIPELINES
@@ -28,7 +29,6 @@ from flows import commands
 
 ALL = sorted(PIPELINES)
 PROMPTED = sorted(name for name, settings in PIPELINES.items() if issubclass(settings, Prompted))
-POOL_TYPES = ("process", "docker", "kubernetes")
 FORMATS = ("table", "md", "csv", "parquet")
 MODEL = "as in the settings: a folder, owner/name on the hub, or tiny"
 COMPLETION = """Completion with the Tab key: eval "$(register-python-argcomplete brevity)" in ~/.bashrc or ~/.zshrc."""

@@ -34,7 +34,7 @@ def run(options: Namespace) -> None:
     with prefect_server(home):
         for name in ("prefect.flow_runs", "prefect.task_runs"):
             logging.getLogger(name).addFilter(_needs_traceback)
-        from flows.deploy import pipeline_flow
+        from flows.pipeline import pipeline_flow
 
         pipeline_flow(options.pipeline)(settings=loaded)
 
@@ -49,7 +49,8 @@ def plan(options: Namespace) -> None:
 
 def deploy(options: Namespace) -> None:
     """Registers a work pool and deployments with the Prefect server at PREFECT_API_URL."""
-    from flows.deploy import deploy, deployment, pipeline_flow
+    from flows.deploy import deploy, deployment
+    from flows.pipeline import pipeline_flow
 
     if "PREFECT_API_URL" not in os.environ:
         raise ReadableError(

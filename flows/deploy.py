@@ -1,16 +1,13 @@
 """Deployments as code: a work pool from a bundled template, and a deployment of each pipeline with a nightly schedule.
 
-It knows Prefect's API and the pipelines' flows. It must not know what a run does.
+It knows Prefect's API. It must not know what a run does.
 """
 
 from __future__ import annotations
 
-import importlib
-import json
 import os
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import httpx
 from prefect import Flow
@@ -23,25 +20,15 @@ from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.types.entrypoint import EntrypointType
 
 from conf.errors import ReadableError
+from conf.job_templates import ENVIRONMENT, PoolType, job_template
 from flows.automations import TAG, automations, ensure_automations
 
-PoolType = Literal["process", "docker", "kubernetes"]
-TEMPLATES = Path(__file__).parent.parent / "conf" / "work_pools"
-ENVIRONMENT = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30", "PREFECT_CLIENT_MAX_RETRIES": "9"}
-"""Of every run, also in the templates: seconds between two signs of life; retries while Prefect's server is away, 17
-minutes in all."""
 START_GRACE = 600
 """Seconds that a run may stay PENDING before it loses its place to the next one."""
 
 
 class CannotDeploy(ReadableError):
     """A deployment that Prefect's server would not take."""
-
-
-def pipeline_flow(pipeline: str) -> Flow[..., Any]:
-    """The flow of a pipeline, by its name on the command line."""
-    name = pipeline.replace("-", "_")
-    return getattr(importlib.import_module(f"flows.{name}"), name)
 
 
 def deployment(
@@ -64,11 +51,6 @@ def deployment(
         job_variables=job_variables,
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
-
-
-def job_template(kind: PoolType) -> dict[str, Any]:
-    """The base job template of a bundled work pool."""
-    return json.loads((TEMPLATES / f"{kind}.json").read_text())
 
 
 def ensure_pool(client: SyncPrefectClient, name: str, kind: PoolType) -> None:

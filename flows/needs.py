@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
-from conf.base import Settings
+from conf.base import Settings, sections
 from conf.cot_distillation import CotDistillation
 from conf.dto import Dto
 from conf.engine import Engine
 from conf.llm import Llm
 from conf.long_short import LongShort
-from conf.multi_seed import MultiSeed
+from conf.multi_seed import MultiSeed, experiment
 from conf.problems import Hub
 from conf.prompts import BUNDLED
 from conf.training import Training
@@ -19,29 +19,14 @@ from flows.doctor.checks import GpuUse
 from models.checkpoints.checkpoint import Checkpoint, is_on_hub
 from models.checkpoints.memory_estimates import grpo_bytes, least_serving_bytes, trained_parameters, training_bytes
 
-S = TypeVar("S", bound=Settings)
 TRAININGS = ("training", "sft", "dpo")
 """Names of sections of type `Training`."""
 LARGER = "take a larger GPU"
 
 
-def experiment(settings: Settings) -> Any:
-    """The settings of one run: of a multi-seed run, those of its pipeline."""
-    return settings.of if isinstance(settings, MultiSeed) else settings
-
-
 def prefix(settings: Settings) -> str:
     """What stands before a section of the experiment in `--set`."""
     return f"{settings.of.pipeline.replace('-', '_')}." if isinstance(settings, MultiSeed) else ""
-
-
-def sections(value: Any, kind: type[S]) -> Iterator[S]:
-    """All sections of a kind within settings."""
-    if isinstance(value, kind):
-        yield value
-    parts = vars(value).values() if isinstance(value, Settings) else value.values() if isinstance(value, dict) else ()
-    for part in value if isinstance(value, tuple) else parts:
-        yield from sections(part, kind)
 
 
 def model_names(run: Any) -> list[str]:

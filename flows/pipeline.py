@@ -5,6 +5,7 @@ It knows forms, contexts and Prefect. It must not know what a pipeline does.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from pydantic.json_schema import PydanticJsonSchemaWarning
 
 from conf.base import Settings
 from conf.errors import ReadableError
+from conf.multi_seed import experiment
 from conf.run_form import FormField, form_fields, settings_from_form
 from tasks.runtime.context import RunContext
 
@@ -33,12 +35,9 @@ def pipeline(kind: type[S], body: Callable[[RunContext, S], Path], **resources: 
     name = kind.model_fields["pipeline"].default
 
     def run(**form: Any) -> Path:
-        settings: Any = settings_from_form(kind, form)
-        stop_after(settings.retries.restarts)
-        prompt = getattr(settings, "prompt", None)  # the pipeline that makes the tiny model has none
-        with RunContext(
-            name, settings.storage, settings.engine, prompt=prompt, retries=settings.retries, **resources
-        ) as ctx:
+        settings = settings_from_form(kind, form)
+        stop_after(experiment(settings).retries.restarts)
+        with open_run(settings, **resources) as ctx:
             return body(ctx, settings)
 
     run.__name__ = run.__qualname__ = name.replace("-", "_")
@@ -50,6 +49,19 @@ def pipeline(kind: type[S], body: Callable[[RunContext, S], Path], **resources: 
     run.__doc__ = "\n".join([f"{name}.", "", "Args:", *described])
     description = inspect.getdoc(kind)
     return flow(name=name, description=description, flow_run_name=_run_name, persist_result=False)(run)
+
+
+def pipeline_flow(pipeline: str) -> Flow[..., Any]:
+    """The flow of a pipeline, by its name on the command line."""
+    name = pipeline.replace("-", "_")
+    return getattr(importlib.import_module(f"flows.{name}"), name)
+
+
+def open_run(settings: Any, **resources: Any) -> RunContext:
+    """The run context that the settings of a pipeline ask for. `resources`: further arguments of RunContext."""
+    run = experiment(settings)
+    prompt = getattr(run, "prompt", None)  # the pipeline that makes the tiny model has none
+    return RunContext(settings.pipeline, run.storage, run.engine, prompt=prompt, retries=run.retries, **resources)
 
 
 class CrashedTooOften(ReadableError):

@@ -12,9 +12,10 @@ from rich.table import Table
 
 from conf.base import Settings
 from conf.errors import ReadableError
-from conf.multi_seed import MultiSeed
+from conf.multi_seed import MultiSeed, experiment
 from flows import cot_distillation, dto, long_short, markers, multi_seed, tiny_model
-from flows.needs import experiment, llms, model_names
+from flows.needs import llms, model_names
+from flows.pipeline import open_run
 from models.checkpoints.checkpoint import found_checkpoint, is_on_hub
 from models.checkpoints.files import CheckpointError
 from tasks.reports.layout import console, plain
@@ -23,8 +24,6 @@ from tasks.runtime.context import RunContext
 from tasks.runtime.planning import PlannedStep, Planner, StepState
 from tasks.runtime.prediction import ZERO, Certainty, Figure, total
 
-GPUS = 1
-"""GPUs that servers and trainers use; a run uses one."""
 SIGNS = {Certainty.EXACT: "", Certainty.ESTIMATE: "≈ ", Certainty.BOUND: "≤ "}
 
 
@@ -42,19 +41,10 @@ def print_plan(settings: Settings) -> None:
 def plan(settings: Any) -> list[PlannedStep]:
     """The steps of a run in order. Starts no engine and no trainer; data steps are run and their results kept."""
     _validate_models_are_here(settings)
-    planner = Planner(settings.storage.root)
+    planner = Planner(experiment(settings).storage.root)
     with (
         TemporaryDirectory() as folder,
-        RunContext(
-            settings.pipeline,
-            settings.storage,
-            settings.engine,
-            prompt=getattr(settings, "prompt", None),
-            make_engine=_refuse,
-            trainer=_refuse,
-            run_step=planner.run_step,
-            folder=Path(folder),
-        ) as ctx,
+        open_run(settings, make_engine=_refuse, trainer=_refuse, run_step=planner.run_step, folder=Path(folder)) as ctx,
     ):
         BODIES[settings.pipeline](ctx, settings)
     return planner.steps
@@ -126,7 +116,7 @@ def _sums(settings: Settings, steps: Sequence[PlannedStep]) -> dict[str, str]:
     told = [step.predicted for step in steps if step.state is StepState.TO_RUN]
     rows = {
         "tokens to generate": _sum([one.tokens for one in told], _number),
-        "GPU-hours": _sum([one.gpu_seconds.times(GPUS / 3600) for one in told], _hours),
+        "GPU-hours": _sum([one.gpu_seconds.times(1 / 3600) for one in told], _hours),
         "disk to be written": _sum([one.bytes for one in told], _size),
     }
     if llms(settings):

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sqlalchemy import Connection, create_engine, event, text
+from sqlalchemy import Connection, Insert, Table, bindparam, create_engine, event, or_, text
 from sqlalchemy import Engine as Database
 from sqlalchemy.dialects import postgresql, sqlite
 from tenacity import retry, retry_if_exception_message, stop_after_delay, wait_random
@@ -17,6 +17,17 @@ UPSERTS = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 LOCKS = {"sqlite": "BEGIN IMMEDIATE", "postgresql": "SELECT pg_advisory_xact_lock(5318008)"}
 """Statements that lock our tables against schema changes until the transaction ends; the number is an arbitrary lock
 id."""
+
+
+def taking(table: Table, key: str, dialect: str) -> Insert:
+    """Takes rows of a table with `key`, `owner` and `expires`: those that nobody has, whose owner has let them expire
+    before the parameter `now`, or that are the owner's already."""
+    take = UPSERTS[dialect](table)
+    return take.on_conflict_do_update(
+        index_elements=[key],
+        set_={"owner": take.excluded.owner, "expires": take.excluded.expires},
+        where=or_(table.c.expires < bindparam("now"), table.c.owner == take.excluded.owner),
+    )
 
 
 def connect(url: str) -> Database:

@@ -31,6 +31,13 @@ def threads() -> int:
     return int(os.environ.get("OMP_NUM_THREADS", "").split(",")[0] or len(os.sched_getaffinity(0)))
 
 
+def free_port() -> int:
+    """A port of the loopback interface that nobody listened on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def owner_name() -> str:
     """A name of this process for what it holds in a shared database; no two calls give the same."""
     return f"{_machine()}/{os.getpid()}/{uuid.uuid4().hex}"

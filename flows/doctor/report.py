@@ -12,6 +12,7 @@ from rich.text import Text
 
 from conf.base import Settings
 from conf.errors import ReadableError
+from conf.multi_seed import experiment
 from conf.prompts import BUNDLED
 from flows.doctor import facts
 from flows.doctor.checks import (
@@ -25,7 +26,7 @@ from flows.doctor.checks import (
     split_message,
 )
 from flows.doctor.services import check_hub, check_llm, check_prefect, check_server
-from flows.needs import data_sets, disk_bytes, experiment, gpu_uses, llms, model_names
+from flows.needs import data_sets, disk_bytes, gpu_uses, llms, model_names
 from flows.settings_table import console
 from models.checkpoints.checkpoint import Checkpoint, found_checkpoint, is_on_hub
 from models.checkpoints.files import CheckpointError, printable

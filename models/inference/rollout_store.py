@@ -25,7 +25,6 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
-    bindparam,
     delete,
     func,
     insert,
@@ -41,7 +40,7 @@ from sqlalchemy import (
 
 from conf.errors import ReadableError
 from models.checkpoints.checkpoint import Checkpoint
-from models.database import UPSERTS, changing_tables, connect
+from models.database import UPSERTS, changing_tables, connect, taking
 from models.inference.engine import Completion, Request
 from models.processes import is_dead, owner_name
 
@@ -136,12 +135,7 @@ class RolloutStore:
         _migrate(self._database, url)
         upsert = UPSERTS[self._database.dialect.name]
         self._insert = upsert(COMPLETIONS).on_conflict_do_nothing().returning(COMPLETIONS.c.sample)
-        claim = upsert(CLAIMS)
-        self._claim = claim.on_conflict_do_update(
-            index_elements=["identity"],
-            set_={"owner": claim.excluded.owner, "expires": claim.excluded.expires},
-            where=or_(CLAIMS.c.expires < bindparam("now"), CLAIMS.c.owner == claim.excluded.owner),
-        )
+        self._claim = taking(CLAIMS, "identity", self._database.dialect.name)
         self._owner = owner_name()
         self._release_dead_claims()
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import socket
 import sys
 import threading
 import time
@@ -36,7 +35,7 @@ from models.inference.dispatcher import (
     score_all,
 )
 from models.inference.engine import Deliver, Engine, FailedRequest, Session
-from models.processes import GuardedProcess, threads
+from models.processes import GuardedProcess, free_port, threads
 
 logger = logging.getLogger(__name__)
 SYNC_CHECK_FILE = "sync_check.json"
@@ -143,9 +142,7 @@ class VllmServer:
 
     def _start(self, model: Checkpoint) -> None:
         self._before_start()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self._process = GuardedProcess(self._command(model, port), self._log, self._environment())
         self._starts += 1

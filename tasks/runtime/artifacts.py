@@ -156,7 +156,7 @@ class ArtifactStore:
 
     def recorded(self, key: str) -> ArtifactRef | None:
         """The result that the manifest of `key` names, if it is there and whole."""
-        manifest = self._manifest(f"{self._root}/manifests/{key}.json")
+        manifest = self._manifest(key)
         with suppress(ArtifactDamaged):
             if manifest:
                 manifest.artifact.verify()
@@ -168,29 +168,31 @@ class ArtifactStore:
 
         A manifest that says the same already gets a new modification time: the result was used now.
         """
-        target = f"{self._root}/{MANIFESTS}/{key}.json"
-        earlier = self._manifest(target)
+        earlier = self._manifest(key)
         if earlier is None or (earlier.recipe, earlier.artifact) != (recipe, ref):
-            self._write_manifest(target, Manifest(recipe=recipe, artifact=ref, made=datetime.now(UTC)))
+            self._write_manifest(key, Manifest(recipe=recipe, artifact=ref, made=datetime.now(UTC)))
             return
         with suppress(OSError):  # removed meanwhile, or another user's: it is written again
             if self.is_local:
-                os.utime(target)
+                os.utime(self._manifest_path(key))
                 return
-        self._write_manifest(target, earlier)
+        self._write_manifest(key, earlier)
 
-    def _manifest(self, path: str) -> Manifest | None:
+    def _manifest_path(self, key: str) -> str:
+        return f"{self._root}/{MANIFESTS}/{key}.json"
+
+    def _manifest(self, key: str) -> Manifest | None:
         """None where there is none, or a damaged one."""
         with suppress(FileNotFoundError, ValueError):
-            return Manifest.model_validate_json(self._files.cat_file(path))
+            return Manifest.model_validate_json(self._files.cat_file(self._manifest_path(key)))
         return None
 
-    def _write_manifest(self, target: str, manifest: Manifest) -> None:
+    def _write_manifest(self, key: str, manifest: Manifest) -> None:
         temporary = self._temporary_name(MANIFESTS)
         self._files.makedirs(f"{self._root}/{MANIFESTS}", exist_ok=True)
         body = json.dumps(manifest.model_dump(mode="json"), indent=2, sort_keys=True)
         self._files.pipe_file(temporary, body.encode())
-        self._files.mv(temporary, target)
+        self._files.mv(temporary, self._manifest_path(key))
 
 
 def content_digest(uri: str) -> str:

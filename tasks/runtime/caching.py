@@ -86,17 +86,22 @@ def recipe_of(step: str, version: str, inputs: dict[str, Any], prompt: Prompt | 
     return recipe | {"prompt": canonical(prompt)} if reads_model and prompt not in (None, Prompt()) else recipe
 
 
-def artifacts_in(value: Any) -> Iterator[ArtifactRef]:
-    """All artifact references within an input, in order."""
+def artifact_paths(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], ArtifactRef]]:
+    """All artifact references within an input, in order, with their paths in the recipe."""
     if isinstance(value, ArtifactRef):
-        yield value
-    elif isinstance(value, StepInputs):
-        yield from artifacts_in(dict(value))
-    elif isinstance(value, dict):
-        yield from artifacts_in(list(value.values()))
+        yield path, value
+    parts: Any = ()
+    if isinstance(value, StepInputs | dict):
+        parts = dict(value).items()
     elif isinstance(value, list | tuple):
-        for item in value:
-            yield from artifacts_in(item)
+        parts = enumerate(value)
+    for name, part in parts:
+        yield from artifact_paths(part, (*path, str(name)))
+
+
+def artifacts_in(value: Any) -> list[ArtifactRef]:
+    """All artifact references within an input, in order."""
+    return [ref for _, ref in artifact_paths(value)]
 
 
 def name_with_labels(step: str, inputs: dict[str, Any]) -> str:

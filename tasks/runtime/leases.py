@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from sqlalchemy import Column, Double, MetaData, String, Table, bindparam, delete, or_, select, update
+from sqlalchemy import Column, Double, MetaData, String, Table, delete, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from models.database import UPSERTS, changing_tables, connect
+from models.database import changing_tables, connect, taking
 from models.processes import is_dead, owner_name
 
 METADATA = MetaData()
@@ -68,12 +68,7 @@ class Leases:
         self._seconds, self._poll = seconds, poll
         with changing_tables(self._database) as connection:
             METADATA.create_all(connection)
-        upsert = UPSERTS[self._database.dialect.name](LEASES)
-        self._take = upsert.on_conflict_do_update(
-            index_elements=["key"],
-            set_={"owner": upsert.excluded.owner, "expires": upsert.excluded.expires},
-            where=or_(LEASES.c.expires < bindparam("now"), LEASES.c.owner == bindparam("dead")),
-        )
+        self._take = taking(LEASES, "key", self._database.dialect.name)
 
     @contextmanager
     def hold(self, key: str, on_wait: Callable[[str], None]) -> Iterator[Lease]:
@@ -101,8 +96,9 @@ class Leases:
         owner, asked, now = lease.owner, time.monotonic(), time.time()
         with self._database.begin() as connection:
             holder = connection.execute(select(LEASES.c.owner).where(LEASES.c.key == key)).scalar() or ""
-            dead = holder if holder and is_dead(holder) else owner
-            row = {"key": key, "owner": owner, "expires": now + self._seconds, "now": now, "dead": dead}
+            if holder and is_dead(holder):
+                connection.execute(delete(LEASES).where(LEASES.c.key == key, LEASES.c.owner == holder))
+            row = {"key": key, "owner": owner, "expires": now + self._seconds, "now": now}
             connection.execute(self._take, row)
             holder = connection.execute(select(LEASES.c.owner).where(LEASES.c.key == key)).scalar_one()
         if holder != owner:

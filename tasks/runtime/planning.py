@@ -8,21 +8,20 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from conf.base import Settings
+from conf.base import sections
 from conf.llm import Llm
 from tasks.runtime import prediction
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.cache_files import CacheFiles
 from tasks.runtime.cache_index import CachedResult, CacheError, CacheIndex
-from tasks.runtime.cache_index import Path as RecipePath
-from tasks.runtime.caching import MODEL_KINDS, Step, StepInputs, VerifiedJSON, is_refresh_wanted, name_with_labels
+from tasks.runtime.caching import MODEL_KINDS, Step, VerifiedJSON, artifact_paths, is_refresh_wanted, name_with_labels
 from tasks.runtime.context import StepContext
 from tasks.runtime.prediction import Figure, Input, Prediction, Prices, StepCall
 from tasks.runtime.run_directory import RECORDS
@@ -139,8 +138,8 @@ class Planner:
 
     def _call(self, step: Step, ctx: StepContext, inputs: dict[str, Any]) -> StepCall:
         ordered = {name: inputs[name] for name in inspect.signature(step.body).parameters if name in inputs}
-        given = {path: self._input(ref) for path, ref in _artifacts(ordered, (prediction.INPUTS,))}
-        llm = next(_llms(ordered), None)
+        given = {path: self._input(ref) for path, ref in artifact_paths(ordered, (prediction.INPUTS,))}
+        llm = next(sections(ordered, Llm), None)
         prices = Prices(llm.price_in, llm.price_out) if llm else None
         recipe = json.loads(json.dumps(ctx.recipe))  # as a manifest has it
         return StepCall(step.name, step.kind, recipe, given, prices)
@@ -216,28 +215,6 @@ def _prefect_result(ctx: StepContext) -> ArtifactRef | None:
             found = VerifiedJSON().loads(json.loads(content)["result"].encode())
             return found if isinstance(found, ArtifactRef) else None
     return None
-
-
-def _artifacts(value: Any, path: RecipePath) -> Iterator[tuple[RecipePath, ArtifactRef]]:
-    """All artifact references within inputs, with their paths in the recipe."""
-    if isinstance(value, ArtifactRef):
-        yield path, value
-    parts: Any = ()
-    if isinstance(value, StepInputs | dict):
-        parts = dict(value).items()
-    elif isinstance(value, list | tuple):
-        parts = enumerate(value)
-    for name, part in parts:
-        yield from _artifacts(part, (*path, str(name)))
-
-
-def _llms(value: Any) -> Iterator[Llm]:
-    """All endpoints of auxiliary models within inputs."""
-    if isinstance(value, Llm):
-        yield value
-    elif isinstance(value, StepInputs | dict | Settings):
-        for part in dict(value).values():
-            yield from _llms(part)
 
 
 def _digest(row: dict[str, Any]) -> str:

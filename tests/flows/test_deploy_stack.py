@@ -11,9 +11,11 @@ from prefect.workers.process import ProcessWorker
 from prefect_docker.worker import DockerWorker
 from prefect_kubernetes.worker import KubernetesWorker
 
+from conf.job_templates import ENVIRONMENT, POOL_TYPES, job_template
 from conf.pipelines import PIPELINES
-from flows.cli import POOL_TYPES, main
-from flows.deploy import ENVIRONMENT, deployment, job_template, pipeline_flow
+from flows.cli import main
+from flows.deploy import deployment
+from flows.pipeline import pipeline_flow
 
 WORKERS: dict[str, Any] = {
     "process": ProcessWorker,

@@ -2,12 +2,10 @@
 
 import lzma
 from collections.abc import Callable
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from conf.load import load
 from conf.multi_seed import MultiSeed
@@ -19,8 +17,7 @@ from tasks.reports.multi_seed import START as START_OF
 from tasks.reports.seed_results import SeedResultError
 from tasks.runtime.caching import STEPS
 from tasks.runtime.context import RunContext
-from tasks.runtime.progress import Progress
-from tests.flows.world import pretend_training, report_of, scripted, speaking
+from tests.flows.world import pretend_training, report_of, scripted, silent_progress, speaking
 
 START, END = START_OF.format("dto"), END_OF.format("dto")
 pytestmark = pytest.mark.usefixtures("plain_steps")
@@ -61,7 +58,7 @@ def claimed(settings: MultiSeed, make: Callable[[], ScriptedEngine]) -> dict[str
         settings.of.engine,
         make_engine=lambda *_: make(),
         trainer=pretend_training,
-        progress=Progress(Console(file=StringIO())),
+        progress=silent_progress(),
     ) as ctx:
         return report_of(run_multi_seed, ctx, settings)
 

@@ -3,7 +3,6 @@ when something dies."""
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -38,7 +37,7 @@ from conf.load import load
 from flows.automations import automations, ensure_automations
 from flows.deploy import deploy, deployment
 from models.inference.rollout_store import RolloutStore
-from models.processes import GuardedProcess
+from models.processes import GuardedProcess, free_port
 from tests.flows.scripted_flows import dto
 from tests.flows.test_dto_stack import EVERY_STEP, SMALL
 
@@ -147,10 +146,7 @@ class Site:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("site")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}/api"
+    url = f"http://127.0.0.1:{free_port()}/api"
     environment = {
         "PREFECT_HOME": str(folder / "home"),
         "PREFECT_API_URL": url,

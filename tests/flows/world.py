@@ -140,6 +140,10 @@ def report_of(body: Callable[[RunContext, Any], Path], ctx: RunContext, settings
     return json.loads(run().read_text())
 
 
+def silent_progress() -> Progress:
+    return Progress(Console(file=StringIO()))
+
+
 class ScriptedRun:
     """One run of a pipeline with the scripted model: its report, the steps it ran, and its sampled completions."""
 
@@ -163,7 +167,7 @@ class ScriptedRun:
             prompt=settings.prompt,
             make_engine=engine,
             trainer=self.train,
-            progress=Progress(Console(file=StringIO())),
+            progress=silent_progress(),
         ) as self.ctx:
             self.report = report_of(body, self.ctx, settings)
         self.redone = [line["stage"] for line in self.report["ledger"] if not line["cached"]]

@@ -14,6 +14,7 @@ from openai import AsyncOpenAI, OpenAI
 
 from conf.sampling import Sampling
 from models.inference.dialogue_sampler import TurnCodec
+from models.processes import free_port
 from models.serving import openai_server
 from models.serving.openai_server import create_app
 from models.serving.two_model_client import Backend, TwoModelClient
@@ -45,9 +46,7 @@ class Listening(uvicorn.Server):
 def url(backends: dict[Speaker, Vllm]) -> Iterator[str]:
     named = {speaker: Backend(server.url, "policy") for speaker, server in backends.items()}
     client = TwoModelClient(TurnCodec(MODEL, PROTOCOL), named, Sampling(), context=2048, timeout=20)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     server = Listening(uvicorn.Config(create_app(client), host="127.0.0.1", port=port, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

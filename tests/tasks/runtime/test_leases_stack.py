@@ -6,12 +6,10 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from conf.engine import Engine, Storage
 from reasoning.records import Problem, TextPart
@@ -19,7 +17,7 @@ from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import Step
 from tasks.runtime.context import RunContext, StepContext
 from tasks.runtime.leases import Lease, LeaseLost, Leases
-from tasks.runtime.progress import Progress
+from tests.flows.world import silent_progress
 
 KILLED = """
 import os, sys
@@ -151,7 +149,7 @@ CALLS: list[str] = []
 
 
 def quiet_run(root: Path) -> RunContext:
-    return RunContext("test", Storage(root=str(root)), Engine(), progress=Progress(Console(file=StringIO())))
+    return RunContext("test", Storage(root=str(root)), Engine(), progress=silent_progress())
 
 
 def test_two_runs_that_race_for_a_step_make_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
