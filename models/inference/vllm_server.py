@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import threading
 import time
@@ -43,6 +44,22 @@ SYNC_CHECK_FILE = "sync_check.json"
 SYNC_CHECK_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.15, "float16": 0.05}
 """Largest allowed difference between the trainer's and the server's log-probs. The half-precision bounds have not been
 measured on hardware."""
+
+
+SIGNALLED = 128
+"""Exit codes above it: ended by the signal of that number more."""
+ERROR_LINE = re.compile(
+    r"^(?:\([^)\n]*\) )?(?:ERROR .*?\] )?([\w.]*(?:Error|Exception): (?:.*validation errors? for .*\n)?.*)$",
+    re.MULTILINE,
+)
+"""The last line of a traceback, with or without vLLM's prefixes."""
+START_ATTEMPTS = 2
+"""A server that ends by itself during its start is started once more: its port or its memory may have been taken just
+then."""
+
+
+class ServerCannotStart(ServerFailed):
+    """The server ended by itself each time it was started: the model or the settings do not suit this machine."""
 
 
 class WeightSyncError(ReadableError):
@@ -141,19 +158,38 @@ class VllmServer:
         return self._process is not None and self._process.poll() is None
 
     def _start(self, model: Checkpoint) -> None:
+        """Starts the server and waits until it serves. Raises ServerCannotStart, ServerFailed, WeightSyncError."""
         self._before_start()
+        self.close()
+        for _ in range(START_ATTEMPTS):
+            self._process = self._launch(model)
+            code = self._wait_until_ready(self._process)
+            if code is None:
+                self._check_weight_sync(model, None)
+                return
+            if code > SIGNALLED:  # for want of the machine's memory, for example
+                raise ServerFailed(f"the vLLM server was killed before it was ready; see {self._log}")
+        reasons = causes(self._process.log_tail(400))
+        raise ServerCannotStart(f"the vLLM server ends when it is started; see {self._log}:\n{reasons}")
+
+    def _launch(self, model: Checkpoint) -> GuardedProcess:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        self._process = GuardedProcess(self._command(model, port), self._log, self._environment())
         self._starts += 1
+        return GuardedProcess(self._command(model, port), self._log, self._environment())
+
+    def _wait_until_ready(self, process: GuardedProcess) -> int | None:
+        """None when it is ready, or its exit code. Raises ServerFailed after `engine.start_timeout`."""
         deadline = time.monotonic() + self._settings.start_timeout
         while not self._is_ready():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                tail = self._process.log_tail()
+            if (code := process.poll()) is not None:
+                return code
+            if time.monotonic() > deadline:
                 self.close()
-                raise ServerFailed(f"the vLLM server did not get ready; end of {self._log}:\n{tail}")
+                waited = f"{self._settings.start_timeout:g} s (engine.start_timeout)"
+                raise ServerFailed(f"the vLLM server was not ready after {waited}; see {self._log}")
             time.sleep(0.2)
-        self._check_weight_sync(model, None)
+        return None
 
     def _is_ready(self) -> bool:
         try:
@@ -330,3 +366,12 @@ def check_weight_sync(
     )
     if error_after >= error_before / 2:
         raise WeightSyncError(f"{model.folder}: log-probs are no closer to the trainer's than before the swap")
+
+
+def causes(log: str) -> str:
+    """The errors that a server's log names, first and shortened, once each; its end where it names none.
+
+    vLLM's own last error only says that there was one before.
+    """
+    errors = dict.fromkeys(" ".join(error.split())[:400] for error in ERROR_LINE.findall(log))
+    return "\n".join([*errors][:3]) or "\n".join(log.splitlines()[-15:])

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from conf.errors import ReadableError
 from models.inference.remote_servers import WrongEndpoint
-from models.inference.vllm_server import ServerFailed
+from models.inference.vllm_server import ServerCannotStart, ServerFailed
 from models.llm.client import LlmUnanswered
 from models.training.launcher import TrainerCrashed
 from tasks.runtime.leases import LeaseLost
@@ -30,6 +30,13 @@ LOST = (
     TimeoutError,
 )
 """A server, a trainer, a connection or the lease was lost."""
+LOST_BY_NAME = {
+    "botocore.exceptions.ConnectionError",
+    "botocore.exceptions.HTTPClientError",
+    "azure.core.exceptions.ServiceRequestError",
+    "azure.core.exceptions.ServiceResponseError",
+}
+"""The same for S3 and Azure, whose packages are installed by those who use them. Google's raises aiohttp's errors."""
 AWAY = {
     errno.EIO,
     errno.EBUSY,
@@ -54,7 +61,7 @@ def is_transient(error: BaseException) -> bool:
 
     Mistakes of the user, unsuitable models and full disks never do.
     """
-    if isinstance(error, WrongEndpoint) or is_disk_full(error):
+    if isinstance(error, WrongEndpoint | ServerCannotStart) or is_disk_full(error):
         return False
     if isinstance(error, httpx.HTTPStatusError):
         return error.response.status_code >= 500
@@ -62,7 +69,9 @@ def is_transient(error: BaseException) -> bool:
         return True
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
-    return isinstance(error, LOST) or (isinstance(error, OSError) and error.errno in AWAY)
+    names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
+    is_away = isinstance(error, OSError) and error.errno in AWAY
+    return isinstance(error, LOST) or is_away or bool(names & LOST_BY_NAME)
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -60,10 +60,10 @@ def filter_sources_by_prompt_length(
     """`filter_by_prompt_length` for each source. Raises ProblemsRefused."""
 
     def filtered(name: str, problems: ArtifactRef) -> ArtifactRef:
-        return filter_by_prompt_length(ctx, name, problems, models, room, roles)
+        return filter_by_prompt_length(ctx, name, problems, models, room, roles).called(problems.label)
 
-    eval_sets = {name: filtered(repr(name), eval_set).called(name) for name, eval_set in sources.eval_sets.items()}
-    return Sources(filtered("problems", sources.train).called("training problems"), eval_sets)
+    eval_sets = {name: filtered(repr(name), eval_set) for name, eval_set in sources.eval_sets.items()}
+    return Sources(filtered("problems", sources.train), eval_sets)
 
 
 def filter_by_prompt_length(

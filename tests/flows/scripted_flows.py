@@ -8,7 +8,9 @@ from pathlib import Path
 
 from conf.dto import Dto
 from conf.engine import Engine
+from conf.multi_seed import MultiSeed
 from flows.dto import run_dto
+from flows.multi_seed import run_multi_seed
 from flows.pipeline import pipeline
 from models.checkpoints.checkpoint import Checkpoint
 from models.inference.engine import Completion, Request
@@ -35,4 +37,9 @@ def make_engine(_settings: Engine, _log: Path, before_start: Callable[[], None])
     return ScriptedEngine(speak_or_wait)
 
 
+def run_scripted_seeds(ctx: RunContext, settings: MultiSeed) -> Path:
+    return run_multi_seed(ctx, settings)
+
+
 dto = pipeline(Dto, run_scripted_dto, make_engine=make_engine, trainer=pretend_training)
+multi_seed = pipeline(MultiSeed, run_scripted_seeds, make_engine=make_engine, trainer=pretend_training)

@@ -32,14 +32,17 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from conf.base import Settings
 from conf.dto import Dto
 from conf.load import load
+from conf.multi_seed import MultiSeed
 from flows.automations import automations, ensure_automations
 from flows.deploy import deploy, deployment
 from models.inference.rollout_store import RolloutStore
 from models.processes import GuardedProcess, free_port
-from tests.flows.scripted_flows import dto
+from tests.flows.scripted_flows import dto, multi_seed
 from tests.flows.test_dto_stack import EVERY_STEP, SMALL
+from tests.flows.test_multi_seed_stack import SMALL as SEEDS
 
 REPOSITORY = Path(__file__).parent.parent.parent
 LONG = 240.0
@@ -63,6 +66,8 @@ class Site:
         self.client, self.folder, self.environment = client, folder, environment
         self.servers: list[GuardedProcess] = []
         """One after the other."""
+        self._flows: dict[str, str] = {}
+        """By deployment."""
 
     def start_server(self) -> None:
         url = self.environment["PREFECT_API_URL"]
@@ -93,7 +98,16 @@ class Site:
     def deploy(self, name: str, *changes: str) -> Path:
         """Deploys the scripted DTO with a storage of its own. Returns the folder of its storage."""
         root = self.folder / name
-        settings = load(Dto, "tiny", (*SMALL, f"storage.root={root}", "retries.sampling.delay=1", *changes))
+        self._deploy(dto, name, load(Dto, "tiny", (*SMALL, f"storage.root={root}", *changes)), root)
+        return root
+
+    def deploy_seeds(self, name: str, *changes: str) -> Path:
+        """The same for several seeds."""
+        root = self.folder / name
+        self._deploy(multi_seed, name, load(MultiSeed, "dto", (*SEEDS, f"dto.storage.root={root}", *changes)), root)
+        return root
+
+    def _deploy(self, flow: Any, name: str, settings: Settings, root: Path) -> None:
         variables = {
             "working_dir": str(self.folder),
             "env": {
@@ -103,11 +117,11 @@ class Site:
             },
         }
         parameters = {"settings": settings.model_dump(mode="json")}
-        deploy("brevity", "process", [deployment(dto, name, "brevity", parameters, variables, "0 2 * * *")])
-        return root
+        deploy("brevity", "process", [deployment(flow, name, "brevity", parameters, variables, "0 2 * * *")])
+        self._flows[name] = flow.name
 
     def start(self, name: str, **form: Any) -> UUID:
-        found = self.client.read_deployment_by_name(f"dto/{name}")
+        found = self.client.read_deployment_by_name(f"{self._flows[name]}/{name}")
         return self.client.create_flow_run_from_deployment(found.id, parameters=form).id
 
     def run(self, run: UUID) -> FlowRun:
@@ -127,6 +141,10 @@ class Site:
 
     def log(self, run: UUID) -> str:
         return "\n".join(line.message for line in self.lines(run))
+
+    def why(self, run: FlowRun) -> str:
+        """How a run ended."""
+        return f"{run.state_name}: {run.state and run.state.message}\n{self.log(run.id)}"
 
     def scheduled(self, deployment: UUID) -> UUID | None:
         """A run that a schedule made."""
@@ -178,6 +196,12 @@ def worker(site: Site) -> Iterator[None]:
         yield
 
 
+def made(root: Path) -> list[str]:
+    """The steps that all runs in this storage computed, sorted."""
+    ledgers = [json.loads(report.read_text())["ledger"] for report in root.glob("dto-*/report.json")]
+    return sorted(line["stage"] for ledger in ledgers for line in ledger if not line["cached"])
+
+
 class Held:
     """A run of a deployment with this storage, whose sampling waits until `release`."""
 
@@ -200,7 +224,7 @@ def test_a_run_from_the_form_then_one_on_schedule(site: Site, worker: None):
     site.deploy("first")
     root = site.folder / "first"
     run = site.finished(site.start("first", seed=1, problem_count=6))
-    assert run.state_name == "Completed", site.log(run.id)
+    assert run.state_name == "Completed", site.why(run)
     assert run.name == "dto-tiny-seed-1"
     until(lambda: "sample: 6/6 prompts" in site.log(run.id), "the log")
     steps = site.client.read_task_runs(limit=200)
@@ -220,7 +244,7 @@ def test_a_run_from_the_form_then_one_on_schedule(site: Site, worker: None):
         found.id, [DeploymentScheduleCreate(schedule=soon, active=True, parameters=form)]
     )
     again = site.finished(until(lambda: site.scheduled(found.id), "the scheduled run"))
-    assert again.state_name == "Completed", site.log(again.id)
+    assert again.state_name == "Completed", site.why(again)
     assert site.completions(root) == stored
     ledger = json.loads((root / "latest" / "report.json").read_text())["ledger"]
     assert [(line["stage"], line["cached"]) for line in ledger] == [(step, True) for step in EVERY_STEP]
@@ -249,6 +273,7 @@ class Deaths(NamedTuple):
     """Runs after the death of something, in their final states."""
 
     killed: FlowRun
+    seeds: FlowRun
     hopeless: FlowRun
     workerless: FlowRun
     both: FlowRun
@@ -256,31 +281,45 @@ class Deaths(NamedTuple):
 
 @pytest.fixture(scope="module")
 def deaths(site: Site) -> Deaths:
-    """Four runs, all sampling. Two are killed under a living worker, then the worker, then one that it had started."""
+    """Five runs, all sampling; one of them, over two seeds, for the second. Three are killed under a living worker,
+    then the worker, then one that it had started."""
     with site.worker():
+        seeds = site.deploy_seeds("seeds")
+        site.finished(site.start("seeds", seeds=[0]))
         names = {"killed": (), "hopeless": ("retries.restarts=0",), "workerless": (), "both": ()}
         roots = {name: site.deploy(name, *changes) for name, changes in names.items()}
-        ensure_automations(site.client, automations(silence=timedelta(seconds=45)))
-        held = {name: Held(site, name, root) for name, root in roots.items()}
-        for name in ("killed", "hopeless"):
+        ensure_automations(site.client, automations(silence=timedelta(seconds=75)))
+        held = {name: Held(site, name, root) for name, root in (roots | {"seeds": seeds}).items()}
+        for name in ("killed", "hopeless", "seeds"):
             held[name].process.kill()
             until(lambda run=held[name].run: site.run(run).state_name == "Crashed", f"the crash of {name}")
     held["both"].process.kill()
     for one in held.values():
         one.release()
     with site.worker():
-        return Deaths(**{name: site.finished(one.run) for name, one in held.items()})
+        ended = Deaths(**{name: site.finished(one.run) for name, one in held.items()})
+    ensure_automations(site.client, automations())
+    return ended
 
 
 def test_a_killed_run_starts_again_and_goes_on(site: Site, deaths: Deaths):
-    assert (deaths.killed.state_name, deaths.killed.run_count) == ("Completed", 2), site.log(deaths.killed.id)
+    assert (deaths.killed.state_name, deaths.killed.run_count) == ("Completed", 2), site.why(deaths.killed)
     until(lambda: "draw-problems: cached" in site.log(deaths.killed.id), "the log")
+
+
+def test_several_seeds_go_on_in_the_seed_where_they_were_killed(site: Site, deaths: Deaths):
+    run = deaths.seeds
+    assert (run.state_name, run.run_count) == ("Completed", 2), site.why(run)
+    first, both = (json.loads(report.read_text()) for report in sorted((site.folder / "seeds").glob("*-*/report.json")))
+    assert (first["seeds"], both["seeds"]) == ([0], [0, 1])
+    trainings = [line["cached"] for line in both["ledger"] if line["stage"].startswith("train-")]
+    assert trainings == [True] * (len(trainings) // 2) + [False] * (len(trainings) // 2)
 
 
 @pytest.mark.parametrize("name", ["workerless", "both"])
 def test_a_run_whose_worker_died_starts_again_on_the_next(site: Site, deaths: Deaths, name: str):
     run: FlowRun = getattr(deaths, name)
-    assert (run.state_name, run.run_count) == ("Completed", 2), site.log(run.id)
+    assert (run.state_name, run.run_count) == ("Completed", 2), site.why(run)
 
 
 def test_a_run_that_crashes_again_and_again_fails(deaths: Deaths):
@@ -295,7 +334,20 @@ def test_a_cancelled_run_leaves_nothing_and_the_next_goes_on(site: Site, worker:
     assert site.finished(held.run).state_name == "Cancelled"
     assert not held.process.is_running()
     held.release()
-    assert site.finished(site.start("cancelled")).state_name == "Completed"
+    run = site.finished(site.start("cancelled"))
+    assert run.state_name == "Completed", site.why(run)
+
+
+def test_a_living_run_that_was_taken_for_crashed_and_started_again(site: Site, worker: None):
+    """As after a server that was away for long: two processes of one run, which share the work."""
+    held = Held(site, "alive", site.deploy("alive"))
+    site.client.set_flow_run_state(held.run, State(type=StateType.SCHEDULED, name="AwaitingRetry"), force=True)
+    until(lambda: "another run makes it" in site.log(held.run), "the second process")
+    held.release()
+    run = site.finished(held.run)
+    assert (run.state_name, run.run_count) == ("Completed", 2), site.why(run)
+    until(lambda: len(list(held.root.glob("dto-*/report.json"))) == 2, "both reports")
+    assert made(held.root) == sorted(EVERY_STEP)
 
 
 def test_two_runs_of_the_same_settings_compute_everything_once(site: Site, worker: None):
@@ -305,10 +357,8 @@ def test_two_runs_of_the_same_settings_compute_everything_once(site: Site, worke
     until(lambda: "another run makes it" in site.log(other), "the second run to wait")  # without the GPU slot
     held.release()
     runs = [site.finished(run) for run in (held.run, other)]
-    assert [run.state_name for run in runs] == ["Completed"] * 2
-    ledgers = [json.loads(file.read_text())["ledger"] for file in held.root.glob("dto-*/report.json")]
-    made = [line["stage"] for ledger in ledgers for line in ledger if not line["cached"]]
-    assert sorted(made) == sorted(EVERY_STEP)
+    assert [run.state_name for run in runs] == ["Completed"] * 2, "\n".join(map(site.why, runs))
+    assert made(held.root) == sorted(EVERY_STEP)
 
 
 def test_two_runs_on_one_node_take_turns(site: Site, worker: None):
@@ -320,7 +370,7 @@ def test_two_runs_on_one_node_take_turns(site: Site, worker: None):
     assert "slot taken" not in site.log(other)
     held.release()
     first, second = site.finished(held.run), site.finished(other)
-    assert (first.state_name, second.state_name) == ("Completed", "Completed")
+    assert (first.state_name, second.state_name) == ("Completed", "Completed"), site.why(first) + site.why(second)
     until(lambda: "slot taken" in site.log(other), "the log of the second run")
     taken = next(line.timestamp for line in site.lines(other) if "slot taken" in line.message)
     assert taken > max(line.timestamp for line in site.lines(held.run) if "benchmark: " in line.message)
@@ -333,4 +383,4 @@ def test_a_server_that_is_away_for_a_while_ends_no_run(site: Site, worker: None)
     until(lambda: site.completions(held.root), "samples without the server")
     site.start_server()
     run = site.finished(held.run)
-    assert (run.state_name, run.run_count) == ("Completed", 1), site.log(run.id)
+    assert (run.state_name, run.run_count) == ("Completed", 1), site.why(run)

@@ -1,12 +1,20 @@
-"""The weight-sync check, and requests that start no server."""
+"""The weight-sync check, servers that do not start, and requests that start none."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from conf.engine import Engine
 from models.checkpoints.checkpoint import Checkpoint
-from models.inference.vllm_server import VllmServer, WeightSyncError, check_weight_sync
+from models.inference.vllm_server import (
+    ServerCannotStart,
+    ServerFailed,
+    VllmServer,
+    WeightSyncError,
+    causes,
+    check_weight_sync,
+)
 from tests.models.fakes import fake_checkpoint
 
 
@@ -32,3 +40,83 @@ def test_a_weight_swap_is_verified_by_the_trainers_log_probs(model: Checkpoint):
         check_weight_sync([-1.0, -2.0], [-1.0, -2.0], [-1.5, -2.0], 1e-3, model)
     with pytest.raises(WeightSyncError, match="no closer"):
         check_weight_sync([-1.0, -2.0], [-1.0, -2.0], [-1.0, -2.0], 1e-3, model)
+
+
+class ShortServer(VllmServer):
+    """Runs a line of Python in the place of vLLM."""
+
+    def __init__(self, folder: Path, code: str):
+        super().__init__(Engine(), folder / "vllm.log")
+        self._code, self.commands = code, 0
+
+    def _command(self, model: Checkpoint, port: int) -> list[str]:
+        _ = model
+        self.commands += 1
+        return [sys.executable, "-c", self._code, str(port), str(self._log.parent)]
+
+
+def serve(server: VllmServer, model: Checkpoint) -> None:
+    with server.session(model, lambda _: None):
+        pass
+
+
+def test_a_server_that_can_never_start_says_why(model: Checkpoint, tmp_path: Path):
+    server = ShortServer(tmp_path, "raise MemoryError('no room')")
+    with pytest.raises(ServerCannotStart, match=r"ends when it is started; see .*vllm\.log:\nMemoryError: no room$"):
+        serve(server, model)
+    assert server.commands == 2
+
+
+def test_a_server_that_was_killed_may_start_later(model: Checkpoint, tmp_path: Path):
+    server = ShortServer(tmp_path, "import os; os.kill(os.getpid(), 9)")
+    with pytest.raises(ServerFailed, match="killed before it was ready") as error:
+        serve(server, model)
+    assert (error.type, server.commands) == (ServerFailed, 1)
+
+
+SECOND_TIME = """
+import http.server, pathlib, sys
+
+class Healthy(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+
+first = pathlib.Path(sys.argv[2], "first")
+if not first.exists():
+    first.touch()
+    raise OSError("port taken")
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Healthy).serve_forever()
+"""
+
+
+def test_a_server_that_ends_once_is_started_again(model: Checkpoint, tmp_path: Path):
+    server = ShortServer(tmp_path, SECOND_TIME)
+    serve(server, model)
+    server.close()
+    assert server.commands == 2
+
+
+LOG = """\
+(APIServer pid=1) WARNING 11-29 18:00:29 [system_utils.py:249] It may cause errors like `OSError: [Errno 24] Too many`
+(EngineCore pid=2) ERROR 11-29 18:00:32 [core.py:1433]     raise ValueError(
+(EngineCore pid=2) ERROR 11-29 18:00:32 [core.py:1433] ValueError: No available memory for the cache blocks.
+Traceback (most recent call last):
+    raise ValueError(
+ValueError: No available memory for the cache blocks.
+RuntimeError: Engine core initialization failed. See root cause above.
+"""
+
+
+def test_the_cause_is_found_in_the_log():
+    assert causes(LOG) == (
+        "ValueError: No available memory for the cache blocks.\n"
+        "RuntimeError: Engine core initialization failed. See root cause above."
+    )
+    checked = (
+        "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig\n  Value error, too long\n"
+    )
+    assert causes(checked + "    For further information\n").endswith(
+        "1 validation error for ModelConfig Value error, too long"
+    )
+    assert causes("Illegal instruction\n") == "Illegal instruction"
