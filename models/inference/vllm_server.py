@@ -53,13 +53,11 @@ ERROR_LINE = re.compile(
     re.MULTILINE,
 )
 """The last line of a traceback, with or without vLLM's prefixes."""
-START_ATTEMPTS = 2
-"""A server that ends by itself during its start is started once more: its port or its memory may have been taken just
-then."""
 
 
 class ServerCannotStart(ServerFailed):
-    """The server ended by itself each time it was started: the model or the settings do not suit this machine."""
+    """The server ended by itself when it was started, twice, since a port or memory may have been taken just once: the
+    model or the settings do not suit this machine."""
 
 
 class WeightSyncError(ReadableError):
@@ -160,36 +158,36 @@ class VllmServer:
     def _start(self, model: Checkpoint) -> None:
         """Starts the server and waits until it serves. Raises ServerCannotStart, ServerFailed, WeightSyncError."""
         self._before_start()
+        process, code = self._launch(model)
+        if code is not None and code <= SIGNALLED:
+            logger.warning("the vLLM server ended when it was started; started once more, see %s", self._log)
+            process, code = self._launch(model)
+        if code is None:
+            self._check_weight_sync(model, None)
+            return
         self.close()
-        for _ in range(START_ATTEMPTS):
-            self._process = self._launch(model)
-            code = self._wait_until_ready(self._process)
-            if code is None:
-                self._check_weight_sync(model, None)
-                return
-            if code > SIGNALLED:  # for want of the machine's memory, for example
-                raise ServerFailed(f"the vLLM server was killed before it was ready; see {self._log}")
-        reasons = causes(self._process.log_tail(400))
+        if code > SIGNALLED:  # for want of the machine's memory, for example
+            raise ServerFailed(f"the vLLM server was killed before it was ready; see {self._log}")
+        reasons = causes(process.log_tail(400))
         raise ServerCannotStart(f"the vLLM server ends when it is started; see {self._log}:\n{reasons}")
 
-    def _launch(self, model: Checkpoint) -> GuardedProcess:
+    def _launch(self, model: Checkpoint) -> tuple[GuardedProcess, int | None]:
+        """Starts the process, and waits until it is ready (None) or has ended (its exit code). Raises ServerFailed
+        after `engine.start_timeout`."""
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self._starts += 1
-        return GuardedProcess(self._command(model, port), self._log, self._environment())
-
-    def _wait_until_ready(self, process: GuardedProcess) -> int | None:
-        """None when it is ready, or its exit code. Raises ServerFailed after `engine.start_timeout`."""
+        self._process = process = GuardedProcess(self._command(model, port), self._log, self._environment())
         deadline = time.monotonic() + self._settings.start_timeout
         while not self._is_ready():
             if (code := process.poll()) is not None:
-                return code
+                return process, code
             if time.monotonic() > deadline:
                 self.close()
                 waited = f"{self._settings.start_timeout:g} s (engine.start_timeout)"
                 raise ServerFailed(f"the vLLM server was not ready after {waited}; see {self._log}")
             time.sleep(0.2)
-        return None
+        return process, None
 
     def _is_ready(self) -> bool:
         try:

@@ -2,6 +2,7 @@
 
 import errno
 import sqlite3
+from typing import Any
 
 import httpx
 import pytest
@@ -28,7 +29,7 @@ def from_database(text: str) -> OperationalError:
 
 def from_package(*names: str) -> Exception:
     """An error of a package that is not installed here; `names`: its class, and those it is derived from."""
-    kind: type[Exception] = Exception
+    kind: Any = Exception
     for name in reversed(names):
         module, _, own = name.rpartition(".")
         kind = type(own, (kind,), {"__module__": module})
