@@ -188,7 +188,8 @@ class Step:
                 return self._make(ctx, lease, inputs)
         except BaseException as error:
             if is_disk_full(error):
-                raise DiskFull(f"{self.name}: no space left ({error}); free some and start the run again") from None
+                reason = getattr(error, "orig", error)  # SQLAlchemy's own message has several lines
+                raise DiskFull(f"{self.name}: no space left ({reason}); free some and start the run again") from None
             if is_transient(error):
                 ctx.progress.note(redacted(f"{self.name}: {type(error).__name__}: {error}"), logging.WARNING)
             if is_transient(error) or not isinstance(error, Exception):

@@ -6,6 +6,7 @@ It knows the errors of servers, trainers, storage and databases. It must not kno
 from __future__ import annotations
 
 import errno
+import shutil
 
 import aiohttp
 import httpx
@@ -52,6 +53,9 @@ AWAY = {
 """Errors of a storage that is away or busy."""
 
 
+FULL = ("No space left", "disk is full", "Disk quota exceeded")
+
+
 class DiskFull(ReadableError):
     """No space is left where a step writes."""
 
@@ -75,7 +79,8 @@ def is_transient(error: BaseException) -> bool:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Also as SQLite and PostgreSQL say it."""
-    if isinstance(error, OperationalError):
-        return "disk is full" in str(error) or "No space left" in str(error)
+    """Also as databases, trainers, servers and `shutil` say it."""
+    is_told = isinstance(error, OperationalError | TrainerCrashed | ServerFailed | shutil.Error)
+    if is_told and any(words in str(error) for words in FULL):
+        return True
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
