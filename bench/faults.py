@@ -36,6 +36,7 @@ from models.inference.scheduler import EngineScheduler, PendingRequest
 from models.inference.vllm_server import on_cpu
 from models.processes import GuardedProcess
 from reasoning.sampling_plans import Outcomes, SampleRange
+from reasoning.token_ids import TokenIds
 
 TRACES = 200
 KILLS = 20
@@ -93,7 +94,7 @@ def stored(url: str, question: Question) -> dict[str, list[Completion]]:
     return {key.hex(): held for key, held in RolloutStore(url).find(keys).items()}
 
 
-def key_of(question: Question, prompt: tuple[int, ...]) -> bytes:
+def key_of(question: Question, prompt: TokenIds) -> bytes:
     return completion_key(question.model, Request(prompt, question.sampling, 1), Purpose.PROBE, 0)
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from reasoning.pairs import fit_pairs
 from reasoning.records import OptimisedTrace, Pair, PairKind, Probe, Scan, Trace, Verdict, by_trace
 from reasoning.sampling_plans import CrossingSearch, count_right
+from reasoning.token_ids import TokenIds
 
 
 def scan_of(trace: Trace, ends: Sequence[int], plan: CrossingSearch) -> Scan:
@@ -31,12 +32,12 @@ def scan_of(trace: Trace, ends: Sequence[int], plan: CrossingSearch) -> Scan:
     )
 
 
-def shortest_right(endings: Iterable[tuple[tuple[int, ...], Verdict]]) -> tuple[int, ...] | None:
+def shortest_right(endings: Iterable[tuple[TokenIds, Verdict]]) -> TokenIds | None:
     """Shortest correct completion, the first if several are equally short. None if none is correct."""
     return min((ids for ids, verdict in endings if verdict is Verdict.RIGHT), key=len, default=None)
 
 
-def first_wrong(endings: Iterable[tuple[tuple[int, ...], Verdict]]) -> tuple[int, ...] | None:
+def first_wrong(endings: Iterable[tuple[TokenIds, Verdict]]) -> TokenIds | None:
     """First completion with a wrong answer. Completions without an answer or with a timed-out check do not count."""
     return next((ids for ids, verdict in endings if verdict is Verdict.WRONG), None)
 
@@ -50,7 +51,7 @@ def last_failed_probe(scan: Scan) -> Probe | None:
 
 
 def preference_pairs(
-    prompts: dict[str, tuple[int, ...]],
+    prompts: dict[str, TokenIds],
     traces: Sequence[Trace],
     optimised: Sequence[OptimisedTrace],
     rejected: str,
@@ -84,7 +85,7 @@ def preference_pairs(
 
 
 def shortest_longest_pairs(
-    prompts: dict[str, tuple[int, ...]], traces: Sequence[Trace], max_length: int
+    prompts: dict[str, TokenIds], traces: Sequence[Trace], max_length: int
 ) -> tuple[list[Pair], Counter[str]]:
     """Pairs of the control `shortest-longest`: each problem's shortest correct trace against its longest one, in token
     ids. Truncated traces are excluded. Also returns the number of dropped pairs by reason."""

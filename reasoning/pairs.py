@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from reasoning.records import CompressedTrace, Pair, PairKind, Trace, by_trace
+from reasoning.token_ids import TokenIds
 
 
 def fit_pairs(pairs: Iterable[Pair], max_length: int) -> tuple[list[Pair], Counter[str]]:
@@ -34,7 +35,7 @@ def _unfit(pair: Pair, max_length: int) -> str | None:
 
 
 def distillation_pairs(
-    prompts: Mapping[str, tuple[int, ...]], traces: Sequence[Trace], compressed: Sequence[CompressedTrace]
+    prompts: Mapping[str, TokenIds], traces: Sequence[Trace], compressed: Sequence[CompressedTrace]
 ) -> list[Pair]:
     """Pairs of compressed trace (chosen) and original trace (rejected). `prompts`: token ids by problem id."""
     originals = by_trace(traces)

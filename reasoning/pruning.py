@@ -19,6 +19,7 @@ from itertools import accumulate, pairwise
 from reasoning.dto import shortest_right
 from reasoning.records import OptimisedTrace, Trace, Verdict
 from reasoning.sampling_plans import Outcomes, SampleRange, SequentialTest, min_successes
+from reasoning.token_ids import TokenIds
 
 
 class PruningPlan:
@@ -56,7 +57,7 @@ class PruningPlan:
         self._in_flight = True
         return [SampleRange(self._pending[0], len(self._test.outcomes), self._test.next_batch_size())]
 
-    def without(self, segment: int) -> tuple[int, ...]:
+    def without(self, segment: int) -> TokenIds:
         """Token ids of the kept segments except `segment`."""
         return self._join(index for index in self._kept if index != segment)
 
@@ -75,11 +76,11 @@ class PruningPlan:
         """Indices of the removed segments, ascending."""
         return tuple(index for index in range(len(self._spans)) if index not in self._kept)
 
-    def prefix(self) -> tuple[int, ...]:
+    def prefix(self) -> TokenIds:
         """Token ids of the kept segments."""
         return self._join(self._kept)
 
-    def whole_prefix(self) -> tuple[int, ...]:
+    def whole_prefix(self) -> TokenIds:
         """Token ids of the cut trace before pruning."""
         return self._join(range(len(self._spans)))
 
@@ -109,12 +110,12 @@ class PruningPlan:
         """Restores all removed segments."""
         self._kept = list(range(len(self._spans)))
 
-    def _join(self, indices: Iterable[int]) -> tuple[int, ...]:
-        return tuple(token for index in indices for token in self._spans[index])
+    def _join(self, indices: Iterable[int]) -> TokenIds:
+        return TokenIds.join(self._spans[index] for index in indices)
 
 
 def pruned_trace(
-    row: OptimisedTrace, pruning: PruningPlan, endings: Sequence[tuple[tuple[int, ...], Verdict]], threshold: float
+    row: OptimisedTrace, pruning: PruningPlan, endings: Sequence[tuple[TokenIds, Verdict]], threshold: float
 ) -> OptimisedTrace:
     """`row` without the removed segments, completed with the shortest correct one of fresh `endings`.
 

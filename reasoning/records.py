@@ -12,6 +12,8 @@ from typing import Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from reasoning.token_ids import TokenIds
+
 
 class Record(BaseModel):
     """Base class of all records."""
@@ -119,7 +121,7 @@ class Trace(Record):
 
     problem_id: str
     sample: int
-    token_ids: tuple[int, ...]
+    token_ids: TokenIds
     text: str
     truncated: bool
     verdict: Verdict
@@ -212,10 +214,10 @@ class OptimisedTrace(Record):
 
     problem_id: str
     sample: int
-    token_ids: tuple[int, ...]
+    token_ids: TokenIds
     removed: tuple[int, ...] = ()
     """Indices of the segments that pruning removed."""
-    premature_ids: tuple[int, ...] | None = None
+    premature_ids: TokenIds | None = None
     """Completion that stops at a prefix before the crossing and answers wrongly."""
 
 
@@ -333,7 +335,7 @@ class CompressedTrace(Record):
     problem_id: str
     sample: int
     level: int
-    token_ids: tuple[int, ...]
+    token_ids: TokenIds
     kept: tuple[int, ...]
     """Indices of the kept segments. Empty if a language model rewrote the text."""
     original_tokens: int
@@ -371,9 +373,9 @@ class Pair(Record):
     problem_id: str
     sample: int
     kind: PairKind
-    prompt_ids: tuple[int, ...]
-    chosen_ids: tuple[int, ...]
-    rejected_ids: tuple[int, ...]
+    prompt_ids: TokenIds
+    chosen_ids: TokenIds
+    rejected_ids: TokenIds
 
 
 class Demonstration(Record):
@@ -381,8 +383,8 @@ class Demonstration(Record):
 
     problem_id: str
     sample: int
-    prompt_ids: tuple[int, ...]
-    completion_ids: tuple[int, ...]
+    prompt_ids: TokenIds
+    completion_ids: TokenIds
 
 
 class Score(Record):

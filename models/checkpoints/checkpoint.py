@@ -6,6 +6,7 @@ import hashlib
 import math
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import dropwhile
@@ -20,6 +21,7 @@ from models.checkpoints.tokenizer import SAMPLES, ids_of, load_tokenizer
 from reasoning.cost import Shape
 from reasoning.dialogue import TAGS
 from reasoning.records import Problem
+from reasoning.token_ids import TokenIds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -171,7 +173,7 @@ class Checkpoint:
             )
         return found
 
-    def prompt_ids(self, problem: Problem) -> tuple[int, ...]:
+    def prompt_ids(self, problem: Problem) -> TokenIds:
         """The problem as rendered by the chat template, up to where the model starts to think."""
         content = content_of(problem, self.prompt)
         if content not in self._prompts:
@@ -179,23 +181,23 @@ class Checkpoint:
         return self._prompts[content]
 
     @cached_property
-    def _prompts(self) -> dict[str, tuple[int, ...]]:
+    def _prompts(self) -> dict[str, TokenIds]:
         """Cache: every prefix of every trace needs its problem's prompt."""
         return {}
 
-    def prompt_encoded(self, text: str) -> tuple[int, ...]:
+    def prompt_encoded(self, text: str) -> TokenIds:
         """Token ids of a rendered prompt, with exactly one beginning-of-sequence token if the model was trained with
         one, whether or not the template writes it."""
         ids, begin = self.encode(text), self.tokenizer.bos_token_id
-        body = tuple(dropwhile(lambda token: token == begin, ids))
-        return (begin, *body) if isinstance(begin, int) and (self._adds_bos or len(body) < len(ids)) else ids
+        body = TokenIds(dropwhile(lambda token: token == begin, ids))
+        return TokenIds((begin, *body)) if isinstance(begin, int) and (self._adds_bos or len(body) < len(ids)) else ids
 
     @cached_property
     def _adds_bos(self) -> bool:
         return self.tokenizer("a")["input_ids"][0] == self.tokenizer.bos_token_id
 
-    def encode(self, text: str) -> tuple[int, ...]:
-        return tuple(ids_of(self.tokenizer, text))
+    def encode(self, text: str) -> TokenIds:
+        return TokenIds(ids_of(self.tokenizer, text))
 
     def holds_control(self, text: str) -> bool:
         """Whether `text` contains a control token: a tag, a role marker, an end token."""
@@ -206,12 +208,12 @@ class Checkpoint:
         added = [token.content for token in self.tokenizer.added_tokens_decoder.values()]
         return [*added, *self._tags]
 
-    def decode(self, token_ids: tuple[int, ...]) -> str:
+    def decode(self, token_ids: Sequence[int]) -> str:
         """Text of the tokens, without special ones; spaces are kept."""
         text_ids = [token for token in token_ids if token not in self.special_ids]
         return str(self.tokenizer.decode(text_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
-    def token_texts(self, token_ids: tuple[int, ...]) -> list[str]:
+    def token_texts(self, token_ids: TokenIds) -> list[str]:
         """The text of each token: see `TokenReader.texts`. Raises Undecodable."""
         return self._reader.texts(token_ids)
 

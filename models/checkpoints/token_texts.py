@@ -38,7 +38,7 @@ class _Piece(NamedTuple):
 class TokenReader:
     """Splits texts of one tokenizer. Its caches hold at most the vocabulary."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, decode: Callable[[tuple[int, ...]], str]):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, decode: Callable[[Sequence[int]], str]):
         """`decode`: from token ids to text, without special tokens."""
         self._tokenizer, self._decode = tokenizer, decode
         self._alone: dict[int, str] = {}
@@ -46,7 +46,7 @@ class TokenReader:
         self._context_dependent: dict[int, _Piece] = {}
         """Tokens whose text may depend on their neighbours."""
 
-    def texts(self, token_ids: tuple[int, ...]) -> list[str]:
+    def texts(self, token_ids: Sequence[int]) -> list[str]:
         """The text of each token; joined, they are `decode(token_ids)`. A character that spans several tokens belongs
         to the last of them. Raises Undecodable if no such split exists."""
         for token in set(token_ids) - self._alone.keys():
@@ -54,7 +54,7 @@ class TokenReader:
         text, alone = self._decode(token_ids), [self._alone[token] for token in token_ids]
         return alone if "".join(alone) == text else self._split_in_context(token_ids, text)
 
-    def _split_in_context(self, token_ids: tuple[int, ...], text: str) -> list[str]:
+    def _split_in_context(self, token_ids: Sequence[int], text: str) -> list[str]:
         """As `texts`, where some tokens depend on their neighbours."""
         texts: list[str] = []
         for is_dependent, run in groupby(token_ids, key=self._context_dependent.__contains__):

@@ -24,10 +24,10 @@ from models.inference.scheduler import SamplingJob
 from reasoning.dialogue import OPENING, STOPS, Dialogue, Speaker, Turn, force_answer, parse_turn
 from reasoning.records import ModelCall, Problem
 from reasoning.sampling_plans import Outcomes, SampleRange
+from reasoning.token_ids import TokenIds
 
 SPEAKERS = (Speaker.LONG, Speaker.SHORT)
 """The speaker of each scheduler of the rollout executor, by index."""
-TokenIds = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class TurnCodec:
         """Token ids of a turn that no model sampled: its opening, and the rest as a model would sample it."""
         opening = OPENING[turn.speaker]
         rest = str(turn).removeprefix(opening)
-        return self._model.encode(opening), (*self._model.encode(rest), self._model.end_id)
+        return self._model.encode(opening), TokenIds((*self._model.encode(rest), self._model.end_id))
 
     def turn_prefix(self, dialogue: Dialogue) -> TokenIds:
         """Tokens that open the next turn."""
@@ -98,10 +98,10 @@ class TurnCodec:
     def decode_turn(self, dialogue: Dialogue, completion: Completion) -> TokenizedTurn:
         """Decodes the next turn from what its model sampled after the opening, usually up to the first tag."""
         # A special token ends the turn: it is invisible in the text, but could open another role in the chat template.
-        text_ids = tuple(takewhile(lambda token: token not in self._model.special_ids, completion.token_ids))
+        text_ids = TokenIds(takewhile(lambda token: token not in self._model.special_ids, completion.token_ids))
         end = completion.token_ids[len(text_ids) :]
         has_ended = len(end) == 1 and end[0] in self._model.end_ids
-        end = end if has_ended else (self._model.end_id,)
+        end = end if has_ended else TokenIds((self._model.end_id,))
         text_sampled = self._model.decode(text_ids)
         turn = (
             force_answer(self._forced_answer_prefix, text_sampled)
@@ -139,7 +139,7 @@ class DialogueState:
     @property
     def token_ids(self) -> TokenIds:
         """Token ids of the transcript."""
-        return tuple(token for turn_tokens in self.turns for token in turn_tokens.token_ids)
+        return TokenIds.join(turn_tokens.token_ids for turn_tokens in self.turns)
 
     @property
     def sampled_tokens(self) -> int:

@@ -22,14 +22,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
-from typing import Annotated, Any, NoReturn, Protocol, Self, TypeVar
+from typing import Any, NoReturn, Protocol, Self, TypeVar
 
 import aiohttp
 import httpx
-from pydantic import BaseModel, Field, ValidationError
+import orjson
+from pydantic import BaseModel, ValidationError
 
 from conf.errors import ReadableError
 from models.inference.engine import Completion, FailedRequest, Failure, Finished, Request
+from reasoning.token_ids import TokenIds
 
 MAX_ATTEMPTS = 5
 """Failed attempts in a row before a request fails."""
@@ -54,12 +56,12 @@ CONNECT = 30.0
 """Timeout of a new connection, seconds."""
 KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
 """Detects a vanished machine within two minutes, long before the request times out."""
+JSON = {"Content-Type": "application/json"}
 ABORTED = ("abort", "error")
 """Finish reasons of completions that vLLM aborted."""
 T = TypeVar("T")
 Timeouts = Callable[[int], float]
 """From a request's max_tokens to its timeout in seconds."""
-TokenId = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class ServerFailed(ReadableError):
@@ -147,7 +149,7 @@ class _LogProb(BaseModel):
 
 class _Choice(BaseModel):
     index: int = 0
-    token_ids: tuple[TokenId, ...] | None = None
+    token_ids: TokenIds | None = None
     finish_reason: str | None = None
     prompt_logprobs: list[dict[str, _LogProb] | None] | None = None
 
@@ -238,7 +240,12 @@ class Dispatcher:
 
     def submit(self, request_id: int, request: Request, affinity_key: int) -> None:
         """See `Session.submit`."""
-        body = {"prompt": request.prompt_ids, "n": request.count, "return_token_ids": True, **request.sampling.request}
+        body = {
+            "prompt": request.prompt_ids.array,
+            "n": request.count,
+            "return_token_ids": True,
+            **request.sampling.request,
+        }
         if request.stop:
             # A stop string may be a special token of the tokenizer, as </think> is in some.
             body |= {"stop": request.stop, "include_stop_str_in_output": True, "skip_special_tokens": False}
@@ -246,9 +253,9 @@ class Dispatcher:
             InFlightRequest(request_id, affinity_key, request.count, body, partial(read_finished, request_id, request))
         )
 
-    def score(self, request_id: int, text: tuple[int, ...]) -> None:
+    def score(self, request_id: int, text: TokenIds) -> None:
         """Delivers the log-probs of `text` as a ScoredText."""
-        body = {"prompt": text, "max_tokens": 1, "prompt_logprobs": 0}
+        body = {"prompt": text.array, "max_tokens": 1, "prompt_logprobs": 0}
         self._send(InFlightRequest(request_id, request_id, 1, body, partial(read_scored, request_id, text)))
 
     def _send(self, request: InFlightRequest) -> None:
@@ -374,7 +381,8 @@ class Dispatcher:
     async def _post(self, endpoint: Endpoint, body: dict[str, Any], timeout: float) -> tuple[int, str]:
         url, body = f"{endpoint.url}/v1/completions", {"model": endpoint.name, **body}
         limits = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT)
-        async with self._client.post(url, json=body, headers=endpoint.headers, timeout=limits) as reply:
+        content, headers = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), {**JSON, **endpoint.headers}
+        async with self._client.post(url, data=content, headers=headers, timeout=limits) as reply:
             return reply.status, await reply.text(errors="replace")
 
     async def _is_healthy(self, endpoint: Endpoint) -> bool:
@@ -476,7 +484,7 @@ def read_log_probs(text: Sequence[int], reply: Reply) -> list[float]:
 
 
 def score_all(
-    endpoints: Sequence[Endpoint], timeout_for: Timeouts, texts: Sequence[tuple[int, ...]]
+    endpoints: Sequence[Endpoint], timeout_for: Timeouts, texts: Sequence[TokenIds]
 ) -> Iterator[list[float] | FailedRequest]:
     """For each of `texts`, in order, its log-probs. Raises ServerFailed."""
     events: SimpleQueue[ScoredText | FailedRequest | BaseException] = SimpleQueue()

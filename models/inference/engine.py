@@ -10,13 +10,14 @@ from typing import Protocol
 
 from conf.sampling import Sampling
 from models.checkpoints.checkpoint import Checkpoint
+from reasoning.token_ids import TokenIds
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """`count` completions of one prompt."""
 
-    prompt_ids: tuple[int, ...]
+    prompt_ids: TokenIds
     sampling: Sampling
     """`sampling.samples` is ignored; `count` is used."""
     count: int
@@ -26,7 +27,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    token_ids: tuple[int, ...]
+    token_ids: TokenIds
     finished: bool
     """False: truncated at max_tokens."""
 
@@ -109,7 +110,7 @@ class Engine(Protocol):
         """Serves `model` until the context exits; requests still in flight are then cancelled."""
         ...
 
-    def log_probs(self, model: Checkpoint, texts: Sequence[tuple[int, ...]]) -> Iterator[list[float] | FailedRequest]:
+    def log_probs(self, model: Checkpoint, texts: Sequence[TokenIds]) -> Iterator[list[float] | FailedRequest]:
         """For each of `texts`, in order, the log-prob of each token but the first, given those before it; FailedRequest
         where the request failed."""
         ...

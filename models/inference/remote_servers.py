@@ -20,6 +20,7 @@ from conf.engine import Engine as EngineSettings
 from models.checkpoints.checkpoint import Checkpoint
 from models.inference.dispatcher import Dispatcher, ServerFailed, cache_of, computed_by, excerpt, score_all
 from models.inference.engine import Deliver, FailedRequest, Session
+from reasoning.token_ids import TokenIds
 
 KEY = "BREVITY_ENDPOINT_KEY"
 """Environment variable with the servers' API key, if they need one."""
@@ -148,7 +149,7 @@ class RemoteServers:
         with Dispatcher(self._serving, self._settings.timeout_for, deliver) as session:
             yield session
 
-    def log_probs(self, model: Checkpoint, texts: Sequence[tuple[int, ...]]) -> Iterator[list[float] | FailedRequest]:
+    def log_probs(self, model: Checkpoint, texts: Sequence[TokenIds]) -> Iterator[list[float] | FailedRequest]:
         """See `Engine.log_probs`. Raises ServerFailed."""
         if texts:
             yield from score_all(self._servers(model), self._settings.timeout_for, texts)

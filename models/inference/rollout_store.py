@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from array import array
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -43,6 +42,7 @@ from models.checkpoints.checkpoint import Checkpoint
 from models.database import UPSERTS, changing_tables, connect, taking
 from models.inference.engine import Completion, Request
 from models.processes import is_dead, owner_name
+from reasoning.token_ids import TokenIds
 
 METADATA = MetaData()
 COMPLETIONS = Table(
@@ -105,7 +105,7 @@ class StoredCompletion(NamedTuple):
             "sample": self.sample,
             "model": self.model.fingerprint,
             "purpose": self.purpose,
-            "token_ids": array("I", self.completion.token_ids).tobytes(),
+            "token_ids": self.completion.token_ids.tobytes(),
             "finished": self.completion.finished,
             "created": time.time(),
         }
@@ -158,7 +158,7 @@ class RolloutStore:
                     .order_by(columns.sample)
                 )
                 for key, token_ids, finished in connection.execute(query):
-                    found[key].append(Completion(tuple(array("I", token_ids)), finished))
+                    found[key].append(Completion(TokenIds.frombytes(token_ids), finished))
         return found
 
     def commit(self, rows: Sequence[StoredCompletion]) -> bool:
@@ -243,7 +243,7 @@ def completion_key(model: Checkpoint, request: Request, purpose: Purpose, seed: 
     """SHA-256 over everything that determines the distribution of a completion, and its purpose."""
     fields = [model.fingerprint, request.sampling.request, seed, purpose, *([request.stop] if request.stop else [])]
     head = json.dumps(fields, sort_keys=True, allow_nan=False)
-    return hashlib.sha256(head.encode() + b"\0" + array("I", request.prompt_ids).tobytes()).digest()
+    return hashlib.sha256(head.encode() + b"\0" + request.prompt_ids.tobytes()).digest()
 
 
 def _migrate(database: Database, url: str) -> None:

@@ -20,6 +20,7 @@ from models.checkpoints.checkpoint import Checkpoint
 from models.inference.engine import Completion, Deliver, Engine, FailedRequest, Request, Session
 from reasoning.records import Usage
 from reasoning.sampling_plans import Outcomes, SampleRange, SamplingPlan
+from reasoning.token_ids import TokenIds
 
 
 @dataclass(eq=False)
@@ -27,7 +28,7 @@ class SamplingJob:
     """A sampling plan for one trace, with everything needed to run it."""
 
     plan: SamplingPlan
-    prompt: Callable[[int], tuple[int, ...]]
+    prompt: Callable[[int], TokenIds]
     """From a prefix's index to token ids: the prefix and the text that opens its rollouts."""
     sampling: Sampling
     score: Callable[[Sequence[Completion]], Outcomes]
@@ -242,12 +243,12 @@ class EngineScheduler:
         for completion in pending.completions:
             seen_blocks.update(self._blocks(rest + completion.token_ids[:-1], last_name))
 
-    def _blocks(self, token_ids: tuple[int, ...], name: int = 0) -> Iterator[int]:
+    def _blocks(self, token_ids: TokenIds, name: int = 0) -> Iterator[int]:
         """Names of the full blocks of `token_ids`. A name depends on all tokens before it; `name` is that of the block
         before."""
         size = self.engine.block
         for end in range(size, len(token_ids) + 1, size):
-            name = hash((name, token_ids[end - size : end]))
+            name = hash((name, token_ids[end - size : end].tobytes()))
             yield name
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from models.checkpoints.checkpoint import Checkpoint
 from models.inference.engine import Completion, Deliver, FailedRequest, Finished, Request, Session
+from reasoning.token_ids import TokenIds
 
 Script = Callable[[Checkpoint, Request, int], Completion]
 """From model, request and the number of completions so far to a completion."""
@@ -39,7 +40,7 @@ class ScriptedEngine:
         self.computed_prompt_tokens += request.count * len(request.prompt_ids)
         return Finished(request_id, tuple(completions))
 
-    def log_probs(self, model: Checkpoint, texts: Sequence[tuple[int, ...]]) -> Iterator[list[float] | FailedRequest]:
+    def log_probs(self, model: Checkpoint, texts: Sequence[TokenIds]) -> Iterator[list[float] | FailedRequest]:
         """Log-prob 0 for every token."""
         _ = model
         return ([0.0] * (len(text) - 1) for text in texts)

@@ -37,6 +37,7 @@ from models.inference.dispatcher import (
 )
 from models.inference.engine import Deliver, Engine, FailedRequest, Session
 from models.processes import GuardedProcess, free_port, threads
+from reasoning.token_ids import TokenIds
 
 logger = logging.getLogger(__name__)
 SYNC_CHECK_FILE = "sync_check.json"
@@ -127,7 +128,7 @@ class VllmServer:
         self._start(model)
         self._served = model
 
-    def log_probs(self, model: Checkpoint, texts: Sequence[tuple[int, ...]]) -> Iterator[list[float] | FailedRequest]:
+    def log_probs(self, model: Checkpoint, texts: Sequence[TokenIds]) -> Iterator[list[float] | FailedRequest]:
         """See `Engine.log_probs`. Raises as `session` does."""
         if not texts:
             return

@@ -15,6 +15,7 @@ from models.inference.dialogue_sampler import DialogueState, TurnCodec
 from models.inference.engine import Completion
 from reasoning.dialogue import STOPS, Dialogue, Speaker, settled_text
 from reasoning.records import Problem, TextPart
+from reasoning.token_ids import TokenIds
 
 
 class BackendDown(ReadableError):
@@ -53,7 +54,7 @@ class DialogueDone:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    token_ids: tuple[int, ...]
+    token_ids: TokenIds
     finished: bool | None
     """None if more tokens follow; False: truncated at max_tokens."""
 
@@ -92,7 +93,7 @@ class TwoModelClient:
         if max(map(len, prompts.values())) > max_prompt_tokens:
             raise TooLong(f"the question is too long: with its role prompt it may have {max_prompt_tokens} tokens")
         while not state.dialogue.is_over:
-            speaker, token_ids, text, sent = state.dialogue.next_speaker, (), "", ""
+            speaker, token_ids, text, sent = state.dialogue.next_speaker, TokenIds(), "", ""
             prompt = prompts[speaker] + state.token_ids + self._codec.turn_prefix(state.dialogue)
             finished, decode = False, self._codec.stream_decoder()
             yield TextDelta(speaker, "", begins=True)
@@ -121,11 +122,11 @@ class TwoModelClient:
                 return f"the {speaker}-thought model's server at {backend.url} does not respond"
         return None
 
-    async def _stream_turn(self, speaker: Speaker, prompt: tuple[int, ...]) -> AsyncIterator[_Piece]:
+    async def _stream_turn(self, speaker: Speaker, prompt: TokenIds) -> AsyncIterator[_Piece]:
         backend = self._backends[speaker]
         body = {
             "model": backend.name,
-            "prompt": prompt,
+            "prompt": prompt.tolist(),
             "stream": True,
             "return_token_ids": True,
             **self._sampling.request,
@@ -164,4 +165,4 @@ def _piece(line: str) -> _Piece:
     reason = choices[0].get("finish_reason")
     if reason not in (None, "stop", "length"):
         raise BackendDown(f"a server aborted a turn: {reason!r}")
-    return _Piece(tuple(choices[0].get("token_ids") or ()), None if reason is None else reason == "stop")
+    return _Piece(TokenIds(choices[0].get("token_ids") or ()), None if reason is None else reason == "stop")

@@ -60,6 +60,7 @@ from reasoning.records import Problem, Verdict
 from reasoning.rewards import DialogueOutcome, Rewards, group_rewards
 from reasoning.sampling_plans import FullEstimate
 from reasoning.thinking import final_answer, is_closed_once
+from reasoning.token_ids import TokenIds
 from reasoning.training_health import StepMetrics, collapse, is_best
 
 KINDS = Rewards._fields
@@ -88,8 +89,8 @@ class StaleWeights(ReadableError):
 class Rollout(NamedTuple):
     """A dialogue as the trained model saw it, with its result."""
 
-    prompt_ids: tuple[int, ...]
-    completion_ids: tuple[int, ...]
+    prompt_ids: TokenIds
+    completion_ids: TokenIds
     is_own_token: list[bool]
     """For each of `completion_ids`: whether the trained model sampled it."""
     answer: str | None
@@ -119,7 +120,7 @@ class DialogueEnv:
         plan = DialogueSampler(self._codec, prompts, sampling.samples)
         return plan.job(sampling), lambda: self._rollouts(plan, prompts[self._trained])
 
-    def _rollouts(self, plan: DialogueSampler, prompt: tuple[int, ...]) -> list[Rollout]:
+    def _rollouts(self, plan: DialogueSampler, prompt: TokenIds) -> list[Rollout]:
         return [
             Rollout(
                 prompt,
@@ -145,7 +146,7 @@ class SingleModelEnv:
         job = SamplingJob(plan, lambda _: prompt, sampling, tuple, len(prompt) + sampling.max_tokens)
         return job, lambda: [self._rollouts(prompt, completion) for completion in plan.outcomes[0]]
 
-    def _rollouts(self, prompt: tuple[int, ...], completion: object) -> Rollout:
+    def _rollouts(self, prompt: TokenIds, completion: object) -> Rollout:
         assert isinstance(completion, Completion)
         text, ids = self._model.decode(completion.token_ids), completion.token_ids
         thinking = self._model.prompt.thinking
@@ -298,7 +299,7 @@ class RolloutFunction:
     def _placeholders(self, problem: Problem) -> list[Rollout]:
         """Placeholders for the dialogues of a problem that failed: identical and without own tokens, so that they have
         neither advantage nor loss."""
-        prompt, end = self._start.prompt_ids(problem), (self._start.end_id,)
+        prompt, end = self._start.prompt_ids(problem), TokenIds((self._start.end_id,))
         return [Rollout(prompt, end, [False], None, 0, False, False, is_complete=False)] * self._job.rl.num_generations
 
     def _rewards(self, problems: Sequence[Problem], groups: Sequence[Sequence[Rollout]]) -> list[Rewards]:

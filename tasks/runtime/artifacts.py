@@ -21,6 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from reasoning.records import Record, StageCount
+from tasks.runtime.rows import records_of, table_of
 
 R = TypeVar("R", bound=Record)
 OBJECTS, MANIFESTS = "objects", "manifests"
@@ -91,7 +92,7 @@ class ArtifactStore:
         """Writes rows as one Parquet file."""
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / "rows.parquet"
-            pq.write_table(pa.Table.from_pylist([row.model_dump(mode="json") for row in rows]), file)
+            pq.write_table(table_of(rows), file, compression="zstd", use_dictionary=False)
             digest = content_digest(str(file))
             uri = self._publish(kind, file, f"{digest}.parquet", digest)
         return ArtifactRef(kind=kind, uri=uri, digest=digest, rows=len(rows), count=count)
@@ -135,13 +136,15 @@ class ArtifactStore:
 
     def rows(self, ref: ArtifactRef, kind: type[R]) -> list[R]:
         """The rows of an artifact as records of class `kind`."""
-        return [kind.model_validate(row) for row in self.plain_rows(ref)]
+        return list(records_of(self._table(ref), kind))
 
     def plain_rows(self, ref: ArtifactRef) -> list[dict[str, Any]]:
         """The rows of an artifact as JSON values."""
+        return self._table(ref).to_pylist()
+
+    def _table(self, ref: ArtifactRef) -> pa.Table:
         with fsspec.open(ref.uri, "rb") as file:
-            table = pq.read_table(file)
-        return table.to_pylist()
+            return pq.read_table(file)
 
     def local_path(self, ref: ArtifactRef) -> Path:
         """Path of the artifact on this machine; downloads it from a remote store."""

@@ -23,6 +23,7 @@ from models.llm.client import LlmClient
 from models.llm.reply_store import ReplyStore
 from reasoning.answers.verifier import Verifier
 from reasoning.records import Problem, Usage, Verdict
+from reasoning.token_ids import TokenIds
 from tasks.runtime.artifacts import ArtifactRef, ArtifactStore
 from tasks.runtime.gpu_slot import GpuSlot
 from tasks.runtime.leases import Lease, Leases
@@ -212,7 +213,7 @@ class Resources:
         return FailureBudget(stage, total, self.engine_settings.max_failed_fraction)
 
     def log_probs(
-        self, stage: str, model: Checkpoint, texts: Sequence[tuple[int, ...]]
+        self, stage: str, model: Checkpoint, texts: Sequence[TokenIds]
     ) -> tuple[list[list[float] | FailedRequest], Usage]:
         """The log-prob of each token of each text except its first, or the failure; and the cost. Raises TooManyFailed.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from itertools import chain, product
+from itertools import product
 from typing import NamedTuple
 
 from conf.cot_distillation import EndpointTeacher, LengthBudget, LlmCompressor, LlmRater, TraceSelection
@@ -25,11 +25,12 @@ from reasoning.llm_queries import InvalidReply, LlmQuery, Solution, with_token_l
 from reasoning.pairs import distillation_pairs, fit_pairs
 from reasoning.records import CompressedTrace, PrefixValues, Problem, Rating, Trace, Usage, Verdict, by_trace
 from reasoning.thinking import CLOSE_THINK, final_answer, thinking_of, thought_of, written_as
+from reasoning.token_ids import TokenIds
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import StepInputs, step
 from tasks.runtime.context import RunContext, StepContext
 from tasks.steps.llm import query_llm
-from tasks.steps.prefix_sampling import Finalizer, Prefix, PrefixSampler, TokenIds, answer_probe, skipped_rows
+from tasks.steps.prefix_sampling import Finalizer, Prefix, PrefixSampler, answer_probe, skipped_rows
 from tasks.steps.problems import by_id, prompts_of
 from tasks.steps.trace_segments import all_segment_ends
 
@@ -257,7 +258,7 @@ def compress_by_value(ctx: StepContext, inputs: CompressionInputs, values: Artif
             continue
         kept = compression.kept_segments(row.values, row.lengths, max_tokens)
         parts = (trace.token_ids[row.ends[index] : row.ends[index + 1]] for index in kept)
-        compressed.append(CompressedThinking(trace, level, tuple(chain.from_iterable(parts)), kept))
+        compressed.append(CompressedThinking(trace, level, TokenIds.join(parts), kept))
     fitting = [thinking for thinking in compressed if thinking.kept]
     dropped["over-budget"] += len(compressed) - len(fitting)
     return _finalize_and_filter(ctx, inputs, fitting, dropped, Usage())

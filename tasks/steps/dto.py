@@ -31,6 +31,7 @@ from reasoning.sampling_plans import (
     count_right,
     min_successes,
 )
+from reasoning.token_ids import TokenIds
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import StepInputs, step
 from tasks.runtime.context import RunContext, StepContext
@@ -42,7 +43,6 @@ from tasks.steps.prefix_sampling import (
     Prefix,
     PrefixQuery,
     PrefixSampler,
-    TokenIds,
     answer_probe,
     query_prefixes,
     skipped_rows,

@@ -21,9 +21,8 @@ from reasoning.answers.boxed import until_closing_brace
 from reasoning.records import CostBounds, PrefixValues, Problem, SkippedRow, Trace, Usage, Verdict
 from reasoning.sampling_plans import CrossingSearch, FullEstimate, Outcomes, SamplingPlan, cost_bounds, count_right
 from reasoning.thinking import Thinking, final_answer, is_closed_once
+from reasoning.token_ids import TokenIds
 from tasks.runtime.resources import Resources
-
-TokenIds = tuple[int, ...]
 
 
 class Prefix(NamedTuple):

@@ -16,6 +16,7 @@ from reasoning.problem_rows import needed_fields, optional_fields
 from reasoning.problem_selection import ProblemSelection
 from reasoning.records import Match, Problem, TextPart
 from reasoning.stories import Split, Story, draw_stories
+from reasoning.token_ids import TokenIds
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import step
 from tasks.runtime.context import RunContext, StepContext
@@ -147,7 +148,7 @@ def by_id(ctx: RunContext, problems: ArtifactRef) -> dict[str, Problem]:
     return {problem.id: problem for problem in ctx.artifacts.rows(problems, Problem)}
 
 
-def prompts_of(ctx: RunContext, model: ArtifactRef, problems: ArtifactRef) -> dict[str, tuple[int, ...]]:
+def prompts_of(ctx: RunContext, model: ArtifactRef, problems: ArtifactRef) -> dict[str, TokenIds]:
     """Each problem's prompt in the model's token ids, by problem id."""
     checkpoint = ctx.resources.checkpoint(model)
     return {name: checkpoint.prompt_ids(problem) for name, problem in by_id(ctx, problems).items()}

@@ -1,0 +1,77 @@
+"""Records as Arrow tables and back, with token ids as arrays. It must not know where tables are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from enum import Enum
+from itertools import pairwise
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel
+
+from reasoning.records import Record
+from reasoning.token_ids import TokenIds
+
+R = TypeVar("R", bound=Record)
+TOKEN_IDS = pa.list_(pa.uint32())
+PLAIN = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
+
+
+def schema_of(kind: type[BaseModel]) -> pa.Schema:
+    """The Arrow schema of records of class `kind`."""
+    return pa.schema([(name, _arrow_type(field.annotation)) for name, field in kind.model_fields.items()])
+
+
+def _arrow_type(annotation: Any) -> pa.DataType:
+    origin, parts = get_origin(annotation), [part for part in get_args(annotation) if part not in (NoneType, ...)]
+    if origin in (Union, UnionType):
+        (kind,) = {_arrow_type(part) for part in parts}  # the alternatives must look alike
+        return kind
+    if origin is tuple:
+        return pa.list_(_arrow_type(parts[0]))
+    if origin is Literal or issubclass(annotation, Enum):
+        return pa.string()
+    if annotation is TokenIds:
+        return TOKEN_IDS
+    return pa.struct(schema_of(annotation)) if issubclass(annotation, BaseModel) else PLAIN[annotation]
+
+
+def table_of(rows: Sequence[Record]) -> pa.Table:
+    """`rows`, all of one class, as a table."""
+    if not rows:
+        return pa.table({})
+    schema = schema_of(type(rows[0]))
+    ids = [field.name for field in schema if field.type == TOKEN_IDS]
+    plain = pa.schema([field for field in schema if field.name not in ids])
+    table = pa.Table.from_pylist([row.model_dump(mode="json", exclude=set(ids)) for row in rows], plain)
+    for index, field in enumerate(schema):
+        if field.name in ids:
+            table = table.add_column(index, field, _token_column([getattr(row, field.name) for row in rows]))
+    return table
+
+
+def records_of(table: pa.Table, kind: type[R]) -> Iterator[R]:
+    """The rows of a table as records of class `kind`."""
+    names = [field.name for field in schema_of(kind) if field.type == TOKEN_IDS and field.name in table.column_names]
+    columns = [_read_token_column(table[name]) for name in names]
+    for row, *ids in zip(table.drop_columns(names).to_pylist(), *columns, strict=True):
+        yield kind.model_validate(row | dict(zip(names, ids, strict=True)))
+
+
+def _token_column(cells: Sequence[TokenIds | None]) -> pa.ListArray:
+    offsets = np.cumsum([0, *(len(cell or ()) for cell in cells)], dtype=np.int32)
+    arrays = [cell.array for cell in cells if cell is not None]
+    values = pa.array(np.concatenate(arrays) if arrays else np.array([], dtype=np.uint32))
+    mask = pa.array([cell is None for cell in cells])
+    return pa.ListArray.from_arrays(pa.array(offsets), values, type=TOKEN_IDS, mask=mask)
+
+
+def _read_token_column(column: pa.ChunkedArray) -> list[TokenIds | None]:
+    """Shares memory with the column. Tables of earlier versions hold eight bytes for each id."""
+    lists = column.combine_chunks().cast(TOKEN_IDS)
+    values, offsets = lists.values.to_numpy(), lists.offsets.to_numpy()
+    cells = [TokenIds.of(values[start:end]) for start, end in pairwise(offsets.tolist())]
+    return [cell if there else None for cell, there in zip(cells, lists.is_valid().to_pylist(), strict=True)]
