@@ -21,15 +21,13 @@ from tasks.steps.controls import (
     select_pairs,
 )
 from tasks.steps.dto import (
-    PruningInputs,
     build_pairs,
     finalize_traces,
     probe_prefixes,
-    propose_removals,
-    prune_traces,
     reestimate_crossings,
 )
 from tasks.steps.problems import decontaminate, filter_sources_by_prompt_length, load_sources
+from tasks.steps.pruning import PruningInputs, propose_removals, prune_traces
 from tasks.steps.sampling import evaluate, sample_traces
 from tasks.steps.training import train_sft, train_simpo
 

@@ -5,7 +5,7 @@ Lengths are tokens of the model's own tokenizer. Offsets into a trace count comp
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 from itertools import pairwise
 from typing import Literal, Protocol, TypeVar
@@ -143,9 +143,36 @@ class OfTrace(Protocol):
 OT = TypeVar("OT", bound=OfTrace)
 
 
+def trace_name(row: OfTrace) -> tuple[str, int]:
+    """Problem id and sample."""
+    return row.problem_id, row.sample
+
+
 def by_trace(rows: Iterable[OT]) -> dict[tuple[str, int], OT]:
     """Rows by (problem id, sample)."""
-    return {(row.problem_id, row.sample): row for row in rows}
+    return {trace_name(row): row for row in rows}
+
+
+L = TypeVar("L")
+
+
+def left_joined(
+    left: Iterable[L], right: Iterable[OT], key: Callable[[L], tuple[str, int]]
+) -> Iterator[tuple[L, OT | None]]:
+    """Each item of `left` with the row of `right` about the same trace, or None. One of each is in memory at a time.
+
+    `key`: an item's (problem id, sample). Rows of `right` come in the order of `left`; ValueError otherwise.
+    """
+    rows = iter(right)
+    row = next(rows, None)
+    for item in left:
+        if row is not None and trace_name(row) == key(item):
+            yield item, row
+            row = next(rows, None)
+        else:
+            yield item, None
+    if row is not None:
+        raise ValueError(f"{row.problem_id}/{row.sample}: not in the order of the traces, or of no trace")
 
 
 class SentenceOpener(Record):

@@ -8,12 +8,13 @@ schedulers: the next turn is queued at the other one in the same iteration of th
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
+from typing import TypeVar
 
 from conf.errors import ReadableError
 from models.inference.engine import Completion, FailedRequest, Failure, Finished, Request
@@ -22,10 +23,13 @@ from models.inference.scheduler import EngineScheduler, PendingRequest, Sampling
 from reasoning.records import Usage
 from reasoning.sampling_plans import FullEstimate, Outcomes
 
+T = TypeVar("T")
 SCORING_THREADS = 4
 """Threads that score completions; hard answers wait there for a checker process."""
 MAX_OPEN_JOBS = 512
 """Largest number of open jobs, whose requests are looked up together."""
+MAX_LEAD = 8192
+"""Largest number of jobs between the oldest open one and the newest: whoever wants results in order keeps so many."""
 BATCH_WINDOW = 0.01
 """Seconds over which events are batched: fewer transactions, and requests that reach the engine together."""
 MAX_COUNTED_KEYS = 65_536
@@ -86,6 +90,9 @@ class RolloutExecutor:
         self._purpose, self._seed, self._progress, self._failures = purpose, seed, progress, failures
         self._events: SimpleQueue[Finished | FailedRequest | BaseException | _ScoredRequest] = SimpleQueue()
         self._open: dict[int, SamplingJob] = {}
+        """In the order of their ids."""
+        self._opened = 0
+        """Number of jobs that were ever opened."""
         self._changed: list[int] = []
         """Jobs that may have finished since the last check."""
         self._to_look_up: list[PendingRequest] = []
@@ -145,13 +152,34 @@ class RolloutExecutor:
             finally:
                 self._store.release()
 
+    def run_in_order(self, jobs: Iterable[tuple[T, SamplingJob]]) -> Iterator[tuple[T, SamplingJob]]:
+        """As `run`, but yields the jobs in their order, each with what came with it. At most MAX_LEAD are in memory."""
+        waiting, done = deque[tuple[T, SamplingJob]](), set[SamplingJob]()
+
+        def drawn() -> Iterator[SamplingJob]:
+            for item, job in jobs:
+                waiting.append((item, job))
+                yield job
+
+        for job in self.run(drawn()):
+            done.add(job)
+            while waiting and waiting[0][1] in done:
+                done.remove(waiting[0][1])
+                yield waiting.popleft()
+
     def _open_jobs(self, numbered_jobs: Iterator[tuple[int, SamplingJob]]) -> bool:
-        """Opens jobs up to MAX_OPEN_JOBS. False when all jobs are done."""
-        while len(self._open) < MAX_OPEN_JOBS and (numbered := next(numbered_jobs, None)):
+        """Opens jobs up to MAX_OPEN_JOBS, and none that lies MAX_LEAD behind the oldest open one. False when all jobs
+        are done."""
+        while self._has_room() and (numbered := next(numbered_jobs, None)):
             job_id, job = numbered
+            self._opened = job_id + 1
             self._open[job_id] = job
             self._request_samples(job_id, job)
         return bool(self._open)
+
+    def _has_room(self) -> bool:
+        oldest = next(iter(self._open), self._opened)
+        return len(self._open) < MAX_OPEN_JOBS and self._opened - oldest < MAX_LEAD
 
     def _request_samples(self, job_id: int, job: SamplingJob) -> None:
         self._changed.append(job_id)

@@ -8,20 +8,19 @@ import os
 import re
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
-import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from reasoning.records import Record, StageCount
-from tasks.runtime.rows import records_of, table_of
+from tasks.runtime.rows import RowFile, read_rows
 
 R = TypeVar("R", bound=Record)
 OBJECTS, MANIFESTS = "objects", "manifests"
@@ -88,13 +87,15 @@ class ArtifactStore:
     def is_local(self) -> bool:
         return isinstance(self._files, LocalFileSystem)
 
-    def publish_rows(self, kind: str, rows: Sequence[Record], count: StageCount) -> ArtifactRef:
+    def publish_rows(self, kind: str, rows: Sequence[Record] | RowFile, count: StageCount) -> ArtifactRef:
         """Writes rows as one Parquet file."""
-        with tempfile.TemporaryDirectory() as scratch:
-            file = Path(scratch) / "rows.parquet"
-            pq.write_table(table_of(rows), file, compression="zstd", use_dictionary=False)
-            digest = content_digest(str(file))
-            uri = self._publish(kind, file, f"{digest}.parquet", digest)
+        if not isinstance(rows, RowFile):
+            with RowFile() as given:
+                given.extend(rows)
+                return self.publish_rows(kind, given, count)
+        file = rows.finish()
+        digest = content_digest(str(file))
+        uri = self._publish(kind, file, f"{digest}.parquet", digest)
         return ArtifactRef(kind=kind, uri=uri, digest=digest, rows=len(rows), count=count)
 
     def publish_folder(self, kind: str, folder: Path, count: StageCount) -> ArtifactRef:
@@ -136,15 +137,17 @@ class ArtifactStore:
 
     def rows(self, ref: ArtifactRef, kind: type[R]) -> list[R]:
         """The rows of an artifact as records of class `kind`."""
-        return list(records_of(self._table(ref), kind))
+        return list(self.stream(ref, kind))
+
+    def stream(self, ref: ArtifactRef, kind: type[R]) -> Iterator[R]:
+        """The same, with one group of rows in memory at a time."""
+        with fsspec.open(ref.uri, "rb") as file:
+            yield from read_rows(file, kind)
 
     def plain_rows(self, ref: ArtifactRef) -> list[dict[str, Any]]:
         """The rows of an artifact as JSON values."""
-        return self._table(ref).to_pylist()
-
-    def _table(self, ref: ArtifactRef) -> pa.Table:
         with fsspec.open(ref.uri, "rb") as file:
-            return pq.read_table(file)
+            return pq.read_table(file).to_pylist()
 
     def local_path(self, ref: ArtifactRef) -> Path:
         """Path of the artifact on this machine; downloads it from a remote store."""

@@ -21,6 +21,7 @@ from tasks.runtime.leases import Lease
 from tasks.runtime.ledger import Ledger
 from tasks.runtime.progress import Progress
 from tasks.runtime.resources import MakeEngine, Resources, Train
+from tasks.runtime.rows import RowFile
 from tasks.runtime.run_directory import RunDirectory, rollout_store_url
 
 StepRunner = Callable[[Any, "StepContext", dict[str, Any]], tuple[ArtifactRef, bool]]
@@ -98,7 +99,7 @@ class StepContext(RunContext):
     def publish(
         self,
         kind: str,
-        rows: Sequence[Record],
+        rows: Sequence[Record] | RowFile,
         *,
         rows_in: int,
         dropped: dict[str, int] | None = None,
@@ -108,7 +109,7 @@ class StepContext(RunContext):
         billed_to: str = "",
         skipped: Sequence[SkippedRow] = (),
     ) -> ArtifactRef:
-        """Writes `rows` as an artifact with its ledger line.
+        """Writes `rows` as an artifact with its ledger line. Many or large rows come as a RowFile.
 
         `skipped` rows are listed in a file, and added to `dropped` by their reason.
         """

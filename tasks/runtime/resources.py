@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 from conf.engine import Engine as EngineSettings
 from conf.llm import Llm
 from conf.prompts import Prompt
 from conf.retries import Retries
 from models.checkpoints.checkpoint import Checkpoint, found_checkpoint
-from models.inference.engine import Completion, Engine, FailedRequest, Request
+from models.inference.engine import Engine, FailedRequest
 from models.inference.remote_servers import RemoteServers
 from models.inference.rollout_executor import FailureBudget, RolloutExecutor
 from models.inference.rollout_store import Purpose, RolloutStore
@@ -37,11 +37,7 @@ Train = Callable[[Any, Path, Callable[[int, int], None]], list[dict[str, Any]]]
 """A trainer: from a job, a scratch folder and a callback (step, steps) to the figures of each logged step."""
 
 
-class SampledCompletions(NamedTuple):
-    """The completions or the failure of each request, in order, and the cost of sampling those not in the store."""
-
-    completions: list[tuple[Completion, ...] | FailedRequest]
-    usage: Usage
+T = TypeVar("T")
 
 
 class Resources:
@@ -156,28 +152,23 @@ class Resources:
     def remote_servers(self) -> RemoteServers:
         return RemoteServers(self.engine_settings)
 
-    def sample(
-        self, stage: str, model: Checkpoint, requests: Sequence[Request], purpose: Purpose, seed: int
-    ) -> SampledCompletions:
-        """All completions of each request, from the rollout store or newly sampled. Raises TooManyFailed."""
-        rollouts = self._rollouts(stage, len(requests), model, purpose, seed)
-        return SampledCompletions(rollouts.sample(requests), rollouts.usage)
-
     def run_jobs(
         self,
         stage: str,
+        total: int,
         model: Checkpoint,
-        jobs: Sequence[SamplingJob],
+        jobs: Iterable[tuple[T, SamplingJob]],
         purpose: Purpose,
         seed: int,
         on_usage: Callable[[Usage], None],
-    ) -> Iterator[SamplingJob]:
-        """Yields each job when its plan is complete or its request has failed. Raises TooManyFailed.
+    ) -> Iterator[tuple[T, SamplingJob]]:
+        """Yields the jobs in order, each with what came with it, as soon as their plans are complete or their requests
+        have failed. Draws `jobs` as they are needed. Raises TooManyFailed.
 
-        Calls `on_usage` at the end with the cost of all jobs.
+        `total`: about how many jobs. Calls `on_usage` at the end with the cost of all jobs.
         """
-        rollouts = self._rollouts(stage, len(jobs), model, purpose, seed)
-        yield from rollouts.run(jobs)
+        rollouts = self._rollouts(stage, total, model, purpose, seed)
+        yield from rollouts.run_in_order(jobs)
         on_usage(rollouts.usage)
 
     def run_pair(

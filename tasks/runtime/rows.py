@@ -1,15 +1,19 @@
-"""Records as Arrow tables and back, with token ids as arrays. It must not know where tables are stored."""
+"""Records as Arrow tables and Parquet files, and back, group by group, with token ids as arrays. It must not know steps
+or where artifacts lie."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
 from itertools import pairwise
+from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from reasoning.records import Record
@@ -17,6 +21,7 @@ from reasoning.token_ids import TokenIds
 
 R = TypeVar("R", bound=Record)
 TOKEN_IDS = pa.list_(pa.uint32())
+ROWS_PER_GROUP = 256
 PLAIN = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
 
 
@@ -37,6 +42,70 @@ def _arrow_type(annotation: Any) -> pa.DataType:
     if annotation is TokenIds:
         return TOKEN_IDS
     return pa.struct(schema_of(annotation)) if issubclass(annotation, BaseModel) else PLAIN[annotation]
+
+
+class RowFile:
+    """Records on their way into a Parquet file in a temporary folder: only one group of rows is in memory. Use as a
+    context manager; afterwards the file is gone."""
+
+    def __init__(self) -> None:
+        self._scratch = tempfile.TemporaryDirectory()
+        self.path = Path(self._scratch.name) / "rows.parquet"
+        self._writer: pq.ParquetWriter | None = None
+        self._group: list[Record] = []
+        self._count = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.finish()
+        self._scratch.cleanup()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def append(self, row: Record) -> None:
+        self._group.append(row)
+        self._count += 1
+        if len(self._group) == ROWS_PER_GROUP:
+            self._write()
+
+    def extend(self, rows: Iterable[Record]) -> None:
+        for row in rows:
+            self.append(row)
+
+    def finish(self) -> Path:
+        """Completes the file. Returns its path."""
+        if self._group or (self._writer is None and not self.path.exists()):
+            self._write()
+        if self._writer:
+            self._writer.close()
+            self._writer = None
+        return self.path
+
+    def read(self, kind: type[R]) -> Iterator[R]:
+        """The rows, once all are appended."""
+        yield from read_rows(self.finish(), kind)
+
+    def _write(self) -> None:
+        table = table_of(self._group)
+        if self._writer is None:
+            # Ids use a part of their four bytes only. Split by byte, they are smaller, and compressed faster.
+            split = {
+                f"{field.name}.list.element": "BYTE_STREAM_SPLIT" for field in table.schema if field.type == TOKEN_IDS
+            }
+            self._writer = pq.ParquetWriter(
+                self.path, table.schema, compression="zstd", use_dictionary=False, column_encoding=split or None
+            )
+        self._writer.write_table(table)
+        self._group = []
+
+
+def read_rows(file: Any, kind: type[R]) -> Iterator[R]:
+    """The rows of a Parquet file, one group in memory at a time. `file`: a path or an open file."""
+    for batch in pq.ParquetFile(file).iter_batches(ROWS_PER_GROUP):
+        yield from records_of(pa.Table.from_batches([batch]), kind)
 
 
 def table_of(rows: Sequence[Record]) -> pa.Table:

@@ -24,6 +24,7 @@ from reasoning.records import (
     Verdict,
 )
 from reasoning.sampling_plans import ForwardScanPlan, count_agreeing
+from reasoning.token_ids import TokenIds
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import StepInputs, step
 from tasks.runtime.context import RunContext, StepContext
@@ -170,7 +171,7 @@ def _stopped(trace: Trace, end: int, endings: Endings | FailedRequest | None, en
     if endings is None:
         return trace
     if isinstance(endings, FailedRequest):
-        return trace.model_copy(update={"token_ids": (), "verdict": Verdict.NO_COMPLETION})
+        return trace.model_copy(update={"token_ids": TokenIds(), "verdict": Verdict.NO_COMPLETION})
     ((ending, verdict),) = endings
     token_ids = trace.token_ids[:end] + ending
     return trace.model_copy(update={"token_ids": token_ids, "verdict": verdict, "truncated": ending[-1] not in end_ids})

@@ -49,7 +49,7 @@ def evaluate_dialogues(
     jobs = [plan.job(sampling) for plan in plans]
     usage = ctx.resources.run_pair("dialogues", models, jobs, Purpose.BENCHMARK, seed)
     failed = {problem.id: job.failure for problem, job in zip(known, jobs, strict=True) if job.failure}
-    validate_some_served("dialogues", failed, known)
+    validate_some_served("dialogues", failed, len(known) - len(failed))
     answers = [[state.dialogue.answer for state in plan.dialogues] for plan in plans]
     verdicts, checks = ctx.resources.verdicts(known, answers)
     rows = [

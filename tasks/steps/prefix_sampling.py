@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from conf.probing import Finalizing, Probing
 from conf.sampling import Sampling
 from models.checkpoints.checkpoint import Checkpoint
-from models.inference.engine import Completion, FailedRequest, Request
+from models.inference.engine import Completion, FailedRequest
 from models.inference.rollout_store import Purpose
 from models.inference.scheduler import SamplingJob
 from reasoning.answers.boxed import until_closing_brace
@@ -23,6 +23,8 @@ from reasoning.sampling_plans import CrossingSearch, FullEstimate, Outcomes, Sam
 from reasoning.thinking import Thinking, final_answer, is_closed_once
 from reasoning.token_ids import TokenIds
 from tasks.runtime.resources import Resources
+
+T = TypeVar("T")
 
 
 class Prefix(NamedTuple):
@@ -41,6 +43,8 @@ class PrefixQuery(NamedTuple):
     """Token ids of a prefix, by its index in the plan."""
     longest: int
     """Tokens of the longest prefix."""
+    ends: Sequence[int] = ()
+    """Token ends of the prefixes, if each is a beginning of the trace."""
 
 
 class ProbeFormat(NamedTuple):
@@ -73,7 +77,7 @@ OutcomeRule = Callable[[Trace, Sequence[str | None]], Outcomes]
 
 def query_prefixes(trace: Trace, ends: Sequence[int], plan: SamplingPlan) -> PrefixQuery:
     """A query for the prefixes of `trace` that end after `ends` tokens."""
-    return PrefixQuery(trace, plan, lambda index: trace.token_ids[: ends[index]], max(ends, default=0))
+    return PrefixQuery(trace, plan, lambda index: trace.token_ids[: ends[index]], max(ends, default=0), ends)
 
 
 class PrefixSampler:
@@ -102,10 +106,25 @@ class PrefixSampler:
     ) -> None:
         """Samples until every plan is complete, except the plans of `failed` traces. The default `outcome_rule` is
         the answer check."""
-        jobs = {self._job(query, outcome_rule or self._verify): query.trace for query in queries}
-        for job in self._resources.run_jobs(stage, self._model, list(jobs), purpose, self._seed, self._account):
+        for _ in self.run(stage, purpose, len(queries), queries, outcome_rule):
+            pass
+
+    def run(
+        self,
+        stage: str,
+        purpose: Purpose,
+        total: int,
+        queries: Iterable[PrefixQuery],
+        outcome_rule: OutcomeRule | None = None,
+    ) -> Iterator[PrefixQuery]:
+        """Yields each query when its plan is complete or its trace is one of `failed`, in order. `queries`, about
+        `total`, are drawn as they are needed."""
+        jobs = ((query, self._job(query, outcome_rule or self._verify)) for query in queries)
+        run_jobs = self._resources.run_jobs
+        for query, job in run_jobs(stage, total, self._model, jobs, purpose, self._seed, self._account):
             if job.failure:
-                self.failed[jobs[job].id] = job.failure
+                self.failed[query.trace.id] = job.failure
+            yield query
 
     def estimate_values(
         self, stage: str, rows: Sequence[Trace], ends: Mapping[str, Sequence[int]]
@@ -129,14 +148,11 @@ class PrefixSampler:
             if row.id not in self.failed
         ]
 
-    def cost_bounds(self, searches: Sequence[tuple[Trace, Sequence[int], CrossingSearch]]) -> CostBounds:
-        """Cost of the searches, with lower and naive bounds. Each search: trace, token ends of its segments, plan."""
-        total, block = CostBounds(), self._resources.engine_for(self._model).block
-        for trace, ends, plan in searches:
-            prompt = len(self._model.prompt_ids(self._problems[trace.problem_id]))
-            lengths = [prompt + end for end in ends]
-            total += cost_bounds(plan, lengths, len(self._exit), self._sampling.samples, block)
-        return total
+    def cost_bounds(self, trace: Trace, ends: Sequence[int], plan: CrossingSearch) -> CostBounds:
+        """Cost of a finished search, with lower and naive bounds. `ends`: token ends of the trace's segments."""
+        prompt = len(self._model.prompt_ids(self._problems[trace.problem_id]))
+        block = self._resources.engine_for(self._model).block
+        return cost_bounds(plan, [prompt + end for end in ends], len(self._exit), self._sampling.samples, block)
 
     def _account(self, usage: Usage) -> None:
         self._usage += usage
@@ -178,37 +194,46 @@ class Finalizer:
         self._resources, self._model, self._problems, self._seed = resources, model, problems, seed
         self._closing = model.encode(finalizing.closing_text)
         self._sampling = finalizing.sampling
+        self._lock = threading.Lock()
         self.usage = Usage()
 
     def sample_endings(
         self, stage: str, purpose: Purpose, prefixes: Sequence[Prefix], count: int | None = None
     ) -> list[Endings | FailedRequest]:
-        """For each prefix `count` endings (default: the settings' number of samples), or the failure.
+        """`run` for a list of prefixes."""
+        jobs = ((None, prefix) for prefix in prefixes)
+        return [endings for _, endings in self.run(stage, purpose, len(prefixes), jobs, count)]
+
+    def run(
+        self, stage: str, purpose: Purpose, total: int, prefixes: Iterable[tuple[T, Prefix]], count: int | None = None
+    ) -> Iterator[tuple[T, Endings | FailedRequest]]:
+        """For each prefix, in order, what came with it, and `count` endings (default: the settings' number of samples)
+        or the failure. `prefixes`, about `total`, are drawn as they are needed.
 
         An ending that is truncated, or does not close the thinking exactly once, has no answer. Raises TooManyFailed.
         """
-        problems = [self._problems[prefix.problem_id] for prefix in prefixes]
-        requests = [
-            Request(
-                self._model.prompt_ids(problem) + prefix.token_ids + self._closing,
-                self._sampling,
-                count or self._sampling.samples,
-            )
-            for problem, prefix in zip(problems, prefixes, strict=True)
-        ]
-        sampled = self._resources.sample(stage, self._model, requests, purpose, self._seed)
-        groups = [() if isinstance(group, FailedRequest) else group for group in sampled.completions]
-        answers = [[self._answer(completion) for completion in group] for group in groups]
-        verdicts, checks = self._resources.verdicts(problems, answers)
-        self.usage += sampled.usage + checks
-        endings = [
-            [(self._closing + c.token_ids, v) for c, v in zip(group, checked, strict=True)]
-            for group, checked in zip(groups, verdicts, strict=True)
-        ]
-        return [
-            found if isinstance(found, FailedRequest) else group
-            for found, group in zip(sampled.completions, endings, strict=True)
-        ]
+        jobs = ((item, self._job(prefix, count or self._sampling.samples)) for item, prefix in prefixes)
+        run_jobs = self._resources.run_jobs
+        for item, job in run_jobs(stage, total, self._model, jobs, purpose, self._seed, self._account):
+            assert isinstance(job.plan, FullEstimate)
+            yield item, job.failure or list(job.plan.outcomes[0])  # type: ignore[misc]
+
+    def _job(self, prefix: Prefix, count: int) -> SamplingJob:
+        problem = self._problems[prefix.problem_id]
+        prompt = self._model.prompt_ids(problem) + prefix.token_ids + self._closing
+
+        def checked(completions: Sequence[Completion]) -> Outcomes:
+            (verdicts,), checks = self._resources.verdicts([problem], [[self._answer(one) for one in completions]])
+            self._account(checks)
+            return [
+                (self._closing + one.token_ids, verdict) for one, verdict in zip(completions, verdicts, strict=True)
+            ]
+
+        return SamplingJob(FullEstimate(1, count), lambda _: prompt, self._sampling, checked, len(prompt))
+
+    def _account(self, usage: Usage) -> None:
+        with self._lock:
+            self.usage += usage
 
     def _answer(self, completion: Completion) -> str | None:
         text = self._model.decode(self._closing + completion.token_ids)

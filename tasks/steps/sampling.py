@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from conf.sampling import Sampling
 from models.checkpoints.checkpoint import Checkpoint
-from models.inference.engine import FailedRequest, Request
+from models.inference.engine import Completion, FailedRequest
 from models.inference.rollout_executor import TooManyFailed
 from models.inference.rollout_store import Purpose
+from models.inference.scheduler import SamplingJob
 from reasoning.records import Problem, Score, Trace, Usage, Verdict
+from reasoning.sampling_plans import FullEstimate, Outcomes
 from reasoning.thinking import final_answer
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import step
 from tasks.runtime.context import RunContext, StepContext
+from tasks.runtime.rows import RowFile
 from tasks.steps.prefix_sampling import skipped_rows
 from tasks.steps.problems import by_id
 
@@ -25,11 +29,12 @@ def sample_traces(
     ctx: StepContext, model: ArtifactRef, problems: ArtifactRef, sampling: Sampling, seed: int
 ) -> ArtifactRef:
     """Rows of Trace, right and wrong. Problems without completions are skipped. Raises TooManyFailed."""
-    rows = ctx.artifacts.rows(problems, Problem)
-    sampled = sample_and_verify(ctx, "sample", ctx.resources.checkpoint(model), rows, sampling, Purpose.TRAIN, seed)
-    return ctx.publish(
-        "traces", sampled.traces, rows_in=len(rows), usage=sampled.usage, skipped=skipped_rows(sampled.failed)
-    )
+    sampler = TraceSampler(ctx, ctx.resources.checkpoint(model), sampling, Purpose.TRAIN, seed)
+    with RowFile() as traces:
+        traces.extend(sampler.run("sample", problems.rows, ctx.artifacts.stream(problems, Problem)))
+        return ctx.publish(
+            "traces", traces, rows_in=problems.rows, usage=sampler.usage, skipped=skipped_rows(sampler.failed)
+        )
 
 
 @step("sampling")
@@ -55,6 +60,63 @@ class SampledTraces(NamedTuple):
     usage: Usage
 
 
+class TraceSampler:
+    """Samples and verifies completions of problems; adds up the usage."""
+
+    def __init__(self, ctx: RunContext, model: Checkpoint, sampling: Sampling, purpose: Purpose, seed: int):
+        self._resources, self._model, self._sampling = ctx.resources, model, sampling
+        self._purpose, self._seed = purpose, seed
+        self._lock = threading.Lock()
+        self.usage = Usage()
+        self.failed: dict[str, FailedRequest] = {}
+        """Failed requests by problem id."""
+
+    def run(self, stage: str, total: int, problems: Iterable[Problem]) -> Iterator[Trace]:
+        """Verified completions, in the order of `problems`, about `total`, which are drawn as they are needed.
+
+        Raises TooManyFailed, also when every problem failed.
+        """
+        served, run_jobs = 0, self._resources.run_jobs
+        jobs = ((problem, self._job(problem)) for problem in problems)
+        for problem, job in run_jobs(stage, total, self._model, jobs, self._purpose, self._seed, self._account):
+            if job.failure:
+                self.failed[problem.id] = job.failure
+                continue
+            served += 1
+            assert isinstance(job.plan, FullEstimate)
+            verified: Any = job.plan.outcomes[0]
+            for sample, (completion, text, verdict) in enumerate(verified):
+                yield Trace(
+                    problem_id=problem.id,
+                    sample=sample,
+                    token_ids=completion.token_ids,
+                    text=text,
+                    truncated=not completion.finished,
+                    verdict=verdict,
+                )
+        validate_some_served(stage, self.failed, served)
+
+    def _job(self, problem: Problem) -> SamplingJob:
+        prompt, count = self._model.prompt_ids(problem), self._sampling.samples
+
+        def verified(completions: Sequence[Completion]) -> Outcomes:
+            return self._verified(problem, completions)
+
+        return SamplingJob(FullEstimate(1, count), lambda _: prompt, self._sampling, verified, len(prompt))
+
+    def _verified(self, problem: Problem, completions: Sequence[Completion]) -> Outcomes:
+        """Each completion with its text and its verdict."""
+        texts = [self._model.decode(completion.token_ids) for completion in completions]
+        answers = [final_answer(text, self._model.prompt.thinking) for text in texts]
+        (verdicts,), checks = self._resources.verdicts([problem], [answers])
+        self._account(checks)
+        return list(zip(completions, texts, verdicts, strict=True))
+
+    def _account(self, usage: Usage) -> None:
+        with self._lock:
+            self.usage += usage
+
+
 def sample_and_verify(
     ctx: RunContext,
     stage: str,
@@ -64,37 +126,14 @@ def sample_and_verify(
     purpose: Purpose,
     seed: int,
 ) -> SampledTraces:
-    """Samples `sampling.samples` completions of each problem and verifies them.
-
-    Raises TooManyFailed, also when every problem failed.
-    """
-    requests = [Request(model.prompt_ids(problem), sampling, sampling.samples) for problem in problems]
-    sampled = ctx.resources.sample(stage, model, requests, purpose, seed)
-    results = list(zip(problems, sampled.completions, strict=True))
-    failed = {problem.id: result for problem, result in results if isinstance(result, FailedRequest)}
-    served = [(problem, group) for problem, group in results if not isinstance(group, FailedRequest)]
-    validate_some_served(stage, failed, problems)
-    texts = [[model.decode(c.token_ids) for c in group] for _, group in served]
-    answers = [[final_answer(text, ctx.resources.prompt.thinking) for text in group] for group in texts]
-    verdicts, checks = ctx.resources.verdicts([problem for problem, _ in served], answers)
-    traces = [
-        Trace(
-            problem_id=problem.id,
-            sample=sample,
-            token_ids=completion.token_ids,
-            text=text,
-            truncated=not completion.finished,
-            verdict=verdict,
-        )
-        for (problem, group), group_texts, checked in zip(served, texts, verdicts, strict=True)
-        for sample, (completion, text, verdict) in enumerate(zip(group, group_texts, checked, strict=True))
-    ]
-    return SampledTraces(traces, failed, sampled.usage + checks)
+    """All traces of `TraceSampler.run`. Raises TooManyFailed, also when every problem failed."""
+    sampler = TraceSampler(ctx, model, sampling, purpose, seed)
+    return SampledTraces(list(sampler.run(stage, len(problems), problems)), sampler.failed, sampler.usage)
 
 
-def validate_some_served(stage: str, failed: Mapping[str, FailedRequest], problems: Sequence[Problem]) -> None:
-    """Raises TooManyFailed when every problem was failed, whatever the settings allow."""
-    if problems and len(failed) == len(problems):
+def validate_some_served(stage: str, failed: Mapping[str, FailedRequest], served: int) -> None:
+    """Raises TooManyFailed when every problem failed, whatever the settings allow."""
+    if failed and not served:
         raise TooManyFailed(f"{stage}: there is no completion of any problem: {next(iter(failed.values())).reason}")
 
 

@@ -21,16 +21,40 @@ def prefix_of(trace: Trace, end: int) -> Prefix:
     return Prefix(trace.problem_id, trace.token_ids[:end])
 
 
-def all_segment_ends(
-    ctx: RunContext, model: Checkpoint, traces: Sequence[Trace], segmentation: Segmentation
-) -> tuple[dict[str, list[int]], list[SkippedRow]]:
-    """Token ends of the segments of each trace's thinking. Returns and raises as `token_ends_of`."""
+class TokenAligner:
+    """Finds the token ends of parts of traces, and lists the traces whose tokens cannot be aligned with text."""
+
+    def __init__(self, ctx: RunContext, model: Checkpoint, total: int, parts: Callable[[Trace], list[str]]):
+        """`parts`: consecutive texts from the beginning of a trace. `total`: about how many traces."""
+        self._model, self._parts = model, parts
+        self._failures = ctx.resources.failure_budget("read tokens", total)
+        self.undecodable: list[SkippedRow] = []
+
+    def ends(self, trace: Trace) -> list[int] | None:
+        """The token ends of a trace's parts; None if it is `undecodable`. Raises TooManyFailed."""
+        try:
+            return token_ends(self._parts(trace), self._model.token_texts(trace.token_ids))
+        except Undecodable as error:
+            self._failures.add(Failure.UNDECODABLE, str(error))
+            self.undecodable.append(SkippedRow(id=trace.id, reason=Failure.UNDECODABLE, detail=str(error)))
+            return None
+
+
+def segment_aligner(ctx: RunContext, model: Checkpoint, total: int, segmentation: Segmentation) -> TokenAligner:
+    """An aligner for the segments of traces' thinking."""
 
     def segments(trace: Trace) -> list[str]:
         thinking = thinking_of(trace.text, model.prompt.thinking)
         return segment_text(thinking, segmentation.markers, segmentation.min_chars, segmentation.max_chars)
 
-    return token_ends_of(ctx, model, traces, segments)
+    return TokenAligner(ctx, model, total, segments)
+
+
+def all_segment_ends(
+    ctx: RunContext, model: Checkpoint, traces: Sequence[Trace], segmentation: Segmentation
+) -> tuple[dict[str, list[int]], list[SkippedRow]]:
+    """Token ends of the segments of each trace's thinking. Returns and raises as `token_ends_of`."""
+    return _aligned(segment_aligner(ctx, model, len(traces), segmentation), traces)
 
 
 def texts_between(model: Checkpoint, trace: Trace, ends: Sequence[int]) -> list[str]:
@@ -49,12 +73,9 @@ def token_ends_of(
 
     `parts`: consecutive texts from the beginning of the trace. Raises TooManyFailed.
     """
-    ends, undecodable = dict[str, list[int]](), list[SkippedRow]()
-    failures = ctx.resources.failure_budget("read tokens", len(traces))
-    for trace in traces:
-        try:
-            ends[trace.id] = token_ends(parts(trace), model.token_texts(trace.token_ids))
-        except Undecodable as error:
-            failures.add(Failure.UNDECODABLE, str(error))
-            undecodable.append(SkippedRow(id=trace.id, reason=Failure.UNDECODABLE, detail=str(error)))
-    return ends, undecodable
+    return _aligned(TokenAligner(ctx, model, len(traces), parts), traces)
+
+
+def _aligned(aligner: TokenAligner, traces: Sequence[Trace]) -> tuple[dict[str, list[int]], list[SkippedRow]]:
+    found = {trace.id: aligner.ends(trace) for trace in traces}
+    return {name: ends for name, ends in found.items() if ends is not None}, aligner.undecodable

@@ -43,9 +43,9 @@ def train_dpo(ctx: StepContext, model: ArtifactRef, pairs: ArtifactRef, training
 
 def _pair_lengths(ctx: RunContext, pairs: ArtifactRef) -> list[int]:
     """Tokens of prompt and completion, for both sides of each pair. Raises TrainingFailed without pairs."""
-    rows = ctx.artifacts.rows(pairs, Pair)
-    if not rows:
+    if not pairs.rows:
         raise _no_rows(ctx, pairs, "preference pair")
+    rows = ctx.artifacts.stream(pairs, Pair)
     return [len(row.prompt_ids) + len(side) for row in rows for side in (row.chosen_ids, row.rejected_ids)]
 
 
@@ -62,9 +62,9 @@ def _no_rows(ctx: RunContext, rows: ArtifactRef, name: str) -> TrainingFailed:
 @step("training")
 def train_sft(ctx: StepContext, model: ArtifactRef, rows: ArtifactRef, training: Sft, seed: int) -> ArtifactRef:
     """A checkpoint trained from `model` on demonstrations. Raises TrainingFailed."""
-    demonstrations = ctx.artifacts.rows(rows, Demonstration)
-    if not demonstrations:
+    if not rows.rows:
         raise _no_rows(ctx, rows, "demonstration")
+    demonstrations = ctx.artifacts.stream(rows, Demonstration)
     lengths = [len(row.prompt_ids) + len(row.completion_ids) for row in demonstrations]
     return _fit(ctx, "sft", model, rows, lengths, training, seed)
 
