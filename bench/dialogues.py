@@ -31,6 +31,7 @@ from reasoning.dialogue import STOPS
 from reasoning.records import Problem
 from reasoning.sampling_plans import FullEstimate
 from reasoning.stories import Split, draw_stories
+from reasoning.token_ids import TokenIds
 from tasks.steps.problems import story_problem
 
 ROUNDS = 15
@@ -97,9 +98,9 @@ def timed(
 
 def requests(codec: TurnCodec, plan: DialogueSampler, problem: Problem) -> list[SamplingJob]:
     """Requests for all sampled turns, independent of each other: as many samples of each prompt."""
-    prompts, counts = codec.prompts(problem), Counter[tuple[int, tuple[int, ...]]]()
+    prompts, counts = codec.prompts(problem), Counter[tuple[int, TokenIds]]()
     for state in plan.dialogues:
-        before: tuple[int, ...] = ()
+        before = TokenIds()
         for turn_tokens in state.turns:
             prompt = prompts[turn_tokens.turn.speaker] + before + turn_tokens.token_ids[: turn_tokens.opening]
             counts[SPEAKERS.index(turn_tokens.turn.speaker), prompt] += 1

@@ -24,6 +24,7 @@ from models.inference.rollout_store import Purpose, RolloutStore
 from models.inference.scheduler import EngineScheduler, SamplingJob
 from models.inference.scripted_engine import ScriptedEngine
 from reasoning.sampling_plans import ForwardScanPlan
+from reasoning.token_ids import TokenIds
 
 RESULT = Path(__file__).parent / "results" / "memory.json"
 PREFIXES, TOKENS, K = 16, 60, 8
@@ -31,7 +32,7 @@ PREFIXES, TOKENS, K = 16, 60, 8
 
 def jobs(traces: int) -> Iterator[SamplingJob]:
     for trace in range(traces):
-        ids = tuple((trace * 7919 + n) % 640 for n in range(PREFIXES * TOKENS))
+        ids = TokenIds((trace * 7919 + n) % 640 for n in range(PREFIXES * TOKENS))
         yield SamplingJob(
             ForwardScanPlan(PREFIXES, K, 0.5),
             lambda index, ids=ids: ids[: (index + 1) * TOKENS],
@@ -43,7 +44,7 @@ def jobs(traces: int) -> Iterator[SamplingJob]:
 
 def right_late(_: Checkpoint, request: Request, number: int) -> Completion:
     """Longer prefixes are right more often."""
-    return Completion((int(number % PREFIXES < len(request.prompt_ids) // TOKENS - 3), 2), True)
+    return Completion(TokenIds((int(number % PREFIXES < len(request.prompt_ids) // TOKENS - 3), 2)), True)
 
 
 def run(traces: int) -> int:

@@ -56,6 +56,7 @@ from reasoning.sampling_plans import (
 from reasoning.segment import segment_text, token_ends
 from reasoning.stories import Split, draw_stories
 from reasoning.thinking import final_answer, thinking_of
+from reasoning.token_ids import TokenIds
 from tasks.steps.problems import story_problem
 
 RESULT = Path(__file__).parent / "results" / "rollouts.json"
@@ -73,8 +74,8 @@ NEVER = "-1"
 class Case(NamedTuple):
     """One trace: its prompt, its token ids, the end of each segment in tokens, and the answer that counts as right."""
 
-    prompt: tuple[int, ...]
-    ids: tuple[int, ...]
+    prompt: TokenIds
+    ids: TokenIds
     ends: tuple[int, ...]
     answer: str
 
@@ -83,7 +84,7 @@ class Question(NamedTuple):
     """What to measure for the prefixes of each case."""
 
     cases: Sequence[Case]
-    opening: tuple[int, ...]
+    opening: TokenIds
     """Tokens appended to a prefix to open its rollouts."""
     sampling: Sampling
     plan: Callable[[int], Any]
@@ -92,10 +93,10 @@ class Question(NamedTuple):
     """From a rollout's text to its answer."""
     model: Checkpoint
 
-    def prompt(self, case: Case, index: int) -> tuple[int, ...]:
+    def prompt(self, case: Case, index: int) -> TokenIds:
         return case.prompt + case.ids[: case.ends[index]] + self.opening
 
-    def prompts(self) -> list[tuple[int, ...]]:
+    def prompts(self) -> list[TokenIds]:
         return [self.prompt(case, index) for case in self.cases for index in range(len(case.ends))]
 
     def score(self, case: Case, tokens: Sequence[Sequence[int]]) -> list[bool]:
@@ -279,7 +280,7 @@ def run_mode(server: Recording, question: Question, mode: str, seed: int) -> dic
 
 
 def bodies(
-    mode: str, prompts: Sequence[tuple[int, ...]], sampling: Sampling, recorded: Sequence[Request], seed: int
+    mode: str, prompts: Sequence[TokenIds], sampling: Sampling, recorded: Sequence[Request], seed: int
 ) -> list[dict[str, Any]]:
     if mode == "naive":
         return [
@@ -364,7 +365,7 @@ def questions(server: Recording, model: Checkpoint, traces: int, fewer: int) -> 
     return {
         "crossing": crossing(cases),
         "never_crossing": crossing(never),
-        "values": Question(cases[: fewer // 2], (), THOUGHTS, values, final_answer, model),
+        "values": Question(cases[: fewer // 2], TokenIds(), THOUGHTS, values, final_answer, model),
     }
 
 

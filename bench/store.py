@@ -23,6 +23,7 @@ from bench.rollouts import machine
 from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
 from models.inference.engine import Completion
 from models.inference.rollout_store import Purpose, RolloutStore, StoredCompletion
+from reasoning.token_ids import TokenIds
 
 RESULT = Path(__file__).parent / "results" / "store.json"
 SAMPLES = 8
@@ -33,7 +34,7 @@ LOOKUP = 500
 def measure(url: str, completions: int) -> dict[str, Any]:
     store, model = RolloutStore(url), Checkpoint.open(TINY_MODEL)
     keys = [hashlib.sha256(n.to_bytes(8, "big")).digest() for n in range(completions // SAMPLES)]
-    completion = Completion(tuple(range(12)), True)
+    completion = Completion(TokenIds(range(12)), True)
 
     def put() -> None:
         group = COMMIT // SAMPLES

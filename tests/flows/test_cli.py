@@ -9,6 +9,7 @@ import pytest
 from flows.cli import main
 from models.inference.engine import Completion
 from models.inference.rollout_store import Purpose, RolloutStore, StoredCompletion
+from reasoning.token_ids import TokenIds
 from tests.models.fakes import fake_checkpoint
 
 TWO_FILES = ", ".join(f"{{type='file', path='{name}', most_bad=0.1}}" for name in "ab")
@@ -111,7 +112,7 @@ def test_a_store_is_looked_after(tmp_path: Path):
     url = f"sqlite:///{tmp_path / 'store'}"
     model = fake_checkpoint(tmp_path / "model")
     RolloutStore(url).commit(
-        [StoredCompletion(b"k", n, model, Purpose.PROBE, Completion((1, 2), True)) for n in (0, 2)]
+        [StoredCompletion(b"k", n, model, Purpose.PROBE, Completion(TokenIds((1, 2)), True)) for n in (0, 2)]
     )
 
     def store(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -22,6 +22,7 @@ from models.inference.rollout_executor import TooManyFailed
 from models.inference.scripted_engine import ScriptedEngine
 from models.tiny_model import END
 from reasoning.records import Scan, Score, Trace, Verdict
+from reasoning.token_ids import TokenIds
 from tests.flows.world import ScriptedRun, speak, speak_turn
 
 pytestmark = pytest.mark.usefixtures("plain_steps")
@@ -44,7 +45,7 @@ class FailingEngine(ScriptedEngine):
     def serve(self, model: Checkpoint, request_id: int, request: Request) -> Finished | FailedRequest:
         return self._failure(request_id) or super().serve(model, request_id, request)
 
-    def log_probs(self, model: Checkpoint, texts: Sequence[tuple[int, ...]]) -> Iterator[list[float] | FailedRequest]:
+    def log_probs(self, model: Checkpoint, texts: Sequence[TokenIds]) -> Iterator[list[float] | FailedRequest]:
         for request_id, found in enumerate(super().log_probs(model, texts)):
             yield self._failure(request_id) or found
 
@@ -163,7 +164,7 @@ def test_an_engine_that_serves_nothing_ends_the_run(tmp_path: Path):
         ScriptedRun("dto", settings, run_dto, lambda: FailingEngine(speak, every=1))
 
 
-def broken(cut: Callable[[tuple[int, ...]], tuple[int, ...]]) -> Any:
+def broken(cut: Callable[[TokenIds], TokenIds]) -> Any:
     """As `speak`, but every third trace ends in an emoji that `cut` has shortened, and the end token."""
 
     def script(model: Checkpoint, request: Request, number: int) -> Completion:
@@ -192,7 +193,9 @@ def test_a_trace_may_end_in_half_an_emoji(tmp_path: Path, repeat: int):
             f"storage.root={tmp_path}",
         ),
     )
-    run = ScriptedRun("dto", settings, run_dto, lambda: ScriptedEngine(broken(lambda ids: ids[:-1] * repeat)))
+    run = ScriptedRun(
+        "dto", settings, run_dto, lambda: ScriptedEngine(broken(lambda ids: TokenIds.join([ids[:-1]] * repeat)))
+    )
     traces = run.rows("sample-traces", Trace)
     undecodable = {(row.problem_id, row.sample) for row in traces if "\ufffd" in row.text}
     assert len(undecodable) == 8

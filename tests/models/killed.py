@@ -25,6 +25,7 @@ from models.inference.rollout_store import Purpose, RolloutStore
 from models.inference.scheduler import EngineScheduler, PendingRequest, SamplingJob
 from models.inference.scripted_engine import ScriptedEngine
 from reasoning.sampling_plans import ForwardScanPlan
+from reasoning.token_ids import TokenIds
 
 TRACES, PREFIXES, K = 60, 10, 8
 SAMPLING = Sampling(samples=K)
@@ -34,7 +35,7 @@ WATCHED = {scheduler.__file__, rollout_executor.__file__, rollout_store.__file__
 def job(trace: int) -> SamplingJob:
     plan = ForwardScanPlan(PREFIXES, K, 0.5)
     return SamplingJob(
-        plan, lambda index: (trace, index), SAMPLING, lambda group: [bool(c.token_ids[0]) for c in group], 2
+        plan, lambda index: TokenIds((trace, index)), SAMPLING, lambda group: [bool(c.token_ids[0]) for c in group], 2
     )
 
 
@@ -54,13 +55,13 @@ def die_after(lines: int) -> None:
 
 def main(url: str, model: str, log: Path, lines: int) -> None:
     rng = random.SystemRandom()
-    engine = ScriptedEngine(lambda *_: Completion((int(rng.random() < 0.35), rng.getrandbits(31)), True))
+    engine = ScriptedEngine(lambda *_: Completion(TokenIds((int(rng.random() < 0.35), rng.getrandbits(31))), True))
 
     class Logged(EngineScheduler):
         def submit(self, request_id: int, pending: PendingRequest) -> None:
             first = pending.sample_range.first + len(pending.completions)
             with log.open("a") as file:
-                file.write(json.dumps([pending.request.prompt_ids, first, pending.missing]) + "\n")
+                file.write(json.dumps([pending.request.prompt_ids.tolist(), first, pending.missing]) + "\n")
             super().submit(request_id, pending)
 
     run = RolloutExecutor(RolloutStore(url), [Logged(engine, Checkpoint.open(Path(model)))], Purpose.PROBE, 0)

@@ -12,13 +12,14 @@ from reasoning.dto import (
 )
 from reasoning.records import OptimisedTrace, PairKind, Probe, Scan, Trace, Verdict
 from reasoning.sampling_plans import ForwardScanPlan
+from reasoning.token_ids import TokenIds
 
 
 def trace(problem: str = "p", sample: int = 0, length: int = 10, verdict: Verdict = Verdict.RIGHT) -> Trace:
     return Trace(
         problem_id=problem,
         sample=sample,
-        token_ids=tuple(range(length)),
+        token_ids=TokenIds(range(length)),
         text="",
         truncated=False,
         verdict=verdict,
@@ -52,26 +53,30 @@ def test_last_failed_probe_before_the_crossing():
     assert last_failed_probe(crossed.model_copy(update={"probes": probes[1:]})) is None  # it crossed at once
 
 
+def ending(verdict: Verdict, *token_ids: int) -> tuple[TokenIds, Verdict]:
+    return TokenIds(token_ids), verdict
+
+
 def test_shortest_right_and_first_wrong():
-    right, wrong = Verdict.RIGHT, Verdict.WRONG
-    endings = [((1, 2, 3), right), ((9,), Verdict.TIMEOUT), ((4,), wrong), ((5, 6), right), ((7, 8), right)]
-    assert shortest_right(endings) == (5, 6)
-    assert first_wrong(endings) == (4,)
-    assert shortest_right([((1,), wrong)]) is None
-    assert first_wrong([((1,), right), ((2,), Verdict.NO_ANSWER), ((3,), Verdict.TIMEOUT)]) is None
+    right, wrong, timeout = Verdict.RIGHT, Verdict.WRONG, Verdict.TIMEOUT
+    endings = [ending(right, 1, 2, 3), ending(timeout, 9), ending(wrong, 4), ending(right, 5, 6), ending(right, 7, 8)]
+    assert shortest_right(endings) == TokenIds((5, 6))
+    assert first_wrong(endings) == TokenIds((4,))
+    assert shortest_right([ending(wrong, 1)]) is None
+    assert first_wrong([ending(right, 1), ending(Verdict.NO_ANSWER, 2), ending(timeout, 3)]) is None
 
 
 def optimised(length: int, premature: int | None = None, sample: int = 0) -> OptimisedTrace:
     return OptimisedTrace(
         problem_id="p",
         sample=sample,
-        token_ids=tuple(range(length)),
-        premature_ids=None if premature is None else tuple(range(premature)),
+        token_ids=TokenIds(range(length)),
+        premature_ids=None if premature is None else TokenIds(range(premature)),
     )
 
 
 def build(rows: list[OptimisedTrace], traces: list[Trace], rejected: str = "original", max_length: int = 100):
-    return preference_pairs({"p": (90, 91)}, traces, rows, rejected, max_length)
+    return preference_pairs({"p": TokenIds((90, 91))}, traces, rows, rejected, max_length)
 
 
 def test_pairs_against_original_and_premature_stop():
@@ -80,7 +85,7 @@ def test_pairs_against_original_and_premature_stop():
         (PairKind.OPTIMISED, 6, 10),
         (PairKind.PREMATURE_STOP, 6, 3),
     ]
-    assert pairs[0].prompt_ids == (90, 91)
+    assert pairs[0].prompt_ids == TokenIds((90, 91))
     assert not dropped
 
 
@@ -111,7 +116,8 @@ def test_shortest_longest_pairs():
         trace("q", length=4, verdict=Verdict.WRONG),
         trace("r", length=7),
     ]
-    pairs, dropped = shortest_longest_pairs({"p": (90,), "q": (91,), "r": (92,)}, traces, 100)
+    prompts = {name: TokenIds((token,)) for name, token in (("p", 90), ("q", 91), ("r", 92))}
+    pairs, dropped = shortest_longest_pairs(prompts, traces, 100)
     assert [(p.problem_id, p.kind, len(p.chosen_ids), len(p.rejected_ids)) for p in pairs] == [
         ("p", PairKind.SHORTEST_LONGEST, 6, 12),
     ]

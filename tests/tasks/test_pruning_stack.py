@@ -11,9 +11,10 @@ from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
 from models.inference.scripted_engine import ScriptedEngine
 from reasoning.pruning import PruningPlan
 from reasoning.records import Problem, TextPart, Trace, Verdict
+from reasoning.token_ids import TokenIds
 from tasks.runtime.context import RunContext
-from tasks.steps.dto import restore_unnatural
 from tasks.steps.prefix_sampling import LogProbScorer, Prefix
+from tasks.steps.pruning import restore_unnatural
 from tests.flows.world import speak
 
 PROBLEM = Problem(id="p", prompt=(TextPart(text="How many?"),), answer="1")
@@ -28,7 +29,7 @@ class FakeLogProbs(ScriptedEngine):
         super().__init__(speak)
         self.texts_scored = 0
 
-    def log_probs(self, model: Checkpoint, texts: Sequence[tuple[int, ...]]) -> Iterator[list[float]]:
+    def log_probs(self, model: Checkpoint, texts: Sequence[TokenIds]) -> Iterator[list[float]]:
         _ = model
         self.texts_scored += len(texts)
         for text in texts:
@@ -51,7 +52,7 @@ def scorer(tmp_path: Path, engine: FakeLogProbs) -> Iterator[LogProbScorer]:
 
 def pruning(spans: Sequence[tuple[int, ...]], removed: Sequence[int]) -> PruningPlan:
     """The pruning of a trace with segments `spans`, after probes that found the segments `removed` unnecessary."""
-    token_ids = tuple(token for span in spans for token in span)
+    token_ids = TokenIds.join(spans)
     trace = Trace(problem_id="p", sample=0, token_ids=token_ids, text="", truncated=False, verdict=Verdict.RIGHT)
     item = PruningPlan(trace, [sum(map(len, spans[: n + 1])) for n in range(len(spans))], 8, 0.5)
     while ranges := item.next_ranges():
@@ -60,7 +61,8 @@ def pruning(spans: Sequence[tuple[int, ...]], removed: Sequence[int]) -> Pruning
 
 
 def test_each_token_of_a_prefix_has_its_own_log_prob(scorer: LogProbScorer, engine: FakeLogProbs):
-    assert scorer.log_probs("read", [Prefix("p", (7, 8, 9)), Prefix("p", (5,))]) == [[-7, -8, -9], [-5]]
+    prefixes = [Prefix("p", TokenIds((7, 8, 9))), Prefix("p", TokenIds((5,)))]
+    assert scorer.log_probs("read", prefixes) == [[-7, -8, -9], [-5]]
     assert scorer.log_probs("read", []) == []
     assert engine.texts_scored == 2
 

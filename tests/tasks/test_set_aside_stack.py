@@ -13,6 +13,7 @@ from models.inference.engine import FailedRequest, Failure
 from models.inference.rollout_executor import TooManyFailed
 from models.inference.scripted_engine import ScriptedEngine
 from reasoning.records import SkippedRow, Trace, Verdict
+from reasoning.token_ids import TokenIds
 from tasks.runtime.context import RunContext, StepContext
 from tasks.steps.prefix_sampling import skipped_rows
 from tasks.steps.trace_segments import token_ends_of
@@ -29,7 +30,7 @@ def ctx(tmp_path: Path) -> Iterator[StepContext]:
 class FakeCheckpoint:
     """Raises Undecodable for traces that begin with token 13."""
 
-    def token_texts(self, token_ids: tuple[int, ...]) -> list[str]:
+    def token_texts(self, token_ids: TokenIds) -> list[str]:
         if token_ids[0] == 13:
             raise Undecodable(f"{len(token_ids)} tokens")
         return ["ab"] * len(token_ids)
@@ -39,7 +40,7 @@ def trace(number: int) -> Trace:
     return Trace(
         problem_id=f"p{number}",
         sample=0,
-        token_ids=(number, 1, 2),
+        token_ids=TokenIds((number, 1, 2)),
         text="ababab",
         truncated=False,
         verdict=Verdict.RIGHT,

@@ -3,7 +3,7 @@
 import gzip
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ class Read:
         self.size = len(tokenizer)
         self.reader = TokenReader(tokenizer, self.decode)
 
-    def decode(self, ids: tuple[int, ...]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def encode(self, text: str) -> tuple[int, ...]:
@@ -183,7 +183,7 @@ def test_a_tokenizer_that_strips_the_first_space():
 
 
 def test_context_dependent_texts_raise():
-    def upper_among_others(ids: tuple[int, ...]) -> str:
+    def upper_among_others(ids: Sequence[int]) -> str:
         text = "".join("ab"[token] for token in ids)
         return text.upper() if len(ids) > 2 else text
 

@@ -21,6 +21,7 @@ from models.inference.scheduler import EngineScheduler
 from models.inference.scripted_engine import ScriptedEngine
 from reasoning.dialogue import CLOSINGS, OPENING, TAGS, Dialogue, Fault, Speaker
 from reasoning.records import Problem, TextPart
+from reasoning.token_ids import TokenIds
 
 END = "<|endoftext|>"
 PROTOCOL = Protocol(long_role="<|long|>", short_role="<|short|>", max_turn_tokens=192)
@@ -36,7 +37,7 @@ def completion_of(text_of_turn: str, has_ended: bool = True) -> Completion:
     return Completion(MODEL.encode(text_of_turn + END * has_ended), has_ended)
 
 
-def own_text(token_ids: tuple[int, ...], own: tuple[bool, ...]) -> str:
+def own_text(token_ids: TokenIds, own: tuple[bool, ...]) -> str:
     return MODEL.decode(tuple(token for token, is_own in zip(token_ids, own, strict=True) if is_own))
 
 
@@ -45,7 +46,7 @@ def test_the_stream_decoder_agrees_with_decode(token_ids: list[int]):
     decode, decoded = CODEC.stream_decoder(), ""
     text = MODEL.decode(tuple(takewhile(lambda token: token not in MODEL.special_ids, token_ids)))
     for token in token_ids:
-        decoded += decode((token,))
+        decoded += decode(TokenIds((token,)))
         assert text.startswith(decoded)
     assert decoded == text.rstrip("\ufffd")
 
@@ -57,9 +58,9 @@ def test_each_end_token_of_the_model_ends_a_turn(tmp_path: Path):
     text_of_turn = model.encode("\nIt is 4.</think>")
     for end in (0, 463):
         tokenized = TurnCodec(model, PROTOCOL).decode_turn(
-            Dialogue(PROTOCOL.max_rounds), Completion((*text_of_turn, end), True)
+            Dialogue(PROTOCOL.max_rounds), Completion(TokenIds((*text_of_turn, end)), True)
         )
-        assert tokenized.token_ids == (*model.encode("<think>"), *text_of_turn, end)
+        assert tokenized.token_ids == TokenIds((*model.encode("<think>"), *text_of_turn, end))
         assert tokenized.own == (False, *[True] * len(text_of_turn), True)
 
 
@@ -69,7 +70,7 @@ def test_the_longest_dialogue_fits_its_bound_with_any_tokenizer():
         DialogueState(Dialogue(PROTOCOL.max_rounds)),
         MODEL.encode("12 " * PROTOCOL.max_turn_tokens)[: PROTOCOL.max_turn_tokens],
     )
-    ask = (*full_turn[:-1], *MODEL.encode("</rethink>"))
+    ask = full_turn[:-1] + MODEL.encode("</rethink>")
     while not state.dialogue.is_over:
         text_of_turn = (
             ask if state.dialogue.next_speaker is Speaker.SHORT and not state.dialogue.must_answer else full_turn
@@ -95,7 +96,8 @@ def test_invalid_bytes_end_the_stream_without_an_error(monkeypatch: pytest.Monke
 
     monkeypatch.setattr("models.inference.dialogue_sampler.DecodeStream", Stream)
     decode = CODEC.stream_decoder()
-    assert (decode((8, 9)), decode((10, 7, 8)), decode((8,))) == (MODEL.decode((8, 9)), MODEL.decode((10,)), "")
+    decoded = [decode(TokenIds(ids)) for ids in ((8, 9), (10, 7, 8), (8,))]
+    assert decoded == [MODEL.decode((8, 9)), MODEL.decode((10,)), ""]
 
 
 @pytest.mark.parametrize("after", ["", "</think>", "<|short|>Ann has 4.<answer>\\boxed{9}</answer>"])
@@ -104,7 +106,7 @@ def test_a_special_token_ends_the_turn(after: str):
     pad = MODEL.tokenizer.pad_token_id
     assert pad in MODEL.special_ids
     before = MODEL.encode("\nNow it is 4.")
-    tokenized = CODEC.decode_turn(Dialogue(4), Completion((*before, pad, *MODEL.encode(after + END)), True))
+    tokenized = CODEC.decode_turn(Dialogue(4), Completion(TokenIds((*before, pad, *MODEL.encode(after + END))), True))
     assert (tokenized.turn.text, tokenized.turn.fault) == ("\nNow it is 4.", Fault.UNCLOSED)
     assert MODEL.decode(tokenized.token_ids) == "<think>\nNow it is 4.</think>"
     assert not {pad} & set(tokenized.token_ids)
@@ -211,7 +213,8 @@ def test_many_dialogues_run_concurrently(tmp_path_factory: pytest.TempPathFactor
         rng = random.Random(seed)
         engines = [ScriptedEngine(random_script(rng)) for _ in Speaker]
         plans = [
-            DialogueSampler(CODEC, {s: (*ids, number) for s, ids in PROMPTS.items()}, count) for number in range(5)
+            DialogueSampler(CODEC, {s: TokenIds((*ids, number)) for s, ids in PROMPTS.items()}, count)
+            for number in range(5)
         ]
         jobs = [plan.job(Sampling()) for plan in plans]
         pair = RolloutExecutor(
@@ -255,7 +258,8 @@ def test_resumed_dialogues_do_not_deadlock_two_schedulers(tmp_path: Path):
 
     def run(count: int, short: Callable[[Checkpoint, Request, int], Completion]) -> list[str]:
         plans = [
-            DialogueSampler(CODEC, {s: (*ids, number) for s, ids in PROMPTS.items()}, 1) for number in range(count)
+            DialogueSampler(CODEC, {s: TokenIds((*ids, number)) for s, ids in PROMPTS.items()}, 1)
+            for number in range(count)
         ]
         schedulers = [EngineScheduler(SmallCache(script), MODEL) for script in (think, short)]
         store = RolloutStore(f"sqlite:///{tmp_path / 'db'}")

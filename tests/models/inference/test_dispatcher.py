@@ -18,6 +18,7 @@ from conf.sampling import Sampling
 from models.inference import dispatcher
 from models.inference.dispatcher import Dispatcher, EndpointState, InFlightRequest, ScoredText, ServerFailed, score_all
 from models.inference.engine import FailedRequest, Failure, Finished, Request
+from reasoning.token_ids import TokenIds
 
 SAMPLING = Sampling(max_tokens=5)
 Answer = Callable[[dict[str, Any], int], dict[str, Any] | bytes | int | None]
@@ -186,7 +187,7 @@ def ask(
     events: SimpleQueue[Any] = SimpleQueue()
     with Dispatcher(servers, lambda _: timeout, events.put) as session:
         for request_id in range(count):
-            session.submit(request_id, Request((request_id,), SAMPLING, 3), affinity(request_id))
+            session.submit(request_id, Request(TokenIds((request_id,)), SAMPLING, 3), affinity(request_id))
         found: dict[int, Any] = {}
         while len(found) < count:
             event = events.get(timeout=20)
@@ -202,7 +203,7 @@ def test_each_request_is_served_once_in_sample_order_within_the_slots(serve: Cal
     server = serve(slots=slots)
     found = ask([server])
     assert sorted(found) == list(range(20))
-    assert [c.token_ids for c in found[7].completions] == [(7, 0), (7, 1), (7, 2)]
+    assert [c.token_ids for c in found[7].completions] == [TokenIds((7, number)) for number in range(3)]
     assert [c.finished for c in found[7].completions] == [True, True, False]
     assert server.most_at_once <= max(3, slots)  # a request larger than all slots runs alone
 
@@ -328,8 +329,8 @@ def test_the_timeout_depends_on_max_tokens(serve: Callable[..., Server]):
     asked: list[int] = []
     events: SimpleQueue[Any] = SimpleQueue()
     with Dispatcher([serve()], lambda tokens: asked.append(tokens) or 60, events.put) as session:
-        session.submit(0, Request((0,), SAMPLING, 1), 0)
-        session.submit(1, Request((1,), Sampling(max_tokens=32_768), 1), 0)
+        session.submit(0, Request(TokenIds((0,)), SAMPLING, 1), 0)
+        session.submit(1, Request(TokenIds((1,)), Sampling(max_tokens=32_768), 1), 0)
         assert {events.get(timeout=20).request_id for _ in range(2)} == {0, 1}
     assert sorted(asked) == [5, 32_768]
 
@@ -475,7 +476,7 @@ def test_log_probs_keep_their_order_despite_faults(serve: Callable[..., Server])
         reply = {"model": body["model"], "choices": [{"prompt_logprobs": entries}]}
         return {3: None, 7: 503}.get(number, reply)
 
-    texts = [tuple(range(n, n + 3)) for n in range(40)]
+    texts = [TokenIds(range(n, n + 3)) for n in range(40)]
     found = list(score_all([serve(scored)], lambda _: 60, texts))
     assert found[20] == FailedRequest(20, "requested 2 log-probs, got others", Failure.MALFORMED)
     assert [one for n, one in enumerate(found) if n != 20] == [

@@ -11,6 +11,7 @@ from pathlib import Path
 from models.checkpoints.checkpoint import Checkpoint
 from models.inference.engine import Completion, Request
 from models.inference.rollout_store import Purpose, RolloutStore, completion_key
+from reasoning.token_ids import TokenIds
 from tests.models.fakes import fake_checkpoint
 from tests.models.killed import PREFIXES, SAMPLING, TRACES, job
 
@@ -19,7 +20,8 @@ KILLS = 20
 
 def stored(url: str, model: Checkpoint) -> dict[tuple[int, ...], list[Completion]]:
     prompts = [(trace, prefix) for trace in range(TRACES) for prefix in range(PREFIXES)]
-    keys = {prompt: completion_key(model, Request(prompt, SAMPLING, 1), Purpose.PROBE, 0) for prompt in prompts}
+    requests = {prompt: Request(TokenIds(prompt), SAMPLING, 1) for prompt in prompts}
+    keys = {prompt: completion_key(model, request, Purpose.PROBE, 0) for prompt, request in requests.items()}
     stored_completions = RolloutStore(url).find(list(keys.values()))
     return {prompt: stored_completions[key] for prompt, key in keys.items()}
 

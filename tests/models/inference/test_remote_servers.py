@@ -14,6 +14,7 @@ from models.inference import dispatcher, remote_servers
 from models.inference.dispatcher import ServerFailed
 from models.inference.engine import FailedRequest, Finished, Request
 from models.inference.remote_servers import RemoteServers, WrongEndpoint, base_url
+from reasoning.token_ids import TokenIds
 from tests.models.fakes import fake_checkpoint
 from tests.models.inference.test_dispatcher import SAMPLING, Server, valid_reply
 
@@ -42,7 +43,7 @@ def ask(servers: RemoteServers, model: Checkpoint, count: int) -> list[Any]:
     events: SimpleQueue[Any] = SimpleQueue()
     with servers.session(model, events.put) as session:
         for request_id in range(count):
-            session.submit(request_id, Request((request_id,), SAMPLING, 3), request_id)
+            session.submit(request_id, Request(TokenIds((request_id,)), SAMPLING, 3), request_id)
         found = [events.get(timeout=20) for _ in range(count)]
     if errors := [event for event in found if isinstance(event, BaseException)]:
         raise errors[0]
@@ -112,7 +113,8 @@ def test_log_probs(pair: list[Server], model: Checkpoint):
 
     for server in pair:
         server._answer = scored
-    assert list(engine(pair).log_probs(model, [(1, 2), (3, 4, 5)])) == [[-2.0], [-4.0, -5.0]]
+    texts = [TokenIds((1, 2)), TokenIds((3, 4, 5))]
+    assert list(engine(pair).log_probs(model, texts)) == [[-2.0], [-4.0, -5.0]]
     assert list(engine(pair).log_probs(model, [])) == []
 
 

@@ -22,6 +22,7 @@ from models.inference.scheduler import EngineScheduler, SamplingJob, Utilisation
 from models.inference.scripted_engine import ScriptedEngine
 from reasoning.records import Usage
 from reasoning.sampling_plans import ForwardScanPlan, FullEstimate, SampleRange
+from reasoning.token_ids import TokenIds
 from tests.models.fakes import fake_checkpoint
 
 K = 8
@@ -33,19 +34,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return fake_checkpoint(tmp_path_factory.mktemp("model"))
 
 
-def is_right(prompt: tuple[int, ...], sample: int) -> bool:
+def is_right(prompt: Sequence[int], sample: int) -> bool:
     """Whether a sample of a prompt is right: random but deterministic."""
-    return random.Random(f"{prompt}{sample}").random() < 0.45
+    return random.Random(f"{tuple(prompt)}{sample}").random() < 0.45
 
 
 class RandomEngine(ScriptedEngine):
     """Sample n of a prompt is (n, 1) if it is right, else (n, 0). Requests are served in random order."""
 
     def __init__(self, seed: int = 0, crashes_after: int | None = None):
-        super().__init__(lambda model, request, number: Completion((number,), True))
+        super().__init__(lambda model, request, number: Completion(TokenIds((number,)), True))
         self.order = random.Random(seed)
         self._left = crashes_after
-        self.sampled: Counter[tuple[int, ...]] = Counter()
+        self.sampled: Counter[TokenIds] = Counter()
         self.longest_queue = 0
 
     @contextmanager
@@ -55,7 +56,7 @@ class RandomEngine(ScriptedEngine):
         thread = threading.Thread(target=session.serve, daemon=True)
         thread.start()
         yield session
-        session.submit(-1, Request((), SAMPLING, 0), 0)
+        session.submit(-1, Request(TokenIds(), SAMPLING, 0), 0)
         thread.join()
 
     def answer(self, request_id: int, request: Request) -> Finished | FailedRequest | BaseException:
@@ -63,12 +64,12 @@ class RandomEngine(ScriptedEngine):
             self._left -= 1
             if self._left < 0:
                 return ConnectionError("the server is gone")
-        if request.prompt_ids == (13,):
+        if request.prompt_ids == TokenIds((13,)):
             return FailedRequest(request_id, "refused for the test")
         first = self.sampled[request.prompt_ids]
         self.sampled[request.prompt_ids] += request.count
         completions = [
-            Completion((sample, int(is_right(request.prompt_ids, sample))), True)
+            Completion(TokenIds((sample, int(is_right(request.prompt_ids, sample)))), True)
             for sample in range(first, first + request.count)
         ]
         return Finished(request_id, tuple(completions))
@@ -101,7 +102,7 @@ class _RandomSession:
 
 def trace_job(trace: int, prefixes: int, lookahead: int = 0) -> SamplingJob:
     plan = ForwardScanPlan(prefixes, K, 0.5, lookahead)
-    return SamplingJob(plan, lambda prefix: (trace, prefix), SAMPLING, right, 2)
+    return SamplingJob(plan, lambda prefix: TokenIds((trace, prefix)), SAMPLING, right, 2)
 
 
 def right(completions: Sequence[Completion]) -> list[bool]:
@@ -144,7 +145,7 @@ def test_after_a_crash_no_finished_completion_is_generated_again(
     model: Checkpoint, tmp_path_factory: pytest.TempPathFactory, crash_points: list[int]
 ):
     url = f"sqlite:///{tmp_path_factory.mktemp('store') / 'db'}"
-    kept: Counter[tuple[int, ...]] = Counter()
+    kept: Counter[TokenIds] = Counter()
     for crash_point in crash_points:
         engine = RandomEngine(crash_point, crashes_after=crash_point)
         engine.sampled = kept.copy()
@@ -161,13 +162,10 @@ def test_after_a_crash_no_finished_completion_is_generated_again(
         assert job.plan.crossing == expected_crossing(trace, 4)  # type: ignore[attr-defined]
 
 
-def stored(url: str, model: Checkpoint) -> Counter[tuple[int, ...]]:
+def stored(url: str, model: Checkpoint) -> Counter[TokenIds]:
     """Number of stored samples of each prompt. Checks that their indices have no gaps."""
-    keys = {
-        completion_key(model, Request((trace, prefix), SAMPLING, 1), Purpose.PROBE, 0): (trace, prefix)
-        for trace in range(10)
-        for prefix in range(4)
-    }
+    prompts = [TokenIds((trace, prefix)) for trace in range(10) for prefix in range(4)]
+    keys = {completion_key(model, Request(prompt, SAMPLING, 1), Purpose.PROBE, 0): prompt for prompt in prompts}
     stored_completions = RolloutStore(url).find(list(keys))
     for completions in stored_completions.values():
         assert [completion.token_ids[0] for completion in completions] == list(range(len(completions)))
@@ -181,7 +179,7 @@ def test_two_concurrent_runs_share_the_work(
     url = f"sqlite:///{tmp_path / 'store'}" if backend == "sqlite" else request.getfixturevalue("postgres")()
     engines = [RandomEngine(seed) for seed in range(2)]
     engines[1].sampled = engines[0].sampled
-    prompts = [(trace, prefix) for trace in range(30) for prefix in range(6)]
+    prompts = [TokenIds((trace, prefix)) for trace in range(30) for prefix in range(6)]
 
     def run(engine: RandomEngine) -> list[int | None]:
         plans = [trace_job(trace, 6) for trace in range(30)]
@@ -228,7 +226,7 @@ def test_a_plan_may_alternate_between_two_models(model: Checkpoint, tmp_path: Pa
         plan = Relay(5)
         return SamplingJob(
             plan,
-            lambda turn: (number, *(c.token_ids[1] for c in plan.turns_so_far[:turn])),
+            lambda turn: TokenIds((number, *(c.token_ids[1] for c in plan.turns_so_far[:turn]))),
             SAMPLING,
             tuple,
             6,
@@ -248,7 +246,7 @@ def test_a_plan_may_alternate_between_two_models(model: Checkpoint, tmp_path: Pa
 
     turns_so_far, usage = run()
     for number, turns in enumerate(turns_so_far, start=100):
-        prompts = [(number, *(c.token_ids[1] for c in turns[:turn])) for turn in range(5)]
+        prompts = [TokenIds((number, *(c.token_ids[1] for c in turns[:turn]))) for turn in range(5)]
         assert [engines[turn % 2].sampled[prompt] for turn, prompt in enumerate(prompts)] == [1] * 5
         assert [engines[1 - turn % 2].sampled[prompt] for turn, prompt in enumerate(prompts)] == [0] * 5
     assert engines[0].longest_queue > 1  # the jobs run concurrently
@@ -265,7 +263,7 @@ def test_stored_completions_open_no_session(model: Checkpoint, tmp_path: Path):
         def session(self, model: Any, deliver: Any) -> Any:
             raise AssertionError(f"nothing is missing for {model} and {deliver}")
 
-    run = rollouts(url, Closed(lambda *_: Completion((), True)), model)
+    run = rollouts(url, Closed(lambda *_: Completion(TokenIds(), True)), model)
     (job,) = run.run([trace_job(0, 4)])
     assert job.plan.crossing == expected_crossing(0, 4)  # type: ignore[attr-defined]
     assert run.usage.reused_completions > 0
@@ -273,7 +271,7 @@ def test_stored_completions_open_no_session(model: Checkpoint, tmp_path: Path):
 
 
 def test_a_refused_request_fails_only_its_job(model: Checkpoint):
-    good, bad = (SamplingJob(FullEstimate(1, 2), lambda _, p=p: (p,), SAMPLING, right, 1) for p in (12, 13))
+    good, bad = (SamplingJob(FullEstimate(1, 2), lambda _, p=p: TokenIds((p,)), SAMPLING, right, 1) for p in (12, 13))
     closed = list(rollouts("sqlite://", RandomEngine(), model).run([bad, good]))
     assert set(closed) == {good, bad}
     assert good.failure is None
@@ -281,7 +279,7 @@ def test_a_refused_request_fails_only_its_job(model: Checkpoint):
     assert bad.failure.reason == "refused for the test"
     assert not good.plan.is_open
     first, second, third = rollouts("sqlite://", RandomEngine(), model).sample(
-        [Request((n,), SAMPLING, 2) for n in (12, 13, 14)]
+        [Request(TokenIds((n,)), SAMPLING, 2) for n in (12, 13, 14)]
     )
     assert isinstance(second, FailedRequest)
     assert [len(sampled) for sampled in (first, third) if not isinstance(sampled, FailedRequest)] == [2, 2]
@@ -343,16 +341,16 @@ def test_the_failure_limit_is_exact_but_allows_a_single_failure(total: int, shar
 
 def test_identical_requests_share_their_completions(model: Checkpoint):
     engine = RandomEngine()
-    sampled = rollouts("sqlite://", engine, model).sample([Request((n,), SAMPLING, 3) for n in (1, 2, 1)])
+    sampled = rollouts("sqlite://", engine, model).sample([Request(TokenIds((n,)), SAMPLING, 3) for n in (1, 2, 1)])
     assert sampled[0] == sampled[2] != sampled[1]
-    assert engine.sampled == {(1,): 3, (2,): 3}
+    assert engine.sampled == {TokenIds((1,)): 3, TokenIds((2,)): 3}
 
 
 def test_a_scoring_error_ends_the_run(model: Checkpoint):
     def fails(completions: Sequence[Completion]) -> list[bool]:
         raise ValueError(f"cannot score {len(completions)}")
 
-    job = SamplingJob(FullEstimate(1, 2), lambda _: (1,), SAMPLING, fails, 1)
+    job = SamplingJob(FullEstimate(1, 2), lambda _: TokenIds((1,)), SAMPLING, fails, 1)
     with pytest.raises(ValueError, match="cannot score 2"):
         list(rollouts("sqlite://", RandomEngine(), model).run([job]))
 
@@ -362,27 +360,27 @@ def test_jobs_are_admitted_only_while_their_prompts_fit_the_kv_cache(model: Chec
         cache_tokens = 10  # type: ignore[assignment]
 
     engine = Small()
-    jobs = [SamplingJob(FullEstimate(3, 1), lambda p, n=n: (n, p), SAMPLING, right, 4) for n in range(12)]
+    jobs = [SamplingJob(FullEstimate(3, 1), lambda p, n=n: TokenIds((n, p)), SAMPLING, right, 4) for n in range(12)]
     assert len(list(rollouts("sqlite://", engine, model).run(jobs))) == 12
     assert engine.longest_queue <= 6  # two jobs of three prefixes
 
 
 def test_the_longest_job_is_first_and_its_shortest_prefix(model: Checkpoint):
-    sampled: list[tuple[int, ...]] = []
+    sampled: list[TokenIds] = []
 
     class Narrow(ScriptedEngine):
         max_concurrency = 1
 
     def script(_: Checkpoint, request: Request, number: int) -> Completion:
         sampled.append(request.prompt_ids)
-        return Completion((1, 1), True)
+        return Completion(TokenIds((1, 1)), True)
 
     jobs = [
-        SamplingJob(FullEstimate(2, 1), lambda p, n=n: (n, p), SAMPLING, right, length)
+        SamplingJob(FullEstimate(2, 1), lambda p, n=n: TokenIds((n, p)), SAMPLING, right, length)
         for n, length in enumerate((5, 9, 7))
     ]
     list(rollouts("sqlite://", Narrow(script), model).run(jobs))
-    assert sampled == [(1, 0), (1, 1), (2, 0), (2, 1), (0, 0), (0, 1)]
+    assert sampled == [TokenIds((n, p)) for n in (1, 2, 0) for p in (0, 1)]
 
 
 def test_only_open_jobs_are_in_memory(model: Checkpoint):
@@ -410,8 +408,8 @@ def test_usage_counts_the_prompt_tokens_that_each_sample_computed(model: Checkpo
             self.computed_prompt_tokens += 50 - len(request.prompt_ids) * request.count
             return finished
 
-    run = rollouts("sqlite://", Caching(lambda *_: Completion((1, 2), True)), model)
-    run.sample([Request((n,) * 70, SAMPLING, 3) for n in range(2)])
+    run = rollouts("sqlite://", Caching(lambda *_: Completion(TokenIds((1, 2)), True)), model)
+    run.sample([Request(TokenIds((n,) * 70), SAMPLING, 3) for n in range(2)])
     used = run.usage
     assert (used.prompt_tokens, used.prompt_tokens - used.cached_prompt_tokens) == (6 * 70, 100)
     assert used.generated_tokens == 12
@@ -430,13 +428,16 @@ def test_a_reused_completion_is_priced_as_if_sampled(model: Checkpoint):
 
     def run() -> Usage:
         def jobs() -> Iterator[SamplingJob]:
-            for ids in map(tuple, traces):
+            for ids in map(TokenIds, traces):
                 yield SamplingJob(
                     FullEstimate(3, 2), lambda prefix, ids=ids: ids[: 40 + 32 * prefix], SAMPLING, right, 104
                 )
 
         rollouts = RolloutExecutor(
-            store, [EngineScheduler(ScriptedEngine(lambda *_: Completion((1, 2), True)), model)], Purpose.PROBE, 0
+            store,
+            [EngineScheduler(ScriptedEngine(lambda *_: Completion(TokenIds((1, 2)), True)), model)],
+            Purpose.PROBE,
+            0,
         )
         list(rollouts.run(jobs()))
         return rollouts.usage
@@ -458,7 +459,7 @@ def test_completions_that_another_run_stored_first_are_counted(model: Checkpoint
             return False
 
     rollouts = RolloutExecutor(Overtaken("sqlite://"), [EngineScheduler(RandomEngine(), model)], Purpose.PROBE, 0)
-    rollouts.sample([Request((n,) * 40, SAMPLING, 2) for n in range(3)])
+    rollouts.sample([Request(TokenIds((n,) * 40), SAMPLING, 2) for n in range(3)])
     assert (rollouts.usage.generated_tokens, rollouts.usage.reused_completions) == (0, 6)
     assert rollouts.usage.reused_flops > 0
 

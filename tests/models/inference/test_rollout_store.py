@@ -13,6 +13,7 @@ from models.checkpoints.checkpoint import Checkpoint
 from models.inference import rollout_store
 from models.inference.engine import Completion, Request
 from models.inference.rollout_store import Purpose, RolloutStore, StoredCompletion, StoreError, completion_key
+from reasoning.token_ids import TokenIds
 from tests.models.fakes import fake_checkpoint
 
 SAMPLING = Sampling(samples=4)
@@ -32,13 +33,15 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def rows(model: Checkpoint, key: bytes, *samples: int, value: int = 0) -> list[StoredCompletion]:
-    return [StoredCompletion(key, n, model, Purpose.TRAIN, Completion((value, n), n % 2 == 0)) for n in samples]
+    return [
+        StoredCompletion(key, n, model, Purpose.TRAIN, Completion(TokenIds((value, n)), n % 2 == 0)) for n in samples
+    ]
 
 
 def test_completions_are_found_by_key_in_sample_order(url: str, model: Checkpoint):
     assert RolloutStore(url).commit([*rows(model, b"a", 1, 0, 2), *rows(model, b"b", 0)])
     stored = RolloutStore(url).find([b"a", b"b", b"c"])
-    assert stored[b"a"] == [Completion((0, 0), True), Completion((0, 1), False), Completion((0, 2), True)]
+    assert stored[b"a"] == [Completion(TokenIds((0, n)), n != 1) for n in range(3)]
     assert (len(stored[b"b"]), stored[b"c"]) == (1, [])
 
 
@@ -46,7 +49,7 @@ def test_the_first_commit_is_kept(url: str, model: Checkpoint):
     store = RolloutStore(url)
     assert store.commit(rows(model, b"a", 0, 1))
     assert not store.commit(rows(model, b"a", 1, 2, value=9))
-    assert [completion.token_ids for completion in store.find([b"a"])[b"a"]] == [(0, 0), (0, 1), (9, 2)]
+    assert [completion.token_ids.tolist() for completion in store.find([b"a"])[b"a"]] == [[0, 0], [0, 1], [9, 2]]
 
 
 def test_many_keys_in_one_lookup(url: str, model: Checkpoint):
@@ -72,7 +75,7 @@ def test_a_claim_is_exclusive(url: str, model: Checkpoint, monkeypatch: pytest.M
 
 def test_seed_purpose_sampling_prompt_and_model_are_in_the_key(tmp_path: Path, model: Checkpoint):
     other = fake_checkpoint(tmp_path, {"model.embed_tokens.weight": [6, 8]})
-    base = Request((1,), SAMPLING, 4)
+    base = Request(TokenIds((1,)), SAMPLING, 4)
     hotter = replace(base, sampling=Sampling(temperature=0.7))
     identities = {
         completion_key(model, base, Purpose.TRAIN, 0),
@@ -80,7 +83,7 @@ def test_seed_purpose_sampling_prompt_and_model_are_in_the_key(tmp_path: Path, m
         completion_key(model, replace(base, stop=("a",)), Purpose.TRAIN, 0),
         completion_key(model, base, Purpose.BENCHMARK, 0),
         completion_key(model, hotter, Purpose.TRAIN, 0),
-        completion_key(model, replace(base, prompt_ids=(2,)), Purpose.TRAIN, 0),
+        completion_key(model, replace(base, prompt_ids=TokenIds((2,))), Purpose.TRAIN, 0),
         completion_key(other, base, Purpose.TRAIN, 0),
     }
     assert len(identities) == 7
@@ -92,7 +95,7 @@ def test_default_settings_do_not_change_the_key(model: Checkpoint):
     """The key equals that of stores older than these settings."""
     head = f'["{model.fingerprint}", {{"max_tokens": 768, "temperature": 0.6, "top_p": 0.95}}, 0, "train"]'
     expected = hashlib.sha256(head.encode() + b"\0" + (1).to_bytes(4, "little")).digest()
-    base = Request((1,), Sampling(), 4)
+    base = Request(TokenIds((1,)), Sampling(), 4)
     assert completion_key(model, base, Purpose.TRAIN, 0) == expected
     assert completion_key(model, replace(base, sampling=Sampling(top_k=0, min_p=0)), Purpose.TRAIN, 0) == expected
     for other in (Sampling(top_k=20), Sampling(min_p=0.1)):
@@ -112,7 +115,7 @@ def test_a_store_of_version_1_is_migrated(url: str, model: Checkpoint):
         old.execute(text(f"INSERT INTO completions VALUES ({values})"))
     for _ in range(2):
         brought = RolloutStore(url)
-        assert brought.find([b"a"])[b"a"] == [Completion((7,), True)]
+        assert brought.find([b"a"])[b"a"] == [Completion(TokenIds((7,)), True)]
         assert brought.claim([b"b"]) == {b"b"}
         brought.commit(rows(model, b"b", 0))
         assert [(holding.completions, holding.last is None) for holding in brought.summarise()][-1] == (1, True)

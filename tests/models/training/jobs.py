@@ -43,9 +43,11 @@ def pairs(count: int) -> list[dict[str, Any]]:
     tiny = Checkpoint.open(TINY_MODEL)
     return [
         {
-            "prompt_ids": tiny.encode(f"<|user|>{index}<|assistant|><think>\n"),
-            "chosen_ids": tiny.encode("Yes.\n</think>\nThe answer is \\boxed{1}."),
-            "rejected_ids": tiny.encode("Wait, let me check.\nIt is 2 again.\n</think>\nThe answer is \\boxed{2}."),
+            "prompt_ids": tiny.encode(f"<|user|>{index}<|assistant|><think>\n").tolist(),
+            "chosen_ids": tiny.encode("Yes.\n</think>\nThe answer is \\boxed{1}.").tolist(),
+            "rejected_ids": tiny.encode(
+                "Wait, let me check.\nIt is 2 again.\n</think>\nThe answer is \\boxed{2}."
+            ).tolist(),
         }
         for index in range(count)
     ]

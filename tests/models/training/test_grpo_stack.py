@@ -42,6 +42,7 @@ from models.training.launcher import GrpoJob
 from models.training.train import uses_gradient_checkpointing
 from reasoning.answers.verifier import Verifier
 from reasoning.records import Problem, TextPart
+from reasoning.token_ids import TokenIds
 from tests.models.training.jobs import common
 
 MODEL = Checkpoint.open(TINY_MODEL)
@@ -445,7 +446,7 @@ def test_a_single_model_can_be_trained(tmp_path: Path):
 class FirstProblemOnly(ScriptedEngine):
     """Serves only the first problem of a step."""
 
-    served: tuple[int, ...] = ()
+    served = TokenIds()
 
     def serve(self, model: Checkpoint, request_id: int, request: Request) -> Finished | FailedRequest:
         self.served = self.served or request.prompt_ids
@@ -477,7 +478,7 @@ def test_a_failed_problem_is_not_trained_on(tmp_path: Path):
 
 def test_a_step_without_dialogues_ends_the_round(tmp_path: Path):
     class NoProblem(FirstProblemOnly):
-        served = (-1,)
+        served = TokenIds((2**32 - 1,))
 
     problems(tmp_path)
     with pytest.raises(TooManyFailed, match="dialogues: 2 of 2 failed"):

@@ -1,0 +1,158 @@
+"""The curation of DTO on many long traces, with a scripted engine: seconds of each step, peak memory, bytes on disk.
+What a GPU would do takes no time here, so that only this software's own cost is left.
+
+    python -m bench.scale                     # 1,000 and 4,000 traces; writes bench/results/scale.json
+    python -m bench.scale 30000 FOLDER        # one size, in a folder that has room for about 0.1 MB a trace
+
+Traces have 8,192 tokens in about 100 segments. The first prefix that passes is the tenth; every inner segment before it
+is tried for removal, and none can be removed.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from functools import cache
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from rich.console import Console
+
+from bench.rollouts import machine
+from conf.dto import Dto
+from conf.engine import Storage
+from conf.load import load
+from flows.dto import curate
+from models.checkpoints.checkpoint import Checkpoint
+from models.inference.engine import Completion, Request
+from models.inference.scripted_engine import ScriptedEngine
+from reasoning.records import Problem, StageCount, TextPart
+from reasoning.token_ids import TokenIds
+from tasks.runtime.artifacts import ArtifactRef
+from tasks.runtime.caching import Step
+from tasks.runtime.context import RunContext, StepContext
+from tasks.runtime.progress import Progress
+from tasks.steps.dto import build_pairs
+
+RESULT = Path(__file__).parent / "results" / "scale.json"
+SAMPLES, TOKENS, CROSSING = 4, 8192, 10
+"""Traces for each problem, tokens of a trace, and the prefix that passes first."""
+LIMIT = 20_000
+SENTENCE = "Wait, {} has {} apples and gets {} more, so it is {} now. One more could be there, which is not so.\n"
+NAMES, VARIANTS = ("Ann", "Ben", "Cem", "Dana"), 64
+
+
+@cache
+def thinking(model: Checkpoint, variant: int) -> TokenIds:
+    """One of a few traces."""
+    rng, ids = random.Random(variant), TokenIds()
+    closing = TokenIds((*model.encode("</think>\nThe answer is \\boxed{42}."), model.end_id))
+    while len(ids) < TOKENS - 100:
+        ids += model.encode(SENTENCE.format(rng.choice(NAMES), *(rng.randrange(1000) for _ in range(3))))
+    return ids + closing
+
+
+def speak(model: Checkpoint, request: Request, number: int) -> Completion:
+    """Samples whole traces; answers a probe rightly from the tenth sentence on; ends a cut trace rightly."""
+    limit = request.sampling.max_tokens
+    if limit > 1000:
+        return Completion(thinking(model, number % VARIANTS), True)
+    is_late = len(request.prompt_ids) > CROSSING * len(model.encode(SENTENCE))
+    if limit < 20:
+        return Completion(model.encode("42}" if is_late else "7}"), True)
+    return Completion(TokenIds((*model.encode(" 42.\n</think>\nThe answer is \\boxed{42}."), model.end_id)), True)
+
+
+def plainly(step: Step, ctx: StepContext, inputs: dict[str, Any]) -> tuple[ArtifactRef, bool]:
+    """Runs a step without Prefect."""
+    return step.attempt(ctx, **inputs), False
+
+
+def problems_of(ctx: RunContext, count: int) -> ArtifactRef:
+    rows = [
+        Problem(id=f"p{number}", prompt=(TextPart(text=f"Problem {number}"),), answer="42") for number in range(count)
+    ]
+    return ctx.artifacts.publish_rows("problems", rows, StageCount(rows_in=count, rows_out=count, dropped={}))
+
+
+def run(traces: int, folder: Path) -> dict[str, Any]:
+    """Curates so many traces; figures of each step."""
+    changes = (
+        f"storage.root={folder}",
+        f"sampling.max_tokens={TOKENS}",
+        f"engine.max_model_len={LIMIT}",
+        f"training.max_length={LIMIT}",
+    )
+    settings = load(Dto, "tiny", changes)
+    progress = Progress(Console(file=StringIO()))
+    began = time.perf_counter()
+    with RunContext(
+        "scale",
+        Storage(root=str(folder)),
+        settings.engine,
+        make_engine=lambda *_: ScriptedEngine(speak),
+        progress=progress,
+        run_step=plainly,
+    ) as ctx:
+        base, problems = ctx.resources.model("tiny"), problems_of(ctx, traces // SAMPLES)
+        curated = curate(ctx, settings, base, problems)
+        build_pairs(
+            ctx,
+            model=base,
+            problems=problems,
+            traces=curated.traces,
+            optimised=curated.optimised,
+            pairing=settings.pairing,
+            max_length=LIMIT,
+        )
+        counts = {entry.step: entry.artifact.count for entry in ctx.ledger}
+        steps = {step: {"rows": count.rows_out, "seconds": count.seconds} for step, count in counts.items() if count}
+        ids = token_bytes(curated.traces.uri)
+    return {
+        "traces": traces,
+        "seconds": time.perf_counter() - began,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "bytes_per_token": ids,
+        "steps": steps,
+    }
+
+
+def token_bytes(file: str) -> dict[str, float]:
+    """Bytes for each token in a file of traces, before and after compression."""
+    metadata = pq.ParquetFile(file).metadata
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    columns = [
+        group.column(index)
+        for group in groups
+        for index in range(group.num_columns)
+        if group.column(index).path_in_schema.startswith("token_ids")
+    ]
+    tokens = sum(column.num_values for column in columns)
+    return {
+        "plain": sum(column.total_uncompressed_size for column in columns) / tokens,
+        "compressed": sum(column.total_compressed_size for column in columns) / tokens,
+    }
+
+
+def main() -> None:
+    if len(sys.argv) > 1:
+        print(json.dumps(run(int(sys.argv[1]), Path(sys.argv[2]))))
+        return
+    sizes = []
+    for traces in (1_000, 4_000):
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "bench.scale", str(traces), folder]
+            sizes.append(json.loads(subprocess.check_output(command)))
+        print(json.dumps(sizes[-1], indent=2), flush=True)
+    RESULT.write_text(json.dumps({"sizes": sizes} | machine(), indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
