@@ -246,9 +246,9 @@ class EngineScheduler:
     def _blocks(self, token_ids: TokenIds, name: int = 0) -> Iterator[int]:
         """Names of the full blocks of `token_ids`. A name depends on all tokens before it; `name` is that of the block
         before."""
-        size = self.engine.block
-        for end in range(size, len(token_ids) + 1, size):
-            name = hash((name, token_ids[end - size : end].tobytes()))
+        size, content = self.engine.block * token_ids.array.itemsize, token_ids.tobytes()
+        for end in range(size, len(content) + 1, size):
+            name = hash((name, content[end - size : end]))
             yield name
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
 """The rollout executor with engines that reply in any order, crash, refuse requests, or are shared by two runs."""
 
 import random
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from conf.sampling import Sampling
 from models.checkpoints.checkpoint import Checkpoint
+from models.inference import rollout_executor
 from models.inference.engine import Completion, Deliver, FailedRequest, Failure, Finished, Request, Session
 from models.inference.rollout_executor import FailureBudget, RolloutExecutor, TooManyFailed
 from models.inference.rollout_store import Purpose, RolloutStore, StoredCompletion, completion_key
@@ -471,3 +473,62 @@ def test_utilisation_clock():
         clock.set_running(slots)
     used = clock.usage
     assert (used.engine_busy, used.engine_idle, used.engine_tail) == (9.0, 1.0, 1.0)
+
+
+@given(st.lists(st.integers(0, 3), max_size=12), st.integers(0, 9))
+@settings(max_examples=30, deadline=None)
+def test_jobs_come_back_in_order_each_with_what_came_with_it(prefixes: list[int], seed: int):
+    """Also jobs without a prefix, which are done at once, and one that is refused."""
+
+    def job(number: int, count: int) -> SamplingJob:
+        return SamplingJob(
+            FullEstimate(count, 2), lambda _: TokenIds((13 if number == 3 else 20 + number,)), SAMPLING, tuple, 1
+        )
+
+    with tempfile.TemporaryDirectory() as folder:
+        store = RolloutStore(f"sqlite:///{folder}/store")
+        model = fake_checkpoint(Path(folder))
+        executor = RolloutExecutor(store, [EngineScheduler(RandomEngine(seed), model)], Purpose.PROBE, 0)
+        done = list(executor.run_in_order((n, job(n, count)) for n, count in enumerate(prefixes)))
+        store.close()
+    assert [number for number, _ in done] == list(range(len(prefixes)))
+    assert all(bool(one.failure) == (number == 3 and prefixes[3] > 0) for number, one in done)
+
+
+def test_no_job_is_opened_far_behind_one_that_is_still_open(
+    tmp_path: Path, model: Checkpoint, monkeypatch: pytest.MonkeyPatch
+):
+    """The first job waits until the others that may be opened are done."""
+    monkeypatch.setattr(rollout_executor, "MAX_LEAD", 5)
+    opened, opened_meanwhile = list[int](), list[int]()
+    held: list[tuple[Deliver, int, Request]] = []
+
+    class HoldsTheFirst(ScriptedEngine):
+        @contextmanager
+        def session(self, model: Checkpoint, deliver: Deliver) -> Iterator[Session]:
+            engine = self
+
+            class Held:
+                def submit(self, request_id: int, request: Request, affinity_key: int) -> None:
+                    if affinity_key == 0:
+                        held.append((deliver, request_id, request))
+                        return
+                    deliver(engine.serve(model, request_id, request))
+                    if affinity_key == 4:
+                        opened_meanwhile.extend(opened)
+                        first, name, waiting = held.pop()
+                        first(engine.serve(model, name, waiting))
+
+            yield Held()
+
+    def jobs() -> Iterator[SamplingJob]:
+        for number in range(20):
+            opened.append(number)
+            yield SamplingJob(FullEstimate(1, 1), lambda _, n=number: TokenIds((n,)), SAMPLING, tuple, 1)
+
+    engine = HoldsTheFirst(lambda *_: Completion(TokenIds((1,)), True))
+    store = RolloutStore(f"sqlite:///{tmp_path / 'store'}")
+    executor = RolloutExecutor(store, [EngineScheduler(engine, model)], Purpose.PROBE, 0)
+    assert len(list(executor.run(jobs()))) == 20
+    assert opened_meanwhile == [0, 1, 2, 3, 4]
+    store.close()
