@@ -59,7 +59,8 @@ class RowFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.finish()
+        if self._writer:
+            self._writer.close()
         self._scratch.cleanup()
 
     def __len__(self) -> int:
