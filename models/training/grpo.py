@@ -53,6 +53,7 @@ from models.training.train import (
     record_exit_reason,
     save,
     uses_gradient_checkpointing,
+    validate_device,
 )
 from reasoning.answers.verifier import Verifier
 from reasoning.dialogue import Speaker
@@ -479,6 +480,7 @@ def reward_functions() -> list[Callable[..., list[float]]]:
 
 def main(job: GrpoJob) -> None:
     """Runs the job with vLLM servers of its own."""
+    validate_device()
     with ExitStack() as stack:
         engines = [VllmServer(job.engine, job.work / f"vllm-{index}.log") for index in range(2 if job.partner else 1)]
         store, verifier = RolloutStore(os.environ[STORE_VARIABLE]), Verifier()

@@ -27,7 +27,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from conf.errors import ReadableError
 from models.checkpoints.tokenizer import load_tokenizer
-from models.inference.vllm_server import SYNC_CHECK_FILE
+from models.inference.vllm_server import SYNC_CHECK_FILE, on_cpu
 from models.training.launcher import GRADIENT_CHECKPOINTING, ExitReason, TrainerJob, TrainJob
 from models.training.simpo import IdsSimPOTrainer
 
@@ -39,8 +39,20 @@ class NotFinite(RuntimeError):
     """Loss or gradient is not finite."""
 
 
-class NoOptimizerStep(ReadableError):
+class CannotTrain(ReadableError):
+    """The job cannot be trained as it was asked for; the message says what to change."""
+
+
+class NoOptimizerStep(CannotTrain):
     """The only step would have learning rate 0."""
+
+
+class UnevenBatch(CannotTrain):
+    """The batch cannot be split evenly among the processes."""
+
+
+class NoGpu(CannotTrain):
+    """No GPU is visible on a machine that is set up for one."""
 
 
 class ProgressCallback(TrainerCallback):
@@ -60,13 +72,15 @@ class ProgressCallback(TrainerCallback):
             GRADIENT_CHECKPOINTING: uses_gradient_checkpointing(),
             **figures,
         }
-        with self._progress.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        if state.is_world_process_zero:
+            with self._progress.open("a") as file:
+                file.write(json.dumps(line) + "\n")
         if not all(math.isfinite(figures.get(name, 0.0)) for name in ("loss", "grad_norm")):
             raise NotFinite(f"step {state.global_step}: {figures}")
 
 
 def main(job: TrainJob) -> None:
+    validate_device()
     torch.manual_seed(job.seed)
     rows = Dataset.from_parquet(str(job.rows))
     validate_trains(job, len(rows))
@@ -80,6 +94,28 @@ def main(job: TrainJob) -> None:
         row = rows[0]
         text = (row["prompt_ids"] + row["completion_ids" if job.method == "sft" else "chosen_ids"])[:SYNC_CHECK_TOKENS]
         save(job, trainer.accelerator.unwrap_model(trainer.model), tokenizer, text)
+
+
+def validate_device() -> None:
+    """Raises NoGpu where the GPU build of vLLM is installed and torch sees no GPU: training would take weeks on the
+    CPU."""
+    if not on_cpu() and not torch.cuda.is_available():
+        raise NoGpu(
+            "no GPU is visible to torch, but this environment is for GPUs; check nvidia-smi, CUDA_VISIBLE_DEVICES and "
+            "the driver (brevity doctor), or install the CPU environment (make setup ACCELERATOR=cpu)"
+        )
+
+
+def split_batch(global_batch_size: int, per_device: int, processes: int) -> tuple[int, int]:
+    """Rows of a forward pass, at most `per_device`, and gradient accumulation steps: over all processes, exactly
+    `global_batch_size` rows. Raises UnevenBatch."""
+    rows, left = divmod(global_batch_size, processes)
+    if left:
+        raise UnevenBatch(
+            f"global_batch_size ({global_batch_size}) must be a multiple of the number of processes ({processes})"
+        )
+    rows_each = next(size for size in range(min(per_device, rows), 0, -1) if rows % size == 0)
+    return rows_each, rows // rows_each
 
 
 def uses_gradient_checkpointing() -> bool:
@@ -120,12 +156,7 @@ def _is_complete(checkpoint: Path) -> bool:
 def _arguments(job: TrainJob) -> dict[str, Any]:
     on_cpu = not torch.cuda.is_available()
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if job.global_batch_size % processes:
-        raise ValueError(
-            f"training.global_batch_size ({job.global_batch_size}) must be a multiple of the number of processes "
-            f"({processes})"
-        )
-    rows_each = min(job.per_device_train_batch_size, job.global_batch_size // processes)
+    rows_each, accumulation = split_batch(job.global_batch_size, job.per_device_train_batch_size, processes)
     return {
         "logging_nan_inf_filter": False,
         "output_dir": str(job.work),
@@ -133,7 +164,7 @@ def _arguments(job: TrainJob) -> dict[str, Any]:
         "data_seed": job.seed,
         "num_train_epochs": job.num_train_epochs,
         "per_device_train_batch_size": rows_each,
-        "gradient_accumulation_steps": job.global_batch_size // (rows_each * processes),
+        "gradient_accumulation_steps": accumulation,
         "learning_rate": job.learning_rate,
         "warmup_steps": job.warmup_ratio,
         "lr_scheduler_type": "cosine",
@@ -253,7 +284,7 @@ def record_exit_reason(job: J, do: Callable[[J], None]) -> None:
     except NotFinite:
         job.exit_file.write_text(ExitReason.NOT_FINITE)
         raise
-    except NoOptimizerStep as error:
+    except CannotTrain as error:
         job.exit_file.write_text(f"{ExitReason.GIVEN_UP}\n{error}")
         raise
 

@@ -8,13 +8,25 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from conf.training import Lora
 from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
+from models.training import train as training
 from models.training.launcher import TrainJob
-from models.training.train import NoOptimizerStep, NotFinite, last_complete_checkpoint, main, record_exit_reason
+from models.training.train import (
+    NoGpu,
+    NoOptimizerStep,
+    NotFinite,
+    UnevenBatch,
+    last_complete_checkpoint,
+    main,
+    record_exit_reason,
+    split_batch,
+)
 from tests.models.training.jobs import job, pairs
 
 
@@ -33,6 +45,30 @@ def test_a_training_with_a_single_warmup_step_is_refused(tmp_path: Path):
     assert reason == "given-up"
     assert detail.startswith("8 rows in batches of 8 are one step")
     assert "lower global_batch_size" in detail
+
+
+@given(st.integers(1, 64), st.integers(1, 64), st.integers(1, 8))
+def test_a_batch_is_split_exactly_or_refused(rows: int, per_device: int, processes: int):
+    if rows % processes:
+        with pytest.raises(UnevenBatch, match=f"{rows}.*multiple of the number of processes .{processes}"):
+            split_batch(rows, per_device, processes)
+        return
+    rows_each, accumulation = split_batch(rows, per_device, processes)
+    assert rows_each <= per_device
+    assert rows_each * accumulation * processes == rows
+
+
+@pytest.mark.parametrize(("rows", "per_device", "split"), [(24, 8, (6, 2)), (48, 16, (12, 2)), (16, 16, (8, 1))])
+def test_two_processes_take_the_batch_that_was_asked_for(rows: int, per_device: int, split: tuple[int, int]):
+    assert split_batch(rows, per_device, 2) == split
+
+
+def test_an_environment_for_gpus_does_not_train_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(training, "on_cpu", lambda: False)
+    train_job = job(tmp_path, pairs(8))
+    with pytest.raises(NoGpu):
+        train(train_job)
+    assert train_job.exit_file.read_text().startswith("given-up\nno GPU is visible to torch")
 
 
 def test_a_smaller_per_device_batch_takes_the_same_steps(tmp_path: Path):
