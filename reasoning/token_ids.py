@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, overload
 
@@ -19,14 +20,15 @@ class TokenIds(Sequence[int]):
     __slots__ = ("array",)
 
     def __init__(self, ids: Iterable[int] = ()):
-        """Raises OverflowError for an id below 0 or above 2**32 - 1."""
-        self.array: Ids = ids.array if isinstance(ids, TokenIds) else np.array(list(ids), dtype=np.uint32)
+        """Raises OverflowError for an id below 0 or above 2**32 - 1, and TypeError for what is no integer."""
+        # numpy itself would wrap and round in silence.
+        self.array: Ids = ids.array if isinstance(ids, TokenIds) else np.frombuffer(array("I", ids), dtype=np.uint32)
 
     @classmethod
-    def of(cls, array: Ids) -> TokenIds:
+    def of(cls, ids: Ids) -> TokenIds:
         """Wraps an array that nobody changes."""
         made = cls.__new__(cls)
-        made.array = array
+        made.array = ids
         return made
 
     @classmethod

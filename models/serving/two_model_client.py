@@ -143,7 +143,7 @@ class TwoModelClient:
                 ended = False
                 async for line in reply.aiter_lines():
                     if line.startswith("data: {"):
-                        piece = _piece(line.removeprefix("data: "))
+                        piece = read_piece(line.removeprefix("data: "))
                         ended = ended or piece.finished is not None
                         yield piece
         except httpx.HTTPError as error:
@@ -152,7 +152,7 @@ class TwoModelClient:
             raise BackendDown(f"the {speaker}-thought model's server at {backend.url} ended the stream early")
 
 
-def _piece(line: str) -> _Piece:
+def read_piece(line: str) -> _Piece:
     """Parses one line of the stream. Raises BackendDown for an error after the start of the stream, an incomplete line,
     or an aborted turn."""
     try:
@@ -165,4 +165,8 @@ def _piece(line: str) -> _Piece:
     reason = choices[0].get("finish_reason")
     if reason not in (None, "stop", "length"):
         raise BackendDown(f"a server aborted a turn: {reason!r}")
-    return _Piece(TokenIds(choices[0].get("token_ids") or ()), None if reason is None else reason == "stop")
+    try:
+        token_ids = TokenIds(choices[0].get("token_ids") or ())
+    except (TypeError, OverflowError):
+        raise BackendDown(f"a server sent no token ids: {line[:200]}") from None
+    return _Piece(token_ids, None if reason is None else reason == "stop")

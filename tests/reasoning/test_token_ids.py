@@ -1,5 +1,8 @@
 """Token ids behave as the tuple of the same integers."""
 
+from typing import Any
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,6 +46,12 @@ def test_records_take_them_as_lists_and_give_them_as_lists(ids: list[int]):
 def test_what_is_no_token_id_is_refused(wrong: object):
     with pytest.raises(ValidationError):
         Demonstration.model_validate({"problem_id": "p", "sample": 0, "prompt_ids": wrong, "completion_ids": []})
+
+
+@pytest.mark.parametrize("wrong", [[-1], [2**32], [np.int64(-1)], [1.5], ["1"], "12", [None]])
+def test_nothing_is_wrapped_or_rounded(wrong: Any):
+    with pytest.raises((OverflowError, TypeError)):
+        TokenIds(wrong)
 
 
 def test_four_bytes_each():

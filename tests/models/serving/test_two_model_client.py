@@ -17,7 +17,7 @@ from models.inference.dialogue_sampler import TurnCodec
 from models.processes import free_port
 from models.serving import openai_server
 from models.serving.openai_server import create_app
-from models.serving.two_model_client import Backend, TwoModelClient
+from models.serving.two_model_client import Backend, BackendDown, TwoModelClient, read_piece
 from reasoning.dialogue import Speaker
 from tests.models.spoken import MODEL, PROTOCOL, Vllm, answer, think
 
@@ -186,3 +186,9 @@ def test_health_covers_both_servers(url: str, backends: dict[Speaker, Vllm]):
     reply = httpx.get(f"{root}/health")
     assert reply.status_code == 503
     assert "short-thought model's server" in reply.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("ids", ["[-1]", "[null]", "[1.5]", '"12"', "[4294967296]"])
+def test_what_are_no_token_ids_is_an_error_of_the_server(ids: str):
+    with pytest.raises(BackendDown, match="a server sent no token ids"):
+        read_piece(f'{{"choices": [{{"token_ids": {ids}}}]}}')
