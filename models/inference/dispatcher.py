@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-import socket
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -25,11 +24,11 @@ from queue import SimpleQueue
 from typing import Any, NoReturn, Protocol, Self, TypeVar
 
 import aiohttp
-import httpx
 import orjson
 from pydantic import BaseModel, ValidationError
 
 from conf.errors import ReadableError
+from models.inference.connections import client, many_requests, origin
 from models.inference.engine import Completion, FailedRequest, Failure, Finished, Request
 from reasoning.token_ids import TokenIds
 
@@ -45,17 +44,12 @@ SCORED_AT_ONCE = 16
 """Texts scored at a time; each reply holds one entry per token."""
 RETRY_DELAY = 0.25
 """Seconds before the second attempt; doubled with random jitter for each further one."""
-IDLE_CONNECTION = 2.0
-"""Seconds that an idle connection is kept: less than any server does, so that a server does not close it under a
-request."""
 HEALTH = 5.0
 """Timeout of a health check, seconds."""
 METRICS = 60.0
 """Timeout of a metrics request, seconds; a busy server is slow to reply."""
 CONNECT = 30.0
 """Timeout of a new connection, seconds."""
-KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
-"""Detects a vanished machine within two minutes, long before the request times out."""
 JSON = {"Content-Type": "application/json"}
 ABORTED = ("abort", "error")
 """Finish reasons of completions that vLLM aborted."""
@@ -72,7 +66,10 @@ class Endpoint(Protocol):
     """A server of one model."""
 
     @property
-    def url(self) -> str: ...
+    def url(self) -> str:
+        """As `models.inference.connections` takes it."""
+        ...
+
     @property
     def headers(self) -> dict[str, str]: ...
     @property
@@ -166,6 +163,7 @@ class EndpointState:
 
     def __init__(self, endpoint: Endpoint):
         self.endpoint = endpoint
+        self.client = many_requests(endpoint.url, endpoint.max_concurrency)
         self.in_flight: set[InFlightRequest] = set()
         self.down = asyncio.Event()
         """Set when the endpoint is lost. A restart replaces it with a new event."""
@@ -270,11 +268,8 @@ class Dispatcher:
         task.add_done_callback(self._tasks.discard)
 
     async def _open(self, serving: Sequence[bool]) -> None:
-        slots = sum(endpoint.max_concurrency for endpoint in self._endpoints)
-        # httpx scans all its connections on each request; with hundreds of them that would take most of the time.
-        connector = aiohttp.TCPConnector(limit=slots, keepalive_timeout=IDLE_CONNECTION, socket_factory=_watched_socket)
-        self._client = aiohttp.ClientSession(connector=connector)
         self._states = [EndpointState(endpoint) for endpoint in self._endpoints]
+        self._sessions = [state.client for state in self._states]
         self._changed = asyncio.Condition()
         for state, is_serving in zip(list(self._states), serving, strict=True):
             if not is_serving:
@@ -284,7 +279,8 @@ class Dispatcher:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._client.close()
+        for session in self._sessions:
+            await session.close()
         await self._loop.shutdown_default_executor()  # waits for a server that is starting
 
     async def _serve(self, request: InFlightRequest) -> None:
@@ -357,9 +353,9 @@ class Dispatcher:
         """One attempt. Raises as `_request`, and _Retryable."""
         timeout = self._timeout_for(request.body["max_tokens"])
         try:
-            status, text = await _until_lost(down, self._post(state.endpoint, request.body, timeout))
+            status, text = await _until_lost(down, self._post(state, request.body, timeout))
         except aiohttp.ClientError as error:
-            if not await self._is_healthy(state.endpoint):
+            if not await self._is_healthy(state):
                 self._raise_lost(state, down, request)
             raise _Retryable(Failure.SERVER_ERROR, repr(error)) from None
         except TimeoutError:
@@ -378,17 +374,18 @@ class Dispatcher:
             self._raise_lost(state, down, request)
         return request.read(reply)
 
-    async def _post(self, endpoint: Endpoint, body: dict[str, Any], timeout: float) -> tuple[int, str]:
-        url, body = f"{endpoint.url}/v1/completions", {"model": endpoint.name, **body}
+    async def _post(self, state: EndpointState, body: dict[str, Any], timeout: float) -> tuple[int, str]:
+        endpoint = state.endpoint
+        url, body = f"{origin(endpoint.url)}/v1/completions", {"model": endpoint.name, **body}
         limits = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT)
         content, headers = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), {**JSON, **endpoint.headers}
-        async with self._client.post(url, data=content, headers=headers, timeout=limits) as reply:
+        async with state.client.post(url, data=content, headers=headers, timeout=limits) as reply:
             return reply.status, await reply.text(errors="replace")
 
-    async def _is_healthy(self, endpoint: Endpoint) -> bool:
+    async def _is_healthy(self, state: EndpointState) -> bool:
+        url, headers = f"{origin(state.endpoint.url)}/health", state.endpoint.headers
         try:
-            timeout = aiohttp.ClientTimeout(total=HEALTH)
-            async with self._client.get(f"{endpoint.url}/health", headers=endpoint.headers, timeout=timeout) as reply:
+            async with state.client.get(url, headers=headers, timeout=aiohttp.ClientTimeout(total=HEALTH)) as reply:
                 return reply.ok
         except (aiohttp.ClientError, TimeoutError):
             return False
@@ -440,17 +437,6 @@ async def _until_lost(lost: asyncio.Event, reply: Coroutine[Any, Any, T]) -> T:
 def excerpt(text: str) -> str:
     """The beginning of a server's reply, on one line."""
     return " ".join(text[:1000].split())[:200]
-
-
-def _watched_socket(address: aiohttp.AddrInfoType) -> socket.socket:
-    """A socket with TCP keepalive."""
-    family, kind, protocol, *_ = address
-    made = socket.socket(family, kind, protocol)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in KEEPALIVE.items():
-        if hasattr(socket, name):  # macOS lacks some
-            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    return made
 
 
 def read_finished(request_id: int, request: Request, reply: Reply) -> Finished:
@@ -524,4 +510,5 @@ def computed_by(server: Endpoint) -> int:
 
 
 def _metrics(server: Endpoint) -> str:
-    return httpx.get(f"{server.url}/metrics", headers=server.headers, timeout=METRICS).text
+    with client(server.url, headers=server.headers, timeout=METRICS) as http:
+        return http.get("/metrics").text

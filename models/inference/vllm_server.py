@@ -1,7 +1,7 @@
 """A vLLM server owned by this process: started on first use, one model at a time, weight swaps verified.
 
-It listens on loopback only: the development endpoints that swap weights (VLLM_SERVER_DEV_MODE) must never face a
-network.
+It listens on a Unix socket in a folder that nobody else may enter: the development endpoints that swap weights
+(VLLM_SERVER_DEV_MODE) must never face a network, nor another user of this machine.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import logging
 import re
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ from conf.engine import Engine as EngineSettings
 from conf.errors import ReadableError
 from models.checkpoints.checkpoint import Checkpoint
 from models.checkpoints.tokenizer import is_loaded_wrongly
+from models.inference.connections import UNIX, client
 from models.inference.dispatcher import (
     Dispatcher,
     Reply,
@@ -36,7 +38,7 @@ from models.inference.dispatcher import (
     score_all,
 )
 from models.inference.engine import Deliver, Engine, FailedRequest, Session
-from models.processes import GuardedProcess, free_port, threads
+from models.processes import GuardedProcess, threads
 from reasoning.token_ids import TokenIds
 
 logger = logging.getLogger(__name__)
@@ -57,7 +59,7 @@ ERROR_LINE = re.compile(
 
 
 class ServerCannotStart(ServerFailed):
-    """The server ended by itself when it was started, twice, since a port or memory may have been taken just once: the
+    """The server ended by itself when it was started, twice, since memory may have been taken just once: the
     model or the settings do not suit this machine."""
 
 
@@ -80,7 +82,9 @@ class VllmServer:
         self._process: GuardedProcess | None = None
         self._starts = 0
         self._served: Checkpoint | None = None
-        self.url = ""
+        self._folder = tempfile.TemporaryDirectory(prefix="brevity-")  # for this user only
+        self._socket = Path(self._folder.name) / "vllm.sock"
+        self.url = f"{UNIX}{self._socket}"
         self.headers: dict[str, str] = {}
 
     @property
@@ -175,10 +179,9 @@ class VllmServer:
     def _launch(self, model: Checkpoint) -> tuple[GuardedProcess, int | None]:
         """Starts the process, and waits until it is ready (None) or has ended (its exit code). Raises ServerFailed
         after `engine.start_timeout`."""
-        port = free_port()
-        self.url = f"http://127.0.0.1:{port}"
+        self._socket.unlink(missing_ok=True)
         self._starts += 1
-        self._process = process = GuardedProcess(self._command(model, port), self._log, self._environment())
+        self._process = process = GuardedProcess(self._command(model), self._log, self._environment())
         deadline = time.monotonic() + self._settings.start_timeout
         while not self._is_ready():
             if (code := process.poll()) is not None:
@@ -192,11 +195,12 @@ class VllmServer:
 
     def _is_ready(self) -> bool:
         try:
-            return httpx.get(f"{self.url}/health", timeout=2).status_code == 200
+            with client(self.url, timeout=2) as http:
+                return http.get("/health").status_code == 200
         except httpx.HTTPError:
             return False
 
-    def _command(self, model: Checkpoint, port: int) -> list[str]:
+    def _command(self, model: Checkpoint) -> list[str]:
         command = [
             sys.executable,
             "-m",
@@ -205,10 +209,8 @@ class VllmServer:
             str(model.folder),
             "--served-model-name",
             self.name,
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(port),
+            "--uds",
+            str(self._socket),
             "--dtype",
             self._settings.dtype,
             "--max-model-len",
@@ -307,8 +309,8 @@ class VllmServer:
         return read_log_probs(text, Reply.model_validate_json(self._post("/v1/completions", body).content))
 
     def _post(self, path: str, body: dict[str, Any]) -> httpx.Response:
-        reply = httpx.post(f"{self.url}{path}", json=body, timeout=self._settings.timeout_for(0))
-        return reply.raise_for_status()
+        with client(self.url, timeout=self._settings.timeout_for(0)) as http:
+            return http.post(path, json=body).raise_for_status()
 
 
 def serve_all(servers: Sequence[Engine], models: Sequence[Checkpoint]) -> None:

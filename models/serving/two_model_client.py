@@ -11,6 +11,7 @@ import httpx
 
 from conf.errors import ReadableError
 from conf.sampling import Sampling
+from models.inference.connections import async_client
 from models.inference.dialogue_sampler import DialogueState, TurnCodec
 from models.inference.engine import Completion
 from reasoning.dialogue import STOPS, Dialogue, Speaker, settled_text
@@ -28,7 +29,7 @@ class TooLong(ReadableError):
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """URL of a model's server, and the model's name there."""
+    """URL of a model's server, as `models.inference.connections` takes it, and the model's name there."""
 
     url: str
     name: str
@@ -77,13 +78,15 @@ class TwoModelClient:
         self._codec, self._backends, self._sampling = codec, backends, sampling
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         limits = httpx.Limits(max_connections=None, keepalive_expiry=2)
-        self._client = httpx.AsyncClient(headers=headers, limits=limits, timeout=httpx.Timeout(timeout, connect=5))
+        options: Any = {"headers": headers, "timeout": httpx.Timeout(timeout, connect=5)}
+        self._clients = {name: async_client(one.url, limits, **options) for name, one in backends.items()}
 
     async def __aenter__(self) -> TwoModelClient:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._client.aclose()
+        for client in self._clients.values():
+            await client.aclose()
 
     async def stream_dialogue(self, question: str) -> AsyncIterator[TextDelta | DialogueDone]:
         """Yields the pieces of all turns as they are sampled, then a DialogueDone. Raises BackendDown, TooLong."""
@@ -114,7 +117,7 @@ class TwoModelClient:
         """The problem of an unhealthy server; None if both are healthy."""
         for speaker, backend in self._backends.items():
             try:
-                reply = await self._client.get(f"{backend.url}/health", timeout=5)
+                reply = await self._clients[speaker].get("/health", timeout=5)
                 is_healthy = reply.status_code == 200
             except httpx.HTTPError:
                 is_healthy = False
@@ -136,7 +139,7 @@ class TwoModelClient:
             "skip_special_tokens": False,
         }
         try:
-            async with self._client.stream("POST", f"{backend.url}/v1/completions", json=body) as reply:
+            async with self._clients[speaker].stream("POST", "/v1/completions", json=body) as reply:
                 if reply.status_code != 200:
                     detail = (await reply.aread()).decode(errors="replace")[:200]
                     raise BackendDown(f"the {speaker}-thought model's server: status {reply.status_code}: {detail}")

@@ -210,7 +210,7 @@ def test_a_paper_preset_of_long_short_runs_dry(
 def test_vllm_arguments_for_a_gpu(preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("models.inference.vllm_server.on_cpu", lambda: False)
     settings = load(Dto, preset).engine
-    command = " ".join(VllmServer(settings, tmp_path / "log")._command(Checkpoint.open(TINY_MODEL), 8000))
-    for words in ("--dtype bfloat16", "--max-model-len 16384", "--gpu-memory-utilization 0.85", "--host 127.0.0.1"):
+    command = " ".join(VllmServer(settings, tmp_path / "log")._command(Checkpoint.open(TINY_MODEL)))
+    for words in ("--dtype bfloat16", "--max-model-len 16384", "--gpu-memory-utilization 0.85", "--uds /"):
         assert words in command
     assert "--enforce-eager" not in command

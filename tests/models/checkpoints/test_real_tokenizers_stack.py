@@ -92,12 +92,12 @@ def test_text_survives_and_the_saved_tokenizer_loads_correctly(
 
 def test_a_server_gets_the_right_tokenizer_and_its_own_seed(make: Make, tmp_path: Path):
     server = VllmServer(Engine(seed=2**32 - 1), tmp_path / "vllm.log")
-    command = server._command(make("llama3_1", "llama", tokenizer_class="LlamaTokenizerFast"), 1)
+    command = server._command(make("llama3_1", "llama", tokenizer_class="LlamaTokenizerFast"))
     assert command[command.index("--seed") + 1] == str(2**32 - 1)
     served = AutoTokenizer.from_pretrained(command[command.index("--tokenizer") + 1])
     assert served.decode(ids_of(served, SAMPLES[0])) == SAMPLES[0]
     server._starts += 1
-    command = server._command(make("qwen3", "qwen3"), 1)
+    command = server._command(make("qwen3", "qwen3"))
     assert command[command.index("--seed") + 1] == "0"
     assert "--tokenizer" not in command
 

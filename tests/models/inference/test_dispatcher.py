@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from conf.sampling import Sampling
-from models.inference import dispatcher
+from models.inference import connections, dispatcher
 from models.inference.dispatcher import Dispatcher, EndpointState, InFlightRequest, ScoredText, ServerFailed, score_all
 from models.inference.engine import FailedRequest, Failure, Finished, Request
 from reasoning.token_ids import TokenIds
@@ -336,7 +336,7 @@ def test_the_timeout_depends_on_max_tokens(serve: Callable[..., Server]):
 
 
 def test_connections_use_tcp_keepalive():
-    made = dispatcher._watched_socket((socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 1)))
+    made = connections._watched_socket((socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 1)))
     assert made.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
     assert made.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
     made.close()

@@ -49,10 +49,10 @@ class ShortServer(VllmServer):
         super().__init__(Engine(), folder / "vllm.log")
         self._code, self.commands = code, 0
 
-    def _command(self, model: Checkpoint, port: int) -> list[str]:
+    def _command(self, model: Checkpoint) -> list[str]:
         _ = model
         self.commands += 1
-        return [sys.executable, "-c", self._code, str(port), str(self._log.parent)]
+        return [sys.executable, "-c", self._code, str(self._socket), str(self._log.parent)]
 
 
 def serve(server: VllmServer, model: Checkpoint) -> None:
@@ -75,18 +75,21 @@ def test_a_server_that_was_killed_may_start_later(model: Checkpoint, tmp_path: P
 
 
 SECOND_TIME = """
-import http.server, pathlib, sys
+import http.server, pathlib, socketserver, sys
 
 class Healthy(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
         self.end_headers()
 
+    def log_message(self, *_):
+        pass
+
 first = pathlib.Path(sys.argv[2], "first")
 if not first.exists():
     first.touch()
-    raise OSError("port taken")
-http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Healthy).serve_forever()
+    raise OSError("no memory just now")
+socketserver.UnixStreamServer(sys.argv[1], Healthy).serve_forever()
 """
 
 

@@ -2,12 +2,12 @@
 
 import json
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-import httpx
 import psutil
 import pytest
 import torch
@@ -17,6 +17,7 @@ from conf.engine import Engine
 from conf.llm import Llm
 from conf.sampling import Sampling
 from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
+from models.inference.connections import client
 from models.inference.engine import Finished, Request
 from models.inference.vllm_server import SYNC_CHECK_FILE, VllmServer, WeightSyncError
 from models.llm.client import LlmClient
@@ -25,6 +26,7 @@ from models.training.train import log_probs
 from reasoning import compression, difficulty, judging
 from reasoning.llm_queries import LlmQuery
 from reasoning.records import Problem, TextPart
+from tests.models.forward import on_a_port
 from tests.models.test_tiny_model_stack import STRANGE, TEXTS
 
 GREEDY = Sampling(temperature=0, samples=1, max_tokens=24)
@@ -38,9 +40,9 @@ def tiny() -> Checkpoint:
 class WithoutSpaces(VllmServer):
     """Forbids white space in structured output; the tiny model would write it until it is truncated."""
 
-    def _command(self, model: Checkpoint, port: int) -> list[str]:
+    def _command(self, model: Checkpoint) -> list[str]:
         config = json.dumps({"backend": "xgrammar", "disable_any_whitespace": True})
-        return [*super()._command(model, port), "--structured-outputs-config", config]
+        return [*super()._command(model), "--structured-outputs-config", config]
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +87,8 @@ def perturbed(folder: Path, step: float, honest: bool = True) -> Checkpoint:
 def test_server_and_tokenizer_agree(server: VllmServer, tiny: Checkpoint):
     sample(server, tiny, ["Ann"])
     for text in [*TEXTS[:10], *STRANGE]:
-        reply = httpx.post(f"{server.url}/tokenize", json={"prompt": text, "add_special_tokens": False})
+        with client(server.url) as http:
+            reply = http.post("/tokenize", json={"prompt": text, "add_special_tokens": False})
         assert reply.json()["tokens"] == tiny.encode(text).tolist()
 
 
@@ -109,18 +112,22 @@ def test_log_probs_are_those_of_the_weights(server: VllmServer, tiny: Checkpoint
 def test_a_real_server_enforces_the_schema_of_an_auxiliary_role(server: VllmServer, tiny: Checkpoint, tmp_path: Path):
     """The tiny model returns arbitrary values, but in the right form."""
     sample(server, tiny, ["Ann"])
-    problem = Problem(id="p", prompt=(TextPart(text="Ann has 1 apple and gets 1 more. How many apples?"),), answer="2")
     replies = ReplyStore(f"sqlite:///{tmp_path / 'replies'}")
-    client = LlmClient(Llm(url=f"{server.url}/v1", model=server.name), replies)
-    queries: list[LlmQuery[Any]] = [
+    with on_a_port(server.url) as url:
+        llm = LlmClient(Llm(url=f"{url}/v1", model=server.name), replies)
+        found = llm.ask(_queries(), lambda done, tokens: None)
+    replies.close()
+    assert [type(reply) for reply in found] == [query.reply for query in _queries()], found
+    assert llm.usage.generated_tokens > 0
+
+
+def _queries() -> list[LlmQuery[Any]]:
+    problem = Problem(id="p", prompt=(TextPart(text="Ann has 1 apple and gets 1 more. How many apples?"),), answer="2")
+    return [
         difficulty.difficulty_query(problem),
         judging.judging_query(problem, "It is 2."),
         compression.compression_query(problem, "Start with 1. 1+1=2. Wait, let me check. 1+1=2. It is 2 again.", 20),
     ]
-    found = client.ask(queries, lambda done, tokens: None)
-    replies.close()
-    assert [type(reply) for reply in found] == [query.reply for query in queries], found
-    assert client.usage.generated_tokens > 0
 
 
 def test_a_verified_swap_keeps_the_server_and_an_unverified_one_restarts_it(
@@ -138,3 +145,15 @@ def test_weights_that_fail_their_sync_check_are_refused(server: VllmServer, tiny
     sample(server, tiny, ["Ann"])
     with pytest.raises(WeightSyncError, match="differ from the trainer's"):
         sample(server, perturbed(tmp_path / "lying", 0.1, honest=False), ["Ann"])
+
+
+def test_no_other_user_reaches_the_server(server: VllmServer, tiny: Checkpoint):
+    """It listens on no port, and its socket lies in a folder that only its owner may enter."""
+    sample(server, tiny, ["Ann"])
+    assert server.pid
+    family = psutil.Process(server.pid).children(recursive=True)
+    listening = [one for process in family for one in process.net_connections("inet") if one.status == "LISTEN"]
+    assert [one.laddr.ip for one in listening if not one.laddr.ip.startswith("127.")] == []
+    socket = Path(server.url.removeprefix("unix:"))
+    assert socket.is_socket()
+    assert stat.S_IMODE(socket.parent.stat().st_mode) == 0o700

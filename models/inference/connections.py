@@ -1,0 +1,56 @@
+"""HTTP clients for servers at a URL, or behind a Unix socket (`unix:PATH`). It must not know what is asked of them."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import aiohttp
+import httpx
+
+UNIX = "unix:"
+IDLE_CONNECTION = 2.0
+"""Seconds after which an idle connection is closed: the server closes idle connections too."""
+KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
+"""Detects a vanished machine within two minutes, long before the request times out."""
+
+
+def origin(url: str) -> str:
+    """What a server's paths are appended to."""
+    return "http://localhost" if url.startswith(UNIX) else url
+
+
+def client(url: str, **options: Any) -> httpx.Client:
+    """A client whose paths are relative to the server. `options`: of httpx."""
+    transport = httpx.HTTPTransport(uds=url.removeprefix(UNIX)) if url.startswith(UNIX) else None
+    return httpx.Client(base_url=origin(url), transport=transport, **options)
+
+
+def async_client(url: str, limits: httpx.Limits, **options: Any) -> httpx.AsyncClient:
+    """The same, for asyncio."""
+    path = url.removeprefix(UNIX) if url.startswith(UNIX) else None
+    transport = httpx.AsyncHTTPTransport(uds=path, limits=limits)
+    return httpx.AsyncClient(base_url=origin(url), transport=transport, **options)
+
+
+def many_requests(url: str, limit: int) -> aiohttp.ClientSession:
+    """A client for hundreds of requests at once. httpx scans all its connections on each, which would take most of the
+    time. Paths are appended to `origin(url)`."""
+    if url.startswith(UNIX):
+        connector: aiohttp.BaseConnector = aiohttp.UnixConnector(
+            url.removeprefix(UNIX), limit=limit, keepalive_timeout=IDLE_CONNECTION
+        )
+    else:
+        connector = aiohttp.TCPConnector(limit=limit, keepalive_timeout=IDLE_CONNECTION, socket_factory=_watched_socket)
+    return aiohttp.ClientSession(connector=connector)
+
+
+def _watched_socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    """A socket with TCP keepalive."""
+    family, kind, protocol, *_ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEPALIVE.items():
+        if hasattr(socket, name):  # macOS lacks some
+            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return made
