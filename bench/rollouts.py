@@ -29,13 +29,13 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import aiohttp
-import httpx
 
 from conf.engine import Engine
 from conf.probing import Probing
 from conf.sampling import Sampling
 from conf.segmentation import Segmentation
 from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
+from models.inference.connections import client, many_requests, origin
 from models.inference.engine import Completion, Deliver, FailedRequest, Request, Session
 from models.inference.rollout_executor import RolloutExecutor
 from models.inference.rollout_store import Purpose, RolloutStore
@@ -213,12 +213,12 @@ def floor(server: Recording, question: Question, plans: Sequence[Any], generated
 async def post_all(url: str, bodies: Sequence[dict[str, Any]], slots: int) -> list[dict[str, Any]]:
     """All replies, with at most `slots` completions in flight."""
     free_slots = asyncio.Semaphore(slots)
-    connector, timeout = aiohttp.TCPConnector(limit=slots), aiohttp.ClientTimeout(total=3600)
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as client:
+    timeout = aiohttp.ClientTimeout(total=3600)
+    async with many_requests(url, slots) as session:
 
         async def one(body: dict[str, Any]) -> dict[str, Any]:
             try:
-                async with client.post(f"{url}/v1/completions", json=body) as reply:
+                async with session.post(f"{origin(url)}/v1/completions", json=body, timeout=timeout) as reply:
                     reply.raise_for_status()
                     return await reply.json()
             finally:
@@ -268,7 +268,8 @@ def measure(server: Recording, question: Question, seed: int) -> dict[str, Any]:
 
 def run_mode(server: Recording, question: Question, mode: str, seed: int) -> dict[str, Any]:
     """Runs one mode, starting with an empty prefix cache."""
-    httpx.post(f"{server.url}/reset_prefix_cache").raise_for_status()
+    with client(server.url) as http:
+        http.post("/reset_prefix_cache").raise_for_status()
     before = server.computed_prompt_tokens
     if mode == "ours":
         found = ours(server, question, seed)
