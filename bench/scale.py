@@ -1,7 +1,7 @@
 """The curation of DTO on many long traces, with a scripted engine: seconds of each step, peak memory, bytes on disk.
 What a GPU would do takes no time here, so that only this software's own cost is left.
 
-    python -m bench.scale                     # 1,000 and 4,000 traces; writes bench/results/scale.json
+    python -m bench.scale                     # 2,000 and 8,000 traces; writes bench/results/scale.json
     python -m bench.scale 30000 FOLDER        # one size, in a folder that has room for about 0.1 MB a trace
 
 Traces have 8,192 tokens in about 100 segments. The first prefix that passes is the tenth; every inner segment before it
@@ -13,15 +13,19 @@ from __future__ import annotations
 import json
 import random
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from functools import cache
 from io import StringIO
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
@@ -30,15 +34,16 @@ from conf.dto import Dto
 from conf.engine import Storage
 from conf.load import load
 from flows.dto import curate
-from models.checkpoints.checkpoint import Checkpoint
+from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
 from models.inference.engine import Completion, Request
 from models.inference.scripted_engine import ScriptedEngine
-from reasoning.records import Problem, StageCount, TextPart
+from reasoning.records import Problem, Record, StageCount, TextPart, Trace, Verdict
 from reasoning.token_ids import TokenIds
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import Step
 from tasks.runtime.context import RunContext, StepContext
 from tasks.runtime.progress import Progress
+from tasks.runtime.rows import RowFile, read_rows
 from tasks.steps.dto import build_pairs
 
 RESULT = Path(__file__).parent / "results" / "scale.json"
@@ -124,6 +129,61 @@ def run(traces: int, folder: Path) -> dict[str, Any]:
     }
 
 
+def file_seconds(folder: Path, count: int = 1000) -> dict[str, float]:
+    """Processor seconds to write and read a file of traces: medians of five rounds. `lists`: with ids as Python
+    integers, as before there were arrays."""
+    model = Checkpoint.open(TINY_MODEL)
+    rows = [_trace(number, thinking(model, number % VARIANTS), model) for number in range(count)]
+    listed = [ListTrace.model_validate(row.model_dump(mode="json")) for row in rows]
+    path, lists = folder / "rows.parquet", folder / "lists.parquet"
+
+    def write() -> None:
+        with RowFile() as file:
+            file.extend(rows)
+            shutil.copy(file.finish(), path)
+
+    def write_lists() -> None:
+        pq.write_table(pa.Table.from_pylist([row.model_dump(mode="json") for row in listed]), lists)
+
+    def read_lists() -> None:
+        for row in pq.read_table(lists).to_pylist():
+            ListTrace.model_validate(row)
+
+    return {
+        "write": processor_seconds(write),
+        "read": processor_seconds(lambda: list(read_rows(path, Trace))),
+        "write_lists": processor_seconds(write_lists),
+        "read_lists": processor_seconds(
+            lambda: [ListTrace.model_validate(r) for r in pq.read_table(lists).to_pylist()]
+        ),
+    }
+
+
+class ListTrace(Record):
+    """A trace whose ids are Python integers."""
+
+    problem_id: str
+    sample: int
+    token_ids: tuple[int, ...]
+    text: str
+    truncated: bool
+    verdict: Verdict
+
+
+def _trace(number: int, ids: TokenIds, model: Checkpoint) -> Trace:
+    text = model.decode(ids)
+    return Trace(problem_id=f"p{number}", sample=0, token_ids=ids, text=text, truncated=False, verdict=Verdict.RIGHT)
+
+
+def processor_seconds(work: Callable[[], object]) -> float:
+    seconds = []
+    for _ in range(5):
+        began = time.process_time()
+        work()
+        seconds.append(time.process_time() - began)
+    return median(seconds)
+
+
 def token_bytes(file: str) -> dict[str, float]:
     """Bytes for each token in a file of traces, before and after compression."""
     metadata = pq.ParquetFile(file).metadata
@@ -146,12 +206,15 @@ def main() -> None:
         print(json.dumps(run(int(sys.argv[1]), Path(sys.argv[2]))))
         return
     sizes = []
-    for traces in (1_000, 4_000):
+    with tempfile.TemporaryDirectory() as folder:
+        files = file_seconds(Path(folder))
+        print(json.dumps(files), flush=True)
+    for traces in (2_000, 8_000):
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "bench.scale", str(traces), folder]
             sizes.append(json.loads(subprocess.check_output(command)))
         print(json.dumps(sizes[-1], indent=2), flush=True)
-    RESULT.write_text(json.dumps({"sizes": sizes} | machine(), indent=2) + "\n")
+    RESULT.write_text(json.dumps({"file_of_1000_traces": files, "sizes": sizes} | machine(), indent=2) + "\n")
 
 
 if __name__ == "__main__":
