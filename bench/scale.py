@@ -1,7 +1,7 @@
 """The curation of DTO on many long traces, with a scripted engine: seconds of each step, peak memory, bytes on disk.
 What a GPU would do takes no time here, so that only this software's own cost is left.
 
-    python -m bench.scale                     # 2,000 and 8,000 traces; writes bench/results/scale.json
+    python -m bench.scale                     # 2,000 and 30,000 traces; writes bench/results/scale.json; half an hour
     python -m bench.scale 30000 FOLDER        # one size, in a folder that has room for about 0.1 MB a trace
 
 Traces have 8,192 tokens in about 100 segments. The first prefix that passes is the tenth; every inner segment before it
@@ -209,7 +209,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         files = file_seconds(Path(folder))
         print(json.dumps(files), flush=True)
-    for traces in (2_000, 8_000):
+    for traces in (2_000, 30_000):
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "bench.scale", str(traces), folder]
             sizes.append(json.loads(subprocess.check_output(command)))
