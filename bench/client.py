@@ -49,8 +49,10 @@ def null_server(model: str) -> Iterator[str]:
     command = [sys.executable, "-m", "bench.null_server", model]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
-        yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
-        process.kill()
+        try:
+            yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
+        finally:
+            process.kill()
 
 
 async def bare(url: str, model: str) -> int:

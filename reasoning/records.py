@@ -212,10 +212,6 @@ class Scan(Record):
     """Index of the first passing prefix (with binary search: of some passing prefix). None if none passes."""
 
     @property
-    def trace_id(self) -> str:
-        return f"{self.problem_id}/{self.sample}"
-
-    @property
     def cut(self) -> int:
         """Tokens up to the crossing. The trace must cross."""
         return self.kept_ends[-1]

@@ -23,12 +23,14 @@ class TokenIds(Sequence[int]):
         """Raises OverflowError for an id below 0 or above 2**32 - 1, and TypeError for what is no integer."""
         # numpy itself would wrap and round in silence.
         self.array: Ids = ids.array if isinstance(ids, TokenIds) else np.frombuffer(array("I", ids), dtype=np.uint32)
+        self.array.setflags(write=False)
 
     @classmethod
     def of(cls, ids: Ids) -> TokenIds:
-        """Wraps an array that nobody changes."""
+        """Wraps an array, which cannot be changed any more."""
         made = cls.__new__(cls)
         made.array = ids
+        ids.setflags(write=False)
         return made
 
     @classmethod

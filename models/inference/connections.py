@@ -10,7 +10,8 @@ import httpx
 
 UNIX = "unix:"
 IDLE_CONNECTION = 2.0
-"""Seconds after which an idle connection is closed: the server closes idle connections too."""
+"""Seconds that an idle connection is kept: less than any server does, so that a server does not close it under a
+request."""
 KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
 """Detects a vanished machine within two minutes, long before the request times out."""
 

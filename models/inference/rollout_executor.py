@@ -7,6 +7,7 @@ schedulers: the next turn is queued at the other one in the same iteration of th
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,8 +25,8 @@ from reasoning.records import Usage
 from reasoning.sampling_plans import FullEstimate, Outcomes
 
 T = TypeVar("T")
-SCORING_THREADS = 4
-"""Threads that score completions; hard answers wait there for a checker process."""
+SCORING_THREADS = max(4, len(os.sched_getaffinity(0)))
+"""Threads that score completions; hard answers wait there for a checker process, one for each core."""
 MAX_OPEN_JOBS = 512
 """Largest number of open jobs, whose requests are looked up together."""
 MAX_LEAD = 8192

@@ -124,13 +124,13 @@ class VllmServer:
         return True
 
     def restart(self, closed: threading.Event) -> None:
-        """Restarts the server with the model it served. Raises ServerFailed."""
-        _ = closed
+        """Restarts the server with the model it served, unless `closed` is set. Raises ServerFailed."""
         model, self._served = self._served, None
         assert model
         self.close()
-        self._start(model)
-        self._served = model
+        if not closed.is_set():
+            self._start(model)
+            self._served = model
 
     def log_probs(self, model: Checkpoint, texts: Sequence[TokenIds]) -> Iterator[list[float] | FailedRequest]:
         """See `Engine.log_probs`. Raises as `session` does."""
@@ -163,20 +163,21 @@ class VllmServer:
     def _start(self, model: Checkpoint) -> None:
         """Starts the server and waits until it serves. Raises ServerCannotStart, ServerFailed, WeightSyncError."""
         self._before_start()
-        process, code = self._launch(model)
-        if code is not None and code <= SIGNALLED:
+        log_begins = self._log.stat().st_size if self._log.exists() else 0
+        code = self._launch(model)
+        if _has_ended_itself(code):
             logger.warning("the vLLM server ended when it was started; started once more, see %s", self._log)
-            process, code = self._launch(model)
+            code = self._launch(model)
         if code is None:
             self._check_weight_sync(model, None)
             return
         self.close()
-        if code > SIGNALLED:  # for want of the machine's memory, for example
+        if not _has_ended_itself(code):  # for want of the machine's memory, for example
             raise ServerFailed(f"the vLLM server was killed before it was ready; see {self._log}")
-        reasons = causes(process.log_tail(400))
+        reasons = causes(self._log.read_bytes()[log_begins:].decode(errors="replace"))
         raise ServerCannotStart(f"the vLLM server ends when it is started; see {self._log}:\n{reasons}")
 
-    def _launch(self, model: Checkpoint) -> tuple[GuardedProcess, int | None]:
+    def _launch(self, model: Checkpoint) -> int | None:
         """Starts the process, and waits until it is ready (None) or has ended (its exit code). Raises ServerFailed
         after `engine.start_timeout`."""
         self._socket.unlink(missing_ok=True)
@@ -185,13 +186,13 @@ class VllmServer:
         deadline = time.monotonic() + self._settings.start_timeout
         while not self._is_ready():
             if (code := process.poll()) is not None:
-                return process, code
+                return code
             if time.monotonic() > deadline:
                 self.close()
                 waited = f"{self._settings.start_timeout:g} s (engine.start_timeout)"
                 raise ServerFailed(f"the vLLM server was not ready after {waited}; see {self._log}")
             time.sleep(0.2)
-        return process, None
+        return None
 
     def _is_ready(self) -> bool:
         try:
@@ -367,6 +368,11 @@ def check_weight_sync(
     )
     if error_after >= error_before / 2:
         raise WeightSyncError(f"{model.folder}: log-probs are no closer to the trainer's than before the swap")
+
+
+def _has_ended_itself(code: int | None) -> bool:
+    """Whether this is the exit code of a process that no signal ended, neither it nor its guard."""
+    return code is not None and 0 <= code <= SIGNALLED
 
 
 def causes(log: str) -> str:

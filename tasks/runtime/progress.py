@@ -68,7 +68,7 @@ class Stage:
         if not self._tokens and tokens:  # the engine's start does not count towards its speed
             self._started = self._last_line = now
         self._done, self._tokens = self._done + units, self._tokens + tokens
-        is_last = bool(units) and self._done >= self._total
+        is_last = bool(units) and self._done == self._total
         if is_last or now - self._last_line >= UPDATE_EVERY:
             self._last_line = now
             self._print(max(now - self._started, 1e-3), log=is_last or now - self._last_log >= LOG_EVERY)

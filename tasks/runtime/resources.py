@@ -161,13 +161,18 @@ class Resources:
         purpose: Purpose,
         seed: int,
         on_usage: Callable[[Usage], None],
+        failures: FailureBudget | None = None,
     ) -> Iterator[tuple[T, SamplingJob]]:
         """Yields the jobs in order, each with what came with it, as soon as their plans are complete or their requests
         have failed. Draws `jobs` as they are needed. Raises TooManyFailed.
 
-        `total`: about how many jobs. Calls `on_usage` at the end with the cost of all jobs.
+        `total`: how many jobs; `failures`: where they are a part of a stage, the budget of all. Calls `on_usage` at the
+        end with the cost of all jobs.
         """
-        rollouts = self._rollouts(stage, total, model, purpose, seed)
+        advance = self._progress.stage(stage, total, "prompts")
+        schedulers = [EngineScheduler(self.engine_for(model), model)]
+        failures = failures or self.failure_budget(stage, total)
+        rollouts = RolloutExecutor(self.store, schedulers, purpose, seed, advance, failures)
         yield from rollouts.run_in_order(jobs)
         on_usage(rollouts.usage)
 
@@ -194,24 +199,18 @@ class Resources:
         rollouts.run_to_completion(jobs)
         return rollouts.usage
 
-    def _rollouts(self, stage: str, count: int, model: Checkpoint, purpose: Purpose, seed: int) -> RolloutExecutor:
-        advance = self._progress.stage(stage, count, "prompts")
-        schedulers = [EngineScheduler(self.engine_for(model), model)]
-        return RolloutExecutor(self.store, schedulers, purpose, seed, advance, self.failure_budget(stage, count))
-
     def failure_budget(self, stage: str, total: int) -> FailureBudget:
         """Counts failures of a stage with `total` rows; above `engine.max_failed_fraction` it raises TooManyFailed."""
         return FailureBudget(stage, total, self.engine_settings.max_failed_fraction)
 
     def log_probs(
-        self, stage: str, model: Checkpoint, texts: Sequence[TokenIds]
+        self, stage: str, model: Checkpoint, texts: Sequence[TokenIds], failures: FailureBudget
     ) -> tuple[list[list[float] | FailedRequest], Usage]:
         """The log-prob of each token of each text except its first, or the failure; and the cost. Raises TooManyFailed.
 
         Log-probs are not stored: each text costs one forward pass.
         """
-        advance, failures = self._progress.stage(stage, len(texts), "texts"), self.failure_budget(stage, len(texts))
-        found = []
+        advance, found = self._progress.stage(stage, len(texts), "texts"), []
         for text, log_probs in zip(texts, self.engine_for(model).log_probs(model, texts), strict=True):
             found.append(log_probs)
             if isinstance(log_probs, FailedRequest):

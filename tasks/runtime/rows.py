@@ -54,19 +54,23 @@ class RowFile:
         self._writer: pq.ParquetWriter | None = None
         self._group: list[Record] = []
         self._count = 0
+        self._is_finished = False
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._writer:
-            self._writer.close()
-        self._scratch.cleanup()
+        try:
+            if self._writer:
+                self._writer.close()
+        finally:
+            self._scratch.cleanup()
 
     def __len__(self) -> int:
         return self._count
 
     def append(self, row: Record) -> None:
+        assert not self._is_finished
         self._group.append(row)
         self._count += 1
         if len(self._group) == ROWS_PER_GROUP:
@@ -77,7 +81,8 @@ class RowFile:
             self.append(row)
 
     def finish(self) -> Path:
-        """Completes the file. Returns its path."""
+        """Completes the file: no row can be appended any more. Returns its path."""
+        self._is_finished = True
         if self._group or (self._writer is None and not self.path.exists()):
             self._write()
         if self._writer:

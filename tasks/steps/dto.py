@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import closing
 from itertools import groupby
 
 from conf.dto import DtoFinalizing, DtoProbing, Pairing
@@ -70,12 +71,12 @@ def probe_prefixes(
                 dropped["truncated"] += 1
             elif (ends := aligner.ends(trace)) is not None:
                 yield query_prefixes(trace, ends, search_plan(len(ends), probing))
-                if is_audited(probing, trace, seed):
+                if is_audited(probing, trace.id, seed):
                     samples, threshold = probing.sampling.samples, probing.threshold
                     yield query_prefixes(trace, ends, ForwardScanPlan(len(ends), samples, threshold))
 
-    with RowFile() as scans:
-        done = sampler.run("probe prefixes", Purpose.PROBE, traces.rows, queries())
+    total = _count_searches(ctx, traces, probing, seed)
+    with RowFile() as scans, closing(sampler.run("probe prefixes", Purpose.PROBE, total, queries())) as done:
         for name, (search, *audits) in groupby(done, lambda query: query.trace.id):
             if name in sampler.failed:
                 continue
@@ -122,10 +123,10 @@ def reestimate_crossings(
     queries = (
         query_prefixes(trace, [scan.cut], FullEstimate(1, total)) for trace, scan in crossed_traces(ctx, traces, scans)
     )
-    rows_in = 0
-    with RowFile() as estimates:
-        for query in sampler.run("reestimate crossings", Purpose.REESTIMATE, scans.rows, queries):
-            rows_in += 1
+    rows_in = sum(scan.crossing is not None for scan in ctx.artifacts.stream(scans, Scan))
+    done = sampler.run("reestimate crossings", Purpose.REESTIMATE, rows_in, queries)
+    with RowFile() as estimates, closing(done):
+        for query in done:
             if query.trace.id in sampler.failed:
                 continue
             assert isinstance(query.plan, FullEstimate)
@@ -160,27 +161,28 @@ def finalize_traces(
     finalizer = Finalizer(ctx.resources, ctx.resources.checkpoint(model), by_id(ctx, problems), finalizing, seed)
     with RowFile() as premature, RowFile() as rows:
         if finalizing.premature_stop:
-            premature.extend(_premature_stops(finalizer, crossed_traces(ctx, traces, scans), scans.rows))
-        failed, dropped, crossed = dict[str, FailedRequest](), Counter[str](), 0
+            _sample_premature_stops(ctx, finalizer, traces, scans, premature)
+        failed, dropped = dict[str, FailedRequest](), Counter[str]()
+        crossed = sum(scan.crossing is not None for scan in ctx.artifacts.stream(scans, Scan))
         cut = left_joined(
             crossed_traces(ctx, traces, scans), premature.read(OptimisedTrace), lambda pair: trace_name(pair[0])
         )
         prefixes = (((trace, scan.cut, stop), prefix_of(trace, scan.cut)) for (trace, scan), stop in cut)
-        for (trace, end, stop), group in finalizer.run("finalize", Purpose.FINALIZE, scans.rows, prefixes):
-            crossed += 1
-            if isinstance(group, FailedRequest):
-                failed[trace.id] = group
-            elif (ending := shortest_right(group)) is None:
-                dropped["no-right-ending"] += 1
-            else:
-                rows.append(
-                    OptimisedTrace(
-                        problem_id=trace.problem_id,
-                        sample=trace.sample,
-                        token_ids=trace.token_ids[:end] + ending,
-                        premature_ids=stop.token_ids if stop else None,
+        with closing(finalizer.run("finalize", Purpose.FINALIZE, crossed, prefixes)) as done:
+            for (trace, end, stop), group in done:
+                if isinstance(group, FailedRequest):
+                    failed[trace.id] = group
+                elif (ending := shortest_right(group)) is None:
+                    dropped["no-right-ending"] += 1
+                else:
+                    rows.append(
+                        OptimisedTrace(
+                            problem_id=trace.problem_id,
+                            sample=trace.sample,
+                            token_ids=trace.token_ids[:end] + ending,
+                            premature_ids=stop.token_ids if stop else None,
+                        )
                     )
-                )
         dropped["never-crosses"] += scans.rows - crossed
         return ctx.publish(
             "optimised",
@@ -198,22 +200,25 @@ def crossed_traces(ctx: RunContext, traces: ArtifactRef, scans: ArtifactRef) -> 
     return ((trace, scan) for trace, scan in rows if scan and scan.crossing is not None)
 
 
-def _premature_stops(
-    finalizer: Finalizer, crossed: Iterable[tuple[Trace, Scan]], total: int
-) -> Iterator[OptimisedTrace]:
-    """Completions cut at the last prefix that did not pass, with a wrong answer, as rows of OptimisedTrace.
+def _sample_premature_stops(
+    ctx: RunContext, finalizer: Finalizer, traces: ArtifactRef, scans: ArtifactRef, stops: RowFile
+) -> None:
+    """Appends to `stops`, as rows of OptimisedTrace, completions cut at the last prefix that did not pass, with a wrong
+    answer.
 
     Absent: traces without a failing prefix before the crossing, traces whose ending is not wrong, failed requests.
     """
+    total = sum(last_failed_probe(scan) is not None for scan in ctx.artifacts.stream(scans, Scan))
     prefixes = (
         ((trace, scan.ends[probe.segment]), prefix_of(trace, scan.ends[probe.segment]))
-        for trace, scan in crossed
+        for trace, scan in crossed_traces(ctx, traces, scans)
         if (probe := last_failed_probe(scan))
     )
-    for (trace, end), group in finalizer.run("premature", Purpose.PREMATURE, total, prefixes, count=1):
-        if not isinstance(group, FailedRequest) and (ending := first_wrong(group)):
-            token_ids = trace.token_ids[:end] + ending
-            yield OptimisedTrace(problem_id=trace.problem_id, sample=trace.sample, token_ids=token_ids)
+    with closing(finalizer.run("premature", Purpose.PREMATURE, total, prefixes, count=1)) as done:
+        for (trace, end), group in done:
+            if not isinstance(group, FailedRequest) and (ending := first_wrong(group)):
+                token_ids = trace.token_ids[:end] + ending
+                stops.append(OptimisedTrace(problem_id=trace.problem_id, sample=trace.sample, token_ids=token_ids))
 
 
 @step()
@@ -249,7 +254,14 @@ def search_plan(prefixes: int, probing: DtoProbing) -> CrossingSearch:
     return ForwardScanPlan(prefixes, total, threshold, probing.search.lookahead)
 
 
-def is_audited(probing: DtoProbing, trace: Trace, seed: int) -> bool:
+def _count_searches(ctx: RunContext, traces: ArtifactRef, probing: DtoProbing, seed: int) -> int:
+    """Number of searches and audits, without those of traces whose tokens cannot be aligned with text."""
+    rows = ctx.artifacts.columns(traces, "problem_id", "sample", "truncated")
+    names = [f"{problem}/{sample}" for problem, sample, truncated in rows if not truncated]
+    return len(names) + sum(is_audited(probing, name, seed) for name in names)
+
+
+def is_audited(probing: DtoProbing, trace_id: str, seed: int) -> bool:
     """Whether a trace is scanned from the front in addition to a binary search. Depends on seed and trace id alone."""
     share = probing.search.audited if isinstance(probing.search, BinarySearch) else 0.0
-    return random.Random(f"audit/{seed}/{trace.id}").random() < share
+    return random.Random(f"audit/{seed}/{trace_id}").random() < share

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -15,6 +15,7 @@ from conf.probing import Finalizing, Probing
 from conf.sampling import Sampling
 from models.checkpoints.checkpoint import Checkpoint
 from models.inference.engine import Completion, FailedRequest
+from models.inference.rollout_executor import FailureBudget
 from models.inference.rollout_store import Purpose
 from models.inference.scheduler import SamplingJob
 from reasoning.answers.boxed import until_closing_brace
@@ -102,11 +103,16 @@ class PrefixSampler:
         return self._usage + Usage(unverified=self._unverified)
 
     def run_queries(
-        self, stage: str, purpose: Purpose, queries: Sequence[PrefixQuery], outcome_rule: OutcomeRule | None = None
+        self,
+        stage: str,
+        purpose: Purpose,
+        queries: Sequence[PrefixQuery],
+        outcome_rule: OutcomeRule | None = None,
+        failures: FailureBudget | None = None,
     ) -> None:
         """Samples until every plan is complete, except the plans of `failed` traces. The default `outcome_rule` is
         the answer check."""
-        for _ in self.run(stage, purpose, len(queries), queries, outcome_rule):
+        for _ in self.run(stage, purpose, len(queries), queries, outcome_rule, failures):
             pass
 
     def run(
@@ -116,12 +122,13 @@ class PrefixSampler:
         total: int,
         queries: Iterable[PrefixQuery],
         outcome_rule: OutcomeRule | None = None,
-    ) -> Iterator[PrefixQuery]:
-        """Yields each query when its plan is complete or its trace is one of `failed`, in order. `queries`, about
-        `total`, are drawn as they are needed."""
+        failures: FailureBudget | None = None,
+    ) -> Generator[PrefixQuery]:
+        """Yields each query when its plan is complete or its trace is one of `failed`, in order. `queries`, `total` of
+        them, are drawn as they are needed. `failures`: as in `Resources.run_jobs`."""
         jobs = ((query, self._job(query, outcome_rule or self._verify)) for query in queries)
         run_jobs = self._resources.run_jobs
-        for query, job in run_jobs(stage, total, self._model, jobs, purpose, self._seed, self._account):
+        for query, job in run_jobs(stage, total, self._model, jobs, purpose, self._seed, self._account, failures):
             if job.failure:
                 self.failed[query.trace.id] = job.failure
             yield query
@@ -198,23 +205,35 @@ class Finalizer:
         self.usage = Usage()
 
     def sample_endings(
-        self, stage: str, purpose: Purpose, prefixes: Sequence[Prefix], count: int | None = None
+        self,
+        stage: str,
+        purpose: Purpose,
+        prefixes: Sequence[Prefix],
+        count: int | None = None,
+        failures: FailureBudget | None = None,
     ) -> list[Endings | FailedRequest]:
         """`run` for a list of prefixes."""
         jobs = ((None, prefix) for prefix in prefixes)
-        return [endings for _, endings in self.run(stage, purpose, len(prefixes), jobs, count)]
+        return [endings for _, endings in self.run(stage, purpose, len(prefixes), jobs, count, failures)]
 
     def run(
-        self, stage: str, purpose: Purpose, total: int, prefixes: Iterable[tuple[T, Prefix]], count: int | None = None
-    ) -> Iterator[tuple[T, Endings | FailedRequest]]:
+        self,
+        stage: str,
+        purpose: Purpose,
+        total: int,
+        prefixes: Iterable[tuple[T, Prefix]],
+        count: int | None = None,
+        failures: FailureBudget | None = None,
+    ) -> Generator[tuple[T, Endings | FailedRequest]]:
         """For each prefix, in order, what came with it, and `count` endings (default: the settings' number of samples)
-        or the failure. `prefixes`, about `total`, are drawn as they are needed.
+        or the failure. `prefixes`, `total` of them, are drawn as they are needed. `failures`: as in
+        `Resources.run_jobs`.
 
         An ending that is truncated, or does not close the thinking exactly once, has no answer. Raises TooManyFailed.
         """
         jobs = ((item, self._job(prefix, count or self._sampling.samples)) for item, prefix in prefixes)
         run_jobs = self._resources.run_jobs
-        for item, job in run_jobs(stage, total, self._model, jobs, purpose, self._seed, self._account):
+        for item, job in run_jobs(stage, total, self._model, jobs, purpose, self._seed, self._account, failures):
             assert isinstance(job.plan, FullEstimate)
             yield item, job.failure or list(job.plan.outcomes[0])  # type: ignore[misc]
 
@@ -244,8 +263,10 @@ class Finalizer:
 class LogProbScorer:
     """Computes log-probs of prefixes under one model and adds up the usage."""
 
-    def __init__(self, resources: Resources, model: Checkpoint, problems: dict[str, Problem]):
+    def __init__(self, resources: Resources, model: Checkpoint, problems: dict[str, Problem], total: int):
+        """`total`: number of traces, of which a share may fail."""
         self._resources, self._model, self._problems = resources, model, problems
+        self._failures = resources.failure_budget("log-probs", total)
         self.usage = Usage()
         self.failed = 0
         """Number of failed prefixes."""
@@ -257,7 +278,7 @@ class LogProbScorer:
         """
         prompts = [self._model.prompt_ids(self._problems[prefix.problem_id]) for prefix in prefixes]
         texts = [prompt + prefix.token_ids for prompt, prefix in zip(prompts, prefixes, strict=True)]
-        found, usage = self._resources.log_probs(stage, self._model, texts)
+        found, usage = self._resources.log_probs(stage, self._model, texts, self._failures)
         self.usage += usage
         self.failed += sum(isinstance(values, FailedRequest) for values in found)
         return [

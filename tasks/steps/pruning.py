@@ -148,9 +148,13 @@ class Pruner:
     ):
         model, known = ctx.resources.checkpoint(inputs.model), by_id(ctx, inputs.problems)
         self._sampler = PrefixSampler(ctx.resources, model, known, answer_probe(probing), seed)
-        self._scorer = LogProbScorer(ctx.resources, model, known)
+        total = inputs.finalized.rows
+        self._scorer = LogProbScorer(ctx.resources, model, known, total)
         self._finalizer = Finalizer(ctx.resources, model, known, finalizing, seed)
         self._max_logprob_drop, self._threshold = max_logprob_drop, probing.threshold
+        # The share that may fail is one of all traces, not of a group.
+        self._failed_probes = ctx.resources.failure_budget("prune segments", total)
+        self._failed_endings = ctx.resources.failure_budget("prune check", total)
         self.counts = Counter[str](dict.fromkeys(PRUNING_COUNTS, 0))
 
     @property
@@ -161,7 +165,7 @@ class Pruner:
         """Each row, pruned where fresh endings confirm its answer. Raises TooManyFailed."""
         plans = [plan for _, plan in rows]
         queries = [PrefixQuery(plan.trace, plan, plan.without, len(plan.whole_prefix())) for plan in plans]
-        self._sampler.run_queries("prune segments", Purpose.PRUNE, queries)
+        self._sampler.run_queries("prune segments", Purpose.PRUNE, queries, failures=self._failed_probes)
         for plan in plans:
             if plan.trace.id in self._sampler.failed:
                 plan.restore_all()
@@ -178,7 +182,8 @@ class Pruner:
     def _confirmed(self, rows: Sequence[tuple[OptimisedTrace, PruningPlan]]) -> list[OptimisedTrace]:
         """Each row, without the removed segments where fresh endings confirm its answer."""
         prefixes = [Prefix(row.problem_id, plan.prefix()) for row, plan in rows if plan.removed]
-        endings = iter(self._finalizer.sample_endings("prune check", Purpose.PRUNE_CHECK, prefixes))
+        purpose, failures = Purpose.PRUNE_CHECK, self._failed_endings
+        endings = iter(self._finalizer.sample_endings("prune check", purpose, prefixes, failures=failures))
         results = []
         for row, plan in rows:
             result, group = row, next(endings) if plan.removed else None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from typing import Any, NamedTuple
 
 from conf.sampling import Sampling
@@ -30,8 +31,9 @@ def sample_traces(
 ) -> ArtifactRef:
     """Rows of Trace, right and wrong. Problems without completions are skipped. Raises TooManyFailed."""
     sampler = TraceSampler(ctx, ctx.resources.checkpoint(model), sampling, Purpose.TRAIN, seed)
-    with RowFile() as traces:
-        traces.extend(sampler.run("sample", problems.rows, ctx.artifacts.stream(problems, Problem)))
+    done = sampler.run("sample", problems.rows, ctx.artifacts.stream(problems, Problem))
+    with RowFile() as traces, closing(done):
+        traces.extend(done)
         return ctx.publish(
             "traces", traces, rows_in=problems.rows, usage=sampler.usage, skipped=skipped_rows(sampler.failed)
         )
@@ -71,7 +73,7 @@ class TraceSampler:
         self.failed: dict[str, FailedRequest] = {}
         """Failed requests by problem id."""
 
-    def run(self, stage: str, total: int, problems: Iterable[Problem]) -> Iterator[Trace]:
+    def run(self, stage: str, total: int, problems: Iterable[Problem]) -> Generator[Trace]:
         """Verified completions, in the order of `problems`, about `total`, which are drawn as they are needed.
 
         Raises TooManyFailed, also when every problem failed.

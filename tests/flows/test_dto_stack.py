@@ -12,10 +12,12 @@ from conf.dto import Dto
 from conf.load import load
 from flows.dto import run_dto
 from models.checkpoints.checkpoint import TINY_MODEL
-from reasoning.records import OptimisedTrace, ProposedRemovals
+from reasoning.records import OptimisedTrace, Pair, ProposedRemovals, Scan, Trace
 from tasks.reports.frames import ledger_frame, records
 from tasks.reports.layout import engine_table
+from tasks.runtime import rows
 from tasks.runtime.caching import Step
+from tasks.steps import pruning
 from tasks.steps.dto import build_pairs
 from tests.flows.world import ScriptedRun
 from tests.models.chat import Answer, Chat
@@ -110,6 +112,18 @@ def test_a_change_redoes_only_what_depends_on_it(
     assert run.redone == redone
     if calls is not None:
         assert run.completions == calls
+
+
+def test_rows_do_not_depend_on_the_size_of_the_groups(first: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Rows in memory at a time, and traces pruned together."""
+    monkeypatch.setattr(rows, "ROWS_PER_GROUP", 3)
+    monkeypatch.setattr(pruning, "PRUNED_TOGETHER", 5)
+    run = Run(tmp_path)
+    for step, kind in (("sample-traces", Trace), ("probe-prefixes", Scan), ("prune-traces", OptimisedTrace)):
+        assert run.rows(step, kind) == first.rows(step, kind)
+        counts = [one.made(step).count for one in (run, first)]
+        assert [count and count.counts for count in counts] == [count and count.counts for count in counts[::-1]]
+    assert run.rows("build-pairs", Pair) == first.rows("build-pairs", Pair)
 
 
 def test_more_problems_sample_only_the_new_ones(first: Run, root: Path):

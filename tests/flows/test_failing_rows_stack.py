@@ -23,6 +23,7 @@ from models.inference.scripted_engine import ScriptedEngine
 from models.tiny_model import END
 from reasoning.records import Scan, Score, Trace, Verdict
 from reasoning.token_ids import TokenIds
+from tasks.steps import pruning
 from tests.flows.world import ScriptedRun, speak, speak_turn
 
 pytestmark = pytest.mark.usefixtures("plain_steps")
@@ -84,7 +85,7 @@ def check(run: ScriptedRun, samples: int) -> None:
     assert any(model["failed"] for model in run.report["models"])
 
 
-def test_dto(tmp_path: Path):
+def test_dto(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     settings = load(
         Dto,
         "tiny",
@@ -98,6 +99,7 @@ def test_dto(tmp_path: Path):
             f"storage.root={tmp_path}",
         ),
     )
+    monkeypatch.setattr(pruning, "PRUNED_TOGETHER", 2)
     run = ScriptedRun("dto", settings, run_dto, lambda: FailingEngine(speak))
     check(run, 2)
     lines = {line["stage"]: line for line in run.report["ledger"]}

@@ -20,10 +20,13 @@ def on_a_port(url: str) -> Iterator[str]:
                 _copy(self.request, there)
                 back.join()
 
+    ThreadingTCPServer.daemon_threads = True
     with ThreadingTCPServer(("127.0.0.1", 0), Forward) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
 
 
 def _copy(source: socket.socket, target: socket.socket) -> None:

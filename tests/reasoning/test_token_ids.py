@@ -56,4 +56,11 @@ def test_nothing_is_wrapped_or_rounded(wrong: Any):
 
 def test_four_bytes_each():
     assert len(TokenIds(range(1000)).tobytes()) == 4000
-    assert TokenIds(range(1000))[10:20].array.base is not None  # a slice copies nothing
+    whole = TokenIds(range(1000))
+    assert np.shares_memory(whole.array, whole[10:20].array)
+
+
+@pytest.mark.parametrize("ids", [TokenIds((1, 2)), TokenIds((1, 2, 3))[:2], TokenIds.join([(1,), (2,)])])
+def test_nobody_can_change_them(ids: TokenIds):
+    with pytest.raises(ValueError, match="read-only"):
+        ids.array[0] = 7

