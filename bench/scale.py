@@ -33,7 +33,7 @@ from bench.rollouts import machine
 from conf.dto import Dto
 from conf.engine import Storage
 from conf.load import load
-from flows.dto import curate
+from flows.dto import curate, pair_with_originals
 from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
 from models.inference.engine import Completion, Request
 from models.inference.scripted_engine import ScriptedEngine
@@ -44,7 +44,6 @@ from tasks.runtime.caching import Step
 from tasks.runtime.context import RunContext, StepContext
 from tasks.runtime.progress import Progress
 from tasks.runtime.rows import RowFile, read_rows
-from tasks.steps.dto import build_pairs
 
 RESULT = Path(__file__).parent / "results" / "scale.json"
 SAMPLES, TOKENS, CROSSING = 4, 8192, 10
@@ -108,15 +107,7 @@ def run(traces: int, folder: Path) -> dict[str, Any]:
     ) as ctx:
         base, problems = ctx.resources.model("tiny"), problems_of(ctx, traces // SAMPLES)
         curated = curate(ctx, settings, base, problems)
-        build_pairs(
-            ctx,
-            model=base,
-            problems=problems,
-            traces=curated.traces,
-            optimised=curated.optimised,
-            pairing=settings.pairing,
-            max_length=LIMIT,
-        )
+        pair_with_originals(ctx, settings, curated, curated.optimised)
         counts = {entry.step: entry.artifact.count for entry in ctx.ledger}
         steps = {step: {"rows": count.rows_out, "seconds": count.seconds} for step, count in counts.items() if count}
         ids = token_bytes(curated.traces.uri)

@@ -64,7 +64,7 @@ def run_experiment(ctx: RunContext, settings: Dto) -> ExperimentResult:
     sources = filter_sources_by_prompt_length(ctx, loaded, [base], settings.max_prompt_tokens)
     problems, eval_sets = decontaminate(ctx, settings.decontamination, sources, seed), sources.eval_sets
     curated = curate(ctx, settings, base, problems)
-    pairs = _pairs(ctx, settings, curated, curated.optimised)
+    pairs = pair_with_originals(ctx, settings, curated, curated.optimised)
     method = train_simpo(ctx, model=curated.base, pairs=pairs, training=settings.training, seed=seed)
     policies = [
         NamedModel("base", "base", curated.base),
@@ -123,7 +123,8 @@ def _pruned(ctx: RunContext, settings: Dto, curated: Curated, max_logprob_drop: 
     )
 
 
-def _pairs(ctx: RunContext, settings: Dto, curated: Curated, optimised: ArtifactRef) -> ArtifactRef:
+def pair_with_originals(ctx: RunContext, settings: Dto, curated: Curated, optimised: ArtifactRef) -> ArtifactRef:
+    """Preference pairs of optimised traces with their originals, by the settings."""
     return build_pairs(
         ctx,
         model=curated.base,
@@ -154,9 +155,9 @@ def train_control(ctx: RunContext, settings: Dto, curated: Curated, pairs: Artif
     elif name == "paper-pairs":
         pairs = select_pairs(ctx, pairs=pairs, kind=PairKind.OPTIMISED)
     elif name == "probe-pruned":
-        pairs = _pairs(ctx, settings, curated, _pruned(ctx, settings, curated, UNBOUNDED))
+        pairs = pair_with_originals(ctx, settings, curated, _pruned(ctx, settings, curated, UNBOUNDED))
     else:
-        pairs = _pairs(ctx, settings, curated, curated.finalized)
+        pairs = pair_with_originals(ctx, settings, curated, curated.finalized)
     return train_simpo(ctx, model=curated.base, pairs=pairs, training=settings.training, seed=settings.seed)
 
 

@@ -18,32 +18,36 @@ KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
 
 def origin(url: str) -> str:
     """What a server's paths are appended to."""
-    return "http://localhost" if url.startswith(UNIX) else url
+    return "http://localhost" if _socket_path(url) else url
+
+
+def _socket_path(url: str) -> str:
+    """Empty for a URL."""
+    return url.removeprefix(UNIX) if url.startswith(UNIX) else ""
 
 
 def client(url: str, **options: Any) -> httpx.Client:
     """A client whose paths are relative to the server. `options`: of httpx."""
-    transport = httpx.HTTPTransport(uds=url.removeprefix(UNIX)) if url.startswith(UNIX) else None
+    path = _socket_path(url)
+    transport = httpx.HTTPTransport(uds=path) if path else None
     return httpx.Client(base_url=origin(url), transport=transport, **options)
 
 
 def async_client(url: str, limits: httpx.Limits, **options: Any) -> httpx.AsyncClient:
     """The same, for asyncio."""
-    path = url.removeprefix(UNIX) if url.startswith(UNIX) else None
-    transport = httpx.AsyncHTTPTransport(uds=path, limits=limits)
-    return httpx.AsyncClient(base_url=origin(url), transport=transport, **options)
+    path = _socket_path(url)
+    # For a URL httpx makes the transport, which goes through the proxy that the environment names.
+    transport = httpx.AsyncHTTPTransport(uds=path, limits=limits) if path else None
+    return httpx.AsyncClient(base_url=origin(url), transport=transport, limits=limits, **options)
 
 
 def many_requests(url: str, limit: int) -> aiohttp.ClientSession:
     """A client for hundreds of requests at once. httpx scans all its connections on each, which would take most of the
     time. Paths are appended to `origin(url)`."""
-    if url.startswith(UNIX):
-        connector: aiohttp.BaseConnector = aiohttp.UnixConnector(
-            url.removeprefix(UNIX), limit=limit, keepalive_timeout=IDLE_CONNECTION
-        )
-    else:
-        connector = aiohttp.TCPConnector(limit=limit, keepalive_timeout=IDLE_CONNECTION, socket_factory=_watched_socket)
-    return aiohttp.ClientSession(connector=connector)
+    options: Any = {"limit": limit, "keepalive_timeout": IDLE_CONNECTION}
+    if path := _socket_path(url):
+        return aiohttp.ClientSession(connector=aiohttp.UnixConnector(path, **options))
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(socket_factory=_watched_socket, **options))
 
 
 def _watched_socket(address: aiohttp.AddrInfoType) -> socket.socket:

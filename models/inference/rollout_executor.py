@@ -20,9 +20,15 @@ from typing import TypeVar
 from conf.errors import ReadableError
 from models.inference.engine import Completion, FailedRequest, Failure, Finished, Request
 from models.inference.rollout_store import CLAIM_SECONDS, Purpose, RolloutStore, StoredCompletion, completion_key
-from models.inference.scheduler import EngineScheduler, PendingRequest, SamplingJob
+from models.inference.scheduler import (
+    EngineScheduler,
+    PendingRequest,
+    SamplingJob,
+    job_of_one_prompt,
+    outcomes_of_one_prompt,
+)
 from reasoning.records import Usage
-from reasoning.sampling_plans import FullEstimate, Outcomes
+from reasoning.sampling_plans import Outcomes
 
 T = TypeVar("T")
 SCORING_THREADS = max(4, len(os.sched_getaffinity(0)))
@@ -114,20 +120,9 @@ class RolloutExecutor:
     def sample(self, requests: Sequence[Request]) -> list[tuple[Completion, ...] | FailedRequest]:
         """All completions of each request, in order, from the first scheduler; FailedRequest where the request failed.
         Raises TooManyFailed."""
-        plans = [FullEstimate(1, request.count) for request in requests]
-        jobs = [
-            SamplingJob(
-                plan,
-                lambda _, ids=request.prompt_ids: ids,
-                request.sampling,
-                tuple,
-                len(request.prompt_ids),
-                stop=request.stop,
-            )
-            for plan, request in zip(plans, requests, strict=True)
-        ]
+        jobs = [job_of_one_prompt(one.prompt_ids, one.sampling, one.count, tuple, one.stop) for one in requests]
         self.run_to_completion(jobs)
-        return [job.failure or tuple(plan.outcomes[0]) for job, plan in zip(jobs, plans, strict=True)]  # type: ignore[misc]
+        return [job.failure or tuple(outcomes_of_one_prompt(job)) for job in jobs]  # type: ignore[misc]
 
     def run_to_completion(self, jobs: Iterable[SamplingJob]) -> None:
         """Runs all jobs to their end. Raises TooManyFailed."""

@@ -19,7 +19,7 @@ from conf.sampling import Sampling
 from models.checkpoints.checkpoint import Checkpoint
 from models.inference.engine import Completion, Deliver, Engine, FailedRequest, Request, Session
 from reasoning.records import Usage
-from reasoning.sampling_plans import Outcomes, SampleRange, SamplingPlan
+from reasoning.sampling_plans import FullEstimate, Outcomes, SampleRange, SamplingPlan
 from reasoning.token_ids import TokenIds
 
 
@@ -41,6 +41,23 @@ class SamplingJob:
     """As in `Request`."""
     failure: FailedRequest | None = None
     """The failed request, if any. The plan of a failed job stays open."""
+
+
+def job_of_one_prompt(
+    prompt: TokenIds,
+    sampling: Sampling,
+    count: int,
+    score: Callable[[Sequence[Completion]], Outcomes],
+    stop: tuple[str, ...] = (),
+) -> SamplingJob:
+    """A job of `count` completions of one prompt."""
+    return SamplingJob(FullEstimate(1, count), lambda _: prompt, sampling, score, len(prompt), stop=stop)
+
+
+def outcomes_of_one_prompt(job: SamplingJob) -> Outcomes:
+    """The outcomes of a `job_of_one_prompt` that has not failed."""
+    assert isinstance(job.plan, FullEstimate)
+    return job.plan.outcomes[0]
 
 
 @dataclass(eq=False)

@@ -47,8 +47,6 @@ SYNC_CHECK_FILE = "sync_check.json"
 SYNC_CHECK_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.15, "float16": 0.05}
 """Largest allowed difference between the trainer's and the server's log-probs. The half-precision bounds have not been
 measured on hardware."""
-
-
 SIGNALLED = 128
 """Exit codes above it: ended by the signal of that number more."""
 ERROR_LINE = re.compile(
@@ -59,8 +57,7 @@ ERROR_LINE = re.compile(
 
 
 class ServerCannotStart(ServerFailed):
-    """The server ended by itself when it was started, twice, since memory may have been taken just once: the
-    model or the settings do not suit this machine."""
+    """The server ended by itself when it was started, twice: the model or the settings do not suit this machine."""
 
 
 class WeightSyncError(ReadableError):

@@ -20,7 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from reasoning.records import Record, StageCount
-from tasks.runtime.rows import RowFile, read_rows
+from tasks.runtime.rows import RowFile, read_rows, read_tables
 
 R = TypeVar("R", bound=Record)
 OBJECTS, MANIFESTS = "objects", "manifests"
@@ -152,10 +152,11 @@ class ArtifactStore:
             table = pq.read_table(file, columns=list(names))
         return list(zip(*(table[name].to_pylist() for name in names), strict=True))
 
-    def plain_rows(self, ref: ArtifactRef) -> list[dict[str, Any]]:
-        """The rows of an artifact as JSON values."""
+    def plain_rows(self, ref: ArtifactRef) -> Iterator[dict[str, Any]]:
+        """The rows of an artifact as JSON values, with one group of rows in memory at a time."""
         with fsspec.open(ref.uri, "rb") as file:
-            return pq.read_table(file).to_pylist()
+            for table in read_tables(file):
+                yield from table.to_pylist()
 
     def local_path(self, ref: ArtifactRef) -> Path:
         """Path of the artifact on this machine; downloads it from a remote store."""

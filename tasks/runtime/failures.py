@@ -51,9 +51,8 @@ AWAY = {
     errno.EHOSTUNREACH,
 }
 """Errors of a storage that is away or busy."""
-
-
 FULL = ("No space left", "disk is full", "Disk quota exceeded")
+"""What logs and databases say of a full disk."""
 
 
 class DiskFull(ReadableError):

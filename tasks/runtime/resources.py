@@ -35,8 +35,6 @@ MakeEngine = Callable[[EngineSettings, Path, Callable[[], None]], Engine]
 """Makes an engine from its settings, a log file, and what it calls before its server starts."""
 Train = Callable[[Any, Path, Callable[[int, int], None]], list[dict[str, Any]]]
 """A trainer: from a job, a scratch folder and a callback (step, steps) to the figures of each logged step."""
-
-
 T = TypeVar("T")
 
 
@@ -222,10 +220,8 @@ class Resources:
     def verdicts(
         self, problems: Sequence[Problem], answers: Sequence[Sequence[str | None]]
     ) -> tuple[list[list[Verdict]], Usage]:
-        """The verdict of each answer of each problem, and the number of timeouts as usage.
-
-        One call for all problems, so that slow answers are checked in parallel.
-        """
+        """The verdict of each answer of each problem, and the number of timeouts as usage. Slow answers of one call are
+        checked in parallel."""
         verdicts = self.verifier.verdicts(problems, answers)
         return verdicts, Usage(unverified=sum(group.count(Verdict.TIMEOUT) for group in verdicts))
 

@@ -108,10 +108,16 @@ class RowFile:
         self._group = []
 
 
+def read_tables(file: Any) -> Iterator[pa.Table]:
+    """A Parquet file, group by group. `file`: a path or an open file."""
+    for batch in pq.ParquetFile(file).iter_batches(ROWS_PER_GROUP):
+        yield pa.Table.from_batches([batch])
+
+
 def read_rows(file: Any, kind: type[R]) -> Iterator[R]:
     """The rows of a Parquet file, one group in memory at a time. `file`: a path or an open file."""
-    for batch in pq.ParquetFile(file).iter_batches(ROWS_PER_GROUP):
-        yield from records_of(pa.Table.from_batches([batch]), kind)
+    for table in read_tables(file):
+        yield from records_of(table, kind)
 
 
 def table_of(rows: Sequence[Record]) -> pa.Table:

@@ -123,7 +123,7 @@ def reestimate_crossings(
     queries = (
         query_prefixes(trace, [scan.cut], FullEstimate(1, total)) for trace, scan in crossed_traces(ctx, traces, scans)
     )
-    rows_in = sum(scan.crossing is not None for scan in ctx.artifacts.stream(scans, Scan))
+    rows_in = _count_crossings(ctx, scans)
     done = sampler.run("reestimate crossings", Purpose.REESTIMATE, rows_in, queries)
     with RowFile() as estimates, closing(done):
         for query in done:
@@ -163,7 +163,7 @@ def finalize_traces(
         if finalizing.premature_stop:
             _sample_premature_stops(ctx, finalizer, traces, scans, premature)
         failed, dropped = dict[str, FailedRequest](), Counter[str]()
-        crossed = sum(scan.crossing is not None for scan in ctx.artifacts.stream(scans, Scan))
+        crossed = _count_crossings(ctx, scans)
         cut = left_joined(
             crossed_traces(ctx, traces, scans), premature.read(OptimisedTrace), lambda pair: trace_name(pair[0])
         )
@@ -198,6 +198,10 @@ def crossed_traces(ctx: RunContext, traces: ArtifactRef, scans: ArtifactRef) -> 
     """The traces that cross, each with its scan."""
     rows = left_joined(ctx.artifacts.stream(traces, Trace), ctx.artifacts.stream(scans, Scan), trace_name)
     return ((trace, scan) for trace, scan in rows if scan and scan.crossing is not None)
+
+
+def _count_crossings(ctx: RunContext, scans: ArtifactRef) -> int:
+    return sum(scan.crossing is not None for scan in ctx.artifacts.stream(scans, Scan))
 
 
 def _sample_premature_stops(

@@ -17,7 +17,7 @@ from models.checkpoints.checkpoint import Checkpoint
 from models.inference.engine import Completion, FailedRequest
 from models.inference.rollout_executor import FailureBudget
 from models.inference.rollout_store import Purpose
-from models.inference.scheduler import SamplingJob
+from models.inference.scheduler import SamplingJob, job_of_one_prompt, outcomes_of_one_prompt
 from reasoning.answers.boxed import until_closing_brace
 from reasoning.records import CostBounds, PrefixValues, Problem, SkippedRow, Trace, Usage, Verdict
 from reasoning.sampling_plans import CrossingSearch, FullEstimate, Outcomes, SamplingPlan, cost_bounds, count_right
@@ -81,26 +81,38 @@ def query_prefixes(trace: Trace, ends: Sequence[int], plan: SamplingPlan) -> Pre
     return PrefixQuery(trace, plan, lambda index: trace.token_ids[: ends[index]], max(ends, default=0), ends)
 
 
-class PrefixSampler:
-    """Runs prefix queries on one model and adds up their usage. Its methods raise TooManyFailed."""
+class CheckedSampler:
+    """Adds up the usage of sampling and of checking the answers, from any thread."""
+
+    def __init__(self, resources: Resources):
+        self._resources = resources
+        self._lock = threading.Lock()
+        self.usage = Usage()
+
+    def _account(self, usage: Usage) -> None:
+        with self._lock:
+            self.usage += usage
+
+    def _verdicts(self, problem: Problem, answers: Sequence[str | None]) -> list[Verdict]:
+        (verdicts,), checks = self._resources.verdicts([problem], [answers])
+        self._account(checks)
+        return verdicts
+
+
+class PrefixSampler(CheckedSampler):
+    """Runs prefix queries on one model. Its methods raise TooManyFailed."""
 
     def __init__(
         self, resources: Resources, model: Checkpoint, problems: dict[str, Problem], probe: ProbeFormat, seed: int
     ):
-        self._resources, self._model, self._problems, self._seed = resources, model, problems, seed
+        super().__init__(resources)
+        self._model, self._problems, self._seed = model, problems, seed
         self._exit, self._answer = model.encode(probe.exit_text), probe.answer
         self._sampling = probe.sampling
-        self._unverified = 0
-        self._lock = threading.Lock()
-        self._usage = Usage()
         self.failed: dict[str, FailedRequest] = {}
         """Failed requests by trace id."""
         self.probe_tokens: Counter[str] = Counter()
         """Tokens generated for probes, by trace id."""
-
-    @property
-    def usage(self) -> Usage:
-        return self._usage + Usage(unverified=self._unverified)
 
     def run_queries(
         self,
@@ -161,9 +173,6 @@ class PrefixSampler:
         block = self._resources.engine_for(self._model).block
         return cost_bounds(plan, [prompt + end for end in ends], len(self._exit), self._sampling.samples, block)
 
-    def _account(self, usage: Usage) -> None:
-        self._usage += usage
-
     def _job(self, query: PrefixQuery, outcome_rule: OutcomeRule) -> SamplingJob:
         prompt = self._model.prompt_ids(self._problems[query.trace.problem_id])
 
@@ -182,9 +191,7 @@ class PrefixSampler:
         )
 
     def _verify(self, trace: Trace, answers: Sequence[str | None]) -> Outcomes:
-        (verdicts,), checks = self._resources.verdicts([self._problems[trace.problem_id]], [answers])
-        with self._lock:
-            self._unverified += checks.unverified
+        verdicts = self._verdicts(self._problems[trace.problem_id], answers)
         return [verdict is Verdict.RIGHT for verdict in verdicts]
 
 
@@ -192,17 +199,16 @@ Endings = list[tuple[TokenIds, Verdict]]
 """Sampled endings of one prefix, each with the verdict of its answer."""
 
 
-class Finalizer:
+class Finalizer(CheckedSampler):
     """Samples endings of cut traces: the closing text, then the model's own continuation (DTO)."""
 
     def __init__(
         self, resources: Resources, model: Checkpoint, problems: dict[str, Problem], finalizing: Finalizing, seed: int
     ):
-        self._resources, self._model, self._problems, self._seed = resources, model, problems, seed
+        super().__init__(resources)
+        self._model, self._problems, self._seed = model, problems, seed
         self._closing = model.encode(finalizing.closing_text)
         self._sampling = finalizing.sampling
-        self._lock = threading.Lock()
-        self.usage = Usage()
 
     def sample_endings(
         self,
@@ -234,25 +240,19 @@ class Finalizer:
         jobs = ((item, self._job(prefix, count or self._sampling.samples)) for item, prefix in prefixes)
         run_jobs = self._resources.run_jobs
         for item, job in run_jobs(stage, total, self._model, jobs, purpose, self._seed, self._account, failures):
-            assert isinstance(job.plan, FullEstimate)
-            yield item, job.failure or list(job.plan.outcomes[0])  # type: ignore[misc]
+            yield item, job.failure or list(outcomes_of_one_prompt(job))  # type: ignore[misc]
 
     def _job(self, prefix: Prefix, count: int) -> SamplingJob:
         problem = self._problems[prefix.problem_id]
         prompt = self._model.prompt_ids(problem) + prefix.token_ids + self._closing
 
         def checked(completions: Sequence[Completion]) -> Outcomes:
-            (verdicts,), checks = self._resources.verdicts([problem], [[self._answer(one) for one in completions]])
-            self._account(checks)
+            verdicts = self._verdicts(problem, [self._answer(one) for one in completions])
             return [
                 (self._closing + one.token_ids, verdict) for one, verdict in zip(completions, verdicts, strict=True)
             ]
 
-        return SamplingJob(FullEstimate(1, count), lambda _: prompt, self._sampling, checked, len(prompt))
-
-    def _account(self, usage: Usage) -> None:
-        with self._lock:
-            self.usage += usage
+        return job_of_one_prompt(prompt, self._sampling, count, checked)
 
     def _answer(self, completion: Completion) -> str | None:
         text = self._model.decode(self._closing + completion.token_ids)

@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from typing import TypeVar
 
 from conf.dto import LlmPruning
 from conf.llm import Llm
@@ -40,7 +39,6 @@ PRUNING_COUNTS = (
     "tokens after",
     UNCHANGED,
 )
-T = TypeVar("T")
 
 
 class PruningInputs(StepInputs):
@@ -101,8 +99,9 @@ def prune_traces(
     """
     proposed = by_trace(ctx.artifacts.rows(proposals, ProposedRemovals)) if proposals else None
     pruner = Pruner(ctx, inputs, max_logprob_drop, probing, finalizing, seed)
+    cut = cut_traces(ctx, inputs)
     with RowFile() as pruned:
-        for group in grouped(cut_traces(ctx, inputs)):
+        while group := list(islice(cut, PRUNED_TOGETHER)):
             pruned.extend(pruner.prune([(row, _pruning(trace, scan, proposed, probing)) for trace, scan, row in group]))
         counts = {name: count for name, count in pruner.counts.items() if count or name != UNCHANGED}
         return ctx.publish("optimised", pruned, rows_in=inputs.finalized.rows, usage=pruner.usage, counts=counts)
@@ -114,13 +113,6 @@ def cut_traces(ctx: RunContext, inputs: PruningInputs) -> Iterator[tuple[Trace, 
     finalized = ctx.artifacts.stream(inputs.finalized, OptimisedTrace)
     rows = left_joined(crossed, finalized, lambda pair: trace_name(pair[0]))
     return ((trace, scan, row) for (trace, scan), row in rows if row)
-
-
-def grouped(rows: Iterable[T]) -> Iterator[list[T]]:
-    """`rows` in groups of PRUNED_TOGETHER."""
-    rows = iter(rows)
-    while group := list(islice(rows, PRUNED_TOGETHER)):
-        yield group
 
 
 def _pruning(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
@@ -13,15 +12,15 @@ from models.checkpoints.checkpoint import Checkpoint
 from models.inference.engine import Completion, FailedRequest
 from models.inference.rollout_executor import TooManyFailed
 from models.inference.rollout_store import Purpose
-from models.inference.scheduler import SamplingJob
+from models.inference.scheduler import SamplingJob, job_of_one_prompt, outcomes_of_one_prompt
 from reasoning.records import Problem, Score, Trace, Usage, Verdict
-from reasoning.sampling_plans import FullEstimate, Outcomes
+from reasoning.sampling_plans import Outcomes
 from reasoning.thinking import final_answer
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import step
 from tasks.runtime.context import RunContext, StepContext
 from tasks.runtime.rows import RowFile
-from tasks.steps.prefix_sampling import skipped_rows
+from tasks.steps.prefix_sampling import CheckedSampler, skipped_rows
 from tasks.steps.problems import by_id
 
 
@@ -62,19 +61,17 @@ class SampledTraces(NamedTuple):
     usage: Usage
 
 
-class TraceSampler:
-    """Samples and verifies completions of problems; adds up the usage."""
+class TraceSampler(CheckedSampler):
+    """Samples and verifies completions of problems."""
 
     def __init__(self, ctx: RunContext, model: Checkpoint, sampling: Sampling, purpose: Purpose, seed: int):
-        self._resources, self._model, self._sampling = ctx.resources, model, sampling
-        self._purpose, self._seed = purpose, seed
-        self._lock = threading.Lock()
-        self.usage = Usage()
+        super().__init__(ctx.resources)
+        self._model, self._sampling, self._purpose, self._seed = model, sampling, purpose, seed
         self.failed: dict[str, FailedRequest] = {}
         """Failed requests by problem id."""
 
     def run(self, stage: str, total: int, problems: Iterable[Problem]) -> Generator[Trace]:
-        """Verified completions, in the order of `problems`, about `total`, which are drawn as they are needed.
+        """Verified completions, in the order of `problems`, `total` of them, which are drawn as they are needed.
 
         Raises TooManyFailed, also when every problem failed.
         """
@@ -85,8 +82,7 @@ class TraceSampler:
                 self.failed[problem.id] = job.failure
                 continue
             served += 1
-            assert isinstance(job.plan, FullEstimate)
-            verified: Any = job.plan.outcomes[0]
+            verified: Any = outcomes_of_one_prompt(job)
             for sample, (completion, text, verdict) in enumerate(verified):
                 yield Trace(
                     problem_id=problem.id,
@@ -99,24 +95,17 @@ class TraceSampler:
         validate_some_served(stage, self.failed, served)
 
     def _job(self, problem: Problem) -> SamplingJob:
-        prompt, count = self._model.prompt_ids(problem), self._sampling.samples
-
         def verified(completions: Sequence[Completion]) -> Outcomes:
             return self._verified(problem, completions)
 
-        return SamplingJob(FullEstimate(1, count), lambda _: prompt, self._sampling, verified, len(prompt))
+        prompt = self._model.prompt_ids(problem)
+        return job_of_one_prompt(prompt, self._sampling, self._sampling.samples, verified)
 
     def _verified(self, problem: Problem, completions: Sequence[Completion]) -> Outcomes:
         """Each completion with its text and its verdict."""
         texts = [self._model.decode(completion.token_ids) for completion in completions]
         answers = [final_answer(text, self._model.prompt.thinking) for text in texts]
-        (verdicts,), checks = self._resources.verdicts([problem], [answers])
-        self._account(checks)
-        return list(zip(completions, texts, verdicts, strict=True))
-
-    def _account(self, usage: Usage) -> None:
-        with self._lock:
-            self.usage += usage
+        return list(zip(completions, texts, self._verdicts(problem, answers), strict=True))
 
 
 def sample_and_verify(
