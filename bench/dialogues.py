@@ -23,10 +23,10 @@ from conf.long_short import LongShort
 from conf.sampling import Sampling
 from models.checkpoints.checkpoint import Checkpoint
 from models.inference.dialogue_sampler import SPEAKERS, DialogueSampler, TurnCodec
+from models.inference.own_servers import OwnServers
 from models.inference.rollout_executor import RolloutExecutor
 from models.inference.rollout_store import Purpose, RolloutStore
 from models.inference.scheduler import EngineScheduler, SamplingJob
-from models.inference.vllm_server import VllmServer
 from reasoning.dialogue import STOPS
 from reasoning.records import Problem
 from reasoning.sampling_plans import FullEstimate
@@ -38,16 +38,6 @@ ROUNDS = 15
 SAMPLING = Sampling(samples=1, temperature=1.0, top_p=1.0)
 
 
-class Limited(VllmServer):
-    """A server with a lower limit of concurrent requests."""
-
-    limit = 1
-
-    @property
-    def max_concurrency(self) -> int:
-        return self.limit
-
-
 def main(folders: Sequence[str]) -> None:
     settings = load(LongShort, "tiny")
     rl = settings.rl
@@ -56,7 +46,7 @@ def main(folders: Sequence[str]) -> None:
     stories = draw_stories(Split.TRAIN, 99, rl.problems_per_step * (ROUNDS + 1), (1, 2, 3, 4, 5, 6, 7, 8))
     problems = [story_problem(story, Split.TRAIN, 99, index) for index, story in enumerate(stories)]
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        servers = [Limited(settings.engine, Path(folder) / f"{speaker}.log") for speaker in SPEAKERS]
+        servers = [OwnServers(settings.engine, Path(folder) / f"{speaker}.log") for speaker in SPEAKERS]
         for server in servers:
             stack.callback(server.close)
         speeds: tuple[list[float], list[float]] = ([], [])
@@ -65,13 +55,13 @@ def main(folders: Sequence[str]) -> None:
             store = RolloutStore(f"sqlite:///{folder}/{number}")
             plans = [DialogueSampler(codec, codec.prompts(problem), rl.num_generations) for problem in part]
             for server in servers:
-                server.limit = rl.batch
+                server.max_concurrency = rl.batch
             dialogue_speed = timed(servers, models, [plan.job(SAMPLING) for plan in plans], store, Purpose.GRPO)
             request_jobs = [
                 job for plan, problem in zip(plans, part, strict=True) for job in requests(codec, plan, problem)
             ]
             for server in servers:  # as many in flight as there are dialogues, over both servers
-                server.limit = rl.batch // len(servers)
+                server.max_concurrency = rl.batch // len(servers)
             request_speed = timed(servers, models, request_jobs, store, Purpose.VALUE)
             if number:  # the first round warms up
                 speeds[0].append(dialogue_speed)
@@ -82,7 +72,7 @@ def main(folders: Sequence[str]) -> None:
 
 
 def timed(
-    servers: Sequence[Limited],
+    servers: Sequence[OwnServers],
     models: Sequence[Checkpoint],
     jobs: Sequence[SamplingJob],
     store: RolloutStore,

@@ -28,12 +28,12 @@ import httpx
 from bench.rollouts import Case, Question, Recording, play, questions, start
 from conf.engine import Engine
 from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
+from models.inference.devices import on_cpu
 from models.inference.engine import Completion, Request
 from models.inference.remote_servers import RemoteServers
 from models.inference.rollout_executor import RolloutExecutor
 from models.inference.rollout_store import Purpose, RolloutStore, completion_key
 from models.inference.scheduler import EngineScheduler, PendingRequest
-from models.inference.vllm_server import on_cpu
 from models.processes import GuardedProcess
 from reasoning.sampling_plans import Outcomes, SampleRange
 from reasoning.token_ids import TokenIds

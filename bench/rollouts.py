@@ -37,10 +37,10 @@ from conf.segmentation import Segmentation
 from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
 from models.inference.connections import client, many_requests, origin
 from models.inference.engine import Completion, Deliver, FailedRequest, Request, Session
+from models.inference.own_servers import OwnServers
 from models.inference.rollout_executor import RolloutExecutor
 from models.inference.rollout_store import Purpose, RolloutStore
 from models.inference.scheduler import EngineScheduler, SamplingJob
-from models.inference.vllm_server import VllmServer
 from reasoning.answers.boxed import plain_number, until_closing_brace
 from reasoning.records import CostBounds
 from reasoning.sampling_plans import (
@@ -112,7 +112,7 @@ class Question(NamedTuple):
         return SamplingJob(plan, lambda index: self.prompt(case, index), self.sampling, outcomes, prompt_tokens)
 
 
-class Recording(VllmServer):
+class Recording(OwnServers):
     """A server that records its requests."""
 
     recorded: list[Request]
@@ -137,7 +137,7 @@ class _Recorder:
         self._session.submit(request_id, request, affinity_key)
 
 
-def lengthened(server: VllmServer, model: Checkpoint, count: int) -> list[Case]:
+def lengthened(server: OwnServers, model: Checkpoint, count: int) -> list[Case]:
     """The `count` shortest traces of at least SEGMENTS segments."""
     stories = draw_stories(Split.HELDOUT, 0, 5 * count, (6, 7, 8))
     problems = [story_problem(story, Split.HELDOUT, 0, index) for index, story in enumerate(stories)]
@@ -233,9 +233,9 @@ async def post_all(url: str, bodies: Sequence[dict[str, Any]], slots: int) -> li
         return await asyncio.gather(*tasks)
 
 
-def send_all(server: VllmServer, bodies: Sequence[dict[str, Any]], slots: int) -> dict[str, Any]:
+def send_all(server: OwnServers, bodies: Sequence[dict[str, Any]], slots: int) -> dict[str, Any]:
     started = time.monotonic()
-    replies = asyncio.run(post_all(server.url, bodies, slots))
+    replies = asyncio.run(post_all(server.servers[0].url, bodies, slots))
     seconds = time.monotonic() - started
     tokens = [[choice["token_ids"] for choice in sorted(r["choices"], key=lambda c: c["index"])] for r in replies]
     return {"seconds": seconds, "generated_tokens": sum(len(t) for group in tokens for t in group), "tokens": tokens}
@@ -268,7 +268,7 @@ def measure(server: Recording, question: Question, seed: int) -> dict[str, Any]:
 
 def run_mode(server: Recording, question: Question, mode: str, seed: int) -> dict[str, Any]:
     """Runs one mode, starting with an empty prefix cache."""
-    with client(server.url) as http:
+    with client(server.servers[0].url) as http:
         http.post("/reset_prefix_cache").raise_for_status()
     before = server.computed_prompt_tokens
     if mode == "ours":
@@ -417,7 +417,7 @@ def print_speed(server: Recording, question: Question, rounds: int) -> None:
     print(f"median of {rounds}: {median(ratios):.2f}")
 
 
-def start(server: VllmServer, model: Checkpoint) -> None:
+def start(server: OwnServers, model: Checkpoint) -> None:
     """Starts the server before the measurement, even if all traces are stored."""
     request = Request(model.encode("Ann"), Sampling(samples=1, max_tokens=1), 1)
     RolloutExecutor(RolloutStore("sqlite://"), [EngineScheduler(server, model)], Purpose.TRAIN, 0).sample([request])

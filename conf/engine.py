@@ -20,6 +20,93 @@ REQUEST_SECONDS, SECONDS_PER_TOKEN = 900.0, 0.25
 server."""
 MIN_PROMPT_TOKENS = 256
 """Tokens that the settings must leave for a prompt with its exit or closing text."""
+OWN_VLLM_ARGS = {
+    "model": "model",
+    "dtype": "engine.dtype",
+    "seed": "engine.seed",
+    "max-model-len": "engine.max_model_len",
+    "max-num-seqs": "engine.max_num_seqs",
+    "gpu-memory-utilization": "engine.gpu_memory_utilization",
+    "tensor-parallel-size": "engine.tensor_parallel_size",
+    "data-parallel-size": "engine.replicas",
+    "api-server-count": "engine.replicas",
+    "tokenizer": "model",
+}
+"""Arguments of vLLM that are settings here, with the name of the setting."""
+FIXED_VLLM_ARGS = frozenset(
+    {
+        "host",
+        "port",
+        "uds",
+        "api-key",
+        "config",
+        "served-model-name",
+        "generation-config",
+        "worker-extension-cls",
+        "enable-prefix-caching",
+        "no-enable-prefix-caching",
+        "pipeline-parallel-size",
+        "trust-remote-code",
+        "middleware",
+        "block-size",
+        "disable-uvicorn-access-log",
+        "enable-lora",
+        "max-lora-rank",
+        "max-loras",
+    }
+)
+"""Arguments that would break what this software relies on, or let others reach the server."""
+
+
+SPEED_VLLM_ARGS = frozenset(
+    {
+        "max-num-batched-tokens",
+        "enforce-eager",
+        "async-scheduling",
+        "no-async-scheduling",
+        "compilation-config",
+        "swap-space",
+        "disable-custom-all-reduce",
+        "distributed-executor-backend",
+        "safetensors-load-strategy",
+    }
+)
+"""Arguments that change speed alone, not what is sampled."""
+
+
+def validate_vllm_args(args: tuple[str, ...]) -> tuple[str, ...]:
+    """`args`, if all are arguments that a user may add. vLLM also takes unique beginnings of names.
+
+    Raises ValueError.
+    """
+    if args and not args[0].startswith("--"):
+        raise ValueError(f"{args[0]!r}: write the long name, as in --kv-cache-dtype")
+    for arg in args:
+        if not arg.startswith("-"):
+            continue
+        name = _name(arg)
+        if not arg.startswith("--") or not name:
+            raise ValueError(f"{arg!r}: write the long name, as in --kv-cache-dtype")
+        if setting := next((own for taken, own in OWN_VLLM_ARGS.items() if taken.startswith(name)), None):
+            raise ValueError(f"{arg!r} is set by {setting}")
+        if any(taken.startswith(name) for taken in FIXED_VLLM_ARGS):
+            raise ValueError(f"{arg!r} cannot be changed: runs rely on it")
+    return args
+
+
+def _name(arg: str) -> str:
+    """The name of an argument, in vLLM's first spelling: it also takes `_` for `-`, and `name=value`."""
+    return arg.removeprefix("--").split("=")[0].replace("_", "-")
+
+
+def _changes_numbers(args: tuple[str, ...]) -> list[str]:
+    """Those of `args` that may change a model's numbers, with their values."""
+    kept, is_kept = [], False
+    for arg in args:
+        is_kept = _name(arg) not in SPEED_VLLM_ARGS if arg.startswith("--") else is_kept
+        if is_kept:
+            kept.append(arg)
+    return kept
 
 
 class Engine(Settings):
@@ -49,6 +136,15 @@ class Engine(Settings):
     """Size of the KV cache on a CPU in GiB."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, lt=1)] = 0.85
     """Fraction of GPU memory for all servers of the run together. No effect on a CPU."""
+    tensor_parallel_size: Positive = 1
+    """Number of GPUs that share each server's model (vLLM's `tensor_parallel_size`), for models too large for one."""
+    replicas: Positive | None = None
+    """Number of the run's own servers of a model, each on GPUs of its own. All serve the same weights, and the rollouts
+    of one trace go to one of them. Default: as many as fit the visible GPUs; 1 on a CPU."""
+    vllm_args: Annotated[tuple[str, ...], AfterValidator(validate_vllm_args)] = ()
+    """Further arguments of `vllm serve` for the run's own servers, as on its command line:
+    `["--kv-cache-dtype", "fp8"]`. Those that may change a model's numbers make it a different model, which needs new
+    samples."""
     servers_per_gpu: Positive = 1
     """Number of servers that run at the same time. They share GPU memory, or CPU cores, equally."""
     start_timeout: PositiveFloat = 600
@@ -60,6 +156,11 @@ class Engine(Settings):
     """Maximum fraction of a step's rows that may fail because a request is rejected, times out or is interrupted.
     Failed rows are skipped and counted by reason. The run ends if more than one row fails and the fraction is exceeded.
     Not from the paper."""
+
+    @property
+    def numerics(self) -> str:
+        """What changes a model's numbers; part of its fingerprint."""
+        return " ".join((self.dtype, *_changes_numbers(self.vllm_args)))
 
     def timeout_for(self, max_tokens: int) -> float:
         """Timeout in seconds of a request that may generate `max_tokens` tokens."""

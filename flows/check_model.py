@@ -16,7 +16,7 @@ from models.checkpoints.tokenizer import is_loaded_wrongly
 
 def check_model(settings: Any) -> None:
     """Prints the findings for `settings.model`. Raises CheckpointError for a model that cannot be used."""
-    model = Checkpoint.open(found_checkpoint(settings.model), settings.engine.dtype, settings.prompt)
+    model = Checkpoint.open(found_checkpoint(settings.model), settings.engine.numerics, settings.prompt)
     model.check()
     for title, lines in (
         ("model", _sizes(model)),

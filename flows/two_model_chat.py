@@ -18,8 +18,8 @@ from conf.engine import Engine
 from conf.errors import ReadableError
 from models.checkpoints.checkpoint import Checkpoint
 from models.inference.dialogue_sampler import SPEAKERS, TurnCodec
+from models.inference.own_servers import OwnServers, serve_all
 from models.inference.remote_servers import KEY, base_url
-from models.inference.vllm_server import VllmServer, serve_all
 from models.serving.openai_server import NAME, create_app
 from models.serving.two_model_client import Backend, BackendDown, DialogueDone, TextDelta, TooLong, TwoModelClient
 from reasoning.dialogue import Speaker
@@ -74,7 +74,7 @@ def listen_on(port: int) -> socket.socket:
 def open_client(stack: ExitStack, run: Path, urls: Sequence[str]) -> Callable[[], TwoModelClient]:
     """A factory of clients for the two models of `run`. `stack` closes the servers that are started for them."""
     folders, settings = load_model_pair(run)
-    models = [Checkpoint.open(folders[speaker], settings.engine.dtype, settings.prompt) for speaker in SPEAKERS]
+    models = [Checkpoint.open(folders[speaker], settings.engine.numerics, settings.prompt) for speaker in SPEAKERS]
     backends = dict(zip(SPEAKERS, backends_of(stack, run, models, settings.engine, urls), strict=True))
     codec, key = TurnCodec(models[0], settings.protocol), os.environ.get(KEY, "") if urls else ""
     engine, sampling = settings.engine, settings.benchmark_sampling
@@ -90,10 +90,12 @@ def backends_of(
     """
     if urls:
         return [Backend(base_url(url), model.fingerprint) for url, model in zip(urls, models, strict=True)]
-    servers = [VllmServer(engine, run / f"vllm-{speaker}.log") for speaker in SPEAKERS]
-    for server in servers:
-        stack.callback(server.close)
-    serve_all(servers, models)
+    one = engine.model_copy(update={"replicas": 1})
+    engines = [OwnServers(one, run / f"vllm-{speaker}.log") for speaker in SPEAKERS]
+    for each in engines:
+        stack.callback(each.close)
+    serve_all(engines, models)
+    servers = [each.servers[0] for each in engines]
     return [Backend(server.url, server.name) for server in servers]
 
 

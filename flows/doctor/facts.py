@@ -22,7 +22,7 @@ from conf.redaction import redacted
 from flows.doctor.checks import Builds, Gpu, Gpus, Version, visible_gpus
 from flows.doctor.services import Reply
 from models.checkpoints.files import first_line
-from models.inference.vllm_server import on_cpu
+from models.inference.devices import on_cpu
 from models.llm.endpoint import key_in
 
 COLUMNS = "index,uuid,name,driver_version,memory.total,memory.free"

@@ -126,7 +126,7 @@ def _servers(run: Any, models: Models) -> Iterator[Finding]:
     if not run.engine.endpoints:
         return
     model = models.get(model_names(run)[0])
-    fingerprint = Checkpoint.open(model.folder, run.engine.dtype).fingerprint if model else None
+    fingerprint = Checkpoint.open(model.folder, run.engine.numerics).fingerprint if model else None
     for url in map(base_url, run.engine.endpoints):
         try:
             yield check_server(url, served_models(url, key_headers()), fingerprint)

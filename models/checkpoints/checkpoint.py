@@ -45,9 +45,9 @@ class Checkpoint:
     """The run's prompt settings; not part of the fingerprint, since a server accepts any prompt."""
 
     @classmethod
-    def open(cls, folder: Path, dtype: str = "float32", prompt: Prompt | None = None) -> Checkpoint:
-        """`dtype`: the precision it is sampled in. Raises CheckpointError naming what is missing in `folder`."""
-        digest = hashlib.sha256(dtype.encode())
+    def open(cls, folder: Path, numerics: str = "float32", prompt: Prompt | None = None) -> Checkpoint:
+        """`numerics`: see `Engine.numerics`. Raises CheckpointError naming what is missing in `folder`."""
+        digest = hashlib.sha256(numerics.encode())
         for path in _identifying_files(folder):
             digest.update(f"{path.name}:{_file_digest(path)};".encode())
         return cls(folder, digest.hexdigest(), prompt or Prompt())

@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from queue import SimpleQueue
 from typing import Any, NoReturn, Protocol, Self, TypeVar
 
 import aiohttp
@@ -28,7 +26,7 @@ import orjson
 from pydantic import BaseModel, ValidationError
 
 from conf.errors import ReadableError
-from models.inference.connections import client, many_requests, origin
+from models.inference.connections import many_requests, origin
 from models.inference.engine import Completion, FailedRequest, Failure, Finished, Request
 from reasoning.token_ids import TokenIds
 
@@ -40,14 +38,10 @@ MAX_LOSSES = 3
 """Remote endpoints that may be lost while they serve a request before it fails."""
 MAX_PINNED = 10_000
 """Affinity keys whose endpoint is remembered."""
-SCORED_AT_ONCE = 16
-"""Texts scored at a time; each reply holds one entry per token."""
 RETRY_DELAY = 0.25
 """Seconds before the second attempt; doubled with random jitter for each further one."""
 HEALTH = 5.0
 """Timeout of a health check, seconds."""
-METRICS = 60.0
-"""Timeout of a metrics request, seconds; a busy server is slow to reply."""
 CONNECT = 30.0
 """Timeout of a new connection, seconds."""
 JSON = {"Content-Type": "application/json"}
@@ -467,48 +461,3 @@ def read_log_probs(text: Sequence[int], reply: Reply) -> list[float]:
     """Log-prob of each token of `text` but the first, given those before it."""
     entries: Any = reply.choices[0].prompt_logprobs
     return [entry[str(token)].logprob for token, entry in zip(text[1:], entries[1:], strict=True)]
-
-
-def score_all(
-    endpoints: Sequence[Endpoint], timeout_for: Timeouts, texts: Sequence[TokenIds]
-) -> Iterator[list[float] | FailedRequest]:
-    """For each of `texts`, in order, its log-probs. Raises ServerFailed."""
-    events: SimpleQueue[ScoredText | FailedRequest | BaseException] = SimpleQueue()
-    found: dict[int, list[float] | FailedRequest] = {}
-    with Dispatcher(endpoints, timeout_for, events.put) as dispatcher:
-        for request_id, text in enumerate(texts[:SCORED_AT_ONCE]):
-            dispatcher.score(request_id, text)
-        for wanted in range(len(texts)):
-            while wanted not in found:
-                event = events.get()
-                if isinstance(event, BaseException):
-                    raise event
-                found[event.request_id] = event.log_probs if isinstance(event, ScoredText) else event
-            if (request_id := wanted + SCORED_AT_ONCE) < len(texts):
-                dispatcher.score(request_id, texts[request_id])
-            yield found.pop(wanted)
-
-
-def cache_of(server: Endpoint) -> int | None:
-    """Size of the KV cache of `server`, in tokens; None if it does not report it."""
-    found = re.search(r"^vllm:cache_config_info\{(.*)\}", _metrics(server), re.MULTILINE)
-    known = dict(re.findall(r'(\w+)="(\d+)"', found[1])) if found else {}
-    if not {"block_size", "num_gpu_blocks"} <= known.keys():
-        return None
-    return int(known["block_size"]) * int(known["num_gpu_blocks"])
-
-
-def computed_by(server: Endpoint) -> int:
-    """Prompt tokens that `server` computed, prefix-cache hits excluded, counted per sample. Replies do not report this:
-    with several samples they only give the hits of the last."""
-    text = _metrics(server)
-
-    def counter(name: str) -> float:
-        return sum(map(float, re.findall(rf"^vllm:{name}_total{{[^}}]*}} (\S+)$", text, re.MULTILINE)))
-
-    return round(counter("prefix_cache_queries") - counter("prefix_cache_hits"))
-
-
-def _metrics(server: Endpoint) -> str:
-    with client(server.url, headers=server.headers, timeout=METRICS) as http:
-        return http.get("/metrics").text

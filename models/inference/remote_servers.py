@@ -10,17 +10,15 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 import httpx
 from pydantic import BaseModel, ValidationError
 
 from conf.engine import Engine as EngineSettings
 from models.checkpoints.checkpoint import Checkpoint
-from models.inference.dispatcher import Dispatcher, ServerFailed, cache_of, computed_by, excerpt, score_all
-from models.inference.engine import Deliver, FailedRequest, Session
-from reasoning.token_ids import TokenIds
+from models.inference.dispatcher import ServerFailed, excerpt
+from models.inference.server_engine import ServerEngine
 
 KEY = "BREVITY_ENDPOINT_KEY"
 """Environment variable with the servers' API key, if they need one."""
@@ -117,45 +115,15 @@ class RemoteServer:
                 return
 
 
-class RemoteServers:
-    """An `Engine` over `settings.endpoints`, with `settings.max_num_seqs` completions in flight on each."""
-
-    block = 16
-    """vLLM's default on a GPU."""
+class RemoteServers(ServerEngine):
+    """An `Engine` over `settings.endpoints`."""
 
     def __init__(self, settings: EngineSettings):
-        self._settings = settings
-        self._serving: list[RemoteServer] = []
-
-    @property
-    def max_concurrency(self) -> int:
-        return self._settings.max_num_seqs * len(self._settings.endpoints)
-
-    @property
-    def cache_tokens(self) -> int | None:
-        """Sum over the reachable servers; None if one does not report it."""
-        found = [cache_of(server) for server in self._serving if server.is_serving()]
-        return sum(size for size in found if size) if found and all(found) else None
-
-    @property
-    def computed_prompt_tokens(self) -> int:
-        """See `Engine.computed_prompt_tokens`."""
-        return sum(computed_by(server) for server in self._serving if server.is_serving())
-
-    @contextmanager
-    def session(self, model: Checkpoint, deliver: Deliver) -> Iterator[Session]:
-        """See `Engine.session`. Raises ServerFailed where a server serves another model."""
-        self._serving = self._servers(model)
-        with Dispatcher(self._serving, self._settings.timeout_for, deliver) as session:
-            yield session
-
-    def log_probs(self, model: Checkpoint, texts: Sequence[TokenIds]) -> Iterator[list[float] | FailedRequest]:
-        """See `Engine.log_probs`. Raises ServerFailed."""
-        if texts:
-            yield from score_all(self._servers(model), self._settings.timeout_for, texts)
+        super().__init__(settings, len(settings.endpoints))
 
     def close(self) -> None:
         """Nothing to do: remote servers keep running."""
 
-    def _servers(self, model: Checkpoint) -> list[RemoteServer]:
+    def _serve(self, model: Checkpoint) -> Sequence[RemoteServer]:
+        """Nothing is asked of the servers yet: a session asks which are reachable, and that they serve `model`."""
         return [RemoteServer(url, model, self._settings) for url in self._settings.endpoints]

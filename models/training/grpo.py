@@ -39,10 +39,11 @@ from models.checkpoints.checkpoint import Checkpoint
 from models.files import atomic_write
 from models.inference.dialogue_sampler import SPEAKERS, DialogueSampler, TurnCodec
 from models.inference.engine import Completion, Engine
+from models.inference.own_servers import OwnServers, serve_all
 from models.inference.rollout_executor import FailureBudget, RolloutExecutor, TooManyFailed
 from models.inference.rollout_store import Purpose, RolloutStore
 from models.inference.scheduler import EngineScheduler, SamplingJob
-from models.inference.vllm_server import SYNC_CHECK_FILE, VllmServer, WeightSyncError, serve_all
+from models.inference.vllm_server import SYNC_CHECK_FILE, WeightSyncError
 from models.training.launcher import FAILED, STORE_VARIABLE, ExitReason, GrpoJob
 from models.training.train import (
     SYNC_CHECK_TOKENS,
@@ -371,7 +372,7 @@ class RolloutFunction:
         folder = self._weights / str(step)
         model = trainer.accelerator.unwrap_model(trainer.model)
         write_weights(model, trainer.processing_class, folder, self.sync_check_ids)
-        return Checkpoint.open(folder, self._job.engine.dtype, self._job.prompt)
+        return Checkpoint.open(folder, self._job.engine.numerics, self._job.prompt)
 
     def _remove_old_weights(self, current: Path) -> None:
         best = Path((self._job.work / "best").read_text())
@@ -482,7 +483,7 @@ def main(job: GrpoJob) -> None:
     """Runs the job with vLLM servers of its own."""
     validate_device()
     with ExitStack() as stack:
-        engines = [VllmServer(job.engine, job.work / f"vllm-{index}.log") for index in range(2 if job.partner else 1)]
+        engines = [OwnServers(job.engine, job.work / f"vllm-{index}.log") for index in range(2 if job.partner else 1)]
         store, verifier = RolloutStore(os.environ[STORE_VARIABLE]), Verifier()
         for part in (*engines, store, verifier):
             stack.callback(part.close)
@@ -493,8 +494,8 @@ def train_grpo(job: GrpoJob, engines: Sequence[Engine], store: RolloutStore, ver
     """Trains `job.model` and writes `job.output`; resumes from the last checkpoint."""
     torch.manual_seed(job.seed)
     rows = [Problem.model_validate(row) for row in pq.read_table(job.rows).to_pylist()]
-    start = Checkpoint.open(job.model, job.engine.dtype, job.prompt)
-    partner = Checkpoint.open(job.partner, job.engine.dtype, job.prompt) if job.partner else None
+    start = Checkpoint.open(job.model, job.engine.numerics, job.prompt)
+    partner = Checkpoint.open(job.partner, job.engine.numerics, job.prompt) if job.partner else None
     problems = {row.id: row for row in rows}
     order = problem_order(list(problems), job)
     rollout_function = RolloutFunction(job, start, problems, engines, partner, store, verifier)

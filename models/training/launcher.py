@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from conf.errors import ReadableError
 from conf.long_short import Grpo, Protocol, Who
 from conf.prompts import Prompt
 from conf.training import Lora
-from models.inference.vllm_server import on_cpu
+from models.inference.devices import SERVERS_VARIABLE, VISIBLE, beside_trainer, on_cpu, visible_gpus
 from models.processes import GuardedProcess, threads
 
 LOG = "train.log"
@@ -143,12 +142,9 @@ class GrpoJob(TrainerJob):
     @property
     def environment(self) -> dict[str, str]:
         # With several GPUs, a single process would use DataParallel and multiply its batch.
-        return {STORE_VARIABLE: self.store, "CUDA_VISIBLE_DEVICES": first_gpu()}
-
-
-def first_gpu() -> str:
-    """The first GPU that this process may use."""
-    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+        split = beside_trainer(visible_gpus())
+        gpus = {VISIBLE: ",".join(split.trainer), SERVERS_VARIABLE: ",".join(split.servers)} if split.trainer else {}
+        return {STORE_VARIABLE: self.store, **gpus}
 
 
 class TrainingFailed(ReadableError):

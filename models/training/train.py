@@ -27,7 +27,8 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from conf.errors import ReadableError
 from models.checkpoints.tokenizer import load_tokenizer
-from models.inference.vllm_server import SYNC_CHECK_FILE, on_cpu
+from models.inference.devices import on_cpu
+from models.inference.vllm_server import SYNC_CHECK_FILE
 from models.training.launcher import GRADIENT_CHECKPOINTING, ExitReason, TrainerJob, TrainJob
 from models.training.simpo import IdsSimPOTrainer
 

@@ -21,7 +21,7 @@ from conf.dto import Dto
 from conf.errors import ReadableError
 from conf.long_short import LongShort
 from models.files import atomic_write
-from models.inference.vllm_server import on_cpu
+from models.inference.devices import on_cpu
 from reasoning.cost import Shape
 from reasoning.evaluation import Role
 from reasoning.records import EvaluatedDialogue, ModelPair, Record, Score, StageCount

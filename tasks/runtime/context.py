@@ -13,7 +13,7 @@ from conf.engine import Engine as EngineSettings
 from conf.engine import Storage
 from conf.prompts import Prompt
 from conf.retries import Retries
-from models.inference.vllm_server import VllmServer
+from models.inference.own_servers import OwnServers
 from models.training.launcher import train
 from reasoning.records import CostBounds, InvalidRow, Record, SkippedRow, StageCount, Usage
 from tasks.runtime.artifacts import ArtifactRef, ArtifactStore
@@ -43,7 +43,7 @@ class RunContext:
         *,
         prompt: Prompt | None = None,
         retries: Retries | None = None,
-        make_engine: MakeEngine = VllmServer,
+        make_engine: MakeEngine = OwnServers,
         trainer: Train = train,
         progress: Progress | None = None,
         run_step: StepRunner | None = None,

@@ -13,12 +13,12 @@ from conf.llm import Llm
 from conf.prompts import Prompt
 from conf.retries import Retries
 from models.checkpoints.checkpoint import Checkpoint, found_checkpoint
+from models.inference.devices import described, on_cpu, replica_gpus, visible_gpus
 from models.inference.engine import Engine, FailedRequest
 from models.inference.remote_servers import RemoteServers
 from models.inference.rollout_executor import FailureBudget, RolloutExecutor
 from models.inference.rollout_store import Purpose, RolloutStore
 from models.inference.scheduler import EngineScheduler, SamplingJob
-from models.inference.vllm_server import on_cpu
 from models.llm.client import LlmClient
 from models.llm.reply_store import ReplyStore
 from reasoning.answers.verifier import Verifier
@@ -77,7 +77,8 @@ class Resources:
 
     def _new_engine(self, name: str) -> Engine:
         log = self._logs / name
-        self._progress.note(f"engine: starts when needed, log in {log}")
+        where = described(replica_gpus(self.engine_settings, visible_gpus()), self.engine_settings.servers_per_gpu)
+        self._progress.note(f"engine: {where}; starts when needed, log in {log}")
         return self._make_engine(self.engine_settings, log, self.gpu_slot.take)
 
     @cached_property
@@ -127,7 +128,7 @@ class Resources:
         )
 
     def _open(self, folder: Path) -> Checkpoint:
-        return Checkpoint.open(folder, self.engine_settings.dtype, self.prompt)
+        return Checkpoint.open(folder, self.engine_settings.numerics, self.prompt)
 
     def checkpoint(self, ref: ArtifactRef) -> Checkpoint:
         """The opened checkpoint of a reference; opened once per run."""

@@ -16,8 +16,9 @@ import pytest
 
 from conf.sampling import Sampling
 from models.inference import connections, dispatcher
-from models.inference.dispatcher import Dispatcher, EndpointState, InFlightRequest, ScoredText, ServerFailed, score_all
+from models.inference.dispatcher import Dispatcher, EndpointState, InFlightRequest, ScoredText, ServerFailed
 from models.inference.engine import FailedRequest, Failure, Finished, Request
+from models.inference.server_engine import score_all
 from reasoning.token_ids import TokenIds
 
 SAMPLING = Sampling(max_tokens=5)

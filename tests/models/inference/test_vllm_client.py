@@ -7,6 +7,7 @@ import pytest
 
 from conf.engine import Engine
 from models.checkpoints.checkpoint import Checkpoint
+from models.inference.own_servers import OwnServers
 from models.inference.vllm_server import (
     ServerCannotStart,
     ServerFailed,
@@ -24,9 +25,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 def test_no_texts_start_no_server(model: Checkpoint):
-    server = VllmServer(Engine(), Path("unused"))
-    assert list(server.log_probs(model, [])) == []
-    assert server.pid is None
+    engine = OwnServers(Engine(), Path("unused"))
+    assert list(engine.log_probs(model, [])) == []
+    assert engine.servers[0].pid is None
 
 
 def test_a_weight_swap_is_verified_by_the_trainers_log_probs(model: Checkpoint):
@@ -55,22 +56,17 @@ class ShortServer(VllmServer):
         return [sys.executable, "-c", self._code, str(self._socket), str(self._log.parent)]
 
 
-def serve(server: VllmServer, model: Checkpoint) -> None:
-    with server.session(model, lambda _: None):
-        pass
-
-
 def test_a_server_that_can_never_start_says_why(model: Checkpoint, tmp_path: Path):
     server = ShortServer(tmp_path, "raise MemoryError('no room')")
     with pytest.raises(ServerCannotStart, match=r"ends when it is started; see .*vllm\.log:\nMemoryError: no room$"):
-        serve(server, model)
+        server.serve(model)
     assert server.commands == 2
 
 
 def test_a_server_that_was_killed_may_start_later(model: Checkpoint, tmp_path: Path):
     server = ShortServer(tmp_path, "import os; os.kill(os.getpid(), 9)")
     with pytest.raises(ServerFailed, match="killed before it was ready") as error:
-        serve(server, model)
+        server.serve(model)
     assert (error.type, server.commands) == (ServerFailed, 1)
 
 
@@ -95,7 +91,7 @@ socketserver.UnixStreamServer(sys.argv[1], Healthy).serve_forever()
 
 def test_a_server_that_ends_once_is_started_again(model: Checkpoint, tmp_path: Path):
     server = ShortServer(tmp_path, SECOND_TIME)
-    serve(server, model)
+    server.serve(model)
     server.close()
     assert server.commands == 2
 

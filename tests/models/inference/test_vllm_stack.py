@@ -20,7 +20,8 @@ from conf.sampling import Sampling
 from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
 from models.inference.connections import client
 from models.inference.engine import Finished, Request
-from models.inference.vllm_server import SYNC_CHECK_FILE, VllmServer, WeightSyncError
+from models.inference.own_servers import OwnServers
+from models.inference.vllm_server import SYNC_CHECK_FILE, WeightSyncError
 from models.llm.client import LlmClient
 from models.llm.reply_store import ReplyStore
 from models.training.train import log_probs
@@ -38,31 +39,28 @@ def tiny() -> Checkpoint:
     return Checkpoint.open(TINY_MODEL)
 
 
-class WithoutSpaces(VllmServer):
-    """Forbids white space in structured output; the tiny model would write it until it is truncated."""
-
-    def _command(self, model: Checkpoint) -> list[str]:
-        config = json.dumps({"backend": "xgrammar", "disable_any_whitespace": True})
-        return [*super()._command(model), "--structured-outputs-config", config]
+WITHOUT_SPACES = ("--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}')
+"""In structured output; the tiny model would write them until it is truncated."""
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnServers]:
     """One server for all tests. Closing it ends every process."""
-    server = WithoutSpaces(Engine(max_num_seqs=16), tmp_path_factory.mktemp("vllm") / "log")
-    yield server
-    assert server.pid
-    family = psutil.Process(server.pid).children(recursive=True)
+    engine = OwnServers(Engine(max_num_seqs=16, vllm_args=WITHOUT_SPACES), tmp_path_factory.mktemp("vllm") / "log")
+    yield engine
+    pid = engine.servers[0].pid
+    assert pid
+    family = psutil.Process(pid).children(recursive=True)
     assert family
-    server.close()
+    engine.close()
     assert psutil.wait_procs(family, 10)[1] == []
 
 
 def sample(
-    server: VllmServer, model: Checkpoint, prompts: list[str], sampling: Sampling = GREEDY
+    engine: OwnServers, model: Checkpoint, prompts: list[str], sampling: Sampling = GREEDY
 ) -> dict[int, Finished]:
     events: SimpleQueue[Any] = SimpleQueue()
-    with server.session(model, events.put) as session:
+    with engine.session(model, events.put) as session:
         for request_id, prompt in enumerate(prompts):
             session.submit(request_id, Request(model.encode(prompt), sampling, sampling.samples), request_id)
         finished = [events.get() for _ in prompts]
@@ -85,17 +83,17 @@ def perturbed(folder: Path, step: float, honest: bool = True) -> Checkpoint:
     return Checkpoint.open(folder)
 
 
-def test_server_and_tokenizer_agree(server: VllmServer, tiny: Checkpoint):
-    sample(server, tiny, ["Ann"])
+def test_server_and_tokenizer_agree(engine: OwnServers, tiny: Checkpoint):
+    sample(engine, tiny, ["Ann"])
     for text in [*TEXTS[:10], *STRANGE]:
-        with client(server.url) as http:
+        with client(engine.servers[0].url) as http:
             reply = http.post("/tokenize", json={"prompt": text, "add_special_tokens": False})
         assert reply.json()["tokens"] == tiny.encode(text).tolist()
 
 
-def test_every_prompt_gets_its_completions(server: VllmServer, tiny: Checkpoint):
+def test_every_prompt_gets_its_completions(engine: OwnServers, tiny: Checkpoint):
     prompts = [f"<|user|>Ann has {n} coins." for n in range(30)]
-    finished = sample(server, tiny, prompts, Sampling(samples=3, max_tokens=24))
+    finished = sample(engine, tiny, prompts, Sampling(samples=3, max_tokens=24))
     assert sorted(finished) == list(range(30))
     for one in finished.values():
         assert len(one.completions) == 3
@@ -104,18 +102,18 @@ def test_every_prompt_gets_its_completions(server: VllmServer, tiny: Checkpoint)
             assert completion.finished == (tiny.end_id == completion.token_ids[-1])
 
 
-def test_log_probs_are_those_of_the_weights(server: VllmServer, tiny: Checkpoint):
+def test_log_probs_are_those_of_the_weights(engine: OwnServers, tiny: Checkpoint):
     texts = [tiny.encode(text) for text in TEXTS[:20]]
-    for text, served in zip(texts, server.log_probs(tiny, texts), strict=True):
+    for text, served in zip(texts, engine.log_probs(tiny, texts), strict=True):
         assert served == pytest.approx(log_probs(TINY_MODEL, list(text)), abs=1e-3)
 
 
-def test_a_real_server_enforces_the_schema_of_an_auxiliary_role(server: VllmServer, tiny: Checkpoint, tmp_path: Path):
+def test_a_real_server_enforces_the_schema_of_an_auxiliary_role(engine: OwnServers, tiny: Checkpoint, tmp_path: Path):
     """The tiny model returns arbitrary values, but in the right form."""
-    sample(server, tiny, ["Ann"])
+    sample(engine, tiny, ["Ann"])
     replies = ReplyStore(f"sqlite:///{tmp_path / 'replies'}")
-    with on_a_port(server.url) as url:
-        llm = LlmClient(Llm(url=f"{url}/v1", model=server.name), replies)
+    with on_a_port(engine.servers[0].url) as url:
+        llm = LlmClient(Llm(url=f"{url}/v1", model=engine.servers[0].name), replies)
         found = llm.ask(_queries(), lambda done, tokens: None)
     replies.close()
     assert [type(reply) for reply in found] == [query.reply for query in _queries()], found
@@ -132,25 +130,26 @@ def _queries() -> list[LlmQuery[Any]]:
 
 
 def test_a_verified_swap_keeps_the_server_and_an_unverified_one_restarts_it(
-    server: VllmServer, tiny: Checkpoint, tmp_path: Path
+    engine: OwnServers, tiny: Checkpoint, tmp_path: Path
 ):
     prompts = ["<|user|>Ann has 12 coins. How many coins now?<|assistant|><think>\n"]
-    before, pid = sample(server, tiny, prompts), server.pid
-    sample(server, perturbed(tmp_path / "other", 0.1), prompts)
-    assert server.pid == pid
-    assert sample(server, tiny, prompts) == before  # the bundled model has no sync check
-    assert server.pid != pid
+    before, pid = sample(engine, tiny, prompts), engine.servers[0].pid
+    sample(engine, perturbed(tmp_path / "other", 0.1), prompts)
+    assert engine.servers[0].pid == pid
+    assert sample(engine, tiny, prompts) == before  # the bundled model has no sync check
+    assert engine.servers[0].pid != pid
 
 
-def test_weights_that_fail_their_sync_check_are_refused(server: VllmServer, tiny: Checkpoint, tmp_path: Path):
-    sample(server, tiny, ["Ann"])
+def test_weights_that_fail_their_sync_check_are_refused(engine: OwnServers, tiny: Checkpoint, tmp_path: Path):
+    sample(engine, tiny, ["Ann"])
     with pytest.raises(WeightSyncError, match="differ from the trainer's"):
-        sample(server, perturbed(tmp_path / "lying", 0.1, honest=False), ["Ann"])
+        sample(engine, perturbed(tmp_path / "lying", 0.1, honest=False), ["Ann"])
 
 
-def test_no_other_user_reaches_the_server(server: VllmServer, tiny: Checkpoint):
+def test_no_other_user_reaches_the_server(engine: OwnServers, tiny: Checkpoint):
     """It answers on no port, and its socket lies in a folder that only its owner may enter."""
-    sample(server, tiny, ["Ann"])
+    sample(engine, tiny, ["Ann"])
+    server = engine.servers[0]
     assert server.pid
     family = psutil.Process(server.pid).children(recursive=True)
     for port in {one.laddr.port for process in family for one in process.net_connections("inet") if one.laddr}:
