@@ -46,25 +46,33 @@ def llms(run: Settings) -> list[Llm]:
     return list(sections(run, Llm))
 
 
-def gpu_uses(settings: Settings, models: Mapping[str, Checkpoint]) -> Iterator[GpuUse]:
-    """`models`: by name, those that are on this machine."""
+def trains_beside_servers(run: Any) -> bool:
+    """Whether a trainer runs while servers sample for it."""
+    return isinstance(run, LongShort) and bool(run.rl.rounds or run.one_model)
+
+
+def gpu_uses(settings: Settings, models: Mapping[str, Checkpoint], gpus: int = 1) -> Iterator[GpuUse]:
+    """`models`: by name, those that are on this machine. `gpus`: how many the run may use."""
     run, before = experiment(settings), prefix(settings)
     trains = [name for name in TRAININGS if isinstance(getattr(run, name, None), Training)]
     if trains or not run.engine.endpoints:  # else the servers elsewhere do all the sampling
         for name, model in models.items():
-            yield _serving(name, model, run.engine, before)
+            yield _serving(name, model, run.engine, before, gpus)
     if (base := models.get(model_names(run)[0])) is not None:
         for name in trains:
             yield _training(f"{before}{name}", base, getattr(run, name))
-        if isinstance(run, LongShort) and (run.rl.rounds or run.one_model):
-            yield _grpo(base, run, before)
+        if trains_beside_servers(run):
+            yield _grpo(base, run, before, has_own_gpu=gpus > 1)
 
 
-def _serving(name: str, model: Checkpoint, engine: Engine, before: str) -> GpuUse:
-    share, least = engine.gpu_memory_utilization / engine.servers_per_gpu, least_serving_bytes(model, engine)
+def _serving(name: str, model: Checkpoint, engine: Engine, before: str, gpus: int) -> GpuUse:
+    share = engine.gpu_memory_utilization / engine.servers_per_gpu
+    least = least_serving_bytes(model, engine) / engine.tensor_parallel_size
     half = f"set {before}engine.dtype=bfloat16, " * (engine.dtype == "float32")
-    remedy = f"{half}raise {before}engine.gpu_memory_utilization, lower {before}engine.max_model_len, or {LARGER}"
-    return GpuUse(f"serving {name}", least, least, share, remedy)
+    more = 2 * engine.tensor_parallel_size
+    split = f"set {before}engine.tensor_parallel_size={more}, " * (more <= gpus)
+    room = f"raise {before}engine.gpu_memory_utilization, lower {before}engine.max_model_len, or {LARGER}"
+    return GpuUse(f"serving {name}", least, least, share, f"{half}{split}{room}")
 
 
 def _training(name: str, model: Checkpoint, how: Training) -> GpuUse:
@@ -75,15 +83,14 @@ def _training(name: str, model: Checkpoint, how: Training) -> GpuUse:
     return GpuUse(f"[{name}]", least, usual, 1.0, remedy, f"set {name}.{rows}=1; a run halves it when memory runs out")
 
 
-def _grpo(model: Checkpoint, run: LongShort, before: str) -> GpuUse:
-    """GRPO shares the GPU with its two servers."""
+def _grpo(model: Checkpoint, run: LongShort, before: str, has_own_gpu: bool) -> GpuUse:
+    """GRPO shares a single GPU with its two servers."""
     least, usual = (grpo_bytes(model, run.rl, tokens) for tokens in (0, run.protocol.max_dialogue_tokens))
     adapters = f"train adapters (--set {before}rl.lora.r=32), " * (run.rl.lora is None)
-    less = f"lower {before}engine.gpu_memory_utilization"
-    shorter = f"{less} or {before}protocol.max_turn_tokens: the longest dialogue may not fit"
-    return GpuUse(
-        f"[{before}rl]", least, usual, 1 - run.engine.gpu_memory_utilization, f"{adapters}{less}, or {LARGER}", shorter
-    )
+    less = f"lower {before}engine.gpu_memory_utilization, " * (not has_own_gpu)
+    shorter = f"{less}lower {before}protocol.max_turn_tokens: the longest dialogue may not fit"
+    share = 1.0 if has_own_gpu else 1 - run.engine.gpu_memory_utilization
+    return GpuUse(f"[{before}rl]", least, usual, share, f"{adapters}{less}{LARGER}", shorter)
 
 
 def disk_bytes(settings: Settings, model: Checkpoint) -> float:

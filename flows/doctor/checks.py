@@ -7,7 +7,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
+from conf.engine import Engine
 from models.file_systems import REMEDY, Mount
+from models.inference.devices import TooFewGpus, beside_trainer, described, replica_gpus
 
 TIGHT = 0.9
 """Share of the room above which an estimate counts as tight."""
@@ -164,6 +166,19 @@ def check_gpu_memory(use: GpuUse, smallest: float) -> Finding:
     if use.least > TIGHT * room:
         return Finding(check, State.WARNING, f"{found}: tight", use.remedy)
     return Finding(check, State.OK, found)
+
+
+def check_places(engine: Engine, gpus: Sequence[str], trains_beside_servers: bool) -> Finding:
+    """On which GPUs the run puts its servers, and the trainer that runs beside them."""
+    beside = beside_trainer(gpus)
+    try:
+        found = described(replica_gpus(engine, gpus), engine.servers_per_gpu)
+        if trains_beside_servers:
+            there = described(replica_gpus(engine, beside.servers), engine.servers_per_gpu)
+            found = f"{found}; during reinforcement the trainer on GPU {beside.trainer[0]}, {there}"
+    except TooFewGpus as error:
+        return Finding("GPUs of servers", State.ERROR, *split_message(str(error)))
+    return Finding("GPUs of servers", State.OK, found)
 
 
 def check_gpu_is_free(gpu: Gpu, share: float) -> Finding | None:

@@ -22,11 +22,12 @@ from flows.doctor.checks import (
     check_driver,
     check_gpu_is_free,
     check_gpu_memory,
+    check_places,
     check_rollout_store,
     split_message,
 )
 from flows.doctor.services import check_hub, check_llm, check_prefect, check_server
-from flows.needs import data_sets, disk_bytes, gpu_uses, llms, model_names
+from flows.needs import data_sets, disk_bytes, gpu_uses, llms, model_names, trains_beside_servers
 from flows.settings_table import console
 from models.checkpoints.checkpoint import Checkpoint, found_checkpoint, is_on_hub
 from models.checkpoints.files import CheckpointError, printable
@@ -103,13 +104,15 @@ def _gpu(settings: Settings, models: Models) -> Iterator[Finding]:
     yield check_driver(gpus, builds, has_cuda and facts.is_cuda_usable(), is_bundled)
     if not gpus.devices:
         return
+    yield check_places(run.engine, [str(gpu.number) for gpu in gpus.devices], trains_beside_servers(run))
     if gpus.smallest is None:
         yield Finding("GPU memory", State.WARNING, "nvidia-smi does not tell its size", "compare with check-model")
         return
-    for use in gpu_uses(settings, models):
+    for use in gpu_uses(settings, models, len(gpus.devices)):
         yield check_gpu_memory(use, gpus.smallest)
-    if busy := check_gpu_is_free(gpus.devices[0], run.engine.gpu_memory_utilization):
-        yield busy
+    for gpu in gpus.devices:
+        if busy := check_gpu_is_free(gpu, run.engine.gpu_memory_utilization):
+            yield busy
 
 
 def _storage(settings: Settings, models: Models) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from conf.long_short import Grpo, Protocol, Who
+from models.inference.devices import beside_trainer, visible_gpus
 from models.training.launcher import FAILED, GrpoJob, job_paths
 from reasoning.records import Usage
 from tasks.runtime.artifacts import ArtifactRef
@@ -32,6 +33,9 @@ class GrpoInputs(StepInputs):
 @step("training")
 def train_grpo(ctx: StepContext, inputs: GrpoInputs) -> ArtifactRef:
     """The checkpoint of `inputs.model` after `rl.max_steps` steps."""
+    split = beside_trainer(visible_gpus())
+    if split.trainer:
+        ctx.progress.note(f"trainer on GPU {split.trainer[0]}, its servers on {', '.join(split.servers)}")
 
     def usage(figures: Sequence[dict[str, Any]]) -> Usage:
         sampled = {name: sum(line.get(name, 0) for line in figures) for name in Usage.model_fields}

@@ -1,3 +1,4 @@
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -322,3 +323,33 @@ def test_no_field_bears_an_old_name():
     for kind in kinds:
         kinds += [one for one in kind.__subclasses__() if one not in kinds]
     assert {kind.__name__: found for kind in kinds if (found := kind.renamed().keys() & kind.model_fields.keys())} == {}
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--dtype", "half"], "is set by engine.dtype"),
+        (["--max_model_len=9"], "is set by engine.max_model_len"),
+        (["--max-model", "9"], "is set by engine.max_model_len"),  # vLLM takes unique beginnings of names
+        (["--data-parallel-size", "2"], "is set by engine.replicas"),
+        (["--host", "0.0.0.0"], "cannot be changed"),
+        (["--trust-remote-code"], "cannot be changed"),
+        (["--config", "other.yaml"], "cannot be changed"),
+        (["-tp", "2"], "write the long name"),
+        (["fp8"], "write the long name"),
+        (["--"], "write the long name"),
+    ],
+)
+def test_arguments_of_vllm_that_a_run_relies_on_are_refused(args: list[str], message: str):
+    with pytest.raises(SettingsError, match=message):
+        load(Dto, "tiny", (f"engine.vllm_args={json.dumps(args)}",))
+
+
+def test_arguments_of_vllm_that_change_its_numbers_make_another_model():
+    def numerics(*args: str) -> str:
+        return load(Dto, "tiny", (f"engine.vllm_args={json.dumps(args)}",)).engine.numerics
+
+    assert numerics("--max-num-batched-tokens", "8192", "--enforce-eager") == "float32"
+    assert numerics("--kv-cache-dtype", "fp8", "--enforce-eager", "--quantization=fp8") == (
+        "float32 --kv-cache-dtype fp8 --quantization=fp8"
+    )

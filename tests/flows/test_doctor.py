@@ -13,6 +13,7 @@ import pytest
 
 from conf.cot_distillation import CotDistillation
 from conf.dto import Dto
+from conf.engine import Engine
 from conf.llm import Llm
 from conf.load import load
 from conf.long_short import LongShort
@@ -32,6 +33,7 @@ from flows.doctor.checks import (
     check_driver,
     check_gpu_is_free,
     check_gpu_memory,
+    check_places,
     check_rollout_store,
     size_text,
     split_message,
@@ -327,6 +329,44 @@ def test_memory_of_long_short(model: Checkpoint):
     # each 2 × 1 layer × 8 and 8 × 5.
     assert settings.protocol.max_dialogue_tokens == 1921
     assert found["[rl]"][1:4] == (800, 800 + 1921 * 56, 0.4)
+
+
+def test_several_gpus_give_the_trainer_one_of_its_own(model: Checkpoint):
+    settings = load(LongShort, "tiny")
+    alone = {use.what: use for use in gpu_uses(settings, {"tiny": model}, gpus=8)}["[rl]"]
+    assert alone.share == 1.0
+    assert "gpu_memory_utilization" not in alone.remedy + alone.usual_remedy
+
+
+def test_tensor_parallelism_splits_a_served_model(model: Checkpoint):
+    found = uses(load(Dto, "tiny", ["engine.tensor_parallel_size=2"]), tiny=model)
+    assert found["serving tiny"].least == 131_232 / 2
+    (one,) = [use for use in gpu_uses(Dto(), {"tiny": model}, gpus=2) if use.what == "serving tiny"]
+    assert "engine.tensor_parallel_size=2" in one.remedy
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus", "trains_beside_servers", "state", "found"),
+    [
+        ({}, "0123", False, OK, "4 replicas of each model, on GPUs 0, 1, 2, 3"),
+        (
+            {"servers_per_gpu": 2},
+            "012",
+            True,
+            OK,
+            "3 replicas of each model, on GPUs 0, 1, 2, each GPU shared by 2 servers; during reinforcement the trainer "
+            "on GPU 0, 2 replicas of each model, on GPUs 1, 2, each GPU shared by 2 servers",
+        ),
+        ({"tensor_parallel_size": 4}, "01", False, ERROR, "needs 4 GPUs for the servers, and 2 are there"),
+        ({"tensor_parallel_size": 2}, "01", True, ERROR, "needs 2 GPUs for the servers, and 1 are there"),
+    ],
+)
+def test_where_servers_and_trainer_run(
+    settings: dict[str, int], gpus: str, trains_beside_servers: bool, state: State, found: str
+):
+    finding = check_places(Engine(**settings), gpus, trains_beside_servers)  # type: ignore[arg-type]
+    assert finding.state is state
+    assert found in finding.found
 
 
 def test_memory_of_several_seeds_names_settings_in_full(model: Checkpoint):

@@ -210,7 +210,9 @@ def test_a_paper_preset_of_long_short_runs_dry(
 def test_vllm_arguments_for_a_gpu(preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("models.inference.vllm_server.on_cpu", lambda: False)
     settings = load(Dto, preset).engine
+    settings = settings.model_copy(update={"tensor_parallel_size": 2, "vllm_args": ("--kv-cache-dtype", "fp8")})
     command = " ".join(VllmServer(settings, tmp_path / "log")._command(Checkpoint.open(TINY_MODEL)))
+    assert command.endswith("--kv-cache-dtype fp8 --tensor-parallel-size 2 --gpu-memory-utilization 0.85")
     for words in ("--dtype bfloat16", "--max-model-len 16384", "--gpu-memory-utilization 0.85", "--uds /"):
         assert words in command
     assert "--enforce-eager" not in command
