@@ -11,12 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
@@ -24,6 +20,7 @@ import aiohttp
 import numpy as np
 import orjson
 
+from bench.null_server import null_server
 from bench.rollouts import machine
 from conf.engine import Engine
 from conf.sampling import Sampling
@@ -42,17 +39,6 @@ SAMPLING = Sampling(samples=1, max_tokens=8)
 
 def prompt(number: int) -> TokenIds:
     return TokenIds.of(np.arange(number, number + LENGTH, dtype=np.uint32))
-
-
-@contextmanager
-def null_server(model: str) -> Iterator[str]:
-    command = [sys.executable, "-m", "bench.null_server", model]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        try:
-            yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
-        finally:
-            process.kill()
 
 
 async def bare(url: str, model: str) -> int:

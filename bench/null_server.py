@@ -1,16 +1,23 @@
-"""A server that answers every completion request at once with the same eight tokens, so that only the client's cost is
-measured. It reads no JSON: `python -m bench.null_server MODEL` prints its port."""
+"""A server that answers every completion request with the same eight tokens, so that only the client is measured. It
+reads no JSON. `python -m bench.null_server MODEL [SECONDS]` prints its port; replies come at once, or on average after
+SECONDS: from half of them to half as many more, in a fixed order."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 import uvloop
 
 TOKENS = 8
+GOLDEN = 0.618034
+"""Its multiples spread evenly between whole numbers."""
 
 
 def reply(body: dict[str, Any]) -> bytes:
@@ -22,7 +29,10 @@ def reply(body: dict[str, Any]) -> bytes:
 class NullServer(asyncio.Protocol):
     """One connection."""
 
-    def __init__(self, model: str):
+    numbers = count()
+
+    def __init__(self, model: str, seconds: float):
+        self._seconds = seconds
         choice = {"index": 0, "text": "42}.", "token_ids": list(range(TOKENS)), "finish_reason": "stop"}
         self._completion = reply({"id": "x", "model": model, "choices": [choice]})
         self._models = reply({"object": "list", "data": [{"id": model, "max_model_len": 1 << 20}]})
@@ -39,14 +49,36 @@ class NullServer(asyncio.Protocol):
             if len(self._buffer) < end + 4 + length:
                 return
             del self._buffer[: end + 4 + length]
-            self._transport.write(self._models if head.startswith(b"get") else self._completion)
+            if head.startswith(b"get"):
+                self._transport.write(self._models)
+            else:
+                self._answer()
+
+    def _answer(self) -> None:
+        if self._seconds:
+            latency = self._seconds * (0.5 + next(self.numbers) * GOLDEN % 1)
+            asyncio.get_running_loop().call_later(latency, self._transport.write, self._completion)
+        else:
+            self._transport.write(self._completion)
 
 
-async def serve(model: str) -> None:
-    server = await asyncio.get_running_loop().create_server(lambda: NullServer(model), "127.0.0.1", 0)
+async def serve(model: str, seconds: float) -> None:
+    server = await asyncio.get_running_loop().create_server(lambda: NullServer(model, seconds), "127.0.0.1", 0)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 
 
+@contextmanager
+def null_server(model: str, seconds: float = 0.0) -> Iterator[str]:
+    """The URL of one in a process of its own."""
+    command = [sys.executable, "-m", "bench.null_server", model, str(seconds)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        try:
+            yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
+        finally:
+            process.kill()
+
+
 if __name__ == "__main__":
-    uvloop.run(serve(sys.argv[1]))
+    uvloop.run(serve(sys.argv[1], float(sys.argv[2])))

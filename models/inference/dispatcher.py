@@ -23,6 +23,7 @@ from typing import Any, NoReturn, Protocol, Self, TypeVar
 
 import aiohttp
 import orjson
+import uvloop
 from pydantic import BaseModel, ValidationError
 
 from conf.errors import ReadableError
@@ -161,12 +162,38 @@ class EndpointState:
         self.in_flight: set[InFlightRequest] = set()
         self.down = asyncio.Event()
         """Set when the endpoint is lost. A restart replaces it with a new event."""
+        self._awaiting: set[asyncio.Task[Any]] = set()
+        """Tasks that await a reply of the endpoint."""
         self._quarantined: list[set[InFlightRequest]] = []
         """Groups of requests that run without other requests, the last group first."""
 
     @property
     def is_up(self) -> bool:
         return not self.down.is_set()
+
+    def mark_down(self) -> None:
+        """Nothing more is awaited from it."""
+        self.down.set()
+        for task in self._awaiting:
+            task.cancel()
+
+    async def until_lost(self, down: asyncio.Event, reply: Coroutine[Any, Any, T]) -> T:
+        """Awaits `reply`. Raises _EndpointLost as soon as `down` is set: a lost endpoint may never reply, and a
+        restarted one must not receive a request that holds no slot there."""
+        if down.is_set():
+            reply.close()
+            raise _EndpointLost
+        task = asyncio.current_task()
+        assert task
+        self._awaiting.add(task)
+        try:
+            return await reply
+        except asyncio.CancelledError:
+            if down.is_set() and not task.uncancel():
+                raise _EndpointLost from None
+            raise  # the session is closed
+        finally:
+            self._awaiting.discard(task)
 
     def load(self) -> float:
         return self._running() / self.endpoint.max_concurrency
@@ -211,7 +238,7 @@ class Dispatcher:
     def __init__(self, endpoints: Sequence[Endpoint], timeout_for: Timeouts, deliver: Callable[[Any], None]):
         """`deliver` receives what `Deliver` says, and a ScoredText for each `score`."""
         self._endpoints, self._timeout_for, self._deliver = endpoints, timeout_for, deliver
-        self._loop = asyncio.new_event_loop()
+        self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._pins: OrderedDict[int, EndpointState] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -347,7 +374,7 @@ class Dispatcher:
         """One attempt. Raises as `_request`, and _Retryable."""
         timeout = self._timeout_for(request.body["max_tokens"])
         try:
-            status, text = await _until_lost(down, self._post(state, request.body, timeout))
+            status, text = await state.until_lost(down, self._post(state, request.body, timeout))
         except aiohttp.ClientError as error:
             if not await self._is_healthy(state):
                 self._raise_lost(state, down, request)
@@ -385,7 +412,7 @@ class Dispatcher:
             return False
 
     def _mark_down(self, state: EndpointState) -> None:
-        state.down.set()
+        state.mark_down()
         self._start(self._restart(state, set(state.in_flight)))
 
     def _raise_lost(self, state: EndpointState, down: asyncio.Event, request: InFlightRequest) -> NoReturn:
@@ -409,23 +436,6 @@ class Dispatcher:
         async with self._changed:
             state.mark_up(in_flight if state.endpoint.is_ours else set())
             self._changed.notify_all()
-
-
-async def _until_lost(lost: asyncio.Event, reply: Coroutine[Any, Any, T]) -> T:
-    """Awaits `reply`. Raises _EndpointLost as soon as `lost` is set: a lost endpoint may never reply, and a restarted
-    one must not receive a request that holds no slot there."""
-    if lost.is_set():
-        reply.close()
-        raise _EndpointLost
-    reply_task, lost_task = asyncio.create_task(reply), asyncio.create_task(lost.wait())
-    try:
-        await asyncio.wait({reply_task, lost_task}, return_when=asyncio.FIRST_COMPLETED)
-        if not reply_task.done():
-            raise _EndpointLost
-        return reply_task.result()
-    finally:
-        reply_task.cancel()
-        lost_task.cancel()
 
 
 def excerpt(text: str) -> str:

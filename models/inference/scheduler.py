@@ -15,12 +15,20 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import chain, count, repeat, takewhile
 
+import numpy as np
+
 from conf.sampling import Sampling
 from models.checkpoints.checkpoint import Checkpoint
 from models.inference.engine import Completion, Deliver, Engine, FailedRequest, Request, Session
 from reasoning.records import Usage
 from reasoning.sampling_plans import FullEstimate, Outcomes, SampleRange, SamplingPlan
 from reasoning.token_ids import TokenIds
+
+_random = np.random.default_rng(0)
+IN_BLOCK = _random.integers(2**64, size=4096, dtype=np.uint64)
+OF_BLOCK = _random.integers(2**64, size=2**18, dtype=np.uint64)
+"""Random factors of a token's position in its block, and of the block's in its prompt: sums of products name blocks, as
+unlikely to be the same for two prompts as 64 random bits."""
 
 
 @dataclass(eq=False)
@@ -247,7 +255,7 @@ class EngineScheduler:
             self._cacheable_tokens(pending),
             self._cached_blocks[pending.job_id],
         )
-        block_names = list(self._blocks(prompt))
+        block_names = self._blocks(prompt)
         cached_tokens = self.engine.block * len(list(takewhile(seen_blocks.__contains__, block_names)))
         caches, shape = chain([min(cached_tokens, shareable)], repeat(shareable)), self.model.shape
         priced = zip(unpriced, caches, strict=False)
@@ -256,17 +264,15 @@ class EngineScheduler:
         )
         self.usage += Usage(reused_completions=len(pending.completions), reused_flops=flops)
         seen_blocks.update(block_names)
-        last_name, rest = block_names[-1] if block_names else 0, prompt[len(block_names) * self.engine.block :]
         for completion in pending.completions:
-            seen_blocks.update(self._blocks(rest + completion.token_ids[:-1], last_name))
+            seen_blocks.update(self._blocks(prompt + completion.token_ids[:-1]))
 
-    def _blocks(self, token_ids: TokenIds, name: int = 0) -> Iterator[int]:
-        """Names of the full blocks of `token_ids`. A name depends on all tokens before it; `name` is that of the block
-        before."""
-        size, content = self.engine.block * token_ids.array.itemsize, token_ids.tobytes()
-        for end in range(size, len(content) + 1, size):
-            name = hash((name, content[end - size : end]))
-            yield name
+    def _blocks(self, token_ids: TokenIds) -> list[int]:
+        """Names of the full blocks of `token_ids`. A name depends on all tokens up to the end of its block."""
+        size = self.engine.block
+        whole = len(token_ids) // size
+        blocks = token_ids.array[: whole * size].reshape(whole, size).astype(np.uint64)
+        return np.cumsum((blocks @ IN_BLOCK[:size]) * OF_BLOCK[:whole]).tolist()
 
     def close(self) -> None:
         """Completes `usage`. Call after the last reply, while the session is still open."""

@@ -395,21 +395,45 @@ def test_a_request_served_before_the_crash_is_not_quarantined(serve: Callable[..
     assert asyncio.run(play())
 
 
-def test_a_restarted_server_does_not_receive_old_requests():
+def test_a_restarted_server_does_not_receive_old_requests(serve: Callable[..., Server]):
     received = []
 
     async def reply() -> None:
         received.append(1)
 
     async def play() -> None:
-        lost = asyncio.Event()
-        lost.set()
+        state = EndpointState(serve())
+        old = state.down
+        state.mark_down()
+        state.mark_up(set())
         with suppress(dispatcher._EndpointLost):
-            await dispatcher._until_lost(lost, reply())
+            await state.until_lost(old, reply())
         await asyncio.sleep(0)
+        await state.client.close()
 
     asyncio.run(play())
     assert not received
+
+
+@pytest.mark.parametrize(("is_lost", "error"), [(True, dispatcher._EndpointLost), (False, asyncio.CancelledError)])
+def test_a_lost_server_frees_its_requests_and_a_closed_session_ends_them(
+    serve: Callable[..., Server], is_lost: bool, error: type[BaseException]
+):
+    """Both cancel the request's task; only one of them is to be answered with another attempt."""
+
+    async def play() -> None:
+        state = EndpointState(serve())
+        waiting = asyncio.create_task(state.until_lost(state.down, asyncio.Event().wait()))
+        await asyncio.sleep(0)
+        if is_lost:
+            state.mark_down()
+        else:
+            waiting.cancel()
+        with pytest.raises(error):
+            await waiting
+        await state.client.close()
+
+    asyncio.run(play())
 
 
 def test_a_failed_restart_ends_the_session(serve: Callable[..., Server]):

@@ -532,3 +532,15 @@ def test_no_job_is_opened_far_behind_one_that_is_still_open(
     assert len(list(executor.run(jobs()))) == 20
     assert opened_meanwhile == [0, 1, 2, 3, 4]
     store.close()
+
+
+@given(st.lists(st.integers(0, 2**32 - 1), max_size=70), st.lists(st.integers(0, 2**32 - 1), max_size=70))
+def test_block_names_are_equal_as_far_as_the_tokens_are(one: list[int], other: list[int]):
+    scheduler = EngineScheduler(RandomEngine(), Checkpoint(Path(), ""))
+    size = scheduler.engine.block
+    first, second = (scheduler._blocks(TokenIds(ids)) for ids in (one, other))
+    assert len(first) == len(one) // size
+    for index, pair in enumerate(zip(first, second, strict=False)):
+        end = (index + 1) * size
+        assert (pair[0] == pair[1]) == (one[:end] == other[:end])
+    assert scheduler._blocks(TokenIds(one + other))[: len(first)] == first
