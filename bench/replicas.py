@@ -2,8 +2,8 @@
 
     python -m bench.replicas                  # writes bench/results/replicas.json
 
-Each server has 32 slots and takes 0.25 s for a reply, a half more or less. Traces of eight prefixes, each of 4,096 token
-ids with one rollout, are pinned to the server that holds their prefix. One to eight servers in turn.
+Each server has 32 slots and takes 0.25 s for a reply, a half more or less. Traces of eight prefixes, each of 4,096
+token ids with one rollout, are pinned to the server that holds their prefix. One to eight servers in turn.
 """
 
 from __future__ import annotations

@@ -33,7 +33,8 @@ class Training(Settings):
     }
 
     NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = {
-        "per_device_train_batch_size": "splits the same step into smaller pieces; the gradient is the same"
+        "per_device_train_batch_size": "splits the same step into smaller pieces; the gradient is the same",
+        "fsdp": "computes the same step on parts of the weights",
     }
 
     learning_rate: PositiveFloat
@@ -53,6 +54,9 @@ class Training(Settings):
     which was ten times as fast there. Not from the paper."""
     lora: Lora | None = None
     """LoRA settings. Omit to train all weights, as in the papers."""
+    fsdp: bool = False
+    """Shards weights, gradients and optimizer states over all visible GPUs (PyTorch's FSDP2), for a model whose
+    training one GPU cannot hold. Otherwise each GPU holds everything. No effect with one GPU. Not from the paper."""
 
     @model_validator(mode="after")
     def _whole_batches(self) -> Self:

@@ -60,7 +60,7 @@ def gpu_uses(settings: Settings, models: Mapping[str, Checkpoint], gpus: int = 1
             yield _serving(name, model, run.engine, before, gpus)
     if (base := models.get(model_names(run)[0])) is not None:
         for name in trains:
-            yield _training(f"{before}{name}", base, getattr(run, name))
+            yield _training(f"{before}{name}", base, getattr(run, name), gpus)
         if trains_beside_servers(run):
             yield _grpo(base, run, before, has_own_gpu=gpus > 1)
 
@@ -75,11 +75,12 @@ def _serving(name: str, model: Checkpoint, engine: Engine, before: str, gpus: in
     return GpuUse(f"serving {name}", least, least, share, f"{half}{split}{room}")
 
 
-def _training(name: str, model: Checkpoint, how: Training) -> GpuUse:
+def _training(name: str, model: Checkpoint, how: Training, gpus: int) -> GpuUse:
     rows = "per_device_train_batch_size"
-    usual, least = training_bytes(model, how), training_bytes(model, how.model_copy(update={rows: 1}))
+    usual, least = (training_bytes(model, one, gpus) for one in (how, how.model_copy(update={rows: 1})))
+    sharded = f"shard it over the GPUs (--set {name}.fsdp=true), " * (gpus > 1 and not how.fsdp)
     adapters = f"train adapters (--set {name}.lora.r=32), " * (how.lora is None)
-    remedy = f"{adapters}lower {name}.max_length, or {LARGER}"
+    remedy = f"{sharded}{adapters}lower {name}.max_length, or {LARGER}"
     return GpuUse(f"[{name}]", least, usual, 1.0, remedy, f"set {name}.{rows}=1; a run halves it when memory runs out")
 
 

@@ -10,6 +10,8 @@ from conf.training import Dpo, Lora, SimPO, Training
 from models.checkpoints.checkpoint import NOT_LANGUAGE, Checkpoint
 from models.checkpoints.files import all_shapes
 
+ENDS = ("embed_tokens.weight", "lm_head.weight")
+"""Embedding and output head."""
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -62,12 +64,25 @@ def training(model: Checkpoint, how: Training) -> list[Need]:
     ]
 
 
-def training_bytes(model: Checkpoint, how: Training) -> float:
-    """Device memory of the training that section `how` asks for, with a batch of its longest rows."""
-    rows, length = how.per_device_train_batch_size, how.max_length
-    needs = [*_kept(model, how.lora, isinstance(how, Dpo)), _activations(model, rows, length)]
+def training_bytes(model: Checkpoint, how: Training, gpus: int = 1) -> float:
+    """Device memory of the training that section `how` asks for, with a batch of its longest rows, on each of `gpus`
+    GPUs."""
+    rows, length, has_reference = how.per_device_train_batch_size, how.max_length, isinstance(how, Dpo)
+    kept = sum(need.bytes for need in _kept(model, how.lora, has_reference))
+    if how.fsdp and gpus > 1:
+        kept = kept / gpus + _gathered_bytes(model, has_reference and how.lora is None)
+    needs = [_activations(model, rows, length)]
     needs += [] if isinstance(how, SimPO) else [_logits(model, rows, length)]
-    return sum(need.bytes for need in needs)
+    return kept + sum(need.bytes for need in needs)
+
+
+def _gathered_bytes(model: Checkpoint, has_reference: bool) -> float:
+    """What FSDP gathers on each GPU at once, in float32: embedding and output head, with their gradients; TRL shards
+    DPO's reference as one piece, and gathers all of it."""
+    ends = sum(
+        size for name, size in model.tensor_sizes.items() if name.endswith(("embed_tokens.weight", "lm_head.weight"))
+    )
+    return 8.0 * ends + (_reference(model).bytes if has_reference else 0.0)
 
 
 def grpo_bytes(model: Checkpoint, how: Grpo, dialogue_tokens: int) -> float:
@@ -127,8 +142,6 @@ def adapter_size(model: Checkpoint, lora: Lora) -> int:
     matrices = [
         shape
         for name, shape in all_shapes(model.folder).items()
-        if len(shape) == 2
-        and not name.endswith(("embed_tokens.weight", "lm_head.weight"))
-        and not NOT_LANGUAGE.search(name)
+        if len(shape) == 2 and not name.endswith(ENDS) and not NOT_LANGUAGE.search(name)
     ]
     return sum(lora.r * sum(shape) for shape in matrices)

@@ -510,7 +510,7 @@ def train_grpo(job: GrpoJob, engines: Sequence[Engine], store: RolloutStore, ver
     )
     trainer.add_callback(ProgressCallback(job.progress, lambda: rollout_function.metrics))
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(job.work))
-    save(job, trainer.accelerator.unwrap_model(trainer.model), start.tokenizer, rollout_function.sync_check_ids)
+    save(job, trainer, start.tokenizer, rollout_function.sync_check_ids)
 
 
 def problem_order(names: Sequence[str], job: GrpoJob) -> list[str]:

@@ -64,8 +64,6 @@ class TrainerJob(BaseModel):
 
     MODULE: ClassVar[str]
     """The module to launch."""
-    LAUNCH: ClassVar[tuple[str, ...]] = ()
-    """Extra arguments of `accelerate launch`."""
 
     model: Path
     rows: Path
@@ -86,6 +84,7 @@ class TrainerJob(BaseModel):
     """Precision of the saved weights."""
     bf16: bool = True
     lora: Lora | None = None
+    fsdp: bool = False
     log_every: int = 5
     save_steps: int = 50
 
@@ -98,6 +97,11 @@ class TrainerJob(BaseModel):
     def environment(self) -> dict[str, str]:
         """Environment variables, for values that must not be written to a file."""
         return {}
+
+    @property
+    def processes(self) -> int:
+        """One for each GPU."""
+        return max(1, len(visible_gpus()))
 
 
 class TrainJob(TrainerJob):
@@ -120,7 +124,6 @@ class GrpoJob(TrainerJob):
     """Multi-turn GRPO on rows of Problem (Long⊗Short, arXiv 2505.11827)."""
 
     MODULE = "models.training.grpo"
-    LAUNCH = ("--num_processes", "1")
 
     trains: Who | None
     """Which of the two models is trained; None: a single model."""
@@ -145,6 +148,10 @@ class GrpoJob(TrainerJob):
         split = beside_trainer(visible_gpus())
         gpus = {VISIBLE: ",".join(split.trainer), SERVERS_VARIABLE: ",".join(split.servers)} if split.trainer else {}
         return {STORE_VARIABLE: self.store, **gpus}
+
+    @property
+    def processes(self) -> int:
+        return 1
 
 
 class TrainingFailed(ReadableError):
@@ -213,8 +220,9 @@ def _run(job: TrainerJob, folder: Path, progress: Callable[[int, int], None], po
 
 def _command(job: TrainerJob, file: Path) -> list[str]:
     """On a CPU there is one process, so that `accelerate launch` would only take the seconds of its imports."""
-    accelerate = ["-m", "accelerate.commands.launch", "--num_machines", "1", *job.LAUNCH, "--module"]
-    return [sys.executable, *(["-m"] if on_cpu() else accelerate), job.MODULE, str(file)]
+    accelerate = ["-m", "accelerate.commands.launch", "--num_machines", "1", "--num_processes", str(job.processes)]
+    accelerate += ["--multi_gpu"] * (job.processes > 1)
+    return [sys.executable, *(["-m"] if on_cpu() else [*accelerate, "--module"]), job.MODULE, str(file)]
 
 
 def _figures(path: Path) -> list[dict[str, Any]]:

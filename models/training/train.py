@@ -6,6 +6,7 @@ Rows hold token ids, so training uses exactly the sampled tokens; nothing is tok
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import shutil
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import AutoModelForCausalLM, TrainerCallback
 from trl.experimental.cpo import CPOConfig
 from trl.trainer.dpo_config import DPOConfig
@@ -32,7 +33,10 @@ from models.inference.vllm_server import SYNC_CHECK_FILE
 from models.training.launcher import GRADIENT_CHECKPOINTING, ExitReason, TrainerJob, TrainJob
 from models.training.simpo import IdsSimPOTrainer
 
+logger = logging.getLogger(__name__)
 SYNC_CHECK_TOKENS = 64
+SHARDED, SHARDED_PARTS = "{}_0", ("pytorch_model_fsdp", "optimizer")
+"""Names of the folders of a checkpoint of FSDP: one file of each process, and their metadata."""
 J = TypeVar("J", bound=TrainerJob)
 
 
@@ -87,14 +91,17 @@ def main(job: TrainJob) -> None:
     validate_trains(job, len(rows))
     tokenizer = load_tokenizer(job.model)
     model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
+    if left_out := len(rows) % rows_together(job):
+        logger.warning(
+            "%d of %d rows, others in each epoch, fill no batch of all processes: left out", left_out, len(rows)
+        )
     build = {"simpo": _simpo, "sft": _sft, "dpo": _dpo}[job.method]
     trainer = build(job, model, tokenizer, rows)
     trainer.add_callback(ProgressCallback(job.progress))
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(job.work))
-    if trainer.accelerator.is_main_process:
-        row = rows[0]
-        text = (row["prompt_ids"] + row["completion_ids" if job.method == "sft" else "chosen_ids"])[:SYNC_CHECK_TOKENS]
-        save(job, trainer.accelerator.unwrap_model(trainer.model), tokenizer, text)
+    row = rows[0]
+    text = (row["prompt_ids"] + row["completion_ids" if job.method == "sft" else "chosen_ids"])[:SYNC_CHECK_TOKENS]
+    save(job, trainer, tokenizer, text)
 
 
 def validate_device() -> None:
@@ -107,6 +114,11 @@ def validate_device() -> None:
         )
 
 
+def processes() -> int:
+    """How many train together, as their launcher says."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def split_batch(global_batch_size: int, per_device: int, processes: int) -> tuple[int, int]:
     """Rows of a forward pass, at most `per_device`, and gradient accumulation steps: over all processes, exactly
     `global_batch_size` rows. Raises UnevenBatch."""
@@ -117,6 +129,12 @@ def split_batch(global_batch_size: int, per_device: int, processes: int) -> tupl
         )
     rows_each = next(size for size in range(min(per_device, rows), 0, -1) if rows % size == 0)
     return rows_each, rows // rows_each
+
+
+def rows_together(job: TrainJob) -> int:
+    """Rows that several processes can only train on together, since each takes as many; 1 for one process."""
+    rows_each, _ = split_batch(job.global_batch_size, job.per_device_train_batch_size, processes())
+    return rows_each * processes() if processes() > 1 else 1
 
 
 def uses_gradient_checkpointing() -> bool:
@@ -151,14 +169,17 @@ def _is_complete(checkpoint: Path) -> bool:
         json.loads((checkpoint / "trainer_state.json").read_text())
     except (FileNotFoundError, ValueError):
         return False
+    if any(checkpoint.glob(SHARDED.format("*"))):  # their metadata is written when all processes have finished
+        return all((checkpoint / SHARDED.format(part) / ".metadata").exists() for part in SHARDED_PARTS)
     return (checkpoint / "optimizer.pt").exists() and any(checkpoint.glob("*.safetensors"))
 
 
 def _arguments(job: TrainJob) -> dict[str, Any]:
     on_cpu = not torch.cuda.is_available()
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    rows_each, accumulation = split_batch(job.global_batch_size, job.per_device_train_batch_size, processes)
+    rows_each, accumulation = split_batch(job.global_batch_size, job.per_device_train_batch_size, processes())
     return {
+        # With several processes, a last batch that is not full would be filled up with rows that the epoch has had.
+        "dataloader_drop_last": processes() > 1,
         "logging_nan_inf_filter": False,
         "output_dir": str(job.work),
         "seed": job.seed,
@@ -178,12 +199,20 @@ def _arguments(job: TrainJob) -> dict[str, Any]:
         "save_strategy": "steps",
         "save_steps": job.save_steps,
         "save_total_limit": 1,
-        "gradient_checkpointing": uses_gradient_checkpointing(),
+        **_sharding(job),
         "adam_beta2": job.adam_beta2,
         "weight_decay": job.weight_decay,
         "train_sampling_strategy": "random" if job.shuffle else "sequential",
         "max_length": job.max_length,
     }
+
+
+def _sharding(job: TrainJob) -> dict[str, Any]:
+    """Arguments for FSDP2, whose own activation checkpointing gathers each layer's weights once less."""
+    if not (job.fsdp and processes() > 1):
+        return {"gradient_checkpointing": uses_gradient_checkpointing()}
+    config = {"state_dict_type": "SHARDED_STATE_DICT", "activation_checkpointing": uses_gradient_checkpointing()}
+    return {"fsdp": True, "fsdp_config": config}
 
 
 def _simpo(job: TrainJob, model: Any, tokenizer: Any, rows: Dataset) -> IdsSimPOTrainer:
@@ -245,16 +274,34 @@ def lora_config(job: TrainerJob) -> LoraConfig | None:
     )
 
 
-def save(job: TrainerJob, model: Any, tokenizer: Any, token_ids: list[int]) -> None:
-    """Saves the checkpoint with its sync check: the log-probs of `token_ids`. A server verifies its weights by them."""
-    if isinstance(model, PeftModel):
-        model = model.merge_and_unload()
+def save(job: TrainerJob, trainer: Any, tokenizer: Any, token_ids: list[int]) -> None:
+    """Saves the checkpoint with its sync check: the log-probs of `token_ids`. A server verifies its weights by them.
+
+    Every process has to call it, since each may hold a part of the weights; the first one writes.
+    """
+    weights = trainer.accelerator.get_state_dict(trainer.model)
+    if not trainer.accelerator.is_main_process:
+        return
+    model = whole_model(job, trainer.accelerator.unwrap_model(trainer.model), weights)
     if job.dtype == "bfloat16":
         model.to(torch.bfloat16)
     model.save_pretrained(job.output)
     tokenizer.save_pretrained(job.output)
     sync_check = {"token_ids": token_ids, "log_probs": log_probs(job.output, token_ids)}
     (Path(job.output) / SYNC_CHECK_FILE).write_text(json.dumps(sync_check))
+
+
+def whole_model(job: TrainerJob, trained: Any, weights: dict[str, torch.Tensor]) -> Any:
+    """The trained model in this process's memory, adapters merged. `weights`: all of `trained`, which may have only a
+    part of them."""
+    model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
+    if not isinstance(trained, PeftModel):
+        model.load_state_dict(weights)
+        return model
+    adapted = get_peft_model(model, trained.peft_config["default"])  # type: ignore[arg-type]
+    adapters = get_peft_model_state_dict(trained, state_dict=weights, save_embedding_layers=False)
+    set_peft_model_state_dict(adapted, adapters)
+    return adapted.merge_and_unload()
 
 
 def log_probs(folder: Path, token_ids: list[int]) -> list[float]:

@@ -110,6 +110,7 @@ def _fit(
             max_length=training.max_length,
             bf16=training.bf16,
             lora=training.lora,
+            fsdp=training.fsdp,
             **objective,
         ),
     )

@@ -369,6 +369,20 @@ def test_where_servers_and_trainer_run(
     assert found in finding.found
 
 
+def test_sharded_training(model: Checkpoint, two_matrices: Checkpoint):
+    def training(*overrides: str, of: Checkpoint = model, gpus: int = 4) -> GpuUse:
+        uses = gpu_uses(load(CotDistillation, "tiny", overrides), {"tiny": of}, gpus)
+        return next(use for use in uses if use.what == "[dpo]")
+
+    rows = 32_768 + 81_920  # activations and logits of a row, as above
+    assert "--set dpo.fsdp=true" in training().remedy
+    # (640 + 160) / 4, and gathered: the embedding of 40 parameters × 8, and the reference, 160
+    sharded = training("dpo.fsdp=true")
+    assert sharded.least == 200 + 320 + 160 + rows
+    assert "fsdp" not in sharded.remedy
+    assert training("dpo.fsdp=true", gpus=1).least == 800 + rows
+
+
 def test_memory_of_several_seeds_names_settings_in_full(model: Checkpoint):
     found = uses(load(MultiSeed, "dto"), tiny=model)
     assert "dto.training.lora.r=32" in found["[dto.training]"].remedy
