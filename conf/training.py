@@ -14,7 +14,7 @@ class Lora(Settings):
 
     RENAMED: ClassVar[dict[str, str]] = {"rank": "r"}
 
-    r: Positive = 32
+    r: Annotated[int, Field(ge=1, le=512)] = 32
     """Rank of the adapters. Not from the paper, which trains all weights."""
     alpha: Positive = 64
     """Scaling of the adapters (PEFT's `lora_alpha`). Not from the paper."""

@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import dropwhile
 from pathlib import Path
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 TINY_MODEL = Path(__file__).parent.parent / "tiny"
 """The bundled weights."""
 IDENTITY = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 """Patterns of the files that are downloaded."""
 NOT_LANGUAGE = re.compile(r"(^|\.)(visual|vision_tower|vision_model|multi_modal_projector|audio_tower)\.")
@@ -43,6 +44,24 @@ class Checkpoint:
     fingerprint: str
     prompt: Prompt = field(default=Prompt(), compare=False)
     """The run's prompt settings; not part of the fingerprint, since a server accepts any prompt."""
+    adapter: Path | None = None
+    """Folder of LoRA adapters on top of the weights in `folder`, as PEFT writes it."""
+    base: Checkpoint | None = field(default=None, compare=False)
+    """With adapters: the same model without them."""
+
+    def with_adapter(self, adapter: Path) -> Checkpoint:
+        """This model with LoRA adapters. What is already loaded of it is shared; its weights are not read again."""
+        digest = hashlib.sha256(self.fingerprint.encode())
+        for name in ADAPTER_FILES:
+            digest.update(f"{name}:{_file_digest(adapter / name)};".encode())
+        made = replace(self, fingerprint=digest.hexdigest(), adapter=adapter, base=self)
+        made.__dict__.update({name: value for name, value in self.__dict__.items() if name not in made.__dict__})
+        return made
+
+    @property
+    def weights_fingerprint(self) -> str:
+        """Fingerprint of the weights in `folder`."""
+        return self.base.fingerprint if self.base else self.fingerprint
 
     @classmethod
     def open(cls, folder: Path, numerics: str = "float32", prompt: Prompt | None = None) -> Checkpoint:

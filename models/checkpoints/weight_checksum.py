@@ -10,6 +10,8 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig
 
+from models.checkpoints.files import read_json
+
 REL_TOLERANCE = 1e-13
 """Relative tolerance, for different orders of summation. Even among 10⁹ weights, a single weight changed by one unit in
 the last place exceeds it, unless that weight is far smaller than the mean."""
@@ -33,6 +35,14 @@ def checksum_of_folder(folder: Path, dtype: str) -> list[float]:
     tied = AutoConfig.from_pretrained(folder).get_text_config().tie_word_embeddings
     weights = (weight for name, weight in _weights(folder) if not (tied and name == "lm_head.weight"))
     return weight_checksum(weight.to(getattr(torch, dtype)) for weight in weights)
+
+
+def checksum_of_adapter(folder: Path, dtype: str) -> list[float]:
+    """`weight_checksum` of LoRA adapters cast to `dtype`, their scale merged into the second matrix as vLLM does."""
+    config = read_json(folder / "adapter_config.json")
+    scale = config["lora_alpha"] / config["r"]
+    cast = ((name, weight.to(getattr(torch, dtype))) for name, weight in _weights(folder))
+    return weight_checksum(weight * scale if ".lora_B." in name else weight for name, weight in cast)
 
 
 def same_checksum(one: list[float], other: list[float]) -> bool:

@@ -28,15 +28,22 @@ class OwnServers(ServerEngine):
     """An `Engine` of `engine.replicas` servers. One session at a time: weights are swapped only while no request is in
     flight."""
 
-    def __init__(self, settings: EngineSettings, log: Path, before_start: Callable[[], None] = lambda: None):
-        """`log`: of the first replica; the others' have a number. `before_start` is called before each start of a
-        server, and may wait. Raises TooFewGpus."""
+    def __init__(
+        self,
+        settings: EngineSettings,
+        log: Path,
+        before_start: Callable[[], None] = lambda: None,
+        lora_rank: int = 0,
+    ):
+        """`log`: of the first replica; the others' have a number. `before_start`, `lora_rank`: as VllmServer takes
+        them. Raises TooFewGpus."""
         groups = replica_gpus(settings, server_gpus())
         super().__init__(settings, len(groups))
         self.block = block_size()
         self.servers = [
-            VllmServer(settings, log.with_stem(f"{log.stem}-{index}") if index else log, before_start, gpus, index)
+            VllmServer(settings, path, before_start, gpus, index, lora_rank)
             for index, gpus in enumerate(groups)
+            for path in [log.with_stem(f"{log.stem}-{index}") if index else log]
         ]
         """Those that have not failed to start."""
         self._session_lock = threading.Lock()

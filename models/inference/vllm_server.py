@@ -22,6 +22,7 @@ import httpx
 from conf.engine import Engine as EngineSettings
 from conf.errors import ReadableError
 from models.checkpoints.checkpoint import Checkpoint
+from models.checkpoints.files import read_json
 from models.checkpoints.tokenizer import is_loaded_wrongly
 from models.inference.connections import UNIX, client
 from models.inference.devices import VISIBLE, on_cpu
@@ -36,6 +37,10 @@ SYNC_CHECK_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.15, "float16": 0.05}
 measured on hardware."""
 REPLICA_STRIDE = 1_000_003
 """Between the seeds of two replicas: more than the starts of one."""
+WEIGHTS = "policy"
+"""Name under which the weights are served; adapters have names of their own."""
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Values that vLLM takes for its largest rank."""
 SIGNALLED = 128
 """Exit codes above it: ended by the signal of that number more."""
 ERROR_LINE = re.compile(
@@ -57,7 +62,6 @@ class VllmServer:
     """An `Endpoint` on the GPUs that it is given."""
 
     is_ours = True
-    name = "policy"
 
     def __init__(
         self,
@@ -66,13 +70,17 @@ class VllmServer:
         before_start: Callable[[], None] = lambda: None,
         gpus: Sequence[str] = (),
         replica: int = 0,
+        lora_rank: int = 0,
     ):
         """`before_start` is called before each start of the server, and may wait. `gpus`: as CUDA_VISIBLE_DEVICES names
-        them; none on a CPU. `replica`: its number among the servers of one model."""
+        them; none on a CPU. `replica`: its number among the servers of one model. `lora_rank`: largest rank of adapters
+        that it will have to serve, to save a restart when the first comes."""
         self._settings, self._before_start = settings, before_start
         self._log = log
         self.gpus = tuple(gpus)
-        self._replica = replica
+        self._replica, self._lora_rank = replica, lora_rank
+        self.name, self._loaded = WEIGHTS, ""
+        """The name of what is served, and that of the adapters that are loaded."""
         self._process: GuardedProcess | None = None
         self._starts = 0
         self._served: Checkpoint | None = None
@@ -110,13 +118,13 @@ class VllmServer:
             self._process = None
 
     def serve(self, model: Checkpoint) -> None:
-        """Serves `model`: by a verified weight swap if possible, else by a restart. Raises ServerFailed,
-        WeightSyncError."""
+        """Serves `model`: in the place of the model that was served if that can be verified, else by a restart. Raises
+        ServerFailed, WeightSyncError."""
         if self._served and self._served.fingerprint == model.fingerprint and self._is_running():
             return
         # Unknown until the new weights are verified.
         served, self._served = self._served, None
-        if not (served and self._is_running() and self._swap(served, model)):
+        if not (served and self._is_running() and self._replace(served, model)):
             self.close()
             self._start(model)
         self._served = model
@@ -133,6 +141,8 @@ class VllmServer:
             logger.warning("the vLLM server ended when it was started; started once more, see %s", self._log)
             code = self._launch(model)
         if code is None:
+            if model.adapter:
+                self._load_adapter(model)
             self._check_weight_sync(model, None)
             return
         self.close()
@@ -146,6 +156,8 @@ class VllmServer:
         after `engine.start_timeout`."""
         self._socket.unlink(missing_ok=True)
         self._starts += 1
+        self.name, self._loaded = WEIGHTS, ""
+        self._lora_rank = max(self._lora_rank, rank_of(model))
         self._process = process = GuardedProcess(self._command(model), self._log, self._environment())
         deadline = time.monotonic() + self._settings.start_timeout
         while not self._is_ready():
@@ -173,7 +185,7 @@ class VllmServer:
             "--model",
             str(model.folder),
             "--served-model-name",
-            self.name,
+            WEIGHTS,
             "--uds",
             str(self._socket),
             "--dtype",
@@ -192,6 +204,7 @@ class VllmServer:
             "--seed",
             str((self._settings.seed + self._starts + REPLICA_STRIDE * self._replica) % 2**32),
             *self._tokenizer(model),
+            *self._lora_args(),
             *self._settings.vllm_args,
         ]
         if on_cpu():
@@ -213,6 +226,13 @@ class VllmServer:
             str(self._settings.gpu_memory_utilization / self._settings.servers_per_gpu),
         ]
 
+    def _lora_args(self) -> list[str]:
+        """None where no adapters are to be served: they cost memory, and time in each layer."""
+        if not self._lora_rank:
+            return []
+        rank = next(rank for rank in LORA_RANKS if rank >= self._lora_rank)
+        return ["--enable-lora", "--max-loras", "1", "--max-lora-rank", str(rank)]
+
     def _tokenizer(self, model: Checkpoint) -> list[str]:
         """vLLM matches stop strings with the tokenizer that transformers loads, which may differ from
         tokenizer.json."""
@@ -225,6 +245,7 @@ class VllmServer:
     def _environment(self) -> dict[str, str]:
         environment = {
             "VLLM_SERVER_DEV_MODE": "1",
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
             "HF_HUB_OFFLINE": "1",
@@ -241,30 +262,59 @@ class VllmServer:
             environment |= {VISIBLE: ",".join(self.gpus)}
         return environment
 
-    def _swap(self, served: Checkpoint, model: Checkpoint) -> bool:
-        """Loads `model`'s weights in place. False if they cannot be verified."""
+    def _replace(self, served: Checkpoint, model: Checkpoint) -> bool:
+        """Serves `model` in the place of `served`. False if its weights cannot be verified."""
+        if served.weights_fingerprint == model.weights_fingerprint and not model.adapter:
+            self.name = WEIGHTS
+            return True
         sync_check = _sync_check_of(model)
-        if sync_check is None or served.tensor_sizes != model.tensor_sizes:
+        if sync_check is None or not self._can_replace(served, model):
             return False
         try:
             before = self._sync_check_log_probs(sync_check)
-            self._post("/collective_rpc", {"method": "swap_weights", "args": [str(model.folder)]})
-            self._post("/reset_prefix_cache", {})
+            if model.adapter:
+                self._load_adapter(model)
+            else:
+                self._post("/collective_rpc", {"method": "swap_weights", "args": [str(model.folder)]})
+                self._post("/reset_prefix_cache", {})
             self._check_weight_sync(model, before)
         except (httpx.HTTPError, WeightSyncError) as error:
             logger.warning("weight swap failed, restarting the server: %s", error)
             return False
         return True
 
+    def _can_replace(self, served: Checkpoint, model: Checkpoint) -> bool:
+        """Adapters need the weights that are loaded, and room for their rank. Matrices that are wrapped for adapters
+        cannot be loaded in place."""
+        if model.adapter:
+            return served.weights_fingerprint == model.weights_fingerprint and rank_of(model) <= self._lora_rank
+        return not self._lora_rank and served.tensor_sizes == model.tensor_sizes
+
+    def _load_adapter(self, model: Checkpoint) -> None:
+        """Loads the adapters in the place of those that were loaded before."""
+        if self._loaded:
+            self._post("/v1/unload_lora_adapter", {"lora_name": self._loaded})
+        self.name = self._loaded = f"{WEIGHTS}-{model.fingerprint[:16]}"
+        self._post("/v1/load_lora_adapter", {"lora_name": self.name, "lora_path": str(model.adapter)})
+
     def _checksum_matches(self, model: Checkpoint) -> bool:
-        """Whether the checksum of the served weights is the checkpoint's; False where it cannot be read: on a CPU, and
-        with tensor parallelism, where each worker has a part and some parts are on several."""
+        """Whether the checksum of the served weights or adapters is the checkpoint's; False where that of weights
+        cannot be read: on a CPU, and with tensor parallelism, where each worker has a part and some parts are on
+        several. Raises WeightSyncError for other adapters."""
+        from models.checkpoints.weight_checksum import checksum_of_adapter, checksum_of_folder, same_checksum
+
+        dtype = self._settings.dtype
+        if model.adapter:
+            if not same_checksum(self._checksum("served_adapter_checksum"), checksum_of_adapter(model.adapter, dtype)):
+                raise WeightSyncError(f"{model.adapter}: the server has other adapters")
+            return True
         if on_cpu() or self._settings.tensor_parallel_size > 1:
             return False
-        from models.checkpoints.weight_checksum import checksum_of_folder, same_checksum
+        return same_checksum(self._checksum("served_checksum"), checksum_of_folder(model.folder, dtype))
 
-        (served,) = self._post("/collective_rpc", {"method": "served_checksum"}).json()["results"]
-        return same_checksum(served, checksum_of_folder(model.folder, self._settings.dtype))
+    def _checksum(self, method: str) -> list[float]:
+        """Of the first worker."""
+        return self._post("/collective_rpc", {"method": method}).json()["results"][0]
 
     def _check_weight_sync(self, model: Checkpoint, before: Sequence[float] | None) -> None:
         sync_check = _sync_check_of(model)
@@ -289,8 +339,13 @@ def block_size() -> int:
     return 32 if on_cpu() else 16
 
 
+def rank_of(model: Checkpoint) -> int:
+    """Rank of its adapters; 0 without."""
+    return int(read_json(model.adapter / "adapter_config.json")["r"]) if model.adapter else 0
+
+
 def _sync_check_of(model: Checkpoint) -> dict[str, Any] | None:
-    path = model.folder / SYNC_CHECK_FILE
+    path = (model.adapter or model.folder) / SYNC_CHECK_FILE
     return json.loads(path.read_text()) if path.is_file() else None
 
 
@@ -309,19 +364,19 @@ def check_weight_sync(
     is the checkpoint's. Then only the mean difference is checked: half precision can be far off at an unlikely token
     and hides a small update everywhere.
     """
-    differences = [abs(a - b) for a, b in zip(expected, after, strict=True)]
+    where, differences = model.adapter or model.folder, [abs(a - b) for a, b in zip(expected, after, strict=True)]
     difference = sum(differences) / len(differences) if checksum_matches else max(differences)
     if difference > tolerance:
-        raise WeightSyncError(
-            f"{model.folder}: log-probs differ from the trainer's by {difference:.2g} > {tolerance:g}"
-        )
+        raise WeightSyncError(f"{where}: log-probs differ from the trainer's by {difference:.2g} > {tolerance:g}")
     if before is None or checksum_matches:
         return
     error_before, error_after = (
         sum(abs(a - b) for a, b in zip(expected, served, strict=True)) for served in (before, after)
     )
     if error_after >= error_before / 2:
-        raise WeightSyncError(f"{model.folder}: log-probs are no closer to the trainer's than before the swap")
+        raise WeightSyncError(
+            f"{model.adapter or model.folder}: log-probs are no closer to the trainer's than before the swap"
+        )
 
 
 def _has_ended_itself(code: int | None) -> bool:

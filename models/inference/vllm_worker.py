@@ -1,4 +1,4 @@
-"""Extension of vLLM's worker process: swaps weights in place and reports their checksum."""
+"""Extension of vLLM's worker process: swaps weights in place and reports checksums of weights and adapters."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ class WeightSwap:
 
     reload_weights: Any
     get_model: Any
+    model_runner: Any
 
     def swap_weights(self, folder: str) -> None:
         """Loads the weights in `folder` in place."""
@@ -27,3 +28,10 @@ class WeightSwap:
     def served_checksum(self) -> list[float]:
         """`weight_checksum` of the served weights. Not valid on a CPU, where matrices are packed."""
         return weight_checksum(self.get_model().parameters())
+
+    def served_adapter_checksum(self) -> list[float]:
+        """`weight_checksum` of the loaded adapters. vLLM keeps those of joined matrices in lists."""
+        adapters = self.model_runner.lora_manager._adapter_manager.list_adapters().values()
+        layers = [layer for adapter in adapters for layer in adapter.loras.values()]
+        parts = [part for layer in layers for part in (layer.lora_a, layer.lora_b)]
+        return weight_checksum(one for part in parts for one in (part if isinstance(part, list) else [part]))

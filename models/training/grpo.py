@@ -24,8 +24,7 @@ from typing import Any, NamedTuple, Protocol
 import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
-from peft import PeftModel
-from peft.tuners.lora import LoraLayer
+from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.nn.functional import pad
@@ -223,7 +222,7 @@ class RolloutFunction:
         self._job, self._start, self._problems, self._env = job, start, problems, env_for(job, start)
         self._engines, self._partner = engines, partner
         self._store, self._verifier = store, verifier
-        self._trained = SPEAKERS.index(Speaker(job.trains)) if job.trains else 0
+        self._trained = trained_index(job)
         self._weights, self._sync_check_file = job.work / "weights", job.work / "sync-check-ids.json"
         prompt_start = list(start.prompt_ids(next(iter(problems.values()))))[:SYNC_CHECK_TOKENS]
         self.sync_check_ids: list[int] = (
@@ -332,8 +331,8 @@ class RolloutFunction:
         atomic_write(self._job.work / "training_health.json", json.dumps([one.model_dump() for one in self.history]))
         reason = collapse(self.history, rl.collapse_limits)
         if not reason and is_best(self.history):
-            atomic_write(self._job.work / "best", str(policy.folder))
-        self._remove_old_weights(policy.folder)
+            atomic_write(self._job.work / "best", str(policy.adapter or policy.folder))
+        self._remove_old_weights(policy.adapter or policy.folder)
         self.metrics |= {
             "dialogue_tokens": tokens,
             "cap_hit": sum(one.hit_cap for one in dialogues) / count,
@@ -372,6 +371,8 @@ class RolloutFunction:
         folder = self._weights / str(step)
         model = trainer.accelerator.unwrap_model(trainer.model)
         write_weights(model, trainer.processing_class, folder, self.sync_check_ids)
+        if isinstance(model, PeftModel):
+            return self._start.with_adapter(folder)
         return Checkpoint.open(folder, self._job.engine.numerics, self._job.prompt)
 
     def _remove_old_weights(self, current: Path) -> None:
@@ -381,30 +382,19 @@ class RolloutFunction:
                 shutil.rmtree(folder)
 
 
-def merged_weights(model: Any) -> tuple[Any, dict[str, torch.Tensor]]:
-    """The model without its PEFT wrapper, and its weights under their served names. Adapters are merged into copies,
-    since merging and unmerging in place would change the weights by rounding. The copies are in host memory, since a
-    GPU has no room for them beside two servers."""
-    if not isinstance(model, PeftModel):
-        return model, model.state_dict()
-    base = model.get_base_model()
-    weights = {name: weight for name, weight in base.state_dict().items() if ".lora_" not in name}
-    for name, layer in base.named_modules():
-        if isinstance(layer, LoraLayer):
-            key = f"{name}.base_layer.weight"
-            adapted = weights[key] + layer.get_delta_weight(model.active_adapter)  # type: ignore[operator]
-            weights[key] = adapted.detach().cpu()
-    return base, {name.replace(".base_layer.", "."): weight for name, weight in weights.items()}
-
-
 def write_weights(model: Any, tokenizer: Any, folder: Path, token_ids: list[int]) -> None:
-    """Writes the model in float32, with the log-probs of `token_ids` as its sync check; atomic."""
+    """Writes the adapters of the model, or all its weights if it has none, in float32, with the log-probs of
+    `token_ids` as sync check; atomic."""
     hidden = folder.with_name(f".{folder.name}")
     for old in (hidden, folder):
         shutil.rmtree(old, ignore_errors=True)
-    plain, weights = merged_weights(model)
-    plain.save_pretrained(hidden, state_dict=weights)
-    tokenizer.save_pretrained(hidden)
+    if isinstance(model, PeftModel):
+        model.save_pretrained(str(hidden), save_embedding_layers=False)
+        plain, weights = model.get_base_model(), get_peft_model_state_dict(model, save_embedding_layers=False)
+    else:
+        plain, weights = model, model.state_dict()
+        plain.save_pretrained(hidden)
+        tokenizer.save_pretrained(hidden)
     (hidden / SYNC_CHECK_FILE).write_text(
         json.dumps({"token_ids": token_ids, "log_probs": log_probs_of(plain, token_ids)})
     )
@@ -483,7 +473,11 @@ def main(job: GrpoJob) -> None:
     """Runs the job with vLLM servers of its own."""
     validate_device()
     with ExitStack() as stack:
-        engines = [OwnServers(job.engine, job.work / f"vllm-{index}.log") for index in range(2 if job.partner else 1)]
+        rank = job.lora.r if job.lora else 0
+        engines = [
+            OwnServers(job.engine, job.work / f"vllm-{index}.log", lora_rank=rank if index == trained_index(job) else 0)
+            for index in range(2 if job.partner else 1)
+        ]
         store, verifier = RolloutStore(os.environ[STORE_VARIABLE]), Verifier()
         for part in (*engines, store, verifier):
             stack.callback(part.close)
@@ -527,6 +521,11 @@ def problem_order(names: Sequence[str], job: GrpoJob) -> list[str]:
         shuffled = rng.sample(list(names), len(names))
         order += shuffled[: len(names) // job.rl.problems_per_step * job.rl.problems_per_step]
     return order[: job.rl.max_steps * job.rl.problems_per_step]
+
+
+def trained_index(job: GrpoJob) -> int:
+    """Place of the trained model among the engines."""
+    return SPEAKERS.index(Speaker(job.trains)) if job.trains else 0
 
 
 def env_for(job: GrpoJob, start: Checkpoint) -> RolloutEnv:

@@ -76,7 +76,9 @@ def test_the_smallest_change_of_one_weight_is_detected():
 def test_a_small_update_in_half_precision_is_verified_by_checksum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     old, new = checkpoint(tmp_path / "old", 0), checkpoint(tmp_path / "new", 0.02)
     monkeypatch.setattr("models.inference.vllm_server.on_cpu", lambda: False)
-    assert FakeServer(as_served(new))._swap(old, new)
-    assert not FakeServer(as_served(old))._swap(old, new)
+    assert FakeServer(as_served(new))._replace(old, new)
+    assert not FakeServer(as_served(old))._replace(old, new)
     monkeypatch.setattr("models.inference.vllm_server.on_cpu", lambda: True)
-    assert not FakeServer(as_served(new))._swap(old, new)  # no checksum on a CPU, and the log-probs are not conclusive
+    assert not FakeServer(as_served(new))._replace(
+        old, new
+    )  # no checksum on a CPU, and the log-probs are not conclusive

@@ -12,6 +12,7 @@ import httpx
 import psutil
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from conf.engine import Engine
@@ -21,10 +22,11 @@ from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
 from models.inference.connections import client
 from models.inference.engine import Finished, Request
 from models.inference.own_servers import OwnServers
-from models.inference.vllm_server import SYNC_CHECK_FILE, WeightSyncError
+from models.inference.vllm_server import SYNC_CHECK_FILE, VllmServer, WeightSyncError
 from models.llm.client import LlmClient
 from models.llm.reply_store import ReplyStore
-from models.training.train import log_probs
+from models.training.grpo import write_weights
+from models.training.train import log_probs, log_probs_of
 from reasoning import compression, difficulty, judging
 from reasoning.llm_queries import LlmQuery
 from reasoning.records import Problem, TextPart
@@ -81,6 +83,30 @@ def perturbed(folder: Path, step: float, honest: bool = True) -> Checkpoint:
     sync_check = {"token_ids": token_ids, "log_probs": log_probs(folder if honest else TINY_MODEL, token_ids)}
     (folder / SYNC_CHECK_FILE).write_text(json.dumps(sync_check))
     return Checkpoint.open(folder)
+
+
+def adapted(folder: Path, seed: int, honest: bool = True) -> Checkpoint:
+    """The tiny model with random adapters, and a sync check that matches them if `honest`."""
+    plain = AutoModelForCausalLM.from_pretrained(TINY_MODEL, dtype=torch.float32)
+    config = LoraConfig(r=3, lora_alpha=12, target_modules="all-linear", task_type="CAUSAL_LM")
+    model: Any = get_peft_model(plain, config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_" in name:
+                weight.copy_(0.1 * torch.randn(weight.shape, generator=generator))
+    tiny = Checkpoint.open(TINY_MODEL)
+    write_weights(model, tiny.tokenizer, folder, list(tiny.encode(TEXTS[1]))[:40])
+    if not honest:
+        sync_check = json.loads((folder / SYNC_CHECK_FILE).read_text())
+        sync_check["log_probs"] = log_probs(TINY_MODEL, sync_check["token_ids"])
+        (folder / SYNC_CHECK_FILE).write_text(json.dumps(sync_check))
+    return tiny.with_adapter(folder)
+
+
+def merged(model: Checkpoint) -> Any:
+    plain = AutoModelForCausalLM.from_pretrained(TINY_MODEL, dtype=torch.float32)
+    return PeftModel.from_pretrained(plain, str(model.adapter)).merge_and_unload()
 
 
 def test_server_and_tokenizer_agree(engine: OwnServers, tiny: Checkpoint):
@@ -144,6 +170,45 @@ def test_weights_that_fail_their_sync_check_are_refused(engine: OwnServers, tiny
     sample(engine, tiny, ["Ann"])
     with pytest.raises(WeightSyncError, match="differ from the trainer's"):
         sample(engine, perturbed(tmp_path / "lying", 0.1, honest=False), ["Ann"])
+
+
+def test_adapters_are_served_beside_their_weights_without_a_restart(tiny: Checkpoint, tmp_path: Path):
+    engine = OwnServers(Engine(max_num_seqs=16), tmp_path / "log", lora_rank=3)
+    prompts = ["<|user|>Ann has 12 coins. How many coins now?<|assistant|><think>\n"]
+    before, pid = sample(engine, tiny, prompts), engine.servers[0].pid
+    texts = [tiny.encode(text) for text in TEXTS[:4]]
+    for seed in (1, 2):
+        model = adapted(tmp_path / str(seed), seed)
+        assert sample(engine, model, prompts) != before
+        for text, served in zip(texts, engine.log_probs(model, texts), strict=True):
+            assert served == pytest.approx(log_probs_of(merged(model), list(text)), abs=1e-3)
+        assert sample(engine, tiny, prompts) == before  # the weights, which are still there
+    assert engine.servers[0].pid == pid
+    with pytest.raises(WeightSyncError, match="differ from the trainer's"):
+        sample(engine, adapted(tmp_path / "lying", 3, honest=False), prompts)
+    engine.close()
+
+
+def test_adapters_other_than_the_checkpoints_are_refused(
+    tiny: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Also where log-probs cannot tell, as with small steps in half precision. The server had no room for adapters, so
+    it is started again."""
+    engine = OwnServers(Engine(max_num_seqs=16), tmp_path / "log")
+    sample(engine, tiny, ["Ann"])
+    asked, other = adapted(tmp_path / "asked", 1), adapted(tmp_path / "other", 2)
+    monkeypatch.setattr("models.inference.vllm_server.check_weight_sync", lambda *_, **__: None)
+    post = VllmServer._post
+
+    def load_other(self: VllmServer, path: str, body: dict[str, Any]) -> httpx.Response:
+        return post(self, path, body | {"lora_path": str(other.adapter)} if "lora_path" in body else body)
+
+    monkeypatch.setattr(VllmServer, "_post", load_other)
+    with pytest.raises(WeightSyncError, match="the server has other adapters"):
+        sample(engine, asked, ["Ann"])
+    monkeypatch.setattr(VllmServer, "_post", post)
+    sample(engine, asked, ["Ann"])
+    engine.close()
 
 
 def test_no_other_user_reaches_the_server(engine: OwnServers, tiny: Checkpoint):

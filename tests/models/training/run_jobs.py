@@ -1,7 +1,8 @@
 """Runs training jobs one after the other in this process: `python -m tests.models.training.run_jobs JOB …`.
 
 accelerate offers FSDP on GPUs alone; here its processes count as such, so that PyTorch's own FSDP2 runs on a CPU with
-gloo. Jobs with it must come last: accelerate does not forget it. KILL_AT names a step after which the process kills itself, before that step is saved.
+gloo. Jobs with it must come last: accelerate does not forget it. KILL_AT names a step after which the process kills
+itself, before that step is saved.
 """
 
 import os

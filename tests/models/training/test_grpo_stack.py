@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
 from trl.trainer.grpo_trainer import GRPOTrainer
@@ -319,23 +319,61 @@ def test_missing_weights_are_detected(written: tuple[Any, Path]):
         check(model, folder)
 
 
-def test_adapters_are_merged_only_in_the_written_weights(tmp_path: Path):
+@pytest.fixture
+def adapted(tmp_path: Path) -> tuple[Any, Path]:
+    """A model with adapters, and the folder where they are written."""
     plain = AutoModelForCausalLM.from_pretrained(TINY_MODEL, dtype=torch.float32)
     model: Any = get_peft_model(plain, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight += 0.01 * ("lora_B" in name)
-    before = {name: weight.clone() for name, weight in model.state_dict().items()}
     folder = tmp_path / "weights" / "7"
     folder.parent.mkdir()
+    return model, folder
+
+
+def test_adapters_alone_are_written(adapted: tuple[Any, Path]):
+    model, folder = adapted
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
     write_weights(model, AutoTokenizer.from_pretrained(TINY_MODEL), folder, [5, 6, 7])
-    assert Checkpoint.open(folder).tensor_sizes == MODEL.tensor_sizes
-    served = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    weights = [path for path in folder.iterdir() if path.suffix == ".safetensors"]
+    assert [path.name for path in weights] == ["adapter_model.safetensors"]
+    assert 15 * weights[0].stat().st_size < (TINY_MODEL / "model.safetensors").stat().st_size
+    plain = AutoModelForCausalLM.from_pretrained(TINY_MODEL, dtype=torch.float32)
+    merged = PeftModel.from_pretrained(plain, str(folder)).merge_and_unload()
     sync_check = json.loads((folder / "sync_check.json").read_text())
-    assert log_probs_of(served, [5, 6, 7]) == pytest.approx(sync_check["log_probs"], abs=1e-5)
-    assert log_probs_of(model.get_base_model(), [5, 6, 7]) == pytest.approx(sync_check["log_probs"], abs=1e-5)
-    for name, weight in model.state_dict().items():
-        torch.testing.assert_close(weight, before[name], rtol=0, atol=1e-6)
+    assert log_probs_of(merged, [5, 6, 7]) == pytest.approx(sync_check["log_probs"], abs=1e-5)
+
+
+def test_stale_adapters_are_detected(adapted: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch):
+    model, folder = adapted
+    save = PeftModel.save_pretrained
+
+    def save_and_train_on(self: Any, *arguments: Any, **others: Any) -> None:
+        save(self, *arguments, **others)
+        with torch.no_grad():
+            next(weight for name, weight in self.named_parameters() if "lora_B" in name)[0, 0] += 1e-6
+
+    monkeypatch.setattr(PeftModel, "save_pretrained", save_and_train_on)
+    with pytest.raises(StaleWeights, match="differs from the trained weight"):
+        write_weights(model, AutoTokenizer.from_pretrained(TINY_MODEL), folder, [5, 6, 7])
+
+
+def test_a_checkpoint_with_adapters_is_another_model_with_the_same_tokenizer(adapted: tuple[Any, Path]):
+    model, folder = adapted
+    write_weights(model, AutoTokenizer.from_pretrained(TINY_MODEL), folder, [5, 6, 7])
+    start = Checkpoint.open(TINY_MODEL)
+    _ = start.tokenizer
+    one = start.with_adapter(folder)
+    assert (one.base, one.weights_fingerprint) == (start, start.fingerprint)
+    assert one.fingerprint not in ("", start.fingerprint)
+    assert one.tokenizer is start.tokenizer
+    assert start.with_adapter(folder) == one
+    with torch.no_grad():
+        next(weight for name, weight in model.named_parameters() if "lora_B" in name)[0, 0] += 1e-6
+    write_weights(model, AutoTokenizer.from_pretrained(TINY_MODEL), folder.with_name("8"), [5, 6, 7])
+    assert start.with_adapter(folder.with_name("8")).fingerprint != one.fingerprint
 
 
 RNG = random.Random(5)
