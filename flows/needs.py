@@ -96,13 +96,14 @@ def _grpo(model: Checkpoint, run: LongShort, before: str, has_own_gpu: bool) -> 
 
 def disk_bytes(settings: Settings, model: Checkpoint) -> float:
     """Every trained model in float32, and the trainer's state (12 bytes per trained parameter) twice, while a new one
-    replaces the old. GRPO also keeps its current and its best weights."""
+    replaces the old. GRPO also keeps its current and its best weights, or adapters."""
     run = experiment(settings)
     grpo = [run.rl] if isinstance(run, LongShort) else []
     state = max((trained_parameters(model, how.lora) for how in [*sections(run, Training), *grpo]), default=0)
     seeds = len(settings.seeds) if isinstance(settings, MultiSeed) else 1
-    kept = trained_models(run) * seeds + 2 * len(grpo)
-    return 4 * kept * sum(model.tensor_sizes.values()) + 2 * 12 * state
+    kept = trained_models(run) * seeds * sum(model.tensor_sizes.values())
+    kept += sum(2 * trained_parameters(model, how.lora) for how in grpo)
+    return 4 * kept + 2 * 12 * state
 
 
 def trained_models(run: Any) -> int:
