@@ -1,5 +1,5 @@
-"""What a request costs outside the model: completions a second of the rollout executor against a server that answers at
-once, and of a bare asynchronous client in the same run.
+"""What a request costs outside the model: completions a second of the rollout executor against two servers that answer
+at once, and of a bare asynchronous client in the same run.
 
     python -m bench.client                    # writes bench/results/client.json
 
@@ -13,6 +13,7 @@ import asyncio
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
@@ -41,7 +42,7 @@ def prompt(number: int) -> TokenIds:
     return TokenIds.of(np.arange(number, number + LENGTH, dtype=np.uint32))
 
 
-async def bare(url: str, model: str) -> int:
+async def bare(urls: Sequence[str], model: str) -> int:
     """Tokens that came back."""
     numbers, tokens = iter(range(REQUESTS)), 0
     connector = aiohttp.TCPConnector(limit=CONCURRENCY)
@@ -52,16 +53,16 @@ async def bare(url: str, model: str) -> int:
             for number in numbers:
                 body = {"model": model, "prompt": prompt(number).array, "n": 1, "max_tokens": 8}
                 content = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
-                async with client.post(f"{url}/v1/completions", data=content) as reply:
+                async with client.post(f"{urls[number % len(urls)]}/v1/completions", data=content) as reply:
                     tokens += len(orjson.loads(await reply.read())["choices"][0]["token_ids"])
 
         await asyncio.gather(*(work() for _ in range(CONCURRENCY)))
     return tokens
 
 
-def ours(url: str, model: Checkpoint) -> int:
+def ours(urls: Sequence[str], model: Checkpoint) -> int:
     """Tokens that came back."""
-    engine = RemoteServers(Engine(endpoints=(url,), max_num_seqs=CONCURRENCY))
+    engine = RemoteServers(Engine(endpoints=tuple(urls), max_num_seqs=CONCURRENCY // len(urls)))
     with tempfile.TemporaryDirectory() as folder:
         store = RolloutStore(f"sqlite:///{folder}/store.sqlite")
         rollouts = RolloutExecutor(store, [EngineScheduler(engine, model)], Purpose.PROBE, 0)
@@ -73,11 +74,12 @@ def ours(url: str, model: Checkpoint) -> int:
 def main() -> None:
     model = Checkpoint.open(TINY_MODEL)
     rates: dict[str, list[float]] = {"bare": [], "ours": []}
-    with null_server(model.fingerprint) as url:
+    with null_server(model.fingerprint) as one, null_server(model.fingerprint) as other:
+        urls = (one, other)
         for _ in range(ROUNDS):
             for name, once in (
-                ("bare", lambda: asyncio.run(bare(url, model.fingerprint))),
-                ("ours", lambda: ours(url, model)),
+                ("bare", lambda: asyncio.run(bare(urls, model.fingerprint))),
+                ("ours", lambda: ours(urls, model)),
             ):
                 began = time.perf_counter()
                 assert once() == REQUESTS * 8

@@ -44,20 +44,18 @@ FIXED_VLLM_ARGS = frozenset(
         "generation-config",
         "worker-extension-cls",
         "enable-prefix-caching",
-        "no-enable-prefix-caching",
         "pipeline-parallel-size",
         "trust-remote-code",
         "middleware",
         "block-size",
         "disable-uvicorn-access-log",
-        "enable-lora",
-        "max-lora-rank",
-        "max-loras",
     }
 )
 """Arguments that would break what this software relies on, or let others reach the server."""
 
 
+FIXED_FAMILIES = ("data-parallel", "node", "nnodes", "master", "headless", "grpc", "device", "no-enable", "disable-log")
+"""Beginnings of the names of others: several nodes, other devices, the statistics that costs are reckoned from."""
 SPEED_VLLM_ARGS = frozenset(
     {
         "max-num-batched-tokens",
@@ -65,7 +63,6 @@ SPEED_VLLM_ARGS = frozenset(
         "async-scheduling",
         "no-async-scheduling",
         "compilation-config",
-        "swap-space",
         "disable-custom-all-reduce",
         "distributed-executor-backend",
         "safetensors-load-strategy",
@@ -89,7 +86,11 @@ def validate_vllm_args(args: tuple[str, ...]) -> tuple[str, ...]:
             raise ValueError(f"{arg!r}: write the long name, as in --kv-cache-dtype")
         if setting := next((own for taken, own in OWN_VLLM_ARGS.items() if taken.startswith(name)), None):
             raise ValueError(f"{arg!r} is set by {setting}")
-        if any(taken.startswith(name) for taken in FIXED_VLLM_ARGS):
+        if (
+            any(taken.startswith(name) for taken in FIXED_VLLM_ARGS)
+            or "lora" in name
+            or name.startswith(FIXED_FAMILIES)
+        ):
             raise ValueError(f"{arg!r} cannot be changed: runs rely on it")
     return args
 

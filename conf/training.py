@@ -33,7 +33,8 @@ class Training(Settings):
     }
 
     NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = {
-        "per_device_train_batch_size": "splits the same step into smaller pieces; the gradient is the same",
+        "per_device_train_batch_size": "splits the same step into smaller pieces; on several GPUs, other rows "
+        "may be left over at the end of an epoch",
         "fsdp": "computes the same step on parts of the weights",
     }
 

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 TINY_MODEL = Path(__file__).parent.parent / "tiny"
 """The bundled weights."""
 IDENTITY = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 """Patterns of the files that are downloaded."""
 NOT_LANGUAGE = re.compile(r"(^|\.)(visual|vision_tower|vision_model|multi_modal_projector|audio_tower)\.")
@@ -51,9 +50,11 @@ class Checkpoint:
 
     def with_adapter(self, adapter: Path) -> Checkpoint:
         """This model with LoRA adapters. What is already loaded of it is shared; its weights are not read again."""
-        digest = hashlib.sha256(self.fingerprint.encode())
-        for name in ADAPTER_FILES:
-            digest.update(f"{name}:{_file_digest(adapter / name)};".encode())
+        config = read_json(adapter / "adapter_config.json")
+        # PEFT writes the names of the modules in another order in each process.
+        identity = [config["r"], config["lora_alpha"], *sorted(config["target_modules"])]
+        digest = hashlib.sha256(f"{self.fingerprint};{identity};".encode())
+        digest.update(_file_digest(adapter / "adapter_model.safetensors").encode())
         made = replace(self, fingerprint=digest.hexdigest(), adapter=adapter, base=self)
         made.__dict__.update({name: value for name, value in self.__dict__.items() if name not in made.__dict__})
         return made

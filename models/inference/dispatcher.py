@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import threading
 from collections import OrderedDict
@@ -31,6 +32,7 @@ from models.inference.connections import many_requests, origin
 from models.inference.engine import Completion, FailedRequest, Failure, Finished, Request
 from reasoning.token_ids import TokenIds
 
+logger = logging.getLogger(__name__)
 MAX_ATTEMPTS = 5
 """Failed attempts in a row before a request fails."""
 MAX_TIMEOUTS = 2
@@ -327,7 +329,8 @@ class Dispatcher:
             async with self._changed:
                 state.in_flight.discard(request)
                 if not is_lost:
-                    state.discard(request)
+                    for each in self._states:  # one that came back may still hold it in quarantine
+                        each.discard(request)
                 self._changed.notify_all()
 
     async def _acquire_slot(self, request: InFlightRequest) -> EndpointState:
@@ -429,6 +432,7 @@ class Dispatcher:
         try:
             await asyncio.to_thread(state.endpoint.restart, self._closed)
         except Exception as error:
+            logger.warning("the session goes on without a server that cannot be started again: %s", error)
             self._states.remove(state)
             if not self._states:
                 self._deliver(error)

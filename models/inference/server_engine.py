@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from queue import SimpleQueue
 
+import httpx
+
 from conf.engine import Engine as EngineSettings
 from models.checkpoints.checkpoint import Checkpoint
 from models.inference.connections import client
@@ -109,5 +111,9 @@ def computed_by(server: Endpoint) -> int:
 
 
 def _metrics(server: Endpoint) -> str:
-    with client(server.url, headers=server.headers, timeout=METRICS) as http:
-        return http.get("/metrics").text
+    """Empty where the server has just gone."""
+    try:
+        with client(server.url, headers=server.headers, timeout=METRICS) as http:
+            return http.get("/metrics").text
+    except httpx.HTTPError:
+        return ""

@@ -1,7 +1,7 @@
 """Multi-turn GRPO in its own process: samples dialogues, rewards them, trains one of two models (Long⊗Short, arXiv
 2505.11827).
 
-Started by `accelerate launch`, as `models.training.train` is.
+Started as `models.training.train` is, but as one process on any number of GPUs.
 
 TRL marks `rollout_func` as experimental; only this module uses it. `env_mask` tells TRL which tokens the trained model
 sampled; all others are excluded from loss, KL and length.
@@ -36,13 +36,14 @@ from conf.errors import ReadableError
 from conf.sampling import Sampling
 from models.checkpoints.checkpoint import Checkpoint
 from models.files import atomic_write
+from models.inference.devices import TooFewGpus
 from models.inference.dialogue_sampler import SPEAKERS, DialogueSampler, TurnCodec
 from models.inference.engine import Completion, Engine
 from models.inference.own_servers import OwnServers, serve_all
 from models.inference.rollout_executor import FailureBudget, RolloutExecutor, TooManyFailed
 from models.inference.rollout_store import Purpose, RolloutStore
 from models.inference.scheduler import EngineScheduler, SamplingJob
-from models.inference.vllm_server import SYNC_CHECK_FILE, WeightSyncError
+from models.inference.vllm_server import SYNC_CHECK_FILE, ServerCannotStart, WeightSyncError
 from models.training.launcher import FAILED, STORE_VARIABLE, ExitReason, GrpoJob
 from models.training.train import (
     SYNC_CHECK_TOKENS,
@@ -85,6 +86,10 @@ class TooFewProblems(ReadableError):
 
 class StaleWeights(ReadableError):
     """The written weights are not those in memory."""
+
+
+GIVEN_UP = (Collapsed, StaleWeights, WeightSyncError, TooManyFailed, TooFewProblems, TooFewGpus, ServerCannotStart)
+"""Errors that a repetition would meet again."""
 
 
 class Rollout(NamedTuple):
@@ -538,7 +543,7 @@ def run(job: GrpoJob) -> None:
     """Runs the job; writes the reason to the exit file when it ends for a known one."""
     try:
         main(job)
-    except (Collapsed, StaleWeights, WeightSyncError, TooManyFailed, TooFewProblems) as error:
+    except GIVEN_UP as error:
         job.exit_file.write_text(f"{ExitReason.GIVEN_UP}\n{error}")
         raise
 

@@ -17,20 +17,22 @@ from conf.errors import ReadableError
 from conf.long_short import Grpo, Protocol, Who
 from conf.prompts import Prompt
 from conf.training import Lora
-from models.inference.devices import SERVERS_VARIABLE, VISIBLE, beside_trainer, on_cpu, visible_gpus
+from models.inference.devices import SERVERS_VARIABLE, VISIBLE, beside_trainer, visible_gpus
 from models.processes import GuardedProcess, threads
 
 LOG = "train.log"
 STORE_VARIABLE = "BREVITY_ROLLOUTS"
 GRADIENT_CHECKPOINTING = "gradient_checkpointing"
 """Name of the progress figure that says whether activations were recomputed."""
+LEFT_OUT = "rows left out"
+"""Name of the progress figure that counts the rows of each epoch that fill no forward pass of all processes."""
 FAILED = "failed: "
 """Prefix of progress figures that count problems without dialogues, by reason."""
 
 
 class ExitReason(StrEnum):
-    """Why the trainer stopped, where a remedy is known. Needed because `accelerate launch` does not pass on exit
-    codes."""
+    """Why the trainer stopped, where a remedy is known. Needed because the launcher of several processes does not pass
+    on exit codes."""
 
     OUT_OF_MEMORY = "out-of-memory"
     NOT_FINITE = "not-finite"
@@ -95,13 +97,15 @@ class TrainerJob(BaseModel):
 
     @property
     def environment(self) -> dict[str, str]:
-        """Environment variables, for values that must not be written to a file."""
-        return {}
+        """Environment variables, for GPUs, and for values that must not be written to a file."""
+        gpus = visible_gpus()[: self.processes]
+        return {VISIBLE: ",".join(gpus)} if gpus else {}
 
     @property
     def processes(self) -> int:
-        """One for each GPU."""
-        return max(1, len(visible_gpus()))
+        """One for each GPU, or fewer where the batch cannot be split evenly among them."""
+        gpus = max(1, len(visible_gpus()))
+        return next(count for count in range(gpus, 0, -1) if self.global_batch_size % count == 0)
 
 
 class TrainJob(TrainerJob):
@@ -206,8 +210,8 @@ def _run(job: TrainerJob, folder: Path, progress: Callable[[int, int], None], po
         "TRL_EXPERIMENTAL_SILENCE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
-        # `accelerate launch` would set one thread.
-        "OMP_NUM_THREADS": str(threads()),
+        # The launcher of several processes would set one thread.
+        "OMP_NUM_THREADS": str(max(1, threads() // job.processes)),
         **job.environment,
     }
     with GuardedProcess(_command(job, file), folder / LOG, environment) as process:
@@ -219,10 +223,10 @@ def _run(job: TrainerJob, folder: Path, progress: Callable[[int, int], None], po
 
 
 def _command(job: TrainerJob, file: Path) -> list[str]:
-    """On a CPU there is one process, so that `accelerate launch` would only take the seconds of its imports."""
-    accelerate = ["-m", "accelerate.commands.launch", "--num_machines", "1", "--num_processes", str(job.processes)]
-    accelerate += ["--multi_gpu"] * (job.processes > 1)
-    return [sys.executable, *(["-m"] if on_cpu() else [*accelerate, "--module"]), job.MODULE, str(file)]
+    """PyTorch's launcher for several processes. accelerate's would also obey a file that this machine's user has made
+    for other purposes."""
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(job.processes)]
+    return [sys.executable, *(several if job.processes > 1 else []), "-m", job.MODULE, str(file)]
 
 
 def _figures(path: Path) -> list[dict[str, Any]]:

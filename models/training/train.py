@@ -1,4 +1,4 @@
-"""SFT, DPO and SimPO in their own process: a job file in, a checkpoint folder out. Started by `accelerate launch`.
+"""SFT, DPO and SimPO in their own process, one for each GPU: a job file in, a checkpoint folder out.
 
 Rows hold token ids, so training uses exactly the sampled tokens; nothing is tokenized again.
 """
@@ -6,7 +6,6 @@ Rows hold token ids, so training uses exactly the sampled tokens; nothing is tok
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import shutil
@@ -30,13 +29,12 @@ from conf.errors import ReadableError
 from models.checkpoints.tokenizer import load_tokenizer
 from models.inference.devices import on_cpu
 from models.inference.vllm_server import SYNC_CHECK_FILE
-from models.training.launcher import GRADIENT_CHECKPOINTING, ExitReason, TrainerJob, TrainJob
+from models.training.launcher import GRADIENT_CHECKPOINTING, LEFT_OUT, ExitReason, TrainerJob, TrainJob
 from models.training.simpo import IdsSimPOTrainer
 
-logger = logging.getLogger(__name__)
 SYNC_CHECK_TOKENS = 64
-SHARDED, SHARDED_PARTS = "{}_0", ("pytorch_model_fsdp", "optimizer")
-"""Names of the folders of a checkpoint of FSDP: one file of each process, and their metadata."""
+SHARDED_PARTS = ("pytorch_model_fsdp_0", "optimizer_0")
+"""Folders of a checkpoint of FSDP: one file of each process, and their metadata."""
 J = TypeVar("J", bound=TrainerJob)
 
 
@@ -91,14 +89,11 @@ def main(job: TrainJob) -> None:
     validate_trains(job, len(rows))
     tokenizer = load_tokenizer(job.model)
     model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
-    if left_out := len(rows) % rows_together(job):
-        logger.warning(
-            "%d of %d rows, others in each epoch, fill no batch of all processes: left out", left_out, len(rows)
-        )
+    left_out = len(rows) % rows_together(job)
     build = {"simpo": _simpo, "sft": _sft, "dpo": _dpo}[job.method]
     trainer = build(job, model, tokenizer, rows)
-    trainer.add_callback(ProgressCallback(job.progress))
-    trainer.train(resume_from_checkpoint=last_complete_checkpoint(job.work))
+    trainer.add_callback(ProgressCallback(job.progress, lambda: {LEFT_OUT: left_out}))
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(job.work, is_sharded(job)))
     row = rows[0]
     text = (row["prompt_ids"] + row["completion_ids" if job.method == "sft" else "chosen_ids"])[:SYNC_CHECK_TOKENS]
     save(job, trainer, tokenizer, text)
@@ -117,6 +112,10 @@ def validate_device() -> None:
 def processes() -> int:
     """How many train together, as their launcher says."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_sharded(job: TrainerJob) -> bool:
+    return job.fsdp and processes() > 1
 
 
 def split_batch(global_batch_size: int, per_device: int, processes: int) -> tuple[int, int]:
@@ -143,7 +142,15 @@ def uses_gradient_checkpointing() -> bool:
 
 
 def validate_trains(job: TrainJob, rows: int) -> None:
-    """Raises NoOptimizerStep for a training of one step with warmup, whose learning rate would be 0."""
+    """Raises NoOptimizerStep without a full forward pass, and for a training of one step with warmup, whose learning
+    rate would be 0."""
+    together = rows_together(job)
+    rows -= rows % together
+    if not rows:
+        raise NoOptimizerStep(
+            f"fewer rows than the {together} that {processes()} processes take together; lower "
+            f"per_device_train_batch_size or global_batch_size, or provide more rows"
+        )
     if job.warmup_ratio and job.num_train_epochs * math.ceil(rows / job.global_batch_size) == 1:
         raise NoOptimizerStep(
             f"{rows} rows in batches of {job.global_batch_size} are one step, and with warmup its learning rate is "
@@ -152,25 +159,25 @@ def validate_trains(job: TrainJob, rows: int) -> None:
         )
 
 
-def last_complete_checkpoint(work: Path) -> str | None:
-    """The newest complete checkpoint; incomplete ones are deleted."""
+def last_complete_checkpoint(work: Path, sharded: bool = False) -> str | None:
+    """The newest complete checkpoint, sharded or whole; others are deleted, by whichever process is first."""
     checkpoints = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    complete = [path for path in checkpoints if _is_complete(path, sharded)]
     for path in checkpoints:
-        if not _is_complete(path):
-            shutil.rmtree(path)
-    complete = [path for path in checkpoints if path.exists()]
+        if path not in complete:
+            shutil.rmtree(path, ignore_errors=True)
     return str(complete[-1]) if complete else None
 
 
-def _is_complete(checkpoint: Path) -> bool:
+def _is_complete(checkpoint: Path, sharded: bool) -> bool:
     """Whether all files exist. trainer_state.json is written last, but a checkpoint that is being deleted may still
     have it."""
     try:
         json.loads((checkpoint / "trainer_state.json").read_text())
     except (FileNotFoundError, ValueError):
         return False
-    if any(checkpoint.glob(SHARDED.format("*"))):  # their metadata is written when all processes have finished
-        return all((checkpoint / SHARDED.format(part) / ".metadata").exists() for part in SHARDED_PARTS)
+    if sharded:  # the metadata is written when all processes have finished
+        return all((checkpoint / part / ".metadata").exists() for part in SHARDED_PARTS)
     return (checkpoint / "optimizer.pt").exists() and any(checkpoint.glob("*.safetensors"))
 
 
@@ -208,11 +215,12 @@ def _arguments(job: TrainJob) -> dict[str, Any]:
 
 
 def _sharding(job: TrainJob) -> dict[str, Any]:
-    """Arguments for FSDP2, whose own activation checkpointing gathers each layer's weights once less."""
-    if not (job.fsdp and processes() > 1):
-        return {"gradient_checkpointing": uses_gradient_checkpointing()}
-    config = {"state_dict_type": "SHARDED_STATE_DICT", "activation_checkpointing": uses_gradient_checkpointing()}
-    return {"fsdp": True, "fsdp_config": config}
+    """Arguments for FSDP2. Its own activation checkpointing is not used: it draws other dropout masks the second
+    time."""
+    arguments: dict[str, Any] = {"gradient_checkpointing": uses_gradient_checkpointing()}
+    if is_sharded(job):
+        arguments |= {"fsdp": True, "fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"}}
+    return arguments
 
 
 def _simpo(job: TrainJob, model: Any, tokenizer: Any, rows: Dataset) -> IdsSimPOTrainer:
@@ -287,6 +295,7 @@ def save(job: TrainerJob, trainer: Any, tokenizer: Any, token_ids: list[int]) ->
         model.to(torch.bfloat16)
     model.save_pretrained(job.output)
     tokenizer.save_pretrained(job.output)
+    del model, weights  # the check loads another copy into host memory
     sync_check = {"token_ids": token_ids, "log_probs": log_probs(job.output, token_ids)}
     (Path(job.output) / SYNC_CHECK_FILE).write_text(json.dumps(sync_check))
 
@@ -300,7 +309,9 @@ def whole_model(job: TrainerJob, trained: Any, weights: dict[str, torch.Tensor])
         return model
     adapted = get_peft_model(model, trained.peft_config["default"])  # type: ignore[arg-type]
     adapters = get_peft_model_state_dict(trained, state_dict=weights, save_embedding_layers=False)
-    set_peft_model_state_dict(adapted, adapters)
+    loaded = set_peft_model_state_dict(adapted, adapters)
+    if missed := [*loaded.unexpected_keys, *(name for name in loaded.missing_keys if ".lora_" in name)]:
+        raise RuntimeError(f"adapters were not merged: {', '.join(missed[:3])}")
     return adapted.merge_and_unload()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from conf.long_short import Grpo, Protocol, Who
-from models.inference.devices import beside_trainer, visible_gpus
+from models.inference.devices import beside_trainer, replica_gpus, visible_gpus
 from models.training.launcher import FAILED, GrpoJob, job_paths
 from reasoning.records import Usage
 from tasks.runtime.artifacts import ArtifactRef
@@ -32,8 +32,9 @@ class GrpoInputs(StepInputs):
 
 @step("training")
 def train_grpo(ctx: StepContext, inputs: GrpoInputs) -> ArtifactRef:
-    """The checkpoint of `inputs.model` after `rl.max_steps` steps."""
+    """The checkpoint of `inputs.model` after `rl.max_steps` steps. Raises TooFewGpus."""
     split = beside_trainer(visible_gpus())
+    replica_gpus(ctx.resources.engine_settings, split.servers)
     if split.trainer:
         ctx.progress.note(f"trainer on GPU {split.trainer[0]}, its servers on {', '.join(split.servers)}")
 

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from conf.training import Dpo, Sft, SimPO, Training
-from models.training.launcher import GRADIENT_CHECKPOINTING, LOG, TrainerJob, TrainingFailed, TrainJob, job_paths
+from models.training.launcher import (
+    GRADIENT_CHECKPOINTING,
+    LEFT_OUT,
+    LOG,
+    TrainerJob,
+    TrainingFailed,
+    TrainJob,
+    job_paths,
+)
 from reasoning.records import Demonstration, Pair, Usage
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import step
@@ -91,11 +99,16 @@ def _fit(
         )
         return Usage(prompt_tokens=training.num_train_epochs * sum(lengths), flops=flops)
 
+    def left_out(figures: Sequence[dict[str, Any]]) -> dict[str, int]:
+        rows = max((line.get(LEFT_OUT, 0) for line in figures), default=0)
+        return {LEFT_OUT: rows} if rows else {}
+
     return run_job(
         ctx,
         method,
         rows_in=rows.rows,
         usage=usage,
+        counts=left_out,
         make_job=lambda scratch: TrainJob(
             method=method,
             model=ctx.resources.checkpoint(model).folder,
@@ -135,7 +148,8 @@ def run_job(
     scratch = ctx.directory.scratch(ctx.key, ctx.lease.owner)
     shutil.rmtree(scratch / "model", ignore_errors=True)
     job = make_job(scratch)
-    ctx.progress.note(f"{name}: log in {scratch / LOG}")
+    processes = f"{job.processes} processes, " * (job.processes > 1)
+    ctx.progress.note(f"{name}: {processes}log in {scratch / LOG}")
     ctx.resources.release_gpu()
     ctx.resources.gpu_slot.take()
     figures = ctx.resources.trainer(job, scratch, _step_progress(ctx, name))

@@ -395,6 +395,33 @@ def test_a_request_served_before_the_crash_is_not_quarantined(serve: Callable[..
     assert asyncio.run(play())
 
 
+def test_a_request_that_another_server_has_finished_leaves_quarantine(
+    serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+):
+    """It moved when its server was lost, which is back before the other has finished it."""
+
+    async def play() -> bool:
+        back, other = EndpointState(serve()), EndpointState(serve())
+        moved, waiting = (InFlightRequest(n, n, 1, {}, lambda _: ScoredText(0, [])) for n in range(2))
+        session = Dispatcher([], lambda _: 60, lambda _: None)
+        session._states, session._changed = [back, other], asyncio.Condition()
+
+        async def acquire(_: InFlightRequest) -> EndpointState:
+            return other
+
+        async def reply(*_: Any) -> ScoredText:
+            back.mark_up({moved})
+            assert not back.has_capacity(waiting)
+            return ScoredText(0, [])
+
+        monkeypatch.setattr(session, "_acquire_slot", acquire)
+        monkeypatch.setattr(session, "_request", reply)
+        await session._serve_once(moved)
+        return back.has_capacity(waiting)
+
+    assert asyncio.run(play())
+
+
 def test_a_restarted_server_does_not_receive_old_requests(serve: Callable[..., Server]):
     received = []
 

@@ -90,6 +90,24 @@ def test_a_killed_replica_is_started_again_in_the_next_session(
     engine.close()
 
 
+def test_a_replica_that_has_just_gone_neither_counts_nor_ends_the_stage(
+    model: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """At the end of a stage the engine is asked for its counters, whatever happened to a server meanwhile."""
+    with_broken(monkeypatch, set())
+    engine = OwnServers(Engine(replicas=2), tmp_path / "vllm.log")
+    with engine.session(model, lambda _: None):
+        assert [server.is_serving() for server in engine.servers] == [True, True]
+        engine.servers[0].close()
+        assert [server.is_serving() for server in engine.servers] == [False, True]
+        assert engine.computed_prompt_tokens == 0
+        assert engine.cache_tokens is None
+        monkeypatch.setattr(VllmServer, "is_serving", lambda _: True)  # as if it had gone a moment later
+        assert engine.computed_prompt_tokens == 0
+        assert engine.cache_tokens is None
+    engine.close()
+
+
 def test_replicas_never_share_a_seed_nor_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Two servers with one seed would give a prompt the same samples."""
     model = Checkpoint.open(TINY_MODEL)

@@ -211,6 +211,16 @@ def test_adapters_other_than_the_checkpoints_are_refused(
     engine.close()
 
 
+def test_adapters_that_vllm_cannot_serve_are_named(tiny: Checkpoint, tmp_path: Path):
+    engine = OwnServers(Engine(max_num_seqs=16), tmp_path / "log", lora_rank=3)
+    model = adapted(tmp_path / "adapters", 1)
+    config = tmp_path / "adapters" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dora": True}))
+    with pytest.raises(WeightSyncError, match=r"adapters: vLLM refuses the adapters: .*DoRA"):
+        sample(engine, model, ["Ann"])
+    engine.close()
+
+
 def test_no_other_user_reaches_the_server(engine: OwnServers, tiny: Checkpoint):
     """It answers on no port, and its socket lies in a folder that only its owner may enter."""
     sample(engine, tiny, ["Ann"])

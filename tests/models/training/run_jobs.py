@@ -14,6 +14,7 @@ from typing import Any
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
+from models.training import train
 from models.training.train import ProgressCallback, run
 
 
@@ -29,6 +30,11 @@ def allow_fsdp_on_a_cpu() -> None:
     AcceleratorState.__init__ = initialise  # type: ignore[method-assign]
 
 
+def recompute_activations() -> None:
+    """As on a GPU."""
+    train.uses_gradient_checkpointing = lambda: True
+
+
 def kill_at(step: int) -> None:
     log = ProgressCallback.on_log
 
@@ -42,6 +48,7 @@ def kill_at(step: int) -> None:
 
 if __name__ == "__main__":
     allow_fsdp_on_a_cpu()
+    recompute_activations()
     if "KILL_AT" in os.environ:
         kill_at(int(os.environ["KILL_AT"]))
     for job in sys.argv[1:]:

@@ -370,6 +370,10 @@ def test_a_checkpoint_with_adapters_is_another_model_with_the_same_tokenizer(ada
     assert one.fingerprint not in ("", start.fingerprint)
     assert one.tokenizer is start.tokenizer
     assert start.with_adapter(folder) == one
+    config = folder / "adapter_config.json"
+    named = json.loads(config.read_text())
+    config.write_text(json.dumps(named | {"target_modules": named["target_modules"][::-1]}))  # as another process may
+    assert start.with_adapter(folder).fingerprint == one.fingerprint
     with torch.no_grad():
         next(weight for name, weight in model.named_parameters() if "lora_B" in name)[0, 0] += 1e-6
     write_weights(model, AutoTokenizer.from_pretrained(TINY_MODEL), folder.with_name("8"), [5, 6, 7])

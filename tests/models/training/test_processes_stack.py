@@ -71,16 +71,18 @@ def assert_trained_alike(one: TrainJob, two: TrainJob) -> None:
 
 def test_two_processes_train_as_one_does(tmp_path: Path):
     """Each with the whole model, or each with a part of it, also where both were killed in the second step."""
-    names = ("sft", "dpo", "simpo", "sft-lora")
+    names = ("sft", "dpo", "simpo", "sft-lora", "dpo-lora")
     alone, whole = jobs(tmp_path / "one", names), jobs(tmp_path / "two", names[:3])
     sharded = jobs(tmp_path / "fsdp", names, fsdp=True)
     killed = sharded[2]
     assert in_two_processes([killed], KILL_AT="2").returncode
-    assert last_complete_checkpoint(killed.work) == str(killed.work / "checkpoint-1")
+    assert last_complete_checkpoint(killed.work, sharded=True) == str(killed.work / "checkpoint-1")
     # Two rows are left over: they are left out, and none is repeated in their place.
     alone += jobs(tmp_path / "one" / "even", ["sft"], shuffle=False)
     uneven = jobs(tmp_path / "two" / "uneven", ["sft"], count=26, shuffle=False)
     assert in_two_processes([*whole, *uneven, *sharded]).returncode == 0
+    assert all((done.work / "checkpoint-3" / "pytorch_model_fsdp_0").is_dir() for done in sharded)
+    assert last_complete_checkpoint(alone[0].work, sharded=True) is None
     assert [step for step, _ in steps(killed)] == [1, 2, 2, 3]
     for one in alone:
         run(one.progress.parent / "job.json")

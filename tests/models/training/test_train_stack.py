@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from models.training.train import (
     main,
     record_exit_reason,
     split_batch,
+    validate_trains,
 )
 from tests.models.training.jobs import job, pairs
 
@@ -93,6 +95,42 @@ def test_a_non_finite_gradient_is_recorded(tmp_path: Path):
     with pytest.raises(NotFinite):
         train(train_job)
     assert train_job.exit_file.read_text() == "not-finite"
+
+
+@pytest.mark.parametrize(
+    ("rows", "processes", "message"),
+    [
+        (63, 8, "32 rows in batches of 32 are one step"),  # 31 are left out, and 32 are one step
+        (20, 8, "fewer rows than the 32 that 8 processes take together"),
+        (96, 8, None),
+        (63, 1, None),
+    ],
+)
+def test_rows_that_several_processes_leave_out_do_not_count_as_steps(
+    rows: int, processes: int, message: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    changes = {"global_batch_size": 32, "per_device_train_batch_size": 4, "warmup_ratio": 0.1}
+    train_job = job(tmp_path, pairs(1), **changes)
+    with pytest.raises(NoOptimizerStep, match=message) if message else nullcontext():
+        validate_trains(train_job, rows)
+
+
+def test_a_checkpoint_of_the_other_kind_is_not_resumed(tmp_path: Path):
+    """Sharded or not is not part of the cache key, and neither trainer can read the other's."""
+    whole, sharded = tmp_path / "checkpoint-1", tmp_path / "checkpoint-2"
+    for folder, names in (
+        (whole, ("optimizer.pt", "model.safetensors")),
+        (sharded, ("pytorch_model_fsdp_0/.metadata", "optimizer_0/.metadata")),
+    ):
+        for name in ("trainer_state.json", *names):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text("{}")
+    (sharded / "optimizer_0" / ".metadata").rename(sharded / "kept")
+    assert last_complete_checkpoint(tmp_path) == str(whole)
+    assert not sharded.exists()
+    assert last_complete_checkpoint(tmp_path, sharded=True) is None
+    assert not whole.exists()
 
 
 def test_incomplete_checkpoints_are_not_resumed(tmp_path: Path):
