@@ -29,7 +29,7 @@ from conf.errors import ReadableError
 from models.checkpoints.tokenizer import load_tokenizer
 from models.inference.devices import on_cpu
 from models.inference.vllm_server import SYNC_CHECK_FILE
-from models.training.launcher import GRADIENT_CHECKPOINTING, LEFT_OUT, ExitReason, TrainerJob, TrainJob
+from models.training.launcher import GRADIENT_CHECKPOINTING, ROWS_LEFT_OVER, ExitReason, TrainerJob, TrainJob
 from models.training.simpo import IdsSimPOTrainer
 
 SYNC_CHECK_TOKENS = 64
@@ -89,10 +89,10 @@ def main(job: TrainJob) -> None:
     validate_trains(job, len(rows))
     tokenizer = load_tokenizer(job.model)
     model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
-    left_out = len(rows) % rows_together(job)
+    left_over = len(rows) % rows_together(job)
     build = {"simpo": _simpo, "sft": _sft, "dpo": _dpo}[job.method]
     trainer = build(job, model, tokenizer, rows)
-    trainer.add_callback(ProgressCallback(job.progress, lambda: {LEFT_OUT: left_out}))
+    trainer.add_callback(ProgressCallback(job.progress, lambda: {ROWS_LEFT_OVER: left_over}))
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(job.work, is_sharded(job)))
     row = rows[0]
     text = (row["prompt_ids"] + row["completion_ids" if job.method == "sft" else "chosen_ids"])[:SYNC_CHECK_TOKENS]

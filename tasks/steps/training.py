@@ -12,8 +12,8 @@ from typing import Any, Literal
 from conf.training import Dpo, Sft, SimPO, Training
 from models.training.launcher import (
     GRADIENT_CHECKPOINTING,
-    LEFT_OUT,
     LOG,
+    ROWS_LEFT_OVER,
     TrainerJob,
     TrainingFailed,
     TrainJob,
@@ -99,16 +99,16 @@ def _fit(
         )
         return Usage(prompt_tokens=training.num_train_epochs * sum(lengths), flops=flops)
 
-    def left_out(figures: Sequence[dict[str, Any]]) -> dict[str, int]:
-        rows = max((line.get(LEFT_OUT, 0) for line in figures), default=0)
-        return {LEFT_OUT: rows} if rows else {}
+    def left_over(figures: Sequence[dict[str, Any]]) -> dict[str, int]:
+        rows = max((line.get(ROWS_LEFT_OVER, 0) for line in figures), default=0)
+        return {ROWS_LEFT_OVER: rows} if rows else {}
 
     return run_job(
         ctx,
         method,
         rows_in=rows.rows,
         usage=usage,
-        counts=left_out,
+        counts=left_over,
         make_job=lambda scratch: TrainJob(
             method=method,
             model=ctx.resources.checkpoint(model).folder,
