@@ -184,12 +184,8 @@ def train(
             for line in _figures(job.progress):
                 steps[line["step"]] = steps.get(line["step"], {}) | line
             return list(steps.values())
-        if reason == ExitReason.OUT_OF_MEMORY and job.per_device_train_batch_size > 1:
-            job = job.model_copy(
-                update={
-                    "per_device_train_batch_size": _next_divisor(job.global_batch_size, job.per_device_train_batch_size)
-                }
-            )
+        if reason == ExitReason.OUT_OF_MEMORY and (smaller := _smaller_batch(job)):
+            job = job.model_copy(update={"per_device_train_batch_size": smaller})
         elif reason == ExitReason.OUT_OF_MEMORY:
             raise TrainingFailed(f"one row does not fit into memory; lower {job.too_long_message}")
         elif reason == ExitReason.NOT_FINITE:
@@ -235,6 +231,8 @@ def _figures(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}\n")]
 
 
-def _next_divisor(batch: int, per_device: int) -> int:
-    """The largest divisor of `batch` that is at most half of `per_device`."""
-    return next(size for size in range(per_device // 2, 0, -1) if batch % size == 0)
+def _smaller_batch(job: TrainerJob) -> int:
+    """The largest number of rows for a forward pass that is at most half of those in use; 0 where that is one row."""
+    rows = job.global_batch_size // job.processes
+    sizes = [size for size in range(1, job.per_device_train_batch_size + 1) if rows % size == 0]
+    return max((size for size in sizes if size <= sizes[-1] // 2), default=0)

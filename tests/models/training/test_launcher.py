@@ -55,3 +55,26 @@ def test_each_exit_reason_has_its_message(
 ):
     with pytest.raises(error, match=message):
         run_scripted(monkeypatch, job(tmp_path, []), fits=8, reason=reason)
+
+
+def test_out_of_memory_halves_the_rows_that_each_process_had_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of a batch of 32, each of eight processes has four rows at most, whatever the setting says."""
+    monkeypatch.setattr(launcher, "visible_gpus", lambda: tuple("01234567"))
+    train_job = job(tmp_path, [], per_device_train_batch_size=16, global_batch_size=32)
+    assert run_scripted(monkeypatch, train_job, fits=1) == [16, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "batch", "used"),
+    [((), 32, ()), (("5",), 32, ("5",)), (("1", "3"), 32, ("1", "3")), (tuple("012345"), 32, tuple("0123"))],
+)
+def test_one_process_for_each_gpu_that_gets_as_many_rows(
+    gpus: tuple[str, ...], batch: int, used: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(launcher, "visible_gpus", lambda: gpus)
+    train_job = job(tmp_path, [], global_batch_size=batch)
+    assert train_job.processes == max(1, len(used))
+    assert train_job.environment.get("CUDA_VISIBLE_DEVICES") == (",".join(used) or None)
+    command = launcher._command(train_job, tmp_path / "job.json")[1:]
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(len(used))]
+    assert command == [*(several if len(used) > 1 else []), "-m", "models.training.train", str(tmp_path / "job.json")]
