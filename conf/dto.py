@@ -125,6 +125,7 @@ class Dto(Prompted):
         "max_model_len is an input of the steps that need it",
         "storage": "where results live",
         "retries": "what happens after a failure",
+        "reestimated": "what is reported about the crossings; nothing is trained on it",
     }
 
     pipeline: Literal["dto"] = "dto"
@@ -141,6 +142,9 @@ class Dto(Prompted):
     """Sampling parameters of the traces to shorten."""
     segmentation: Segmentation = Segmentation()
     probing: DtoProbing = DtoProbing()
+    reestimated: Share = 1.0
+    """Fraction of the crossings whose p is estimated again on fresh samples, to report how many are false. The method
+    does not use it. Not from the paper."""
     finalizing: DtoFinalizing = DtoFinalizing()
     pruning: Pruning = EmbeddedPruning()
     """How segments to remove are proposed. Probes verify each removal."""

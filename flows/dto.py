@@ -90,7 +90,14 @@ def curate(ctx: RunContext, settings: Dto, base: ArtifactRef, problems: Artifact
         seed=seed,
     )
     reestimate_crossings(
-        ctx, model=base, problems=problems, traces=traces, scans=scans, probing=settings.probing, seed=seed
+        ctx,
+        model=base,
+        problems=problems,
+        traces=traces,
+        scans=scans,
+        probing=settings.probing,
+        share=settings.reestimated,
+        seed=seed,
     )
     finalized = finalize_traces(
         ctx, model=base, problems=problems, traces=traces, scans=scans, finalizing=settings.finalizing, seed=seed

@@ -108,9 +108,10 @@ def reestimate_crossings(
     traces: ArtifactRef,
     scans: ArtifactRef,
     probing: Probing,
+    share: float,
     seed: int,
 ) -> ArtifactRef:
-    """Rows of CrossingEstimate: p at each crossing, estimated on fresh samples. Reported, not used.
+    """Rows of CrossingEstimate: p at a `share` of the crossings, estimated on fresh samples. Reported, not used.
 
     The first estimate is biased upwards, because the crossing was selected for it. A crossing whose fresh estimate
     does not pass is counted as false. Raises TooManyFailed.
@@ -121,9 +122,12 @@ def reestimate_crossings(
         ctx.resources, ctx.resources.checkpoint(model), by_id(ctx, problems), answer_probe(probing), seed
     )
     queries = (
-        query_prefixes(trace, [scan.cut], FullEstimate(1, total)) for trace, scan in crossed_traces(ctx, traces, scans)
+        query_prefixes(trace, [scan.cut], FullEstimate(1, total))
+        for trace, scan in crossed_traces(ctx, traces, scans)
+        if is_reestimated(scan, share, seed)
     )
-    rows_in = _count_crossings(ctx, scans)
+    crossed = (scan for scan in ctx.artifacts.stream(scans, Scan) if scan.crossing is not None)
+    rows_in = sum(is_reestimated(scan, share, seed) for scan in crossed)
     done = sampler.run("reestimate crossings", Purpose.REESTIMATE, rows_in, queries)
     with RowFile() as estimates, closing(done):
         for query in done:
@@ -268,4 +272,14 @@ def _count_searches(ctx: RunContext, traces: ArtifactRef, probing: DtoProbing, s
 def is_audited(probing: DtoProbing, trace_id: str, seed: int) -> bool:
     """Whether a trace is scanned from the front in addition to a binary search. Depends on seed and trace id alone."""
     share = probing.search.audited if isinstance(probing.search, BinarySearch) else 0.0
-    return random.Random(f"audit/{seed}/{trace_id}").random() < share
+    return _is_drawn(f"audit/{seed}/{trace_id}", share)
+
+
+def is_reestimated(scan: Scan, share: float, seed: int) -> bool:
+    """Whether a crossing is estimated again. Depends on seed and trace alone, so a larger share holds a smaller one."""
+    problem, sample = trace_name(scan)
+    return _is_drawn(f"reestimate/{seed}/{problem}/{sample}", share)
+
+
+def _is_drawn(name: str, share: float) -> bool:
+    return random.Random(name).random() < share

@@ -12,7 +12,7 @@ from conf.dto import Dto
 from conf.load import load
 from flows.dto import run_dto
 from models.checkpoints.checkpoint import TINY_MODEL
-from reasoning.records import OptimisedTrace, Pair, ProposedRemovals, Scan, Trace
+from reasoning.records import CrossingEstimate, OptimisedTrace, Pair, ProposedRemovals, Scan, Trace
 from tasks.reports.frames import ledger_frame, records
 from tasks.reports.layout import engine_table
 from tasks.runtime import rows
@@ -234,6 +234,17 @@ def test_a_binary_search_is_audited_on_a_share_of_the_traces(first: Run, root: P
     (line,) = [line for line in none.report["ledger"] if line["stage"] == "probe-prefixes"]
     assert line["counts"] == {}
     assert line["cost_bounds"]["rollouts"] < line["cost_bounds"]["rollouts_naive"]
+
+
+def test_crossings_are_estimated_again_on_a_share_of_the_traces(first: Run, root: Path):
+    names = [{(row.problem_id, row.sample) for row in first.rows("reestimate-crossings", CrossingEstimate)}]
+    for share in (0.5, 0.2, 0.0):
+        run = Run(root, f"reestimated={share}")
+        assert run.redone == ["reestimate-crossings"]
+        (line,) = [line for line in run.report["ledger"] if line["stage"] == "reestimate-crossings"]
+        assert line["rows_in"] == line["rows_out"]
+        names.append({(row.problem_id, row.sample) for row in run.rows("reestimate-crossings", CrossingEstimate)})
+    assert names[0] > names[1] > names[2] >= names[3] == set()
 
 
 def test_an_auxiliary_model_proposes_removals(first: Run, root: Path, chat: Callable[..., Chat]):
