@@ -22,6 +22,15 @@ FIXED = {
     "pipeline": "Names the pipeline; leave it as it is.",
     "preset": "Names the settings in reports and on pages; reads nothing.",
 }
+NOT_IN_ANY_CACHE_KEY: dict[str, str] = {
+    "pipeline": "there is one pipeline per settings class",
+    "preset": "a name; its content is in the other fields",
+    "engine": "speed, memory and the choice of samples; what changes a model's numbers is in a sampled checkpoint's "
+    "fingerprint, max_model_len is an input of the steps that need it",
+    "storage": "where results live",
+    "retries": "what happens after a failure",
+}
+"""Fields of every pipeline that no result depends on, with the reasons."""
 
 
 class RenamedSetting(FutureWarning):

@@ -6,8 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, Tag, model_validator
 
-from conf.base import Positive, Settings, Share, type_or
-from conf.dto import Dto
+from conf.base import NOT_IN_ANY_CACHE_KEY, Positive, Settings, Share, type_or
 from conf.engine import Engine, Storage, validate_fits_context, validate_training_length
 from conf.llm import Llm, LlmRole, validate_llm_is_used
 from conf.probing import Finalizing, Probing
@@ -189,7 +188,7 @@ class CotDistillation(Prompted):
 
     RENAMED: ClassVar[dict[str, str]] = {"choosing": "selection"}
 
-    NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = Dto.NOT_IN_CACHE_KEY
+    NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = NOT_IN_ANY_CACHE_KEY
 
     pipeline: Literal["cot-distillation"] = "cot-distillation"
     preset: str = "tiny"

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, Tag, model_validator
 
-from conf.base import PositiveFloat, Settings, Share, type_or
+from conf.base import NOT_IN_ANY_CACHE_KEY, PositiveFloat, Settings, Share, type_or
 from conf.engine import Engine, Storage, validate_fits_context, validate_training_length
 from conf.llm import Llm, LlmRole, validate_llm_is_used
 from conf.probing import Finalizing, ForwardScan, Probing, Search
@@ -118,14 +118,8 @@ class Controls(Settings):
 class Dto(Prompted):
     """One run of DTO (arXiv 2505.21765): sample, segment, probe, cut, finalize, pair, train, evaluate."""
 
-    NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = {
-        "pipeline": "there is one pipeline per settings class",
-        "preset": "a name; its content is in the other fields",
-        "engine": "speed, memory and the choice of samples; its dtype is in a sampled checkpoint's fingerprint, its "
-        "max_model_len is an input of the steps that need it",
-        "storage": "where results live",
-        "retries": "what happens after a failure",
-        "reestimated": "what is reported about the crossings; nothing is trained on it",
+    NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = NOT_IN_ANY_CACHE_KEY | {
+        "reestimated": "what is reported about the crossings; nothing is trained on it"
     }
 
     pipeline: Literal["dto"] = "dto"

@@ -6,9 +6,8 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, Tag, model_validator
 
-from conf.base import Positive, PositiveFloat, Settings, Share, type_or
+from conf.base import NOT_IN_ANY_CACHE_KEY, Positive, PositiveFloat, Settings, Share, type_or
 from conf.cot_distillation import TraceSelection, validate_max_traces
-from conf.dto import Dto
 from conf.engine import MIN_PROMPT_TOKENS, Engine, Storage, validate_fits_context
 from conf.llm import Llm, LlmRole, validate_llm_is_used
 from conf.probing import Finalizing, Probing
@@ -242,7 +241,7 @@ class LongShort(Prompted):
 
     RENAMED: ClassVar[dict[str, str]] = {"choosing": "selection"}
 
-    NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = Dto.NOT_IN_CACHE_KEY
+    NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = NOT_IN_ANY_CACHE_KEY
 
     pipeline: Literal["long-short"] = "long-short"
     preset: str = "tiny"

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from conf.dto import Dto
+from conf.base import NOT_IN_ANY_CACHE_KEY
 from conf.engine import Engine, Storage, validate_fits_context
 from conf.problems import Problems, Stories
 from conf.prompts import Prompted
@@ -18,7 +18,7 @@ from conf.segmentation import Markers
 class MarkerReport(Prompted):
     """Samples traces and counts how their sentences begin. Helps to choose segment markers for a model."""
 
-    NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = Dto.NOT_IN_CACHE_KEY
+    NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = NOT_IN_ANY_CACHE_KEY
 
     pipeline: Literal["markers"] = "markers"
     preset: str = "tiny"
