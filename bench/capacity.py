@@ -26,11 +26,18 @@ from flows.doctor.checks import GpuUse
 from flows.needs import disk_bytes, gpu_uses, model_names
 from models.checkpoints.checkpoint import Checkpoint
 from models.checkpoints.memory_estimates import cache_bytes
+from tests.models.fakes import write_safetensors
 
 TARGET = Path(__file__).parents[1] / "docs" / "capacity.md"
 TEMPLATE = Path(__file__).parent / "capacity_template.md"
-H100_BYTES, H100_BANDWIDTH, H100_FLOPS = 80e9, 3.35e12, 989e12
-"""Memory, memory bandwidth and dense bfloat16 FLOP/s of an H100 SXM, from NVIDIA's data sheet."""
+H100_BYTES, H100_BANDWIDTH = 80e9, 3.35e12
+"""Memory and memory bandwidth of an H100 SXM, from NVIDIA's data sheet."""
+MEAN_TOKENS = 3588
+"""Published mean of R1-Distill-Qwen-1.5B on MATH-500 (arXiv 2509.05226, table 2)."""
+SEGMENTS_PER_1000 = 9.3
+"""Of `segment_text` on 600 traces of that model (uzaymacar/understanding-reasoning-models), most of them cut off."""
+CLIENT_RATES = (680, 1360)
+"""Requests a second with prompts of 4,096 ids on two shared cores: bench.replicas with eight servers, bench.client."""
 QWEN: dict[str, Any] = {"model_type": "qwen2", "vocab_size": 152064, "tie_word_embeddings": False}
 LLAMA: dict[str, Any] = {"model_type": "llama", "vocab_size": 128256, "tie_word_embeddings": False}
 
@@ -65,29 +72,14 @@ PRESETS = {
 
 
 def hollow(folder: Path, config: dict[str, Any]) -> Checkpoint:
-    """A checkpoint without content: the header of its tensors, and a file as long as they would be."""
+    """A checkpoint of zeros that takes no room on disk."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "tokenizer.json").write_text("{}")
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
-    header, end = {}, 0
-    for name, tensor in model.state_dict().items():
-        begin, end = end, end + 2 * tensor.numel()
-        header[name] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    with (folder / "model.safetensors").open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + end)
+    write_safetensors(folder / "model.safetensors", {name: list(one.shape) for name, one in model.state_dict().items()})
     return Checkpoint.without_fingerprint(folder)
-
-
-MEAN_TOKENS = 3588
-"""Published mean of R1-Distill-Qwen-1.5B on MATH-500 (arXiv 2509.05226, table 2)."""
-SEGMENTS_PER_1000 = 9.3
-"""Of `segment_text` on 600 traces of that model (uzaymacar/understanding-reasoning-models), most of them cut off."""
-CLIENT_RATES = (680, 1360)
-"""Requests a second with prompts of 4,096 ids on two shared cores: bench.replicas with eight servers, bench.client."""
 
 
 class Server(NamedTuple):

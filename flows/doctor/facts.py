@@ -22,7 +22,7 @@ from conf.redaction import redacted
 from flows.doctor.checks import Builds, Gpu, Gpus, Version, visible_gpus
 from flows.doctor.services import Reply
 from models.checkpoints.files import first_line
-from models.inference.devices import on_cpu
+from models.inference.devices import VISIBLE, on_cpu
 from models.llm.endpoint import key_in
 
 COLUMNS = "index,uuid,name,driver_version,memory.total,memory.free"
@@ -35,7 +35,6 @@ TIMEOUT = 5.0
 """Seconds for a reply of a service."""
 SLOW = 120.0
 """Seconds for nvidia-smi, and for importing torch: both take long on a busy machine."""
-VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def read_gpus() -> Gpus:

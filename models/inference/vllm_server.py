@@ -379,9 +379,7 @@ def check_weight_sync(
         sum(abs(a - b) for a, b in zip(expected, served, strict=True)) for served in (before, after)
     )
     if error_after >= error_before / 2:
-        raise WeightSyncError(
-            f"{model.adapter or model.folder}: log-probs are no closer to the trainer's than before the swap"
-        )
+        raise WeightSyncError(f"{where}: log-probs are no closer to the trainer's than before the swap")
 
 
 def _has_ended_itself(code: int | None) -> bool:

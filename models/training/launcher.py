@@ -104,8 +104,7 @@ class TrainerJob(BaseModel):
     @property
     def processes(self) -> int:
         """One for each GPU, or fewer where the batch cannot be split evenly among them."""
-        gpus = max(1, len(visible_gpus()))
-        return next(count for count in range(gpus, 0, -1) if self.global_batch_size % count == 0)
+        return largest_divisor(self.global_batch_size, max(1, len(visible_gpus())))
 
 
 class TrainJob(TrainerJob):
@@ -234,5 +233,10 @@ def _figures(path: Path) -> list[dict[str, Any]]:
 def _smaller_batch(job: TrainerJob) -> int:
     """The largest number of rows for a forward pass that is at most half of those in use; 0 where that is one row."""
     rows = job.global_batch_size // job.processes
-    sizes = [size for size in range(1, job.per_device_train_batch_size + 1) if rows % size == 0]
-    return max((size for size in sizes if size <= sizes[-1] // 2), default=0)
+    in_use = largest_divisor(rows, job.per_device_train_batch_size)
+    return largest_divisor(rows, in_use // 2) if in_use > 1 else 0
+
+
+def largest_divisor(number: int, at_most: int) -> int:
+    """The largest divisor of `number` that is no larger than `at_most`."""
+    return next(size for size in range(min(number, at_most), 0, -1) if number % size == 0)

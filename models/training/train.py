@@ -29,7 +29,14 @@ from conf.errors import ReadableError
 from models.checkpoints.tokenizer import load_tokenizer
 from models.inference.devices import on_cpu
 from models.inference.vllm_server import SYNC_CHECK_FILE
-from models.training.launcher import GRADIENT_CHECKPOINTING, ROWS_LEFT_OVER, ExitReason, TrainerJob, TrainJob
+from models.training.launcher import (
+    GRADIENT_CHECKPOINTING,
+    ROWS_LEFT_OVER,
+    ExitReason,
+    TrainerJob,
+    TrainJob,
+    largest_divisor,
+)
 from models.training.simpo import IdsSimPOTrainer
 
 SYNC_CHECK_TOKENS = 64
@@ -126,7 +133,7 @@ def split_batch(global_batch_size: int, per_device: int, processes: int) -> tupl
         raise UnevenBatch(
             f"global_batch_size ({global_batch_size}) must be a multiple of the number of processes ({processes})"
         )
-    rows_each = next(size for size in range(min(per_device, rows), 0, -1) if rows % size == 0)
+    rows_each = largest_divisor(rows, per_device)
     return rows_each, rows // rows_each
 
 

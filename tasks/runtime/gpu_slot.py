@@ -20,6 +20,7 @@ from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.runtime import deployment
 
+from models.inference.devices import VISIBLE
 from tasks.runtime.progress import API_AWAY
 
 NODE_VARIABLE = "BREVITY_NODE"
@@ -72,7 +73,7 @@ class GpuSlot:
 def slot_name() -> str:
     """By node, and by the devices that this process may use. Containers have host names of their own, so there the
     node is named by BREVITY_NODE."""
-    devices = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    devices = os.environ.get(VISIBLE, "")
     node = os.environ.get(NODE_VARIABLE) or socket.gethostname()
     return f"gpu:{node}:{devices}" if devices else f"gpu:{node}"
 

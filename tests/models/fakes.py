@@ -7,6 +7,21 @@ from models.checkpoints.checkpoint import Checkpoint
 
 CONFIG = {"num_attention_heads": 2, "hidden_size": 8, "num_hidden_layers": 1}
 
+HEALTHY = """
+import http.server, socketserver, sys
+
+class Healthy(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+socketserver.UnixStreamServer(sys.argv[1], Healthy).serve_forever()
+"""
+"""Python that answers every health check, on the Unix socket that its first argument names; it imports sys."""
+
 
 def write_safetensors(path: Path, shapes: dict[str, list[int]]) -> None:
     """Writes a safetensors file of zeros with tensors of these shapes."""
@@ -18,7 +33,9 @@ def write_safetensors(path: Path, shapes: dict[str, list[int]]) -> None:
         header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [offset, offset + size]}
         offset += size
     blob = json.dumps(header).encode()
-    path.write_bytes(len(blob).to_bytes(8, "little") + blob + bytes(offset))
+    with path.open("wb") as file:
+        file.write(len(blob).to_bytes(8, "little") + blob)
+        file.truncate(8 + len(blob) + offset)  # zeros that take no room
 
 
 def fake_checkpoint(folder: Path, shapes: dict[str, list[int]] | None = None) -> Checkpoint:

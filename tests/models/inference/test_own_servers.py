@@ -11,27 +11,12 @@ from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
 from models.inference.dispatcher import ServerFailed
 from models.inference.own_servers import OwnServers
 from models.inference.vllm_server import ServerCannotStart, VllmServer
-from tests.models.fakes import fake_checkpoint
+from tests.models.fakes import HEALTHY, fake_checkpoint
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return fake_checkpoint(tmp_path_factory.mktemp("model"))
-
-
-HEALTHY = """
-import http.server, socketserver, sys
-
-class Healthy(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200)
-        self.end_headers()
-
-    def log_message(self, *_):
-        pass
-
-socketserver.UnixStreamServer(sys.argv[1], Healthy).serve_forever()
-"""
 
 
 def with_broken(monkeypatch: pytest.MonkeyPatch, broken: set[int]) -> None:

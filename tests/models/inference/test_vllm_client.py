@@ -16,7 +16,7 @@ from models.inference.vllm_server import (
     causes,
     check_weight_sync,
 )
-from tests.models.fakes import fake_checkpoint
+from tests.models.fakes import HEALTHY, fake_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -74,23 +74,17 @@ def test_a_server_that_was_killed_may_start_later(model: Checkpoint, tmp_path: P
     assert (error.type, server.commands) == (ServerFailed, 1)
 
 
-SECOND_TIME = """
-import http.server, pathlib, socketserver, sys
-
-class Healthy(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200)
-        self.end_headers()
-
-    def log_message(self, *_):
-        pass
+SECOND_TIME = (
+    """
+import pathlib, sys
 
 first = pathlib.Path(sys.argv[2], "first")
 if not first.exists():
     first.touch()
     raise OSError("no memory just now")
-socketserver.UnixStreamServer(sys.argv[1], Healthy).serve_forever()
 """
+    + HEALTHY
+)
 
 
 def test_a_server_that_ends_once_is_started_again(model: Checkpoint, tmp_path: Path):
