@@ -44,7 +44,8 @@ def visible_gpus() -> tuple[str, ...]:
     if on_cpu():
         return ()
     if (named := os.environ.get(VISIBLE)) is not None:
-        return tuple(name.strip() for name in named.split(",") if name.strip())
+        names = [name.strip() for name in named.split(",")]
+        return () if names[0] == "-1" else tuple(filter(None, names))  # -1 hides all
     import torch
 
     return tuple(map(str, range(torch.cuda.device_count())))

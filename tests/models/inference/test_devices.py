@@ -65,8 +65,9 @@ def test_the_visible_gpus_are_those_of_the_environment(monkeypatch: pytest.Monke
     assert visible_gpus() == ()  # the CPU build
     monkeypatch.setattr(devices, "on_cpu", lambda: False)
     assert visible_gpus() == server_gpus() == ("2", "5")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert visible_gpus() == ()
+    for hidden in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert visible_gpus() == ()
     monkeypatch.setenv("BREVITY_SERVER_GPUS", "1,2")
     assert server_gpus() == ("1", "2")
 
