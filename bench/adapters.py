@@ -28,7 +28,7 @@ from conf.engine import Engine
 from models.checkpoints.checkpoint import Checkpoint
 from models.inference.vllm_server import VllmServer
 from models.training.grpo import RL_SYNC_CHECK_TOKENS, write_weights
-from models.training.train import log_probs_of
+from models.training.weights import log_probs_of
 from reasoning.token_ids import TokenIds
 from tests.shapes import make_shape
 
@@ -63,12 +63,12 @@ def as_merged(model: Any, start: Checkpoint, folder: Path, ids: list[int]) -> Ch
         if f"{name}.weight" in weights and hasattr(layer, "get_delta_weight"):
             weights[f"{name}.weight"] += layer.get_delta_weight("default").detach()
     merged.load_state_dict(weights)
-    write_weights(merged, start.tokenizer, folder, ids)
+    write_weights(merged, start, folder, ids)
     return Checkpoint.open(folder)
 
 
 def as_adapters(model: Any, start: Checkpoint, folder: Path, ids: list[int]) -> Checkpoint:
-    write_weights(model, start.tokenizer, folder, ids)
+    write_weights(model, start, folder, ids)
     return start.with_adapter(folder)
 
 

@@ -10,7 +10,7 @@ from conf.base import Positive, PositiveFloat, Settings, Share
 
 
 class Lora(Settings):
-    """Trains LoRA adapters on all linear layers and merges them into the saved checkpoint."""
+    """LoRA adapters on all linear layers. They are saved and served as adapters; `brevity export` merges them."""
 
     RENAMED: ClassVar[dict[str, str]] = {"rank": "r"}
 
@@ -20,6 +20,9 @@ class Lora(Settings):
     """Scaling of the adapters (PEFT's `lora_alpha`). Not from the paper."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout in the adapters. Not from the paper."""
+    merge: bool = False
+    """Saves the whole model with the adapters merged, for an architecture whose adapters vLLM cannot serve, or for
+    faster sampling: many gigabytes instead of some megabytes. Not from the paper."""
 
 
 class Training(Settings):

@@ -30,6 +30,7 @@ from flows import commands
 ALL = sorted(PIPELINES)
 PROMPTED = sorted(name for name, settings in PIPELINES.items() if issubclass(settings, Prompted))
 FORMATS = ("table", "md", "csv", "parquet")
+DTYPES = ("float32", "bfloat16", "float16")
 MODEL = "as in the settings: a folder, owner/name on the hub, or tiny"
 COMPLETION = """Completion with the Tab key: eval "$(register-python-argcomplete brevity)" in ~/.bashrc or ~/.zshrc."""
 SCHEMA = """Editors that read JSON schemas of TOML (taplo, Even Better TOML) complete a preset:
@@ -207,6 +208,11 @@ def _add_models(subparsers: Commands) -> None:
     fingerprint.add_argument("model", help=MODEL)
     fingerprint.add_argument("--dtype", default=Engine().dtype, help="as in the settings (default: %(default)s)")
     fingerprint.set_defaults(act=commands.fingerprint)
+    export = subparsers.add_parser("export", help="write a trained model as one folder, adapters merged")
+    export.add_argument("model", help="a trained model's folder, which the run's report names")
+    export.add_argument("folder", help="where to write; must not exist")
+    export.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="default: %(default)s")
+    export.set_defaults(act=commands.export)
     check = subparsers.add_parser("check-model", help="show how a run would use a model; starts nothing")
     check.add_argument("model", help=MODEL)
     _add_pipeline(check, "--pipeline", PROMPTED, default="dto", help=f"one of {', '.join(PROMPTED)} (default: dto)")

@@ -125,6 +125,15 @@ def fingerprint(options: Namespace) -> None:
     print(Checkpoint.open(found_checkpoint(options.model), options.dtype).fingerprint)
 
 
+def export(options: Namespace) -> None:
+    """Writes a model as one folder, adapters merged."""
+    from models.checkpoints.checkpoint import Checkpoint, found_checkpoint
+    from models.training.export import export as write
+
+    write(Checkpoint.open(found_checkpoint(options.model)), Path(options.folder), options.dtype)
+    print(f"{options.folder} holds the whole model in {options.dtype}")
+
+
 def check_model(options: Namespace) -> None:
     """Prints how a run would use a model: prompt, tags, end tokens, sizes, memory."""
     loaded = _load(options, f"model={json.dumps(options.model)}")

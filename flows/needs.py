@@ -10,11 +10,11 @@ from conf.cot_distillation import CotDistillation
 from conf.dto import Dto
 from conf.engine import Engine
 from conf.llm import Llm
-from conf.long_short import LongShort
+from conf.long_short import Grpo, LongShort
 from conf.multi_seed import MultiSeed, experiment
 from conf.problems import Hub
 from conf.prompts import BUNDLED
-from conf.training import Training
+from conf.training import Lora, Training
 from flows.doctor.checks import GpuUse
 from models.checkpoints.checkpoint import Checkpoint, is_on_hub
 from models.checkpoints.memory_estimates import grpo_bytes, least_serving_bytes, trained_parameters, training_bytes
@@ -95,23 +95,29 @@ def _grpo(model: Checkpoint, run: LongShort, before: str, has_own_gpu: bool) -> 
 
 
 def disk_bytes(settings: Settings, model: Checkpoint) -> float:
-    """Every trained model in float32, and the trainer's state (12 bytes per trained parameter) twice, while a new one
-    replaces the old. GRPO also keeps its current and its best weights, or adapters."""
+    """Every trained model in float32, or its adapters, and the trainer's state (12 bytes per trained parameter) twice,
+    while a new one replaces the old. GRPO also keeps its current and its best weights, or adapters."""
     run = experiment(settings)
-    grpo = [run.rl] if isinstance(run, LongShort) else []
-    state = max((trained_parameters(model, how.lora) for how in [*sections(run, Training), *grpo]), default=0)
+    trainings = trained_models(run)
     seeds = len(settings.seeds) if isinstance(settings, MultiSeed) else 1
-    kept = trained_models(run) * seeds * sum(model.tensor_sizes.values())
-    kept += sum(2 * trained_parameters(model, how.lora) for how in grpo)
-    return 4 * kept + 2 * 12 * state
+    saved = sum(_saved_parameters(model, how.lora) for how in trainings) * seeds
+    saved += 2 * trained_parameters(model, run.rl.lora) if isinstance(run, LongShort) else 0
+    state = max((trained_parameters(model, how.lora) for how in trainings), default=0)
+    return 4 * saved + 2 * 12 * state
 
 
-def trained_models(run: Any) -> int:
-    """Number of checkpoints that a run makes."""
+def _saved_parameters(model: Checkpoint, lora: Lora | None) -> int:
+    """Of a trained model."""
+    return trained_parameters(model, None if lora and lora.merge else lora)
+
+
+def trained_models(run: Any) -> list[Training | Grpo]:
+    """How each checkpoint is trained that a run makes."""
     if isinstance(run, Dto):
-        return 1 + len(run.controls.trained)
-    if isinstance(run, CotDistillation):  # SFT and DPO; ratings shuffled: both once more
-        return 2 + sum({"dpo": 1, "sft-uncompressed": 1, "shuffled-ratings": 2}.get(name, 0) for name in run.variants)
+        return [run.training] * (1 + len(run.controls.trained))
+    if isinstance(run, CotDistillation):  # ratings shuffled: both once more
+        more = {"dpo": [run.dpo], "sft-uncompressed": [run.sft], "shuffled-ratings": [run.sft, run.dpo]}
+        return [run.sft, run.dpo, *(how for name in run.variants for how in more.get(name, ()))]
     if isinstance(run, LongShort):
-        return 2 + len(run.rl.rounds) + run.one_model
-    return 0
+        return [run.sft, run.sft, *[run.rl] * (len(run.rl.rounds) + run.one_model)]
+    return []

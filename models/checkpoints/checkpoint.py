@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conf.prompts import BUNDLED, Prompt
+from models.checkpoints.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, holds_adapters, read_adapter_config
 from models.checkpoints.files import CheckpointError, all_shapes, first_line, read_json, weight_files
 from models.checkpoints.prompting import ChatPrompts, content_of
 from models.checkpoints.token_texts import TokenReader
@@ -40,6 +41,7 @@ class Checkpoint:
     """A checkpoint folder and the digest of everything that determines its samples."""
 
     folder: Path
+    """Of the weights."""
     fingerprint: str
     prompt: Prompt = field(default=Prompt(), compare=False)
     """The run's prompt settings; not part of the fingerprint, since a server accepts any prompt."""
@@ -47,17 +49,25 @@ class Checkpoint:
     """Folder of LoRA adapters on top of the weights in `folder`, as PEFT writes it."""
     base: Checkpoint | None = field(default=None, compare=False)
     """With adapters: the same model without them."""
+    name: str = field(default="", compare=False)
+    """Of the weights, as settings name them; empty for weights that a run has trained."""
 
     def with_adapter(self, adapter: Path) -> Checkpoint:
-        """This model with LoRA adapters. What is already loaded of it is shared; its weights are not read again."""
-        config = read_json(adapter / "adapter_config.json")
+        """This model with these LoRA adapters alone. What is already loaded of it is shared; its weights are not read
+        again. Raises CheckpointError."""
+        config, plain = read_adapter_config(adapter), self.base or self
         # PEFT writes the names of the modules in another order in each process.
-        identity = [config["r"], config["lora_alpha"], *sorted(config["target_modules"])]
-        digest = hashlib.sha256(f"{self.fingerprint};{identity};".encode())
-        digest.update(_file_digest(adapter / "adapter_model.safetensors").encode())
-        made = replace(self, fingerprint=digest.hexdigest(), adapter=adapter, base=self)
+        identity = [config.r, config.scale, *sorted(config.target_modules)]
+        digest = hashlib.sha256(f"{plain.fingerprint};{identity};".encode())
+        digest.update(_file_digest(adapter / ADAPTER_WEIGHTS).encode())
+        made = replace(self, fingerprint=digest.hexdigest(), adapter=adapter, base=plain)
         made.__dict__.update({name: value for name, value in self.__dict__.items() if name not in made.__dict__})
         return made
+
+    @property
+    def path(self) -> Path:
+        """The folder that it is opened by: of its adapters, or of its weights."""
+        return self.adapter or self.folder
 
     @property
     def weights_fingerprint(self) -> str:
@@ -66,7 +76,11 @@ class Checkpoint:
 
     @classmethod
     def open(cls, folder: Path, numerics: str = "float32", prompt: Prompt | None = None) -> Checkpoint:
-        """`numerics`: see `Engine.numerics`. Raises CheckpointError naming what is missing in `folder`."""
+        """The model in `folder`, or that of the adapters in it. `numerics`: see `Engine.numerics`. Raises
+        CheckpointError naming what is missing in `folder`."""
+        if holds_adapters(folder):
+            base = cls.open(weights_folder(folder), numerics, prompt)
+            return replace(base, name=read_adapter_config(folder).base_model_name_or_path).with_adapter(folder)
         digest = hashlib.sha256(numerics.encode())
         for path in _identifying_files(folder):
             digest.update(f"{path.name}:{_file_digest(path)};".encode())
@@ -74,9 +88,10 @@ class Checkpoint:
 
     @classmethod
     def without_fingerprint(cls, folder: Path) -> Checkpoint:
-        """For its sizes alone: no weights are read. Raises CheckpointError as `open` does."""
-        _identifying_files(folder)
-        return cls(folder, "")
+        """For its sizes alone, without adapters: no weights are read. Raises CheckpointError as `open` does."""
+        weights = weights_folder(folder)
+        _identifying_files(weights)
+        return cls(weights, "")
 
     def check(self) -> None:
         """Tests tokenizer and chat template. Raises CheckpointError for what would otherwise fail hours later."""
@@ -253,6 +268,19 @@ def _identifying_files(folder: Path) -> list[Path]:
             read_json(path)
     all_shapes(folder)
     return files + weight_files(folder)
+
+
+def weights_folder(folder: Path) -> Path:
+    """`folder`, or, if it holds adapters, that of the model that they belong to. Raises CheckpointError."""
+    if not holds_adapters(folder):
+        return folder
+    name = read_adapter_config(folder).base_model_name_or_path
+    found = found_checkpoint(name)
+    if holds_adapters(found):
+        raise CheckpointError(
+            f"{folder / ADAPTER_CONFIG}: {first_line(name)} holds adapters, too; name the model that they belong to"
+        )
+    return found
 
 
 def is_on_hub(name: str) -> bool:

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig
 
-from models.checkpoints.files import read_json
+from models.checkpoints.adapters import read_adapter_config
 
 REL_TOLERANCE = 1e-13
 """Relative tolerance, for different orders of summation. Even among 10⁹ weights, a single weight changed by one unit in
@@ -39,8 +39,7 @@ def checksum_of_folder(folder: Path, dtype: str) -> list[float]:
 
 def checksum_of_adapter(folder: Path, dtype: str) -> list[float]:
     """`weight_checksum` of LoRA adapters cast to `dtype`, their scale merged into the second matrix as vLLM does."""
-    config = read_json(folder / "adapter_config.json")
-    scale = config["lora_alpha"] / config["r"]
+    scale = read_adapter_config(folder).scale
     cast = ((name, weight.to(getattr(torch, dtype))) for name, weight in _weights(folder))
     return weight_checksum(weight * scale if ".lora_B." in name else weight for name, weight in cast)
 

@@ -21,8 +21,8 @@ import httpx
 
 from conf.engine import Engine as EngineSettings
 from conf.errors import ReadableError
+from models.checkpoints.adapters import read_adapter_config
 from models.checkpoints.checkpoint import Checkpoint
-from models.checkpoints.files import read_json
 from models.checkpoints.tokenizer import is_loaded_wrongly
 from models.inference.connections import UNIX, client
 from models.inference.devices import VISIBLE, on_cpu
@@ -344,11 +344,11 @@ def block_size() -> int:
 
 def rank_of(model: Checkpoint) -> int:
     """Rank of its adapters; 0 without."""
-    return int(read_json(model.adapter / "adapter_config.json")["r"]) if model.adapter else 0
+    return read_adapter_config(model.adapter).r if model.adapter else 0
 
 
 def _sync_check_of(model: Checkpoint) -> dict[str, Any] | None:
-    path = (model.adapter or model.folder) / SYNC_CHECK_FILE
+    path = model.path / SYNC_CHECK_FILE
     return json.loads(path.read_text()) if path.is_file() else None
 
 
@@ -367,7 +367,7 @@ def check_weight_sync(
     is the checkpoint's. Then only the mean difference is checked: half precision can be far off at an unlikely token
     and hides a small update everywhere. So it is in half precision after a start.
     """
-    where, differences = model.adapter or model.folder, [abs(a - b) for a, b in zip(expected, after, strict=True)]
+    where, differences = model.path, [abs(a - b) for a, b in zip(expected, after, strict=True)]
     is_started_in_half_precision = before is None and tolerance > SYNC_CHECK_TOLERANCE["float32"]
     is_mean = checksum_matches or is_started_in_half_precision
     difference = sum(differences) / len(differences) if is_mean else max(differences)

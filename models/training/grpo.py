@@ -28,12 +28,12 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.nn.functional import pad
-from transformers import AutoModelForCausalLM
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from conf.errors import ReadableError
 from conf.sampling import Sampling
+from models.checkpoints.adapters import holds_adapters, read_adapter_config
 from models.checkpoints.checkpoint import Checkpoint
 from models.files import atomic_write
 from models.inference.devices import TooFewGpus
@@ -49,13 +49,13 @@ from models.training.train import (
     SYNC_CHECK_TOKENS,
     ProgressCallback,
     last_complete_checkpoint,
-    log_probs_of,
     lora_config,
     record_exit_reason,
     save,
     uses_gradient_checkpointing,
     validate_device,
 )
+from models.training.weights import load_model, log_probs_of, save_adapters
 from reasoning.answers.verifier import Verifier
 from reasoning.dialogue import Speaker
 from reasoning.records import Problem, Verdict
@@ -336,8 +336,8 @@ class RolloutFunction:
         atomic_write(self._job.work / "training_health.json", json.dumps([one.model_dump() for one in self.history]))
         reason = collapse(self.history, rl.collapse_limits)
         if not reason and is_best(self.history):
-            atomic_write(self._job.work / "best", str(policy.adapter or policy.folder))
-        self._remove_old_weights(policy.adapter or policy.folder)
+            atomic_write(self._job.work / "best", str(policy.path))
+        self._remove_old_weights(policy.path)
         self.metrics |= {
             "dialogue_tokens": tokens,
             "cap_hit": sum(one.hit_cap for one in dialogues) / count,
@@ -375,7 +375,7 @@ class RolloutFunction:
             return self._start
         folder = self._weights / str(step)
         model = trainer.accelerator.unwrap_model(trainer.model)
-        write_weights(model, trainer.processing_class, folder, self.sync_check_ids)
+        write_weights(model, self._start, folder, self.sync_check_ids)
         if isinstance(model, PeftModel):
             return self._start.with_adapter(folder)
         return Checkpoint.open(folder, self._job.engine.numerics, self._job.prompt)
@@ -387,19 +387,20 @@ class RolloutFunction:
                 shutil.rmtree(folder)
 
 
-def write_weights(model: Any, tokenizer: Any, folder: Path, token_ids: list[int]) -> None:
-    """Writes the adapters of the model, or all its weights if it has none, in float32, with the log-probs of
-    `token_ids` as sync check; atomic."""
+def write_weights(model: Any, start: Checkpoint, folder: Path, token_ids: list[int]) -> None:
+    """Writes what `start` has become, in float32: the adapters of the model, joined with those of `start`, or all its
+    weights if it has none. With the log-probs of `token_ids` as sync check; atomic."""
     hidden = folder.with_name(f".{folder.name}")
     for old in (hidden, folder):
         shutil.rmtree(old, ignore_errors=True)
     if isinstance(model, PeftModel):
-        model.save_pretrained(str(hidden), save_embedding_layers=False)
-        plain, weights = model.get_base_model(), get_peft_model_state_dict(model, save_embedding_layers=False)
+        plain, config = model.get_base_model(), model.peft_config["default"]
+        adapters = get_peft_model_state_dict(model, save_embedding_layers=False)
+        weights: Mapping[str, torch.Tensor] = save_adapters(adapters, config, start.path, str(start.folder), hidden)  # type: ignore[arg-type]
     else:
         plain, weights = model, model.state_dict()
         plain.save_pretrained(hidden)
-        tokenizer.save_pretrained(hidden)
+        start.tokenizer.save_pretrained(hidden)
     (hidden / SYNC_CHECK_FILE).write_text(
         json.dumps({"token_ids": token_ids, "log_probs": log_probs_of(plain, token_ids)})
     )
@@ -478,9 +479,12 @@ def main(job: GrpoJob) -> None:
     """Runs the job with vLLM servers of its own."""
     validate_device()
     with ExitStack() as stack:
-        rank = job.lora.r if job.lora else 0
         engines = [
-            OwnServers(job.engine, job.work / f"vllm-{index}.log", lora_rank=rank if index == trained_index(job) else 0)
+            OwnServers(
+                job.engine,
+                job.work / f"vllm-{index}.log",
+                lora_rank=lora_rank(job) if index == trained_index(job) else 0,
+            )
             for index in range(2 if job.partner else 1)
         ]
         store, verifier = RolloutStore(os.environ[STORE_VARIABLE]), Verifier()
@@ -499,7 +503,7 @@ def train_grpo(job: GrpoJob, engines: Sequence[Engine], store: RolloutStore, ver
     order = problem_order(list(problems), job)
     rollout_function = RolloutFunction(job, start, problems, engines, partner, store, verifier)
     trainer = MemorySavingGRPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32),
+        model=load_model(job.model),
         args=grpo_config(job),
         reward_funcs=reward_functions(),  # type: ignore[arg-type]
         train_dataset=Dataset.from_dict({"prompt": order}),
@@ -526,6 +530,12 @@ def problem_order(names: Sequence[str], job: GrpoJob) -> list[str]:
         shuffled = rng.sample(list(names), len(names))
         order += shuffled[: len(names) // job.rl.problems_per_step * job.rl.problems_per_step]
     return order[: job.rl.max_steps * job.rl.problems_per_step]
+
+
+def lora_rank(job: GrpoJob) -> int:
+    """Of the adapters that are served in training: its own, joined with those that it starts from; 0 if it has none."""
+    before = read_adapter_config(job.model).r if holds_adapters(job.model) else 0
+    return before + job.lora.r if job.lora else 0
 
 
 def trained_index(job: GrpoJob) -> int:

@@ -17,6 +17,7 @@ from conf.errors import ReadableError
 from conf.long_short import Grpo, Protocol, Who
 from conf.prompts import Prompt
 from conf.training import Lora
+from models.checkpoints.checkpoint import Checkpoint
 from models.inference.devices import SERVERS_VARIABLE, VISIBLE, beside_trainer, visible_gpus
 from models.processes import GuardedProcess, threads
 
@@ -68,6 +69,10 @@ class TrainerJob(BaseModel):
     """The module to launch."""
 
     model: Path
+    """Folder of the model to train: whole, or adapters on another one."""
+    base_model: str = ""
+    """What adapters are saved for, as settings name it: the model in `model`, or that of its adapters. If empty, a
+    whole model is saved, with adapters merged."""
     rows: Path
     """Parquet."""
     output: Path
@@ -155,6 +160,12 @@ class GrpoJob(TrainerJob):
     @property
     def processes(self) -> int:
         return 1
+
+
+def saved_on(start: Checkpoint, lora: Lora | None) -> str:
+    """The model that adapters are saved for; empty where a whole model is saved: without adapters, if they are to be
+    merged, and on weights that a run has trained, which have no name."""
+    return start.name if lora and not lora.merge else ""
 
 
 class TrainingFailed(ReadableError):

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import TrainerCallback
 from trl.experimental.cpo import CPOConfig
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
@@ -26,6 +26,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from conf.errors import ReadableError
+from models.checkpoints.checkpoint import weights_folder
 from models.checkpoints.tokenizer import load_tokenizer
 from models.inference.devices import on_cpu
 from models.inference.vllm_server import SYNC_CHECK_FILE
@@ -38,6 +39,7 @@ from models.training.launcher import (
     largest_divisor,
 )
 from models.training.simpo import IdsSimPOTrainer
+from models.training.weights import load_model, log_probs, save_adapters
 
 SYNC_CHECK_TOKENS = 64
 SHARDED_PARTS = ("pytorch_model_fsdp_0", "optimizer_0")
@@ -94,8 +96,8 @@ def main(job: TrainJob) -> None:
     torch.manual_seed(job.seed)
     rows = Dataset.from_parquet(str(job.rows))
     validate_trains(job, len(rows))
-    tokenizer = load_tokenizer(job.model)
-    model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
+    tokenizer = load_tokenizer(weights_folder(job.model))
+    model = load_model(job.model)
     left_over = len(rows) % rows_together(job)
     build = {"simpo": _simpo, "sft": _sft, "dpo": _dpo}[job.method]
     trainer = build(job, model, tokenizer, rows)
@@ -266,7 +268,7 @@ class IdsDPOTrainer(DPOTrainer):
 def _dpo(job: TrainJob, model: Any, tokenizer: Any, rows: Dataset) -> IdsDPOTrainer:
     config = DPOConfig(**_arguments(job), beta=job.beta)
     # With a LoRA adapter, the reference is the model without it.
-    reference = None if job.lora else AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
+    reference = None if job.lora else load_model(job.model)
     return IdsDPOTrainer(
         model=model,
         ref_model=reference,
@@ -297,12 +299,18 @@ def save(job: TrainerJob, trainer: Any, tokenizer: Any, token_ids: list[int]) ->
     weights = trainer.accelerator.get_state_dict(trainer.model)
     if not trainer.accelerator.is_main_process:
         return
-    model = whole_model(job, trainer.accelerator.unwrap_model(trainer.model), weights)
-    if job.dtype == "bfloat16":
-        model.to(torch.bfloat16)
-    model.save_pretrained(job.output)
-    tokenizer.save_pretrained(job.output)
-    del model, weights  # the check loads another copy into host memory
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    if isinstance(trained, PeftModel) and job.base_model:
+        adapters = get_peft_model_state_dict(trained, state_dict=weights, save_embedding_layers=False)
+        save_adapters(adapters, trained.peft_config["default"], job.model, job.base_model, job.output)  # type: ignore[arg-type]
+    else:
+        model = whole_model(job, trained, weights)
+        if job.dtype == "bfloat16":
+            model.to(torch.bfloat16)
+        model.save_pretrained(job.output)
+        tokenizer.save_pretrained(job.output)
+        del model
+    del weights  # the check loads another copy into host memory
     sync_check = {"token_ids": token_ids, "log_probs": log_probs(job.output, token_ids)}
     (Path(job.output) / SYNC_CHECK_FILE).write_text(json.dumps(sync_check))
 
@@ -310,7 +318,7 @@ def save(job: TrainerJob, trainer: Any, tokenizer: Any, token_ids: list[int]) ->
 def whole_model(job: TrainerJob, trained: Any, weights: dict[str, torch.Tensor]) -> Any:
     """The trained model in this process's memory, adapters merged. `weights`: all of `trained`, which may have only a
     part of them."""
-    model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
+    model = load_model(job.model)
     if not isinstance(trained, PeftModel):
         model.load_state_dict(weights)
         return model
@@ -320,24 +328,6 @@ def whole_model(job: TrainerJob, trained: Any, weights: dict[str, torch.Tensor])
     if missed := [*loaded.unexpected_keys, *(name for name in loaded.missing_keys if ".lora_" in name)]:
         raise RuntimeError(f"adapters were not merged: {', '.join(missed[:3])}")
     return adapted.merge_and_unload()
-
-
-def log_probs(folder: Path, token_ids: list[int]) -> list[float]:
-    """Log-prob of each token but the first under the weights on disk, in float32: the trainer's own forward may run in
-    bf16."""
-    return log_probs_of(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), token_ids)
-
-
-@torch.no_grad()
-def log_probs_of(model: Any, token_ids: list[int]) -> list[float]:
-    """Log-prob of each token but the first under a model in memory, in its own precision: bypasses the trainer's
-    bfloat16 wrapper."""
-    was_training = model.training
-    model.eval()
-    batch = torch.tensor([token_ids], device=model.device)
-    logits = type(model).forward(model, input_ids=batch).logits.float()
-    model.train(was_training)
-    return logits.log_softmax(-1)[0, :-1].gather(1, batch[0, 1:, None])[:, 0].tolist()
 
 
 def record_exit_reason(job: J, do: Callable[[J], None]) -> None:

@@ -10,13 +10,17 @@ import inspect
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from conf.base import sections
 from conf.llm import Llm
+from conf.training import Lora
+from models.checkpoints.checkpoint import Checkpoint
+from models.checkpoints.memory_estimates import adapter_size
+from models.training.launcher import saved_on
 from tasks.runtime import prediction
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.cache_files import CacheFiles
@@ -66,6 +70,8 @@ class PlannedArtifact:
     rows: Figure
     new_share: float
     bytes: Figure
+    model: Checkpoint | None
+    """Of a checkpoint: its architecture and, if it is adapters, the name of their model."""
 
 
 class Planner:
@@ -128,12 +134,13 @@ class Planner:
         rows_of = self._rows_to_compare(ctx, call, results)
         pilot = prediction.choose_pilot(call, results, rows_of, self._sizes, self._index.object_bytes)
         share = prediction.new_share(call, results, rows_of)
-        predicted = prediction.predict(call, pilot, share, self._model_bytes(ctx, call))
+        model = self._trained_model(ctx, call, inputs)
+        predicted = prediction.predict(call, pilot, share, self._model_bytes(call, inputs, model))
         self._add(step, inputs, StepState.TO_RUN, why, predicted)
         kind = "checkpoint" if step.kind == "training" else PLANNED
         digest, rows = f"{PLANNED}-{ctx.key.rpartition('-')[2]}", predicted.rows_out
         ref = ArtifactRef(kind=kind, uri="", digest=digest, rows=round(rows.value))
-        self._planned[ctx.key] = PlannedArtifact(ref, rows, share, predicted.bytes)
+        self._planned[ctx.key] = PlannedArtifact(ref, rows, share, predicted.bytes, model)
         return ref
 
     def _call(self, step: Step, ctx: StepContext, inputs: dict[str, Any]) -> StepCall:
@@ -175,16 +182,32 @@ class Planner:
                 self._rows[name] = [_digest(row) for row in ctx.artifacts.plain_rows(ref)]
         return self._rows[name]
 
-    def _model_bytes(self, ctx: StepContext, call: StepCall) -> Figure:
-        """Size of the checkpoint that a training makes of its first model."""
-        model = next((given.ref for given in call.inputs.values() if given.is_model), None)
-        if model is None or call.kind != "training":
+    def _trained_model(self, ctx: StepContext, call: StepCall, inputs: dict[str, Any]) -> Checkpoint | None:
+        """The checkpoint that a training will make, as far as it is known: without a name where it is saved whole."""
+        start = _start_of(call)
+        if start is None:
+            return None
+        planned = self._planned_as(start)
+        model = planned.model if planned else ctx.resources.checkpoint(start)
+        return replace(model, name=saved_on(model, next(sections(inputs, Lora), None))) if model else None
+
+    def _model_bytes(self, call: StepCall, inputs: dict[str, Any], made: Checkpoint | None) -> Figure:
+        """Size of `made`; adapters are joined with those that it starts from."""
+        start, lora = _start_of(call), next(sections(inputs, Lora), None)
+        if made is None or start is None:
             return prediction.UNKNOWN
-        if planned := self._planned_as(model):
-            return planned.bytes
-        if stored := self._index.object_bytes.get(model.fingerprint()):
-            return Figure(stored)
-        return Figure(FLOAT32 * sum(ctx.resources.checkpoint(model).tensor_sizes.values()))
+        if lora is None or not made.name:
+            return Figure(FLOAT32 * sum(made.tensor_sizes.values()))
+        planned = self._planned_as(start)
+        stored = self._index.object_bytes.get(start.fingerprint(), 0)
+        earlier = planned.bytes if planned else Figure(stored if made.adapter else 0)
+        return prediction.total([earlier, Figure(FLOAT32 * adapter_size(made, lora))])
+
+
+def _start_of(call: StepCall) -> ArtifactRef | None:
+    """The model that a training starts from."""
+    models = (given.ref for given in call.inputs.values() if given.is_model)
+    return next(models, None) if call.kind == "training" else None
 
 
 def read_index(root: str) -> CacheIndex:

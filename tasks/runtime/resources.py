@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 from conf.engine import Engine as EngineSettings
 from conf.llm import Llm
-from conf.prompts import Prompt
+from conf.prompts import BUNDLED, Prompt
 from conf.retries import Retries
-from models.checkpoints.checkpoint import Checkpoint, found_checkpoint
+from models.checkpoints.adapters import holds_adapters, read_adapter_config
+from models.checkpoints.checkpoint import Checkpoint, found_checkpoint, is_on_hub
 from models.inference.devices import described, on_cpu, replica_gpus, visible_gpus
 from models.inference.engine import Engine, FailedRequest
 from models.inference.remote_servers import RemoteServers
@@ -117,17 +119,26 @@ class Resources:
 
         Raises CheckpointError when it is incomplete, unsupported or unavailable.
         """
-        checkpoint = self._open(found_checkpoint(name))
+        folder = found_checkpoint(name)
+        checkpoint = self._open(folder)
+        if not checkpoint.name:
+            checkpoint = replace(checkpoint, name=name if name == BUNDLED or is_on_hub(name) else str(folder))
         checkpoint.check()
         if unread := checkpoint.prompts.unread:
             self._warn(f"the chat template of {name} does not read {', '.join(unread)} of prompt.template_arguments")
         self._checkpoints[checkpoint.fingerprint] = checkpoint
         self._base.add(checkpoint.fingerprint)
         return ArtifactRef(
-            kind="base-model", uri=str(checkpoint.folder), digest=checkpoint.fingerprint, rows=1, label=Path(name).name
+            kind="base-model", uri=str(checkpoint.path), digest=checkpoint.fingerprint, rows=1, label=Path(name).name
         )
 
     def _open(self, folder: Path) -> Checkpoint:
+        """Adapters share what is loaded of their model."""
+        if holds_adapters(folder):
+            name = read_adapter_config(folder).base_model_name_or_path
+            for opened in self._checkpoints.values():
+                if opened.name == name:
+                    return opened.with_adapter(folder)
         return Checkpoint.open(folder, self.engine_settings.numerics, self.prompt)
 
     def checkpoint(self, ref: ArtifactRef) -> Checkpoint:

@@ -18,6 +18,7 @@ from models.training.launcher import (
     TrainingFailed,
     TrainJob,
     job_paths,
+    saved_on,
 )
 from reasoning.records import Demonstration, Pair, Usage
 from tasks.runtime.artifacts import ArtifactRef
@@ -88,10 +89,10 @@ def _fit(
     **objective: Any,
 ) -> ArtifactRef:
     """Trains `model` on `rows`. `lengths`: tokens of each text of an epoch. `objective`: settings of `method` alone."""
-    shape = ctx.resources.checkpoint(model).shape
+    start = ctx.resources.checkpoint(model)
 
     def usage(figures: Sequence[dict[str, Any]]) -> Usage:
-        flops = training.num_train_epochs * shape.training_flops(
+        flops = training.num_train_epochs * start.shape.training_flops(
             lengths,
             are_weights_frozen=bool(training.lora),
             gradient_checkpointing=any(line.get(GRADIENT_CHECKPOINTING) for line in figures),
@@ -111,7 +112,8 @@ def _fit(
         counts=left_over,
         make_job=lambda scratch: TrainJob(
             method=method,
-            model=ctx.resources.checkpoint(model).folder,
+            model=start.path,
+            base_model=saved_on(start, training.lora),
             rows=ctx.artifacts.local_path(rows),
             **job_paths(scratch),
             seed=seed,

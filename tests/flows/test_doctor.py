@@ -416,8 +416,10 @@ def test_disk_of_a_run(model: Checkpoint, kind: Any, preset: str, changes: list[
     assert disk_bytes(load(kind, preset, changes), model) == weights * 160 + 24 * state
 
 
-def test_the_state_of_adapters_is_small(two_matrices: Checkpoint):
-    assert disk_bytes(load(Dto, "tiny", ["training.lora.r=2"]), two_matrices) == 4 * 104 + 24 * 32
+@pytest.mark.parametrize(("merge", "saved"), [("false", 32), ("true", 104)])
+def test_adapters_and_their_state_are_small(two_matrices: Checkpoint, merge: str, saved: int):
+    settings = load(Dto, "tiny", ["training.lora.r=2", f"training.lora.merge={merge}"])
+    assert disk_bytes(settings, two_matrices) == 4 * saved + 24 * 32
 
 
 def test_what_presets_need_of_services():
@@ -425,7 +427,7 @@ def test_what_presets_need_of_services():
     assert model_names(settings) == [f"deepseek-ai/DeepSeek-R1-Distill-Qwen-{size}B" for size in ("1.5", "7")]
     assert data_sets(settings)[:2] == ["nvidia/OpenMathReasoning", "HuggingFaceH4/aime_2024"]
     assert [llm.url for llm in llms(settings)] == ["https://api.openai.com/v1"]
-    assert trained_models(settings) == 6
+    assert len(trained_models(settings)) == 6
     assert model_names(load(LongShort, "paper-qwen2.5-7b"))[1] == "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"
 
 

@@ -16,13 +16,15 @@ from conf.dto import Dto
 from conf.load import load
 from conf.long_short import LongShort
 from conf.multi_seed import MultiSeed
+from conf.training import Lora
 from flows import plan as plan_command
 from flows.cli import main
 from flows.cot_distillation import run_cot_distillation
 from flows.dto import run_dto
 from flows.long_short import run_long_short
 from flows.plan import CannotPlan, plan, print_plan
-from models.checkpoints.checkpoint import Checkpoint
+from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
+from models.checkpoints.memory_estimates import adapter_size
 from models.inference.engine import Completion, Request
 from models.inference.scripted_engine import ScriptedEngine
 from models.training.launcher import TrainerJob
@@ -345,3 +347,22 @@ def test_a_model_that_is_not_here_is_not_downloaded(tmp_path: Path, monkeypatch:
     with pytest.raises(CannotPlan, match="`brevity check-model owner/name` downloads it"):
         DTO.plan(tmp_path / "root", "model=owner/name")
     assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "written"),
+    [
+        (("sft.lora.r=8", "dpo.lora.r=4"), (8, 12)),  # those of DPO are joined with those of SFT
+        (("sft.lora.r=8", "dpo.lora.r=4", "dpo.lora.merge=true"), (8, None)),
+        (("dpo.lora.r=4",), (None, None)),  # on weights that the run has trained
+        (("sft.lora.r=8",), (8, None)),
+    ],
+)
+def test_adapters_count_as_such_and_whole_models_as_whole(
+    changes: tuple[str, ...], written: tuple[int | None, int | None], tmp_path: Path
+):
+    tiny = Checkpoint.open(TINY_MODEL)
+    steps = {step.step: step for step in PIPELINES["cot-distillation"].plan(tmp_path, *changes)}
+    for name, rank in zip(("train-sft", "train-dpo"), written, strict=True):
+        parameters = adapter_size(tiny, Lora(r=rank)) if rank else sum(tiny.tensor_sizes.values())
+        assert steps[name].predicted.bytes.value == 4 * parameters, name

@@ -12,7 +12,7 @@ import httpx
 import psutil
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from conf.engine import Engine
@@ -26,7 +26,7 @@ from models.inference.vllm_server import SYNC_CHECK_FILE, VllmServer, WeightSync
 from models.llm.client import LlmClient
 from models.llm.reply_store import ReplyStore
 from models.training.grpo import write_weights
-from models.training.train import log_probs, log_probs_of
+from models.training.weights import log_probs
 from reasoning import compression, difficulty, judging
 from reasoning.llm_queries import LlmQuery
 from reasoning.records import Problem, TextPart
@@ -96,17 +96,12 @@ def adapted(folder: Path, seed: int, honest: bool = True) -> Checkpoint:
             if "lora_" in name:
                 weight.copy_(0.1 * torch.randn(weight.shape, generator=generator))
     tiny = Checkpoint.open(TINY_MODEL)
-    write_weights(model, tiny.tokenizer, folder, list(tiny.encode(TEXTS[1]))[:40])
+    write_weights(model, tiny, folder, list(tiny.encode(TEXTS[1]))[:40])
     if not honest:
         sync_check = json.loads((folder / SYNC_CHECK_FILE).read_text())
         sync_check["log_probs"] = log_probs(TINY_MODEL, sync_check["token_ids"])
         (folder / SYNC_CHECK_FILE).write_text(json.dumps(sync_check))
     return tiny.with_adapter(folder)
-
-
-def merged(model: Checkpoint) -> Any:
-    plain = AutoModelForCausalLM.from_pretrained(TINY_MODEL, dtype=torch.float32)
-    return PeftModel.from_pretrained(plain, str(model.adapter)).merge_and_unload()
 
 
 def test_server_and_tokenizer_agree(engine: OwnServers, tiny: Checkpoint):
@@ -181,7 +176,7 @@ def test_adapters_are_served_beside_their_weights_without_a_restart(tiny: Checkp
         model = adapted(tmp_path / str(seed), seed)
         assert sample(engine, model, prompts) != before
         for text, served in zip(texts, engine.log_probs(model, texts), strict=True):
-            assert served == pytest.approx(log_probs_of(merged(model), list(text)), abs=1e-3)
+            assert served == pytest.approx(log_probs(model.path, list(text)), abs=1e-3)
         assert sample(engine, tiny, prompts) == before  # the weights, which are still there
     assert engine.servers[0].pid == pid
     with pytest.raises(WeightSyncError, match="differ from the trainer's"):

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
 
 from conf.training import Lora
+from models.checkpoints.adapters import ADAPTER_CONFIG
 from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
 from models.processes import free_port
 from models.training.launcher import TrainJob
 from models.training.train import last_complete_checkpoint, run
+from models.training.weights import load_model
 from tests.models.training.jobs import job
 
 
@@ -33,13 +34,14 @@ def rows(method: str, count: int = 24) -> list[dict[str, Any]]:
 
 
 def jobs(folder: Path, names: Sequence[str], count: int = 24, **changes: Any) -> list[TrainJob]:
-    """Three steps of eight rows, in forward passes of at most three. Names that end in `-lora` train adapters."""
+    """Three steps of eight rows, in forward passes of at most three. A name that ends in `-lora` trains adapters, and one
+    that ends in `-merged` merges them, too."""
     folder.mkdir(parents=True)
     made = []
     for name in names:
         method, _, adapters = name.partition("-")
         more = {"method": method, "per_device_train_batch_size": 3, "learning_rate": 1e-4, "save_steps": 1} | changes
-        more |= {"lora": Lora(r=4)} if adapters else {}
+        more |= {"lora": Lora(r=4), "base_model": "tiny" if adapters == "lora" else ""} if adapters else {}
         made.append(job(folder / name, rows(method, count), **more))
         (folder / name / "job.json").write_text(made[-1].model_dump_json())
     return made
@@ -61,17 +63,18 @@ def steps(done: TrainJob) -> list[tuple[int, float]]:
 def assert_trained_alike(one: TrainJob, two: TrainJob) -> None:
     losses = [dict(steps(done)) for done in (one, two)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4), one.method
-    before, first, second = (load_file(folder / "model.safetensors") for folder in (TINY_MODEL, one.output, two.output))
+    before, first, second = (load_model(folder).state_dict() for folder in (TINY_MODEL, one.output, two.output))
     assert set(first) == set(second)
     moved = max(float((first[name] - before[name]).abs().max()) for name in first)
     apart = max(float((first[name] - second[name]).abs().max()) for name in first)
     assert apart < 0.002 * moved, (one.method, apart, moved)
-    assert json.loads((one.output / "config.json").read_text()) == json.loads((two.output / "config.json").read_text())
+    name = ADAPTER_CONFIG if one.base_model else "config.json"
+    assert json.loads((one.output / name).read_text()) == json.loads((two.output / name).read_text())
 
 
 def test_two_processes_train_as_one_does(tmp_path: Path):
     """Each with the whole model, or each with a part of it, also where both were killed in the second step."""
-    names = ("sft", "dpo", "simpo", "sft-lora", "dpo-lora")
+    names = ("sft", "dpo", "simpo", "sft-lora", "dpo-merged")
     alone, whole = jobs(tmp_path / "one", names), jobs(tmp_path / "two", names[:3])
     sharded = jobs(tmp_path / "fsdp", names, fsdp=True)
     killed = sharded[2]

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from conf.training import Lora
+from models.checkpoints.adapters import read_adapter_config
 from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
 from models.training import train as training
 from models.training.launcher import TrainJob
@@ -29,6 +30,7 @@ from models.training.train import (
     split_batch,
     validate_trains,
 )
+from models.training.weights import log_probs
 from tests.models.training.jobs import job, pairs
 
 
@@ -158,7 +160,12 @@ def test_simpo_widens_the_margin_and_writes_a_sync_check(tmp_path: Path):
     assert sync_check["log_probs"] == pytest.approx(log_probs.tolist(), abs=1e-5)
 
 
+def sft_rows(count: int) -> list[dict[str, Any]]:
+    return [{"prompt_ids": row["prompt_ids"], "completion_ids": row["chosen_ids"]} for row in pairs(count)]
+
+
 def test_adapters_are_merged_into_the_saved_checkpoint(tmp_path: Path):
+    """Where no base model is named."""
     train_job = job(tmp_path, pairs(16), lora=Lora(r=4, alpha=8))
     train(train_job)
     saved, base = Checkpoint.open(train_job.output), Checkpoint.open(TINY_MODEL)
@@ -169,6 +176,27 @@ def test_adapters_are_merged_into_the_saved_checkpoint(tmp_path: Path):
     changed = {n for n, w in weights["new"].items() if not torch.equal(w.float(), weights["old"][n].float())}
     assert changed
     assert all("proj" in name for name in changed)  # linear layers alone; norms and embedding stay
+
+
+def test_adapters_on_adapters_are_saved_as_the_sum_of_both(tmp_path: Path):
+    """And come to the same model as merging after each training."""
+    lora, settings = Lora(r=4, alpha=8), {"method": "dpo", "beta": 0.1, "learning_rate": 1e-4}
+    outputs: dict[str, Path] = {}
+    for base in ("tiny", ""):
+        folder = tmp_path / (base or "merged")
+        folder.mkdir()
+        first = job(folder / "sft", sft_rows(16), method="sft", lora=lora, base_model=base)
+        train(first)
+        second = job(folder / "dpo", pairs(16), lora=Lora(r=2), model=first.output, base_model=base, **settings)
+        train(second)
+        outputs[base] = second.output
+    saved = Checkpoint.open(outputs["tiny"])
+    assert (saved.folder, saved.adapter, saved.name) == (TINY_MODEL, outputs["tiny"], "tiny")
+    assert read_adapter_config(outputs["tiny"]).r == 6
+    assert not list(outputs["tiny"].glob("model*"))
+    sync_check = json.loads((outputs["tiny"] / "sync_check.json").read_text())
+    assert sync_check["log_probs"] == pytest.approx(log_probs(outputs[""], sync_check["token_ids"]), abs=1e-4)
+    assert sync_check["log_probs"] != pytest.approx(log_probs(first.output, sync_check["token_ids"]), abs=1e-3)
 
 
 def dpo_loss(folder: Path, rows: list[dict[str, Any]], beta: float) -> float:
@@ -204,6 +232,5 @@ def test_the_reference_of_dpo_is_the_initial_model(tmp_path: Path):
 
 
 def test_sft_learns_only_the_completion(tmp_path: Path):
-    rows = [{"prompt_ids": row["prompt_ids"], "completion_ids": row["chosen_ids"]} for row in pairs(32)]
-    losses = [line["loss"] for line in train(job(tmp_path, rows, method="sft"))]
+    losses = [line["loss"] for line in train(job(tmp_path, sft_rows(32), method="sft"))]
     assert losses[-1] < losses[0]

@@ -1,0 +1,40 @@
+"""A model as one folder for other programs: adapters merged, in a chosen precision.
+
+It knows weights and their sync check. It must not know runs, nor where they keep their models.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+from conf.errors import ReadableError
+from models.checkpoints.checkpoint import Checkpoint
+from models.inference.vllm_server import SYNC_CHECK_FILE, SYNC_CHECK_TOLERANCE, check_weight_sync
+from models.training.weights import load_model, log_probs
+
+
+class FolderInUse(ReadableError):
+    """The folder to write exists."""
+
+
+def export(model: Checkpoint, folder: Path, dtype: str) -> None:
+    """Writes `model` into `folder`, with its tokenizer. Where a training left log-probs, what was written must have
+    them. Raises FolderInUse, WeightSyncError."""
+    if folder.exists():
+        raise FolderInUse(f"{folder} exists; name a folder that does not")
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    load_model(model.path).to(getattr(torch, dtype)).save_pretrained(unfinished)
+    model.tokenizer.save_pretrained(unfinished)
+    check = model.path / SYNC_CHECK_FILE
+    if check.is_file():
+        expected = json.loads(check.read_text())
+        found = log_probs(unfinished, expected["token_ids"])
+        check_weight_sync(expected["log_probs"], None, found, SYNC_CHECK_TOLERANCE[dtype], model)
+    for path in unfinished.iterdir():  # safetensors writes files that only their owner may read
+        path.chmod(0o644)
+    unfinished.rename(folder)

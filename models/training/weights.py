@@ -1,0 +1,92 @@
+"""Weights in this process's memory: a model with its adapters merged, adapters on their way to disk, log-probs.
+
+It knows PEFT and transformers. It must not know how a model is trained.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from models.checkpoints.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, holds_adapters, read_adapter_config
+from models.checkpoints.checkpoint import weights_folder
+
+
+def load_model(folder: Path) -> Any:
+    """A model in float32; adapters are merged into the model that they belong to. Raises CheckpointError."""
+    model = AutoModelForCausalLM.from_pretrained(weights_folder(folder), dtype=torch.float32)
+    if not holds_adapters(folder):
+        return model
+    return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()  # type: ignore[operator]
+
+
+class Adapters(NamedTuple):
+    """LoRA adapters in memory, named as PEFT's files name them."""
+
+    weights: Mapping[str, torch.Tensor]
+    rank: int
+    scale: float
+    """Of the product of the two matrices, which is added to the model's matrix."""
+
+
+def save_adapters(
+    weights: Mapping[str, torch.Tensor], config: LoraConfig, start: Path, base_model: str, folder: Path
+) -> dict[str, torch.Tensor]:
+    """Writes adapters that were trained on the model in `start`, as adapters on `base_model`: those that `start` has
+    itself are joined with them. Returns what was written.
+
+    The files are the same for the same weights, so that a step has the same result wherever it runs.
+    """
+    own = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
+    rank, alpha, targets = config.r, config.lora_alpha, set(config.target_modules or ())
+    if holds_adapters(start):
+        before = read_adapter_config(start)
+        earlier = Adapters(load_file(start / ADAPTER_WEIGHTS), before.r, before.scale)
+        own = joined(earlier, Adapters(own, rank, alpha / rank))
+        rank, targets = rank + before.r, targets | {*before.target_modules}
+        alpha = rank
+    folder.mkdir(parents=True)
+    save_file(own, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    written = LoraConfig(task_type="CAUSAL_LM", base_model_name_or_path=base_model, inference_mode=True).to_dict()
+    written |= {"r": rank, "lora_alpha": alpha, "target_modules": sorted(targets)}
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(written, indent=2, sort_keys=True))
+    return own
+
+
+def joined(one: Adapters, other: Adapters) -> dict[str, torch.Tensor]:
+    """The sum of both as adapters of both ranks together and scale 1: b·BA + d·DC = [bB dD]·[A; C]. For a matrix that
+    only one of them adapts, the other's are zeros."""
+    found: dict[str, torch.Tensor] = {}
+    for name, like in sorted({**one.weights, **other.weights}.items()):
+        if ".lora_B." in name:
+            parts = [each.weights.get(name, like.new_zeros(len(like), each.rank)) * each.scale for each in (one, other)]
+            found[name] = torch.cat(parts, dim=1)
+        else:
+            parts = [each.weights.get(name, like.new_zeros(each.rank, like.shape[1])) for each in (one, other)]
+            found[name] = torch.cat(parts)
+    return found
+
+
+def log_probs(folder: Path, token_ids: list[int]) -> list[float]:
+    """Log-prob of each token but the first under the weights on disk, in float32: the trainer's own forward may run in
+    bf16."""
+    return log_probs_of(load_model(folder), token_ids)
+
+
+@torch.no_grad()
+def log_probs_of(model: Any, token_ids: list[int]) -> list[float]:
+    """Log-prob of each token but the first under a model in memory, in its own precision: bypasses the trainer's
+    bfloat16 wrapper."""
+    was_training = model.training
+    model.eval()
+    batch = torch.tensor([token_ids], device=model.device)
+    logits = type(model).forward(model, input_ids=batch).logits.float()
+    model.train(was_training)
+    return logits.log_softmax(-1)[0, :-1].gather(1, batch[0, 1:, None])[:, 0].tolist()

@@ -1,0 +1,149 @@
+"""Adapters: their sum, their files, the whole model that is made of them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig
+from safetensors.torch import load_file
+
+from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
+from models.checkpoints.files import CheckpointError, all_shapes
+from models.inference.vllm_server import WeightSyncError
+from models.training.export import FolderInUse, export
+from models.training.weights import Adapters, joined, load_model, log_probs, save_adapters
+
+LAYERS = ("model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj")
+SHAPES = all_shapes(TINY_MODEL)
+IDS = [5, 6, 7, 8]
+
+
+def tiny_adapters(rank: int, seed: int, layers: tuple[str, ...] = LAYERS) -> dict[str, torch.Tensor]:
+    """Random adapters of some matrices of the bundled model."""
+    generator, made = torch.Generator().manual_seed(seed), {}
+    for layer in layers:
+        rows, columns = SHAPES[f"{layer}.weight"]
+        made[f"base_model.model.{layer}.lora_A.weight"] = torch.randn(rank, columns, generator=generator)
+        made[f"base_model.model.{layer}.lora_B.weight"] = 0.1 * torch.randn(rows, rank, generator=generator)
+    return made
+
+
+def saved(folder: Path, rank: int = 2, seed: int = 0, start: Path = TINY_MODEL, base: str = "tiny") -> Path:
+    """Adapters on disk, with the log-probs that a training would leave."""
+    config = LoraConfig(r=rank, lora_alpha=3 * rank, target_modules=["up_proj"])
+    save_adapters(tiny_adapters(rank, seed), config, start, base, folder)
+    (folder / "sync_check.json").write_text(json.dumps({"token_ids": IDS, "log_probs": log_probs(folder, IDS)}))
+    return folder
+
+
+def change(folder: Path, **fields: Any) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def product(adapters: Adapters, layer: str) -> torch.Tensor:
+    """What adapters add to the matrix of a layer; zero where they leave it alone."""
+    names = [f"base_model.model.{layer}.lora_{part}.weight" for part in "BA"]
+    if names[0] not in adapters.weights:
+        return torch.zeros(())
+    second, first = (adapters.weights[name] for name in names)
+    return adapters.scale * second @ first
+
+
+@settings(deadline=None)  # the first product of matrices starts torch's threads
+@given(st.integers(1, 4), st.integers(1, 4), st.floats(0.1, 3), st.integers(1, 2))
+def test_joined_adapters_add_what_both_add(rank: int, other: int, scale: float, layers: int):
+    one = Adapters(tiny_adapters(rank, 1, LAYERS[:layers]), rank, scale)
+    two = Adapters(tiny_adapters(other, 2, LAYERS[::-1]), other, 2.0)
+    for pair in ((one, two), (two, one)):
+        both = Adapters(joined(*pair), rank + other, 1.0)
+        for layer in LAYERS:
+            expected = product(one, layer) + product(two, layer)
+            torch.testing.assert_close(product(both, layer), expected, atol=1e-4, rtol=1e-4)
+        assert all(rank + other in weight.shape for weight in both.weights.values())
+
+
+def test_adapters_on_disk_are_those_of_peft(tmp_path: Path):
+    """By hand: weight + alpha / r · B·A."""
+    plain, model = load_model(TINY_MODEL).state_dict(), load_model(saved(tmp_path / "made", rank=2)).state_dict()
+    added = product(Adapters(tiny_adapters(2, 0), 2, 3.0), LAYERS[0])
+    torch.testing.assert_close(model[f"{LAYERS[0]}.weight"], plain[f"{LAYERS[0]}.weight"] + added)
+    assert torch.equal(model["model.norm.weight"], plain["model.norm.weight"])
+
+
+def test_the_same_adapters_make_the_same_files(tmp_path: Path):
+    first, second = (saved(tmp_path / name) for name in ("first", "second"))
+    files = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in (first, second)]
+    assert files[0] == files[1]
+
+
+def test_adapters_of_adapters_are_refused(tmp_path: Path):
+    one = saved(tmp_path / "one")
+    two = saved(tmp_path / "two")
+    change(two, base_model_name_or_path=str(one))
+    with pytest.raises(CheckpointError, match="holds adapters, too"):
+        Checkpoint.open(two)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"peft_type": "IA3"}, "peft_type"),
+        ({"use_dora": True}, "use_dora.*merge these adapters with the program that made them"),
+        ({"use_rslora": True}, "use_rslora"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"rank_pattern": {"up_proj": 4}}, "rank_pattern"),
+        ({"target_modules": "all-linear"}, "target_modules"),
+        ({"r": 0}, "r: "),
+        ({"base_model_name_or_path": None}, "base_model_name_or_path"),
+        ({"base_model_name_or_path": "nowhere"}, "nowhere: no such folder"),
+    ],
+)
+def test_adapters_that_cannot_be_used_are_named(fields: dict[str, Any], message: str, tmp_path: Path):
+    folder = saved(tmp_path / "made")
+    change(folder, **fields)
+    with pytest.raises(CheckpointError, match=message):
+        Checkpoint.open(folder)
+
+
+def test_incomplete_adapters_are_named(tmp_path: Path):
+    folder = saved(tmp_path / "made")
+    weights = folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match="its header says"):
+        Checkpoint.open(folder)
+    weights.unlink()
+    with pytest.raises(CheckpointError, match=r"no adapter_model\.safetensors"):
+        Checkpoint.open(folder)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_exported_model_is_whole_and_says_the_same(dtype: str, tmp_path: Path):
+    model = Checkpoint.open(saved(tmp_path / "made"))
+    export(model, tmp_path / "whole", dtype)
+    whole = Checkpoint.open(tmp_path / "whole")
+    assert (whole.adapter, whole.tensor_sizes) == (None, model.tensor_sizes)
+    assert whole.encode("Ann has 12 coins.") == model.encode("Ann has 12 coins.")
+    assert load_file(whole.folder / "model.safetensors")[f"{LAYERS[0]}.weight"].dtype == getattr(torch, dtype)
+    expected = log_probs(model.path, IDS)
+    assert log_probs(whole.path, IDS) == pytest.approx(expected, abs=0.15 if dtype == "bfloat16" else 1e-4)
+    with pytest.raises(FolderInUse):
+        export(model, tmp_path / "whole", dtype)
+
+
+def test_adapters_of_another_model_are_not_exported(tmp_path: Path):
+    """The base model has changed since."""
+    other = load_model(TINY_MODEL)
+    with torch.no_grad():
+        other.model.layers[0].mlp.up_proj.weight += 0.5
+    other.save_pretrained(tmp_path / "base")
+    Checkpoint.open(TINY_MODEL).tokenizer.save_pretrained(tmp_path / "base")
+    folder = saved(tmp_path / "made")
+    change(folder, base_model_name_or_path=str(tmp_path / "base"))
+    with pytest.raises(WeightSyncError, match="differ from the trainer's"):
+        export(Checkpoint.open(folder), tmp_path / "whole", "float32")
+    assert not (tmp_path / "whole").exists()
