@@ -34,8 +34,8 @@ def rows(method: str, count: int = 24) -> list[dict[str, Any]]:
 
 
 def jobs(folder: Path, names: Sequence[str], count: int = 24, **changes: Any) -> list[TrainJob]:
-    """Three steps of eight rows, in forward passes of at most three. A name that ends in `-lora` trains adapters, and one
-    that ends in `-merged` merges them, too."""
+    """Three steps of eight rows, in forward passes of at most three. A name that ends in `-lora` trains adapters; one
+    that ends in `-merged` merges them."""
     folder.mkdir(parents=True)
     made = []
     for name in names:
