@@ -24,6 +24,7 @@ from tasks.runtime.cache_index import (
     Removal,
     leaves,
     match_key,
+    plan_models_removal,
     plan_removal,
     recipe_changes,
 )
@@ -170,10 +171,12 @@ def _value(index: CacheIndex, value: object) -> str:
 
 
 @_with_readable_errors
-def collect_garbage(root: str, days: float, dry_run: bool) -> None:
-    """Removes what was not used for `days` days and prints it. `dry_run`: only prints it. Raises CacheError."""
+def collect_garbage(root: str, days: float, models: int | None, dry_run: bool) -> None:
+    """Removes what was not used for `days` days and prints it. `models`: removes models alone, and keeps so many of
+    them. `dry_run`: only prints it. Raises CacheError."""
     files, cutoff = CacheFiles(root), datetime.now(UTC) - timedelta(days=days)
-    removal = plan_removal(files.index(), cutoff)
+    index = files.index()
+    removal = plan_removal(index, cutoff) if models is None else plan_models_removal(index, cutoff, models)
     if any(removal):
         _print(["to remove", "name", "last used or changed (UTC)", "size"], _removed(removal))
     freed = removal.bytes if dry_run else files.remove(removal, cutoff)

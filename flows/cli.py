@@ -42,8 +42,10 @@ MAX_DAYS = 100_000
 GC = """Removes results that no run has made or taken from the cache for --days days. Scratch folders (unfinished work)
 and leftovers of killed runs go when they are that old. Pinned results stay, with all results that they were made from.
 Of other results, only their own last use counts. A run may read a result until its end, so --days must be longer than
-your longest run. A checkpoint that settings name by its path is not seen: pin it. With a URL as root, scratch folders
-and lists of skipped rows are those of this machine, under runs."""
+your longest run. With --models N only trained models go: all but the N used last, of those that were not used for
+--days days (`gc --days 2 --models 5` beside `gc --days 30` bounds the disk that models take). A checkpoint that
+settings name by its path is not seen: pin it. With a URL as root, scratch folders and lists of skipped rows are those
+of this machine, under runs."""
 
 Commands = Any
 """argparse's sub-parsers, whose class is private."""
@@ -260,6 +262,7 @@ def _add_cache(subparsers: Commands) -> None:
     explain.set_defaults(act=commands.cache_explain)
     gc = actions.add_parser("gc", help="remove what no run has used lately", description=GC)
     gc.add_argument("--days", type=_days, required=True, help="keep what was used within this many days")
+    gc.add_argument("--models", type=_number, metavar="N", help="remove trained models alone, all but the N used last")
     gc.add_argument("--dry-run", action="store_true", help="only print what would go")
     gc.set_defaults(act=commands.cache_gc)
     _add_pins(actions)
@@ -280,6 +283,12 @@ def _days(text: str) -> float:
         if 0 <= float(text) <= MAX_DAYS:
             return float(text)
     raise argparse.ArgumentTypeError(f"must be a number from 0 to {MAX_DAYS:,}")
+
+
+def _number(text: str) -> int:
+    if text.isascii() and text.isdigit():
+        return int(text)
+    raise argparse.ArgumentTypeError("must be a whole number, 0 or more")
 
 
 def _add_two_models(subparsers: Commands) -> None:

@@ -221,7 +221,7 @@ def cache_explain(options: Namespace) -> None:
 def cache_gc(options: Namespace) -> None:
     from flows.cache_commands import collect_garbage
 
-    collect_garbage(options.root, options.days, options.dry_run)
+    collect_garbage(options.root, options.days, options.models, options.dry_run)
 
 
 def cache_pin(options: Namespace) -> None:

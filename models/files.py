@@ -1,8 +1,14 @@
-"""Atomic writes of small files."""
+"""Atomic writes of small files, digests of large ones, permissions."""
 
 from __future__ import annotations
 
+import hashlib
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
+
+LARGE = 2**26
+"""Bytes from which on a file is read once in a process, as long as it is the same file and was not written to."""
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
@@ -10,3 +16,43 @@ def atomic_write(path: Path, content: str | bytes) -> None:
     temporary = path.with_name(f".{path.name}")
     temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     temporary.rename(path)
+
+
+def make_readable(folder: Path) -> None:
+    """Lets other users read the files of `folder`: safetensors writes them for their owner alone."""
+    for path in folder.iterdir():
+        path.chmod(0o644)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content. Weights of a model have several readers in a run, and take a minute to read."""
+    stat = path.stat()
+    if stat.st_size < LARGE:
+        return _digest(path)
+    return _digest_of_large(_Identity(path, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns))
+
+
+class _Identity(NamedTuple):
+    """A file that was not written to: its path is not compared, since it may be renamed."""
+
+    path: Path
+    device: int
+    inode: int
+    size: int
+    modified: int
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Identity) and self[1:] == other[1:]
+
+    def __hash__(self) -> int:
+        return hash(self[1:])
+
+
+@lru_cache(maxsize=4096)
+def _digest_of_large(file: _Identity) -> str:
+    return _digest(file.path)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

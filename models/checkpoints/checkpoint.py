@@ -19,6 +19,7 @@ from models.checkpoints.files import CheckpointError, all_shapes, first_line, re
 from models.checkpoints.prompting import ChatPrompts, content_of
 from models.checkpoints.token_texts import TokenReader
 from models.checkpoints.tokenizer import SAMPLES, ids_of, load_tokenizer
+from models.files import file_digest
 from reasoning.cost import Shape
 from reasoning.dialogue import TAGS
 from reasoning.records import Problem
@@ -59,7 +60,7 @@ class Checkpoint:
         # PEFT writes the names of the modules in another order in each process.
         identity = [config.r, config.scale, *sorted(config.target_modules)]
         digest = hashlib.sha256(f"{plain.fingerprint};{identity};".encode())
-        digest.update(_file_digest(adapter / ADAPTER_WEIGHTS).encode())
+        digest.update(file_digest(adapter / ADAPTER_WEIGHTS).encode())
         made = replace(self, fingerprint=digest.hexdigest(), adapter=adapter, base=plain)
         made.__dict__.update({name: value for name, value in self.__dict__.items() if name not in made.__dict__})
         return made
@@ -83,7 +84,7 @@ class Checkpoint:
             return replace(base, name=read_adapter_config(folder).base_model_name_or_path).with_adapter(folder)
         digest = hashlib.sha256(numerics.encode())
         for path in _identifying_files(folder):
-            digest.update(f"{path.name}:{_file_digest(path)};".encode())
+            digest.update(f"{path.name}:{file_digest(path)};".encode())
         return cls(folder, digest.hexdigest(), prompt or Prompt())
 
     @classmethod
@@ -308,8 +309,3 @@ def found_checkpoint(name: str, local_only: bool = False) -> Path:
         return Path(snapshot_download(name, allow_patterns=list(HUB_FILES), local_files_only=local_only))
     except Exception as error:  # the hub's client raises many kinds; all mean that the model is unavailable
         raise CheckpointError(f"{name}: no such folder, and not available from the hub: {first_line(error)}") from None
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

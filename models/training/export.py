@@ -13,6 +13,7 @@ import torch
 
 from conf.errors import ReadableError
 from models.checkpoints.checkpoint import Checkpoint
+from models.files import make_readable
 from models.inference.vllm_server import SYNC_CHECK_FILE, SYNC_CHECK_TOLERANCE, check_weight_sync
 from models.training.weights import load_model, log_probs
 
@@ -35,6 +36,5 @@ def export(model: Checkpoint, folder: Path, dtype: str) -> None:
         expected = json.loads(check.read_text())
         found = log_probs(unfinished, expected["token_ids"])
         check_weight_sync(expected["log_probs"], None, found, SYNC_CHECK_TOLERANCE[dtype], model)
-    for path in unfinished.iterdir():  # safetensors writes files that only their owner may read
-        path.chmod(0o644)
+    make_readable(unfinished)
     unfinished.rename(folder)

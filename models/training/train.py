@@ -28,6 +28,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from conf.errors import ReadableError
 from models.checkpoints.checkpoint import weights_folder
 from models.checkpoints.tokenizer import load_tokenizer
+from models.files import make_readable
 from models.inference.devices import on_cpu
 from models.inference.vllm_server import SYNC_CHECK_FILE
 from models.training.launcher import (
@@ -313,6 +314,7 @@ def save(job: TrainerJob, trainer: Any, tokenizer: Any, token_ids: list[int]) ->
     del weights  # the check loads another copy into host memory
     sync_check = {"token_ids": token_ids, "log_probs": log_probs(job.output, token_ids)}
     (Path(job.output) / SYNC_CHECK_FILE).write_text(json.dumps(sync_check))
+    make_readable(job.output)
 
 
 def whole_model(job: TrainerJob, trained: Any, weights: dict[str, torch.Tensor]) -> Any:

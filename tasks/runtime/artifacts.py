@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
+from models.files import file_digest
 from reasoning.records import Record, StageCount
 from tasks.runtime.rows import RowFile, read_rows, read_tables
 
@@ -98,26 +100,29 @@ class ArtifactStore:
         uri = self._publish(kind, file, f"{digest}.parquet", digest)
         return ArtifactRef(kind=kind, uri=uri, digest=digest, rows=len(rows), count=count)
 
-    def publish_folder(self, kind: str, folder: Path, count: StageCount) -> ArtifactRef:
-        """Copies a local folder into the store."""
+    def publish_folder(self, kind: str, folder: Path, count: StageCount, move: bool = False) -> ArtifactRef:
+        """Copies or moves a local folder into the store."""
         digest = content_digest(str(folder))
-        uri = self._publish(kind, folder, digest, digest)
+        uri = self._publish(kind, folder, digest, digest, move)
         return ArtifactRef(kind=kind, uri=uri, digest=digest, rows=count.rows_out, count=count)
 
-    def _publish(self, kind: str, local: Path, name: str, digest: str) -> str:
-        """Copies to a temporary name, then moves into place, so an object under its final name is complete.
+    def _publish(self, kind: str, local: Path, name: str, digest: str, move: bool = False) -> str:
+        """Copies or moves to a temporary name, then moves into place, so an object under its final name is complete.
 
         A damaged object under the final name is moved away first. Returns the URI.
         """
-        target = f"{self._root}/{OBJECTS}/{kind}/{name}"
+        target, is_folder = f"{self._root}/{OBJECTS}/{kind}/{name}", local.is_dir()
         if self._files.exists(target):
             if content_digest(target) == digest:
                 return target
-            self._files.mv(target, self._temporary_name(OBJECTS), recursive=local.is_dir())
+            self._files.mv(target, self._temporary_name(OBJECTS), recursive=is_folder)
         temporary = self._temporary_name(OBJECTS)
         self._files.makedirs(f"{self._root}/{OBJECTS}/{kind}", exist_ok=True)
-        self._files.put(str(local), temporary, recursive=local.is_dir())
-        self._move(temporary, target, local.is_dir())
+        if move and self.is_local:
+            shutil.move(local, temporary)
+        else:
+            self._files.put(str(local), temporary, recursive=is_folder)
+        self._move(temporary, target, is_folder)
         return target
 
     def _temporary_name(self, folder: str) -> str:
@@ -223,6 +228,8 @@ def content_digest(uri: str) -> str:
 
 
 def _file_digest(files: Any, path: str) -> str:
+    if isinstance(files, LocalFileSystem):
+        return file_digest(Path(path))
     with files.open(path, "rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):

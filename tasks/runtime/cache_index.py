@@ -28,6 +28,10 @@ class CacheError(ReadableError):
     """A key or step that is not there, or a root that cannot be read."""
 
 
+CHECKPOINT = "checkpoint"
+"""Kind of the artifacts that are trained models."""
+
+
 class LeftoverKind(StrEnum):
     """What lies beside the results."""
 
@@ -233,6 +237,18 @@ class Removal(NamedTuple):
     @property
     def bytes(self) -> int:
         return sum(part.bytes for part in (*self.results, *self.objects, *self.leftovers))
+
+
+def plan_models_removal(index: CacheIndex, cutoff: datetime, kept: int) -> Removal:
+    """As `plan_removal`, of trained models alone, and of those all but the `kept` that were used last. Pinned ones
+    count among these."""
+    removal = plan_removal(index, cutoff)
+    models = [result for result in index.results if result.artifact.kind == CHECKPOINT]
+    newest = dict.fromkeys(one.fingerprint for one in sorted(models, key=lambda one: one.last_used, reverse=True))
+    kept_models = set(list(newest)[:kept])
+    gone = [one for one in removal.results if one.artifact.kind == CHECKPOINT and one.fingerprint not in kept_models]
+    lost = {one.fingerprint for one in gone}
+    return Removal(gone, [stored for stored in removal.objects if stored.fingerprint in lost], [])
 
 
 def plan_removal(index: CacheIndex, cutoff: datetime) -> Removal:

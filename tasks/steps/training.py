@@ -163,7 +163,7 @@ def run_job(
     ctx.lease.check()
     count = ctx.count(rows_in, 1, usage=usage(figures))
     checkpoint = ctx.artifacts.publish_folder(
-        "checkpoint", job.output, count.model_copy(update={"counts": counts(figures)})
+        "checkpoint", job.output, count.model_copy(update={"counts": counts(figures)}), move=True
     )
     # Renamed first: a removal that is interrupted must not leave a partial folder that a later run would resume from.
     shutil.rmtree(scratch.rename(scratch.parent.with_name(f".done-{ctx.key}-{scratch.name}")))

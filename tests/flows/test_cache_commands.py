@@ -195,6 +195,14 @@ def test_old_results_are_removed_and_sizes_told(made: StepResults, brevity: Brev
     assert brevity("gc", "--days", "30") == "0 bytes freed\n"
 
 
+def test_models_go_by_number_and_other_results_stay(made: StepResults, brevity: Brevity, refused: Brevity):
+    rows, _ = made.add("count", 1, days=90)
+    assert brevity("gc", "--days", "30", "--models", "0") == "0 bytes freed\n"
+    assert set(made.manifest_objects()) == {rows}
+    with pytest.raises(SystemExit):
+        main(["cache", "gc", "--days=30", "--models=-1"])
+
+
 def test_a_cache_hit_counts_as_use(made: StepResults, brevity: Brevity):
     key, _ = made.add("count", 1, days=90)
     made.add("count", 1, days=90)

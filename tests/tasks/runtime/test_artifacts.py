@@ -57,6 +57,19 @@ def test_the_digest_of_a_folder_includes_file_names(root: str, tmp_path: Path):
         ref.verify()
 
 
+def test_a_folder_that_is_moved_is_the_same_artifact(root: str, tmp_path: Path):
+    """Into a local store without a copy."""
+    refs = []
+    for move in (True, False):
+        folder = tmp_path / "model"
+        folder.mkdir(exist_ok=True)
+        (folder / "weights").write_text("same")
+        refs.append(ArtifactStore(root).publish_folder("checkpoint", folder, COUNT, move=move))
+        refs[-1].verify()
+        assert folder.exists() is not (move and "://" not in root)
+    assert refs[0] == refs[1]
+
+
 @pytest.mark.parametrize("harm", ["change", "delete"])
 def test_damage_is_detected_and_repaired(root: str, harm: str):
     ref = ArtifactStore(root).publish_rows("scores", ROWS, COUNT)

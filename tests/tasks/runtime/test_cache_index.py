@@ -1,3 +1,4 @@
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,6 +16,7 @@ from tasks.runtime.cache_index import (
     StoredObject,
     leaves,
     match_key,
+    plan_models_removal,
     plan_removal,
     recipe_changes,
 )
@@ -76,6 +78,22 @@ def test_leftovers_go_by_their_age_and_all_sizes_are_added():
     plan = plan_removal(CacheIndex([result("a-1", "x", 31, bytes=3)], [stored("x")], [old, young]), CUTOFF)
     assert plan.leftovers == [old]
     assert plan.bytes == 3 + 10 + 100
+
+
+@pytest.mark.parametrize(("kept", "gone"), [(0, "uvw"), (1, "uvw"), (2, "uv"), (3, "u"), (4, "u"), (5, "")])
+def test_of_old_models_those_used_last_stay(kept: int, gone: str):
+    """The young one and the pinned one count among those that stay; other results are left alone."""
+    ages = {"u": 90, "v": 70, "w": 50, "y": 1}
+    made = [result(f"train-{name}", name, days) for name, days in ages.items()]
+    made += [result("again-w", "w", 60), result("train-p", "p", 80, pin="")]
+    models = [replace(one, artifact=one.artifact.model_copy(update={"kind": "checkpoint"})) for one in made]
+    objects = [stored(name)._replace(kind="checkpoint", name=name) for name in "puvwy"]
+    leftover = Leftover(LeftoverKind.SCRATCH, "work", "a-1", 100, NOW - timedelta(days=31))
+    index = CacheIndex([*models, result("a-1", "x", 90)], [*objects, stored("x")], [leftover])
+    plan = plan_models_removal(index, CUTOFF, kept)
+    assert sorted({one.artifact.digest for one in plan.results}) == list(gone)
+    assert sorted(one.name for one in plan.objects) == list(gone)
+    assert not plan.leftovers
 
 
 def test_a_result_that_was_used_exactly_at_the_cutoff_stays():
