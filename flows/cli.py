@@ -158,6 +158,7 @@ def _add_run(subparsers: Commands) -> None:
 def _add_plan(subparsers: Commands) -> None:
     plan = subparsers.add_parser("plan", help="list the steps of a run, what is cached, and what the rest will cost")
     _add_pipeline(plan, "pipeline", ALL, help=", ".join(ALL))
+    plan.add_argument("--gpus", type=_number, metavar="N", help="of the node that will run (default: this machine's)")
     plan.set_defaults(act=commands.plan)
 
 

@@ -44,7 +44,7 @@ def plan(options: Namespace) -> None:
     loaded = _load(options)
     from flows.plan import print_plan
 
-    print_plan(loaded)
+    print_plan(loaded, options.gpus)
 
 
 def deploy(options: Namespace) -> None:

@@ -14,10 +14,12 @@ from conf.base import Settings
 from conf.errors import ReadableError
 from conf.multi_seed import MultiSeed, experiment
 from flows import cot_distillation, dto, long_short, markers, multi_seed, tiny_model
-from flows.needs import llms, model_names
+from flows.needs import TRAININGS, llms, model_names, trains_beside_servers
 from flows.pipeline import open_run
 from models.checkpoints.checkpoint import found_checkpoint, is_on_hub
 from models.checkpoints.files import CheckpointError
+from models.inference.devices import beside_trainer, described, replica_gpus, visible_gpus
+from models.training.launcher import largest_divisor
 from tasks.reports.layout import console, plain
 from tasks.reports.multi_seed import load_earlier_results
 from tasks.runtime.context import RunContext
@@ -31,17 +33,21 @@ class CannotPlan(ReadableError):
     """A plan needs something that is not here."""
 
 
-def print_plan(settings: Settings) -> None:
-    """Prints each step of a run and the totals. Raises CannotPlan, and what reading the problems raises."""
-    steps = plan(settings)
+def print_plan(settings: Settings, gpus: int | None = None) -> None:
+    """Prints each step of a run and the totals. `gpus`: of the node that will run, if it is not this one. Raises
+    CannotPlan, TooFewGpus, and what reading the problems raises."""
+    names = visible_gpus() if gpus is None else tuple(map(str, range(gpus)))
+    node = _node(experiment(settings), names)
+    steps = plan(settings, len(names))
     console().print(_table(steps))
-    console().print(_totals(settings, steps))
+    console().print(_totals(settings, steps, node))
 
 
-def plan(settings: Any) -> list[PlannedStep]:
-    """The steps of a run in order. Starts no engine and no trainer; data steps are run and their results kept."""
+def plan(settings: Any, gpus: int = 0) -> list[PlannedStep]:
+    """The steps of a run in order, on a node with `gpus`. Starts no engine and no trainer; data steps are run and their
+    results kept."""
     _validate_models_are_here(settings)
-    planner = Planner(experiment(settings).storage.root)
+    planner = Planner(experiment(settings).storage.root, gpus)
     with (
         TemporaryDirectory() as folder,
         open_run(settings, make_engine=_refuse, trainer=_refuse, run_step=planner.run_step, folder=Path(folder)) as ctx,
@@ -103,9 +109,21 @@ def _row(step: PlannedStep) -> list[str]:
     return [step.name, state, _number(told.rows_in), tokens if costs else "", seconds if costs else ""]
 
 
-def _totals(settings: Settings, steps: Sequence[PlannedStep]) -> Table:
+def _node(run: Any, gpus: Sequence[str]) -> str:
+    """Where models are served and trained. Raises TooFewGpus."""
+    served = described(replica_gpus(run.engine, gpus), run.engine.servers_per_gpu)
+    batches = {name: how.global_batch_size for name in TRAININGS if (how := getattr(run, name, None))}
+    trained = [f"[{name}] in {largest_divisor(batch, len(gpus))} processes" for name, batch in batches.items() if gpus]
+    if trains_beside_servers(run) and gpus:
+        split = beside_trainer(gpus)
+        trained.append(f"[rl] on GPU {split.trainer[0]}, its servers on {', '.join(split.servers)}")
+    return "; ".join([served, *trained])
+
+
+def _totals(settings: Settings, steps: Sequence[PlannedStep], node: str) -> Table:
     counted = {state: sum(step.state is state for step in steps) for state in StepState}
     table = Table("total", "")
+    table.add_row("node", plain(node))
     table.add_row("steps", ", ".join(f"{count} {state}" for state, count in counted.items()))
     for name, value in _sums(settings, steps).items():
         table.add_row(plain(name), plain(value))
@@ -116,6 +134,7 @@ def _sums(settings: Settings, steps: Sequence[PlannedStep]) -> dict[str, str]:
     told = [step.predicted for step in steps if step.state is StepState.TO_RUN]
     rows = {
         "tokens to generate": _sum([one.tokens for one in told], _number),
+        "hours": _sum([one.seconds.times(1 / 3600) for one in told], _hours),
         "GPU-hours": _sum([one.gpu_seconds.times(1 / 3600) for one in told], _hours),
         "disk to be written": _sum([one.bytes for one in told], _size),
     }

@@ -488,3 +488,5 @@ class StageCount(Usage):
     """Additional counts by name."""
     billed_to: str = ""
     """Endpoint that was paid, if any."""
+    gpus: int = 0
+    """GPUs that the step could use; 0 without any, and in results of earlier versions."""

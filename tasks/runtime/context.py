@@ -13,6 +13,7 @@ from conf.engine import Engine as EngineSettings
 from conf.engine import Storage
 from conf.prompts import Prompt
 from conf.retries import Retries
+from models.inference.devices import visible_gpus
 from models.inference.own_servers import OwnServers
 from models.training.launcher import train
 from reasoning.records import CostBounds, InvalidRow, Record, SkippedRow, StageCount, Usage
@@ -136,4 +137,5 @@ class StepContext(RunContext):
     ) -> StageCount:
         """The step's ledger line, with the seconds since its start."""
         cost = (usage or Usage()).model_dump() | {"seconds": time.monotonic() - self.started}
-        return StageCount.model_validate({"rows_in": rows_in, "rows_out": rows_out, "dropped": dropped or {}, **cost})
+        rows = {"rows_in": rows_in, "rows_out": rows_out, "dropped": dropped or {}}
+        return StageCount.model_validate({**rows, **cost, "gpus": len(visible_gpus())})

@@ -81,8 +81,9 @@ class Planner:
     written.
     """
 
-    def __init__(self, root: str):
-        """`root`: as `storage.root`. Raises CacheError where it cannot be read."""
+    def __init__(self, root: str, gpus: int):
+        """`root`: as `storage.root`; `gpus`: of the node that will run. Raises CacheError for an unreadable root."""
+        self._gpus = gpus
         self.steps: list[PlannedStep] = []
         self._index = read_index(root)
         self._sizes = {result.fingerprint: result.artifact.rows for result in self._index.results}
@@ -135,7 +136,7 @@ class Planner:
         pilot = prediction.choose_pilot(call, results, rows_of, self._sizes, self._index.object_bytes)
         share = prediction.new_share(call, results, rows_of)
         model = self._trained_model(ctx, call, inputs)
-        predicted = prediction.predict(call, pilot, share, self._model_bytes(call, inputs, model))
+        predicted = prediction.predict(call, pilot, share, self._gpus, self._model_bytes(call, inputs, model))
         self._add(step, inputs, StepState.TO_RUN, why, predicted)
         kind = "checkpoint" if step.kind == "training" else PLANNED
         digest, rows = f"{PLANNED}-{ctx.key.rpartition('-')[2]}", predicted.rows_out

@@ -25,6 +25,7 @@ from flows.long_short import run_long_short
 from flows.plan import CannotPlan, plan, print_plan
 from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
 from models.checkpoints.memory_estimates import adapter_size
+from models.inference.devices import TooFewGpus
 from models.inference.engine import Completion, Request
 from models.inference.scripted_engine import ScriptedEngine
 from models.training.launcher import TrainerJob
@@ -347,6 +348,29 @@ def test_a_model_that_is_not_here_is_not_downloaded(tmp_path: Path, monkeypatch:
     with pytest.raises(CannotPlan, match="`brevity check-model owner/name` downloads it"):
         DTO.plan(tmp_path / "root", "model=owner/name")
     assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "gpus", "node"),
+    [
+        ("dto", 0, "1 replica of each model, on the CPU"),
+        ("dto", 6, "6 replicas of each model, on GPUs 0, 1, 2, 3, 4, 5; [training] in 4 processes"),
+        ("long-short", 2, "2 replicas of each model, on GPUs 0, 1, each GPU shared by 2 servers; [sft] in 2 processes"),
+        ("long-short", 2, "[rl] on GPU 0, its servers on 1"),
+    ],
+)
+def test_the_node_is_told_by_the_rule_of_a_run(
+    pipeline: str, gpus: int, node: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    print_plan(PIPELINES[pipeline].settings(tmp_path), gpus)
+    told = " ".join(line.strip("│ ") for line in capsys.readouterr().out.splitlines())
+    assert node in " ".join(told.split())
+
+
+def test_a_node_that_is_too_small_is_told_before_anything_is_read(tmp_path: Path):
+    settings = DTO.settings(tmp_path, "engine.tensor_parallel_size=4", "engine.replicas=2")
+    with pytest.raises(TooFewGpus, match="needs 8 GPUs for the servers, and 4 are there"):
+        print_plan(settings, 4)
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def test_no_result_counts_where_prefect_is_told_to_refresh(tmp_path, monkeypatch
     root = tmp_path / "root"
     monkeypatch.setattr("tasks.runtime.planning.is_refresh_wanted", lambda: True)
     for _ in range(2):
-        planner = Planner(str(root))
+        planner = Planner(str(root), 0)
         with RunContext("test", Storage(root=str(root)), Engine(), folder=tmp_path, run_step=planner.run_step) as run:
             make_nothing(run)
         assert [list(one.reasons) for one in planner.steps] == [["PREFECT_TASKS_REFRESH_CACHE is set"]]

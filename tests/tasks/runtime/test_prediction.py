@@ -81,6 +81,23 @@ def test_cost_and_rows_grow_with_the_rows_of_the_main_input():
     assert told.bytes.value == 80 * 400 / 20 + 4 * 3000
 
 
+@pytest.mark.parametrize(
+    ("pilot_gpus", "gpus", "kind", "seconds"),
+    [
+        (1, 8, "sampling", 5),
+        (8, 1, "training", 320),
+        (0, 0, "sampling", 40),
+        (0, 4, "training", 10),
+        (8, 8, "data", 40),
+    ],
+)
+def test_more_gpus_take_less_time_and_as_many_gpu_hours(pilot_gpus: int, gpus: int, kind: str, seconds: float):
+    earlier = result(inputs=GIVEN, seconds=40, engine_busy=3, flops=1.0, gpus=pilot_gpus)
+    told = predict(call(GIVEN, kind), choose_pilot(call(GIVEN, kind), [earlier], {}, SIZES, {}), 1.0, gpus)
+    assert told.seconds.value == seconds
+    assert told.gpu_seconds.value == max(1, pilot_gpus) * (3 if kind == "data" else 40)
+
+
 def test_a_pilot_counts_as_if_nothing_had_been_in_the_store():
     earlier = result(inputs=GIVEN, generated_tokens=100, seconds=5, flops=1.0, reused_flops=9.0)
     told = predicted(call(GIVEN | {"seed": 1}, rows=10), earlier)
@@ -169,7 +186,7 @@ def test_without_a_pilot_the_settings_are_a_bound():
 
 
 def test_a_training_writes_a_checkpoint_and_generates_nothing():
-    told = predict(call(GIVEN, "training"), None, 1.0, Figure(4e6))
+    told = predict(call(GIVEN, "training"), None, 1.0, 1, Figure(4e6))
     assert (told.bytes, told.tokens, told.rows_out) == (Figure(4e6), Figure(0), Figure(1))
     assert told.gpu_seconds == UNKNOWN
     earlier = result(inputs=GIVEN | {"epochs": {"num_train_epochs": 2}}, rows=1, seconds=10)
