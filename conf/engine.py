@@ -132,7 +132,8 @@ class Engine(Settings):
     max_model_len: Positive = 2048
     """Maximum length of prompt + completion in tokens (vLLM's `max_model_len`)."""
     max_num_seqs: Positive = 256
-    """Maximum number of concurrent completions per server (vLLM's `max_num_seqs`)."""
+    """Maximum number of concurrent completions per server (vLLM's `max_num_seqs`). Fewer run where the KV cache holds
+    no more."""
     kv_cache_gib: Positive = 1
     """Size of the KV cache on a CPU in GiB."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, lt=1)] = 0.85

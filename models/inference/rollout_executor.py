@@ -33,8 +33,8 @@ from reasoning.sampling_plans import Outcomes
 T = TypeVar("T")
 SCORING_THREADS = max(4, len(os.sched_getaffinity(0)))
 """Threads that score completions; hard answers wait there for a checker process, one for each core."""
-MAX_OPEN_JOBS = 512
-"""Largest number of open jobs, whose requests are looked up together."""
+MIN_OPEN_JOBS = 512
+"""Number of open jobs, whose requests are looked up together; more where the engines have more slots to fill."""
 MAX_LEAD = 8192
 """Largest number of jobs between the oldest open one and the newest: whoever wants results in order keeps so many."""
 BATCH_WINDOW = 0.01
@@ -96,6 +96,7 @@ class RolloutExecutor:
         self._store, self._schedulers = store, schedulers
         self._purpose, self._seed, self._progress, self._failures = purpose, seed, progress, failures
         self._events: SimpleQueue[Finished | FailedRequest | BaseException | _ScoredRequest] = SimpleQueue()
+        self._max_open = max(MIN_OPEN_JOBS, *(scheduler.engine.max_concurrency for scheduler in schedulers))
         self._open: dict[int, SamplingJob] = {}
         """In the order of their ids."""
         self._opened = 0
@@ -164,8 +165,8 @@ class RolloutExecutor:
                 yield waiting.popleft()
 
     def _open_jobs(self, numbered_jobs: Iterator[tuple[int, SamplingJob]]) -> bool:
-        """Opens jobs up to MAX_OPEN_JOBS, and none that lies MAX_LEAD behind the oldest open one. False when all jobs
-        are done."""
+        """Opens as many jobs as can fill the engines, and none that lies MAX_LEAD behind the oldest open one. False
+        when all jobs are done."""
         while self._has_room() and (numbered := next(numbered_jobs, None)):
             job_id, job = numbered
             self._opened = job_id + 1
@@ -175,7 +176,7 @@ class RolloutExecutor:
 
     def _has_room(self) -> bool:
         oldest = next(iter(self._open), self._opened)
-        return len(self._open) < MAX_OPEN_JOBS and self._opened - oldest < MAX_LEAD
+        return len(self._open) < self._max_open and self._opened - oldest < MAX_LEAD
 
     def _request_samples(self, job_id: int, job: SamplingJob) -> None:
         self._changed.append(job_id)

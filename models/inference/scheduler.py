@@ -1,8 +1,9 @@
 """Scheduler in front of one engine: slots, KV-cache budget and request order.
 
-A job is admitted only while the longest prompts of all admitted jobs fit the KV cache, so that the prefixes of one
-trace share cached blocks. Requests of the longest job go first, its shortest prefix first: a scan tests prefixes one
-after another, and a long trace that starts last leaves the engine idle at the end.
+A job is admitted only while the longest prompts of all admitted jobs, and what they are expected to generate, fit the
+KV cache: the prefixes of one trace then share cached blocks, and the server need not throw out what it has begun.
+Requests of the longest job go first, its shortest prefix first: a scan tests prefixes one after another, and a long
+trace that starts last leaves the engine idle at the end.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from reasoning.token_ids import TokenIds
 
 _random = np.random.default_rng(0)
 IN_BLOCK = _random.integers(2**64, size=4096, dtype=np.uint64)
+SAMPLES_BEFORE = 32
+"""Completions of half the allowed length that count beside those that were sampled, in the expected length."""
 OF_BLOCK = _random.integers(2**64, size=2**18, dtype=np.uint64)
 """Random factors of a token's position in its block, and of the block's in its prompt: sums of products name blocks, as
 unlikely to be the same for two prompts as 64 random bits."""
@@ -42,7 +45,7 @@ class SamplingJob:
     score: Callable[[Sequence[Completion]], Outcomes]
     """From completions to outcomes. Called from any thread."""
     prompt_tokens: int
-    """Length of its longest prompt, in tokens; what the job takes of the KV-cache budget."""
+    """Length of its longest prompt, in tokens."""
     scheduler_index: Callable[[int], int] = lambda prefix: 0
     """From a prefix's index to the index of the scheduler that samples it."""
     stop: tuple[str, ...] = ()
@@ -136,8 +139,8 @@ class EngineScheduler:
         self.engine, self.model = engine, model
         self.usage = Usage()
         self._admitted: dict[int, int] = {}
-        """Prompt tokens by admitted job."""
-        self._prompt_tokens_admitted = 0
+        """Tokens of the KV cache that each admitted job claims."""
+        self._claimed_tokens = 0
         """Sum over admitted jobs."""
         self._queued_jobs: list[tuple[int, int]] = []
         """Heap of the jobs that are not admitted yet, longest first: negative prompt tokens, job id."""
@@ -152,7 +155,7 @@ class EngineScheduler:
         self._running = 0
         """Slots of the engine in use."""
         self._session: Session | None = None
-        self._prompt_token_budget: int | None = None
+        self._cache_tokens: int | None = None
         """Tokens that the engine's KV cache holds. Known once a session is open."""
         self._prompt_tokens_before = 0
         """Prompt tokens that the engine had computed when the session opened."""
@@ -176,7 +179,7 @@ class EngineScheduler:
         Requests of closed jobs are dropped. Opens a session, which lives as long as `stack`, when one is needed."""
         if self._queued_jobs and self._session is None:
             self._session = stack.enter_context(self.engine.session(self.model, deliver))
-            self._prompt_token_budget, self._prompt_tokens_before = (
+            self._cache_tokens, self._prompt_tokens_before = (
                 self.engine.cache_tokens,
                 self.engine.computed_prompt_tokens,
             )
@@ -198,28 +201,33 @@ class EngineScheduler:
         )
 
     def _admit_jobs(self, is_open: Callable[[int], bool]) -> None:
-        """Admits jobs while their prompts fit the KV cache. Admits one more when idle; otherwise two schedulers, each
-        waiting for jobs that the other has admitted, can deadlock."""
+        """Admits jobs while they fit the KV cache. Admits one more when idle; otherwise two schedulers, each waiting
+        for jobs that the other has admitted, can deadlock."""
         while self._queued_jobs:
-            tokens, job_id = -self._queued_jobs[0][0], self._queued_jobs[0][1]
+            job_id = self._queued_jobs[0][1]
+            tokens = self._claim(self._queued_requests[job_id])
             has_work = self._running or self._waiting
-            if (
-                has_work
-                and self._prompt_token_budget is not None
-                and self._prompt_tokens_admitted + tokens > self._prompt_token_budget
-            ):
+            if has_work and self._cache_tokens is not None and self._claimed_tokens + tokens > self._cache_tokens:
                 return
             heapq.heappop(self._queued_jobs)
             requests = self._queued_requests.pop(job_id)
             if is_open(job_id):
                 self._admitted[job_id] = tokens
-                self._prompt_tokens_admitted += tokens
+                self._claimed_tokens += tokens
                 for pending in requests:
                     self._push(pending)
 
+    def _claim(self, requests: Sequence[PendingRequest]) -> int:
+        """Tokens of the KV cache that a job takes: its longest prompt, and its first completions at the mean length so
+        far. Its later ones come in their place."""
+        job, missing = requests[0].job, sum(pending.missing for pending in requests)
+        before = SAMPLES_BEFORE * job.sampling.max_tokens / 2
+        expected = (before + self.usage.generated_tokens) / (SAMPLES_BEFORE + self._samples)
+        return job.prompt_tokens + round(missing * min(expected, job.sampling.max_tokens))
+
     def finish_job(self, job_id: int) -> None:
-        """Frees the KV-cache budget of a closed job."""
-        self._prompt_tokens_admitted -= self._admitted.pop(job_id, 0)
+        """Frees what a closed job has claimed of the KV cache."""
+        self._claimed_tokens -= self._admitted.pop(job_id, 0)
         self._cached_blocks.pop(job_id, None)
 
     def submit(self, request_id: int, pending: PendingRequest) -> None:

@@ -149,7 +149,7 @@ class SingleModelEnv:
 
     def start(self, problem: Problem, sampling: Sampling) -> tuple[SamplingJob, Callable[[], list[Rollout]]]:
         prompt, plan = self._model.prompt_ids(problem), FullEstimate(1, sampling.samples)
-        job = SamplingJob(plan, lambda _: prompt, sampling, tuple, len(prompt) + sampling.max_tokens)
+        job = SamplingJob(plan, lambda _: prompt, sampling, tuple, len(prompt))
         return job, lambda: [self._rollouts(prompt, completion) for completion in plan.outcomes[0]]
 
     def _rollouts(self, prompt: TokenIds, completion: object) -> Rollout:

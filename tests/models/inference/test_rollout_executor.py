@@ -20,7 +20,7 @@ from models.inference import rollout_executor
 from models.inference.engine import Completion, Deliver, FailedRequest, Failure, Finished, Request, Session
 from models.inference.rollout_executor import FailureBudget, RolloutExecutor, TooManyFailed
 from models.inference.rollout_store import Purpose, RolloutStore, StoredCompletion, completion_key
-from models.inference.scheduler import EngineScheduler, SamplingJob, UtilisationClock
+from models.inference.scheduler import EngineScheduler, PendingRequest, SamplingJob, UtilisationClock
 from models.inference.scripted_engine import ScriptedEngine
 from reasoning.records import Usage
 from reasoning.sampling_plans import ForwardScanPlan, FullEstimate, SampleRange
@@ -357,14 +357,43 @@ def test_a_scoring_error_ends_the_run(model: Checkpoint):
         list(rollouts("sqlite://", RandomEngine(), model).run([job]))
 
 
-def test_jobs_are_admitted_only_while_their_prompts_fit_the_kv_cache(model: Checkpoint):
-    class Small(RandomEngine):
-        cache_tokens = 10  # type: ignore[assignment]
+def test_jobs_are_admitted_only_while_they_fit_the_kv_cache(model: Checkpoint):
+    """Three completions of at most two tokens count as three tokens at first: seven for each job, with its prompt."""
 
-    engine = Small()
-    jobs = [SamplingJob(FullEstimate(3, 1), lambda p, n=n: TokenIds((n, p)), SAMPLING, right, 4) for n in range(12)]
+    class Small(RandomEngine):
+        cache_tokens = 20  # type: ignore[assignment]
+
+    engine, short = Small(), Sampling(samples=1, max_tokens=2)
+    jobs = [SamplingJob(FullEstimate(3, 1), lambda p, n=n: TokenIds((n, p)), short, right, 4) for n in range(12)]
     assert len(list(rollouts("sqlite://", engine, model).run(jobs))) == 12
-    assert engine.longest_queue <= 6  # two jobs of three prefixes
+    assert engine.longest_queue == 6  # two jobs of three prefixes
+
+
+@pytest.mark.parametrize(("length", "claimed"), [(4, 50 + 44), (1000, 50 + 800)])
+def test_what_a_job_claims_follows_the_lengths_so_far(model: Checkpoint, length: int, claimed: int):
+    """At first half of 400 tokens each. With 320 completions of 4 tokens: (32·200 + 320·4) ÷ 352 = 21.8; of 1,000
+    tokens: 927, of which no more than 400 count."""
+    scheduler = EngineScheduler(RandomEngine(), model)
+    sampling = Sampling(samples=1, max_tokens=400)
+    job = SamplingJob(FullEstimate(1, 2), lambda _: TokenIds(), sampling, tuple, 50)
+    pending = PendingRequest(0, job, SampleRange(0, 0, 2), scheduler, Request(TokenIds(), sampling, 2), b"")
+    assert scheduler._claim([pending]) == 50 + 2 * 200
+    for _ in range(320):
+        scheduler.account_sampled(pending, [length])
+    assert scheduler._claim([pending]) == claimed
+
+
+def test_as_many_jobs_are_open_as_the_engine_has_slots(model: Checkpoint):
+    """As on eight GPUs with 256 slots each."""
+
+    class Wide(RandomEngine):
+        max_concurrency = 2048
+
+    engine = Wide()
+    jobs = (SamplingJob(FullEstimate(1, 1), lambda _, n=n: TokenIds((n,)), SAMPLING, right, 1) for n in range(2000))
+    run = rollouts("sqlite://", engine, model)
+    assert len(list(run.run(jobs))) == 2000
+    assert engine.longest_queue > 512
 
 
 def test_the_longest_job_is_first_and_its_shortest_prefix(model: Checkpoint):
