@@ -1,11 +1,13 @@
-"""The curation of DTO on many long traces, with a scripted engine: seconds of each step, peak memory, bytes on disk.
-What a GPU would do takes no time here, so that only this software's own cost is left.
+"""Curation on many long traces, with a scripted engine: seconds of each step, peak memory, bytes on disk. What a GPU
+would do takes no time here, so that only this software's own cost is left.
 
-    python -m bench.scale                     # 2,000 and 30,000 traces; writes bench/results/scale.json; half an hour
-    python -m bench.scale 30000 FOLDER        # one size, in a folder that has room for about 0.1 MB a trace
+    python -m bench.scale                     # DTO, 2,000 and 30,000 traces; half an hour
+    python -m bench.scale cot-distillation    # the same numbers; results in bench/results/scale*.json
+    python -m bench.scale dto 30000 FOLDER    # one size, in a folder that has room for about 0.1 MB a trace
 
-Traces have about 8,150 tokens in 150 segments. The first prefix that passes is the tenth; every inner segment before it
-is tried for removal, and none can be removed.
+Traces have about 8,150 tokens. DTO: in 150 segments; the first prefix that passes is the tenth; every inner segment
+before it is tried for removal, and none can be removed. CoT distillation: in about 10 segments, of which all prefixes
+are probed; the training rows are built, too.
 """
 
 from __future__ import annotations
@@ -30,9 +32,12 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from bench.rollouts import machine
+from conf.cot_distillation import CotDistillation
 from conf.dto import Dto
 from conf.engine import Storage
 from conf.load import load
+from conf.pipelines import PIPELINES
+from flows.cot_distillation import compress, pairs_of, rate
 from flows.dto import curate, pair_with_originals
 from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
 from models.inference.engine import Completion, Request
@@ -44,8 +49,9 @@ from tasks.runtime.caching import Step
 from tasks.runtime.context import RunContext, StepContext
 from tasks.runtime.progress import Progress
 from tasks.runtime.rows import RowFile, read_rows
+from tasks.steps.controls import build_sft_rows
 
-RESULT = Path(__file__).parent / "results" / "scale.json"
+RESULTS = Path(__file__).parent / "results"
 SAMPLES, TOKENS, CROSSING = 4, 8192, 10
 """Traces for each problem, tokens of a trace, and the prefix that passes first."""
 LIMIT = 20_000
@@ -86,15 +92,39 @@ def problems_of(ctx: RunContext, count: int) -> ArtifactRef:
     return ctx.artifacts.publish_rows("problems", rows, StageCount(rows_in=count, rows_out=count, dropped={}))
 
 
-def run(traces: int, folder: Path) -> dict[str, Any]:
+def curate_dto(ctx: RunContext, settings: Dto, base: ArtifactRef, problems: ArtifactRef) -> ArtifactRef:
+    """Returns the traces."""
+    curated = curate(ctx, settings, base, problems)
+    pair_with_originals(ctx, settings, curated, curated.optimised)
+    return curated.traces
+
+
+def curate_cot(ctx: RunContext, settings: CotDistillation, base: ArtifactRef, problems: ArtifactRef) -> ArtifactRef:
+    """Returns the traces."""
+    rated = rate(ctx, settings, base, problems)
+    compressed = compress(ctx, settings, rated)
+    build_sft_rows(ctx, model=base, problems=problems, completions=compressed, max_length=LIMIT)
+    pairs_of(ctx, settings, rated, compressed)
+    return rated.traces
+
+
+CURATE: dict[Any, Callable[..., ArtifactRef]] = {Dto: curate_dto, CotDistillation: curate_cot}
+CHANGES = {
+    Dto: (f"training.max_length={LIMIT}",),
+    CotDistillation: (
+        f"sft.max_length={LIMIT}",
+        f"dpo.max_length={LIMIT}",
+        "segmentation.min_chars=2500",
+        "segmentation.max_chars=12000",
+        f"compression.budget.by_level={[TOKENS // 2] * 10}",
+    ),
+}
+
+
+def run(kind: Any, traces: int, folder: Path) -> dict[str, Any]:
     """Curates so many traces; figures of each step."""
-    changes = (
-        f"storage.root={folder}",
-        f"sampling.max_tokens={TOKENS}",
-        f"engine.max_model_len={LIMIT}",
-        f"training.max_length={LIMIT}",
-    )
-    settings = load(Dto, "tiny", changes)
+    changes = (f"storage.root={folder}", f"sampling.max_tokens={TOKENS}", f"engine.max_model_len={LIMIT}")
+    settings = load(kind, "tiny", (*changes, *CHANGES[kind]))
     progress = Progress(Console(file=StringIO()))
     began = time.perf_counter()
     with RunContext(
@@ -106,11 +136,10 @@ def run(traces: int, folder: Path) -> dict[str, Any]:
         run_step=plainly,
     ) as ctx:
         base, problems = ctx.resources.model("tiny"), problems_of(ctx, traces // SAMPLES)
-        curated = curate(ctx, settings, base, problems)
-        pair_with_originals(ctx, settings, curated, curated.optimised)
+        curated = CURATE[kind](ctx, settings, base, problems)
         counts = {entry.step: entry.artifact.count for entry in ctx.ledger}
         steps = {step: {"rows": count.rows_out, "seconds": count.seconds} for step, count in counts.items() if count}
-        ids = token_bytes(curated.traces.uri)
+        ids = token_bytes(curated.uri)
     return {
         "traces": traces,
         "seconds": time.perf_counter() - began,
@@ -190,21 +219,24 @@ def token_bytes(file: str) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    if len(sys.argv) > 1:
-        print(json.dumps(run(int(sys.argv[1]), Path(sys.argv[2]))))
+def main(pipeline: str = "dto", traces: str = "", folder: str = "") -> None:
+    if traces:
+        print(json.dumps(run(PIPELINES[pipeline], int(traces), Path(folder))))
         return
     sizes = []
-    with tempfile.TemporaryDirectory() as folder:
-        files = file_seconds(Path(folder))
-        print(json.dumps(files), flush=True)
-    for traces in (2_000, 30_000):
-        with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "bench.scale", str(traces), folder]
+    for count in (2_000, 30_000):
+        with tempfile.TemporaryDirectory() as place:
+            command = [sys.executable, "-m", "bench.scale", pipeline, str(count), place]
             sizes.append(json.loads(subprocess.check_output(command)))
         print(json.dumps(sizes[-1], indent=2), flush=True)
-    RESULT.write_text(json.dumps({"file_of_1000_traces": files, "sizes": sizes} | machine(), indent=2) + "\n")
+    result: dict[str, Any] = {"sizes": sizes} | machine()
+    if pipeline == "dto":
+        with tempfile.TemporaryDirectory() as place:
+            result["file_of_1000_traces"] = file_seconds(Path(place))
+    (RESULTS / ("scale.json" if pipeline == "dto" else f"scale-{pipeline}.json")).write_text(
+        json.dumps(result, indent=2) + "\n"
+    )
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 
-from reasoning.records import CompressedTrace, Pair, PairKind, Trace, by_trace
+from reasoning.records import CompressedTrace, Pair, PairKind, Trace
 from reasoning.token_ids import TokenIds
 
 
@@ -34,19 +34,13 @@ def _unfit(pair: Pair, max_length: int) -> str | None:
     return None
 
 
-def distillation_pairs(
-    prompts: Mapping[str, TokenIds], traces: Sequence[Trace], compressed: Sequence[CompressedTrace]
-) -> list[Pair]:
-    """Pairs of compressed trace (chosen) and original trace (rejected). `prompts`: token ids by problem id."""
-    originals = by_trace(traces)
-    return [
-        Pair(
-            problem_id=row.problem_id,
-            sample=row.sample,
-            kind=PairKind.COMPRESSED,
-            prompt_ids=prompts[row.problem_id],
-            chosen_ids=row.token_ids,
-            rejected_ids=originals[row.problem_id, row.sample].token_ids,
-        )
-        for row in compressed
-    ]
+def distillation_pair(prompt: TokenIds, trace: Trace, compressed: CompressedTrace) -> Pair:
+    """The compressed trace is chosen, the original is rejected."""
+    return Pair(
+        problem_id=trace.problem_id,
+        sample=trace.sample,
+        kind=PairKind.COMPRESSED,
+        prompt_ids=prompt,
+        chosen_ids=compressed.token_ids,
+        rejected_ids=trace.token_ids,
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence, Set
+from itertools import groupby
 
 from conf.probing import Finalizing, Probing
 from conf.sampling import Sampling
@@ -28,6 +29,7 @@ from reasoning.token_ids import TokenIds
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import StepInputs, step
 from tasks.runtime.context import RunContext, StepContext
+from tasks.runtime.rows import RowFile
 from tasks.steps.prefix_sampling import Endings, Finalizer, PrefixSampler, answer_probe, query_prefixes, skipped_rows
 from tasks.steps.problems import by_id, prompts_of
 from tasks.steps.sampling import failed_counts, sample_and_verify, score, scores_of_failed
@@ -39,17 +41,21 @@ def contrast_pairs(
     ctx: StepContext, model: ArtifactRef, problems: ArtifactRef, traces: ArtifactRef, max_length: int
 ) -> ArtifactRef:
     """Rows of Pair: each problem's shortest right trace is chosen, its longest is rejected."""
-    prompts = prompts_of(ctx, model, problems)
-    pairs, dropped = shortest_longest_pairs(prompts, ctx.artifacts.rows(traces, Trace), max_length)
-    return ctx.publish("pairs", pairs, rows_in=len(pairs) + dropped.total(), dropped=dict(dropped))
+    prompts, dropped = prompts_of(ctx, model, problems), Counter[str]()
+    with RowFile() as pairs:
+        for _, of_problem in groupby(ctx.artifacts.stream(traces, Trace), lambda trace: trace.problem_id):
+            built, unfit = shortest_longest_pairs(prompts, list(of_problem), max_length)
+            pairs.extend(built)
+            dropped += unfit
+        return ctx.publish("pairs", pairs, rows_in=len(pairs) + dropped.total(), dropped=dict(dropped))
 
 
 @step()
 def select_pairs(ctx: StepContext, pairs: ArtifactRef, kind: PairKind) -> ArtifactRef:
     """Rows of Pair of one kind."""
-    rows = ctx.artifacts.rows(pairs, Pair)
-    kept = [row for row in rows if row.kind is kind]
-    return ctx.publish("pairs", kept, rows_in=len(rows), dropped={"another-kind": len(rows) - len(kept)})
+    with RowFile() as kept:
+        kept.extend(row for row in ctx.artifacts.stream(pairs, Pair) if row.kind is kind)
+        return ctx.publish("pairs", kept, rows_in=pairs.rows, dropped={"another-kind": pairs.rows - len(kept)})
 
 
 RECORD_OF: dict[str, type[OptimisedTrace | CompressedTrace | Trace]] = {
@@ -68,20 +74,24 @@ def build_sft_rows(
 
     Drops empty completions, and those longer than `max_length` tokens with their prompt.
     """
-    prompts = prompts_of(ctx, model, problems)
-    rows = [
-        Demonstration(
-            problem_id=row.problem_id,
-            sample=row.sample,
-            prompt_ids=prompts[row.problem_id],
-            completion_ids=row.token_ids,
-        )
-        for row in ctx.artifacts.rows(completions, RECORD_OF[completions.kind])
-    ]
-    non_empty = [row for row in rows if row.completion_ids]
-    kept = [row for row in non_empty if len(row.prompt_ids) + len(row.completion_ids) <= max_length]
-    dropped = Counter({"empty": len(rows) - len(non_empty), "too-long": len(non_empty) - len(kept)})
-    return ctx.publish("demonstrations", kept, rows_in=len(rows), dropped=dict(+dropped))
+    prompts, dropped = prompts_of(ctx, model, problems), Counter[str]()
+    with RowFile() as kept:
+        for row in ctx.artifacts.stream(completions, RECORD_OF[completions.kind]):
+            prompt_ids, completion_ids = prompts[row.problem_id], row.token_ids
+            if not completion_ids:
+                dropped["empty"] += 1
+            elif len(prompt_ids) + len(completion_ids) > max_length:
+                dropped["too-long"] += 1
+            else:
+                kept.append(
+                    Demonstration(
+                        problem_id=row.problem_id,
+                        sample=row.sample,
+                        prompt_ids=prompt_ids,
+                        completion_ids=completion_ids,
+                    )
+                )
+        return ctx.publish("demonstrations", kept, rows_in=completions.rows, dropped=dict(dropped))
 
 
 @step()

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from conf.cot_distillation import EndpointTeacher, LengthBudget, LlmCompressor, LlmRater, TraceSelection
 from conf.llm import Llm
@@ -22,18 +23,30 @@ from models.inference.rollout_store import Purpose
 from reasoning import compression, difficulty
 from reasoning.dto import shortest_right
 from reasoning.llm_queries import InvalidReply, LlmQuery, Solution, with_token_limit
-from reasoning.pairs import distillation_pairs, fit_pairs
-from reasoning.records import CompressedTrace, PrefixValues, Problem, Rating, Trace, Usage, Verdict, by_trace
+from reasoning.pairs import distillation_pair, fit_pairs
+from reasoning.records import (
+    CompressedTrace,
+    PrefixValues,
+    Problem,
+    Rating,
+    Trace,
+    Usage,
+    Verdict,
+    left_joined,
+    trace_name,
+)
 from reasoning.thinking import CLOSE_THINK, final_answer, thinking_of, thought_of, written_as
 from reasoning.token_ids import TokenIds
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import StepInputs, step
 from tasks.runtime.context import RunContext, StepContext
+from tasks.runtime.rows import RowFile
 from tasks.steps.llm import query_llm
 from tasks.steps.prefix_sampling import Finalizer, Prefix, PrefixSampler, answer_probe, skipped_rows
 from tasks.steps.problems import by_id, prompts_of
-from tasks.steps.trace_segments import all_segment_ends
+from tasks.steps.trace_segments import segment_aligner
 
+T = TypeVar("T")
 SAMPLE_STRIDE = 1_000_000
 """Distance between the sample numbers of two seeds, so that seeds share no endpoint replies."""
 
@@ -41,12 +54,13 @@ SAMPLE_STRIDE = 1_000_000
 @step()
 def import_traces(ctx: StepContext, model: ArtifactRef, traces: ArtifactRef) -> ArtifactRef:
     """Rows of Trace: another model's traces, encoded in the token ids of `model`."""
-    checkpoint, rows = ctx.resources.checkpoint(model), ctx.artifacts.rows(traces, Trace)
+    checkpoint = ctx.resources.checkpoint(model)
     end = (checkpoint.end_id,)
-    encoded = [
-        row.model_copy(update={"token_ids": checkpoint.encode(row.text) + end * (not row.truncated)}) for row in rows
-    ]
-    return ctx.publish("traces", encoded, rows_in=len(rows))
+    with RowFile() as encoded:
+        for row in ctx.artifacts.stream(traces, Trace):
+            token_ids = checkpoint.encode(row.text) + end * (not row.truncated)
+            encoded.append(row.model_copy(update={"token_ids": token_ids}))
+        return ctx.publish("traces", encoded, rows_in=traces.rows)
 
 
 def _trace_query(teacher: EndpointTeacher, problem: Problem, sampling: Sampling, sample: int) -> LlmQuery[Solution]:
@@ -121,21 +135,22 @@ def write_traces(
 @step()
 def select_traces(ctx: StepContext, traces: ArtifactRef, selection: TraceSelection) -> ArtifactRef:
     """Rows of Trace: up to `selection.max_traces` right, untruncated traces of each problem."""
-    rows = ctx.artifacts.rows(traces, Trace)
-    right: dict[str, list[Trace]] = defaultdict(list)
-    for row in rows:
-        if row.verdict is Verdict.RIGHT and not row.truncated:
-            right[row.problem_id].append(row)
     sign = {"as-drawn": 0, "shortest": 1, "longest": -1}[selection.order]
-    selected = [
-        row
-        for group in right.values()
-        for row in sorted(group, key=lambda row: sign * len(row.token_ids))[: selection.max_traces]
-    ]
+    right: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    """By problem: the rank of each right trace, and its place among all."""
+    problems = set[str]()
+    for place, row in enumerate(ctx.artifacts.stream(traces, Trace)):
+        problems.add(row.problem_id)
+        if row.verdict is Verdict.RIGHT and not row.truncated:
+            right[row.problem_id].append((sign * len(row.token_ids), place))
+    kept = {place for group in right.values() for _, place in sorted(group)[: selection.max_traces]}
     total_right = sum(map(len, right.values()))
-    dropped = Counter({"not-right": len(rows) - total_right, "not-selected": total_right - len(selected)})
-    counts = {"problems": len({row.problem_id for row in rows}), "problems with a right trace": len(right)}
-    return ctx.publish("traces", selected, rows_in=len(rows), dropped=dict(+dropped), counts=counts)
+    dropped = Counter({"not-right": traces.rows - total_right, "not-selected": total_right - len(kept)})
+    counts = {"problems": len(problems), "problems with a right trace": len(right)}
+    with RowFile() as selected:
+        rows = enumerate(ctx.artifacts.stream(traces, Trace))
+        selected.extend(row for place, row in rows if place in kept)
+        return ctx.publish("traces", selected, rows_in=traces.rows, dropped=dict(+dropped), counts=counts)
 
 
 @step("sampling")
@@ -149,18 +164,26 @@ def estimate_prefix_values(
     seed: int,
 ) -> ArtifactRef:
     """Rows of PrefixValues: right rollouts of every prefix, and of no thinking at all. Raises TooManyFailed."""
-    checkpoint, rows = ctx.resources.checkpoint(model), ctx.artifacts.rows(traces, Trace)
-    ends_of, undecodable = all_segment_ends(ctx, checkpoint, rows, segmentation)
-    ends = {name: [0, *segments] for name, segments in ends_of.items()}
+    checkpoint = ctx.resources.checkpoint(model)
+    aligner = segment_aligner(ctx, checkpoint, traces.rows, segmentation)
     sampler = PrefixSampler(ctx.resources, checkpoint, by_id(ctx, problems), answer_probe(probing), seed)
-    values = sampler.estimate_values("estimate prefix values", [row for row in rows if row.id in ends], ends)
-    return ctx.publish(
-        "values",
-        values,
-        rows_in=len(rows),
-        usage=sampler.usage,
-        skipped=undecodable + skipped_rows(sampler.failed),
+    rows = (
+        (trace, [0, *ends])
+        for trace in ctx.artifacts.stream(traces, Trace)
+        if (ends := aligner.ends(trace)) is not None
     )
+    with (
+        RowFile() as values,
+        closing(sampler.estimate_values("estimate prefix values", traces.rows, rows)) as done,
+    ):
+        values.extend(done)
+        return ctx.publish(
+            "values",
+            values,
+            rows_in=traces.rows,
+            usage=sampler.usage,
+            skipped=aligner.undecodable + skipped_rows(sampler.failed),
+        )
 
 
 @step()
@@ -171,11 +194,11 @@ def rate_by_effort(ctx: StepContext, traces: ArtifactRef, values: ArtifactRef, t
     prefix is right more often than `threshold`.
     """
     sampled, right = Counter[str](), Counter[str]()
-    for row in ctx.artifacts.rows(traces, Trace):
-        sampled[row.problem_id] += 1
-        right[row.problem_id] += row.verdict is Verdict.RIGHT
+    for problem, verdict in ctx.artifacts.columns(traces, "problem_id", "verdict"):
+        sampled[problem] += 1
+        right[problem] += verdict == Verdict.RIGHT
     needed: dict[str, list[int]] = defaultdict(list)
-    for row in ctx.artifacts.rows(values, PrefixValues):
+    for row in ctx.artifacts.stream(values, PrefixValues):
         needed[row.problem_id].append(row.needed(threshold))
     efforts = {
         name: difficulty.effort(right[name], sampled[name], sum(lengths) / len(lengths))
@@ -191,7 +214,7 @@ def rate_by_llm(ctx: StepContext, problems: ArtifactRef, traces: ArtifactRef, ra
 
     Raises TooManyInvalidReplies, and what the client of `llm` raises.
     """
-    known, names = by_id(ctx, problems), {row.problem_id: None for row in ctx.artifacts.rows(traces, Trace)}
+    known, names = by_id(ctx, problems), {name: None for (name,) in ctx.artifacts.columns(traces, "problem_id")}
     queries = [difficulty.difficulty_query(known[name]) for name in names]
     queries = with_token_limit(queries, rater.max_tokens, "rating.max_tokens")
     answers = query_llm(ctx, llm, "rate", queries, rater.max_invalid_fraction)
@@ -220,16 +243,6 @@ def permute_ratings(ctx: StepContext, ratings: ArtifactRef, seed: int) -> Artifa
     return ctx.publish("ratings", shuffled, rows_in=len(rows))
 
 
-class CompressedThinking(NamedTuple):
-    """Compressed thinking of a trace, without its ending."""
-
-    trace: Trace
-    level: int
-    token_ids: TokenIds
-    kept: tuple[int, ...] = ()
-    """Indices of the kept segments; empty for thinking that a language model rewrote."""
-
-
 class CompressionInputs(StepInputs):
     """Rated traces, the length budget of each level, and the settings for finalizing."""
 
@@ -248,20 +261,20 @@ def compress_by_value(ctx: StepContext, inputs: CompressionInputs, values: Artif
 
     Raises TooManyFailed.
     """
-    jobs, dropped = _compression_jobs(ctx, inputs)
-    values_of = by_trace(ctx.artifacts.rows(values, PrefixValues))
-    compressed = []
-    for trace, level, max_tokens in jobs:
-        row = values_of.get((trace.problem_id, trace.sample))
-        if row is None:
-            dropped["no-values"] += 1
-            continue
-        kept = compression.kept_segments(row.values, row.lengths, max_tokens)
-        parts = (trace.token_ids[row.ends[index] : row.ends[index + 1]] for index in kept)
-        compressed.append(CompressedThinking(trace, level, TokenIds.join(parts), kept))
-    fitting = [thinking for thinking in compressed if thinking.kept]
-    dropped["over-budget"] += len(compressed) - len(fitting)
-    return _finalize_and_filter(ctx, inputs, fitting, dropped, Usage())
+    dropped = Counter[str]()
+    rows = left_joined(
+        ctx.artifacts.stream(inputs.traces, Trace), ctx.artifacts.stream(values, PrefixValues), trace_name
+    )
+    with RowFile() as compressed:
+        for job, row in _compression_jobs(ctx, inputs, rows, dropped):
+            if row is None:
+                dropped["no-values"] += 1
+            elif kept := compression.kept_segments(row.values, row.lengths, job.max_tokens):
+                parts = (job.trace.token_ids[row.ends[index] : row.ends[index + 1]] for index in kept)
+                compressed.append(_compressed(job, TokenIds.join(parts), kept))
+            else:
+                dropped["over-budget"] += 1
+        return _finalize_and_filter(ctx, inputs, compressed, dropped, Usage())
 
 
 @step("llm")
@@ -270,28 +283,40 @@ def compress_by_llm(ctx: StepContext, inputs: CompressionInputs, compressor: Llm
 
     Raises TooManyInvalidReplies, TooManyFailed, and what the client of `llm` raises.
     """
-    checkpoint, known = ctx.resources.checkpoint(inputs.model), by_id(ctx, inputs.problems)
-    jobs, dropped = _compression_jobs(ctx, inputs)
-    queries = [
-        compression.compression_query(
-            known[trace.problem_id], thinking_of(trace.text, checkpoint.prompt.thinking), max(1, round(max_tokens))
-        )
-        for trace, _, max_tokens in jobs
-    ]
+    checkpoint, known, dropped = ctx.resources.checkpoint(inputs.model), by_id(ctx, inputs.problems), Counter[str]()
+    queries, targets = list[LlmQuery[Any]](), list[tuple[CompressedTrace, float]]()
+    traces = ((trace, None) for trace in ctx.artifacts.stream(inputs.traces, Trace))
+    for job, _ in _compression_jobs(ctx, inputs, traces, dropped):
+        thinking = thinking_of(job.trace.text, checkpoint.prompt.thinking)
+        problem, max_tokens = known[job.trace.problem_id], max(1, round(job.max_tokens))
+        queries.append(compression.compression_query(problem, thinking, max_tokens))
+        targets.append((_compressed(job, TokenIds(), ()), compressor.slack * job.max_tokens))
     queries = with_token_limit(queries, compressor.max_tokens, "compression.by.max_tokens")
     answers = query_llm(ctx, llm, "compress", queries, compressor.max_invalid_fraction)
     dropped += answers.invalid
     line_break = "" if inputs.finalizing.closing_text.startswith("\n") else "\n"
-    compressed = []
-    for (trace, level, max_tokens), reply in zip(jobs, answers.replies, strict=True):
-        if isinstance(reply, InvalidReply):
-            continue
-        token_ids = checkpoint.encode(reply.thinking.strip() + line_break)
-        if reason := _invalid_reason(checkpoint, reply.thinking, len(token_ids), compressor.slack * max_tokens):
-            dropped[reason] += 1
-        else:
-            compressed.append(CompressedThinking(trace, level, token_ids))
-    return _finalize_and_filter(ctx, inputs, compressed, dropped, answers.usage, answers.billed_to)
+    with RowFile() as compressed:
+        for (target, max_tokens), reply in zip(targets, answers.replies, strict=True):
+            if isinstance(reply, InvalidReply):
+                continue
+            token_ids = checkpoint.encode(reply.thinking.strip() + line_break)
+            if reason := _invalid_reason(checkpoint, reply.thinking, len(token_ids), max_tokens):
+                dropped[reason] += 1
+            else:
+                compressed.append(target.model_copy(update={"token_ids": token_ids}))
+        return _finalize_and_filter(ctx, inputs, compressed, dropped, answers.usage, answers.billed_to)
+
+
+def _compressed(job: CompressionJob, token_ids: TokenIds, kept: tuple[int, ...]) -> CompressedTrace:
+    """A trace compressed to this thinking, without an ending."""
+    return CompressedTrace(
+        problem_id=job.trace.problem_id,
+        sample=job.trace.sample,
+        level=job.level,
+        kept=kept,
+        token_ids=token_ids,
+        original_tokens=len(job.trace.token_ids),
+    )
 
 
 def _invalid_reason(checkpoint: Checkpoint, text: str, tokens: int, max_tokens: float) -> str:
@@ -312,29 +337,36 @@ class CompressionJob(NamedTuple):
     """Token budget of its thinking."""
 
 
-def _compression_jobs(ctx: RunContext, inputs: CompressionInputs) -> tuple[list[CompressionJob], Counter[str]]:
-    """Traces longer than their level's budget, and counts of the others by reason."""
-    checkpoint, rows = ctx.resources.checkpoint(inputs.model), ctx.artifacts.rows(inputs.traces, Trace)
+def _compression_jobs(
+    ctx: RunContext, inputs: CompressionInputs, traces: Iterable[tuple[Trace, T]], dropped: Counter[str]
+) -> Iterator[tuple[CompressionJob, T]]:
+    """Traces longer than their level's budget, each with what came with it. Counts the others, by reason, in
+    `dropped`."""
+    checkpoint = ctx.resources.checkpoint(inputs.model)
     level_of = {row.problem_id: row.level for row in ctx.artifacts.rows(inputs.ratings, Rating)}
-    rated = [(row, level_of[row.problem_id]) for row in rows if row.problem_id in level_of]
-    jobs = []
-    for trace, level in rated:
+    for trace, item in traces:
+        level = level_of.get(trace.problem_id)
+        if level is None:
+            dropped["unrated"] += 1
+            continue
         tokens = len(checkpoint.encode(thinking_of(trace.text, checkpoint.prompt.thinking)))
         max_tokens = inputs.budget.tokens(level, tokens)
         if max_tokens < tokens:
-            jobs.append(CompressionJob(trace, level, max_tokens))
-    return jobs, Counter({"unrated": len(rows) - len(rated), "within-budget": len(rated) - len(jobs)})
+            yield CompressionJob(trace, level, max_tokens), item
+        else:
+            dropped["within-budget"] += 1
 
 
 def _finalize_and_filter(
     ctx: StepContext,
     inputs: CompressionInputs,
-    compressed: Sequence[CompressedThinking],
+    compressed: RowFile,
     dropped: Counter[str],
     usage: Usage,
     billed_to: str = "",
 ) -> ArtifactRef:
-    """Samples endings and publishes rows of CompressedTrace that answer right and are shorter than the original."""
+    """Samples endings and publishes rows of CompressedTrace that answer right and are shorter than the original.
+    `compressed`: such rows without an ending."""
     finalizer = Finalizer(
         ctx.resources,
         ctx.resources.checkpoint(inputs.model),
@@ -342,51 +374,46 @@ def _finalize_and_filter(
         inputs.finalizing,
         inputs.seed,
     )
-    prefixes = [Prefix(thinking.trace.problem_id, thinking.token_ids) for thinking in compressed]
-    endings = finalizer.sample_endings("compress", Purpose.COMPRESS, prefixes)
-    rows, failed = list[CompressedTrace](), dict[str, FailedRequest]()
-    for thinking, group in zip(compressed, endings, strict=True):
-        if isinstance(group, FailedRequest):
-            failed[thinking.trace.id] = group
-            continue
-        ending = shortest_right(group)
-        if ending is None:
-            dropped["no-right-ending"] += 1
-        elif len(thinking.token_ids + ending) >= len(thinking.trace.token_ids):
-            dropped["not-shorter"] += 1
-        else:
-            rows.append(_compressed_trace(thinking, ending))
-    rows_in = len(rows) + dropped.total() + len(failed)
-    return ctx.publish(
-        "compressed",
-        rows,
-        rows_in=rows_in,
-        dropped=dict(+dropped),
-        usage=usage + finalizer.usage,
-        billed_to=billed_to,
-        skipped=skipped_rows(failed),
-    )
-
-
-def _compressed_trace(thinking: CompressedThinking, ending: TokenIds) -> CompressedTrace:
-    return CompressedTrace(
-        problem_id=thinking.trace.problem_id,
-        sample=thinking.trace.sample,
-        level=thinking.level,
-        kept=thinking.kept,
-        token_ids=thinking.token_ids + ending,
-        original_tokens=len(thinking.trace.token_ids),
-    )
+    failed, total = dict[str, FailedRequest](), len(compressed)
+    prefixes = ((row, Prefix(row.problem_id, row.token_ids)) for row in compressed.read(CompressedTrace))
+    with RowFile() as rows, closing(finalizer.run("compress", Purpose.COMPRESS, total, prefixes)) as done:
+        for row, group in done:
+            if isinstance(group, FailedRequest):
+                failed[f"{row.problem_id}/{row.sample}"] = group
+            elif (ending := shortest_right(group)) is None:
+                dropped["no-right-ending"] += 1
+            elif len(row.token_ids + ending) >= row.original_tokens:
+                dropped["not-shorter"] += 1
+            else:
+                rows.append(row.model_copy(update={"token_ids": row.token_ids + ending}))
+        return ctx.publish(
+            "compressed",
+            rows,
+            rows_in=len(rows) + dropped.total() + len(failed),
+            dropped=dict(+dropped),
+            usage=usage + finalizer.usage,
+            billed_to=billed_to,
+            skipped=skipped_rows(failed),
+        )
 
 
 @step()
 def uncompressed(ctx: StepContext, traces: ArtifactRef, compressed: ArtifactRef) -> ArtifactRef:
     """Rows of Trace: the originals of the compressed traces. A control."""
-    names = {(row.problem_id, row.sample) for row in ctx.artifacts.rows(compressed, CompressedTrace)}
-    rows = ctx.artifacts.rows(traces, Trace)
-    kept = [row for row in rows if (row.problem_id, row.sample) in names]
-    dropped = {"not-compressed": len(rows) - len(kept)} if len(kept) < len(rows) else {}
-    return ctx.publish("traces", kept, rows_in=len(rows), dropped=dropped)
+    with RowFile() as kept:
+        kept.extend(trace for trace, _ in compressed_traces(ctx, traces, compressed))
+        dropped = {"not-compressed": traces.rows - len(kept)} if len(kept) < traces.rows else {}
+        return ctx.publish("traces", kept, rows_in=traces.rows, dropped=dropped)
+
+
+def compressed_traces(
+    ctx: RunContext, traces: ArtifactRef, compressed: ArtifactRef
+) -> Iterator[tuple[Trace, CompressedTrace]]:
+    """The traces that were compressed, each with what it has become."""
+    rows = left_joined(
+        ctx.artifacts.stream(traces, Trace), ctx.artifacts.stream(compressed, CompressedTrace), trace_name
+    )
+    return ((trace, row) for trace, row in rows if row)
 
 
 @step()
@@ -399,7 +426,10 @@ def pair_compressed(
     max_length: int,
 ) -> ArtifactRef:
     """Rows of Pair: the compressed trace is chosen, its original is rejected."""
-    prompts, rows = prompts_of(ctx, model, problems), ctx.artifacts.rows(compressed, CompressedTrace)
-    all_pairs = distillation_pairs(prompts, ctx.artifacts.rows(traces, Trace), rows)
-    pairs, dropped = fit_pairs(all_pairs, max_length)
-    return ctx.publish("pairs", pairs, rows_in=len(all_pairs), dropped=dict(dropped))
+    prompts, dropped = prompts_of(ctx, model, problems), Counter[str]()
+    with RowFile() as pairs:
+        for trace, row in compressed_traces(ctx, traces, compressed):
+            fitting, unfit = fit_pairs([distillation_pair(prompts[trace.problem_id], trace, row)], max_length)
+            pairs.extend(fitting)
+            dropped += unfit
+        return ctx.publish("pairs", pairs, rows_in=compressed.rows, dropped=dict(dropped))

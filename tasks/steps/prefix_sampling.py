@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -146,26 +147,27 @@ class PrefixSampler(CheckedSampler):
             yield query
 
     def estimate_values(
-        self, stage: str, rows: Sequence[Trace], ends: Mapping[str, Sequence[int]]
-    ) -> list[PrefixValues]:
-        """Counts the right rollouts of every prefix of each row. `ends`: token ends of the prefixes, by trace id.
+        self, stage: str, total: int, rows: Iterable[tuple[Trace, Sequence[int]]]
+    ) -> Generator[PrefixValues]:
+        """Counts the right rollouts of every prefix of each trace, in order. `rows`: traces with the token ends of
+        their prefixes, about `total` of them, which are drawn as they are needed.
 
         Traces with a failed request are absent from the result.
         """
-        total = self._sampling.samples
-        plans = {row.id: FullEstimate(len(ends[row.id]), total) for row in rows}
-        self.run_queries(stage, Purpose.VALUE, [query_prefixes(row, ends[row.id], plans[row.id]) for row in rows])
-        return [
-            PrefixValues(
-                problem_id=row.problem_id,
-                sample=row.sample,
-                ends=tuple(ends[row.id]),
-                total=total,
-                right=tuple(count_right(outcomes) for outcomes in plans[row.id].outcomes),
-            )
-            for row in rows
-            if row.id not in self.failed
-        ]
+        samples = self._sampling.samples
+        queries = (query_prefixes(trace, ends, FullEstimate(len(ends), samples)) for trace, ends in rows)
+        with closing(self.run(stage, Purpose.VALUE, total, queries)) as done:
+            for query in done:
+                if query.trace.id in self.failed:
+                    continue
+                assert isinstance(query.plan, FullEstimate)
+                yield PrefixValues(
+                    problem_id=query.trace.problem_id,
+                    sample=query.trace.sample,
+                    ends=tuple(query.ends),
+                    total=samples,
+                    right=tuple(count_right(outcomes) for outcomes in query.plan.outcomes),
+                )
 
     def cost_bounds(self, trace: Trace, ends: Sequence[int], plan: CrossingSearch) -> CostBounds:
         """Cost of a finished search, with lower and naive bounds. `ends`: token ends of the trace's segments."""

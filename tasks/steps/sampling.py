@@ -45,11 +45,12 @@ def evaluate(ctx: StepContext, model: ArtifactRef, problems: ArtifactRef, sampli
     A completion that failed counts as not right. Raises TooManyFailed.
     """
     checkpoint, known = ctx.resources.checkpoint(model), by_id(ctx, problems)
-    sampled = sample_and_verify(ctx, "benchmark", checkpoint, list(known.values()), sampling, Purpose.BENCHMARK, seed)
-    scores = [score(checkpoint, known[trace.problem_id], trace) for trace in sampled.traces]
-    scores += scores_of_failed(checkpoint, known, sampled.failed, sampling)
-    ctx.report_skipped(skipped_rows(sampled.failed))
-    return ctx.publish("scores", scores, rows_in=len(known), usage=sampled.usage, counts=failed_counts(sampled.failed))
+    sampler = TraceSampler(ctx, checkpoint, sampling, Purpose.BENCHMARK, seed)
+    with closing(sampler.run("benchmark", len(known), known.values())) as done:
+        scores = [score(checkpoint, known[trace.problem_id], trace) for trace in done]
+    scores += scores_of_failed(checkpoint, known, sampler.failed, sampling)
+    ctx.report_skipped(skipped_rows(sampler.failed))
+    return ctx.publish("scores", scores, rows_in=len(known), usage=sampler.usage, counts=failed_counts(sampler.failed))
 
 
 class SampledTraces(NamedTuple):

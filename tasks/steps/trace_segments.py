@@ -53,8 +53,11 @@ def segment_aligner(ctx: RunContext, model: Checkpoint, total: int, segmentation
 def all_segment_ends(
     ctx: RunContext, model: Checkpoint, traces: Sequence[Trace], segmentation: Segmentation
 ) -> tuple[dict[str, list[int]], list[SkippedRow]]:
-    """Token ends of the segments of each trace's thinking. Returns and raises as `token_ends_of`."""
-    return _aligned(segment_aligner(ctx, model, len(traces), segmentation), traces)
+    """Token ends of the segments of each trace's thinking, by trace id, and the traces whose tokens cannot be aligned
+    with text. Raises TooManyFailed."""
+    aligner = segment_aligner(ctx, model, len(traces), segmentation)
+    found = {trace.id: aligner.ends(trace) for trace in traces}
+    return {name: ends for name, ends in found.items() if ends is not None}, aligner.undecodable
 
 
 def texts_between(model: Checkpoint, trace: Trace, ends: Sequence[int]) -> list[str]:
@@ -64,18 +67,3 @@ def texts_between(model: Checkpoint, trace: Trace, ends: Sequence[int]) -> list[
     """
     texts = model.token_texts(trace.token_ids)
     return ["".join(texts[start:end]) for start, end in pairwise(ends)]
-
-
-def token_ends_of(
-    ctx: RunContext, model: Checkpoint, traces: Sequence[Trace], parts: Callable[[Trace], list[str]]
-) -> tuple[dict[str, list[int]], list[SkippedRow]]:
-    """Token ends of each trace's `parts`, by trace id, and the traces whose tokens cannot be aligned with text.
-
-    `parts`: consecutive texts from the beginning of the trace. Raises TooManyFailed.
-    """
-    return _aligned(TokenAligner(ctx, model, len(traces), parts), traces)
-
-
-def _aligned(aligner: TokenAligner, traces: Sequence[Trace]) -> tuple[dict[str, list[int]], list[SkippedRow]]:
-    found = {trace.id: aligner.ends(trace) for trace in traces}
-    return {name: ends for name, ends in found.items() if ends is not None}, aligner.undecodable

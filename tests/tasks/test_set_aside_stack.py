@@ -16,7 +16,7 @@ from reasoning.records import SkippedRow, Trace, Verdict
 from reasoning.token_ids import TokenIds
 from tasks.runtime.context import RunContext, StepContext
 from tasks.steps.prefix_sampling import skipped_rows
-from tasks.steps.trace_segments import token_ends_of
+from tasks.steps.trace_segments import TokenAligner
 from tests.flows.world import speak
 
 
@@ -47,14 +47,16 @@ def trace(number: int) -> Trace:
     )
 
 
-def ends(ctx: StepContext, numbers: list[int]) -> tuple[dict[str, list[int]], list[SkippedRow]]:
+def ends(ctx: StepContext, numbers: list[int]) -> tuple[dict[str, list[int] | None], list[SkippedRow]]:
     model: Any = FakeCheckpoint()
-    return token_ends_of(ctx, model, [trace(number) for number in numbers], lambda row: [row.text[:2], row.text[2:]])
+    aligner = TokenAligner(ctx, model, len(numbers), lambda row: [row.text[:2], row.text[2:]])
+    found = {row.id: aligner.ends(row) for row in map(trace, numbers)}
+    return found, aligner.undecodable
 
 
 def test_undecodable_traces_are_skipped(ctx: StepContext):
     found, skipped = ends(ctx, [1, 2, 13, 4])
-    assert found == {f"p{number}/0": [1, 3] for number in (1, 2, 4)}
+    assert found == {"p1/0": [1, 3], "p2/0": [1, 3], "p13/0": None, "p4/0": [1, 3]}
     with pytest.raises(TooManyFailed, match=r"^read tokens: 2 of 4 failed.*2 undecodable \(3 tokens\)"):
         ends(ctx, [1, 13, 13, 4])
     ref = ctx.publish(
