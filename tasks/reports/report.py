@@ -55,6 +55,10 @@ def write_report(ctx: RunContext, settings: Settings, results: Sequence[SeedResu
     path = ctx.directory.save_report(report)
     tables = report_tables(report)
     print_report(report["warnings"], tables)
+    for stage, folder in _trained_models(report):
+        console().print(
+            f"Trained model: {folder} ({stage}; brevity export writes it for other programs)", soft_wrap=True
+        )
     console().print(f"Report: {path}", soft_wrap=True)
     try:
         _publish(report, tables, path)
@@ -143,6 +147,12 @@ def _publish(report: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], path
         )
 
 
+def _trained_models(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The training step and the folder of each model that the run has trained on this machine."""
+    trained = [line for line in report["ledger"] if line["stage"].startswith("train-") and line["artifact"]]
+    return [(line["stage"], line["artifact"]) for line in trained]
+
+
 def summary(report: Mapping[str, Any], path: Path) -> str:
     """The result in Markdown: warnings, comparisons, and where report and models lie."""
     comparisons = [
@@ -151,11 +161,7 @@ def summary(report: Mapping[str, Any], path: Path) -> str:
         for entry in report["comparisons"]
     ]
     warnings = [f"**Warning:** {escaped(warning)}\n" for warning in report["warnings"]]
-    models = [
-        f"- {escaped(line['stage'])}: `{line['artifact']}`"
-        for line in report["ledger"]
-        if line["stage"].startswith("train-")
-    ]
+    models = [f"- {escaped(stage)}: `{folder}`" for stage, folder in _trained_models(report)]
     sections = ["# Result", *warnings, *comparisons, "", f"Report: `{path}`"]
     return "\n".join([*sections, *(["", "## Trained models", *models] if models else [])])
 
