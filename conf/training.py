@@ -22,7 +22,8 @@ class Lora(Settings):
     """Dropout in the adapters. Not from the paper."""
     merge: bool = False
     """Saves the whole model with the adapters merged, for an architecture whose adapters vLLM cannot serve, or for
-    faster sampling: many gigabytes instead of some megabytes. Not from the paper."""
+    faster sampling: many gigabytes instead of some megabytes. While GRPO trains, it serves adapters in any case. Not
+    from the paper."""
 
 
 class Training(Settings):

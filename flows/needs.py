@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from conf.base import Settings, sections
@@ -16,6 +17,7 @@ from conf.problems import Hub
 from conf.prompts import BUNDLED
 from conf.training import Lora, Training
 from flows.doctor.checks import GpuUse
+from models.checkpoints.adapters import MAX_RANK
 from models.checkpoints.checkpoint import Checkpoint, is_on_hub
 from models.checkpoints.memory_estimates import grpo_bytes, least_serving_bytes, trained_parameters, training_bytes
 
@@ -98,26 +100,34 @@ def disk_bytes(settings: Settings, model: Checkpoint) -> float:
     """Every trained model in float32, or its adapters, and the trainer's state (12 bytes per trained parameter) twice,
     while a new one replaces the old. GRPO also keeps its current and its best weights, or adapters."""
     run = experiment(settings)
-    trainings = trained_models(run)
+    made = trained_models(run)
     seeds = len(settings.seeds) if isinstance(settings, MultiSeed) else 1
-    saved = sum(_saved_parameters(model, how.lora) for how in trainings) * seeds
+    saved = sum(_saved_parameters(model, [how.lora for how in trainings]) for trainings in made) * seeds
     saved += 2 * trained_parameters(model, run.rl.lora) if isinstance(run, LongShort) else 0
-    state = max((trained_parameters(model, how.lora) for how in trainings), default=0)
+    state = max((trained_parameters(model, trainings[-1].lora) for trainings in made), default=0)
     return 4 * saved + 2 * 12 * state
 
 
-def _saved_parameters(model: Checkpoint, lora: Lora | None) -> int:
-    """Of a trained model."""
-    return trained_parameters(model, None if lora and lora.merge else lora)
+def _saved_parameters(model: Checkpoint, trainings: Sequence[Lora | None]) -> int:
+    """Of a model after these trainings: adapters are joined; whole models remain whole."""
+    if not all(lora and not lora.merge for lora in trainings):
+        return trained_parameters(model, None)
+    return trained_parameters(model, Lora(r=min(MAX_RANK, sum(lora.r for lora in trainings if lora))))
 
 
-def trained_models(run: Any) -> list[Training | Grpo]:
-    """How each checkpoint is trained that a run makes."""
+def trained_models(run: Any) -> Sequence[Sequence[Training | Grpo]]:
+    """For each checkpoint that a run makes, how it was trained from the base model on."""
     if isinstance(run, Dto):
-        return [run.training] * (1 + len(run.controls.trained))
-    if isinstance(run, CotDistillation):  # ratings shuffled: both once more
-        more = {"dpo": [run.dpo], "sft-uncompressed": [run.sft], "shuffled-ratings": [run.sft, run.dpo]}
-        return [run.sft, run.dpo, *(how for name in run.variants for how in more.get(name, ()))]
+        return [[run.training]] * (1 + len(run.controls.trained))
+    if isinstance(run, CotDistillation):
+        method = [[run.sft], [run.sft, run.dpo]]
+        more = {"dpo": [[run.dpo]], "sft-uncompressed": [[run.sft]], "shuffled-ratings": method}
+        return method + [made for name in run.variants for made in more.get(name, ())]
     if isinstance(run, LongShort):
-        return [run.sft, run.sft, *[run.rl] * (len(run.rl.rounds) + run.one_model)]
+        rounds = Counter[str]()
+        made: list[Sequence[Training | Grpo]] = [[run.sft], [run.sft]]
+        for who in run.rl.rounds:
+            rounds[who] += 1
+            made.append([run.sft, *[run.rl] * rounds[who]])
+        return [*made, *[[run.rl]] * run.one_model]
     return []

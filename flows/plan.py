@@ -18,7 +18,7 @@ from flows.needs import TRAININGS, llms, model_names, trains_beside_servers
 from flows.pipeline import open_run
 from models.checkpoints.checkpoint import found_checkpoint, is_on_hub
 from models.checkpoints.files import CheckpointError
-from models.inference.devices import beside_trainer, described, replica_gpus, visible_gpus
+from models.inference.devices import TooFewGpus, beside_trainer, described, replica_gpus, visible_gpus
 from models.training.launcher import largest_divisor
 from tasks.reports.layout import console, plain
 from tasks.reports.multi_seed import load_earlier_results
@@ -37,7 +37,12 @@ def print_plan(settings: Settings, gpus: int | None = None) -> None:
     """Prints each step of a run and the totals. `gpus`: of the node that will run, if it is not this one. Raises
     CannotPlan, TooFewGpus, and what reading the problems raises."""
     names = visible_gpus() if gpus is None else tuple(map(str, range(gpus)))
-    node = _node(experiment(settings), names)
+    try:
+        node = _node(experiment(settings), names)
+    except TooFewGpus:
+        if names or gpus is not None:
+            raise
+        node = "not this machine, which has no GPU: say how many the node has with --gpus"
     steps = plan(settings, len(names))
     console().print(_table(steps))
     console().print(_totals(settings, steps, node))
@@ -116,6 +121,7 @@ def _node(run: Any, gpus: Sequence[str]) -> str:
     trained = [f"[{name}] in {largest_divisor(batch, len(gpus))} processes" for name, batch in batches.items() if gpus]
     if trains_beside_servers(run) and gpus:
         split = beside_trainer(gpus)
+        replica_gpus(run.engine, split.servers)
         trained.append(f"[rl] on GPU {split.trainer[0]}, its servers on {', '.join(split.servers)}")
     return "; ".join([served, *trained])
 

@@ -20,8 +20,9 @@ def atomic_write(path: Path, content: str | bytes) -> None:
 
 def make_readable(folder: Path) -> None:
     """Lets other users read the files of `folder`: safetensors writes them for their owner alone."""
-    for path in folder.iterdir():
-        path.chmod(0o644)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o644)
 
 
 def file_digest(path: Path) -> str:

@@ -6,12 +6,18 @@ It knows their files. It must not know the model that they belong to, nor load a
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
 from models.checkpoints.files import CheckpointError, read_json, tensor_shapes
 
+SYNC_CHECK_FILE = "sync_check.json"
+"""Written by the trainer into each checkpoint: token ids, and the log-probs that the trained model gives them."""
+BASE_FINGERPRINT = "base_fingerprint"
+"""Field of this file beside adapters: the fingerprint of the weights that they belong to."""
+MAX_RANK = 512
+"""The largest that vLLM serves."""
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -28,6 +34,12 @@ class AdapterConfig(BaseModel):
     use_dora: Literal[False] = False
     use_rslora: Literal[False] = False
     modules_to_save: list[str] | None = Field(default=None, max_length=0)
+    lora_bias: Literal[False] = False
+    init_lora_weights: Literal[True, False, "gaussian", "orthogonal", "eva"] | None = True
+    """Others change the model's weights when they are made."""
+    target_parameters: list[str] | None = Field(default=None, max_length=0)
+    trainable_token_indices: list[int] | None = Field(default=None, max_length=0)
+    layer_replication: list[Any] | None = Field(default=None, max_length=0)
     rank_pattern: dict[str, int] = Field(default={}, max_length=0)
     alpha_pattern: dict[str, float] = Field(default={}, max_length=0)
 
@@ -57,3 +69,9 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
             f"{path}: {field}: {first['msg']}; merge these adapters with the program that made them, and name the "
             f"whole model"
         ) from None
+
+
+def base_fingerprint(folder: Path) -> str:
+    """Of the weights that the adapters belong to, if a training of this suite has made them; else empty."""
+    path = folder / SYNC_CHECK_FILE
+    return str(read_json(path).get(BASE_FINGERPRINT, "")) if path.is_file() else ""

@@ -71,6 +71,11 @@ class Checkpoint:
         return self.adapter or self.folder
 
     @property
+    def rank(self) -> int:
+        """Of its adapters; 0 without."""
+        return read_adapter_config(self.adapter).r if self.adapter else 0
+
+    @property
     def weights_fingerprint(self) -> str:
         """Fingerprint of the weights in `folder`."""
         return self.base.fingerprint if self.base else self.fingerprint
@@ -80,8 +85,9 @@ class Checkpoint:
         """The model in `folder`, or that of the adapters in it. `numerics`: see `Engine.numerics`. Raises
         CheckpointError naming what is missing in `folder`."""
         if holds_adapters(folder):
-            base = cls.open(weights_folder(folder), numerics, prompt)
-            return replace(base, name=read_adapter_config(folder).base_model_name_or_path).with_adapter(folder)
+            weights = weights_folder(folder)
+            name = lasting_name(read_adapter_config(folder).base_model_name_or_path, weights)
+            return replace(cls.open(weights, numerics, prompt), name=name).with_adapter(folder)
         digest = hashlib.sha256(numerics.encode())
         for path in _identifying_files(folder):
             digest.update(f"{path.name}:{file_digest(path)};".encode())
@@ -282,6 +288,11 @@ def weights_folder(folder: Path) -> Path:
             f"{folder / ADAPTER_CONFIG}: {first_line(name)} holds adapters, too; name the model that they belong to"
         )
     return found
+
+
+def lasting_name(name: str, folder: Path) -> str:
+    """A model's name that means the same in another working directory. `folder`: where it was found."""
+    return name if name == BUNDLED or is_on_hub(name) else str(folder.resolve())
 
 
 def is_on_hub(name: str) -> bool:

@@ -34,7 +34,7 @@ T = TypeVar("T")
 SCORING_THREADS = max(4, len(os.sched_getaffinity(0)))
 """Threads that score completions; hard answers wait there for a checker process, one for each core."""
 MIN_OPEN_JOBS = 512
-"""Number of open jobs, whose requests are looked up together; more where the engines have more slots to fill."""
+"""Number of open jobs, whose requests are looked up together; more where their requests do not fill the engines."""
 MAX_LEAD = 8192
 """Largest number of jobs between the oldest open one and the newest: whoever wants results in order keeps so many."""
 BATCH_WINDOW = 0.01
@@ -96,7 +96,10 @@ class RolloutExecutor:
         self._store, self._schedulers = store, schedulers
         self._purpose, self._seed, self._progress, self._failures = purpose, seed, progress, failures
         self._events: SimpleQueue[Finished | FailedRequest | BaseException | _ScoredRequest] = SimpleQueue()
-        self._max_open = max(MIN_OPEN_JOBS, *(scheduler.engine.max_concurrency for scheduler in schedulers))
+        self._slots = max(scheduler.engine.max_concurrency for scheduler in schedulers)
+        self._wanted: dict[int, int] = {}
+        """Completions that each open job waits for."""
+        self._wanted_in_all = 0
         self._open: dict[int, SamplingJob] = {}
         """In the order of their ids."""
         self._opened = 0
@@ -142,6 +145,7 @@ class RolloutExecutor:
                     for pending, outcomes in self._process_events():
                         if pending.job_id in self._open:
                             pending.job.plan.add(pending.sample_range, outcomes)
+                            self._want(pending.job_id, -pending.sample_range.count)
                             self._request_samples(pending.job_id, pending.job)
                     yield from self._finished_jobs()
                 for scheduler in self._schedulers:
@@ -176,7 +180,12 @@ class RolloutExecutor:
 
     def _has_room(self) -> bool:
         oldest = next(iter(self._open), self._opened)
-        return len(self._open) < self._max_open and self._opened - oldest < MAX_LEAD
+        is_short = len(self._open) < MIN_OPEN_JOBS or self._wanted_in_all < self._slots
+        return is_short and self._opened - oldest < MAX_LEAD
+
+    def _want(self, job_id: int, completions: int) -> None:
+        self._wanted[job_id] = self._wanted.get(job_id, 0) + completions
+        self._wanted_in_all += completions
 
     def _request_samples(self, job_id: int, job: SamplingJob) -> None:
         self._changed.append(job_id)
@@ -185,6 +194,7 @@ class RolloutExecutor:
             request = Request(job.prompt(sample_range.prefix), job.sampling, sample_range.count, job.stop)
             key = completion_key(scheduler.model, request, self._purpose, self._seed)
             self._to_look_up.append(PendingRequest(job_id, job, sample_range, scheduler, request, key))
+            self._want(job_id, sample_range.count)
 
     def _finished_jobs(self) -> Iterator[SamplingJob]:
         changed, self._changed = self._changed, []
@@ -192,6 +202,7 @@ class RolloutExecutor:
             job = self._open.get(job_id)
             if job and (job.failure or not job.plan.is_open):
                 del self._open[job_id]
+                self._wanted_in_all -= self._wanted.pop(job_id, 0)
                 for scheduler in self._schedulers:
                     scheduler.finish_job(job_id)
                 self._progress(1, 0)

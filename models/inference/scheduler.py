@@ -1,7 +1,8 @@
 """Scheduler in front of one engine: slots, KV-cache budget and request order.
 
-A job is admitted only while the longest prompts of all admitted jobs, and what they are expected to generate, fit the
-KV cache: the prefixes of one trace then share cached blocks, and the server need not throw out what it has begun.
+A job is admitted only while the longest prompts of all admitted jobs fit the KV cache, each with what one of its
+requests generates; and a request is sent only while what all requests in flight generate fits beside the prompts. So
+the prefixes of one trace share cached blocks, and the server need not throw out what it has begun.
 Requests of the longest job go first, its shortest prefix first: a scan tests prefixes one after another, and a long
 trace that starts last leaves the engine idle at the end.
 """
@@ -25,10 +26,10 @@ from reasoning.records import Usage
 from reasoning.sampling_plans import FullEstimate, Outcomes, SampleRange, SamplingPlan
 from reasoning.token_ids import TokenIds
 
-_random = np.random.default_rng(0)
-IN_BLOCK = _random.integers(2**64, size=4096, dtype=np.uint64)
 SAMPLES_BEFORE = 32
 """Completions of half the allowed length that count beside those that were sampled, in the expected length."""
+_random = np.random.default_rng(0)
+IN_BLOCK = _random.integers(2**64, size=4096, dtype=np.uint64)
 OF_BLOCK = _random.integers(2**64, size=2**18, dtype=np.uint64)
 """Random factors of a token's position in its block, and of the block's in its prompt: sums of products name blocks, as
 unlikely to be the same for two prompts as 64 random bits."""
@@ -138,10 +139,10 @@ class EngineScheduler:
     def __init__(self, engine: Engine, model: Checkpoint):
         self.engine, self.model = engine, model
         self.usage = Usage()
-        self._admitted: dict[int, int] = {}
-        """Tokens of the KV cache that each admitted job claims."""
-        self._claimed_tokens = 0
-        """Sum over admitted jobs."""
+        self._admitted: dict[int, tuple[int, int]] = {}
+        """By admitted job: the tokens of the KV cache that it claims, and of those its prompt."""
+        self._claimed_tokens = self._prompt_tokens = 0
+        """Sums over admitted jobs."""
         self._queued_jobs: list[tuple[int, int]] = []
         """Heap of the jobs that are not admitted yet, longest first: negative prompt tokens, job id."""
         self._queued_requests: dict[int, list[PendingRequest]] = defaultdict(list)
@@ -187,12 +188,18 @@ class EngineScheduler:
         free_slots, is_idle = self.engine.max_concurrency - self._running, not self._running
         while self._waiting:
             pending = self._waiting[0][-1]
-            if pending.missing > free_slots and not is_idle:
+            if not is_idle and (pending.missing > free_slots or not self._has_room(pending, free_slots)):
                 return
             heapq.heappop(self._waiting)
             if is_open(pending.job_id):
                 free_slots, is_idle = free_slots - pending.missing, False
                 yield pending
+
+    def _has_room(self, pending: PendingRequest, free_slots: int) -> bool:
+        """Whether the KV cache holds what the request generates beside all that is in flight."""
+        in_flight = self.engine.max_concurrency - free_slots + pending.missing
+        generated = in_flight * self._expected_tokens(pending.job)
+        return self._cache_tokens is None or self._prompt_tokens + generated <= self._cache_tokens
 
     def _push(self, pending: PendingRequest) -> None:
         heapq.heappush(
@@ -212,22 +219,28 @@ class EngineScheduler:
             heapq.heappop(self._queued_jobs)
             requests = self._queued_requests.pop(job_id)
             if is_open(job_id):
-                self._admitted[job_id] = tokens
+                self._admitted[job_id] = tokens, requests[0].job.prompt_tokens
                 self._claimed_tokens += tokens
+                self._prompt_tokens += requests[0].job.prompt_tokens
                 for pending in requests:
                     self._push(pending)
 
     def _claim(self, requests: Sequence[PendingRequest]) -> int:
-        """Tokens of the KV cache that a job takes: its longest prompt, and its first completions at the mean length so
-        far. Its later ones come in their place."""
-        job, missing = requests[0].job, sum(pending.missing for pending in requests)
-        before = SAMPLES_BEFORE * job.sampling.max_tokens / 2
-        expected = (before + self.usage.generated_tokens) / (SAMPLES_BEFORE + self._samples)
-        return job.prompt_tokens + round(missing * min(expected, job.sampling.max_tokens))
+        """Tokens of the KV cache that a job takes at least: its longest prompt, and what one request generates."""
+        return requests[0].job.prompt_tokens + round(requests[0].missing * self._expected_tokens(requests[0].job))
+
+    def _expected_tokens(self, job: SamplingJob) -> float:
+        """What a completion in flight takes of the KV cache: half of its length, expected to be the mean so far."""
+        longest = job.sampling.max_tokens
+        before = SAMPLES_BEFORE * longest / 2
+        mean = (before + self.usage.generated_tokens) / (SAMPLES_BEFORE + self._samples)
+        return min(mean, longest) / 2
 
     def finish_job(self, job_id: int) -> None:
         """Frees what a closed job has claimed of the KV cache."""
-        self._claimed_tokens -= self._admitted.pop(job_id, 0)
+        claimed, prompt = self._admitted.pop(job_id, (0, 0))
+        self._claimed_tokens -= claimed
+        self._prompt_tokens -= prompt
         self._cached_blocks.pop(job_id, None)
 
     def submit(self, request_id: int, pending: PendingRequest) -> None:

@@ -21,7 +21,7 @@ import httpx
 
 from conf.engine import Engine as EngineSettings
 from conf.errors import ReadableError
-from models.checkpoints.adapters import read_adapter_config
+from models.checkpoints.adapters import MAX_RANK, SYNC_CHECK_FILE
 from models.checkpoints.checkpoint import Checkpoint
 from models.checkpoints.tokenizer import is_loaded_wrongly
 from models.inference.connections import UNIX, client
@@ -30,8 +30,6 @@ from models.inference.dispatcher import Reply, ServerFailed, read_log_probs
 from models.processes import GuardedProcess, threads
 
 logger = logging.getLogger(__name__)
-SYNC_CHECK_FILE = "sync_check.json"
-"""Written by the trainer into each checkpoint: token ids, and the log-probs that the trained model gives them."""
 SYNC_CHECK_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.15, "float16": 0.05}
 """Largest allowed difference between the trainer's and the server's log-probs. The half-precision bounds have not been
 measured on hardware."""
@@ -78,7 +76,9 @@ class VllmServer:
         self._settings, self._before_start = settings, before_start
         self._log = log
         self.gpus = tuple(gpus)
-        self._replica, self._lora_rank = replica, lora_rank
+        self._replica, self._expected_rank = replica, lora_rank
+        self._lora_rank = 0
+        """Largest rank of adapters that the running server can serve."""
         self.name, self._loaded = WEIGHTS, ""
         """The name of what is served, and that of the adapters that are loaded."""
         self._process: GuardedProcess | None = None
@@ -157,7 +157,7 @@ class VllmServer:
         self._socket.unlink(missing_ok=True)
         self._starts += 1
         self.name, self._loaded = WEIGHTS, ""
-        self._lora_rank = max(self._lora_rank, rank_of(model))
+        self._lora_rank = max(self._expected_rank, model.rank)
         self._process = process = GuardedProcess(self._command(model), self._log, self._environment())
         deadline = time.monotonic() + self._settings.start_timeout
         while not self._is_ready():
@@ -230,6 +230,11 @@ class VllmServer:
         """None where no adapters are to be served: they cost memory, and time in each layer."""
         if not self._lora_rank:
             return []
+        if self._lora_rank > MAX_RANK:
+            raise ServerCannotStart(
+                f"adapters of rank {self._lora_rank} are larger than vLLM serves ({MAX_RANK}); lower lora.r, or set "
+                f"lora.merge for the training before"
+            )
         rank = next(rank for rank in LORA_RANKS if rank >= self._lora_rank)
         return ["--enable-lora", "--max-loras", "1", "--max-lora-rank", str(rank)]
 
@@ -287,7 +292,7 @@ class VllmServer:
         """Adapters need the weights that are loaded, and room for their rank. Matrices that are wrapped for adapters
         cannot be loaded in place."""
         if model.adapter:
-            return served.weights_fingerprint == model.weights_fingerprint and rank_of(model) <= self._lora_rank
+            return served.weights_fingerprint == model.weights_fingerprint and model.rank <= self._lora_rank
         return not self._lora_rank and served.tensor_sizes == model.tensor_sizes
 
     def _load_adapter(self, model: Checkpoint) -> None:
@@ -340,11 +345,6 @@ class VllmServer:
 def block_size() -> int:
     """Tokens per KV-cache block: vLLM's smallest on a CPU, its default on a GPU."""
     return 32 if on_cpu() else 16
-
-
-def rank_of(model: Checkpoint) -> int:
-    """Rank of its adapters; 0 without."""
-    return read_adapter_config(model.adapter).r if model.adapter else 0
 
 
 def _sync_check_of(model: Checkpoint) -> dict[str, Any] | None:

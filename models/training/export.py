@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 
 from conf.errors import ReadableError
+from models.checkpoints.adapters import SYNC_CHECK_FILE
 from models.checkpoints.checkpoint import Checkpoint
 from models.files import make_readable
-from models.inference.vllm_server import SYNC_CHECK_FILE, SYNC_CHECK_TOLERANCE, check_weight_sync
+from models.inference.vllm_server import SYNC_CHECK_TOLERANCE, WeightSyncError, check_weight_sync
 from models.training.weights import load_model, log_probs
 
 
@@ -29,12 +30,16 @@ def export(model: Checkpoint, folder: Path, dtype: str) -> None:
         raise FolderInUse(f"{folder} exists; name a folder that does not")
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    load_model(model.path).to(getattr(torch, dtype)).save_pretrained(unfinished)
+    load_model(model.folder, model.adapter).to(getattr(torch, dtype)).save_pretrained(unfinished)
     model.tokenizer.save_pretrained(unfinished)
     check = model.path / SYNC_CHECK_FILE
     if check.is_file():
         expected = json.loads(check.read_text())
         found = log_probs(unfinished, expected["token_ids"])
-        check_weight_sync(expected["log_probs"], None, found, SYNC_CHECK_TOLERANCE[dtype], model)
+        try:
+            check_weight_sync(expected["log_probs"], None, found, SYNC_CHECK_TOLERANCE[dtype], model)
+        except WeightSyncError:
+            shutil.rmtree(unfinished)
+            raise
     make_readable(unfinished)
     unfinished.rename(folder)

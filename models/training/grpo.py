@@ -33,7 +33,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from conf.errors import ReadableError
 from conf.sampling import Sampling
-from models.checkpoints.adapters import holds_adapters, read_adapter_config
+from models.checkpoints.adapters import SYNC_CHECK_FILE, read_adapter_config
 from models.checkpoints.checkpoint import Checkpoint
 from models.files import atomic_write
 from models.inference.devices import TooFewGpus
@@ -43,7 +43,7 @@ from models.inference.own_servers import OwnServers, serve_all
 from models.inference.rollout_executor import FailureBudget, RolloutExecutor, TooManyFailed
 from models.inference.rollout_store import Purpose, RolloutStore
 from models.inference.scheduler import EngineScheduler, SamplingJob
-from models.inference.vllm_server import SYNC_CHECK_FILE, ServerCannotStart, WeightSyncError
+from models.inference.vllm_server import ServerCannotStart, WeightSyncError
 from models.training.launcher import FAILED, STORE_VARIABLE, ExitReason, GrpoJob
 from models.training.train import (
     SYNC_CHECK_TOKENS,
@@ -396,7 +396,7 @@ def write_weights(model: Any, start: Checkpoint, folder: Path, token_ids: list[i
     if isinstance(model, PeftModel):
         plain, config = model.get_base_model(), model.peft_config["default"]
         adapters = get_peft_model_state_dict(model, save_embedding_layers=False)
-        weights: Mapping[str, torch.Tensor] = save_adapters(adapters, config, start.path, str(start.folder), hidden)  # type: ignore[arg-type]
+        weights: Mapping[str, torch.Tensor] = save_adapters(adapters, config, start.adapter, str(start.folder), hidden)  # type: ignore[arg-type]
     else:
         plain, weights = model, model.state_dict()
         plain.save_pretrained(hidden)
@@ -497,13 +497,13 @@ def train_grpo(job: GrpoJob, engines: Sequence[Engine], store: RolloutStore, ver
     """Trains `job.model` and writes `job.output`; resumes from the last checkpoint."""
     torch.manual_seed(job.seed)
     rows = [Problem.model_validate(row) for row in pq.read_table(job.rows).to_pylist()]
-    start = Checkpoint.open(job.model, job.engine.numerics, job.prompt)
-    partner = Checkpoint.open(job.partner, job.engine.numerics, job.prompt) if job.partner else None
+    start = opened(job, job.model, job.adapter)
+    partner = opened(job, job.partner, job.partner_adapter) if job.partner else None
     problems = {row.id: row for row in rows}
     order = problem_order(list(problems), job)
     rollout_function = RolloutFunction(job, start, problems, engines, partner, store, verifier)
     trainer = MemorySavingGRPOTrainer(
-        model=load_model(job.model),
+        model=load_model(job.model, job.adapter),
         args=grpo_config(job),
         reward_funcs=reward_functions(),  # type: ignore[arg-type]
         train_dataset=Dataset.from_dict({"prompt": order}),
@@ -514,6 +514,11 @@ def train_grpo(job: GrpoJob, engines: Sequence[Engine], store: RolloutStore, ver
     trainer.add_callback(ProgressCallback(job.progress, lambda: rollout_function.metrics))
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(job.work))
     save(job, trainer, start.tokenizer, rollout_function.sync_check_ids)
+
+
+def opened(job: GrpoJob, folder: Path, adapter: Path | None) -> Checkpoint:
+    weights = Checkpoint.open(folder, job.engine.numerics, job.prompt)
+    return weights.with_adapter(adapter) if adapter else weights
 
 
 def problem_order(names: Sequence[str], job: GrpoJob) -> list[str]:
@@ -534,7 +539,7 @@ def problem_order(names: Sequence[str], job: GrpoJob) -> list[str]:
 
 def lora_rank(job: GrpoJob) -> int:
     """Of the adapters that are served in training: its own, joined with those that it starts from; 0 if it has none."""
-    before = read_adapter_config(job.model).r if holds_adapters(job.model) else 0
+    before = read_adapter_config(job.adapter).r if job.adapter else 0
     return before + job.lora.r if job.lora else 0
 
 

@@ -17,6 +17,7 @@ from conf.errors import ReadableError
 from conf.long_short import Grpo, Protocol, Who
 from conf.prompts import Prompt
 from conf.training import Lora
+from models.checkpoints.adapters import MAX_RANK
 from models.checkpoints.checkpoint import Checkpoint
 from models.inference.devices import SERVERS_VARIABLE, VISIBLE, beside_trainer, visible_gpus
 from models.processes import GuardedProcess, threads
@@ -69,10 +70,13 @@ class TrainerJob(BaseModel):
     """The module to launch."""
 
     model: Path
-    """Folder of the model to train: whole, or adapters on another one."""
+    """Folder of the weights to train."""
+    adapter: Path | None = None
+    """Folder of adapters that are merged into them first."""
     base_model: str = ""
-    """What adapters are saved for, as settings name it: the model in `model`, or that of its adapters. If empty, a
-    whole model is saved, with adapters merged."""
+    """The name under which adapters are saved for `model`. If empty, a whole model is saved, with adapters merged."""
+    base_fingerprint: str = ""
+    """Of the weights in `model`, with `base_model`."""
     rows: Path
     """Parquet."""
     output: Path
@@ -136,7 +140,8 @@ class GrpoJob(TrainerJob):
     trains: Who | None
     """Which of the two models is trained; None: a single model."""
     partner: Path | None
-    """The other model, which is frozen."""
+    """Weights of the other model, which is frozen."""
+    partner_adapter: Path | None = None
     protocol: Protocol | None
     rl: Grpo
     max_tokens: int
@@ -164,8 +169,30 @@ class GrpoJob(TrainerJob):
 
 def saved_on(start: Checkpoint, lora: Lora | None) -> str:
     """The model that adapters are saved for; empty where a whole model is saved: without adapters, if they are to be
-    merged, and on weights that a run has trained, which have no name."""
-    return start.name if lora and not lora.merge else ""
+    merged or joined to more than MAX_RANK, and on weights that a run has trained, which have no name."""
+    if lora is None or lora.merge or start.rank + lora.r > MAX_RANK:
+        return ""
+    return start.name
+
+
+class Start(TypedDict):
+    """The model that a training starts from, and what its adapters are saved for."""
+
+    model: Path
+    adapter: Path | None
+    base_model: str
+    base_fingerprint: str
+
+
+def start_of(start: Checkpoint, lora: Lora | None) -> Start:
+    """The fields of a job that trains `start`."""
+    name = saved_on(start, lora)
+    return {
+        "model": start.folder,
+        "adapter": start.adapter,
+        "base_model": name,
+        "base_fingerprint": start.weights_fingerprint if name else "",
+    }
 
 
 class TrainingFailed(ReadableError):

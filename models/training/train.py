@@ -26,11 +26,10 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from conf.errors import ReadableError
-from models.checkpoints.checkpoint import weights_folder
+from models.checkpoints.adapters import BASE_FINGERPRINT, SYNC_CHECK_FILE
 from models.checkpoints.tokenizer import load_tokenizer
 from models.files import make_readable
 from models.inference.devices import on_cpu
-from models.inference.vllm_server import SYNC_CHECK_FILE
 from models.training.launcher import (
     GRADIENT_CHECKPOINTING,
     ROWS_LEFT_OVER,
@@ -97,8 +96,8 @@ def main(job: TrainJob) -> None:
     torch.manual_seed(job.seed)
     rows = Dataset.from_parquet(str(job.rows))
     validate_trains(job, len(rows))
-    tokenizer = load_tokenizer(weights_folder(job.model))
-    model = load_model(job.model)
+    tokenizer = load_tokenizer(job.model)
+    model = load_model(job.model, job.adapter)
     left_over = len(rows) % rows_together(job)
     build = {"simpo": _simpo, "sft": _sft, "dpo": _dpo}[job.method]
     trainer = build(job, model, tokenizer, rows)
@@ -269,7 +268,7 @@ class IdsDPOTrainer(DPOTrainer):
 def _dpo(job: TrainJob, model: Any, tokenizer: Any, rows: Dataset) -> IdsDPOTrainer:
     config = DPOConfig(**_arguments(job), beta=job.beta)
     # With a LoRA adapter, the reference is the model without it.
-    reference = None if job.lora else load_model(job.model)
+    reference = None if job.lora else load_model(job.model, job.adapter)
     return IdsDPOTrainer(
         model=model,
         ref_model=reference,
@@ -303,7 +302,8 @@ def save(job: TrainerJob, trainer: Any, tokenizer: Any, token_ids: list[int]) ->
     trained = trainer.accelerator.unwrap_model(trainer.model)
     if isinstance(trained, PeftModel) and job.base_model:
         adapters = get_peft_model_state_dict(trained, state_dict=weights, save_embedding_layers=False)
-        save_adapters(adapters, trained.peft_config["default"], job.model, job.base_model, job.output)  # type: ignore[arg-type]
+        save_adapters(adapters, trained.peft_config["default"], job.adapter, job.base_model, job.output)  # type: ignore[arg-type]
+        saved: tuple[Path, Path | None] = job.model, job.output
     else:
         model = whole_model(job, trained, weights)
         if job.dtype == "bfloat16":
@@ -311,16 +311,19 @@ def save(job: TrainerJob, trainer: Any, tokenizer: Any, token_ids: list[int]) ->
         model.save_pretrained(job.output)
         tokenizer.save_pretrained(job.output)
         del model
+        saved = job.output, None
     del weights  # the check loads another copy into host memory
-    sync_check = {"token_ids": token_ids, "log_probs": log_probs(job.output, token_ids)}
-    (Path(job.output) / SYNC_CHECK_FILE).write_text(json.dumps(sync_check))
+    sync_check = {"token_ids": token_ids, "log_probs": log_probs(saved[0], token_ids, saved[1])}
+    if saved[1]:
+        sync_check[BASE_FINGERPRINT] = job.base_fingerprint
+    (job.output / SYNC_CHECK_FILE).write_text(json.dumps(sync_check))
     make_readable(job.output)
 
 
 def whole_model(job: TrainerJob, trained: Any, weights: dict[str, torch.Tensor]) -> Any:
     """The trained model in this process's memory, adapters merged. `weights`: all of `trained`, which may have only a
     part of them."""
-    model = load_model(job.model)
+    model = load_model(job.model, job.adapter)
     if not isinstance(trained, PeftModel):
         model.load_state_dict(weights)
         return model

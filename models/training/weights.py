@@ -11,20 +11,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from models.checkpoints.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, holds_adapters, read_adapter_config
-from models.checkpoints.checkpoint import weights_folder
+from models.checkpoints.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_config
+from models.checkpoints.files import CheckpointError
 
 
-def load_model(folder: Path) -> Any:
-    """A model in float32; adapters are merged into the model that they belong to. Raises CheckpointError."""
-    model = AutoModelForCausalLM.from_pretrained(weights_folder(folder), dtype=torch.float32)
-    if not holds_adapters(folder):
+def load_model(folder: Path, adapter: Path | None = None) -> Any:
+    """The model in `folder`, in float32 in host memory, the adapters in `adapter` merged. Raises CheckpointError."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    if adapter is None:
         return model
-    return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()  # type: ignore[operator]
+    adapted = PeftModel.from_pretrained(model, str(adapter), torch_device="cpu")
+    if unknown := sorted(load_file(adapter / ADAPTER_WEIGHTS).keys() - get_peft_model_state_dict(adapted).keys()):
+        raise CheckpointError(f"{adapter}: {folder} has no matrix for {unknown[0]}; these adapters are another model's")
+    return adapted.merge_and_unload()  # type: ignore[operator]
 
 
 class Adapters(NamedTuple):
@@ -37,22 +40,22 @@ class Adapters(NamedTuple):
 
 
 def save_adapters(
-    weights: Mapping[str, torch.Tensor], config: LoraConfig, start: Path, base_model: str, folder: Path
+    weights: Mapping[str, torch.Tensor], config: LoraConfig, start: Path | None, base_model: str, folder: Path
 ) -> dict[str, torch.Tensor]:
-    """Writes adapters that were trained on the model in `start`, as adapters on `base_model`: those that `start` has
-    itself are joined with them. Returns what was written.
+    """Writes adapters, joined with those in `start` if training began with some, as adapters on `base_model`. Returns
+    what was written.
 
-    The files are the same for the same weights, so that a step has the same result wherever it runs.
+    The files are the same for the same weights and the same name of the model.
     """
     own = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
     rank, alpha, targets = config.r, config.lora_alpha, set(config.target_modules or ())
-    if holds_adapters(start):
+    if start:
         before = read_adapter_config(start)
         earlier = Adapters(load_file(start / ADAPTER_WEIGHTS), before.r, before.scale)
         own = joined(earlier, Adapters(own, rank, alpha / rank))
         rank, targets = rank + before.r, targets | {*before.target_modules}
         alpha = rank
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     save_file(own, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     written = LoraConfig(task_type="CAUSAL_LM", base_model_name_or_path=base_model, inference_mode=True).to_dict()
     written |= {"r": rank, "lora_alpha": alpha, "target_modules": sorted(targets)}
@@ -74,10 +77,10 @@ def joined(one: Adapters, other: Adapters) -> dict[str, torch.Tensor]:
     return found
 
 
-def log_probs(folder: Path, token_ids: list[int]) -> list[float]:
+def log_probs(folder: Path, token_ids: list[int], adapter: Path | None = None) -> list[float]:
     """Log-prob of each token but the first under the weights on disk, in float32: the trainer's own forward may run in
     bf16."""
-    return log_probs_of(load_model(folder), token_ids)
+    return log_probs_of(load_model(folder, adapter), token_ids)
 
 
 @torch.no_grad()

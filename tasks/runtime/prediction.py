@@ -13,6 +13,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from models.training.launcher import largest_divisor
 from reasoning.records import StageCount
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.cache_index import VERSION, CachedResult, Path, RecipeChange, leaves, recipe_changes
@@ -323,8 +324,8 @@ class Prediction:
 def predict(
     call: StepCall, pilot: Pilot | None, share: float, gpus: int = 0, checkpoint_bytes: Figure = UNKNOWN
 ) -> Prediction:
-    """`share`: `new_share` of the call. `gpus`: of the node; servers and trainers are taken to be the faster, the more
-    it has than the pilot's. `checkpoint_bytes`: size of the model that a training writes."""
+    """`share`: `new_share` of the call. `gpus`: of the node; servers and trainers are taken to be as much faster as
+    `_speed` says. `checkpoint_bytes`: size of the model that a training writes."""
     if pilot is None:
         return _bounds(call, checkpoint_bytes)
     rows, count, is_training = _row_ratio(call, pilot), pilot.count, call.kind == "training"
@@ -334,7 +335,12 @@ def predict(
         """Where the pilot took `amount`. A pilot that took all from the store tells nothing."""
         return UNKNOWN if share and not fresh_share(count) else factor.times(amount)
 
-    speed = max(1, gpus) / max(1, count.gpus)
+    def gpu_cost(amount: float) -> Figure:
+        """A pilot without GPUs tells nothing about a node with some; those of earlier versions do not say."""
+        return UNKNOWN if gpus and not count.gpus else cost(amount)
+
+    speed = _speed(call, gpus) / _speed(call, count.gpus)
+    busy = count.engine_busy + count.engine_idle
     uses_gpu = call.kind in ("sampling", "training") and call.prices is None
     rows_out = Figure(1) if is_training else rows.times(pilot.rows * _samples_per_row(pilot))
     written = checkpoint_bytes if is_training else rows_out.times(pilot.bytes / max(1, pilot.rows))
@@ -344,11 +350,20 @@ def predict(
         rows_out=rows_out,
         tokens=ZERO if call.prices else tokens,
         llm_tokens=tokens if call.prices else ZERO,
-        seconds=cost(count.seconds / speed if uses_gpu else count.seconds),
-        gpu_seconds=cost(max(1, count.gpus) * (count.seconds if uses_gpu else count.engine_busy + count.engine_idle)),
+        seconds=gpu_cost(count.seconds / speed) if uses_gpu else cost(count.seconds),
+        gpu_seconds=gpu_cost(max(1, gpus) / speed * (count.seconds if uses_gpu else busy)),
         bytes=total([written, ZERO if call.prices else tokens.times(ROLLOUT_BYTES)]),
         money=cost(_money(call.prices, count)) if call.prices else ZERO,
     )
+
+
+def _speed(call: StepCall, gpus: int) -> int:
+    """How many times as fast as with one GPU a step is with `gpus` at best. GRPO trains on one; other trainings split a
+    batch evenly."""
+    if call.kind != "training":
+        return max(1, gpus)
+    batches = [value for path, value in call.values.items() if path[-1] == "global_batch_size"]
+    return largest_divisor(batches[0], max(1, gpus)) if batches and not call.has_fixed_steps else 1
 
 
 def _row_ratio(call: StepCall, pilot: Pilot) -> Figure:

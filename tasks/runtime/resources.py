@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 
 from conf.engine import Engine as EngineSettings
 from conf.llm import Llm
-from conf.prompts import BUNDLED, Prompt
+from conf.prompts import Prompt
 from conf.retries import Retries
-from models.checkpoints.adapters import holds_adapters, read_adapter_config
-from models.checkpoints.checkpoint import Checkpoint, found_checkpoint, is_on_hub
+from models.checkpoints.adapters import base_fingerprint, holds_adapters
+from models.checkpoints.checkpoint import Checkpoint, found_checkpoint, lasting_name
 from models.inference.devices import described, on_cpu, replica_gpus, visible_gpus
 from models.inference.engine import Engine, FailedRequest
 from models.inference.remote_servers import RemoteServers
@@ -122,7 +122,7 @@ class Resources:
         folder = found_checkpoint(name)
         checkpoint = self._open(folder)
         if not checkpoint.name:
-            checkpoint = replace(checkpoint, name=name if name == BUNDLED or is_on_hub(name) else str(folder))
+            checkpoint = replace(checkpoint, name=lasting_name(name, folder))
         checkpoint.check()
         if unread := checkpoint.prompts.unread:
             self._warn(f"the chat template of {name} does not read {', '.join(unread)} of prompt.template_arguments")
@@ -133,11 +133,10 @@ class Resources:
         )
 
     def _open(self, folder: Path) -> Checkpoint:
-        """Adapters share what is loaded of their model."""
-        if holds_adapters(folder):
-            name = read_adapter_config(folder).base_model_name_or_path
+        """Adapters share what is loaded of their model, wherever it lies on this machine."""
+        if holds_adapters(folder) and (known := base_fingerprint(folder)):
             for opened in self._checkpoints.values():
-                if opened.name == name:
+                if opened.weights_fingerprint == known:
                     return opened.with_adapter(folder)
         return Checkpoint.open(folder, self.engine_settings.numerics, self.prompt)
 

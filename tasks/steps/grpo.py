@@ -8,7 +8,7 @@ from typing import Any
 
 from conf.long_short import Grpo, Protocol, Who
 from models.inference.devices import beside_trainer, replica_gpus, visible_gpus
-from models.training.launcher import FAILED, GrpoJob, job_paths, saved_on
+from models.training.launcher import FAILED, GrpoJob, job_paths, start_of
 from reasoning.records import Usage
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import StepInputs, step
@@ -33,6 +33,7 @@ class GrpoInputs(StepInputs):
 @step("training")
 def train_grpo(ctx: StepContext, inputs: GrpoInputs) -> ArtifactRef:
     """The checkpoint of `inputs.model` after `rl.max_steps` steps. Raises TooFewGpus."""
+    partner = ctx.resources.checkpoint(inputs.partner) if inputs.partner else None
     start, split = ctx.resources.checkpoint(inputs.model), beside_trainer(visible_gpus())
     replica_gpus(ctx.resources.engine_settings, split.servers)
     if split.trainer:
@@ -56,8 +57,7 @@ def train_grpo(ctx: StepContext, inputs: GrpoInputs) -> ArtifactRef:
         usage=usage,
         counts=failed_problems,
         make_job=lambda scratch: GrpoJob(
-            model=start.path,
-            base_model=saved_on(start, inputs.rl.lora),
+            **start_of(start, inputs.rl.lora),
             rows=ctx.artifacts.local_path(inputs.problems),
             **job_paths(scratch),
             seed=inputs.seed,
@@ -69,7 +69,8 @@ def train_grpo(ctx: StepContext, inputs: GrpoInputs) -> ArtifactRef:
             log_every=1,
             save_steps=inputs.rl.save_steps,
             trains=inputs.trains,
-            partner=ctx.resources.checkpoint(inputs.partner).path if inputs.partner else None,
+            partner=partner.folder if partner else None,
+            partner_adapter=partner.adapter if partner else None,
             protocol=inputs.protocol,
             rl=inputs.rl,
             max_tokens=inputs.max_tokens,

@@ -18,7 +18,7 @@ from models.training.launcher import (
     TrainingFailed,
     TrainJob,
     job_paths,
-    saved_on,
+    start_of,
 )
 from reasoning.records import Demonstration, Pair, Usage
 from tasks.runtime.artifacts import ArtifactRef
@@ -112,8 +112,7 @@ def _fit(
         counts=left_over,
         make_job=lambda scratch: TrainJob(
             method=method,
-            model=start.path,
-            base_model=saved_on(start, training.lora),
+            **start_of(start, training.lora),
             rows=ctx.artifacts.local_path(rows),
             **job_paths(scratch),
             seed=seed,

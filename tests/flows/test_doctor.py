@@ -422,6 +422,17 @@ def test_adapters_and_their_state_are_small(two_matrices: Checkpoint, merge: str
     assert disk_bytes(settings, two_matrices) == 4 * saved + 24 * 32
 
 
+def test_adapters_of_several_trainings_are_joined_and_whole_models_stay_whole(two_matrices: Checkpoint):
+    def saved(*changes: str) -> float:
+        settings = load(CotDistillation, "tiny", ["variants=[]", *changes])
+        return (disk_bytes(settings, two_matrices) - 24 * state) / 4
+
+    state = 32
+    assert saved("sft.lora.r=2", "dpo.lora.r=2") == 32 + 64
+    assert saved("sft.lora.r=2", "dpo.lora.r=2", "dpo.lora.merge=true") == 32 + 104
+    assert saved("sft.lora.r=2", "sft.lora.merge=true", "dpo.lora.r=2") == 104 + 104
+
+
 def test_what_presets_need_of_services():
     settings = load(CotDistillation, "paper-1.5b")
     assert model_names(settings) == [f"deepseek-ai/DeepSeek-R1-Distill-Qwen-{size}B" for size in ("1.5", "7")]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from conf.engine import Engine
-from models.checkpoints.checkpoint import Checkpoint
+from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
 from models.inference.own_servers import OwnServers
 from models.inference.vllm_server import (
     ServerCannotStart,
@@ -117,3 +117,10 @@ def test_the_cause_is_found_in_the_log():
         "1 validation error for ModelConfig Value error, too long"
     )
     assert causes("Illegal instruction\n") == "Illegal instruction"
+
+
+def test_adapters_that_are_too_large_are_named_before_anything_starts(tmp_path: Path):
+    server = VllmServer(Engine(), tmp_path / "log", lora_rank=513)
+    with pytest.raises(ServerCannotStart, match=r"rank 513 .*\(512\); lower lora\.r, or set lora\.merge"):
+        server.serve(Checkpoint.open(TINY_MODEL))
+    assert server.pid is None

@@ -13,6 +13,7 @@ import psutil
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from conf.engine import Engine
@@ -176,11 +177,22 @@ def test_adapters_are_served_beside_their_weights_without_a_restart(tiny: Checkp
         model = adapted(tmp_path / str(seed), seed)
         assert sample(engine, model, prompts) != before
         for text, served in zip(texts, engine.log_probs(model, texts), strict=True):
-            assert served == pytest.approx(log_probs(model.path, list(text)), abs=1e-3)
+            assert served == pytest.approx(log_probs(model.folder, list(text), model.adapter), abs=1e-3)
         assert sample(engine, tiny, prompts) == before  # the weights, which are still there
     assert engine.servers[0].pid == pid
     with pytest.raises(WeightSyncError, match="differ from the trainer's"):
         sample(engine, adapted(tmp_path / "lying", 3, honest=False), prompts)
+    engine.close()
+
+
+def test_weights_can_be_swapped_again_after_adapters(tiny: Checkpoint, tmp_path: Path):
+    """As in a training of all weights that starts from a model with adapters."""
+    engine = OwnServers(Engine(max_num_seqs=16), tmp_path / "log")
+    sample(engine, adapted(tmp_path / "adapters", 1), ["Ann"])
+    sample(engine, perturbed(tmp_path / "one", 0.1), ["Ann"])
+    pid = engine.servers[0].pid
+    sample(engine, perturbed(tmp_path / "two", 0.2), ["Ann"])
+    assert engine.servers[0].pid == pid
     engine.close()
 
 
@@ -209,9 +221,9 @@ def test_adapters_other_than_the_checkpoints_are_refused(
 def test_adapters_that_vllm_cannot_serve_are_named(tiny: Checkpoint, tmp_path: Path):
     engine = OwnServers(Engine(max_num_seqs=16), tmp_path / "log", lora_rank=3)
     model = adapted(tmp_path / "adapters", 1)
-    config = tmp_path / "adapters" / "adapter_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dora": True}))
-    with pytest.raises(WeightSyncError, match=r"adapters: vLLM refuses the adapters: .*DoRA"):
+    weights = tmp_path / "adapters" / "adapter_model.safetensors"
+    save_file({name.replace("q_proj", "router"): one for name, one in load_file(weights).items()}, weights)
+    with pytest.raises(WeightSyncError, match=r"adapters: vLLM refuses the adapters: .*router"):
         sample(engine, model, ["Ann"])
     engine.close()
 

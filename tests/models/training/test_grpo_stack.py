@@ -341,7 +341,7 @@ def test_adapters_alone_are_written(adapted: tuple[Any, Path]):
     assert [path.name for path in weights] == ["adapter_model.safetensors"]
     assert 15 * weights[0].stat().st_size < (TINY_MODEL / "model.safetensors").stat().st_size
     sync_check = json.loads((folder / "sync_check.json").read_text())
-    assert log_probs(folder, [5, 6, 7]) == pytest.approx(sync_check["log_probs"], abs=1e-5)
+    assert log_probs(TINY_MODEL, [5, 6, 7], folder) == pytest.approx(sync_check["log_probs"], abs=1e-5)
 
 
 def test_stale_adapters_are_detected(adapted: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch):

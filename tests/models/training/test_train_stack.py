@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from conf.training import Lora
-from models.checkpoints.adapters import read_adapter_config
+from models.checkpoints.adapters import base_fingerprint, read_adapter_config
 from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
 from models.training import train as training
 from models.training.launcher import TrainJob
@@ -180,23 +180,28 @@ def test_adapters_are_merged_into_the_saved_checkpoint(tmp_path: Path):
 
 def test_adapters_on_adapters_are_saved_as_the_sum_of_both(tmp_path: Path):
     """And come to the same model as merging after each training."""
-    lora, settings = Lora(r=4, alpha=8), {"method": "dpo", "beta": 0.1, "learning_rate": 1e-4}
+    lora, settings = (
+        Lora(r=4, alpha=8),
+        {"base_fingerprint": "that of tiny", "method": "dpo", "beta": 0.1, "learning_rate": 1e-4},
+    )
     outputs: dict[str, Path] = {}
     for base in ("tiny", ""):
         folder = tmp_path / (base or "merged")
         folder.mkdir()
         first = job(folder / "sft", sft_rows(16), method="sft", lora=lora, base_model=base)
         train(first)
-        second = job(folder / "dpo", pairs(16), lora=Lora(r=2), model=first.output, base_model=base, **settings)
-        train(second)
-        outputs[base] = second.output
+        start = {"adapter": first.output} if base else {"model": first.output}
+        train(job(folder / "dpo", pairs(16), lora=Lora(r=2), base_model=base, **start, **settings))
+        outputs[base] = folder / "dpo" / "model"
     saved = Checkpoint.open(outputs["tiny"])
+    assert base_fingerprint(saved.path) == "that of tiny"
     assert (saved.folder, saved.adapter, saved.name) == (TINY_MODEL, outputs["tiny"], "tiny")
     assert read_adapter_config(outputs["tiny"]).r == 6
     assert not list(outputs["tiny"].glob("model*"))
     sync_check = json.loads((outputs["tiny"] / "sync_check.json").read_text())
     assert sync_check["log_probs"] == pytest.approx(log_probs(outputs[""], sync_check["token_ids"]), abs=1e-4)
-    assert sync_check["log_probs"] != pytest.approx(log_probs(first.output, sync_check["token_ids"]), abs=1e-3)
+    after_sft = log_probs(TINY_MODEL, sync_check["token_ids"], tmp_path / "tiny" / "sft" / "model")
+    assert sync_check["log_probs"] != pytest.approx(after_sft, abs=1e-3)
 
 
 def dpo_loss(folder: Path, rows: list[dict[str, Any]], beta: float) -> float:

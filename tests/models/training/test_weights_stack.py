@@ -1,6 +1,7 @@
 """Adapters: their sum, their files, the whole model that is made of them."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from conf.engine import Engine, Storage
+from conf.training import Lora
 from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
 from models.checkpoints.files import CheckpointError, all_shapes
 from models.inference.vllm_server import WeightSyncError
 from models.training.export import FolderInUse, export
+from models.training.launcher import start_of
 from models.training.weights import Adapters, joined, load_model, log_probs, save_adapters
+from tasks.runtime.context import RunContext
+from tests.tasks.runtime.test_artifacts import COUNT
 
 LAYERS = ("model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj")
 SHAPES = all_shapes(TINY_MODEL)
@@ -32,11 +38,12 @@ def tiny_adapters(rank: int, seed: int, layers: tuple[str, ...] = LAYERS) -> dic
     return made
 
 
-def saved(folder: Path, rank: int = 2, seed: int = 0, start: Path = TINY_MODEL, base: str = "tiny") -> Path:
+def saved(folder: Path) -> Path:
     """Adapters on disk, with the log-probs that a training would leave."""
-    config = LoraConfig(r=rank, lora_alpha=3 * rank, target_modules=["up_proj"])
-    save_adapters(tiny_adapters(rank, seed), config, start, base, folder)
-    (folder / "sync_check.json").write_text(json.dumps({"token_ids": IDS, "log_probs": log_probs(folder, IDS)}))
+    config = LoraConfig(r=2, lora_alpha=6, target_modules=["up_proj"])
+    save_adapters(tiny_adapters(2, 0), config, None, "tiny", folder)
+    found = log_probs(TINY_MODEL, IDS, folder)
+    (folder / "sync_check.json").write_text(json.dumps({"token_ids": IDS, "log_probs": found}))
     return folder
 
 
@@ -69,7 +76,8 @@ def test_joined_adapters_add_what_both_add(rank: int, other: int, scale: float, 
 
 def test_adapters_on_disk_are_those_of_peft(tmp_path: Path):
     """By hand: weight + alpha / r · B·A."""
-    plain, model = load_model(TINY_MODEL).state_dict(), load_model(saved(tmp_path / "made", rank=2)).state_dict()
+    plain = load_model(TINY_MODEL).state_dict()
+    model = load_model(TINY_MODEL, saved(tmp_path / "made")).state_dict()
     added = product(Adapters(tiny_adapters(2, 0), 2, 3.0), LAYERS[0])
     torch.testing.assert_close(model[f"{LAYERS[0]}.weight"], plain[f"{LAYERS[0]}.weight"] + added)
     assert torch.equal(model["model.norm.weight"], plain["model.norm.weight"])
@@ -98,6 +106,8 @@ def test_adapters_of_adapters_are_refused(tmp_path: Path):
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"rank_pattern": {"up_proj": 4}}, "rank_pattern"),
         ({"target_modules": "all-linear"}, "target_modules"),
+        ({"lora_bias": True}, "lora_bias"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights"),
         ({"r": 0}, "r: "),
         ({"base_model_name_or_path": None}, "base_model_name_or_path"),
         ({"base_model_name_or_path": "nowhere"}, "nowhere: no such folder"),
@@ -129,7 +139,7 @@ def test_an_exported_model_is_whole_and_says_the_same(dtype: str, tmp_path: Path
     assert (whole.adapter, whole.tensor_sizes) == (None, model.tensor_sizes)
     assert whole.encode("Ann has 12 coins.") == model.encode("Ann has 12 coins.")
     assert load_file(whole.folder / "model.safetensors")[f"{LAYERS[0]}.weight"].dtype == getattr(torch, dtype)
-    expected = log_probs(model.path, IDS)
+    expected = log_probs(model.folder, IDS, model.adapter)
     assert log_probs(whole.path, IDS) == pytest.approx(expected, abs=0.15 if dtype == "bfloat16" else 1e-4)
     with pytest.raises(FolderInUse):
         export(model, tmp_path / "whole", dtype)
@@ -146,4 +156,51 @@ def test_adapters_of_another_model_are_not_exported(tmp_path: Path):
     change(folder, base_model_name_or_path=str(tmp_path / "base"))
     with pytest.raises(WeightSyncError, match="differ from the trainer's"):
         export(Checkpoint.open(folder), tmp_path / "whole", "float32")
-    assert not (tmp_path / "whole").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "made"}
+
+
+def test_adapters_of_other_matrices_are_refused(tmp_path: Path):
+    folder = saved(tmp_path / "made")
+    weights = {name.replace("layers.0", "layers.9"): weight for name, weight in tiny_adapters(2, 0).items()}
+    save_file(weights, folder / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=r"has no matrix for .*layers\.9"):
+        load_model(TINY_MODEL, folder)
+
+
+def test_a_model_is_named_so_that_another_folder_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    shutil.copytree(TINY_MODEL, tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    change(saved(tmp_path / "made"), base_model_name_or_path="base")
+    assert Checkpoint.open(Path("made")).name == str(tmp_path / "base")
+    monkeypatch.chdir("/")
+    with pytest.raises(CheckpointError, match="base: no such folder"):
+        Checkpoint.open(tmp_path / "made")
+
+
+@pytest.mark.parametrize(("ranks", "name"), [((256, 256), "tiny"), ((500, 13), "")])
+def test_adapters_that_would_be_too_large_to_serve_are_merged(ranks: tuple[int, int], name: str, tmp_path: Path):
+    change(saved(tmp_path / "made"), r=ranks[0])
+    start = Checkpoint.open(tmp_path / "made")
+    assert start_of(start, Lora(r=ranks[1])) == {
+        "model": TINY_MODEL,
+        "adapter": start.adapter,
+        "base_model": name,
+        "base_fingerprint": Checkpoint.open(TINY_MODEL).fingerprint if name else "",
+    }
+    assert start_of(start, Lora(r=1, merge=True))["base_model"] == ""
+    assert start_of(start, None)["base_model"] == ""
+
+
+def test_the_adapters_of_a_run_are_found_by_the_content_of_their_model(tmp_path: Path):
+    """A model that has moved, or that another machine has in another place."""
+    shutil.copytree(TINY_MODEL, tmp_path / "here")
+    with RunContext("test", Storage(root=str(tmp_path / "runs")), Engine()) as ctx:
+        base = ctx.resources.checkpoint(ctx.resources.model(str(tmp_path / "here")))
+        folder = saved(tmp_path / "made")
+        change(folder, base_model_name_or_path=str(tmp_path / "elsewhere"))
+        check = folder / "sync_check.json"
+        check.write_text(json.dumps(json.loads(check.read_text()) | {"base_fingerprint": base.fingerprint}))
+        ref = ctx.artifacts.publish_folder("checkpoint", folder, COUNT)
+        found = ctx.resources.checkpoint(ref)
+    assert (found.folder, found.name) == (tmp_path / "here", str(tmp_path / "here"))
+    assert found.adapter == Path(ref.uri)

@@ -85,17 +85,33 @@ def test_cost_and_rows_grow_with_the_rows_of_the_main_input():
     ("pilot_gpus", "gpus", "kind", "seconds"),
     [
         (1, 8, "sampling", 5),
-        (8, 1, "training", 320),
+        (8, 1, "sampling", 320),
         (0, 0, "sampling", 40),
-        (0, 4, "training", 10),
-        (8, 8, "data", 40),
+        (1, 8, "data", 40),
+        (1, 8, "training", 40 / 6),  # of a batch of 12, six processes take two rows each
+        (8, 1, "training", 240),
     ],
 )
-def test_more_gpus_take_less_time_and_as_many_gpu_hours(pilot_gpus: int, gpus: int, kind: str, seconds: float):
-    earlier = result(inputs=GIVEN, seconds=40, engine_busy=3, flops=1.0, gpus=pilot_gpus)
-    told = predict(call(GIVEN, kind), choose_pilot(call(GIVEN, kind), [earlier], {}, SIZES, {}), 1.0, gpus)
-    assert told.seconds.value == seconds
-    assert told.gpu_seconds.value == max(1, pilot_gpus) * (3 if kind == "data" else 40)
+def test_more_gpus_take_less_time(pilot_gpus: int, gpus: int, kind: str, seconds: float):
+    given = GIVEN | {"training": {"global_batch_size": 12}}
+    earlier = result(inputs=given, seconds=40, engine_busy=3, flops=1.0, gpus=pilot_gpus)
+    asked = call(given, kind)
+    told = predict(asked, choose_pilot(asked, [earlier], {}, SIZES, {}), 1.0, gpus)
+    assert told.seconds.value == pytest.approx(seconds)
+    assert told.gpu_seconds.value == pytest.approx(max(1, gpus) * (3 / 8 if kind == "data" else seconds))
+
+
+def test_grpo_trains_on_one_gpu_and_takes_the_node():
+    given = GIVEN | {"rl": {"max_steps": 5, "global_batch_size": 8}}
+    earlier, asked = result(inputs=given, seconds=40, flops=1.0, gpus=1), call(given, "training")
+    told = predict(asked, choose_pilot(asked, [earlier], {}, SIZES, {}), 1.0, 8)
+    assert (told.seconds.value, told.gpu_seconds.value) == (40, 320)
+
+
+def test_a_pilot_without_gpus_says_nothing_of_a_node_with_some():
+    earlier = result(inputs=GIVEN, seconds=40, generated_tokens=100, flops=1.0)
+    told = predict(call(GIVEN), choose_pilot(call(GIVEN), [earlier], {}, SIZES, {}), 1.0, 8)
+    assert (told.seconds, told.gpu_seconds, told.tokens.value) == (UNKNOWN, UNKNOWN, 100)
 
 
 def test_a_pilot_counts_as_if_nothing_had_been_in_the_store():
