@@ -75,7 +75,7 @@ def served(latest: Path) -> Iterator[tuple[str, psutil.Process]]:
 
 
 def test_concurrent_requests_are_answered(served: tuple[str, psutil.Process]):
-    client = openai.OpenAI(base_url=served[0], api_key="none", max_retries=0, timeout=120)
+    client = openai.OpenAI(base_url=served[0], api_key="none", max_retries=0, timeout=300)
 
     def plain(_: int) -> Any:
         return client.chat.completions.create(**ASK)
