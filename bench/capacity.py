@@ -36,7 +36,7 @@ MEAN_TOKENS = 3588
 """Published mean of R1-Distill-Qwen-1.5B on MATH-500 (arXiv 2509.05226, table 2)."""
 SEGMENTS_PER_1000 = 9.3
 """Of `segment_text` on 600 traces of that model (uzaymacar/understanding-reasoning-models), most of them cut off."""
-CLIENT_RATES = (680, 1360)
+CLIENT_RATES = (740, 1340)
 """Requests a second with prompts of 4,096 ids on two shared cores: bench.replicas with eight servers, bench.client."""
 QWEN: dict[str, Any] = {"model_type": "qwen2", "vocab_size": 152064, "tie_word_embeddings": False}
 LLAMA: dict[str, Any] = {"model_type": "llama", "vocab_size": 128256, "tie_word_embeddings": False}
