@@ -7,7 +7,6 @@ from typing import Any
 
 from conf.engine import Engine
 from conf.training import Training
-from models.checkpoints.adapters import read_adapter_config
 from models.checkpoints.checkpoint import Checkpoint, found_checkpoint
 from models.checkpoints.files import printable
 from models.checkpoints.memory_estimates import Need, serving, training
@@ -35,7 +34,7 @@ def check_model(settings: Any) -> None:
 def _sizes(model: Checkpoint) -> Iterator[str]:
     yield f"folder       {model.folder}"
     if model.adapter:
-        yield f"adapters     {model.adapter}, rank {read_adapter_config(model.adapter).r}"
+        yield f"adapters     {model.adapter}, rank {model.rank}"
     yield f"fingerprint  {model.fingerprint}"
     yield f"architecture {model.config.get('model_type')}, {model.number('num_hidden_layers')} layers"
     yield f"parameters   {sum(model.tensor_sizes.values()):,}"

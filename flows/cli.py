@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from conf.base import RenamedSetting
 from conf.describe import setting_names
@@ -30,7 +30,7 @@ from flows import commands
 ALL = sorted(PIPELINES)
 PROMPTED = sorted(name for name, settings in PIPELINES.items() if issubclass(settings, Prompted))
 FORMATS = ("table", "md", "csv", "parquet")
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = get_args(Engine.model_fields["dtype"].annotation)
 MODEL = "as in the settings: a folder, owner/name on the hub, or tiny"
 COMPLETION = """Completion with the Tab key: eval "$(register-python-argcomplete brevity)" in ~/.bashrc or ~/.zshrc."""
 SCHEMA = """Editors that read JSON schemas of TOML (taplo, Even Better TOML) complete a preset:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 LARGE = 2**26
 """Bytes from which on a file is read once in a process, as long as it is the same file and was not written to."""
+_digests: dict[tuple[int, ...], str] = {}
+"""Of large files that were read."""
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
@@ -30,28 +30,10 @@ def file_digest(path: Path) -> str:
     stat = path.stat()
     if stat.st_size < LARGE:
         return _digest(path)
-    return _digest_of_large(_Identity(path, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns))
-
-
-class _Identity(NamedTuple):
-    """A file that was not written to: its path is not compared, since it may be renamed."""
-
-    path: Path
-    device: int
-    inode: int
-    size: int
-    modified: int
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Identity) and self[1:] == other[1:]
-
-    def __hash__(self) -> int:
-        return hash(self[1:])
-
-
-@lru_cache(maxsize=4096)
-def _digest_of_large(file: _Identity) -> str:
-    return _digest(file.path)
+    identity = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)  # not the path: it may be renamed
+    if identity not in _digests:
+        _digests[identity] = _digest(path)
+    return _digests[identity]
 
 
 def _digest(path: Path) -> str:

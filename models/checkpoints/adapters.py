@@ -10,10 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
-from models.checkpoints.files import CheckpointError, read_json, tensor_shapes
+from models.checkpoints.files import SYNC_CHECK_FILE, CheckpointError, read_json, tensor_shapes
 
-SYNC_CHECK_FILE = "sync_check.json"
-"""Written by the trainer into each checkpoint: token ids, and the log-probs that the trained model gives them."""
 BASE_FINGERPRINT = "base_fingerprint"
 """Field of this file beside adapters: the fingerprint of the weights that they belong to."""
 MAX_RANK = 512

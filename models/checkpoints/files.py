@@ -8,6 +8,8 @@ from typing import Any
 
 from conf.errors import ReadableError
 
+SYNC_CHECK_FILE = "sync_check.json"
+"""Written by the trainer into each checkpoint: token ids, and the log-probs that the trained model gives them."""
 LFS_POINTER = b"version https://git-lfs"
 MAX_HEADER_BYTES = 100_000_000
 """Bytes; the limit of the safetensors format."""

@@ -21,8 +21,9 @@ import httpx
 
 from conf.engine import Engine as EngineSettings
 from conf.errors import ReadableError
-from models.checkpoints.adapters import MAX_RANK, SYNC_CHECK_FILE
+from models.checkpoints.adapters import MAX_RANK
 from models.checkpoints.checkpoint import Checkpoint
+from models.checkpoints.files import SYNC_CHECK_FILE
 from models.checkpoints.tokenizer import is_loaded_wrongly
 from models.inference.connections import UNIX, client
 from models.inference.devices import VISIBLE, on_cpu

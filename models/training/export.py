@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from conf.errors import ReadableError
-from models.checkpoints.adapters import SYNC_CHECK_FILE
 from models.checkpoints.checkpoint import Checkpoint
+from models.checkpoints.files import SYNC_CHECK_FILE
 from models.files import make_readable
 from models.inference.vllm_server import SYNC_CHECK_TOLERANCE, WeightSyncError, check_weight_sync
 from models.training.weights import load_model, log_probs

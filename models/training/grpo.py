@@ -33,8 +33,9 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from conf.errors import ReadableError
 from conf.sampling import Sampling
-from models.checkpoints.adapters import SYNC_CHECK_FILE, read_adapter_config
+from models.checkpoints.adapters import read_adapter_config
 from models.checkpoints.checkpoint import Checkpoint
+from models.checkpoints.files import SYNC_CHECK_FILE
 from models.files import atomic_write
 from models.inference.devices import TooFewGpus
 from models.inference.dialogue_sampler import SPEAKERS, DialogueSampler, TurnCodec

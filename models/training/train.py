@@ -26,7 +26,8 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from conf.errors import ReadableError
-from models.checkpoints.adapters import BASE_FINGERPRINT, SYNC_CHECK_FILE
+from models.checkpoints.adapters import BASE_FINGERPRINT
+from models.checkpoints.files import SYNC_CHECK_FILE
 from models.checkpoints.tokenizer import load_tokenizer
 from models.files import make_readable
 from models.inference.devices import on_cpu

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from models.checkpoints.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_config
-from models.checkpoints.files import CheckpointError
+from models.checkpoints.files import CheckpointError, tensor_shapes
 
 
 def load_model(folder: Path, adapter: Path | None = None) -> Any:
@@ -25,7 +25,7 @@ def load_model(folder: Path, adapter: Path | None = None) -> Any:
     if adapter is None:
         return model
     adapted = PeftModel.from_pretrained(model, str(adapter), torch_device="cpu")
-    if unknown := sorted(load_file(adapter / ADAPTER_WEIGHTS).keys() - get_peft_model_state_dict(adapted).keys()):
+    if unknown := sorted(tensor_shapes(adapter / ADAPTER_WEIGHTS).keys() - get_peft_model_state_dict(adapted).keys()):
         raise CheckpointError(f"{adapter}: {folder} has no matrix for {unknown[0]}; these adapters are another model's")
     return adapted.merge_and_unload()  # type: ignore[operator]
 

@@ -24,7 +24,7 @@ from models.training.launcher import saved_on
 from tasks.runtime import prediction
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.cache_files import CacheFiles
-from tasks.runtime.cache_index import CachedResult, CacheError, CacheIndex
+from tasks.runtime.cache_index import CHECKPOINT, CachedResult, CacheError, CacheIndex
 from tasks.runtime.caching import MODEL_KINDS, Step, VerifiedJSON, artifact_paths, is_refresh_wanted, name_with_labels
 from tasks.runtime.context import StepContext
 from tasks.runtime.prediction import Figure, Input, Prediction, Prices, StepCall
@@ -138,7 +138,7 @@ class Planner:
         model = self._trained_model(ctx, call, inputs)
         predicted = prediction.predict(call, pilot, share, self._gpus, self._model_bytes(call, inputs, model))
         self._add(step, inputs, StepState.TO_RUN, why, predicted)
-        kind = "checkpoint" if step.kind == "training" else PLANNED
+        kind = CHECKPOINT if step.kind == "training" else PLANNED
         digest, rows = f"{PLANNED}-{ctx.key.rpartition('-')[2]}", predicted.rows_out
         ref = ArtifactRef(kind=kind, uri="", digest=digest, rows=round(rows.value))
         self._planned[ctx.key] = PlannedArtifact(ref, rows, share, predicted.bytes, model)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from conf.tiny_model import Lesson, Pretraining, Teacher, TinyModel
-from models.inference.vllm_server import SYNC_CHECK_FILE
+from models.checkpoints.files import SYNC_CHECK_FILE
 from models.tiny_model import CONTEXT, teacher_texts, train_tokenizer, training_rows, untrained_model
 from models.training.launcher import GRADIENT_CHECKPOINTING, TrainJob, job_paths
 from reasoning.model_card import card_figures, card_text

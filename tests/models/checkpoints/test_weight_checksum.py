@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from conf.engine import Engine
 from models.checkpoints.checkpoint import Checkpoint
+from models.checkpoints.files import SYNC_CHECK_FILE
 from models.checkpoints.weight_checksum import checksum_of_folder, same_checksum, weight_checksum
-from models.inference.vllm_server import SYNC_CHECK_FILE, VllmServer
+from models.inference.vllm_server import VllmServer
 
 NOISE = [-1.05, -2.05]
 """Log-probs served in bfloat16, before and after a small update; the trainer has −1 and −2 in float32."""

@@ -20,10 +20,11 @@ from conf.engine import Engine
 from conf.llm import Llm
 from conf.sampling import Sampling
 from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
+from models.checkpoints.files import SYNC_CHECK_FILE
 from models.inference.connections import client
 from models.inference.engine import Finished, Request
 from models.inference.own_servers import OwnServers
-from models.inference.vllm_server import SYNC_CHECK_FILE, VllmServer, WeightSyncError
+from models.inference.vllm_server import VllmServer, WeightSyncError
 from models.llm.client import LlmClient
 from models.llm.reply_store import ReplyStore
 from models.training.grpo import write_weights
