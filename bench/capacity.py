@@ -139,7 +139,7 @@ def rate_rows(models: dict[str, Checkpoint]) -> Iterator[list[str]]:
         for preset in presets:
             settings: Any = load(PIPELINES[kind], preset)
             sampled = getattr(settings, "teacher", settings.model)
-            name = sampled if isinstance(sampled, str) else sampled.model
+            name = sampled if isinstance(sampled, str) else getattr(sampled, "model", "") or settings.model
             best = at_best(models[name], settings.engine, MEAN_TOKENS // 2)
             yield [f"{kind} {preset}", name.partition("/")[2], f"{best.sequences}", f"{best.tokens_per_second:,.0f}"]
 

@@ -11,7 +11,7 @@ from conf.engine import Engine, Storage, validate_fits_context, validate_trainin
 from conf.llm import Llm, LlmRole, validate_llm_is_used
 from conf.probing import Finalizing, Probing
 from conf.problems import Decontamination, NgramOverlap, Problems, Stories
-from conf.prompts import Prompted, validate_exit_text
+from conf.prompts import Prompted, Tags, Thinking, validate_exit_text
 from conf.retries import Retries
 from conf.sampling import Sampling
 from conf.segmentation import Segmentation
@@ -51,8 +51,30 @@ class EndpointTeacher(Settings):
     """Maximum fraction of traces that fail or have no thinking. They are skipped; above this fraction the run ends."""
 
 
+class DatasetTeacher(Settings):
+    """The traces are those of the data set that the problems come from, as in the paper. Rows are matched by the
+    problem's text. Traces are checked against the problem's answer and tokenized with the student's tokenizer."""
+
+    type: Literal["dataset"] = "dataset"
+    column: str = "generated_solution"
+    """Column of the trace: text, a list of texts, or a list of messages, whose last assistant message is used. Dots
+    reach into objects and lists. Default: as in OpenMathReasoning."""
+    reply_column: str = ""
+    """Column of the reply, for data sets whose `column` holds the thinking alone. Empty: `column` holds both."""
+    thinking: Thinking = Tags()
+    """How the data set marks the thinking. The traces are rewritten with the student's own tags (`prompt.thinking`)."""
+    max_tokens: Positive = 8192
+    """Maximum length of a trace in tokens; longer ones are dropped. Not from the paper."""
+    max_invalid_fraction: Share = 0.1
+    """Maximum fraction of the traces that cannot be read, or have no closed thinking. They are skipped; above this
+    fraction the run ends."""
+
+
 Teacher = Annotated[
-    Annotated[LocalTeacher, Tag("local")] | Annotated[EndpointTeacher, Tag("endpoint")], type_or("local")
+    Annotated[LocalTeacher, Tag("local")]
+    | Annotated[EndpointTeacher, Tag("endpoint")]
+    | Annotated[DatasetTeacher, Tag("dataset")],
+    type_or("local"),
 ]
 
 
@@ -204,7 +226,7 @@ class CotDistillation(Prompted):
     decontamination: Decontamination = NgramOverlap()
     """Removal of training problems that a benchmark contains."""
     sampling: Sampling = Sampling()
-    """Sampling parameters of the teacher's traces."""
+    """Sampling parameters of the teacher's traces. No effect with a teacher of type `dataset`."""
     selection: TraceSelection = TraceSelection()
     segmentation: Segmentation = Segmentation()
     """How traces are split into segments."""
@@ -247,7 +269,8 @@ class CotDistillation(Prompted):
 
     @model_validator(mode="after")
     def _valid_selection(self) -> Self:
-        validate_max_traces(self.selection, self.sampling)
+        if self.teacher.type != "dataset":
+            validate_max_traces(self.selection, self.sampling)
         if len(set(self.variants)) < len(self.variants):
             raise ValueError(f"variants names one twice: {', '.join(self.variants)}; name it once")
         return self
@@ -267,6 +290,17 @@ class CotDistillation(Prompted):
         if self.rating.type == "llm" and self.probing.threshold != Probing().threshold:
             raise ValueError("probing.threshold has no effect: only the embedded rater reads it; leave it out")
         teacher = self.teacher
+        if teacher.type == "dataset":
+            if self.sampling != Sampling():
+                raise ValueError(
+                    "sampling has no effect: the traces come from the data set; leave it out, or undo a preset's with "
+                    "sampling={}. teacher.max_tokens limits their length"
+                )
+            if self.problems.type == "stories":
+                raise ValueError(
+                    "a teacher of type 'dataset' needs problems of a data set that has traces; set problems.type to "
+                    "'file' or 'hub'"
+                )
         if teacher.type == "endpoint" and teacher.llm.temperature != Llm.model_fields["temperature"].default:
             raise ValueError("teacher.llm.temperature has no effect: traces are drawn as in sampling; set it there")
         if teacher.type == "local" and teacher.model and self.engine.endpoints:
@@ -277,21 +311,28 @@ class CotDistillation(Prompted):
         return self
 
     @property
+    def max_trace_tokens(self) -> int:
+        """Maximum length of the teacher's traces in tokens."""
+        return self.teacher.max_tokens if self.teacher.type == "dataset" else self.sampling.max_tokens
+
+    @property
     def max_prompt_tokens(self) -> int:
         """Maximum length of a problem's prompt in tokens, so that sampling, finalizing and evaluation fit the
         context."""
-        finalized = self.sampling.max_tokens + self.finalizing.max_ending_tokens
+        finalized = self.max_trace_tokens + self.finalizing.max_ending_tokens
         return self.engine.max_model_len - max(finalized, self.benchmark_sampling.max_tokens)
 
     @model_validator(mode="after")
     def _fits_context(self) -> Self:
-        trace = self.sampling.max_tokens
-        validate_fits_context("sampling", self.sampling, self.engine)
+        trace = self.max_trace_tokens
+        if self.teacher.type != "dataset":
+            validate_fits_context("sampling", self.sampling, self.engine)
         validate_fits_context("benchmark_sampling", self.benchmark_sampling, self.engine)
         if self.needs_prefix_values:
             validate_fits_context("probing.sampling", self.probing.sampling, self.engine, trace)
             validate_exit_text("probing.exit_text", self.probing.exit_text, self.prompt.thinking)
         validate_fits_context("finalizing.sampling", self.finalizing.sampling, self.engine, trace)
-        validate_training_length("sft", self.sft, self.sampling)
-        validate_training_length("dpo", self.dpo, self.sampling)
+        limit = "teacher.max_tokens" if self.teacher.type == "dataset" else "sampling.max_tokens"
+        validate_training_length("sft", self.sft, trace, limit)
+        validate_training_length("dpo", self.dpo, trace, limit)
         return self

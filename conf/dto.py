@@ -193,5 +193,5 @@ class Dto(Prompted):
             trace = longest if name in ("probing.sampling", "finalizing.sampling") else 0
             validate_fits_context(name, section, self.engine, trace)
         validate_exit_text("probing.exit_text", self.probing.exit_text, self.prompt.thinking)
-        validate_training_length("training", self.training, self.sampling)
+        validate_training_length("training", self.training, self.sampling.max_tokens)
         return self

@@ -179,13 +179,12 @@ def validate_fits_context(name: str, sampling: Sampling, engine: Engine, trace: 
         )
 
 
-def validate_training_length(name: str, training: Training, traces: Sampling) -> None:
-    """Raises ValueError if the longest of `traces` does not fit into a row of `training`."""
-    if training.max_length < traces.max_tokens + MIN_PROMPT_TOKENS:
+def validate_training_length(name: str, training: Training, trace: int, limit: str = "sampling.max_tokens") -> None:
+    """Raises ValueError if `trace` tokens, which the setting `limit` allows, do not fit into a row of `training`."""
+    if training.max_length < trace + MIN_PROMPT_TOKENS:
         raise ValueError(
-            f"{name}.max_length ({training.max_length}) holds no trace of sampling.max_tokens ({traces.max_tokens}) "
-            f"with {MIN_PROMPT_TOKENS} tokens for the prompt; longer rows are dropped; raise the first or lower the "
-            f"second"
+            f"{name}.max_length ({training.max_length}) holds no trace of {limit} ({trace}) with {MIN_PROMPT_TOKENS} "
+            f"tokens for the prompt; longer rows are dropped; raise the first or lower the second"
         )
 
 

@@ -7,7 +7,8 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-from conf.cot_distillation import CotDistillation, EndpointTeacher, LlmCompressor, LlmRater
+from conf.cot_distillation import CotDistillation, DatasetTeacher, EndpointTeacher, LlmCompressor, LlmRater
+from conf.problems import Stories
 from flows.pipeline import pipeline
 from tasks.reports.report import write_report
 from tasks.reports.seed_results import EvaluatedModel, ExperimentResult, NamedModel, build_seed_result
@@ -15,6 +16,7 @@ from tasks.reports.tables import compression_table, judge_table, rating_table
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.context import RunContext
 from tasks.steps.controls import build_sft_rows
+from tasks.steps.dataset_traces import read_traces
 from tasks.steps.distillation import (
     CompressionInputs,
     compress_by_llm,
@@ -30,6 +32,7 @@ from tasks.steps.distillation import (
     write_traces,
 )
 from tasks.steps.judging import judge_completions
+from tasks.steps.problem_hub import pinned
 from tasks.steps.problems import decontaminate, filter_sources_by_prompt_length, load_sources
 from tasks.steps.sampling import evaluate, sample_traces
 from tasks.steps.training import train_dpo, train_sft
@@ -56,6 +59,7 @@ def run_cot_distillation(ctx: RunContext, settings: CotDistillation) -> Path:
 
 def run_experiment(ctx: RunContext, settings: CotDistillation) -> ExperimentResult:
     """Trains method, its parts and controls, and evaluates them and the base."""
+    settings = settings.model_copy(update={"problems": pinned(settings.problems)})  # traces come from the same commit
     seed = settings.seed
     loaded = load_sources(ctx, settings.problems, settings.benchmarks, seed)
     base = ctx.resources.model(settings.model)
@@ -114,6 +118,10 @@ def rate(ctx: RunContext, settings: CotDistillation, base: ArtifactRef, problems
 def teacher_traces(ctx: RunContext, settings: CotDistillation, base: ArtifactRef, problems: ArtifactRef) -> ArtifactRef:
     """The teacher's traces in the student's token ids."""
     teacher, sampling, seed = settings.teacher, settings.sampling, settings.seed
+    if isinstance(teacher, DatasetTeacher):
+        source = settings.problems
+        assert not isinstance(source, Stories)
+        return read_traces(ctx, model=base, problems=problems, source=source, teacher=teacher, seed=seed)
     if isinstance(teacher, EndpointTeacher):
         return write_traces(ctx, model=base, problems=problems, teacher=teacher, sampling=sampling, seed=seed)
     if not teacher.model:

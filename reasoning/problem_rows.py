@@ -108,6 +108,11 @@ def _required_text(row: Mapping[str, Any], what: str, column: str) -> str:
     return text
 
 
+def written_text(value: Any) -> str | None:
+    """Text of a model's completion: text, or of messages the last one of the assistant. None if there is none."""
+    return _text(value, _ROLES["answer"])
+
+
 def _text(value: Any, roles: Sequence[str] = ()) -> str | None:
     """Text of a field: of a list with one entry, that entry; of messages, the last one by `roles`. None if it is
     missing, empty, or neither text nor number."""

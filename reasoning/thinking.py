@@ -31,11 +31,7 @@ def reply_of(text: str, thinking: Thinking = THINK) -> str | None:
         tag, reply = thinking.reply_open, text.partition(thinking.reply_open)[2]
     if thinking.open in reply:
         _, tag, reply = reply.rpartition(thinking.open)[2].partition(thinking.close)
-    if thinking.answer_open:
-        reply = reply.rpartition(thinking.answer_open)[2]
-    if thinking.answer_close:
-        reply = reply.partition(thinking.answer_close)[0]
-    return reply if tag else None
+    return reply_without_tags(reply, thinking) if tag else None
 
 
 def final_answer(completion: str, thinking: Thinking = THINK) -> str | None:
@@ -44,10 +40,24 @@ def final_answer(completion: str, thinking: Thinking = THINK) -> str | None:
     return None if reply is None else boxed(reply)
 
 
-def written_as(text: str, thinking: Thinking) -> str:
-    """A completion with default tags rewritten with the tags of another model, from the start of the thinking."""
-    thought, closed, reply = thought_of(text).partition(THINK.close)
-    return f"{thought}{thinking.close}{thinking.answer_open}{reply}{thinking.answer_close}" if closed else thought
+def written_as(text: str, thinking: Thinking, source: Thinking = THINK) -> str:
+    """A completion with the tags of `source` rewritten with those of `thinking`, from the start of the thinking."""
+    thought, closed, rest = thought_of(text, source).partition(source.close)
+    if not closed:
+        return thought
+    return joined(thought, reply_without_tags(rest, source), thinking)
+
+
+def joined(thought: str, reply: str, thinking: Thinking) -> str:
+    """A completion from the start of the thinking, with the tags of `thinking`."""
+    return f"{thought}{thinking.close}{thinking.answer_open}{reply}{thinking.answer_close}"
+
+
+def reply_without_tags(reply: str, thinking: Thinking) -> str:
+    """Text between the reply's own tags; all of `reply` for models without such tags."""
+    if thinking.answer_open:
+        reply = reply.rpartition(thinking.answer_open)[2]
+    return reply.partition(thinking.answer_close)[0] if thinking.answer_close else reply
 
 
 def is_closed_once(text: str, thinking: Thinking = THINK) -> bool:

@@ -13,12 +13,14 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
+from conf.base import Settings
 from conf.problems import Hub
 from reasoning.problem_selection import ProblemSelection
 from tasks.steps.problem_files import Fields, ProblemsRefused, Row, rows_of
 
 OPEN_FILES = 16
 """Files that are open at once."""
+S = TypeVar("S", bound=Settings)
 T = TypeVar("T")
 
 
@@ -41,6 +43,11 @@ def commit_of(source: Hub) -> str:
         return str(HfApi().dataset_info(source.name, revision=source.revision).sha)
     except Exception as error:  # the hub's client raises many types; each means that the data set is unavailable
         raise hub_error(source, error) from None
+
+
+def pinned(source: S) -> S:
+    """A data set on the hub at the commit that its revision names now; any other source as it is."""
+    return source.model_copy(update={"revision": commit_of(source)}) if isinstance(source, Hub) else source
 
 
 def files_of_hub(source: Hub, commit: str) -> list[DataFile]:

@@ -41,10 +41,10 @@ def load_problems(ctx: RunContext, source: Problems, split: Split, seed: int) ->
     if isinstance(source, Stories):
         return draw_problems(ctx, source=source, split=split, seed=seed)
     if isinstance(source, Hub):
-        return load_hub(ctx, source=source, commit=commit_of(source), selection=_selection(source, split, seed))
+        return load_hub(ctx, source=source, commit=commit_of(source), selection=selection_of(source, split, seed))
     names = files_of(source.path)
     file = ArtifactRef(kind="file", uri=source.path, digest=digest_of(names), rows=0)
-    return load_file(ctx, file=file, source=source, selection=_selection(source, split, seed))
+    return load_file(ctx, file=file, source=source, selection=selection_of(source, split, seed))
 
 
 def load_sources(ctx: RunContext, problems: Problems, eval_sets: Mapping[str, Problems], seed: int) -> Sources:
@@ -215,7 +215,7 @@ def drop_problems(ctx: StepContext, problems: ArtifactRef, matches: ArtifactRef)
     return ctx.publish("problems", kept, rows_in=len(rows), dropped=dict(+dropped))
 
 
-def _selection(source: ProblemFile | Hub, split: Split, seed: int) -> ProblemSelection | None:
+def selection_of(source: ProblemFile | Hub, split: Split, seed: int) -> ProblemSelection | None:
     """None where all problems are taken: the result is then the same for every seed and split."""
     return ProblemSelection(seed, split is Split.BENCHMARK) if source.count else None
 

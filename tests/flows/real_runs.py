@@ -50,6 +50,31 @@ class Shapes:
         mapping = ", ".join(f'{field}="{column}"' for field, column in columns.items())
         return f'{{type="file", path="{path}", columns={{{mapping}}}}}'
 
+    def traced_problems(self, count: int) -> str:
+        """A source of real problems with the scripted answer and their real traces, as OpenMathReasoning's rows."""
+        path, rows = self._work / "traced.jsonl", list[dict[str, Any]]()
+        for name in ("traces_r1_1p5b_math_3samples", "traces_mip_gsm8k_4models"):
+            rows += map(json.loads, (self._data / f"{name}.jsonl").read_text().splitlines())
+        fitting = [row for row in rows if row["gold"] == ANSWER and "</think>" in row["trace"]]
+        names = list(dict.fromkeys(row["problem"] for row in fitting))[:count]
+        written = [
+            {
+                "expected_answer": row["gold"],
+                "problem_type": "has_answer_extracted",
+                "problem_source": row["dataset"],
+                "generation_model": row["model"],
+                "pass_rate_72b_tir": "n/a",
+                "problem": row["problem"],
+                "generated_solution": row["trace"],
+                "inference_mode": "cot",
+            }
+            for row in fitting
+            if row["problem"] in names
+        ]
+        path.write_text("".join(json.dumps(row) + "\n" for row in written))
+        columns = 'id="", answer="expected_answer", subject="problem_source"'
+        return f'{{type="file", path="{path}", columns={{{columns}}}}}'
+
 
 def learning(*sections: str) -> list[str]:
     """Training settings for few rows: several steps, and a learning rate that visibly changes the weights."""

@@ -395,8 +395,8 @@ def test_remote_servers_leave_a_server_here_only_for_trained_models(model: Check
 
 
 def test_a_model_that_is_not_here_has_no_estimate(model: Checkpoint):
-    settings = load(CotDistillation, "paper-7b")
     teacher = "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B"
+    settings = load(LongShort, "paper-qwen2.5-7b", [f"teacher={teacher}"])
     assert list(uses(settings, **{teacher: model})) == [f"serving {teacher}"]
 
 
@@ -435,7 +435,7 @@ def test_adapters_of_several_trainings_are_joined_and_whole_models_stay_whole(tw
 
 def test_what_presets_need_of_services():
     settings = load(CotDistillation, "paper-1.5b")
-    assert model_names(settings) == [f"deepseek-ai/DeepSeek-R1-Distill-Qwen-{size}B" for size in ("1.5", "7")]
+    assert model_names(settings) == ["deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"]
     assert data_sets(settings)[:2] == ["nvidia/OpenMathReasoning", "HuggingFaceH4/aime_2024"]
     assert [llm.url for llm in llms(settings)] == ["https://api.openai.com/v1"]
     assert len(trained_models(settings)) == 6

@@ -1,6 +1,8 @@
 """Dry runs of the paper presets: whole pipelines with a scripted model and stand-ins for hub and trainer."""
 
 import json
+import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from conf.cot_distillation import CotDistillation, LocalTeacher
+from conf.cot_distillation import CotDistillation
 from conf.dto import Dto
 from conf.load import load
 from conf.long_short import LongShort
 from conf.problems import Hub
+from conf.tiny_model import Teacher
 from flows.cot_distillation import run_cot_distillation
 from flows.dto import run_dto
 from flows.long_short import run_long_short
@@ -20,11 +23,11 @@ from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
 from models.inference.scripted_engine import ScriptedEngine
 from models.inference.vllm_server import VllmServer
 from models.training.launcher import GrpoJob, TrainerJob
-from reasoning.stories import Split, Story, draw_stories
+from reasoning.stories import OverThinker, Split, Story, draw_stories
 from tasks.runtime.context import RunContext
 from tasks.steps.problem_hub import DataFile
 from tests.flows.world import LEVELS, ScriptedRun, assist, scripted, speaking
-from tests.models.chat import Chat
+from tests.models.chat import Answer, Chat
 
 pytestmark = pytest.mark.usefixtures("plain_steps")
 MATH = [
@@ -36,6 +39,12 @@ MATH = [
     "prealgebra",
     "precalculus",
 ]
+
+
+def solution(story: Story, number: int) -> str:
+    """A trace by the over-thinker, as a data set holds it."""
+    thinking = OverThinker(Teacher(), random.Random(number)).think(story)
+    return f"<think>\n{thinking.text}</think>{thinking.reply}"
 
 
 IN_COLUMNS_OF: dict[str, tuple[str | None, str, Callable[[Story, int], dict[str, Any]]]] = {
@@ -52,7 +61,11 @@ IN_COLUMNS_OF: dict[str, tuple[str | None, str, Callable[[Story, int], dict[str,
     "nvidia/OpenMathReasoning": (
         None,
         "cot",
-        lambda story, _: {"problem": story.text, "expected_answer": str(story.answer)},
+        lambda story, n: {
+            "problem": story.text,
+            "expected_answer": str(story.answer),
+            "generated_solution": solution(story, n),
+        },
     ),
     "HuggingFaceH4/aime_2024": (
         None,
@@ -120,7 +133,8 @@ def requested(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
             found.append(DataFile(f"{subset}/0", subset or "", str(path)))
         return found
 
-    monkeypatch.setattr("tasks.steps.problems.files_of_hub", files)
+    for module in ("problems", "dataset_traces"):
+        monkeypatch.setattr(f"tasks.steps.{module}.files_of_hub", files)
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: SimpleNamespace(sha="c" * 40))
     requested: list[str] = []
 
@@ -130,6 +144,15 @@ def requested(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
     monkeypatch.setattr("tasks.runtime.resources.found_checkpoint", hub_model)
     return requested
+
+
+def obey(body: dict[str, Any], number: int) -> Answer:
+    """As `assist`, but compressed thinking has half of the words asked for: shuffled ratings lead to other texts."""
+    answer, task = assist(body, number), body["messages"][0]["content"]
+    if "thinking" not in (reply := json.loads(answer.content)):
+        return answer
+    (words,) = re.findall(r"at most (\d+) words", task)
+    return Answer(json.dumps({"thinking": " ".join(reply["thinking"].split()[: max(1, int(words) // 2)])}))
 
 
 class DryRun(ScriptedRun):
@@ -171,16 +194,15 @@ def test_a_paper_preset_of_dto_runs_dry(preset: str, tmp_path: Path, requested: 
 def test_a_paper_preset_of_cot_distillation_runs_dry(
     preset: str, tmp_path: Path, requested: list[str], chat: Callable[..., Chat]
 ):
-    server = chat(assist)
-    # With seed 0 the shuffled ratings happen to keep the same traces, so nothing would be trained again.
-    settings = load(CotDistillation, preset, (f"storage.root={tmp_path}", f"llm.url={server.url}", "seed=1"))
+    server = chat(obey)
+    settings = load(CotDistillation, preset, (f"storage.root={tmp_path}", f"llm.url={server.url}"))
     run = DryRun(settings, run_cot_distillation)
-    assert isinstance(settings.teacher, LocalTeacher)
-    assert requested == [settings.model, settings.teacher.model]
+    assert requested == [settings.model]  # the traces are the data set's
     assert run.report["benchmark"] == "AIME"
     assert list(run.report["others"]) == ["AMC", "MATH", "GSM8K", "HMMT"]
     lines = {line["stage"]: line for line in run.report["ledger"]}
-    assert lines["sample-traces"]["rows_out"] == 28 * 2
+    assert lines["read-hub-traces"]["rows_out"] == 28
+    assert "sample-traces" not in lines
     assert {"rate-by-llm", "compress-by-llm", "judge-completions"} <= lines.keys()
     assert "estimate-prefix-values" not in lines
     # SFT, then DPO; DPO alone; the control; and both with shuffled ratings.

@@ -1,0 +1,78 @@
+"""Reads the traces in a row of a data set: thinking and reply, with the data set's own tags.
+
+It knows rows and the settings of a data set's traces. It must not know files, tokenizers or verdicts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from conf.cot_distillation import DatasetTeacher
+from reasoning.problem_rows import value_at, written_text
+from reasoning.thinking import reply_without_tags, thought_of
+
+
+class RowTrace(NamedTuple):
+    """Thinking and reply of one trace, without tags."""
+
+    thought: str
+    reply: str
+
+
+class InvalidTrace(NamedTuple):
+    """Why a row has no usable trace."""
+
+    reason: str
+    detail: str
+    """What is wrong and how to fix it, for the user."""
+
+
+def trace_fields(teacher: DatasetTeacher) -> frozenset[str]:
+    """Columns that hold the traces."""
+    return frozenset({teacher.column, teacher.reply_column} - {""})
+
+
+def traces_in(row: Mapping[str, Any], teacher: DatasetTeacher) -> list[RowTrace | InvalidTrace]:
+    """The traces of a row: one, or as many as its list has. An entry that cannot be used says why."""
+    texts = _texts(row, teacher.column)
+    if isinstance(texts, InvalidTrace):
+        return [texts]
+    if not teacher.reply_column:
+        return [_split(text, teacher) for text in texts]
+    replies = _texts(row, teacher.reply_column)
+    if isinstance(replies, InvalidTrace):
+        return [replies]
+    if len(texts) != len(replies):
+        detail = f"{len(texts)} traces in {teacher.column!r} and {len(replies)} replies in {teacher.reply_column!r}"
+        return [InvalidTrace("no-reply", f"{detail}; correct teacher.reply_column")]
+    return [_parts(text, reply, teacher) for text, reply in zip(texts, replies, strict=True)]
+
+
+def _texts(row: Mapping[str, Any], column: str) -> list[str] | InvalidTrace:
+    """The texts in a column: of a list of texts each, otherwise one."""
+    value = value_at(row, column)
+    entries = value if isinstance(value, list | tuple) and all(isinstance(entry, str) for entry in value) else [value]
+    texts = [text for entry in entries if (text := written_text(entry))]
+    if not texts:
+        known = ", ".join(map(repr, list(row)[:12])) or "none"
+        return InvalidTrace("no-trace", f"field {column!r} holds no trace; the row's fields: {known}")
+    return texts
+
+
+def _split(text: str, teacher: DatasetTeacher) -> RowTrace | InvalidTrace:
+    thought, closed, rest = text.partition(teacher.thinking.close)
+    if not closed:
+        return InvalidTrace(
+            "thinking-not-closed",
+            f"the trace does not contain {teacher.thinking.close!r}; set teacher.thinking to the data set's tags, or "
+            f"teacher.reply_column if the reply is elsewhere",
+        )
+    return _parts(thought, rest, teacher)
+
+
+def _parts(thought: str, reply: str, teacher: DatasetTeacher) -> RowTrace | InvalidTrace:
+    thinking = thought_of(thought, teacher.thinking).removesuffix(teacher.thinking.close)
+    if not thinking.strip():
+        return InvalidTrace("empty", "the thinking is empty; correct teacher.column or teacher.thinking")
+    return RowTrace(thinking, reply_without_tags(reply, teacher.thinking))
