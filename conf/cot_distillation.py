@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, Tag, model_validator
 
 from conf.base import NOT_IN_ANY_CACHE_KEY, Positive, Settings, Share, type_or
 from conf.engine import Engine, Storage, validate_fits_context, validate_training_length
+from conf.evaluation import Evaluated
 from conf.llm import Llm, LlmRole, validate_llm_is_used
 from conf.probing import Finalizing, Probing
 from conf.problems import Decontamination, NgramOverlap, Problems, Stories
@@ -204,7 +206,7 @@ class Judging(LlmRole):
 Variant = Literal["sft", "dpo", "sft-uncompressed", "shuffled-ratings"]
 
 
-class CotDistillation(Prompted):
+class CotDistillation(Prompted, Evaluated):
     """One run of CoT distillation (arXiv 2509.05226): sample, select, estimate values, rate, compress, SFT, DPO,
     evaluate."""
 
@@ -256,6 +258,14 @@ class CotDistillation(Prompted):
     engine: Engine = Engine()
     storage: Storage = Storage()
     retries: Retries = Retries()
+
+    @property
+    def eval_sets(self) -> Mapping[str, Problems]:
+        return self.benchmarks
+
+    @property
+    def eval_sampling(self) -> Sampling:
+        return self.benchmark_sampling
 
     @model_validator(mode="after")
     def _llm_is_needed(self) -> Self:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, Tag, model_validator
 
 from conf.base import NOT_IN_ANY_CACHE_KEY, PositiveFloat, Settings, Share, type_or
 from conf.engine import Engine, Storage, validate_fits_context, validate_training_length
+from conf.evaluation import Evaluated
 from conf.llm import Llm, LlmRole, validate_llm_is_used
 from conf.probing import Finalizing, ForwardScan, Probing, Search
-from conf.problems import Benchmark, Decontamination, NgramOverlap, Problems, Stories
+from conf.problems import UNSEEN, Benchmark, Decontamination, NgramOverlap, Problems, Stories
 from conf.prompts import Prompted, validate_exit_text
 from conf.retries import Retries
 from conf.sampling import Sampling
@@ -115,7 +117,7 @@ class Controls(Settings):
         return Sft(learning_rate=self.sft_learning_rate, **shared)
 
 
-class Dto(Prompted):
+class Dto(Prompted, Evaluated):
     """One run of DTO (arXiv 2505.21765): sample, segment, probe, cut, finalize, pair, train, evaluate."""
 
     NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = NOT_IN_ANY_CACHE_KEY | {
@@ -151,6 +153,16 @@ class Dto(Prompted):
     engine: Engine = Engine()
     storage: Storage = Storage()
     retries: Retries = Retries()
+
+    @property
+    def eval_sets(self) -> Mapping[str, Problems]:
+        benchmark = self.benchmark
+        unseen = {UNSEEN: benchmark.unseen} if benchmark.unseen else {}
+        return {benchmark.name: benchmark.problems, **unseen, **benchmark.others}
+
+    @property
+    def eval_sampling(self) -> Sampling:
+        return self.benchmark.sampling
 
     @model_validator(mode="after")
     def _llm_is_needed(self) -> Dto:

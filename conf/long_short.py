@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, Tag, model_validator
@@ -9,6 +10,7 @@ from pydantic import Field, Tag, model_validator
 from conf.base import NOT_IN_ANY_CACHE_KEY, Positive, PositiveFloat, Settings, Share, type_or
 from conf.cot_distillation import TraceSelection, validate_max_traces
 from conf.engine import MIN_PROMPT_TOKENS, Engine, Storage, validate_fits_context
+from conf.evaluation import Evaluated
 from conf.llm import Llm, LlmRole, validate_llm_is_used
 from conf.probing import Finalizing, Probing
 from conf.problems import Decontamination, NgramOverlap, Problems, Stories
@@ -235,7 +237,7 @@ class EarlyStop(Settings):
     finalizing: Finalizing = Finalizing()
 
 
-class LongShort(Prompted):
+class LongShort(Prompted, Evaluated):
     """One run of Long⊗Short (arXiv 2505.11827): sample, chunk, estimate values, cold start of two models, alternating
     RL, evaluate."""
 
@@ -285,6 +287,14 @@ class LongShort(Prompted):
     engine: TwoEngines = TwoEngines()
     storage: Storage = Storage()
     retries: Retries = Retries()
+
+    @property
+    def eval_sets(self) -> Mapping[str, Problems]:
+        return self.benchmarks
+
+    @property
+    def eval_sampling(self) -> Sampling:
+        return self.benchmark_sampling
 
     @model_validator(mode="after")
     def _everyone_has_a_role(self) -> Self:

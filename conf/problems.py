@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, Tag, model_validator
 
 from conf.base import Positive, Settings, Share, type_or
 from conf.datasets import DATASETS, Columns
 from conf.sampling import Sampling
+
+UNSEEN = "levels that no training has seen"
+"""Name of `Benchmark.unseen` in reports."""
 
 
 class Stories(Settings):
@@ -119,9 +122,19 @@ Decontamination = Annotated[
 class Benchmark(Settings):
     """Evaluation on problems that no other step reads."""
 
+    name: Annotated[str, Field(min_length=1)] = "the benchmark"
+    """Name of the main benchmark, as shown in reports."""
     problems: Problems = Stories(count=480)
-    """Problems to evaluate on."""
+    """Problems of the main benchmark."""
+    others: dict[str, Problems] = Field(default_factory=dict)
+    """Further benchmarks by name, as shown in reports."""
     sampling: Sampling = Sampling()
     """Sampling parameters of the evaluation."""
     unseen: Problems | None = None
     """Problems of levels that are not in the training set, evaluated separately. Omit to skip."""
+
+    @model_validator(mode="after")
+    def _differ(self) -> Self:
+        if twice := {self.name, UNSEEN} & self.others.keys():
+            raise ValueError(f"others: {', '.join(twice)} is the name of another benchmark of this run; choose another")
+        return self

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 from conf.cot_distillation import CotDistillation, DatasetTeacher, EndpointTeacher, LlmCompressor, LlmRater
 from conf.problems import Stories
+from flows.evaluation import evaluate_all, reference_models
 from flows.pipeline import pipeline
 from tasks.reports.report import write_report
-from tasks.reports.seed_results import EvaluatedModel, ExperimentResult, NamedModel, build_seed_result
+from tasks.reports.seed_results import ExperimentResult, NamedModel, build_seed_result
 from tasks.reports.tables import compression_table, judge_table, rating_table
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.context import RunContext
@@ -34,7 +34,7 @@ from tasks.steps.distillation import (
 from tasks.steps.judging import judge_completions
 from tasks.steps.problem_hub import pinned
 from tasks.steps.problems import decontaminate, filter_sources_by_prompt_length, load_sources
-from tasks.steps.sampling import evaluate, sample_traces
+from tasks.steps.sampling import sample_traces
 from tasks.steps.training import train_dpo, train_sft
 
 
@@ -61,29 +61,26 @@ def run_experiment(ctx: RunContext, settings: CotDistillation) -> ExperimentResu
     """Trains method, its parts and controls, and evaluates them and the base."""
     settings = settings.model_copy(update={"problems": pinned(settings.problems)})  # traces come from the same commit
     seed = settings.seed
-    loaded = load_sources(ctx, settings.problems, settings.benchmarks, seed)
-    base = ctx.resources.model(settings.model)
-    sources = filter_sources_by_prompt_length(ctx, loaded, [base], settings.max_prompt_tokens)
+    loaded = load_sources(ctx, settings.problems, settings.eval_sets, seed)
+    base, references = ctx.resources.model(settings.model), reference_models(ctx, settings)
+    room, others = settings.max_prompt_tokens, [one.model for one in references]
+    sources = filter_sources_by_prompt_length(ctx, loaded, [base], room, references=others)
     problems, eval_sets = decontaminate(ctx, settings.decontamination, sources, seed), sources.eval_sets
     rated = rate(ctx, settings, base, problems)
     compressed = compress(ctx, settings, rated)
     policies = train_all(ctx, settings, rated, compressed)
-    sampling = settings.benchmark_sampling
-    sets: dict[str, list[EvaluatedModel]] = {name: [] for name in eval_sets}
-    for policy, (name, eval_set) in product(policies, eval_sets.items()):
-        scores = evaluate(ctx, model=policy.model.called(policy.name), problems=eval_set, sampling=sampling, seed=seed)
-        sets[name].append(EvaluatedModel(*policy, scores))
+    sets = evaluate_all(ctx, settings, [*policies, *references], eval_sets, seed)
     tables = [
         partial(rating_table, ctx, rated.problems, rated.ratings),
         partial(compression_table, ctx, compressed),
     ]
     if settings.judging and settings.llm:
-        main_set = next(iter(eval_sets.values()))
+        main, main_set = next(iter(eval_sets.items()))
         judged = judge_completions(
             ctx,
             models=[policy.model for policy in policies],
             problems=main_set,
-            sampling=sampling,
+            sampling=settings.sampling_on(main),
             judging=settings.judging,
             llm=settings.llm,
             seed=seed,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from conf.dto import Dto, LlmPruning
+from flows.evaluation import evaluate_all, reference_models
 from flows.pipeline import pipeline
 from reasoning.records import PairKind
 from tasks.reports.report import write_report
@@ -31,7 +32,6 @@ from tasks.steps.pruning import PruningInputs, propose_removals, prune_traces
 from tasks.steps.sampling import evaluate, sample_traces
 from tasks.steps.training import train_sft, train_simpo
 
-MAIN, UNSEEN = "the benchmark", "levels that no training has seen"
 UNBOUNDED = 1e9
 """A `max_logprob_drop` in nats that no token exceeds: pruning then ignores naturalness."""
 
@@ -57,11 +57,11 @@ def run_dto(ctx: RunContext, settings: Dto) -> Path:
 
 def run_experiment(ctx: RunContext, settings: Dto) -> ExperimentResult:
     """Trains method and controls, and evaluates them and the base."""
-    seed, controls, benchmark = settings.seed, settings.controls.trained, settings.benchmark
-    benchmarks = {MAIN: benchmark.problems} | ({UNSEEN: benchmark.unseen} if benchmark.unseen else {})
-    loaded = load_sources(ctx, settings.problems, benchmarks, seed)
-    base = ctx.resources.model(settings.model)
-    sources = filter_sources_by_prompt_length(ctx, loaded, [base], settings.max_prompt_tokens)
+    seed, controls, main = settings.seed, settings.controls.trained, settings.benchmark.name
+    loaded = load_sources(ctx, settings.problems, settings.eval_sets, seed)
+    base, references = ctx.resources.model(settings.model), reference_models(ctx, settings)
+    room, others = settings.max_prompt_tokens, [one.model for one in references]
+    sources = filter_sources_by_prompt_length(ctx, loaded, [base], room, references=others)
     problems, eval_sets = decontaminate(ctx, settings.decontamination, sources, seed), sources.eval_sets
     curated = curate(ctx, settings, base, problems)
     pairs = pair_with_originals(ctx, settings, curated, curated.optimised)
@@ -71,8 +71,8 @@ def run_experiment(ctx: RunContext, settings: Dto) -> ExperimentResult:
         NamedModel("dto", "method", method),
         *(NamedModel(name, "control", train_control(ctx, settings, curated, pairs, name)) for name in controls),
     ]
-    sets = {name: evaluate_all(ctx, settings, policies, eval_set) for name, eval_set in eval_sets.items()}
-    sets[MAIN] += evaluate_untrained(ctx, settings, curated.base, eval_sets[MAIN])
+    sets = evaluate_all(ctx, settings, [*policies, *references], eval_sets, seed)
+    sets[main] += evaluate_untrained(ctx, settings, curated.base, eval_sets[main])
     return ExperimentResult(seed, base.digest, sets)
 
 
@@ -168,25 +168,11 @@ def train_control(ctx: RunContext, settings: Dto, curated: Curated, pairs: Artif
     return train_simpo(ctx, model=curated.base, pairs=pairs, training=settings.training, seed=settings.seed)
 
 
-def evaluate_all(
-    ctx: RunContext, settings: Dto, policies: list[NamedModel], problems: ArtifactRef
-) -> list[EvaluatedModel]:
-    """Evaluates each model on the same problems."""
-    sampling, seed = settings.benchmark.sampling, settings.seed
-    return [
-        EvaluatedModel(
-            *policy,
-            evaluate(ctx, model=policy.model.called(policy.name), problems=problems, sampling=sampling, seed=seed),
-        )
-        for policy in policies
-    ]
-
-
 def evaluate_untrained(
     ctx: RunContext, settings: Dto, base: ArtifactRef, problems: ArtifactRef
 ) -> list[EvaluatedModel]:
     """Evaluates the controls that need no training."""
-    seed, sampling = settings.seed, settings.benchmark.sampling
+    seed, sampling = settings.seed, settings.sampling_on(settings.benchmark.name)
     evaluated = []
     if settings.controls.early_stop:
         scores = evaluate_early_stop(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 from conf.long_short import LlmChunker, LongShort, Who
+from flows.evaluation import evaluate_all, reference_models
 from flows.pipeline import pipeline
 from reasoning.dialogue import Speaker
 from tasks.reports.model_pair import save_model_pair
@@ -22,7 +22,7 @@ from tasks.steps.dialogues import evaluate_dialogues, pair_models, score_dialogu
 from tasks.steps.distillation import select_traces
 from tasks.steps.grpo import GrpoInputs, train_grpo
 from tasks.steps.problems import decontaminate, filter_sources_by_prompt_length, load_sources
-from tasks.steps.sampling import evaluate, sample_traces
+from tasks.steps.sampling import sample_traces
 from tasks.steps.thoughts import (
     build_cold_start_dialogues,
     build_turn_sft_rows,
@@ -56,11 +56,13 @@ def run_long_short(ctx: RunContext, settings: LongShort) -> Path:
 def run_experiment(ctx: RunContext, settings: LongShort) -> ExperimentResult:
     """Trains both models and the controls, and evaluates the base, the pair after each phase, and the controls."""
     seed = settings.seed
-    loaded = load_sources(ctx, settings.problems, settings.benchmarks, seed)
+    loaded = load_sources(ctx, settings.problems, settings.eval_sets, seed)
     base = ctx.resources.model(settings.model)
     teacher = ctx.resources.model(settings.teacher) if settings.teacher else base
     readers = [base] if teacher is base else [base, teacher]
-    sources = filter_sources_by_prompt_length(ctx, loaded, readers, settings.max_prompt_tokens, settings.protocol.roles)
+    references, room = reference_models(ctx, settings), settings.max_prompt_tokens
+    others = [one.model for one in references]
+    sources = filter_sources_by_prompt_length(ctx, loaded, readers, room, settings.protocol.roles, others)
     problems, eval_sets = decontaminate(ctx, settings.decontamination, sources, seed), sources.eval_sets
     started, thoughts = cold_start(ctx, settings, base, teacher, problems)
     phases = [started]
@@ -69,7 +71,7 @@ def run_experiment(ctx: RunContext, settings: LongShort) -> ExperimentResult:
     singles = [NamedModel("teacher" if settings.teacher else "base", "base", teacher)]
     if settings.one_model:
         singles.append(NamedModel("one model", "control", grpo_single_model(ctx, settings, base, problems)))
-    sets = evaluate_singles(ctx, settings, singles, eval_sets)
+    sets = evaluate_all(ctx, settings, [*singles, *references], eval_sets, seed)
     main, dialogues_of = next(iter(eval_sets)), {}
     for phase in phases:
         role, pair = (
@@ -77,7 +79,7 @@ def run_experiment(ctx: RunContext, settings: LongShort) -> ExperimentResult:
             pair_models(ctx, long=phase.long, short=phase.short),
         )
         for name, eval_set in eval_sets.items():
-            dialogues, scores = evaluate_phase(ctx, settings, phase, eval_set)
+            dialogues, scores = evaluate_phase(ctx, settings, phase, name, eval_set)
             sets[name].append(EvaluatedModel(phase.name, role, pair, scores))
             if name == main:
                 dialogues_of[phase.name] = dialogues
@@ -85,20 +87,8 @@ def run_experiment(ctx: RunContext, settings: LongShort) -> ExperimentResult:
     return ExperimentResult(seed, base.digest, sets, [thoughts], dialogues=dialogues_of)
 
 
-def evaluate_singles(
-    ctx: RunContext, settings: LongShort, models: list[NamedModel], eval_sets: dict[str, ArtifactRef]
-) -> dict[str, list[EvaluatedModel]]:
-    """Evaluates models that answer alone, by evaluation set."""
-    sets: dict[str, list[EvaluatedModel]] = {name: [] for name in eval_sets}
-    for model, (name, eval_set) in product(models, eval_sets.items()):
-        sampling, seed = settings.benchmark_sampling, settings.seed
-        scores = evaluate(ctx, model=model.model.called(model.name), problems=eval_set, sampling=sampling, seed=seed)
-        sets[name].append(EvaluatedModel(*model, scores))
-    return sets
-
-
 def evaluate_phase(
-    ctx: RunContext, settings: LongShort, phase: PhaseModels, eval_set: ArtifactRef
+    ctx: RunContext, settings: LongShort, phase: PhaseModels, benchmark: str, eval_set: ArtifactRef
 ) -> tuple[ArtifactRef, ArtifactRef]:
     """Dialogues of the two models on an evaluation set, and their scores."""
     dialogues = evaluate_dialogues(
@@ -107,7 +97,7 @@ def evaluate_phase(
         short=phase.short,
         problems=eval_set,
         protocol=settings.protocol,
-        sampling=settings.benchmark_sampling,
+        sampling=settings.sampling_on(benchmark),
         seed=settings.seed,
     )
     return dialogues, score_dialogues(ctx, problems=eval_set, dialogues=dialogues)
@@ -216,7 +206,7 @@ def evaluate_stopped_early(
         inputs=EarlyStopInputs(
             model=model,
             problems=eval_set,
-            sampling=settings.benchmark_sampling,
+            sampling=settings.sampling_on(next(iter(settings.eval_sets))),
             segmentation=early_stop.segmentation,
             probing=early_stop.probing,
             finalizing=early_stop.finalizing,

@@ -10,6 +10,7 @@ from conf.base import Settings, sections
 from conf.cot_distillation import CotDistillation
 from conf.dto import Dto
 from conf.engine import Engine
+from conf.evaluation import Evaluated
 from conf.llm import Llm
 from conf.long_short import Grpo, LongShort
 from conf.multi_seed import MultiSeed, experiment
@@ -32,10 +33,11 @@ def prefix(settings: Settings) -> str:
 
 
 def model_names(run: Any) -> list[str]:
-    """The model to train, first, and its teacher."""
+    """The model to train, first, its teacher, and reference models."""
     teacher = getattr(run, "teacher", "")
     named = teacher if isinstance(teacher, str) else getattr(teacher, "model", "")
-    return list(dict.fromkeys(filter(None, (getattr(run, "model", BUNDLED), named))))
+    references = run.evaluation.references if isinstance(run, Evaluated) else ()
+    return list(dict.fromkeys(filter(None, (getattr(run, "model", BUNDLED), named, *references))))
 
 
 def data_sets(run: Settings) -> list[str]:

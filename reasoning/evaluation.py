@@ -5,22 +5,23 @@ A frame of scores has one row per completion (`score_frame`); every figure is cl
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import pandas as pd
 
 from reasoning.cost import Shape, aes, efficiency
 from reasoning.records import ModelCall, Score, Verdict
-from reasoning.stats import mean_interval, paired_difference, paired_ratio, problem_means
+from reasoning.stats import mean_interval, paired_difference, paired_ratio, problem_means, share_interval
 
-Role = Literal["base", "method", "control"]
+Role = Literal["base", "method", "control", "reference"]
 DTYPES = {
     "problem_id": "object",  # isin is ten times as slow for "str"
     "level": "Int64",
     "subject": "str",
     "sample": "int64",
     "tokens": "int64",
+    "answer_tokens": "int64",
     "truncated": "bool",
     "correct": "bool",
     "completed": "bool",
@@ -28,7 +29,8 @@ DTYPES = {
     "query_flops": "float64",
 }
 """Columns of a frame of scores. `attention_flops` are those of generated tokens; `query_flops` are those of the whole
-query, prompt included. A row that is not `completed` has no completion: it is not correct, and has no length."""
+query, prompt included. `answer_tokens`: how many tokens a completion needs for its answer. A row that is not
+`completed` has no completion: it is not correct, and has no length."""
 
 
 def score_frame(scores: Iterable[Score], shape: Shape) -> pd.DataFrame:
@@ -44,6 +46,7 @@ def _score_row(score: Score, shape: Shape) -> dict[str, Any]:
         "subject": score.subject,
         "sample": score.sample,
         "tokens": score.tokens,
+        "answer_tokens": score.tokens if score.answer_tokens is None else score.answer_tokens,
         "truncated": score.truncated,
         "correct": score.verdict is Verdict.RIGHT,
         "completed": score.verdict is not Verdict.NO_COMPLETION,
@@ -59,8 +62,9 @@ def completed_by_both(scores: pd.DataFrame, base: pd.DataFrame) -> tuple[pd.Data
     return scores[in_both], base[base["problem_id"].isin(scores["problem_id"])]
 
 
-def model_figures(name: str, role: Role, scores: pd.DataFrame) -> dict[str, Any]:
-    """One entry of the report's `models`: fractions and tokens, with 95 % intervals; also by level and by subject."""
+def model_figures(name: str, role: Role, scores: pd.DataFrame, budgets: Sequence[int] = ()) -> dict[str, Any]:
+    """One entry of the report's `models`: fractions and tokens, with 95 % intervals; also by level, by subject, and at
+    token budgets."""
     return {
         "name": name,
         "role": role,
@@ -70,12 +74,23 @@ def model_figures(name: str, role: Role, scores: pd.DataFrame) -> dict[str, Any]
             f"by_{column}": {str(group): _accuracy_and_tokens(rows) for group, rows in scores.groupby(column)}
             for column in ("level", "subject")
         },
+        "by_budget": {str(budget): _accuracy_and_tokens(cut_at(scores, budget)) for budget in budgets},
     }
+
+
+def cut_at(scores: pd.DataFrame, budget: int) -> pd.DataFrame:
+    """The scores of the same completions, each cut after `budget` tokens: one that needs more for its answer is not
+    correct."""
+    return scores.assign(
+        correct=scores["correct"] & (scores["answer_tokens"] <= budget),
+        truncated=scores["truncated"] | (scores["tokens"] > budget),
+        tokens=scores["tokens"].clip(upper=budget),
+    )
 
 
 def _accuracy_and_tokens(scores: pd.DataFrame) -> dict[str, Any]:
     completed = scores[scores["completed"]]
-    accuracy, accuracy_ci = mean_interval(problem_means(scores, "correct"))
+    accuracy, accuracy_ci = share_interval(problem_means(scores, "correct"), len(scores))
     tokens, tokens_ci = mean_interval(problem_means(completed, "tokens"))
     return {
         "accuracy": accuracy,

@@ -422,6 +422,8 @@ class Score(Record):
     """All tokens generated for it, including `overhead`."""
     overhead: int = 0
     """Generated tokens that are not part of the completion, such as probes."""
+    answer_tokens: int | None = None
+    """Tokens up to the end of the final answer: a completion cut there has the same answer. None: all are needed."""
     calls: tuple[ModelCall, ...] = ()
     """Token counts of each request, if there were several."""
     truncated: bool

@@ -1,7 +1,8 @@
 """Means, differences and ratios with 95 % intervals, clustered by problem.
 
 Samples of one problem are not independent, so the problem is the unit: each problem contributes its own mean, and
-intervals are t-intervals over problems. Ratios use the linearised (delta-method) variance. `_P`: one value per problem.
+intervals are t-intervals over problems; those of an accuracy on few problems are Wilson's. Ratios use the linearised
+(delta-method) variance. `_P`: one value per problem.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest, rankdata
 from scipy.stats import t as student_t
 
+SMALL = 100
+"""Fewer problems than this are a small set."""
 Interval = tuple[float, float]
 ByProblem = Mapping[str, float] | pd.Series
 """One value per problem, by the problem's id."""
@@ -34,6 +37,29 @@ def mean_interval(values_P: pd.Series | NDArray[np.float64]) -> tuple[float, Int
     mean = float(np.mean(values_P))
     half = _half_width(values_P)
     return mean, (mean - half, mean + half)
+
+
+def share_interval(shares_P: pd.Series | NDArray[np.float64], samples: int) -> tuple[float, Interval]:
+    """Mean of the shares of P problems and its 95 % interval, from `samples` samples together.
+
+    With fewer than `SMALL` problems it is Wilson's interval, for as many independent samples as would have the same
+    variance: a t-interval there leaves [0, 1], and has no width where all problems agree.
+    """
+    shares_P = np.asarray(shares_P, dtype=float)
+    mean, interval = mean_interval(shares_P)
+    if not 1 < len(shares_P) < SMALL:
+        return mean, interval
+    variance = float(np.var(shares_P, ddof=1)) / len(shares_P)
+    unanimous = len(shares_P) if mean in (0, 1) else samples
+    effective = min(samples, mean * (1 - mean) / variance) if variance else unanimous
+    return mean, _wilson(mean, effective, float(student_t.ppf(0.975, len(shares_P) - 1)))
+
+
+def _wilson(share: float, samples: float, quantile: float) -> Interval:
+    """Wilson's interval of a share of independent samples."""
+    added = quantile**2 / samples
+    half = quantile * math.sqrt(share * (1 - share) / samples + added / (4 * samples))
+    return (share + added / 2 - half) / (1 + added), (share + added / 2 + half) / (1 + added)
 
 
 def paired_difference(new: ByProblem, base: ByProblem) -> tuple[float, Interval]:

@@ -6,7 +6,7 @@ Harmony's channels are treated as tags: the text between the two messages closes
 from __future__ import annotations
 
 from conf.prompts import Harmony, Tags
-from reasoning.answers.boxed import boxed
+from reasoning.answers.boxed import boxed, boxed_span
 
 Thinking = Tags | Harmony
 THINK = Tags()
@@ -38,6 +38,13 @@ def final_answer(completion: str, thinking: Thinking = THINK) -> str | None:
     """Boxed answer in the reply. None if the thinking is not closed, even if it contains a box."""
     reply = reply_of(completion, thinking)
     return None if reply is None else boxed(reply)
+
+
+def answer_end(completion: str, thinking: Thinking = THINK) -> int | None:
+    """Number of characters up to the end of the final answer, its closing brace included. None without an answer."""
+    reply = reply_of(completion, thinking)
+    span = None if reply is None else boxed_span(reply)
+    return None if reply is None or span is None else completion.rindex(reply) + span[1] + 1
 
 
 def written_as(text: str, thinking: Thinking, source: Thinking = THINK) -> str:

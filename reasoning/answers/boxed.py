@@ -19,6 +19,12 @@ _NUMBER = re.compile(r"[+-]?(?:[1-9]\d{0,2}(?:,\d{3})+|\d+)(?:\.\d+)?")
 
 def boxed(text: str) -> str | None:
     """Content of the last `\\boxed{…}`; a non-empty one is preferred. None if the last one is not closed."""
+    span = boxed_span(text)
+    return None if span is None else text[slice(*span)]
+
+
+def boxed_span(text: str) -> tuple[int, int] | None:
+    """Where the content that `boxed` returns begins and ends."""
     last, found = -1, None
     opened: list[tuple[int, bool]] = []
     for match in _BRACE.finditer(text):
@@ -28,7 +34,7 @@ def boxed(text: str) -> str | None:
             start, is_box = opened.pop()
             content = text[start : match.start()]
             if is_box and start > last and (content.strip() or found is None):
-                last, found = start, content
+                last, found = start, (start, match.start())
     stays_open = any(is_box and start > last for start, is_box in opened) or _BOX_ALONE.search(text)
     return None if stays_open else found
 

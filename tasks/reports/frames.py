@@ -22,7 +22,7 @@ def _bounded(*names: str) -> list[str]:
     return [name + end for name in names for end in ("", "_low", "_high")]
 
 
-GROUPS = ("level", "subject")
+GROUPS = ("level", "subject", "budget")
 FIGURES = [*_bounded("accuracy", "mean_tokens"), "truncated", "failed", "problems", "samples"]
 MODELS = ["model", "role", *FIGURES, "attention_flops"]
 PAIRED = ["model", "against", *_bounded("accuracy_delta", "tokens_ratio"), "efficiency", "aes"]
@@ -68,9 +68,9 @@ def seed_models(results: Sequence[SeedResult]) -> pd.DataFrame:
 def report_frames(report: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     """The figures of `report.json`, by name. Raises LookupError, TypeError or ValueError if it is no report.
 
-    `models`, `comparisons` (against the base), `vs_method` (controls against the method), `by_level`, `by_subject`:
-    over all seeds, a column `benchmark` first. `by_seed`: models and comparisons of each seed. `ledger`: one row per
-    step. The marker pipeline's report has `sentence_openers` and `ledger`.
+    `models`, `comparisons` (against the base), `vs_method` (controls against the method), `by_level`, `by_subject`,
+    `by_budget`: over all seeds, a column `benchmark` first. `by_seed`: models and comparisons of each seed. `ledger`:
+    one row per step. The marker pipeline's report has `sentence_openers` and `ledger`.
     """
     if "sentence_openers" in report:
         return {"sentence_openers": pd.DataFrame(report["sentence_openers"]), "ledger": ledger_frame(report["ledger"])}
@@ -101,18 +101,18 @@ def _stacked(
     """The entries under `key` of all parts, the part's name in the column `by`."""
     entries = [{by: name, **flat} for name, part in parts.items() for flat in _entries(part, key)]
     frame = pd.DataFrame(entries, columns=[by, *columns])
-    return frame.astype({name: "float64" for name in frame if name not in TEXT | COUNTS | {by, "level"}})
+    return frame.astype({name: "float64" for name in frame if name not in TEXT | COUNTS | {by, "level", "budget"}})
 
 
 def _entries(part: Mapping[str, Any], key: str) -> Iterable[dict[str, Any]]:
-    """Rows of one part. A group's key is JSON text; levels are numbers."""
-    if key not in ("by_level", "by_subject"):
+    """Rows of one part. A group's key is JSON text; levels and budgets are numbers."""
+    if key not in {f"by_{group}" for group in GROUPS}:
         return [_flat(entry) for entry in part[key]]
     group = key.removeprefix("by_")
     return [
         {
             **_flat(figures),
-            group: int(name) if group == "level" else name,
+            group: name if group == "subject" else int(name),
             "model": model["name"],
             "role": model["role"],
         }

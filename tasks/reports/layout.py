@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tasks.reports.frames import GROUPS, report_frames, result_frame
+from tasks.reports.frames import report_frames, result_frame
 
 PLAIN_WIDTH = 160
 """Columns of a table where the width of the terminal is unknown, as in a log file."""
@@ -47,7 +47,9 @@ def report_tables(report: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     tables = {
         "Result": summary_table(results[results["benchmark"] == report["benchmark"]]),
         **({"Pass@1, % (mean tokens)": benchmark_table(results)} if report["others"] else {}),
-        **{title: table for group in GROUPS for title, table in group_tables(frames[f"by_{group}"], group).items()},
+        **group_tables(frames["by_level"], "level"),
+        **group_tables(frames["by_subject"], "subject"),
+        **budget_tables(frames["by_budget"]),
         **{table["title"]: pd.DataFrame(table["rows"]).fillna("") for table in report["tables"]},
         **ledger,
         "Engine": engine_table(frames["ledger"]),
@@ -119,6 +121,18 @@ def group_tables(figures: pd.DataFrame, group: str) -> dict[str, pd.DataFrame]:
             table.insert(1, "problems", rows.groupby(group)["problems"].max().to_numpy())
             title = f"Accuracy by {group}, % (mean tokens)"
             tables[title if figures["benchmark"].nunique() == 1 else f"{title}, {name}"] = table.astype("str")
+    return tables
+
+
+def budget_tables(figures: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """By title: for each benchmark, accuracy and truncated completions of each model at each token budget."""
+    tables = {}
+    for name, rows in figures.groupby("benchmark", sort=False):
+        cells = formatted("{:.1f} ({:.0f} %)", 100 * rows["accuracy"], 100 * rows["truncated"])
+        table = rows.assign(cell=cells).pivot(index="budget", columns="model", values="cell")
+        title = "Accuracy at a token budget, % (truncated)"
+        shown = table[rows["model"].unique()].reset_index().astype("str")
+        tables[title if figures["benchmark"].nunique() == 1 else f"{title}, {name}"] = shown
     return tables
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -11,12 +11,12 @@ from reasoning.evaluation import break_even, by_base_correctness, comparison, mo
 from tasks.reports.frames import records
 
 
-def figures(scores: pd.DataFrame, models: pd.DataFrame, **where: Any) -> dict[str, Any]:
+def figures(scores: pd.DataFrame, models: pd.DataFrame, budgets: Sequence[int] = (), **where: Any) -> dict[str, Any]:
     """`models`; `comparisons`, each against the first; and `vs_method`, each control against the method.
 
-    `where`: values of the columns that select rows, of all seeds unless it names one. The problem stays the unit of
-    pooling: stories of different seeds are different problems; problems of a file or of the hub are the same in every
-    seed, with more samples each.
+    `budgets`: tokens at which the completions are cut, for a curve. `where`: values of the columns that select rows, of
+    all seeds unless it names one. The problem stays the unit of pooling: stories of different seeds are different
+    problems; problems of a file or of the hub are the same in every seed, with more samples each.
     """
     for column, value in where.items():
         scores, models = scores[scores[column] == value], models[models[column] == value]
@@ -29,7 +29,7 @@ def figures(scores: pd.DataFrame, models: pd.DataFrame, **where: Any) -> dict[st
     method = next(entry["model"] for entry in entries if entry["role"] == "method")
     controls = [entry["model"] for entry in entries if entry["role"] == "control"]
     return {
-        "models": [model_figures(entry["model"], entry["role"], rows[entry["model"]]) for entry in entries],
+        "models": [model_figures(entry["model"], entry["role"], rows[entry["model"]], budgets) for entry in entries],
         "comparisons": [_compared(entry, rows[entry["model"]], base, rows[base]) for entry in entries[1:]],
         "vs_method": [comparison(name, rows[name], method, rows[method]) for name in controls],
     }

@@ -13,6 +13,7 @@ import pandas as pd
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from conf.base import Settings
+from conf.multi_seed import experiment
 from reasoning.records import EvaluatedDialogue, completed
 from reasoning.rewards import reward_gain
 from tasks.reports.frames import records, seed_models, seed_scores
@@ -25,6 +26,7 @@ from tasks.runtime.progress import API_AWAY
 
 DESCRIPTIONS = {
     "Result": "95 % intervals, clustered by problem",
+    "Accuracy at a token budget, % (truncated)": "The same completions, each cut at the budget",
     "Ledger": "What each step took and cost",
     "Engine": "Rollouts and prompt tokens, relative to the naive way and to the minimum",
 }
@@ -34,7 +36,8 @@ def write_report(ctx: RunContext, settings: Settings, results: Sequence[SeedResu
     """Writes `report.json`, prints the tables, publishes Prefect artifacts; several seeds are pooled."""
     main, *others = results[0].eval_sets
     scores, models = seed_scores(results), seed_models(results)
-    pooled = {name: figures(scores, models, benchmark=name) for name in (main, *others)}
+    budgets = experiment(settings).budgets
+    pooled = {name: figures(scores, models, budgets, benchmark=name) for name in (main, *others)}
     names = dict.fromkeys(name for result in results for name in result.versions)
     report = {
         "pipeline": getattr(settings, "pipeline", ""),

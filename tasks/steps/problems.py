@@ -56,15 +56,22 @@ def load_sources(ctx: RunContext, problems: Problems, eval_sets: Mapping[str, Pr
 
 
 def filter_sources_by_prompt_length(
-    ctx: RunContext, sources: Sources, models: Sequence[ArtifactRef], room: int, roles: tuple[str, ...] = ()
+    ctx: RunContext,
+    sources: Sources,
+    models: Sequence[ArtifactRef],
+    room: int,
+    roles: tuple[str, ...] = (),
+    references: Sequence[ArtifactRef] = (),
 ) -> Sources:
-    """`filter_by_prompt_length` for each source. Raises ProblemsRefused."""
+    """`filter_by_prompt_length` for each source; evaluation sets must also fit the `references`. Raises
+    ProblemsRefused."""
 
-    def filtered(name: str, problems: ArtifactRef) -> ArtifactRef:
+    def filtered(name: str, problems: ArtifactRef, models: Sequence[ArtifactRef]) -> ArtifactRef:
         return filter_by_prompt_length(ctx, name, problems, models, room, roles).called(problems.label)
 
-    eval_sets = {name: filtered(repr(name), eval_set) for name, eval_set in sources.eval_sets.items()}
-    return Sources(filtered("problems", sources.train), eval_sets)
+    readers = [*models, *references]
+    eval_sets = {name: filtered(repr(name), eval_set, readers) for name, eval_set in sources.eval_sets.items()}
+    return Sources(filtered("problems", sources.train, models), eval_sets)
 
 
 def filter_by_prompt_length(

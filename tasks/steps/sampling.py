@@ -9,13 +9,15 @@ from typing import Any, NamedTuple
 
 from conf.sampling import Sampling
 from models.checkpoints.checkpoint import Checkpoint
+from models.checkpoints.token_texts import Undecodable
 from models.inference.engine import Completion, FailedRequest
 from models.inference.rollout_executor import TooManyFailed
 from models.inference.rollout_store import Purpose
 from models.inference.scheduler import SamplingJob, job_of_one_prompt, outcomes_of_one_prompt
 from reasoning.records import Problem, Score, Trace, Usage, Verdict
 from reasoning.sampling_plans import Outcomes
-from reasoning.thinking import final_answer
+from reasoning.segment import token_ends
+from reasoning.thinking import answer_end, final_answer
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import step
 from tasks.runtime.context import RunContext, StepContext
@@ -47,7 +49,10 @@ def evaluate(ctx: StepContext, model: ArtifactRef, problems: ArtifactRef, sampli
     checkpoint, known = ctx.resources.checkpoint(model), by_id(ctx, problems)
     sampler = TraceSampler(ctx, checkpoint, sampling, Purpose.BENCHMARK, seed)
     with closing(sampler.run("benchmark", len(known), known.values())) as done:
-        scores = [score(checkpoint, known[trace.problem_id], trace) for trace in done]
+        scores = [
+            score(checkpoint, known[trace.problem_id], trace, answer_tokens=answer_tokens(checkpoint, trace))
+            for trace in done
+        ]
     scores += scores_of_failed(checkpoint, known, sampler.failed, sampling)
     ctx.report_skipped(skipped_rows(sampler.failed))
     return ctx.publish("scores", scores, rows_in=len(known), usage=sampler.usage, counts=failed_counts(sampler.failed))
@@ -129,7 +134,22 @@ def validate_some_served(stage: str, failed: Mapping[str, FailedRequest], served
         raise TooManyFailed(f"{stage}: there is no completion of any problem: {next(iter(failed.values())).reason}")
 
 
-def score(model: Checkpoint, problem: Problem, trace: Trace, overhead: int = 0) -> Score:
+def answer_tokens(model: Checkpoint, trace: Trace) -> int | None:
+    """Tokens up to the end of the trace's answer. None without an answer, and where the tokens cannot be aligned with
+    the text."""
+    end = answer_end(trace.text, model.prompt.thinking)
+    if end is None:
+        return None
+    try:
+        (tokens,) = token_ends([trace.text[:end]], model.token_texts(trace.token_ids))
+    except Undecodable:
+        return None
+    return tokens
+
+
+def score(
+    model: Checkpoint, problem: Problem, trace: Trace, overhead: int = 0, answer_tokens: int | None = None
+) -> Score:
     """The score of one trace. `overhead`: tokens generated beside the trace, such as probes."""
     return Score(
         problem_id=problem.id,
@@ -139,6 +159,7 @@ def score(model: Checkpoint, problem: Problem, trace: Trace, overhead: int = 0) 
         prompt_tokens=len(model.prompt_ids(problem)),
         tokens=len(trace.token_ids) + overhead,
         overhead=overhead,
+        answer_tokens=answer_tokens,
         truncated=trace.truncated,
         verdict=trace.verdict,
     )

@@ -56,6 +56,7 @@ class Shapes:
         for name in ("traces_r1_1p5b_math_3samples", "traces_mip_gsm8k_4models"):
             rows += map(json.loads, (self._data / f"{name}.jsonl").read_text().splitlines())
         fitting = [row for row in rows if row["gold"] == ANSWER and "</think>" in row["trace"]]
+        fitting.sort(key=lambda row: len(row["trace"]))  # short ones first: training on a CPU is slow
         names = list(dict.fromkeys(row["problem"] for row in fitting))[:count]
         written = [
             {

@@ -57,7 +57,7 @@ def test_cot_distillation(preset: str, model: str, small_shapes: Shapes, chat: C
     }
     changes = (
         f"model={small_shapes.model(model)}",
-        f"problems={small_shapes.traced_problems(8)}",
+        f"problems={small_shapes.traced_problems(8 if RUN_ALL else 4)}",
         *([] if RUN_ALL else ["variants=['sft']"]),
         *(f"benchmarks.{n}={b}" for n, b in benchmarks.items()),
         "benchmark_sampling.samples=1",
@@ -71,7 +71,7 @@ def test_cot_distillation(preset: str, model: str, small_shapes: Shapes, chat: C
     settings = load(CotDistillation, preset, changes)
     report = json.loads(cot_distillation(settings=settings).read_text())
     lines = stages(report)
-    assert lines["read-file-traces"]["rows_out"] > 16
+    assert lines["read-file-traces"]["rows_out"] > 4
     assert "sample-traces" not in lines
     assert lines["compress-by-llm"]["rows_out"] > 0
     assert lines["judge-completions"]["rows_out"] == 2 + len(settings.variants)

@@ -214,7 +214,8 @@ def test_figures_by_subject_are_clustered_by_problem():
     algebra = figures["by_subject"]["algebra"]
     # a: accuracy ½, 10 tokens; b: 1, 30 tokens; t(1 degree, 0.975) = 12.706 times √(2·¼²) / √2
     assert (algebra["accuracy"], algebra["mean_tokens"], algebra["problems"], algebra["samples"]) == (0.75, 20, 2, 4)
-    assert algebra["accuracy_ci"] == pytest.approx([0.75 - 12.706 * 0.25, 0.75 + 12.706 * 0.25], rel=1e-3)
+    # Wilson: variance of the mean 0.0625, so 0.75 × 0.25 / 0.0625 = 3 independent samples; t of one degree is 12.706.
+    assert algebra["accuracy_ci"] == pytest.approx([0.01027, 0.99885], abs=1e-4)
     assert figures["by_subject"]["number theory"]["accuracy"] == 0
     json.dumps(algebra)  # plain numbers
 
