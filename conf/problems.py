@@ -22,9 +22,39 @@ class Stories(Settings):
     """Number of problems. A larger number keeps the problems of a smaller one. Not from the paper."""
     levels: tuple[Annotated[int, Field(ge=1, le=10)], ...] = (1, 2, 3, 4, 5, 6, 7, 8)
     """Levels, taken in turn. A level is the number of steps. The tiny model was never trained on levels 9 and 10."""
+    options: Annotated[int, Field(ge=0, le=10)] = 0
+    """Options of a multiple-choice problem, whose subject is what the story counts; 0: no options. The tiny model was
+    never trained on options."""
+
+    @model_validator(mode="after")
+    def _options_to_choose_from(self) -> Self:
+        if self.options == 1:
+            raise ValueError("options = 1 leaves nothing to choose; set 2 or more, or 0")
+        return self
 
 
-class ProblemFile(Settings):
+class Drawn(Settings):
+    """A source of which all problems are taken, or a random draw."""
+
+    count: Positive | None = None
+    """Number of problems, drawn at random with the run's seed and stratified by subset, subject and level. A larger
+    number keeps the problems of a smaller one. Omit to take all, which is the same for every seed."""
+    per_subject: Positive | None = None
+    """Number of problems of each subject instead of `count`, drawn at random with the run's seed. The DTO paper takes
+    100 of each of MMLU-Pro's domains."""
+
+    @property
+    def is_drawn(self) -> bool:
+        return bool(self.count or self.per_subject)
+
+    @model_validator(mode="after")
+    def _one_number(self) -> Self:
+        if self.count and self.per_subject:
+            raise ValueError("count and per_subject both say how many problems to draw; set only one of them")
+        return self
+
+
+class ProblemFile(Drawn):
     """Problems from local or remote files."""
 
     RENAMED: ClassVar[dict[str, str]] = {"most_bad": "max_invalid_fraction"}
@@ -37,15 +67,12 @@ class ProblemFile(Settings):
     with .gz."""
     columns: Columns = Columns()
     """Names of the columns."""
-    count: Positive | None = None
-    """Number of problems, drawn at random with the run's seed and stratified by subject and level. A larger number
-    keeps the problems of a smaller one. Omit to take all, which is the same for every seed."""
     max_invalid_fraction: Share = 0.05
     """Maximum fraction of invalid rows. Invalid rows are skipped and counted; above this fraction the file is
     rejected."""
 
 
-class Hub(Settings):
+class Hub(Drawn):
     """Problems from a data set on the Hugging Face hub."""
 
     RENAMED: ClassVar[dict[str, str]] = {"most_bad": "max_invalid_fraction"}
@@ -64,9 +91,6 @@ class Hub(Settings):
     columns: Columns = Field(default_factory=lambda known: DATASETS.get(known.get("name", ""), Columns()))
     """Names of the columns. Default: those in `conf.datasets` if the data set is known there; you can override single
     ones."""
-    count: Positive | None = None
-    """Number of problems, drawn at random with the run's seed and stratified by subset, subject and level. A larger
-    number keeps the problems of a smaller one. Omit to take all, which is the same for every seed."""
     shuffle_buffer: Positive = 50_000
     """Rows that a random draw selects from; extended by as many rows again while they hold fewer than `count` distinct
     problems. Smaller data sets are read whole. Larger ones are streamed up to this number of rows: random row groups of

@@ -68,7 +68,7 @@ def _parse_problem(row: Mapping[str, Any], name: str, columns: Columns) -> Probl
         raise _InvalidProblem("too-long", f"the right answer in field {columns.answer!r} has {len(answer)} characters")
     return Problem(
         id=name,
-        prompt=(TextPart(text=_with_options(question, choices)),),
+        prompt=(TextPart(text=with_options(question, choices)),),
         answer=answer,
         choices=choices,
         level=_level(value_at(row, columns.level)),
@@ -219,8 +219,8 @@ def _answer(text: str, choices: Sequence[str], kind: str) -> str | None:
     return text.strip()
 
 
-def _with_options(problem: str, choices: tuple[str, ...] | None) -> str:
-    """The problem, with lettered options if there are any."""
+def with_options(problem: str, choices: tuple[str, ...] | None) -> str:
+    """The problem's text, with lettered options if there are any."""
     if not choices:
         return problem
     return problem + "\n" + "\n".join(f"({letter}) {choice}" for letter, choice in zip(LETTERS, choices, strict=False))

@@ -102,6 +102,14 @@ class Story:
         """Number of risky steps."""
         return sum(step.is_risky(value) for step, value in zip(self.steps, self.values[:-1], strict=True))
 
+    def options(self, count: int) -> list[int]:
+        """The answer among `count` numbers, shuffled; the others are what usual mistakes lead to."""
+        steps = (10, -10, 1, -1, 20, -20, 2, -2, 11, -11, 9, 30, 12)
+        wrong = [self.answer + step for step in steps if self.answer + step >= 0]
+        options = [self.answer, *wrong[: count - 1]]
+        random.Random(f"options:{self.text}").shuffle(options)
+        return options
+
     @property
     def text(self) -> str:
         events = " ".join(f"{step.sentence}." for step in self.steps)

@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as CheckTimeout
 from functools import cached_property
 from typing import Any, NamedTuple, Self
@@ -46,7 +47,15 @@ class Verifier:
     def _pool(self) -> ProcessPool:
         # Spawned, because forking a multi-threaded process may copy a held lock that is never released.
         context = multiprocessing.get_context("spawn")
-        return ProcessPool(max_workers=self._workers, initializer=start, context=context)
+        pool = ProcessPool(max_workers=self._workers, initializer=start, context=context)
+        # A child is killed when the thread that started it ends, and scoring threads end with their step.
+        self._starter.submit(pool.schedule, os.getpid).result()
+        return pool
+
+    @cached_property
+    def _starter(self) -> ThreadPoolExecutor:
+        """One thread that lives as long as the verifier."""
+        return ThreadPoolExecutor(1, "start answer checks")
 
     def check(self, questions: Sequence[Question]) -> list[Verdict]:
         """Verdicts of the questions, in order."""
@@ -85,6 +94,7 @@ class Verifier:
         if "_pool" in self.__dict__:
             self._pool.stop()
             self._pool.join()
+            self._starter.shutdown()
 
     def __enter__(self) -> Self:
         return self

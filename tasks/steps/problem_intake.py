@@ -57,12 +57,27 @@ class Intake:
         while len(self.problems) < count:
             before = self.read
             order = iter(selection.select(self._candidates(islice(rows, buffer), selection)))
-            while chunk := list(islice(order, count - len(self.problems))):
-                readable = [*self.problems, *self._readable(chunk)]
-                self.problems = deduplicate(readable)
-                self.duplicates += len(readable) - len(self.problems)
+            self._add_distinct(order, count)
             if self.read == before:
                 break
+
+    def select_by_subject(
+        self, rows: Iterator[NamedRow], selection: ProblemSelection, each: int, buffer: int | None
+    ) -> None:
+        """Takes `each` distinct problems of every subject, or all that it has, from the first `buffer` rows."""
+        drawn = selection.select(self._candidates(islice(rows, buffer), selection))
+        by_subject: dict[str | None, list[Problem]] = {}
+        for problem in drawn:
+            by_subject.setdefault(problem.subject, []).append(problem)
+        for problems in by_subject.values():
+            self._add_distinct(iter(problems), len(self.problems) + each)
+
+    def _add_distinct(self, order: Iterator[Problem], count: int) -> None:
+        """Adds readable problems that are not there yet, until there are `count`."""
+        while chunk := list(islice(order, count - len(self.problems))):
+            readable = [*self.problems, *self._readable(chunk)]
+            self.problems = deduplicate(readable)
+            self.duplicates += len(readable) - len(self.problems)
 
     def _candidates(self, rows: Iterable[NamedRow], selection: ProblemSelection) -> list[Candidate]:
         """Well-formed problems whose text was not seen before."""

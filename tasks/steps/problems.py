@@ -12,7 +12,7 @@ from typing import NamedTuple
 from conf.problems import Decontamination, Hub, NoDecontamination, ProblemFile, Problems, Stories
 from models.inference.dialogue_sampler import prompt_ids
 from reasoning.contamination import deduplicate, matches
-from reasoning.problem_rows import needed_fields, optional_fields
+from reasoning.problem_rows import LETTERS, needed_fields, optional_fields, with_options
 from reasoning.problem_selection import ProblemSelection
 from reasoning.records import Match, Problem, TextPart
 from reasoning.stories import Split, Story, draw_stories
@@ -97,13 +97,16 @@ def filter_by_prompt_length(
     return kept
 
 
-def story_problem(story: Story, split: Split, seed: int, index: int) -> Problem:
-    """A story as a problem; its id follows from split, seed and index."""
+def story_problem(story: Story, split: Split, seed: int, index: int, options: int = 0) -> Problem:
+    """A story as a problem, with as many `options`; its id follows from split, seed and index."""
+    choices = tuple(map(str, story.options(options))) if options else None
     return Problem(
         id=f"story-{split}-{seed}-{index}",
-        prompt=(TextPart(text=story.text),),
-        answer=str(story.answer),
+        prompt=(TextPart(text=with_options(story.text, choices)),),
+        answer=LETTERS[choices.index(str(story.answer))] if choices else str(story.answer),
+        choices=choices,
         level=story.level,
+        subject=story.item if choices else None,
     )
 
 
@@ -111,7 +114,7 @@ def story_problem(story: Story, split: Split, seed: int, index: int) -> Problem:
 def draw_problems(ctx: StepContext, source: Stories, split: Split, seed: int) -> ArtifactRef:
     """Rows of Problem from the story world. Splits never share a problem, whatever the seeds."""
     stories = draw_stories(split, seed, source.count, source.levels)
-    rows = [story_problem(story, split, seed, index) for index, story in enumerate(stories)]
+    rows = [story_problem(story, split, seed, index, source.options) for index, story in enumerate(stories)]
     return ctx.publish("problems", rows, rows_in=len(rows))
 
 
@@ -224,7 +227,7 @@ def drop_problems(ctx: StepContext, problems: ArtifactRef, matches: ArtifactRef)
 
 def selection_of(source: ProblemFile | Hub, split: Split, seed: int) -> ProblemSelection | None:
     """None where all problems are taken: the result is then the same for every seed and split."""
-    return ProblemSelection(seed, split is Split.BENCHMARK) if source.count else None
+    return ProblemSelection(seed, split is Split.BENCHMARK) if source.is_drawn else None
 
 
 def _fields(source: ProblemFile | Hub) -> Fields:
@@ -241,7 +244,9 @@ def _publish(
 ) -> ArtifactRef:
     """Publishes the problems in `rows` and lists the invalid rows. Raises ProblemsRefused."""
     intake = Intake(source, ctx.resources.verifier)
-    if selection and source.count:
+    if selection and source.per_subject:
+        intake.select_by_subject(rows, selection, source.per_subject, buffer)
+    elif selection and source.count:
         intake.select(rows, selection, source.count, buffer)
     else:
         intake.take_all(rows)

@@ -22,6 +22,7 @@ from reasoning.stats import (
     proportion,
     proportion_difference,
     rank_correlation,
+    share_interval,
 )
 
 T_2 = 4.302652729911275  # the 97.5 % quantile of Student's t with two degrees of freedom
@@ -178,7 +179,13 @@ def test_a_model_without_any_completion_has_an_accuracy_and_no_lengths():
 
 
 def score(
-    problem: str, tokens: int, right: bool, level: int = 1, truncated: bool = False, subject: str | None = None
+    problem: str,
+    tokens: int,
+    right: bool,
+    level: int = 1,
+    truncated: bool = False,
+    subject: str | None = None,
+    answer_tokens: int | None = None,
 ) -> Score:
     return Score(
         problem_id=problem,
@@ -187,6 +194,7 @@ def score(
         sample=0,
         prompt_tokens=3,
         tokens=tokens,
+        answer_tokens=answer_tokens,
         truncated=truncated,
         verdict=Verdict.RIGHT if right else Verdict.WRONG,
     )
@@ -200,6 +208,57 @@ def test_a_models_figures():
     assert (figures["problems"], figures["samples"], figures["truncated"]) == (2, 3, pytest.approx(1 / 3))
     assert (figures["by_level"]["1"]["accuracy"], figures["by_level"]["2"]["mean_tokens"]) == (0.5, 30)
     assert figures["by_subject"] == {}
+
+
+def test_a_completion_cut_at_a_budget_needs_its_answer_before_the_cut():
+    scores = frame(
+        [
+            score("a", 10, True, answer_tokens=8),
+            score("a", 20, True, answer_tokens=8),
+            score("b", 30, True),  # where the answer ends is unknown: all is needed
+            score("b", 30, False, truncated=True, answer_tokens=5),
+        ]
+    )
+    at = model_figures("m", "base", scores, [5, 8, 20, 30])["by_budget"]
+    assert [at[budget]["accuracy"] for budget in ("5", "8", "20", "30")] == [0, 0.5, 0.5, 0.75]
+    # a: 8 of 10 and of 20 tokens; b: 8 and 8. At 20: 10, 20, 20, 20.
+    assert [at[budget]["mean_tokens"] for budget in ("5", "8", "20", "30")] == [5, 8, 17.5, 22.5]
+    assert [at[budget]["truncated"] for budget in ("5", "8", "20", "30")] == [1, 1, 0.5, 0.25]
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 50), st.integers(1, 50), st.booleans()), min_size=1),
+    st.integers(1, 60),
+    st.integers(1, 60),
+)
+def test_a_larger_budget_never_costs_accuracy(rows: list[tuple[int, int, bool]], one: int, other: int):
+    scores = frame([score(f"p{n}", max(a, b), right, answer_tokens=min(a, b)) for n, (a, b, right) in enumerate(rows)])
+    low, high = sorted((one, other))
+    at = model_figures("m", "base", scores, [low, high])["by_budget"]
+    assert at[str(low)]["accuracy"] <= at[str(high)]["accuracy"]
+    assert at[str(low)]["mean_tokens"] <= at[str(high)]["mean_tokens"] <= high
+    assert at[str(low)]["truncated"] >= at[str(high)]["truncated"]
+
+
+def test_an_interval_of_few_problems_is_wilsons():
+    # 30 of 30 right, Wilson with t(29) = 2.0452: 30 / (30 + 2.0452²)
+    assert share_interval(np.ones(30), 120) == (1.0, (pytest.approx(0.8776, abs=1e-4), pytest.approx(1.0)))
+    # 15 of 30, one sample each: the variance of the mean is 0.25 / 29, that of 29 independent samples
+    half = 2.0452 * math.sqrt(0.25 / 29 + 2.0452**2 / (4 * 29**2)) / (1 + 2.0452**2 / 29)
+    mean, (low, high) = share_interval(np.array([0.0, 1.0] * 15), 30)
+    assert (mean, low, high) == (0.5, pytest.approx(0.5 - half, abs=1e-4), pytest.approx(0.5 + half, abs=1e-4))
+    # all problems half right, of 4 samples each: no variance between problems, 120 independent samples
+    assert share_interval(np.full(30, 0.5), 120)[1][0] == pytest.approx(0.4091, abs=1e-3)
+    many = np.array([0.0, 1.0] * 50)
+    assert share_interval(many, 100) == mean_interval(many)
+
+
+@given(st.lists(st.sampled_from([0, 0.25, 0.5, 0.75, 1]), min_size=2, max_size=99))
+def test_wilsons_interval_holds_the_mean_and_stays_within_bounds(shares: list[float]):
+    mean, (low, high) = share_interval(np.array(shares), 4 * len(shares))
+    assert -1e-12 <= low <= mean + 1e-12
+    assert mean - 1e-12 <= high <= 1 + 1e-12
+    assert high - low > 0
 
 
 def test_figures_by_subject_are_clustered_by_problem():

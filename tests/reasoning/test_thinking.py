@@ -6,7 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conf.prompts import Harmony, Tags
-from reasoning.thinking import Thinking, final_answer, is_closed_once, reply_of, thinking_of, thought_of, written_as
+from reasoning.thinking import (
+    Thinking,
+    answer_end,
+    final_answer,
+    is_closed_once,
+    reply_of,
+    thinking_of,
+    thought_of,
+    written_as,
+)
 
 MISTRAL = Tags(open="[THINK]", close="[/THINK]")
 OPEN_THINKER = Tags(
@@ -46,6 +55,24 @@ def test_tags_are_converted(thought: str, reply: str, how: Thinking):
     assert thinking_of(anew, how) == thought.lstrip("\n")
     assert reply_of(anew, how) == reply
     assert written_as(f"<think>{thought}", how) == thought.lstrip("\n")
+
+
+@given(words, words, words, st.sampled_from(FORMATS))
+def test_a_completion_cut_after_its_answer_keeps_it(thought: str, before: str, after: str, how: Thinking):
+    text = f"{thought}{how.close}{how.answer_open}{before}\\boxed{{4}}{after}{how.answer_close}"
+    end, answer = answer_end(text, how), final_answer(text, how)
+    assert (end is None) == (answer is None)
+    if end is not None:
+        assert text[end - 1] == "}"
+        assert final_answer(text[:end], how) == answer
+        assert final_answer(text[: end - 1], how) != "4" or answer != "4"
+
+
+def test_where_an_answer_ends():
+    text = r"\boxed{1}</think>First \boxed{2}, no: \boxed{\frac{1}{3}} it is."
+    assert text[: answer_end(text)].endswith(r"\boxed{\frac{1}{3}}")
+    assert answer_end(r"\boxed{1}") is None
+    assert answer_end(r"</think>\boxed{1} and \boxed{2") is None
 
 
 @pytest.mark.parametrize(

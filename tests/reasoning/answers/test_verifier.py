@@ -1,5 +1,7 @@
+import multiprocessing
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -60,3 +62,17 @@ def wait_for_ever(_: int) -> bool:
 )
 def test_adversarial_text_neither_raises_nor_hangs(verifier: Verifier, text: str):
     assert verifier.check([Question(text, "x+1"), Question("2/4", "1/2")])[1] is Verdict.RIGHT
+
+
+def test_the_children_outlive_the_thread_that_first_asked():
+    """Linux kills them with the thread that started them; scoring threads end with their step."""
+
+    def checked_in_a_thread() -> list[Verdict]:
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(verifier.check, [Question("\\frac{1}{2}x", "0.5x")]).result()
+
+    with Verifier(workers=2) as verifier:
+        assert checked_in_a_thread() == [Verdict.RIGHT]
+        children = {child.pid for child in multiprocessing.active_children()}
+        assert checked_in_a_thread() == [Verdict.RIGHT]
+        assert children == {child.pid for child in multiprocessing.active_children()}

@@ -189,3 +189,22 @@ def test_public_problems_are_selected_in_proportion(real_data: Path):
     small = selected(named(rows), 20, seed=7)
     assert texts(taken)[:20] == texts(small)
     assert all(isinstance(problem, Problem) for problem in small.problems)
+
+
+@given(ROWS, st.integers(0, 9), st.integers(1, 5), st.booleans())
+def test_a_draw_by_subject_takes_as_many_of_each_and_nests(
+    rows: list[dict[str, Any]], seed: int, each: int, backwards: bool
+):
+    def drawn(each: int) -> Intake:
+        taken = intake(max_invalid_fraction=1)
+        taken.select_by_subject(iter(named(rows)), ProblemSelection(seed, backwards), each, None)
+        return taken
+
+    everything, found, more = drawn(len(rows) + 1), drawn(each), drawn(each + 1)
+    available = Counter(problem.subject for problem in everything.problems)
+    assert max(Counter(problem.subject for problem in found.problems).values(), default=0) <= each
+    for subject, total in available.items():
+        taken = [problem for problem in found.problems if problem.subject == subject]
+        assert len(taken) == min(each, total)
+        assert {problem.text for problem in taken} <= {p.text for p in more.problems}
+    assert found.read == len(rows)
