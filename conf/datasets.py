@@ -79,6 +79,7 @@ DATASETS: dict[str, Columns] = {
     "math-ai/aime25": Columns(),
     "math-ai/amc23": Columns(problem="question"),
     "MathArena/hmmt_feb_2025": Columns(id="problem_idx"),
+    "MARIO-Math-Reasoning/Gaokao2023-Math-En": Columns(problem="question"),
     "hails/agieval-gaokao-mathqa": Columns(id="", problem="query", answer="gold", answer_is="index", choices="choices"),
     "TIGER-Lab/MMLU-Pro": Columns(id="question_id", problem="question", choices="options", subject="category"),
     "Idavidrein/gpqa": Columns(

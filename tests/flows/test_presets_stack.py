@@ -23,6 +23,7 @@ from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
 from models.inference.scripted_engine import ScriptedEngine
 from models.inference.vllm_server import VllmServer
 from models.training.launcher import GrpoJob, TrainerJob
+from reasoning.problem_rows import LETTERS
 from reasoning.stories import OverThinker, Split, Story, draw_stories
 from tasks.runtime.context import RunContext
 from tasks.steps.problem_hub import DataFile
@@ -81,6 +82,22 @@ IN_COLUMNS_OF: dict[str, tuple[str | None, str, Callable[[Story, int], dict[str,
         "main",
         "test",
         lambda story, _: {"question": story.text, "answer": f"So it is.\n#### {story.answer}"},
+    ),
+    "MARIO-Math-Reasoning/Gaokao2023-Math-En": (
+        None,
+        "train",
+        lambda story, n: {"id": n, "question": story.text, "answer": str(story.answer)},
+    ),
+    "TIGER-Lab/MMLU-Pro": (
+        None,
+        "test",
+        lambda story, n: {
+            "question_id": n,
+            "question": story.text,
+            "options": list(map(str, story.options(10))),
+            "answer": LETTERS[story.options(10).index(story.answer)],
+            "category": story.item,
+        },
     ),
     "math-ai/aime25": (
         None,
@@ -178,6 +195,12 @@ def test_a_paper_preset_of_dto_runs_dry(preset: str, tmp_path: Path, requested: 
     assert lines["sample-traces"]["rows_out"] == 28 * 4
     assert lines["train-simpo"]["rows_in"] > 28
     assert (run.report["models"][0]["problems"], run.report["models"][0]["samples"]) == (8, 32)
+    others = run.report["others"]
+    assert list(others) == ["GSM8K", "Gaokao", "AMC23", "AIME24", "AIME25", "MMLU-Pro"]
+    assert [others[name]["models"][0]["samples"] for name in others] == [32, 32, 128, 128, 128, 32]
+    domains = {story.item for story in draw_stories(Split.BENCHMARK, 0, 8, LEVELS)}
+    assert set(others["MMLU-Pro"]["models"][0]["by_subject"]) == domains
+    assert list(run.report["models"][0]["by_budget"]) == ["512", "1024", "2048", "4096", "8192"]
     (job,) = run.jobs
     # The paper's one epoch; what it leaves open is as conf/training.py says.
     assert (job.num_train_epochs, job.learning_rate, job.beta, job.simpo_gamma, job.max_length) == (
@@ -218,7 +241,10 @@ def test_a_paper_preset_of_long_short_runs_dry(
     server = chat(assist)
     settings = load(LongShort, preset, (f"storage.root={tmp_path}", f"llm.url={server.url}"))
     run = DryRun(settings, run_long_short, speaking)
-    assert requested == [settings.model, settings.teacher]
+    assert list(dict.fromkeys(requested)) == [settings.model, settings.teacher]
+    # The base is a reference: it does not think between the tags, so the teacher is what results are compared with.
+    roles = {model["name"]: model["role"] for model in run.report["models"]}
+    assert (roles["teacher"], roles[settings.model]) == ("base", "reference")
     assert list(run.report["others"]) == ["AIME24", "AIME25", "AMC23", "GPQA-Diamond"]
     assert "chunk-by-llm" in {line["stage"] for line in run.report["ledger"]}
     sft, rl = run.jobs[:2], run.jobs[2:]
