@@ -14,11 +14,13 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from conf.base import Settings
 from conf.multi_seed import experiment
+from conf.published import published
 from reasoning.records import EvaluatedDialogue, completed
 from reasoning.rewards import reward_gain
 from tasks.reports.frames import records, seed_models, seed_scores
 from tasks.reports.layout import console, report_tables
 from tasks.reports.pooling import figures, figures_by_seed
+from tasks.reports.published import published_tables
 from tasks.reports.seed_results import SeedResult
 from tasks.reports.show_report import print_report
 from tasks.runtime.context import RunContext
@@ -55,6 +57,8 @@ def write_report(ctx: RunContext, settings: Settings, results: Sequence[SeedResu
         "written_on": _each_once(result.machine for result in results),
     }
     report = _finite(report)
+    if paper := published(report["pipeline"], report["preset"]):
+        report["tables"] += published_tables(report, settings, paper)
     path = ctx.directory.save_report(report)
     tables = report_tables(report)
     print_report(report["warnings"], tables)
