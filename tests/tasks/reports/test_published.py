@@ -33,7 +33,7 @@ def test_the_papers_figures_beside_ours():
     assert ours[0].endswith("] (27)")  # a (10 + 30) / 2, b 20, c 40
     assert ours[1].startswith("83.3 [")
     assert ours[3] == "–"
-    assert [row["this run"] for row in headlines["rows"]][0] == "0.44"  # (5 + 10 + 20) / (20 + 20 + 40)
+    assert headlines["rows"][0]["this run"] == "0.44"  # (5 + 10 + 20) / (20 + 20 + 40)
     assert headlines["rows"][2]["this run"] == "–"
     assert differences["rows"] == [
         {"what": "sampling.samples", "paper": "8", "this run": "4"},
