@@ -10,6 +10,8 @@ from conf.cot_distillation import CotDistillation, DatasetTeacher, EndpointTeach
 from conf.problems import Stories
 from flows.evaluation import evaluate_all, reference_models
 from flows.pipeline import pipeline
+from tasks.reports.page.of_distillation import DistillationArtifacts, distillation_views
+from tasks.reports.page.run_page import write_run_page
 from tasks.reports.report import write_report
 from tasks.reports.seed_results import ExperimentResult, NamedModel, build_seed_result
 from tasks.reports.tables import compression_table, judge_table, rating_table
@@ -53,7 +55,9 @@ class Rated(NamedTuple):
 def run_cot_distillation(ctx: RunContext, settings: CotDistillation) -> Path:
     """Runs the pipeline in a given run context. Returns the path of the report."""
     ctx.directory.save_settings(settings)
-    write_report(ctx, settings, [build_seed_result(ctx, settings, run_experiment(ctx, settings))])
+    result = run_experiment(ctx, settings)
+    report = write_report(ctx, settings, [build_seed_result(ctx, settings, result)])
+    write_run_page(ctx, settings, report, result)
     return ctx.directory.report
 
 
@@ -86,7 +90,20 @@ def run_experiment(ctx: RunContext, settings: CotDistillation) -> ExperimentResu
             seed=seed,
         )
         tables.append(partial(judge_table, ctx, judged, [policy.name for policy in policies]))
-    return ExperimentResult(seed, base.digest, sets, tables)
+    views = partial(distillation_views, ctx, _for_the_page(settings, rated, compressed))
+    return ExperimentResult(seed, base.digest, sets, tables, problems=eval_sets, views=views)
+
+
+def _for_the_page(settings: CotDistillation, rated: Rated, compressed: ArtifactRef) -> DistillationArtifacts:
+    return DistillationArtifacts(
+        base=rated.base,
+        problems=rated.problems,
+        traces=rated.traces,
+        values=rated.values,
+        ratings=rated.ratings,
+        compressed=compressed,
+        budget=settings.compression.budget,
+    )
 
 
 def rate(ctx: RunContext, settings: CotDistillation, base: ArtifactRef, problems: ArtifactRef) -> Rated:

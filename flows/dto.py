@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +10,8 @@ from conf.dto import Dto, LlmPruning
 from flows.evaluation import evaluate_all, reference_models
 from flows.pipeline import pipeline
 from reasoning.records import PairKind
+from tasks.reports.page.of_dto import DtoArtifacts, dto_views
+from tasks.reports.page.run_page import write_run_page
 from tasks.reports.report import write_report
 from tasks.reports.seed_results import EvaluatedModel, ExperimentResult, NamedModel, build_seed_result
 from tasks.runtime.artifacts import ArtifactRef
@@ -43,15 +46,21 @@ class Curated(NamedTuple):
     problems: ArtifactRef
     traces: ArtifactRef
     scans: ArtifactRef
+    estimates: ArtifactRef
+    """Fresh estimates at the crossings."""
     finalized: ArtifactRef
     optimised: ArtifactRef
     """The finalized traces, pruned where the settings say so."""
+    proposals: ArtifactRef | None = None
+    """Removals that a language model proposed."""
 
 
 def run_dto(ctx: RunContext, settings: Dto) -> Path:
     """Runs the pipeline in a given run context. Returns the path of the report."""
     ctx.directory.save_settings(settings)
-    write_report(ctx, settings, [build_seed_result(ctx, settings, run_experiment(ctx, settings))])
+    result = run_experiment(ctx, settings)
+    report = write_report(ctx, settings, [build_seed_result(ctx, settings, result)])
+    write_run_page(ctx, settings, report, result)
     return ctx.directory.report
 
 
@@ -73,7 +82,8 @@ def run_experiment(ctx: RunContext, settings: Dto) -> ExperimentResult:
     ]
     sets = evaluate_all(ctx, settings, [*policies, *references], eval_sets, seed)
     sets[main] += evaluate_untrained(ctx, settings, curated.base, eval_sets[main])
-    return ExperimentResult(seed, base.digest, sets)
+    views = partial(dto_views, ctx, _for_the_page(settings, curated, pairs))
+    return ExperimentResult(seed, base.digest, sets, problems=eval_sets, views=views)
 
 
 def curate(ctx: RunContext, settings: Dto, base: ArtifactRef, problems: ArtifactRef) -> Curated:
@@ -89,7 +99,7 @@ def curate(ctx: RunContext, settings: Dto, base: ArtifactRef, problems: Artifact
         probing=settings.probing,
         seed=seed,
     )
-    reestimate_crossings(
+    estimates = reestimate_crossings(
         ctx,
         model=base,
         problems=problems,
@@ -102,27 +112,46 @@ def curate(ctx: RunContext, settings: Dto, base: ArtifactRef, problems: Artifact
     finalized = finalize_traces(
         ctx, model=base, problems=problems, traces=traces, scans=scans, finalizing=settings.finalizing, seed=seed
     )
-    curated = Curated(base, problems, traces, scans, finalized, optimised=finalized)
+    curated = Curated(base, problems, traces, scans, estimates, finalized, optimised=finalized)
     if settings.pruning.type == "none":
         return curated
+    if isinstance(settings.pruning, LlmPruning):
+        inputs = _pruning_inputs(curated)
+        proposals = propose_removals(ctx, inputs=inputs, pruning=settings.pruning, llm=settings.llm)
+        curated = curated._replace(proposals=proposals)
     return curated._replace(optimised=_pruned(ctx, settings, curated, settings.pruning.max_logprob_drop))
 
 
-def _pruned(ctx: RunContext, settings: Dto, curated: Curated, max_logprob_drop: float) -> ArtifactRef:
-    inputs = PruningInputs(
+def _for_the_page(settings: Dto, curated: Curated, pairs: ArtifactRef) -> DtoArtifacts:
+    return DtoArtifacts(
+        base=curated.base,
+        problems=curated.problems,
+        traces=curated.traces,
+        scans=curated.scans,
+        estimates=curated.estimates,
+        optimised=curated.optimised,
+        proposals=curated.proposals,
+        is_pruned=settings.pruning.type != "none",
+        pairs=pairs,
+        threshold=settings.probing.threshold,
+    )
+
+
+def _pruning_inputs(curated: Curated) -> PruningInputs:
+    return PruningInputs(
         model=curated.base,
         problems=curated.problems,
         traces=curated.traces,
         scans=curated.scans,
         finalized=curated.finalized,
     )
-    proposals = None
-    if isinstance(settings.pruning, LlmPruning):
-        proposals = propose_removals(ctx, inputs=inputs, pruning=settings.pruning, llm=settings.llm)
+
+
+def _pruned(ctx: RunContext, settings: Dto, curated: Curated, max_logprob_drop: float) -> ArtifactRef:
     return prune_traces(
         ctx,
-        inputs=inputs,
-        proposals=proposals,
+        inputs=_pruning_inputs(curated),
+        proposals=curated.proposals,
         max_logprob_drop=max_logprob_drop,
         probing=settings.probing,
         finalizing=settings.finalizing,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -12,8 +11,10 @@ from flows.evaluation import evaluate_all, reference_models
 from flows.pipeline import pipeline
 from reasoning.dialogue import Speaker
 from tasks.reports.model_pair import save_model_pair
+from tasks.reports.page.of_long_short import ColdStartArtifacts, cold_start_views
+from tasks.reports.page.run_page import write_run_page
 from tasks.reports.report import write_report
-from tasks.reports.seed_results import EvaluatedModel, ExperimentResult, NamedModel, ReportTable, build_seed_result
+from tasks.reports.seed_results import EvaluatedModel, ExperimentResult, NamedModel, build_seed_result
 from tasks.reports.tables import thought_table
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.context import RunContext
@@ -48,8 +49,9 @@ def run_long_short(ctx: RunContext, settings: LongShort) -> Path:
     """Runs the pipeline in a given run context. Returns the path of the report."""
     ctx.directory.save_settings(settings)
     result = run_experiment(ctx, settings)
-    write_report(ctx, settings, [build_seed_result(ctx, settings, result)])
+    report = write_report(ctx, settings, [build_seed_result(ctx, settings, result)])
     save_model_pair(ctx, result)
+    write_run_page(ctx, settings, report, result)
     return ctx.directory.report
 
 
@@ -64,7 +66,7 @@ def run_experiment(ctx: RunContext, settings: LongShort) -> ExperimentResult:
     others = [one.model for one in references]
     sources = filter_sources_by_prompt_length(ctx, loaded, readers, room, settings.protocol.roles, others)
     problems, eval_sets = decontaminate(ctx, settings.decontamination, sources, seed), sources.eval_sets
-    started, thoughts = cold_start(ctx, settings, base, teacher, problems)
+    started, made = cold_start(ctx, settings, base, teacher, problems)
     phases = [started]
     for number, who in enumerate(settings.rl.rounds, start=1):
         phases.append(grpo_round(ctx, settings, problems, phases[-1], number, who))
@@ -84,7 +86,15 @@ def run_experiment(ctx: RunContext, settings: LongShort) -> ExperimentResult:
             if name == main:
                 dialogues_of[phase.name] = dialogues
     sets[main] += evaluate_stopped_early(ctx, settings, teacher, eval_sets[main])
-    return ExperimentResult(seed, base.digest, sets, [thoughts], dialogues=dialogues_of)
+    return ExperimentResult(
+        seed,
+        base.digest,
+        sets,
+        [partial(thought_table, ctx, made.values, made.dialogues)],
+        dialogues=dialogues_of,
+        problems=eval_sets,
+        views=partial(cold_start_views, ctx, made),
+    )
 
 
 def evaluate_phase(
@@ -105,9 +115,9 @@ def evaluate_phase(
 
 def cold_start(
     ctx: RunContext, settings: LongShort, base: ArtifactRef, teacher: ArtifactRef, problems: ArtifactRef
-) -> tuple[PhaseModels, Callable[[], ReportTable]]:
+) -> tuple[PhaseModels, ColdStartArtifacts]:
     """Trains two models from one base by SFT: Long on the important thoughts of the teacher's traces, Short on the
-    others. Also returns what makes a table of the thoughts."""
+    others."""
     seed = settings.seed
     sampled = sample_traces(ctx, model=teacher, problems=problems, sampling=settings.sampling, seed=seed)
     traces = select_traces(ctx, traces=sampled, selection=settings.selection)
@@ -141,7 +151,7 @@ def cold_start(
         )
         for speaker in Speaker
     ]
-    return PhaseModels("cold start", *trained), partial(thought_table, ctx, values, dialogues)
+    return PhaseModels("cold start", *trained), ColdStartArtifacts(teacher, problems, traces, values, dialogues)
 
 
 def chunk(

@@ -10,6 +10,7 @@ from conf.multi_seed import MultiSeed
 from flows import cot_distillation, dto, long_short
 from flows.pipeline import pipeline
 from tasks.reports.multi_seed import load_earlier_results, publish_report, publish_seed_result, validate_markers
+from tasks.reports.page.run_page import write_run_page
 from tasks.reports.report import write_report
 from tasks.reports.seed_results import ExperimentResult, Pipeline, SeedResult, build_seed_result
 from tasks.runtime.context import RunContext
@@ -28,6 +29,7 @@ def run_multi_seed(ctx: RunContext, settings: MultiSeed) -> Path:
         results.append(earlier.get(seed) or evaluate_seed(ctx, settings, seed))
         publish_seed_result(ctx, results[-1], settings.publish_dir)
     report = write_report(ctx, settings, results)
+    write_run_page(ctx, settings.of, report, None)
     publish_report(ctx, report, settings.publish_dir, settings.of.pipeline)
     return ctx.directory.report
 

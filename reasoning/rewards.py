@@ -18,6 +18,10 @@ class DialogueOutcome(NamedTuple):
     is_right: bool
     is_well_formed: bool
 
+    @classmethod
+    def of(cls, row: EvaluatedDialogue) -> DialogueOutcome:
+        return cls(row.tokens, row.verdict is Verdict.RIGHT, row.is_well_formed)
+
 
 class Rewards(NamedTuple):
     """Unweighted rewards of one dialogue."""
@@ -49,15 +53,13 @@ def reward_gain(new: Sequence[EvaluatedDialogue], old: Sequence[EvaluatedDialogu
     means: tuple[dict[str, float], dict[str, float]] = ({}, {})
     both = {name: group for name, group in groups.items() if all(group)}
     for name, group in both.items():
-        totals = [sum(rewards) for rewards in group_rewards([_outcome(row) for row in (*group[0], *group[1])])]
+        totals = [
+            sum(rewards) for rewards in group_rewards([DialogueOutcome.of(row) for row in (*group[0], *group[1])])
+        ]
         parts = (totals[: len(group[0])], totals[len(group[0]) :])
         for mean, part in zip(means, parts, strict=True):
             mean[name] = sum(part) / len(part)
     return paired_difference(*means)
-
-
-def _outcome(row: EvaluatedDialogue) -> DialogueOutcome:
-    return DialogueOutcome(row.tokens, row.verdict is Verdict.RIGHT, row.is_well_formed)
 
 
 def length_rewards(tokens: Sequence[int], right: Sequence[bool]) -> list[float]:

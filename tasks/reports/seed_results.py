@@ -7,7 +7,7 @@ import lzma
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,6 +26,7 @@ from reasoning.cost import Shape
 from reasoning.evaluation import Role
 from reasoning.records import EvaluatedDialogue, ModelPair, Record, Score, StageCount
 from tasks.reports.old_names import with_new_names
+from tasks.reports.page.views import ProblemView
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import STEPS, canonical, keyed_fields
 from tasks.runtime.context import RunContext
@@ -80,6 +81,10 @@ class ExperimentResult(NamedTuple):
     """Functions that read artifacts and make the tables."""
     dialogues: Mapping[str, ArtifactRef] = {}
     """Dialogues of model pairs on the main problems, by the pair's name; rewards are relative to the first pair."""
+    problems: Mapping[str, ArtifactRef] = {}
+    """Rows of Problem by the name of the problem set."""
+    views: Callable[[], Iterator[ProblemView]] | None = None
+    """Makes what the page shows of the training problems' traces."""
 
 
 class ModelScores(Record):
