@@ -204,6 +204,10 @@ def _add_report(subparsers: Commands) -> None:
     report.add_argument("run", metavar="RUN", help="the run's folder, such as runs/latest")
     report.add_argument("--format", choices=FORMATS, default="table", help="default: %(default)s")
     report.set_defaults(act=commands.report)
+    view = subparsers.add_parser("view", help="serve the page of a run on this machine: figures and thoughts")
+    view.add_argument("run", metavar="RUN", nargs="?", default="runs/latest", help="default: %(default)s")
+    view.add_argument("--port", type=int, default=0, help="default: a free one")
+    view.set_defaults(act=commands.view)
 
 
 def _add_models(subparsers: Commands) -> None:

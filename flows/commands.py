@@ -111,6 +111,15 @@ def presets(_: Namespace) -> None:
     print_presets()
 
 
+def view(options: Namespace) -> None:
+    """Serves the page of a run until Ctrl-C."""
+    from tasks.reports.page.server import serve_page
+
+    with serve_page(Path(options.run), options.port) as server:
+        print(f"http://127.0.0.1:{server.server_port}/ shows {options.run} (Ctrl-C ends)", flush=True)
+        server.serve_forever()
+
+
 def report(options: Namespace) -> None:
     """Prints or writes what a finished run measured."""
     from tasks.reports.show_report import show_report

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import connect
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 SECONDS = 60
@@ -26,7 +26,7 @@ def chromium() -> str | None:
 class Page:
     """One tab. `errors`: what the console reported. `requests`: URLs that the page asked for."""
 
-    def __init__(self, connection: ClientConnection):
+    def __init__(self, connection: Any):
         self._connection, self._last = connection, 0
         self.errors: list[str] = []
         self.requests: list[str] = []

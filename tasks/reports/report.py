@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 from conf.base import Settings
 from conf.multi_seed import experiment
@@ -25,6 +25,7 @@ from tasks.reports.seed_results import SeedResult
 from tasks.reports.show_report import print_report
 from tasks.runtime.context import RunContext
 from tasks.runtime.progress import API_AWAY
+from tasks.runtime.run_directory import PAGE_FILE
 
 DESCRIPTIONS = {
     "Result": "95 % intervals, clustered by problem",
@@ -148,6 +149,8 @@ def _publish(report: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], path
     """On the run's page: the summary, then each table."""
     key = artifact_key(f"{report['pipeline']}-{report['preset']}")
     create_markdown_artifact(summary(report, path), key=f"{key}-summary", description="What came out")
+    page = path.with_name(PAGE_FILE)
+    create_link_artifact(page.as_uri(), link_text=str(page), key=f"{key}-page", description="The page of the run")
     for title, table in tables.items():
         create_table_artifact(
             records(table), key=artifact_key(f"{key}-{title}"), description=DESCRIPTIONS.get(title, title)
@@ -169,7 +172,8 @@ def summary(report: Mapping[str, Any], path: Path) -> str:
     ]
     warnings = [f"**Warning:** {escaped(warning)}\n" for warning in report["warnings"]]
     models = [f"- {escaped(stage)}: `{folder}`" for stage, folder in _trained_models(report)]
-    sections = ["# Result", *warnings, *comparisons, "", f"Report: `{path}`"]
+    page = f"Page: `{path.with_name(PAGE_FILE)}` (`brevity view {path.parent}` shows it on a port)"
+    sections = ["# Result", *warnings, *comparisons, "", f"Report: `{path}`", "", page]
     return "\n".join([*sections, *(["", "## Trained models", *models] if models else [])])
 
 

@@ -15,6 +15,7 @@ from models.files import atomic_write
 from reasoning.records import InvalidRow, SkippedRow
 
 REPORT_FILE = "report.json"
+PAGE_FILE = "report.html"
 KEYS_FILE = "keys.txt"
 RECORDS, SCRATCH, SKIPPED_ROWS = "cache", "work", "set-aside"
 """Folders within the storage of all runs: Prefect's records of results, unfinished work, lists of skipped rows."""
@@ -38,6 +39,10 @@ class RunDirectory:
     @property
     def report(self) -> Path:
         return self.path / REPORT_FILE
+
+    @property
+    def page(self) -> Path:
+        return self.path / PAGE_FILE
 
     def save_settings(self, settings: Settings) -> None:
         (self.path / "config.json").write_text(settings.model_dump_json(indent=2))

@@ -15,7 +15,7 @@ from tasks.reports.page.views import ProblemView
 
 BLOCK_CHARS = 1 << 18
 """Characters of JSON in a block: small enough to unpack at a click."""
-MAX_BYTES = 96 << 20
+MAX_BYTES = 240 << 20
 """Characters of all blocks; further problems are only counted. Browsers open larger files slowly or not at all."""
 TITLE_CHARS = 200
 """Characters of a problem in the list, which are also what a search looks through."""

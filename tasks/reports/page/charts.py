@@ -36,23 +36,21 @@ def charts_of(frames: Mapping[str, pd.DataFrame], benchmark: str) -> list[Chart]
     def main(name: str) -> pd.DataFrame:
         return frames[name][frames[name]["benchmark"] == benchmark]
 
+    ledger, levels, subjects = frames["ledger"], main("by_level"), main("by_subject")
     drawn: list[tuple[str, str, pd.DataFrame, Callable[[pd.DataFrame], Figure]]] = [
         (
             "Accuracy against tokens",
-            "One point per model. Up is more accurate, left is shorter.",
+            "A point per model: up is more accurate, left shorter.",
             main("models"),
             _tokens,
         ),
         ("Accuracy at a token budget", "The same completions, each cut at the budget.", main("by_budget"), _budgets),
-        ("Accuracy by level", "One line per model.", main("by_level"), lambda rows: _groups(rows, "level")),
-        ("Accuracy by subject", "One row per subject.", main("by_subject"), lambda rows: _groups(rows, "subject")),
-        ("Rows from step to step", "What each step got, passed on and dropped.", frames["ledger"], _flow),
-        (
-            "Where the tokens went",
-            "Generated tokens and computed prompt tokens of each step.",
-            frames["ledger"],
-            _spent,
-        ),
+        ("Accuracy by level", "A line per model.", levels, lambda rows: _groups(rows, "level")),
+        ("Accuracy by subject", "A line per model.", subjects, lambda rows: _groups(rows, "subject")),
+        ("Rows from step to step", "What each step got, passed on and dropped.", ledger, _flow),
+        ("Where the tokens went", "Generated and computed prompt tokens of each step.", ledger, _spent),
+        ("Where the time went", "Seconds of each step, when its result was made.", ledger, _seconds),
+        ("Where the money went", "Cost of auxiliary models by step.", _paid(ledger), _money),
     ]
     return [Chart(title, alt, _url(draw(rows))) for title, alt, rows, draw in drawn if len(rows) > 1]
 
@@ -141,8 +139,9 @@ def _flow(ledger: pd.DataFrame) -> Figure:
     lines = records(ledger.head(MAX_BARS))
     figure, axes = _axes(0.6 + 0.26 * len(lines), 7.5)
     for place, line in enumerate(lines):
-        scale = max(line["rows_in"], line["rows_out"], 1)
-        parts = [("", line["rows_out"]), *json.loads(line["dropped"]).items()]
+        made = line["rows_in"] if line["stage"].startswith("train-") else line["rows_out"]
+        parts = [("", made), *json.loads(line["dropped"]).items()]
+        scale = max(line["rows_in"], made, 1)
         _stack(axes, place, [(name, count / scale) for name, count in parts])
         axes.text(1.02, place, f"{line['rows_in']:,} → {line['rows_out']:,}", va="center", fontsize=7)
     axes.set_yticks(range(len(lines)), [plain(line["stage"]) for line in lines], fontsize=7)
@@ -161,6 +160,28 @@ def _stack(axes: Axes, place: int, parts: Sequence[tuple[str, float]]) -> None:
         if name and share > 0.08:
             axes.text(start + share / 2, place, plain(name), ha="center", va="center", fontsize=6)
         start += share
+
+
+def _paid(ledger: pd.DataFrame) -> pd.DataFrame:
+    return ledger[ledger["money"] > 0] if len(ledger) else ledger
+
+
+def _seconds(ledger: pd.DataFrame) -> Figure:
+    return _bars(ledger, "seconds")
+
+
+def _money(ledger: pd.DataFrame) -> Figure:
+    return _bars(ledger, "money")
+
+
+def _bars(ledger: pd.DataFrame, column: str) -> Figure:
+    totals = ledger.groupby("stage", sort=False)[column].sum().head(MAX_BARS)
+    figure, axes = _axes(0.9 + 0.26 * len(totals), 7.5)
+    axes.barh(list(map(plain, totals.index)), totals, color="#0f766e")
+    axes.tick_params(axis="y", labelsize=7)
+    axes.invert_yaxis()
+    axes.set_xlabel(column)
+    return figure
 
 
 def _spent(ledger: pd.DataFrame) -> Figure:

@@ -92,7 +92,7 @@ class _Viewer:
             name=f"sample {trace.sample}",
             verdict=trace.verdict,
             tokens=len(trace.token_ids),
-            status=_status(scan, optimised),
+            status=_status(trace, scan, optimised),
             threshold=self._made.threshold,
             pieces=tuple(pieces),
             facts=facts,
@@ -136,7 +136,7 @@ class _Viewer:
         return Piece(text=text, state="added", note="the ending that was chosen: the shortest right one")
 
 
-def _status(scan: Scan | None, optimised: OptimisedTrace | None) -> str:
+def _status(trace: Trace, scan: Scan | None, optimised: OptimisedTrace | None) -> str:
     if scan is None:
         return "Not probed: no thinking that ends, or its tokens could not be read."
     if scan.crossing is None:
@@ -145,7 +145,7 @@ def _status(scan: Scan | None, optimised: OptimisedTrace | None) -> str:
     if optimised is None:
         return f"Would be {cut}, but no ending was right and short enough. Not trained on."
     removed = f", {len(optimised.removed)} of the kept segments pruned" if optimised.removed else ""
-    return f"Thinking {cut}{removed}: {len(optimised.token_ids)} tokens instead of the original's."
+    return f"Thinking {cut}{removed}: {len(optimised.token_ids)} tokens instead of {len(trace.token_ids)}."
 
 
 KINDS: Mapping[PairKind, str] = {

@@ -23,7 +23,6 @@ from tasks.reports.page.charts import charts_of
 from tasks.reports.page.views import ProblemView
 
 ASSETS = Path(__file__).parent / "assets"
-PAGE_FILE = "report.html"
 SPLIT = "<!-- blocks -->"
 """Where the template is cut: blocks are written one after the other, and never held together."""
 

@@ -98,8 +98,9 @@
   }
 
   function answersOf(answers) {
-    const grid = make("div", "answers");
+    const grid = make("div", "answers"), columns = new Map();
     for (const answer of answers) {
+      if (!columns.has(answer.model)) columns.set(answer.model, grid.appendChild(make("div")));
       const card = make("div", "answer"), head = make("div", "facts");
       head.append(make("b", "", answer.model), verdict(answer.verdict), make("span", "", `${answer.tokens} tokens${answer.truncated ? ", cut off" : ""}`));
       card.append(head, facts(Object.entries(answer.facts)));
@@ -109,7 +110,7 @@
         element.append(textOf(turn.text));
         card.append(element);
       }
-      grid.append(card);
+      columns.get(answer.model).append(card);
     }
     return grid;
   }
@@ -118,7 +119,7 @@
     const detail = $("detail");
     detail.replaceChildren();
     if (!current) return;
-    detail.append(facts([["id", current.id], ["set", current.set], ["level", current.level], ["subject", current.subject], ["", current.tags.join(", ")]]));
+    detail.append(facts([["id", current.id], ["set", current.set], ["level", current.level], ["subject", current.subject], ["what happened", current.tags.join(", ")]]));
     detail.append(textOf(current.text, "text problem"), facts([["Right answer", current.answer]]));
     if (current.traces.length) {
       const tabs = make("div", "tabs");
@@ -211,6 +212,7 @@
       const names = tags.map((tag) => index.tags[tag]);
       return { id, title, set, level, tags: names, place, block, found: `${id} ${title} ${subject || ""}`.toLowerCase() };
     });
+    index.rows.sort((a, b) => (index.sets[b.set] === "training") - (index.sets[a.set] === "training"));
     const levels = [...new Set(index.rows.map((row) => row.level).filter((level) => level !== null))].sort((a, b) => a - b);
     options("set", index.sets); options("level", levels); options("tag", index.tags);
     $("thoughts").hidden = false;
