@@ -3,8 +3,8 @@
     python -m bench.page [TRACES] [CHARACTERS]
 
 Needs Chromium. Default: 10,000 traces of 30,000 characters (about 8,192 tokens) in 100 segments. Prints the file's
-size, the time to write and to open it, and the time from a click on a problem in another block until its text is laid out:
-median and longest of 40.
+size, the time to write and to open it, and the time from a click on a problem in another block until its text is laid
+out: median and longest of 40.
 """
 
 from __future__ import annotations

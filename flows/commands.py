@@ -111,6 +111,12 @@ def presets(_: Namespace) -> None:
     print_presets()
 
 
+def watch(options: Namespace) -> None:
+    from flows.watch import watch as show
+
+    show(Path(options.run))
+
+
 def view(options: Namespace) -> None:
     """Serves the page of a run until Ctrl-C."""
     from tasks.reports.page.server import serve_page

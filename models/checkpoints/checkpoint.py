@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import dropwhile
+from itertools import dropwhile, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -258,6 +258,14 @@ class Checkpoint:
     def token_texts(self, token_ids: TokenIds) -> list[str]:
         """The text of each token: see `TokenReader.texts`. Raises Undecodable."""
         return self._reader.texts(token_ids)
+
+    def texts_between(self, token_ids: TokenIds, ends: Sequence[int]) -> list[str]:
+        """The texts between consecutive `ends`, which count tokens. Raises Undecodable.
+
+        Decoded as parts of the whole, because some tokenizers decode a part alone differently.
+        """
+        texts = self.token_texts(token_ids)
+        return ["".join(texts[start:end]) for start, end in pairwise(ends)]
 
     @cached_property
     def _reader(self) -> TokenReader:

@@ -20,6 +20,7 @@ from reasoning.records import CostBounds, InvalidRow, Record, SkippedRow, StageC
 from tasks.runtime.artifacts import ArtifactRef, ArtifactStore
 from tasks.runtime.leases import Lease
 from tasks.runtime.ledger import Ledger
+from tasks.runtime.live import LIVE_FILE, LiveFile
 from tasks.runtime.progress import Progress
 from tasks.runtime.resources import MakeEngine, Resources, Train
 from tasks.runtime.rows import RowFile
@@ -56,7 +57,7 @@ class RunContext:
         self.directory = RunDirectory(name, storage, self.artifacts.is_local, folder)
         self.run_step = run_step
         self.ledger = Ledger()
-        self.progress = progress or Progress()
+        self.progress = progress or Progress(live=LiveFile(self.directory.path / LIVE_FILE))
         self.resources = Resources(
             engine,
             rollout_store_url(storage, self.directory.local_root),
@@ -80,6 +81,8 @@ class RunContext:
 
     def __exit__(self, *_: object) -> None:
         self.resources.close()
+        if self.progress.live:
+            self.progress.live.end()
 
 
 class StepContext(RunContext):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from contextvars import copy_context
 from typing import Any
@@ -17,6 +18,8 @@ from prefect.logging import get_run_logger
 from prefect.runtime import deployment
 from rich.console import Console
 from rich.markup import escape
+
+from tasks.runtime.live import LiveFile, LiveTrace
 
 UPDATE_EVERY = 5.0
 """Minimum number of seconds between two lines of one stage on the terminal."""
@@ -32,7 +35,9 @@ class Progress:
     A run that a Prefect worker started has no terminal: there, Prefect prints what it logs.
     """
 
-    def __init__(self, console: Console | None = None):
+    def __init__(self, console: Console | None = None, live: LiveFile | None = None):
+        """`live`: the file that shows others what the run is doing."""
+        self.live = live
         self._console = console or Console(stderr=True, highlight=False, quiet=deployment.id is not None)
         self._started = time.monotonic()
 
@@ -40,9 +45,16 @@ class Progress:
         """Prints `text`, and adds it to the log of the flow run or task run that the caller is in, unless not `log`."""
         minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
         self._console.print(f"[dim]{minutes:3d}:{seconds:02d}[/dim]  {escape(text)}", soft_wrap=True)
+        if self.live:
+            self.live.note(f"{minutes:3d}:{seconds:02d}  {text}")
         if log:
             with suppress(MissingContextError):
                 get_run_logger().log(level, text)
+
+    def trace(self, make: Callable[[], LiveTrace]) -> None:
+        """Shows a trace that a step has finished; `make` is not called for all."""
+        if self.live:
+            self.live.trace(make)
 
     def stage(self, name: str, total: int, unit: str) -> Stage:
         """Starts a stage of `total` units."""
@@ -69,9 +81,17 @@ class Stage:
             self._started = self._last_line = now
         self._done, self._tokens = self._done + units, self._tokens + tokens
         is_last = bool(units) and self._done == self._total
+        if self._progress.live:
+            self._show_live(max(now - self._started, 1e-3))
         if is_last or now - self._last_line >= UPDATE_EVERY:
             self._last_line = now
             self._print(max(now - self._started, 1e-3), log=is_last or now - self._last_log >= LOG_EVERY)
+
+    def _show_live(self, elapsed: float) -> None:
+        assert self._progress.live
+        left = elapsed * (self._total - self._done) / self._done if self._done else None
+        speed = self._tokens / elapsed
+        self._progress.live.stage(self._name, self._done, self._total, self._unit, speed, left)
 
     def _print(self, elapsed: float, *, log: bool) -> None:
         self._last_log = self._last_line if log else self._last_log

@@ -61,7 +61,7 @@ class Resources:
         """Prompt settings for every model of the run; part of the cache key of each step that reads a model."""
         self.trainer, self.retries = trainer, retries
         self.gpu_slot = GpuSlot(progress.note)
-        self._artifacts, self._logs, self._progress, self._warn = artifacts, logs, progress, warn
+        self._artifacts, self._logs, self.progress, self._warn = artifacts, logs, progress, warn
         self._make_engine = make_engine
         self._llm_clients: dict[str, LlmClient] = {}
         self._checkpoints: dict[str, Checkpoint] = {}
@@ -80,7 +80,7 @@ class Resources:
     def _new_engine(self, name: str) -> Engine:
         log = self._logs / name
         where = described(replica_gpus(self.engine_settings, visible_gpus()), self.engine_settings.servers_per_gpu)
-        self._progress.note(f"engine: {where}; starts when needed, log in {log}")
+        self.progress.note(f"engine: {where}; starts when needed, log in {log}")
         return self._make_engine(self.engine_settings, log, self.gpu_slot.take)
 
     @cached_property
@@ -91,7 +91,7 @@ class Resources:
         """Holds the lease of a step's key. While another run has it, this one gives its GPUs to others."""
 
         def give_way(holder: str) -> None:
-            self._progress.note(f"{key}: another run makes it ({holder}); waits")
+            self.progress.note(f"{key}: another run makes it ({holder}); waits")
             self.close_engines()
             self.gpu_slot.give_back()
 
@@ -178,7 +178,7 @@ class Resources:
         `total`: how many jobs; `failures`: where they are a part of a stage, the budget of all. Calls `on_usage` at the
         end with the cost of all jobs.
         """
-        advance = self._progress.stage(stage, total, "prompts")
+        advance = self.progress.stage(stage, total, "prompts")
         schedulers = [EngineScheduler(self.engine_for(model), model)]
         failures = failures or self.failure_budget(stage, total)
         rollouts = RolloutExecutor(self.store, schedulers, purpose, seed, advance, failures)
@@ -197,7 +197,7 @@ class Resources:
 
         Raises TooManyFailed.
         """
-        advance = self._progress.stage(stage, len(jobs), "problems")
+        advance = self.progress.stage(stage, len(jobs), "problems")
         schedulers = [
             EngineScheduler(self.engine_for(models[0]), models[0]),
             EngineScheduler(self.partner_for(models[1]), models[1]),
@@ -219,7 +219,7 @@ class Resources:
 
         Log-probs are not stored: each text costs one forward pass.
         """
-        advance, found = self._progress.stage(stage, len(texts), "texts"), []
+        advance, found = self.progress.stage(stage, len(texts), "texts"), []
         for text, log_probs in zip(texts, self.engine_for(model).log_probs(model, texts), strict=True):
             found.append(log_probs)
             if isinstance(log_probs, FailedRequest):

@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from itertools import groupby
 
 from conf.dto import DtoFinalizing, DtoProbing, Pairing
@@ -33,6 +34,7 @@ from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import step
 from tasks.runtime.context import RunContext, StepContext
 from tasks.runtime.rows import RowFile
+from tasks.steps.live_traces import scanned_trace
 from tasks.steps.prefix_sampling import (
     Finalizer,
     PrefixQuery,
@@ -60,9 +62,9 @@ def probe_prefixes(
     Drops truncated traces. A share of the traces is audited: probed from the front in addition to a binary search.
     Raises TooManyFailed.
     """
-    checkpoint = ctx.resources.checkpoint(model)
+    checkpoint, known = ctx.resources.checkpoint(model), by_id(ctx, problems)
     aligner = segment_aligner(ctx, checkpoint, traces.rows, segmentation)
-    sampler = PrefixSampler(ctx.resources, checkpoint, by_id(ctx, problems), answer_probe(probing), seed)
+    sampler = PrefixSampler(ctx.resources, checkpoint, known, answer_probe(probing), seed)
     dropped, counts, bounds = Counter[str](), Counter[str](), CostBounds()
 
     def queries() -> Iterator[PrefixQuery]:
@@ -83,7 +85,10 @@ def probe_prefixes(
             plan = search.plan
             assert isinstance(plan, CrossingSearch)
             bounds += sampler.cost_bounds(search.trace, search.ends, plan)
-            scans.append(scan_of(search.trace, search.ends, plan))
+            scan = scan_of(search.trace, search.ends, plan)
+            scans.append(scan)
+            problem = known[search.trace.problem_id]
+            ctx.progress.trace(partial(scanned_trace, checkpoint, problem, search.trace, scan))
             for audit in audits:
                 assert isinstance(audit.plan, ForwardScanPlan)
                 counts["audited"] += 1

@@ -25,6 +25,7 @@ from reasoning.sampling_plans import CrossingSearch, FullEstimate, Outcomes, Sam
 from reasoning.thinking import Thinking, final_answer, is_closed_once
 from reasoning.token_ids import TokenIds
 from tasks.runtime.resources import Resources
+from tasks.steps.live_traces import valued_trace
 
 T = TypeVar("T")
 
@@ -161,13 +162,16 @@ class PrefixSampler(CheckedSampler):
                 if query.trace.id in self.failed:
                     continue
                 assert isinstance(query.plan, FullEstimate)
-                yield PrefixValues(
+                values = PrefixValues(
                     problem_id=query.trace.problem_id,
                     sample=query.trace.sample,
                     ends=tuple(query.ends),
                     total=samples,
                     right=tuple(count_right(outcomes) for outcomes in query.plan.outcomes),
                 )
+                problem = self._problems[query.trace.problem_id]
+                self._resources.progress.trace(partial(valued_trace, self._model, problem, query.trace, values))
+                yield values
 
     def cost_bounds(self, trace: Trace, ends: Sequence[int], plan: CrossingSearch) -> CostBounds:
         """Cost of a finished search, with lower and naive bounds. `ends`: token ends of the trace's segments."""

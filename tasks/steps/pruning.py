@@ -24,7 +24,6 @@ from tasks.steps.dto import crossed_traces
 from tasks.steps.llm import query_llm
 from tasks.steps.prefix_sampling import Finalizer, LogProbScorer, Prefix, PrefixQuery, PrefixSampler, answer_probe
 from tasks.steps.problems import by_id
-from tasks.steps.trace_segments import texts_between
 
 PRUNED_TOGETHER = 4096
 """Traces that are pruned at a time: they are in memory through several rounds of short samples."""
@@ -61,7 +60,7 @@ def propose_removals(ctx: StepContext, inputs: PruningInputs, pruning: LlmPrunin
     cut = [(trace, scan) for trace, scan, _ in cut_traces(ctx, inputs) if len(scan.kept_ends) > 2]
     names = [(trace.problem_id, trace.sample) for trace, _ in cut]
     queries = [
-        pruning_query(known[trace.problem_id].text, texts_between(checkpoint, trace, (0, *scan.kept_ends)))
+        pruning_query(known[trace.problem_id].text, checkpoint.texts_between(trace.token_ids, (0, *scan.kept_ends)))
         for trace, scan in cut
     ]
     queries = with_token_limit(queries, pruning.max_tokens, "pruning.max_tokens")

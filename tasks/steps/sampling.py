@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any, NamedTuple
 
 from conf.sampling import Sampling
@@ -22,6 +23,7 @@ from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import step
 from tasks.runtime.context import RunContext, StepContext
 from tasks.runtime.rows import RowFile
+from tasks.steps.live_traces import sampled_trace
 from tasks.steps.prefix_sampling import CheckedSampler, skipped_rows
 from tasks.steps.problems import by_id
 
@@ -90,7 +92,7 @@ class TraceSampler(CheckedSampler):
             served += 1
             verified: Any = outcomes_of_one_prompt(job)
             for sample, (completion, text, verdict) in enumerate(verified):
-                yield Trace(
+                trace = Trace(
                     problem_id=problem.id,
                     sample=sample,
                     token_ids=completion.token_ids,
@@ -98,6 +100,8 @@ class TraceSampler(CheckedSampler):
                     truncated=not completion.finished,
                     verdict=verdict,
                 )
+                self._resources.progress.trace(partial(sampled_trace, problem, trace))
+                yield trace
         validate_some_served(stage, self.failed, served)
 
     def _job(self, problem: Problem) -> SamplingJob:

@@ -33,7 +33,7 @@ from tasks.runtime.rows import RowFile
 from tasks.steps.llm import query_llm
 from tasks.steps.prefix_sampling import PrefixSampler, continuation, skipped_rows
 from tasks.steps.problems import by_id
-from tasks.steps.trace_segments import TokenAligner, segment_aligner, texts_between
+from tasks.steps.trace_segments import TokenAligner, segment_aligner
 
 
 @step()
@@ -168,7 +168,7 @@ def _as_dialogue(
     model: Checkpoint, tags: Thinking, trace: Trace, values: PrefixValues, importance: Importance, max_rounds: int
 ) -> ColdStartDialogue | None:
     """None where the protocol allows no such dialogue."""
-    texts = texts_between(model, trace, values.ends)
+    texts = model.texts_between(trace.token_ids, values.ends)
     # Some prompts let the model write the tag that opens the thinking.
     texts[0] = thought_of(texts[0], tags)
     important = thoughts.are_long(thoughts.importance(values.values, values.lengths, importance))

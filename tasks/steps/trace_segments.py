@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
 from conf.segmentation import Segmentation
 from models.checkpoints.checkpoint import Checkpoint
@@ -58,12 +57,3 @@ def all_segment_ends(
     aligner = segment_aligner(ctx, model, len(traces), segmentation)
     found = {trace.id: aligner.ends(trace) for trace in traces}
     return {name: ends for name, ends in found.items() if ends is not None}, aligner.undecodable
-
-
-def texts_between(model: Checkpoint, trace: Trace, ends: Sequence[int]) -> list[str]:
-    """The texts between consecutive token `ends` of a trace.
-
-    Decoded as parts of the whole trace, because some tokenizers decode a part alone differently.
-    """
-    texts = model.token_texts(trace.token_ids)
-    return ["".join(texts[start:end]) for start, end in pairwise(ends)]

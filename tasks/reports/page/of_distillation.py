@@ -14,7 +14,6 @@ from tasks.reports.page.views import Piece, ProblemView, TextView, TraceView
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.context import RunContext
 from tasks.steps.problems import by_id
-from tasks.steps.trace_segments import texts_between
 
 
 class DistillationArtifacts(NamedTuple):
@@ -98,7 +97,7 @@ def _valued(
     """The segments with the share of right rollouts after each; those that were kept."""
     kept = set(compressed.kept) if compressed else set[int]()
     pieces = []
-    for index, text in enumerate(texts_between(checkpoint, trace, values.ends)):
+    for index, text in enumerate(checkpoint.texts_between(trace.token_ids, values.ends)):
         state = "unused" if compressed is None else "kept" if index in kept else "cut"
         pieces.append(Piece(text=text, state=state, right=values.right[index + 1], total=values.total))
     return pieces

@@ -24,7 +24,6 @@ from tasks.reports.page.views import Piece, ProblemView, State, TextView, TraceV
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.context import RunContext
 from tasks.steps.problems import by_id
-from tasks.steps.trace_segments import texts_between
 
 Name = tuple[str, int]
 
@@ -100,7 +99,7 @@ class _Viewer:
         )
 
     def _pieces(self, trace: Trace, scan: Scan, optimised: OptimisedTrace | None) -> list[Piece]:
-        texts = texts_between(self._checkpoint, trace, (0, *scan.ends, len(trace.token_ids)))
+        texts = self._checkpoint.texts_between(trace.token_ids, (0, *scan.ends, len(trace.token_ids)))
         probes = {probe.segment: probe for probe in scan.probes}
         pieces = []
         for index, text in enumerate(texts[:-1]):

@@ -15,7 +15,6 @@ from tasks.reports.page.views import Piece, ProblemView, TextView, TraceView
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.context import RunContext
 from tasks.steps.problems import by_id
-from tasks.steps.trace_segments import texts_between
 
 
 class ColdStartArtifacts(NamedTuple):
@@ -66,7 +65,7 @@ def _view(
 def _thoughts(
     checkpoint: Checkpoint, trace: Trace, values: PrefixValues, dialogue: ColdStartDialogue | None
 ) -> list[Piece]:
-    texts, pieces = texts_between(checkpoint, trace, (*values.ends, len(trace.token_ids))), list[Piece]()
+    texts, pieces = checkpoint.texts_between(trace.token_ids, (*values.ends, len(trace.token_ids))), list[Piece]()
     for index, text in enumerate(texts[:-1]):
         right = values.right[index + 1]
         state = "unused" if dialogue is None else "long" if dialogue.important[index] else "short"
