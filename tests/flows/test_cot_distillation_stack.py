@@ -17,12 +17,24 @@ from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
 from models.inference.engine import FailedRequest, Finished, Request
 from models.inference.scripted_engine import ScriptedEngine
 from models.llm.client import CapReached, TooManyInvalidReplies
-from reasoning.records import CompressedTrace, Demonstration, Match, Pair, PairKind, Problem, Trace, Verdict
+from reasoning.records import (
+    CompressedTrace,
+    Demonstration,
+    Match,
+    Pair,
+    PairKind,
+    Problem,
+    Rating,
+    Trace,
+    Verdict,
+    by_trace,
+)
 from reasoning.stories import OverThinker, Split, draw_stories
 from reasoning.thinking import final_answer
 from tasks.steps.problems import ProblemsRefused
 from tests.flows.world import LEVELS, STORIES, ScriptedRun, assist, scripted, speak
 from tests.models.chat import Answer, Chat, Script
+from tests.tasks.reports.page.pages import contents
 
 pytestmark = pytest.mark.usefixtures("plain_steps")
 SMALL = (
@@ -97,6 +109,23 @@ def test_training_rows_are_complete_completions_of_the_same_traces(first: Run):
     pairs = first.rows("pair-compressed", Pair)
     assert {pair.kind for pair in pairs} == {PairKind.COMPRESSED}
     assert all(len(pair.chosen_ids) < len(pair.rejected_ids) for pair in pairs)
+
+
+def test_the_page_shows_rating_budget_and_compressed_text(first: Run):
+    held = contents(first.ctx.directory.page)["problems"]
+    training = {one["id"]: one for one in held if one["set"] == "training"}
+    model = first.ctx.resources.checkpoint(first.ctx.resources.model("tiny"))
+    compressed = by_trace(first.rows("compress-by-value", CompressedTrace))
+    levels = {row.problem_id: row.level for row in first.rows("rate-by-effort", Rating)}
+    for trace in first.rows("select-traces", Trace):
+        views = {view["name"]: view for view in training[trace.problem_id]["traces"]}
+        view = views[f"trace {trace.sample}"]
+        row = compressed.get((trace.problem_id, trace.sample))
+        assert view["facts"]["rating"] == f"{levels[trace.problem_id]} of 10"
+        assert [text["text"] for text in view["texts"]] == ([model.decode(row.token_ids)] if row else [])
+        if row:
+            kept = "".join(piece["text"] for piece in view["pieces"] if piece["state"] == "kept")
+            assert view["texts"][0]["text"].startswith(kept)
 
 
 def test_dpo_starts_from_the_sft_checkpoint(first: Run):

@@ -21,6 +21,7 @@ from tasks.steps import pruning
 from tasks.steps.dto import build_pairs
 from tests.flows.world import ScriptedRun
 from tests.models.chat import Answer, Chat
+from tests.tasks.reports.page.pages import contents
 
 pytestmark = pytest.mark.usefixtures("plain_steps")
 SMALL = (
@@ -70,6 +71,49 @@ def test_a_run_takes_every_step_and_reports_it(first: Run, root: Path):
     assert report["comparisons"][0]["against"] == "base"
     assert json.loads((root / "latest" / "report.json").read_text()) == report
     assert json.loads((root / "latest" / "config.json").read_text()) == report["config"]
+
+
+def test_the_page_shows_what_became_of_each_trace(first: Run):
+    held = contents(first.ctx.directory.page)["problems"]
+    training = {one["id"]: one for one in held if one["set"] == "training"}
+    optimised, pairs = first.rows("prune-traces", OptimisedTrace), first.rows("build-pairs", Pair)
+    model = first.ctx.resources.checkpoint(first.ctx.resources.model("tiny"))
+    texts = {(row.problem_id, row.sample): model.decode(row.token_ids) for row in optimised}
+    states = set[str]()
+    for trace in first.rows("sample-traces", Trace):
+        view = training[trace.problem_id]["traces"][trace.sample]
+        assert "".join(piece["text"] for piece in view["pieces"] if piece["state"] != "added") == trace.text
+        kept = "".join(one["text"] for one in view["pieces"] if one["state"] in ("kept", "put back", "added"))
+        assert kept == texts.get((trace.problem_id, trace.sample), "")
+        its_pairs = [row for row in pairs if (row.problem_id, row.sample) == (trace.problem_id, trace.sample)]
+        assert len(view["texts"]) == 2 * len(its_pairs)
+        states |= {piece["state"] for piece in view["pieces"]}
+    assert {"kept", "cut", "added"} <= states
+    answers = [one["answers"] for one in held if one["set"] == "the benchmark"]
+    assert [[answer["model"] for answer in of_problem] for of_problem in answers] == [["base"] * 2 + ["dto"] * 2] * 8
+
+
+def test_reference_models_further_benchmarks_and_their_samples(root: Path, tmp_path: Path):
+    reference = shutil.copytree(TINY_MODEL, tmp_path / "reference")
+    (reference / "generation_config.json").write_text("{}")
+    run = Run(
+        root,
+        f"evaluation.references=['{reference}']",
+        "evaluation.samples={choices=3}",
+        "evaluation.budgets=[10,100]",
+        "benchmark.others.choices={count=4, levels=[1,2], options=4}",
+    )
+    models = {entry["name"]: entry for entry in run.report["others"]["choices"]["models"]}
+    assert [(name, entry["role"], entry["samples"]) for name, entry in models.items()] == [
+        ("base", "base", 12),
+        ("dto", "method", 12),
+        (str(reference), "reference", 12),
+    ]
+    assert run.report["models"][2]["samples"] == 16
+    assert list(models["base"]["by_budget"]) == ["10", "100"]
+    assert models["base"]["by_subject"]
+    assert [entry["model"] for entry in run.report["vs_method"]] == []
+    assert run.redone.count("evaluate") == 4  # the reference on both, base and method on the new benchmark
 
 
 def test_the_ledger_accounts_for_every_row(first: Run):

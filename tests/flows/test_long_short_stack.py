@@ -26,10 +26,12 @@ from reasoning.records import (
     Score,
     Trace,
     Verdict,
+    by_trace,
 )
 from tasks.reports.model_pair import MissingModelPair, load_model_pair
 from tests.flows.world import ScriptedRun, assist, speak_turn, speaking
 from tests.models.chat import Chat
+from tests.tasks.reports.page.pages import contents
 
 pytestmark = pytest.mark.usefixtures("plain_steps")
 SMALL = (
@@ -96,6 +98,24 @@ def test_thoughts_are_consecutive_parts_of_the_trace_and_each_has_a_value(first:
         # The scripted model continues with its latest conclusion, so a prefix is always or never right. Without
         # thinking it samples a new trace each time.
         assert all(right in (0, 3) for right in row.right[1:])
+
+
+def test_the_page_shows_thoughts_and_who_said_which_turn(first: Run):
+    held = contents(first.ctx.directory.page)["problems"]
+    dialogues = by_trace(first.rows("build-cold-start-dialogues", ColdStartDialogue))
+    for trace in first.rows("select-traces", Trace):
+        problem = next(one for one in held if one["id"] == trace.problem_id)
+        view = next(view for view in problem["traces"] if view["name"] == f"trace {trace.sample}")
+        assert "".join(piece["text"] for piece in view["pieces"]) == trace.text
+        if row := dialogues.get((trace.problem_id, trace.sample)):
+            states = [piece["state"] for piece in view["pieces"][:-1]]
+            assert states == ["long" if important else "short" for important in row.important]
+            assert "".join(text["text"] for text in view["texts"]) == row.transcript
+    answers = next(one["answers"] for one in held if one["answers"])
+    spoken = [answer for answer in answers if answer["turns"][0]["speaker"]]
+    assert {answer["turns"][0]["speaker"] for answer in spoken} == {"long"}
+    assert all("rewards" in answer["facts"] for answer in spoken)
+    assert len({answer["model"] for answer in spoken}) > 1
 
 
 def test_each_turn_is_one_row_with_the_turns_before_as_prompt(first: Run):

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from conf.cot_distillation import LengthBudget
 from models.checkpoints.checkpoint import Checkpoint
-from reasoning.records import CompressedTrace, PrefixValues, Problem, Rating, Trace, by_trace, trace_name
+from reasoning.records import CompressedTrace, PrefixValues, Problem, Rating, Trace
 from reasoning.thinking import reply_of, thinking_of
+from tasks.reports.page.beside import Beside
 from tasks.reports.page.views import Piece, ProblemView, TextView, TraceView
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.context import RunContext
@@ -55,12 +56,11 @@ class _Viewer:
     def __init__(self, ctx: RunContext, made: DistillationArtifacts):
         self._checkpoint, self._made = ctx.resources.checkpoint(made.base), made
         self.levels = {row.problem_id: row.level for row in ctx.artifacts.rows(made.ratings, Rating)}
-        self._values = by_trace(ctx.artifacts.rows(made.values, PrefixValues)) if made.values else {}
-        self._compressed = by_trace(ctx.artifacts.rows(made.compressed, CompressedTrace))
+        self._values = Beside(ctx, made.values, PrefixValues)
+        self._compressed = Beside(ctx, made.compressed, CompressedTrace)
 
     def view(self, trace: Trace) -> TraceView:
-        name = trace_name(trace)
-        compressed, values, level = self._compressed.get(name), self._values.get(name), self.levels.get(name[0])
+        compressed, values = self._compressed.one(trace), self._values.one(trace)
         tags = self._checkpoint.prompt.thinking
         if values:
             pieces = _valued(self._checkpoint, trace, values, compressed)
@@ -73,7 +73,7 @@ class _Viewer:
             tokens=len(trace.token_ids),
             status=_status(compressed),
             pieces=(*pieces, reply),
-            facts=self._facts(trace, level, compressed),
+            facts=self._facts(trace, self.levels.get(trace.problem_id), compressed),
             texts=tuple(_texts(self._checkpoint, compressed)),
         )
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -17,15 +16,12 @@ from reasoning.records import (
     ProposedRemovals,
     Scan,
     Trace,
-    by_trace,
-    trace_name,
 )
+from tasks.reports.page.beside import Beside
 from tasks.reports.page.views import Piece, ProblemView, State, TextView, TraceView
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.context import RunContext
 from tasks.steps.problems import by_id
-
-Name = tuple[str, int]
 
 
 class DtoArtifacts(NamedTuple):
@@ -70,22 +66,23 @@ def _problem_view(problem: Problem, views: Sequence[TraceView]) -> ProblemView:
 
 
 class _Viewer:
+    """Makes views of traces, which come in the order of their artifact."""
+
     def __init__(self, ctx: RunContext, made: DtoArtifacts):
         self._checkpoint, self._made = ctx.resources.checkpoint(made.base), made
-        self._scans = by_trace(ctx.artifacts.rows(made.scans, Scan))
-        self._estimates = by_trace(ctx.artifacts.rows(made.estimates, CrossingEstimate))
-        self._optimised = by_trace(ctx.artifacts.rows(made.optimised, OptimisedTrace))
-        proposals = ctx.artifacts.rows(made.proposals, ProposedRemovals) if made.proposals else ()
-        self._proposed = {trace_name(row): set(row.segments) for row in proposals}
-        self._pairs: dict[Name, list[Pair]] = defaultdict(list)
-        for pair in ctx.artifacts.stream(made.pairs, Pair):
-            self._pairs[trace_name(pair)].append(pair)
+        self._scans = Beside(ctx, made.scans, Scan)
+        self._estimates = Beside(ctx, made.estimates, CrossingEstimate)
+        self._optimised = Beside(ctx, made.optimised, OptimisedTrace)
+        self._proposed = Beside(ctx, made.proposals, ProposedRemovals)
+        self._pairs = Beside(ctx, made.pairs, Pair)
 
     def view(self, trace: Trace) -> TraceView:
-        name = trace_name(trace)
-        scan, optimised = self._scans.get(name), self._optimised.get(name)
-        pieces = self._pieces(trace, scan, optimised) if scan else [Piece(text=trace.text, state="unused")]
-        estimate = self._estimates.get(name)
+        scan, optimised = self._scans.one(trace), self._optimised.one(trace)
+        proposal, estimate = self._proposed.one(trace), self._estimates.one(trace)
+        proposed = set(proposal.segments) if proposal else set[int]()
+        pieces = [Piece(text=trace.text, state="unused")]
+        if scan:
+            pieces = self._pieces(trace, scan, optimised, proposed)
         facts = {"right on fresh samples at the cut": f"{estimate.right} of {estimate.total}"} if estimate else {}
         return TraceView(
             name=f"sample {trace.sample}",
@@ -95,10 +92,10 @@ class _Viewer:
             threshold=self._made.threshold,
             pieces=tuple(pieces),
             facts=facts,
-            texts=tuple(_pair_texts(self._checkpoint, self._pairs[name])),
+            texts=tuple(_pair_texts(self._checkpoint, self._pairs.of(trace))),
         )
 
-    def _pieces(self, trace: Trace, scan: Scan, optimised: OptimisedTrace | None) -> list[Piece]:
+    def _pieces(self, trace: Trace, scan: Scan, optimised: OptimisedTrace | None, proposed: Set[int]) -> list[Piece]:
         texts = self._checkpoint.texts_between(trace.token_ids, (0, *scan.ends, len(trace.token_ids)))
         probes = {probe.segment: probe for probe in scan.probes}
         pieces = []
@@ -106,22 +103,22 @@ class _Viewer:
             probe = probes.get(index)
             counts = {"right": probe.right, "total": probe.total} if probe else {}
             note = "first prefix that passes" if index == scan.crossing else ""
-            pieces.append(Piece(text=text, state=self._state(trace, index, scan, optimised), note=note, **counts))
+            pieces.append(Piece(text=text, state=self._state(index, scan, optimised, proposed), note=note, **counts))
         if optimised and scan.crossing is not None:
             pieces.insert(scan.crossing + 1, self._ending(scan, optimised))
         reply: State = "cut" if optimised else "unused"
         return [*pieces, Piece(text=texts[-1], state=reply, note="the original reply")]
 
-    def _state(self, trace: Trace, index: int, scan: Scan, optimised: OptimisedTrace | None) -> State:
+    def _state(self, index: int, scan: Scan, optimised: OptimisedTrace | None, proposed: Set[int]) -> State:
         if optimised is None or scan.crossing is None:
             return "unused"
         if index > scan.crossing:
             return "cut"
         if index in optimised.removed:
             return "pruned"
-        inner = set(range(1, scan.crossing))
-        tried = self._proposed.get(trace_name(trace), set()) if self._made.proposals else inner
-        return "put back" if self._made.is_pruned and index in tried & inner else "kept"
+        inner = 0 < index < scan.crossing
+        was_tried = index in proposed if self._made.proposals else self._made.is_pruned
+        return "put back" if inner and was_tried else "kept"
 
     def _ending(self, scan: Scan, optimised: OptimisedTrace) -> Piece:
         """The sampled ending: what follows the kept segments in the optimised trace."""

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 from models.checkpoints.checkpoint import Checkpoint
 from reasoning.dialogue import turns_of
-from reasoning.records import ColdStartDialogue, PrefixValues, Trace, by_trace, trace_name
+from reasoning.records import ColdStartDialogue, PrefixValues, Trace
 from reasoning.stats import proportion
+from tasks.reports.page.beside import Beside
 from tasks.reports.page.views import Piece, ProblemView, TextView, TraceView
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.context import RunContext
@@ -30,11 +31,10 @@ class ColdStartArtifacts(NamedTuple):
 def cold_start_views(ctx: RunContext, made: ColdStartArtifacts) -> Iterator[ProblemView]:
     """One view per problem with selected traces."""
     known, checkpoint = by_id(ctx, made.problems), ctx.resources.checkpoint(made.teacher)
-    values = by_trace(ctx.artifacts.rows(made.values, PrefixValues))
-    dialogues = by_trace(ctx.artifacts.rows(made.dialogues, ColdStartDialogue))
+    values, dialogues = Beside(ctx, made.values, PrefixValues), Beside(ctx, made.dialogues, ColdStartDialogue)
     for name, traces in groupby(ctx.artifacts.stream(made.traces, Trace), lambda trace: trace.problem_id):
         problem = known[name]
-        views = [_view(checkpoint, t, values.get(trace_name(t)), dialogues.get(trace_name(t))) for t in traces]
+        views = [_view(checkpoint, trace, values.one(trace), dialogues.one(trace)) for trace in traces]
         yield ProblemView(
             id=problem.id,
             set="training",
