@@ -388,6 +388,10 @@ OF_THE_HUB = {
         {"problem_idx": 1, "answer": r"\frac{1}{2}", "problem": "1/2?", "problem_type": ["Algebra"]},
         ("1", "1/2?", r"\frac{1}{2}", None),
     ),
+    "MARIO-Math-Reasoning/Gaokao2023-Math-En": (
+        {"question": "1+1?", "answer": "$2$", "source": "x", "lang": "en", "sourcename": "y", "id": 3},
+        ("3", "1+1?", "$2$", None),
+    ),
     "hails/agieval-gaokao-mathqa": (
         {"query": "1+1?", "choices": ["1", "2", "3", "4"], "gold": [1]},
         ("row-7", "1+1?\n(A) 1\n(B) 2\n(C) 3\n(D) 4", "B", None),
