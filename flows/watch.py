@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -34,14 +34,15 @@ class NothingToWatch(ReadableError):
     """A folder without a run that shows itself."""
 
 
-def watch(folder: Path, is_over: Callable[[LiveState], bool] = lambda state: state.has_ended) -> None:
-    """Shows the run in `folder`, or the latest run within it, until it has ended. Raises NothingToWatch."""
-    path = live_file(folder)
-    with Live(console=console(), auto_refresh=False) as screen:
+def watch(folder: Path) -> None:
+    """Shows the run in `folder`, or the latest run within it, until it has ended or Ctrl-C; once where the output is no
+    terminal. Raises NothingToWatch."""
+    path, terminal = live_file(folder), console()
+    with suppress(KeyboardInterrupt), Live(console=terminal, auto_refresh=False) as screen:
         while True:
             state = read_state(path)
             screen.update(screen_of(state, path.parent.name, time.time()), refresh=True)
-            if is_over(state):
+            if state.has_ended or not terminal.is_terminal:
                 return
             time.sleep(EVERY)
 
