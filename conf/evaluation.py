@@ -55,6 +55,11 @@ class Evaluated(Settings):
         """Sampling parameters of the evaluation."""
         raise NotImplementedError
 
+    @property
+    def uses_endpoints(self) -> bool:
+        """Whether servers elsewhere serve the base model."""
+        raise NotImplementedError
+
     def sampling_on(self, benchmark: str) -> Sampling:
         """Sampling parameters on one benchmark."""
         samples = self.evaluation.samples.get(benchmark, self.eval_sampling.samples)
@@ -77,6 +82,10 @@ class Evaluated(Settings):
                 raise ValueError(
                     f"evaluation.samples.{name}: temperature 0 always draws the same completion; set it to 1"
                 )
+        if given.references and self.uses_endpoints:
+            raise ValueError(
+                "engine.endpoints serve one model, and evaluation.references are others; leave one of them out"
+            )
         if given.budgets and given.budgets[-1] > sampling.max_tokens:
             raise ValueError(
                 f"evaluation.budgets: {given.budgets[-1]} is more than the completions' maximum length "

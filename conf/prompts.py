@@ -52,6 +52,16 @@ class Harmony(Settings):
     answer_close: ClassVar[str] = ""
 
 
+class NoThinking(Settings):
+    """A model that answers directly: nothing marks a thinking, and the whole completion is the reply."""
+
+    type: Literal["none"] = "none"
+    open: ClassVar[str] = ""
+    close: ClassVar[str] = ""
+    answer_open: ClassVar[str] = ""
+    answer_close: ClassVar[str] = ""
+
+
 Thinking = Annotated[Annotated[Harmony, Tag("harmony")] | Annotated[Tags, Tag("tags")], type_or("tags")]
 
 

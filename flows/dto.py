@@ -133,6 +133,7 @@ def _for_the_page(settings: Dto, curated: Curated, pairs: ArtifactRef) -> DtoArt
         proposals=curated.proposals,
         is_pruned=settings.pruning.type != "none",
         pairs=pairs,
+        rejected=settings.pairing.rejected,
         threshold=settings.probing.threshold,
     )
 

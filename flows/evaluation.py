@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import product
 
+from conf.errors import ReadableError
 from conf.evaluation import Evaluated
 from tasks.reports.seed_results import EvaluatedModel, NamedModel
 from tasks.runtime.artifacts import ArtifactRef
@@ -15,9 +16,29 @@ from tasks.runtime.context import RunContext
 from tasks.steps.sampling import evaluate
 
 
+class UnfitReference(ReadableError):
+    """A reference model that this run cannot serve."""
+
+
 def reference_models(ctx: RunContext, settings: Evaluated) -> list[NamedModel]:
-    """The finished models that the run's own are compared with."""
-    return [NamedModel(name, "reference", ctx.resources.model(name)) for name in settings.evaluation.references]
+    """The finished models that the run's own are compared with. Raises UnfitReference."""
+    return [_reference(ctx, name) for name in settings.evaluation.references]
+
+
+def _reference(ctx: RunContext, name: str) -> NamedModel:
+    model = ctx.resources.model(name)
+    checkpoint, needed = ctx.resources.checkpoint(model), ctx.resources.engine_settings.max_model_len
+    limit = checkpoint.config.get("max_position_embeddings")
+    if isinstance(limit, int) and limit < needed:
+        raise UnfitReference(
+            f"evaluation.references: {name} holds {limit} tokens (max_position_embeddings), fewer than "
+            f"engine.max_model_len ({needed}); lower the latter, or leave the model out"
+        )
+    if not checkpoint.marks_thinking:
+        ctx.warn(
+            f"{name} has no thinking tags: as a reference it is prompted without them, and its whole reply is graded"
+        )
+    return NamedModel(name, "reference", model, answers_directly=not checkpoint.marks_thinking)
 
 
 def evaluate_all(
@@ -36,6 +57,8 @@ def evaluate_all(
             problems=eval_set,
             sampling=settings.sampling_on(name),
             seed=seed,
+            answers_directly=model.answers_directly,
         )
-        sets[name].append(EvaluatedModel(*model, scores))
+        found = EvaluatedModel(model.name, model.role, model.model, scores, answers_directly=model.answers_directly)
+        sets[name].append(found)
     return sets

@@ -29,8 +29,8 @@ def run_multi_seed(ctx: RunContext, settings: MultiSeed) -> Path:
         results.append(earlier.get(seed) or evaluate_seed(ctx, settings, seed))
         publish_seed_result(ctx, results[-1], settings.publish_dir)
     report = write_report(ctx, settings, results)
-    write_run_page(ctx, settings.of, report, None)
     publish_report(ctx, report, settings.publish_dir, settings.of.pipeline)
+    write_run_page(ctx, settings.of, report, None)
     return ctx.directory.report
 
 

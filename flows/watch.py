@@ -80,7 +80,9 @@ def _stage(state: LiveState) -> Table:
     speed = f"{state.tokens_per_second:,.0f} tokens/s" if state.tokens_per_second else ""
     left = f"{timedelta(seconds=int(state.seconds_left))} left" if state.seconds_left else ""
     bar = ProgressBar(total=max(1, state.total), completed=state.done, width=30)
-    line.add_row(Text(state.stage), bar, f"{state.done:,} of {state.total:,} {state.unit}", speed, left)
+    line.add_row(
+        Text(strip_control_chars(state.stage)), bar, f"{state.done:,} of {state.total:,} {state.unit}", speed, left
+    )
     return line
 
 
@@ -90,7 +92,9 @@ def _trace(trace: LiveTrace) -> Panel:
     lines = [_piece(piece) for piece in trace.pieces[:PIECES]]
     more = [Text(f"… {len(trace.pieces) - PIECES} more pieces", "dim")] if len(trace.pieces) > PIECES else []
     title = Text(_short(trace.problem, 100))
-    return Panel(Group(*lines, *more), title=title, title_align="left", subtitle=f"{trace.id}: {mark}")
+    return Panel(
+        Group(*lines, *more), title=title, title_align="left", subtitle=Text(_short(f"{trace.id}: {mark}", 100))
+    )
 
 
 def _piece(piece: LivePiece) -> Text:

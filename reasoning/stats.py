@@ -59,7 +59,8 @@ def _wilson(share: float, samples: float, quantile: float) -> Interval:
     """Wilson's interval of a share of independent samples."""
     added = quantile**2 / samples
     half = quantile * math.sqrt(share * (1 - share) / samples + added / (4 * samples))
-    return (share + added / 2 - half) / (1 + added), (share + added / 2 + half) / (1 + added)
+    low, high = (share + added / 2 - half) / (1 + added), (share + added / 2 + half) / (1 + added)
+    return max(0.0, min(share, low)), min(1.0, max(share, high))  # against rounding
 
 
 def paired_difference(new: ByProblem, base: ByProblem) -> tuple[float, Interval]:

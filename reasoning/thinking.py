@@ -5,10 +5,10 @@ Harmony's channels are treated as tags: the text between the two messages closes
 
 from __future__ import annotations
 
-from conf.prompts import Harmony, Tags
+from conf.prompts import Harmony, NoThinking, Tags
 from reasoning.answers.boxed import boxed, boxed_span
 
-Thinking = Tags | Harmony
+Thinking = Tags | Harmony | NoThinking
 THINK = Tags()
 CLOSE_THINK = THINK.close
 
@@ -26,6 +26,8 @@ def thinking_of(text: str, thinking: Thinking = THINK) -> str:
 def reply_of(text: str, thinking: Thinking = THINK) -> str | None:
     """Text after the thinking, without the reply's own tags. None if the thinking is not closed, or is reopened and not
     closed again."""
+    if isinstance(thinking, NoThinking):
+        return text
     _, tag, reply = text.partition(thinking.close)
     if not tag and isinstance(thinking, Harmony) and text.lstrip().startswith(thinking.reply_open):
         tag, reply = thinking.reply_open, text.partition(thinking.reply_open)[2]
@@ -47,12 +49,10 @@ def answer_end(completion: str, thinking: Thinking = THINK) -> int | None:
     return None if reply is None or span is None else completion.rindex(reply) + span[1] + 1
 
 
-def written_as(text: str, thinking: Thinking, source: Thinking = THINK) -> str:
-    """A completion with the tags of `source` rewritten with those of `thinking`, from the start of the thinking."""
-    thought, closed, rest = thought_of(text, source).partition(source.close)
-    if not closed:
-        return thought
-    return joined(thought, reply_without_tags(rest, source), thinking)
+def written_as(text: str, thinking: Thinking) -> str:
+    """A completion with default tags rewritten with those of `thinking`, from the start of the thinking."""
+    thought, closed, reply = thought_of(text).partition(THINK.close)
+    return joined(thought, reply, thinking) if closed else thought
 
 
 def joined(thought: str, reply: str, thinking: Thinking) -> str:

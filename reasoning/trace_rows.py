@@ -36,28 +36,33 @@ def trace_fields(teacher: DatasetTeacher) -> frozenset[str]:
 def traces_in(row: Mapping[str, Any], teacher: DatasetTeacher) -> list[RowTrace | InvalidTrace]:
     """The traces of a row: one, or as many as its list has. An entry that cannot be used says why."""
     texts = _texts(row, teacher.column)
-    if isinstance(texts, InvalidTrace):
-        return [texts]
     if not teacher.reply_column:
-        return [_split(text, teacher) for text in texts]
+        return [_split(text, teacher) if text else _missing(row, teacher.column) for text in texts]
     replies = _texts(row, teacher.reply_column)
-    if isinstance(replies, InvalidTrace):
-        return [replies]
     if len(texts) != len(replies):
         detail = f"{len(texts)} traces in {teacher.column!r} and {len(replies)} replies in {teacher.reply_column!r}"
         return [InvalidTrace("no-reply", f"{detail}; correct teacher.reply_column")]
-    return [_parts(text, reply, teacher) for text, reply in zip(texts, replies, strict=True)]
+    return [_paired(row, text, reply, teacher) for text, reply in zip(texts, replies, strict=True)]
 
 
-def _texts(row: Mapping[str, Any], column: str) -> list[str] | InvalidTrace:
-    """The texts in a column: of a list of texts each, otherwise one."""
+def _texts(row: Mapping[str, Any], column: str) -> list[str | None]:
+    """The texts in a column: of a list of texts each, otherwise one. None where there is no text."""
     value = value_at(row, column)
-    entries = value if isinstance(value, list | tuple) and all(isinstance(entry, str) for entry in value) else [value]
-    texts = [text for entry in entries if (text := written_text(entry))]
-    if not texts:
-        known = ", ".join(map(repr, list(row)[:12])) or "none"
-        return InvalidTrace("no-trace", f"field {column!r} holds no trace; the row's fields: {known}")
-    return texts
+    is_list = isinstance(value, list | tuple) and all(entry is None or isinstance(entry, str) for entry in value)
+    return [written_text(entry) for entry in (value if is_list else [value])]
+
+
+def _missing(row: Mapping[str, Any], column: str) -> InvalidTrace:
+    known = ", ".join(map(repr, list(row)[:12])) or "none"
+    return InvalidTrace("no-trace", f"field {column!r} holds no trace; the row's fields: {known}")
+
+
+def _paired(
+    row: Mapping[str, Any], thought: str | None, reply: str | None, teacher: DatasetTeacher
+) -> RowTrace | InvalidTrace:
+    if not thought or not reply:
+        return _missing(row, teacher.reply_column if thought else teacher.column)
+    return _parts(thought, reply, teacher)
 
 
 def _split(text: str, teacher: DatasetTeacher) -> RowTrace | InvalidTrace:

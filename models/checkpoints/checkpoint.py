@@ -13,7 +13,7 @@ from itertools import dropwhile, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conf.prompts import BUNDLED, Prompt
+from conf.prompts import BUNDLED, NoThinking, Prompt
 from models.checkpoints.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, holds_adapters, read_adapter_config
 from models.checkpoints.files import CheckpointError, all_shapes, first_line, read_json, weight_files
 from models.checkpoints.prompting import ChatPrompts, content_of
@@ -223,6 +223,17 @@ class Checkpoint:
         return self._prompts[content]
 
     @cached_property
+    def marks_thinking(self) -> bool:
+        """Whether the model was made for the run's thinking tags: its template or its vocabulary has one."""
+        tags = (self.prompt.thinking.open, self.prompt.thinking.close)
+        added = {token.content for token in self.tokenizer.added_tokens_decoder.values()}
+        return any(tag in added or tag in str(self.tokenizer.chat_template) for tag in tags)
+
+    def answering_directly(self) -> Checkpoint:
+        """The same model, prompted without an opened thinking; its whole completion is the reply."""
+        return replace(self, prompt=self.prompt.model_copy(update={"thinking": NoThinking()}))
+
+    @cached_property
     def _prompts(self) -> dict[str, TokenIds]:
         """Cache: every prefix of every trace needs its problem's prompt."""
         return {}
@@ -248,7 +259,7 @@ class Checkpoint:
     @cached_property
     def _control_tokens(self) -> list[str]:
         added = [token.content for token in self.tokenizer.added_tokens_decoder.values()]
-        return [*added, *self._tags]
+        return [*filter(str.strip, added), *self._tags]  # some vocabularies add runs of spaces
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of the tokens, without special ones; spaces are kept."""

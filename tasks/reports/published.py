@@ -51,7 +51,10 @@ def headline_table(report: Mapping[str, Any], headlines: Sequence[Headline]) -> 
     """One row per headline; our figure is that of the method on the main benchmark."""
     method = next((entry["name"] for entry in report["models"] if entry["role"] == "method"), "")
     compared: dict[str, Any] = next((entry for entry in report["comparisons"] if entry["model"] == method), {})
-    figures = {**compared, **(compared.get("by_base_correctness") or {})}
+    by_base = compared.get("by_base_correctness") or {}
+    model, chance = by_base.get("wrong_to_right"), by_base.get("wrong_to_right_of_base")
+    gained = None if model is None or chance is None else model - chance
+    figures = {**compared, **by_base, "wrong_to_right_gained": gained}
     rows = []
     for one in headlines:
         value = figures.get(one.figure)

@@ -51,6 +51,8 @@ class EvaluatedModel(NamedTuple):
     scores: ArtifactRef
     independent: bool = True
     """Whether its samples are independent of the base's."""
+    answers_directly: bool = False
+    """Whether it marks no thinking."""
 
 
 class NamedModel(NamedTuple):
@@ -59,6 +61,8 @@ class NamedModel(NamedTuple):
     name: str
     role: Role
     model: ArtifactRef
+    answers_directly: bool = False
+    """Whether it marks no thinking, so that its whole completion is the reply."""
 
 
 class ReportTable(NamedTuple):

@@ -22,6 +22,8 @@ from reasoning.token_ids import TokenIds
 R = TypeVar("R", bound=Record)
 TOKEN_IDS = pa.list_(pa.uint32())
 ROWS_PER_GROUP = 256
+BUCKETS = 8
+"""Parts in which a file is reordered."""
 PLAIN = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
 
 
@@ -93,6 +95,16 @@ class RowFile:
     def read(self, kind: type[R]) -> Iterator[R]:
         """The rows, once all are appended."""
         yield from read_rows(self.finish(), kind)
+
+    def reordered(self, places: Sequence[int], kind: type[R]) -> Iterator[R]:
+        """The rows, once all are appended, each at its place of `places`. `BUCKETS` passes over a file of its own, with
+        one bucket of rows in memory at a time."""
+        size = max(1, -(-len(places) // BUCKETS))
+        for start in range(0, len(places), size):
+            bucket = range(start, start + size)
+            rows = zip(places, self.read(kind), strict=True)
+            held = {at: row for at, row in rows if at in bucket}
+            yield from (held[at] for at in sorted(held))
 
     def _write(self) -> None:
         table = table_of(self._group)

@@ -177,21 +177,27 @@ def _publish(
                 if len(token_ids) > teacher.max_tokens:
                     dropped["too-long"] += 1
                     continue
-                traces.append(_trace(one, samples[name], token_ids, verdict))
+                # Some tokenizers normalise: the text is what the tokens say, as in a sampled trace.
+                text = checkpoint.decode(token_ids)
+                traces.append(_trace(one, samples[name], token_ids, text, verdict))
                 samples[name] += 1
         reader.validate(problems.label or problems.uri)
+        if not len(traces):
+            raise ProblemsRefused(
+                f"all {reader.found} traces are longer than teacher.max_tokens ({teacher.max_tokens}); raise it"
+            )
         ctx.report_skipped(reader.invalid, "invalid traces")
         dropped += Counter(row.reason for row in reader.invalid)
         counts = {"problems": len(known), "problems without a trace": len(known) - len(samples)}
         return ctx.publish("traces", traces, rows_in=reader.found, dropped=dict(dropped), usage=usage, counts=counts)
 
 
-def _trace(found: FoundTrace, sample: int, token_ids: TokenIds, verdict: Verdict) -> Trace:
+def _trace(found: FoundTrace, sample: int, token_ids: TokenIds, text: str, verdict: Verdict) -> Trace:
     return Trace(
         problem_id=found.problem.id,
         sample=sample,
         token_ids=token_ids,
-        text=found.text,
+        text=text,
         truncated=False,
         verdict=verdict,
     )

@@ -147,10 +147,22 @@ def select_traces(ctx: StepContext, traces: ArtifactRef, selection: TraceSelecti
     total_right = sum(map(len, right.values()))
     dropped = Counter({"not-right": traces.rows - total_right, "not-selected": total_right - len(kept)})
     counts = {"problems": len(problems), "problems with a right trace": len(right)}
-    with RowFile() as selected:
+    with RowFile() as found, RowFile() as selected:
         rows = enumerate(ctx.artifacts.stream(traces, Trace))
-        selected.extend(row for place, row in rows if place in kept)
+        found.extend(row for place, row in rows if place in kept)
+        selected.extend(_by_problem(found))
         return ctx.publish("traces", selected, rows_in=traces.rows, dropped=dict(+dropped), counts=counts)
+
+
+def _by_problem(traces: RowFile) -> Iterable[Trace]:
+    """The traces, those of a problem together: a data set may hold them far apart."""
+    problems = [row.problem_id for row in traces.read(Trace)]
+    first = {name: place for place, name in reversed(list(enumerate(problems)))}
+    order = sorted(range(len(problems)), key=lambda place: first[problems[place]])
+    if order == list(range(len(problems))):
+        return traces.read(Trace)
+    places = {row: place for place, row in enumerate(order)}
+    return traces.reordered([places[row] for row in range(len(problems))], Trace)
 
 
 @step("sampling")

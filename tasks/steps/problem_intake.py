@@ -64,11 +64,17 @@ class Intake:
     def select_by_subject(
         self, rows: Iterator[NamedRow], selection: ProblemSelection, each: int, buffer: int | None
     ) -> None:
-        """Takes `each` distinct problems of every subject, or all that it has, from the first `buffer` rows."""
+        """Takes `each` distinct problems of every subject, or all that it has, from the first `buffer` rows. Raises
+        ProblemsRefused where there are no subjects."""
         drawn = selection.select(self._candidates(islice(rows, buffer), selection))
         by_subject: dict[str | None, list[Problem]] = {}
         for problem in drawn:
             by_subject.setdefault(problem.subject, []).append(problem)
+        if set(by_subject) == {None}:
+            raise ProblemsRefused(
+                "problems.per_subject needs subjects, and no row has one; name their column in columns.subject, or set "
+                "problems.count"
+            )
         for problems in by_subject.values():
             self._add_distinct(iter(problems), len(self.problems) + each)
 

@@ -43,12 +43,20 @@ def sample_traces(
 
 
 @step("sampling")
-def evaluate(ctx: StepContext, model: ArtifactRef, problems: ArtifactRef, sampling: Sampling, seed: int) -> ArtifactRef:
+def evaluate(
+    ctx: StepContext,
+    model: ArtifactRef,
+    problems: ArtifactRef,
+    sampling: Sampling,
+    seed: int,
+    answers_directly: bool = False,
+) -> ArtifactRef:
     """Rows of Score, on problems that no other step reads, from samples that no other step uses.
 
-    A completion that failed counts as not right. Raises TooManyFailed.
+    `answers_directly`: the model marks no thinking. A completion that failed counts as not right. Raises TooManyFailed.
     """
     checkpoint, known = ctx.resources.checkpoint(model), by_id(ctx, problems)
+    checkpoint = checkpoint.answering_directly() if answers_directly else checkpoint
     sampler = TraceSampler(ctx, checkpoint, sampling, Purpose.BENCHMARK, seed)
     with closing(sampler.run("benchmark", len(known), known.values())) as done:
         scores = [

@@ -54,6 +54,13 @@ def test_stage_speed_and_newest_trace_with_its_cut():
     assert "ended" in shown(state.model_copy(update={"has_ended": True}), now=590)
 
 
+def test_ids_and_stages_of_strangers_command_no_terminal():
+    name = "alg[/x]\x1b]0;pwn\x07b\x1b[2J"
+    text = shown(LiveState(started=0, updated=0, stage="\x1b[2Jx", newest=(trace(name, LivePiece(text="4")),)))
+    assert "alg[/x]]0;pwnb[2J: right" in text
+    assert "\x1b" not in text
+
+
 def test_a_run_writes_what_is_shown(tmp_path: Path):
     live = LiveFile(tmp_path / "run" / LIVE_FILE)
     (tmp_path / "run").mkdir()

@@ -249,6 +249,9 @@ def test_an_interval_of_few_problems_is_wilsons():
     assert (mean, low, high) == (0.5, pytest.approx(0.5 - half, abs=1e-4), pytest.approx(0.5 + half, abs=1e-4))
     # all problems half right, of 4 samples each: no variance between problems, 120 independent samples
     assert share_interval(np.full(30, 0.5), 120)[1][0] == pytest.approx(0.4091, abs=1e-3)
+    for count in range(2, 100):
+        assert share_interval(np.zeros(count), count)[1][0] == 0
+        assert share_interval(np.ones(count), count)[1][1] == 1
     many = np.array([0.0, 1.0] * 50)
     assert share_interval(many, 100) == mean_interval(many)
 

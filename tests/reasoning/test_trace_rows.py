@@ -100,6 +100,17 @@ def test_one_bad_entry_of_a_list_leaves_the_others():
     assert [type(trace) for trace in found] == [RowTrace, InvalidTrace]
 
 
+def test_a_reply_belongs_to_the_thinking_at_its_place():
+    row = {"t": ["a", "", "b", None], "r": ["x", "y", "", "z"]}
+    found = traces_in(row, DatasetTeacher(column="t", reply_column="r"))
+    assert found[0] == RowTrace("a", "x")
+    assert [type(one) for one in found[1:]] == [InvalidTrace] * 3
+    assert [type(one) for one in traces_in({"generated_solution": [R1, None]}, DatasetTeacher())] == [
+        RowTrace,
+        InvalidTrace,
+    ]
+
+
 def test_only_named_columns_are_read():
     assert trace_fields(DatasetTeacher()) == {"generated_solution"}
     assert trace_fields(DatasetTeacher(column="a.b", reply_column="c")) == {"a.b", "c"}

@@ -26,21 +26,28 @@ MAX_PROBLEMS = 500
 """Problems of a benchmark whose answers are shown."""
 
 
-def answer_views(ctx: RunContext, settings: Evaluated, result: ExperimentResult) -> Iterator[ProblemView]:
-    """Problems of each benchmark with the answers of each model that answers in a single completion or a dialogue."""
+def answer_views(
+    ctx: RunContext, settings: Evaluated, result: ExperimentResult, notes: list[str]
+) -> Iterator[ProblemView]:
+    """Problems of each benchmark with the answers of each model that answers in a single completion or a dialogue.
+    `notes` gets what is not shown."""
     for name, problems in result.problems.items():
         known = dict(list(by_id(ctx, problems).items())[:MAX_PROBLEMS])
+        if len(known) < problems.rows:
+            notes.append(f"{name}: the first {len(known):,} of {problems.rows:,} problems.")
         answers: dict[str, list[AnswerView]] = defaultdict(list)
         for model in result.eval_sets[name]:
             if model.model.kind != MODEL_PAIR and model.independent:
-                _add_completions(ctx, model, known, settings.sampling_on(name), result.seed, answers)
+                sampling = settings.sampling_on(name)
+                if missing := _add_completions(ctx, model, known, sampling, result.seed, answers):
+                    notes.append(f"{name}: the store here has no answers of {model.name} to {missing:,} problems.")
         if name == next(iter(result.problems)):
             for pair, dialogues in result.dialogues.items():
                 _add_dialogues(ctx, pair, dialogues, known, answers)
-        models = [(model.name, model.role) for model in result.eval_sets[name]]
+        rates = {role: _rates(ctx, result.eval_sets[name], role) for role in ("base", "method")}
         for problem in known.values():
             if answers[problem.id]:
-                yield _view(problem, name, answers[problem.id], models)
+                yield _view(problem, name, answers[problem.id], _compared(problem.id, rates))
 
 
 def _add_completions(
@@ -50,9 +57,10 @@ def _add_completions(
     sampling: Sampling,
     seed: int,
     answers: dict[str, list[AnswerView]],
-) -> None:
-    """Completions that the rollout store of this machine no longer has are left out."""
+) -> int:
+    """Adds a model's answers. Returns the number of problems whose completions this machine's store does not have."""
     checkpoint = ctx.resources.checkpoint(model.model)
+    checkpoint = checkpoint.answering_directly() if model.answers_directly else checkpoint
     keys = {name: _key(checkpoint, problem, sampling, seed) for name, problem in known.items()}
     stored = ctx.resources.store.find(list(keys.values()))
     scores = {(row.problem_id, row.sample): row for row in ctx.artifacts.rows(model.scores, Score)}
@@ -60,6 +68,24 @@ def _add_completions(
         for sample, completion in enumerate(stored[key][:ANSWERS_SHOWN]):
             if score := scores.get((name, sample)):
                 answers[name].append(_answer(checkpoint, model.name, completion, score))
+    return sum(not stored[key] for key in keys.values())
+
+
+def _rates(ctx: RunContext, models: Sequence[EvaluatedModel], role: str) -> dict[str, float]:
+    """The share of right answers to each problem, over all samples of the model in a role."""
+    of_role = next((model for model in models if model.role == role), None)
+    verdicts: dict[str, list[bool]] = defaultdict(list)
+    for row in ctx.artifacts.stream(of_role.scores, Score) if of_role else ():
+        verdicts[row.problem_id].append(row.verdict is Verdict.RIGHT)
+    return {name: sum(right) / len(right) for name, right in verdicts.items()}
+
+
+def _compared(name: str, rates: Mapping[str, Mapping[str, float]]) -> tuple[str, ...]:
+    """How often the method is right on a problem, compared with the base."""
+    base, method = rates["base"].get(name), rates["method"].get(name)
+    if base is None or method is None:
+        return ()
+    return (("right as often as the base", "right more often", "right less often")[(method > base) - (method < base)],)
 
 
 def _key(checkpoint: Checkpoint, problem: Problem, sampling: Sampling, seed: int) -> bytes:
@@ -109,16 +135,7 @@ def _dialogue(pair: str, row: EvaluatedDialogue, rewards: Rewards) -> AnswerView
     )
 
 
-def _view(
-    problem: Problem, benchmark: str, answers: Sequence[AnswerView], models: Sequence[tuple[str, str]]
-) -> ProblemView:
-    def is_right(role: str) -> bool | None:
-        names = {name for name, its in models if its == role}
-        found = [answer.verdict is Verdict.RIGHT for answer in answers if answer.model in names]
-        return found[0] if found else None
-
-    base, method = is_right("base"), is_right("method")
-    tags = {(False, True): "wrong → right", (True, False): "right → wrong", (True, True): "right twice"}
+def _view(problem: Problem, benchmark: str, answers: Sequence[AnswerView], tags: tuple[str, ...]) -> ProblemView:
     return ProblemView(
         id=problem.id,
         set=benchmark,
@@ -126,6 +143,6 @@ def _view(
         answer=problem.answer,
         level=problem.level,
         subject=problem.subject,
-        tags=(tags.get((bool(base), bool(method)), "wrong twice"),) if None not in (base, method) else (),
+        tags=tags,
         answers=tuple(answers),
     )

@@ -27,6 +27,11 @@ class Beside(Generic[R]):
             self._next = next(self._rows, None)
         return found
 
+    def validate_all_taken(self) -> None:
+        """Raises ValueError if rows remain: they are not in the order of the traces."""
+        if self._next is not None:
+            raise ValueError(f"{trace_name(self._next)}: not in the order of the traces")  # type: ignore[arg-type]
+
     def one(self, trace: OfTrace) -> R | None:
         """The row about a trace, if there is one."""
         return next(iter(self.of(trace)), None)

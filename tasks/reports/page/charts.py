@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -57,7 +58,9 @@ def charts_of(frames: Mapping[str, pd.DataFrame], benchmark: str) -> list[Chart]
 
 def _url(figure: Figure) -> str:
     file = io.BytesIO()
-    with mpl.rc_context({"svg.hashsalt": "brevity"}):
+    # Text stays text, so that the browser's fonts draw it, also Chinese.
+    with mpl.rc_context({"svg.hashsalt": "brevity", "svg.fonttype": "none"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
         figure.savefig(file, format="svg", metadata={"Date": None}, transparent=True)
     return "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
@@ -91,7 +94,7 @@ def _tokens(models: pd.DataFrame) -> Figure:
 
 
 def _arms(value: float, low: float, high: float) -> list[list[float]] | None:
-    return None if pd.isna(low) or pd.isna(high) else [[value - low], [high - value]]
+    return None if pd.isna(low) or pd.isna(high) else [[max(0.0, value - low)], [max(0.0, high - value)]]
 
 
 def _budgets(figures: pd.DataFrame) -> Figure:

@@ -36,6 +36,7 @@ def distillation_views(ctx: RunContext, made: DistillationArtifacts) -> Iterator
     for name, traces in groupby(ctx.artifacts.stream(made.traces, Trace), lambda trace: trace.problem_id):
         views = [viewer.view(trace) for trace in traces]
         yield _problem_view(known[name], views, viewer.levels.get(name))
+    viewer.validate_all_taken()
 
 
 def _problem_view(problem: Problem, views: Sequence[TraceView], rating: int | None) -> ProblemView:
@@ -45,7 +46,7 @@ def _problem_view(problem: Problem, views: Sequence[TraceView], rating: int | No
         set="training",
         text=problem.text,
         answer=problem.answer,
-        level=problem.level if problem.level is not None else rating,
+        level=problem.level,
         subject=problem.subject,
         tags=("compressed" if compressed else "not compressed", *([f"rated {rating}"] if rating else [])),
         traces=tuple(views),
@@ -76,6 +77,10 @@ class _Viewer:
             facts=self._facts(trace, self.levels.get(trace.problem_id), compressed),
             texts=tuple(_texts(self._checkpoint, compressed)),
         )
+
+    def validate_all_taken(self) -> None:
+        for rows in (self._values, self._compressed):
+            rows.validate_all_taken()
 
     def _facts(self, trace: Trace, level: int | None, compressed: CompressedTrace | None) -> dict[str, str]:
         if level is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -37,6 +37,8 @@ class DtoArtifacts(NamedTuple):
     """Segments that a language model proposed to remove; None where every inner segment was tried, or none."""
     is_pruned: bool
     pairs: ArtifactRef
+    rejected: str
+    """As `conf.dto.Pairing.rejected`."""
     threshold: float
 
 
@@ -46,6 +48,7 @@ def dto_views(ctx: RunContext, made: DtoArtifacts) -> Iterator[ProblemView]:
     for name, traces in groupby(ctx.artifacts.stream(made.traces, Trace), lambda trace: trace.problem_id):
         views = [viewer.view(trace) for trace in traces]
         yield _problem_view(known[name], views)
+    viewer.validate_all_taken()
 
 
 def _problem_view(problem: Problem, views: Sequence[TraceView]) -> ProblemView:
@@ -92,8 +95,12 @@ class _Viewer:
             threshold=self._made.threshold,
             pieces=tuple(pieces),
             facts=facts,
-            texts=tuple(_pair_texts(self._checkpoint, self._pairs.of(trace))),
+            texts=tuple(_pair_texts(self._checkpoint, self._pairs.of(trace), self._made.rejected)),
         )
+
+    def validate_all_taken(self) -> None:
+        for rows in (self._scans, self._estimates, self._optimised, self._proposed, self._pairs):
+            rows.validate_all_taken()
 
     def _pieces(self, trace: Trace, scan: Scan, optimised: OptimisedTrace | None, proposed: Set[int]) -> list[Piece]:
         texts = self._checkpoint.texts_between(trace.token_ids, (0, *scan.ends, len(trace.token_ids)))
@@ -144,18 +151,16 @@ def _status(trace: Trace, scan: Scan | None, optimised: OptimisedTrace | None) -
     return f"Thinking {cut}{removed}: {len(optimised.token_ids)} tokens instead of {len(trace.token_ids)}."
 
 
-KINDS: Mapping[PairKind, str] = {
-    PairKind.OPTIMISED: "the original",
-    PairKind.PREMATURE_STOP: "a stop that came too early",
-}
+REJECTED = {"original": "the original", "longest": "the longest trace of the problem"}
 
 
-def _pair_texts(checkpoint: Checkpoint, pairs: Sequence[Pair]) -> Iterator[TextView]:
+def _pair_texts(checkpoint: Checkpoint, pairs: Sequence[Pair], rejected: str) -> Iterator[TextView]:
     """Both sides of each pair that was trained on."""
+    kinds = {PairKind.OPTIMISED: REJECTED[rejected], PairKind.PREMATURE_STOP: "a stop that came too early"}
     for number, pair in enumerate(pairs, start=1):
         sides: tuple[tuple[str, Any], ...] = (
             ("chosen", pair.chosen_ids),
-            (f"rejected: {KINDS.get(pair.kind, pair.kind)}", pair.rejected_ids),
+            (f"rejected: {kinds[pair.kind]}", pair.rejected_ids),
         )
         for side, token_ids in sides:
             yield TextView(title=f"Pair {number}, {side}", text=checkpoint.decode(token_ids), tokens=len(token_ids))

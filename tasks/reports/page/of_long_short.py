@@ -45,6 +45,8 @@ def cold_start_views(ctx: RunContext, made: ColdStartArtifacts) -> Iterator[Prob
             tags=("in the cold start",) if any(view.texts for view in views) else ("not in the cold start",),
             traces=tuple(views),
         )
+    for rows in (values, dialogues):
+        rows.validate_all_taken()
 
 
 def _view(
@@ -68,7 +70,7 @@ def _thoughts(
     texts, pieces = checkpoint.texts_between(trace.token_ids, (*values.ends, len(trace.token_ids))), list[Piece]()
     for index, text in enumerate(texts[:-1]):
         right = values.right[index + 1]
-        state = "unused" if dialogue is None else "long" if dialogue.important[index] else "short"
+        state = "unused" if dialogue is None else "long" if index in _longs(dialogue) else "short"
         note = f"value {_share(right, values.total)}, gain {(right - values.right[index]) / values.total:+.2f}"
         pieces.append(Piece(text=text, state=state, right=right, total=values.total, note=note))
     return [*pieces, Piece(text=texts[-1], state="unused", note="the reply")]
@@ -81,8 +83,13 @@ def _share(right: int, total: int) -> str:
 
 def _status(dialogue: ColdStartDialogue | None) -> str:
     if dialogue is None:
-        return "Not in the cold start: its thoughts could not be separated, or none is important."
-    return f"{sum(dialogue.important)} of {len(dialogue.important)} thoughts go to Long, the others to Short."
+        return "Not in the cold start: not separated into thoughts, too many rounds, or a tag of the protocol in it."
+    return f"{len(_longs(dialogue))} of {len(dialogue.important)} thoughts go to Long, the others to Short."
+
+
+def _longs(dialogue: ColdStartDialogue) -> set[int]:
+    """Thoughts of the long-thought model: the important ones, and the first, since Long opens the dialogue."""
+    return {0, *(index for index, is_important in enumerate(dialogue.important) if is_important)}
 
 
 def _turns(checkpoint: Checkpoint, dialogue: ColdStartDialogue | None) -> Iterator[TextView]:

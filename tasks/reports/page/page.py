@@ -8,13 +8,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from tasks.reports.frames import report_frames
 from tasks.reports.layout import report_tables
@@ -27,8 +27,10 @@ SPLIT = "<!-- blocks -->"
 """Where the template is cut: blocks are written one after the other, and never held together."""
 
 
-def write_page(path: Path, report: Mapping[str, Any], problems: Iterable[ProblemView] = ()) -> Path:
-    """Writes the page to `path`, by way of a temporary file."""
+def write_page(
+    path: Path, report: Mapping[str, Any], problems: Iterable[ProblemView] = (), notes: Sequence[str] = ()
+) -> Path:
+    """Writes the page to `path`, by way of a temporary file. `notes`: what it does not show; read after `problems`."""
     script, style = ((ASSETS / name).read_text() for name in ("page.js", "page.css"))
     page = _template().render(
         report=report,
@@ -46,7 +48,9 @@ def write_page(path: Path, report: Mapping[str, Any], problems: Iterable[Problem
         for number, block in enumerate(blocks.pack(problems)):
             file.write(f'<script type="application/octet-stream" id="block-{number}">{block}</script>\n')
         file.write(f'<script type="application/octet-stream" id="index">{blocks.index()}</script>\n')
-        file.write(f'<data id="left-out" value="{blocks.left_out}"></data>\n{after}')
+        too_many = f"{blocks.left_out:,} more problems did not fit into this file." if blocks.left_out else ""
+        said = " ".join(filter(None, [*notes, too_many]))
+        file.write(f'<data id="page-notes" value="{escape(said)}"></data>\n{after}')
     temporary.replace(path)
     return path
 

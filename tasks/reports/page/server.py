@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -27,7 +28,7 @@ class _PageHandler(BaseHTTPRequestHandler):
         with self.page.open("rb") as file:
             self.send_response(200)
             self.send_header("Content-Type", "text/html; charset=utf-8")
-            self.send_header("Content-Length", str(self.page.stat().st_size))
+            self.send_header("Content-Length", str(os.fstat(file.fileno()).st_size))
             self.send_header("X-Content-Type-Options", "nosniff")
             self.send_header("Cache-Control", "no-store")
             self.end_headers()
@@ -45,5 +46,5 @@ def serve_page(run: Path, port: int) -> ThreadingHTTPServer:
     handler = type("Handler", (_PageHandler,), {"page": page})
     try:
         return ThreadingHTTPServer(("127.0.0.1", port), handler)
-    except OSError as error:
-        raise NoPageError(f"port {port}: {error.strerror}; choose another with --port, or none") from None
+    except (OSError, OverflowError) as error:
+        raise NoPageError(f"port {port}: {error}; choose another with --port, or none") from None

@@ -200,6 +200,7 @@ def test_a_draw_by_subject_takes_as_many_of_each_and_nests(
         taken.select_by_subject(iter(named(rows)), ProblemSelection(seed, backwards), each, None)
         return taken
 
+    rows = [row | {"subject": row.get("subject", "z")} for row in rows]
     everything, found, more = drawn(len(rows) + 1), drawn(each), drawn(each + 1)
     available = Counter(problem.subject for problem in everything.problems)
     assert max(Counter(problem.subject for problem in found.problems).values(), default=0) <= each
@@ -208,3 +209,9 @@ def test_a_draw_by_subject_takes_as_many_of_each_and_nests(
         assert len(taken) == min(each, total)
         assert {problem.text for problem in taken} <= {p.text for p in more.problems}
     assert found.read == len(rows)
+
+
+def test_a_draw_by_subject_needs_subjects():
+    rows = named([{"problem": "1+1?", "answer": "2"}])
+    with pytest.raises(ProblemsRefused, match=r"name their column in columns\.subject"):
+        intake().select_by_subject(iter(rows), ProblemSelection(0, False), 3, None)

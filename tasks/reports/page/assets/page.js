@@ -127,7 +127,7 @@
         const tab = make("button", "", `${view.name}: ${view.tokens} tokens `);
         tab.append(verdict(view.verdict));
         tab.setAttribute("aria-pressed", String(at === trace));
-        tab.addEventListener("click", () => { trace = at; draw(); });
+        tab.addEventListener("click", () => { trace = at; draw(); document.querySelectorAll(".tabs button")[at].focus(); });
         tabs.append(tab);
       });
       detail.append(tabs, traceOf(current.traces[trace]));
@@ -147,6 +147,7 @@
     if (shown[chosen] !== row) return;
     [current, trace] = [problems[row.place], 0];
     draw();
+    $("said").textContent = visible(`Problem ${row.id}${row.tags.length ? `: ${row.tags.join(", ")}` : ""}`);
     document.body.dataset.shown = row.id;
   }
 
@@ -160,13 +161,16 @@
       const row = shown[at], element = make("div", "row");
       element.id = `row-${at}`;
       element.setAttribute("role", "option");
+      element.setAttribute("aria-setsize", shown.length);
+      element.setAttribute("aria-posinset", at + 1);
       element.setAttribute("aria-selected", String(at === chosen));
       element.style.top = `${at * ROW}px`;
       element.append(make("b", "", row.title), make("span", "", [index.sets[row.set], row.level === null ? "" : `level ${row.level}`, row.tags.join(", ")].filter(Boolean).join(" · ")));
       element.addEventListener("click", () => choose(at));
       box.append(element);
     }
-    list.setAttribute("aria-activedescendant", chosen < 0 ? "" : `row-${chosen}`);
+    if ($(`row-${chosen}`)) list.setAttribute("aria-activedescendant", `row-${chosen}`);
+    else list.removeAttribute("aria-activedescendant");
   }
 
   function filter() {
@@ -175,8 +179,7 @@
     shown = index.rows.filter((row) =>
       (!set || index.sets[row.set] === set) && (!level || String(row.level) === level) && (!tag || row.tags.includes(tag)) &&
       words.every((word) => row.found.includes(word)));
-    const out = Number($("left-out").value);
-    $("count").textContent = `${shown.length.toLocaleString("en")} of ${index.rows.length.toLocaleString("en")} problems` + (out ? `; ${out.toLocaleString("en")} more did not fit into this file` : "");
+    $("count").textContent = `${shown.length.toLocaleString("en")} of ${index.rows.length.toLocaleString("en")} problems`;
     $("list").scrollTop = 0;
     choose(0);
   }
@@ -215,7 +218,8 @@
     index.rows.sort((a, b) => (index.sets[b.set] === "training") - (index.sets[a.set] === "training"));
     const levels = [...new Set(index.rows.map((row) => row.level).filter((level) => level !== null))].sort((a, b) => a - b);
     options("set", index.sets); options("level", levels); options("tag", index.tags);
-    $("thoughts").hidden = false;
+    $("thoughts").hidden = $("to-thoughts").hidden = false;
+    $("notes").textContent = visible($("page-notes").value);
     $("search").addEventListener("input", filter);
     $("list").addEventListener("scroll", rows);
     window.addEventListener("resize", rows);
