@@ -101,7 +101,7 @@ def test_reference_models_further_benchmarks_and_their_samples(root: Path, tmp_p
         f"evaluation.references=['{reference}']",
         "evaluation.samples={choices=3}",
         "evaluation.budgets=[10,100]",
-        "benchmark.others.choices={count=4, levels=[1,2], options=4}",
+        "benchmark.others.choices={count=4, levels=[1,2,3,4], options=4}",
     )
     models = {entry["name"]: entry for entry in run.report["others"]["choices"]["models"]}
     assert [(name, entry["role"], entry["samples"]) for name, entry in models.items()] == [

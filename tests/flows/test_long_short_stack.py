@@ -109,7 +109,8 @@ def test_the_page_shows_thoughts_and_who_said_which_turn(first: Run):
         assert "".join(piece["text"] for piece in view["pieces"]) == trace.text
         if row := dialogues.get((trace.problem_id, trace.sample)):
             states = [piece["state"] for piece in view["pieces"][:-1]]
-            assert states == ["long" if important else "short" for important in row.important]
+            # Long opens the dialogue, with the first thought at least.
+            assert states == ["long" if important else "short" for important in (True, *row.important[1:])]
             assert "".join(text["text"] for text in view["texts"]) == row.transcript
     answers = next(one["answers"] for one in held if one["answers"])
     spoken = [answer for answer in answers if answer["turns"][0]["speaker"]]

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -154,10 +155,13 @@ def requested(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         monkeypatch.setattr(f"tasks.steps.{module}.files_of_hub", files)
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: SimpleNamespace(sha="c" * 40))
     requested: list[str] = []
+    model = shutil.copytree(TINY_MODEL, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 32768}))
 
     def hub_model(name: str) -> Path:
         requested.append(name)
-        return TINY_MODEL
+        return model
 
     monkeypatch.setattr("tasks.runtime.resources.found_checkpoint", hub_model)
     return requested

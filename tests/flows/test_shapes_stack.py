@@ -61,6 +61,7 @@ def test_cot_distillation(preset: str, model: str, small_shapes: Shapes, chat: C
         *([] if RUN_ALL else ["variants=['sft']"]),
         *(f"benchmarks.{n}={b}" for n, b in benchmarks.items()),
         "benchmark_sampling.samples=1",
+        "evaluation.samples={}",
         "judging.problems=1",
         f"llm.url={server.url}",
         *learning("sft", "dpo"),
