@@ -93,6 +93,18 @@ def test_a_mistake_is_named_with_its_remedy(assignment: str, words: list[str]):
             "languages has no effect where markers are given",
         ),
         (("benchmark.sampling.max_tokens=1790", "controls.early_stop=true"), "after a trace of 1790"),
+        (("evaluation.budgets=[64,32]",), "budgets must rise"),
+        (("evaluation.budgets=[769]",), "769 is more than the completions' maximum length (768)"),
+        (("evaluation.samples={AIME=16}",), "no benchmark 'AIME'; there are the benchmark"),
+        (
+            ("evaluation.samples={'the benchmark'=2}", "benchmark.sampling={samples=1, temperature=0}"),
+            "temperature 0 always draws the same",
+        ),
+        (("evaluation.references=['a/b']", "engine.endpoints=['http://x:1']"), "evaluation.references are others"),
+        (("evaluation.references=['a/b','a/b']",), "references names a model twice"),
+        (("benchmark.others={'the benchmark'={}}",), "is the name of another benchmark of this run"),
+        (("problems={type='file', path='x.jsonl', count=2, per_subject=2}",), "set only one of them"),
+        (("problems.options=1",), "leaves nothing to choose"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(assignments: tuple[str, ...], words: str):
@@ -143,6 +155,15 @@ def test_multi_seed_settings_that_cannot_be_run(assignment: str, words: str):
     ("assignments", "words"),
     [
         (("rating.type=llm",), "rating: an auxiliary model is needed; give llm.url"),
+        (("teacher.type=dataset",), "needs problems of a data set that has traces"),
+        (
+            ("teacher.type=dataset", "problems={type='file', path='x.jsonl'}", "sampling.samples=2"),
+            "sampling has no effect: the traces come from the data set",
+        ),
+        (
+            ("teacher={type='dataset', max_tokens=1000}", "problems={type='file', path='x'}", "sft.max_length=800"),
+            "holds no trace of teacher.max_tokens (1000)",
+        ),
         (("judging.problems=5", "compression.by.type=llm"), "compression.by, judging: an auxiliary model"),
         (("llm.url=http://x", "llm.model=m"), "llm has no effect"),
         (("rating.type=llm", "llm.url=http://x", "llm.model=m", "llm.cap=1.0"), "cap has no effect without prices"),

@@ -11,15 +11,19 @@ import pytest
 from conf.dto import Dto
 from conf.load import load
 from flows.dto import run_dto
-from models.checkpoints.checkpoint import TINY_MODEL
-from reasoning.records import CrossingEstimate, OptimisedTrace, Pair, ProposedRemovals, Scan, Trace
+from flows.evaluation import UnfitReference
+from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
+from models.inference.engine import Completion, Request
+from models.inference.scripted_engine import ScriptedEngine
+from models.tiny_model import END
+from reasoning.records import CrossingEstimate, OptimisedTrace, Pair, ProposedRemovals, Scan, Score, Trace, Verdict
 from tasks.reports.frames import ledger_frame, records
 from tasks.reports.layout import engine_table
 from tasks.runtime import rows
 from tasks.runtime.caching import Step
 from tasks.steps import pruning
 from tasks.steps.dto import build_pairs
-from tests.flows.world import ScriptedRun
+from tests.flows.world import ScriptedRun, speak
 from tests.models.chat import Answer, Chat
 from tests.tasks.reports.page.pages import contents
 
@@ -93,7 +97,8 @@ def test_the_page_shows_what_became_of_each_trace(first: Run):
     assert [[answer["model"] for answer in of_problem] for of_problem in answers] == [["base"] * 2 + ["dto"] * 2] * 8
 
 
-def test_reference_models_further_benchmarks_and_their_samples(root: Path, tmp_path: Path):
+def test_reference_models_further_benchmarks_and_their_samples(first: Run, root: Path, tmp_path: Path):
+    assert first.report
     reference = shutil.copytree(TINY_MODEL, tmp_path / "reference")
     (reference / "generation_config.json").write_text("{}")
     run = Run(
@@ -114,6 +119,44 @@ def test_reference_models_further_benchmarks_and_their_samples(root: Path, tmp_p
     assert models["base"]["by_subject"]
     assert [entry["model"] for entry in run.report["vs_method"]] == []
     assert run.redone.count("evaluate") == 4  # the reference on both, base and method on the new benchmark
+
+
+def without_tags(folder: Path) -> Path:
+    """A copy of the bundled model whose template and vocabulary have no thinking tags."""
+    copy = Path(shutil.copytree(TINY_MODEL, folder))
+    for name in ("chat_template.jinja", "tokenizer.json", "tokenizer_config.json"):
+        text = (copy / name).read_text()
+        (copy / name).write_text(text.replace("<think>\n", "").replace("<think>", "[a]").replace("</think>", "[b]"))
+    return copy
+
+
+def test_a_reference_without_thinking_tags_answers_directly(root: Path, tmp_path: Path):
+    reference = without_tags(tmp_path / "instruct")
+    seen = list[str]()
+
+    def says(model: Checkpoint, request: Request, number: int) -> Completion:
+        prompt = model.decode(request.prompt_ids)
+        if "[a]" not in prompt and "<think>" not in prompt:
+            seen.append(prompt)
+            return Completion(model.encode("So \\boxed{7}." + END), True)
+        return speak(model, request, number)
+
+    settings = load(Dto, "tiny", (*SMALL, f"storage.root={root}", f"evaluation.references=['{reference}']"))
+    run = ScriptedRun("dto", settings, run_dto, lambda: ScriptedEngine(says))
+    assert len(seen) == 8 * 2
+    (entry,) = [model for model in run.report["models"] if model["role"] == "reference"]
+    assert entry["truncated"] == 0
+    scores = run.rows("evaluate", Score, which=2)
+    assert {row.verdict for row in scores} <= {Verdict.RIGHT, Verdict.WRONG}  # an answer each
+    assert any("has no thinking tags" in warning for warning in run.report["warnings"])
+
+
+def test_a_reference_with_too_short_a_context_ends_the_run_at_once(root: Path, tmp_path: Path):
+    reference = Path(shutil.copytree(TINY_MODEL, tmp_path / "short"))
+    config = json.loads((reference / "config.json").read_text())
+    (reference / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 512}))
+    with pytest.raises(UnfitReference, match=r"holds 512 tokens .* fewer than engine\.max_model_len \(2048\); lower"):
+        Run(root, f"evaluation.references=['{reference}']")
 
 
 def test_the_ledger_accounts_for_every_row(first: Run):

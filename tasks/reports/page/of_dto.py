@@ -82,6 +82,7 @@ class _Viewer:
     def view(self, trace: Trace) -> TraceView:
         scan, optimised = self._scans.one(trace), self._optimised.one(trace)
         proposal, estimate = self._proposed.one(trace), self._estimates.one(trace)
+        pairs = self._pairs.of(trace)
         proposed = set(proposal.segments) if proposal else set[int]()
         pieces = [Piece(text=trace.text, state="unused")]
         if scan:
@@ -91,11 +92,11 @@ class _Viewer:
             name=f"sample {trace.sample}",
             verdict=trace.verdict,
             tokens=len(trace.token_ids),
-            status=_status(trace, scan, optimised),
+            status=_status(trace, scan, optimised) + (NO_PAIR if optimised and not pairs else ""),
             threshold=self._made.threshold,
             pieces=tuple(pieces),
             facts=facts,
-            texts=tuple(_pair_texts(self._checkpoint, self._pairs.of(trace), self._made.rejected)),
+            texts=tuple(_pair_texts(self._checkpoint, pairs, self._made.rejected)),
         )
 
     def validate_all_taken(self) -> None:
@@ -151,6 +152,7 @@ def _status(trace: Trace, scan: Scan | None, optimised: OptimisedTrace | None) -
     return f"Thinking {cut}{removed}: {len(optimised.token_ids)} tokens instead of {len(trace.token_ids)}."
 
 
+NO_PAIR = " Not trained on: no shorter than the rejected trace, or too long."
 REJECTED = {"original": "the original", "longest": "the longest trace of the problem"}
 
 

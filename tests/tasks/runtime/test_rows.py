@@ -82,6 +82,28 @@ def _optimised(number: int) -> OptimisedTrace:
     return OptimisedTrace(problem_id="p", sample=number, token_ids=TokenIds((1, 2, number)), premature_ids=premature)
 
 
+@given(st.permutations(range(30)), st.integers(0, 30))
+@settings(deadline=None, max_examples=20)
+def test_rows_come_in_another_order(order: list[int], count: int):
+    places = sorted(range(count), key=lambda row: order[row])
+    places = [places.index(row) for row in range(count)]
+    with RowFile() as file:
+        file.extend(
+            Score(
+                problem_id=str(n),
+                level=None,
+                sample=0,
+                prompt_tokens=1,
+                tokens=n,
+                truncated=False,
+                verdict=Verdict.RIGHT,
+            )
+            for n in range(count)
+        )
+        found = [row.tokens for row in file.reordered(places, Score)]
+    assert [places[row] for row in found] == list(range(count))
+
+
 def test_a_file_of_an_earlier_version_is_read(tmp_path: Path):
     row = _optimised(1)
     pq.write_table(pa.Table.from_pylist([row.model_dump(mode="json")]), tmp_path / "old.parquet")

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from conf.cot_distillation import DatasetTeacher
+from conf.cot_distillation import DatasetTeacher, TraceSelection
 from conf.engine import Engine, Storage
 from conf.problems import Hub, ProblemFile
 from reasoning.records import Trace, Verdict
@@ -18,6 +18,7 @@ from reasoning.stories import Split
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.context import RunContext
 from tasks.steps.dataset_traces import read_traces
+from tasks.steps.distillation import select_traces
 from tasks.steps.problem_files import ProblemsRefused
 from tasks.steps.problem_hub import pinned
 from tasks.steps.problems import load_problems
@@ -127,3 +128,15 @@ def test_a_data_set_on_the_hub_gives_the_traces_of_one_commit(
     assert built == ["a" * 40] * 2
     assert {trace.verdict for trace in traces} <= {Verdict.RIGHT, Verdict.WRONG}
     assert 3 <= len({trace.problem_id for trace in traces}) <= 6
+
+
+def test_selected_traces_of_a_problem_come_together(ctx: RunContext, tmp_path: Path):
+    rows = [row("1 + 1?", "2", "2"), row("1 + 2?", "3", "3"), row("1 + 1?", "2", "2", "Two."), row("1 + 2?", "3", "4")]
+    traces = read(ctx, source(tmp_path / "rows.jsonl", rows))
+    selected = select_traces(ctx, traces=traces, selection=TraceSelection(max_traces=2))
+    assert [trace.id for trace in ctx.artifacts.rows(selected, Trace)] == ["row-0/0", "row-0/1", "row-1/0"]
+
+
+def test_traces_that_are_all_too_long(ctx: RunContext, tmp_path: Path):
+    with pytest.raises(ProblemsRefused, match=r"all 1 traces are longer than teacher\.max_tokens \(600\)"):
+        read(ctx, source(tmp_path / "rows.jsonl", [row("1 + 1?", "2", "2", "Ann " * 600)]))
