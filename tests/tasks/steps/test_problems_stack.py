@@ -1,6 +1,7 @@
 """Loading problems: files, the hub, invalid rows, and errors before any model is loaded."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pytest
 
 from conf.engine import Engine, Storage
 from conf.problems import Hub, ProblemFile
+from reasoning.problem_rows import LETTERS
 from reasoning.records import InvalidRow, Problem
 from reasoning.stories import Split
 from tasks.runtime.context import RunContext
@@ -192,3 +194,16 @@ def test_a_changed_file_is_read_again_and_a_moved_one_is_not(ctx: RunContext, tm
     load(ctx, path.rename(tmp_path / "moved.jsonl"))
     load(ctx, jsonl(tmp_path / "moved.jsonl", [*GOOD, {"id": "new", "problem": "?", "answer": "1"}]))
     assert [entry.cached for entry in ctx.ledger] == [False, True, False]
+
+
+def test_a_draw_of_each_domain_of_mmlu_pro(ctx: RunContext, real_data: Path):
+    columns: Any = {"choices": "choices"}
+    source = ProblemFile(path=str(real_data / "mmlu_pro_sample.jsonl"), columns=columns, per_subject=3)
+    drawn = {seed: ctx.artifacts.rows(load_problems(ctx, source, Split.BENCHMARK, seed), Problem) for seed in (0, 1)}
+    for problems in drawn.values():
+        assert Counter(problem.subject for problem in problems) == dict.fromkeys(
+            {problem.subject for problem in problems}, 3
+        )
+        assert len(problems) == 14 * 3
+        assert all(problem.choices and problem.answer in LETTERS for problem in problems)
+    assert {problem.id for problem in drawn[0]} != {problem.id for problem in drawn[1]}
