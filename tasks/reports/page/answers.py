@@ -47,7 +47,7 @@ def answer_views(
         rates = {role: _rates(ctx, result.eval_sets[name], role) for role in ("base", "method")}
         for problem in known.values():
             if answers[problem.id]:
-                yield _view(problem, name, answers[problem.id], _compared(problem.id, rates))
+                yield ProblemView.of(problem, name, _compared(problem.id, rates), answers=tuple(answers[problem.id]))
 
 
 def _add_completions(
@@ -132,17 +132,4 @@ def _dialogue(pair: str, row: EvaluatedDialogue, rewards: Rewards) -> AnswerView
             "rewards": f"correctness {rewards.correctness:g}, format {rewards.format:g}, length {rewards.length:+.2f}",
             "tokens": f"{long} by Long, {short} by Short",
         },
-    )
-
-
-def _view(problem: Problem, benchmark: str, answers: Sequence[AnswerView], tags: tuple[str, ...]) -> ProblemView:
-    return ProblemView(
-        id=problem.id,
-        set=benchmark,
-        text=problem.text,
-        answer=problem.answer,
-        level=problem.level,
-        subject=problem.subject,
-        tags=tags,
-        answers=tuple(answers),
     )

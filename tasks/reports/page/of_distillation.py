@@ -41,14 +41,10 @@ def distillation_views(ctx: RunContext, made: DistillationArtifacts) -> Iterator
 
 def _problem_view(problem: Problem, views: Sequence[TraceView], rating: int | None) -> ProblemView:
     compressed = any(view.texts for view in views)
-    return ProblemView(
-        id=problem.id,
-        set="training",
-        text=problem.text,
-        answer=problem.answer,
-        level=problem.level,
-        subject=problem.subject,
-        tags=("compressed" if compressed else "not compressed", *([f"rated {rating}"] if rating else [])),
+    return ProblemView.of(
+        problem,
+        "training",
+        ("compressed" if compressed else "not compressed", *([f"rated {rating}"] if rating else [])),
         traces=tuple(views),
     )
 

@@ -56,16 +56,7 @@ def _problem_view(problem: Problem, views: Sequence[TraceView]) -> ProblemView:
     tags = [state for state in ("cut", "pruned", "put back") if state in states]
     tags += ["a right trace"] * any(view.verdict == "right" for view in views)
     tags += ["no right trace"] * all(view.verdict != "right" for view in views)
-    return ProblemView(
-        id=problem.id,
-        set="training",
-        text=problem.text,
-        answer=problem.answer,
-        level=problem.level,
-        subject=problem.subject,
-        tags=tuple(tags),
-        traces=tuple(views),
-    )
+    return ProblemView.of(problem, "training", tuple(tags), traces=tuple(views))
 
 
 class _Viewer:

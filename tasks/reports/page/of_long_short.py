@@ -35,14 +35,10 @@ def cold_start_views(ctx: RunContext, made: ColdStartArtifacts) -> Iterator[Prob
     for name, traces in groupby(ctx.artifacts.stream(made.traces, Trace), lambda trace: trace.problem_id):
         problem = known[name]
         views = [_view(checkpoint, trace, values.one(trace), dialogues.one(trace)) for trace in traces]
-        yield ProblemView(
-            id=problem.id,
-            set="training",
-            text=problem.text,
-            answer=problem.answer,
-            level=problem.level,
-            subject=problem.subject,
-            tags=("in the cold start",) if any(view.texts for view in views) else ("not in the cold start",),
+        yield ProblemView.of(
+            problem,
+            "training",
+            ("in the cold start",) if any(view.texts for view in views) else ("not in the cold start",),
             traces=tuple(views),
         )
     for rows in (values, dialogues):

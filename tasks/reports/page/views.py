@@ -5,11 +5,11 @@ All texts are by models and data sets; the page never treats them as anything bu
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
-from reasoning.records import Record, Verdict
+from reasoning.records import Problem, Record, Verdict
 
 State = Literal["kept", "cut", "pruned", "put back", "added", "unused", "long", "short"]
 
@@ -80,3 +80,17 @@ class ProblemView(Record):
     """What a person may filter by."""
     traces: tuple[TraceView, ...] = ()
     answers: tuple[AnswerView, ...] = ()
+
+    @classmethod
+    def of(cls, problem: Problem, set: str, tags: tuple[str, ...], **shown: Any) -> ProblemView:
+        """`shown`: `traces` or `answers`."""
+        return cls(
+            id=problem.id,
+            set=set,
+            text=problem.text,
+            answer=problem.answer,
+            level=problem.level,
+            subject=problem.subject,
+            tags=tags,
+            **shown,
+        )
