@@ -94,11 +94,16 @@ def setting_names(annotation: Any, prefix: str = "") -> Iterator[str]:
         yield from setting_names(part, prefix)
 
 
+NAMED_BY_USERS = {"benchmarks", "benchmark.others", "evaluation.samples"}
+"""Tables whose keys are names that a user chooses."""
+
+
 def names_in_toml(table: dict[str, Any], prefix: str = "") -> Iterator[str]:
     for name, value in table.items():
         yield prefix + name
-        if isinstance(value, dict):
-            yield from names_in_toml(value, f"{prefix}{name}.")
+        for inner in value.values() if prefix + name in NAMED_BY_USERS else [value]:
+            if isinstance(inner, dict):
+                yield from names_in_toml(inner, f"{prefix}{name}.")
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
