@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import pandas as pd
@@ -108,6 +109,11 @@ def judge_table(ctx: RunContext, judged: ArtifactRef, names: Sequence[str]) -> R
     for index, name in enumerate(names):
         own = [row for row in rows if row.model == index]
         grades = judging.means(own) if own else {}
-        texts = {criterion: f"{mean:.2f} [{low:.2f}, {high:.2f}]" for criterion, (mean, low, high) in grades.items()}
+        texts = {criterion: _with_bounds(*found) for criterion, found in grades.items()}
         table.append({"model": name, "completions": str(len(own))} | texts)
     return report_table("Grades by the judge, 1 to 5", pd.DataFrame(table))
+
+
+def _with_bounds(mean: float, low: float, high: float) -> str:
+    """The mean alone where a single completion has no interval."""
+    return f"{mean:.2f} [{low:.2f}, {high:.2f}]" if math.isfinite(low) and math.isfinite(high) else f"{mean:.2f}"
