@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import hashlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
@@ -46,6 +47,8 @@ LIBRARIES = {
     "trl": "trl",
 }
 """Distributions whose versions count, by import name."""
+ATTEMPTS = 8
+"""Times that a module is parsed before an error counts."""
 Symbol = tuple[str, str]
 """A module and the name of a definition in it. An empty name stands for all definitions."""
 
@@ -164,7 +167,16 @@ def _tree(module: str) -> ast.Module:
     """A module's code without its docstrings."""
     spec = find_spec(module)
     assert spec is not None, module
-    return _WithoutDocstrings().visit(ast.parse(Path(spec.origin or "").read_text()))
+    return _WithoutDocstrings().visit(_parsed(Path(spec.origin or "").read_text()))
+
+
+def _parsed(source: str) -> ast.Module:
+    """Python 3.11 keeps one depth of trees for all threads, and may fail where two parse at once (CPython issue
+    106905). Each attempt starts anew."""
+    for _ in range(ATTEMPTS):
+        with suppress(SystemError):
+            return ast.parse(source)
+    return ast.parse(source)
 
 
 class _WithoutDocstrings(ast.NodeTransformer):

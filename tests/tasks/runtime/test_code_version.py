@@ -113,3 +113,15 @@ def test_code_in_another_process_counts_with_its_libraries(monkeypatch: pytest.M
     assert version_of(monkeypatch, "train", **changed) == before[1]
     monkeypatch.setattr(versions, "version", lambda name: "99" if name == "trl" else "1")
     assert version_of(monkeypatch, "train") != before[1]
+
+
+def test_a_race_within_python_does_not_end_a_run(monkeypatch: pytest.MonkeyPatch):
+    parse, failures = ast.parse, iter([SystemError("AST constructor recursion depth mismatch (before=90, after=77)")])
+
+    def parse_in_a_race(source: str) -> ast.Module:
+        for failure in failures:
+            raise failure
+        return parse(source)
+
+    monkeypatch.setattr(ast, "parse", parse_in_a_race)
+    assert ast.unparse(versions._parsed("x = 1")) == "x = 1"
