@@ -72,7 +72,8 @@ class LiveFile:
         self._last_write = self._last_trace = 0.0
 
     def note(self, text: str) -> None:
-        self._notes.append(text)
+        with self._lock:
+            self._notes.append(text)
         self._write(is_due=True)
 
     def stage(self, name: str, done: int, total: int, unit: str, speed: float, left: float | None) -> None:
@@ -82,11 +83,13 @@ class LiveFile:
         self._write(is_due=not done or done == total)
 
     def trace(self, make: Callable[[], LiveTrace]) -> None:
-        """Adds a trace, unless one was added within `EVERY` seconds: building one takes time."""
-        if time.monotonic() - self._last_trace >= EVERY:
+        """Adds a trace, unless one was added within `EVERY` seconds: building one takes time. Safe from any thread."""
+        with self._lock:
+            if time.monotonic() - self._last_trace < EVERY:
+                return
             self._last_trace = time.monotonic()
             self._newest.appendleft(make())
-            self._write(is_due=False)
+        self._write(is_due=False)
 
     def end(self) -> None:
         self._state = self._state.model_copy(update={"has_ended": True})

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from models.checkpoints.checkpoint import Checkpoint
-from reasoning.records import PrefixValues, Problem, Scan, Trace
+from reasoning.records import PrefixValues, Problem, Scan, Trace, Verdict
 from tasks.runtime.live import LivePiece, LiveTrace
 
 
-def sampled_trace(problem: Problem, trace: Trace) -> LiveTrace:
+def sampled_trace(problem: Problem, text: str, verdict: Verdict) -> LiveTrace:
     """A sampled trace, in one piece."""
-    return _live(problem, trace, [LivePiece(text=trace.text)])
+    return LiveTrace(id=problem.id, problem=problem.text, verdict=verdict, pieces=(LivePiece(text=text),))
 
 
 def scanned_trace(model: Checkpoint, problem: Problem, trace: Trace, scan: Scan) -> LiveTrace:

@@ -100,7 +100,7 @@ class TraceSampler(CheckedSampler):
             served += 1
             verified: Any = outcomes_of_one_prompt(job)
             for sample, (completion, text, verdict) in enumerate(verified):
-                trace = Trace(
+                yield Trace(
                     problem_id=problem.id,
                     sample=sample,
                     token_ids=completion.token_ids,
@@ -108,8 +108,6 @@ class TraceSampler(CheckedSampler):
                     truncated=not completion.finished,
                     verdict=verdict,
                 )
-                self._resources.progress.trace(partial(sampled_trace, problem, trace))
-                yield trace
         validate_some_served(stage, self.failed, served)
 
     def _job(self, problem: Problem) -> SamplingJob:
@@ -123,7 +121,10 @@ class TraceSampler(CheckedSampler):
         """Each completion with its text and its verdict."""
         texts = [self._model.decode(completion.token_ids) for completion in completions]
         answers = [final_answer(text, self._model.prompt.thinking) for text in texts]
-        return list(zip(completions, texts, self._verdicts(problem, answers), strict=True))
+        verdicts = self._verdicts(problem, answers)
+        # Here and not in `run`, whose first trace may be the last to finish.
+        self._resources.progress.trace(partial(sampled_trace, problem, texts[0], verdicts[0]))
+        return list(zip(completions, texts, verdicts, strict=True))
 
 
 def sample_and_verify(
