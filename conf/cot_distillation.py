@@ -267,10 +267,6 @@ class CotDistillation(Prompted, Evaluated):
     def eval_sampling(self) -> Sampling:
         return self.benchmark_sampling
 
-    @property
-    def uses_endpoints(self) -> bool:
-        return bool(self.engine.endpoints)
-
     @model_validator(mode="after")
     def _llm_is_needed(self) -> Self:
         roles = [

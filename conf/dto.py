@@ -164,10 +164,6 @@ class Dto(Prompted, Evaluated):
     def eval_sampling(self) -> Sampling:
         return self.benchmark.sampling
 
-    @property
-    def uses_endpoints(self) -> bool:
-        return bool(self.engine.endpoints)
-
     @model_validator(mode="after")
     def _llm_is_needed(self) -> Dto:
         validate_llm_is_used(self.llm, ["pruning"] if self.pruning.type == "llm" else [])

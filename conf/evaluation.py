@@ -7,7 +7,8 @@ from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from conf.base import Positive, Settings
+from conf.base import Positive, Settings, sections
+from conf.engine import Engine
 from conf.problems import Problems
 from conf.sampling import Sampling
 
@@ -55,11 +56,6 @@ class Evaluated(Settings):
         """Sampling parameters of the evaluation."""
         raise NotImplementedError
 
-    @property
-    def uses_endpoints(self) -> bool:
-        """Whether servers elsewhere serve the base model."""
-        raise NotImplementedError
-
     def sampling_on(self, benchmark: str) -> Sampling:
         """Sampling parameters on one benchmark."""
         samples = self.evaluation.samples.get(benchmark, self.eval_sampling.samples)
@@ -82,7 +78,7 @@ class Evaluated(Settings):
                 raise ValueError(
                     f"evaluation.samples.{name}: temperature 0 always draws the same completion; set it to 1"
                 )
-        if given.references and self.uses_endpoints:
+        if given.references and any(engine.endpoints for engine in sections(self, Engine)):
             raise ValueError(
                 "engine.endpoints serve one model, and evaluation.references are others; leave one of them out"
             )

@@ -296,10 +296,6 @@ class LongShort(Prompted, Evaluated):
     def eval_sampling(self) -> Sampling:
         return self.benchmark_sampling
 
-    @property
-    def uses_endpoints(self) -> bool:
-        return bool(self.engine.endpoints)
-
     @model_validator(mode="after")
     def _everyone_has_a_role(self) -> Self:
         validate_llm_is_used(self.llm, ["chunking"] if self.chunking.type == "llm" else [])

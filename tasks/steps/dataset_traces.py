@@ -14,7 +14,7 @@ from conf.cot_distillation import DatasetTeacher
 from conf.problems import Hub, ProblemFile
 from models.checkpoints.checkpoint import Checkpoint
 from reasoning.answers.boxed import boxed
-from reasoning.problem_rows import needed_fields, optional_fields, problem_of
+from reasoning.problem_rows import problem_of
 from reasoning.problem_selection import ProblemSelection
 from reasoning.records import InvalidRow, Problem, Trace, Usage, Verdict
 from reasoning.stories import Split
@@ -27,7 +27,7 @@ from tasks.runtime.context import RunContext, StepContext
 from tasks.runtime.rows import RowFile
 from tasks.steps.problem_files import Fields, ProblemsRefused, Row, digest_of, files_of, rows_of
 from tasks.steps.problem_hub import commit_of, files_of_hub, rows_of_hub
-from tasks.steps.problems import by_id, selection_of
+from tasks.steps.problems import by_id, fields_of, selection_of
 
 CHECKED_AT_ONCE = 256
 """Traces whose answers are checked together."""
@@ -89,8 +89,8 @@ def read_hub_traces(
 
 
 def _fields(source: ProblemFile | Hub, teacher: DatasetTeacher) -> Fields:
-    needed = needed_fields(source.columns) | trace_fields(teacher)
-    return Fields(needed, optional_fields(source.columns))
+    of_problems = fields_of(source)
+    return of_problems._replace(needed=of_problems.needed | trace_fields(teacher))
 
 
 class FoundTrace(NamedTuple):

@@ -9,7 +9,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from itertools import product
+from itertools import chain, product
 from typing import Any, NamedTuple, TypeVar
 
 from conf.cot_distillation import EndpointTeacher, LengthBudget, LlmCompressor, LlmRater, TraceSelection
@@ -143,26 +143,20 @@ def select_traces(ctx: StepContext, traces: ArtifactRef, selection: TraceSelecti
         problems.add(row.problem_id)
         if row.verdict is Verdict.RIGHT and not row.truncated:
             right[row.problem_id].append((sign * len(row.token_ids), place))
-    kept = {place for group in right.values() for _, place in sorted(group)[: selection.max_traces]}
-    total_right = sum(map(len, right.values()))
+    # Those of a problem together, in the order of their first: a data set may hold them far apart.
+    groups = sorted(sorted(place for _, place in sorted(group)[: selection.max_traces]) for group in right.values())
+    kept = list(chain.from_iterable(groups))
+    total_right, place_of = sum(map(len, right.values())), {place: new for new, place in enumerate(kept)}
     dropped = Counter({"not-right": traces.rows - total_right, "not-selected": total_right - len(kept)})
     counts = {"problems": len(problems), "problems with a right trace": len(right)}
-    with RowFile() as found, RowFile() as selected:
+    with RowFile() as found, RowFile() as grouped:
         rows = enumerate(ctx.artifacts.stream(traces, Trace))
-        found.extend(row for place, row in rows if place in kept)
-        selected.extend(_by_problem(found))
+        found.extend(row for place, row in rows if place in place_of)
+        selected = found
+        if kept != sorted(kept):
+            grouped.extend(found.reordered([place_of[place] for place in sorted(kept)], Trace))
+            selected = grouped
         return ctx.publish("traces", selected, rows_in=traces.rows, dropped=dict(+dropped), counts=counts)
-
-
-def _by_problem(traces: RowFile) -> Iterable[Trace]:
-    """The traces, those of a problem together: a data set may hold them far apart."""
-    problems = [row.problem_id for row in traces.read(Trace)]
-    first = {name: place for place, name in reversed(list(enumerate(problems)))}
-    order = sorted(range(len(problems)), key=lambda place: first[problems[place]])
-    if order == list(range(len(problems))):
-        return traces.read(Trace)
-    places = {row: place for place, row in enumerate(order)}
-    return traces.reordered([places[row] for row in range(len(problems))], Trace)
 
 
 @step("sampling")

@@ -33,8 +33,8 @@ from reasoning.sampling_plans import (
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import step
 from tasks.runtime.context import RunContext, StepContext
+from tasks.runtime.live_traces import scanned_trace
 from tasks.runtime.rows import RowFile
-from tasks.steps.live_traces import scanned_trace
 from tasks.steps.prefix_sampling import (
     Finalizer,
     PrefixQuery,

@@ -24,8 +24,8 @@ from reasoning.records import CostBounds, PrefixValues, Problem, SkippedRow, Tra
 from reasoning.sampling_plans import CrossingSearch, FullEstimate, Outcomes, SamplingPlan, cost_bounds, count_right
 from reasoning.thinking import Thinking, final_answer, is_closed_once
 from reasoning.token_ids import TokenIds
+from tasks.runtime.live_traces import valued_trace
 from tasks.runtime.resources import Resources
-from tasks.steps.live_traces import valued_trace
 
 T = TypeVar("T")
 

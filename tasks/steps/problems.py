@@ -123,7 +123,7 @@ def load_file(
     ctx: StepContext, file: ArtifactRef, source: ProblemFile, selection: ProblemSelection | None
 ) -> ArtifactRef:
     """Rows of Problem from the files at `file.uri`. The cache key holds their content, not their path."""
-    rows = (row for name in files_of(file.uri) for row in rows_of(name, _fields(source)))
+    rows = (row for name in files_of(file.uri) for row in rows_of(name, fields_of(source)))
     named = (NamedRow(f"row-{index}", "", row) for index, row in enumerate(rows))
     return _publish(ctx, source, file.uri, named, selection)
 
@@ -131,7 +131,7 @@ def load_file(
 @step()
 def load_hub(ctx: StepContext, source: Hub, commit: str, selection: ProblemSelection | None) -> ArtifactRef:
     """Rows of Problem from one commit of a data set on the hub."""
-    rows = rows_of_hub(files_of_hub(source, commit), _fields(source), selection)
+    rows = rows_of_hub(files_of_hub(source, commit), fields_of(source), selection)
     named = (NamedRow(f"{file.name}:{row.number}", file.subset, row) for file, row in rows)
     return _publish(ctx, source, source.name, named, selection, source.shuffle_buffer)
 
@@ -230,7 +230,7 @@ def selection_of(source: ProblemFile | Hub, split: Split, seed: int) -> ProblemS
     return ProblemSelection(seed, split is Split.BENCHMARK) if source.is_drawn else None
 
 
-def _fields(source: ProblemFile | Hub) -> Fields:
+def fields_of(source: ProblemFile | Hub) -> Fields:
     return Fields(needed_fields(source.columns), optional_fields(source.columns))
 
 

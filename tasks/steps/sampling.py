@@ -22,8 +22,8 @@ from reasoning.thinking import answer_end, final_answer
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.caching import step
 from tasks.runtime.context import RunContext, StepContext
+from tasks.runtime.live_traces import sampled_trace
 from tasks.runtime.rows import RowFile
-from tasks.steps.live_traces import sampled_trace
 from tasks.steps.prefix_sampling import CheckedSampler, skipped_rows
 from tasks.steps.problems import by_id
 
