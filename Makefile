@@ -22,7 +22,7 @@ ifneq ($(wildcard ../shared/tokenizers),)
 export BREVITY_TEST_TOKENIZERS ?= $(abspath ../shared/tokenizers)
 endif
 
-.PHONY: setup demo claims test test-fast check format tiny-model bench
+.PHONY: setup demo claims test test-fast check format tiny-model tiny-vision-model bench
 
 setup: $(READY)
 
@@ -85,3 +85,6 @@ bench: setup
 # Re-makes the bundled model from nothing and measures it into its card.
 tiny-model: setup
 	@$(BIN)/python -m flows run tiny-model
+
+tiny-vision-model: setup
+	@$(BIN)/python -m flows run tiny-vision-model

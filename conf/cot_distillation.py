@@ -306,7 +306,7 @@ class CotDistillation(Prompted, Evaluated):
                     "sampling has no effect: the traces come from the data set; leave it out, or undo a preset's with "
                     "sampling={}. teacher.max_tokens limits their length"
                 )
-            if self.problems.type == "stories":
+            if self.problems.type in ("stories", "boards"):
                 raise ValueError(
                     "a teacher of type 'dataset' needs problems of a data set that has traces; set problems.type to "
                     "'file' or 'hub'"

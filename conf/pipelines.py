@@ -9,6 +9,7 @@ from conf.long_short import LongShort
 from conf.markers import MarkerReport
 from conf.multi_seed import MultiSeed
 from conf.tiny_model import TinyModel
+from conf.tiny_vision_model import TinyVisionModel
 
 PIPELINES: dict[str, type[Settings]] = {
     "cot-distillation": CotDistillation,
@@ -17,4 +18,5 @@ PIPELINES: dict[str, type[Settings]] = {
     "markers": MarkerReport,
     "multi-seed": MultiSeed,
     "tiny-model": TinyModel,
+    "tiny-vision-model": TinyVisionModel,
 }

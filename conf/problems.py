@@ -33,6 +33,17 @@ class Stories(Settings):
         return self
 
 
+class Boards(Settings):
+    """Problems with images from the bundled generator: boards of coloured boxes whose quantities are to be read and
+    calculated with."""
+
+    type: Literal["boards"] = "boards"
+    count: Positive = 800
+    """Number of problems. A larger number keeps the problems of a smaller one. Not from the paper."""
+    levels: tuple[Annotated[int, Field(ge=1, le=7)], ...] = (1, 2, 3, 4, 5, 6, 7)
+    """Levels, taken in turn. A level is the number of steps."""
+
+
 class Drawn(Settings):
     """A source of which all problems are taken, or a random draw."""
 
@@ -108,7 +119,10 @@ class Hub(Drawn):
 
 
 Problems = Annotated[
-    Annotated[Stories, Tag("stories")] | Annotated[ProblemFile, Tag("file")] | Annotated[Hub, Tag("hub")],
+    Annotated[Boards, Tag("boards")]
+    | Annotated[Stories, Tag("stories")]
+    | Annotated[ProblemFile, Tag("file")]
+    | Annotated[Hub, Tag("hub")],
     type_or("stories"),
 ]
 

@@ -10,7 +10,9 @@ from conf.base import Settings, type_or
 
 Text = Annotated[str, Field(min_length=1)]
 BUNDLED = "tiny"
-"""Name of the bundled model, which is trained without an instruction."""
+"""Name of the bundled language model."""
+BUNDLED_MODELS = (BUNDLED, "tiny-vision")
+"""Names of the bundled models, which are trained without an instruction."""
 DEFAULT_INSTRUCTIONS = {
     "instruction": "Please reason step by step, and put your final answer within \\boxed{}.",
     "instruction_choices": "Please reason step by step, and put only the letter of the right option within \\boxed{}.",
@@ -94,10 +96,8 @@ class Prompted(Settings):
     @classmethod
     def _fill_instructions(cls, values: Any) -> Any:
         """Fills in the default instructions, so that a run's saved settings show complete prompts."""
-        defaults = (
-            {} if not isinstance(values, dict) or values.get("model", BUNDLED) == BUNDLED else DEFAULT_INSTRUCTIONS
-        )
-        return _with_defaults(values, "prompt", defaults)
+        is_other = isinstance(values, dict) and values.get("model", BUNDLED) not in BUNDLED_MODELS
+        return _with_defaults(values, "prompt", DEFAULT_INSTRUCTIONS if is_other else {})
 
     @model_validator(mode="before")
     @classmethod

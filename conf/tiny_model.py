@@ -1,8 +1,8 @@
-"""Settings of the pipeline that trains the bundled tiny model."""
+"""Settings of the pipelines that train the bundled models: what they share, and the language model's own."""
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -67,8 +67,9 @@ class Pretraining(Settings):
     """Weight decay."""
 
 
-class TinyModel(Settings):
-    """One run: write the corpus, train tokenizer and weights, measure the figures of the model card."""
+class BundledModel(Settings):
+    """What the pipelines of the bundled models share: write the corpus, train from scratch, measure the figures of the
+    model card."""
 
     NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = {
         "pipeline": "there is one pipeline per settings class",
@@ -79,24 +80,12 @@ class TinyModel(Settings):
         "output": "where the finished model is copied to",
     }
 
-    pipeline: Literal["tiny-model"] = "tiny-model"
-    preset: str = "tiny"
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the corpus, the initial weights and sampling."""
-    output: str = "models/tiny"
-    """Folder that the weights and the model card are copied to."""
     teacher: Teacher = Teacher()
-    lessons: tuple[Lesson, ...] = (
-        Lesson(stories=9_000, levels=(1, 2, 3)),
-        Lesson(stories=11_000, levels=(1, 2, 3, 4, 5)),
-        Lesson(stories=70_000, levels=(1, 2, 3, 4, 5, 6, 7, 8)),
-    )
-    """Parts of the corpus, trained on in order. Within a part, stories of similar length are batched together."""
     training: Pretraining = Pretraining()
-    card: Benchmark = Benchmark(
-        problems=Stories(count=500, levels=(1, 2, 3, 4, 5, 6, 7, 8, 9, 10)), sampling=Sampling(samples=16)
-    )
-    """Evaluation on held-out stories, for the model card."""
+    card: Benchmark
+    """Evaluation on held-out problems, for the model card."""
     probed: Positive = 4
     """Samples per problem that are also probed, prefix by prefix up to their crossing."""
     segmentation: Segmentation = Segmentation()
@@ -106,7 +95,26 @@ class TinyModel(Settings):
     retries: Retries = Retries()
 
     @model_validator(mode="after")
-    def _no_remote_servers(self) -> TinyModel:
+    def _no_remote_servers(self) -> Self:
         if self.engine.endpoints:
             raise ValueError("engine.endpoints has no effect here: no other server has the model that is being trained")
         return self
+
+
+class TinyModel(BundledModel):
+    """The bundled language model."""
+
+    pipeline: Literal["tiny-model"] = "tiny-model"
+    preset: str = "tiny"
+    output: str = "models/tiny"
+    """Folder that the weights and the model card are copied to."""
+    lessons: tuple[Lesson, ...] = (
+        Lesson(stories=9_000, levels=(1, 2, 3)),
+        Lesson(stories=11_000, levels=(1, 2, 3, 4, 5)),
+        Lesson(stories=70_000, levels=(1, 2, 3, 4, 5, 6, 7, 8)),
+    )
+    """Parts of the corpus, trained on in order. Within a part, stories of similar length are batched together."""
+    card: Benchmark = Benchmark(
+        problems=Stories(count=500, levels=(1, 2, 3, 4, 5, 6, 7, 8, 9, 10)), sampling=Sampling(samples=16)
+    )
+    """Evaluation on held-out stories, for the model card."""

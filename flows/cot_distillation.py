@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from conf.cot_distillation import CotDistillation, DatasetTeacher, EndpointTeacher, LlmCompressor, LlmRater
-from conf.problems import Stories
+from conf.problems import Boards, Stories
 from flows.evaluation import evaluate_all, reference_models
 from flows.pipeline import pipeline
 from tasks.reports.page.of_distillation import DistillationArtifacts, distillation_views
@@ -134,7 +134,7 @@ def teacher_traces(ctx: RunContext, settings: CotDistillation, base: ArtifactRef
     teacher, sampling, seed = settings.teacher, settings.sampling, settings.seed
     if isinstance(teacher, DatasetTeacher):
         source = settings.problems
-        assert not isinstance(source, Stories)
+        assert not isinstance(source, Stories | Boards)
         return read_traces(ctx, model=base, problems=problems, source=source, teacher=teacher, seed=seed)
     if isinstance(teacher, EndpointTeacher):
         return write_traces(ctx, model=base, problems=problems, teacher=teacher, sampling=sampling, seed=seed)

@@ -13,7 +13,7 @@ from rich.table import Table
 from conf.base import Settings
 from conf.errors import ReadableError
 from conf.multi_seed import MultiSeed, experiment
-from flows import cot_distillation, dto, long_short, markers, multi_seed, tiny_model
+from flows import cot_distillation, dto, long_short, markers, multi_seed, tiny_model, tiny_vision_model
 from flows.needs import TRAININGS, llms, model_names, trains_beside_servers
 from flows.pipeline import open_run
 from models.checkpoints.checkpoint import found_checkpoint, is_on_hub
@@ -91,6 +91,7 @@ BODIES: Mapping[str, Callable[[RunContext, Any], object]] = {
     "markers": markers.count_openers,
     "multi-seed": _run_seeds,
     "tiny-model": tiny_model.train_and_probe,
+    "tiny-vision-model": tiny_vision_model.train_and_look,
 }
 """The steps of each pipeline, without its report."""
 

@@ -7,7 +7,8 @@ The tokenizer is a byte-level BPE trained with the pre-tokenizer that AutoTokeni
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from tokenizers import AddedToken
@@ -35,6 +36,7 @@ RESERVED = (
 """Tags that are one token each; changing them would invalidate all recorded figures."""
 CONTEXT = 2048
 VOCABULARY = 640
+R = TypeVar("R", bound=Mapping[str, Any])
 SORTED_BATCHES = 40
 """Batches per window within which rows are sorted by length."""
 CHAT_TEMPLATE = (
@@ -91,7 +93,6 @@ def training_rows(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[tuple[str, str]], batch: int, seed: int
 ) -> list[dict[str, list[int]]]:
     """One lesson as rows of token ids, ordered in full batches of similar length to reduce padding."""
-    rng = random.Random(f"rows:{seed}")
     prompts = [
         str(
             tokenizer.apply_chat_template(
@@ -102,8 +103,14 @@ def training_rows(
     ]
     prompt_ids, completion_ids = tokenizer(prompts)["input_ids"], tokenizer([trace for _, trace in texts])["input_ids"]
     rows = [{"prompt_ids": p, "completion_ids": c} for p, c in zip(prompt_ids, completion_ids, strict=True)]
+    return in_batches(rows, batch, seed)
+
+
+def in_batches(rows: Sequence[R], batch: int, seed: int) -> list[R]:
+    """`rows` in full batches of similar length, in random order. Rows that fill no batch are left out."""
+    rng, rows = random.Random(f"rows:{seed}"), list(rows)
     rng.shuffle(rows)
-    ordered = []
+    ordered: list[R] = []
     for start in range(0, len(rows), batch * SORTED_BATCHES):
         window = sorted(rows[start : start + batch * SORTED_BATCHES], key=lambda row: len(row["completion_ids"]))
         batches = [window[at : at + batch] for at in range(0, len(window) - batch + 1, batch)]

@@ -35,11 +35,20 @@ class InstructionPart(Record):
     text: str
 
 
+class ImagePart(Record):
+    """The place of the next of `Problem.images` in the prompt."""
+
+    type: Literal["image"] = "image"
+    text: Literal[""] = ""
+
+
 class Problem(Record):
-    """A question with a known answer. A prompt is a list of parts, so that images can be added later."""
+    """A question with a known answer."""
 
     id: str
-    prompt: tuple[TextPart | InstructionPart, ...]
+    prompt: tuple[TextPart | InstructionPart | ImagePart, ...]
+    images: tuple[bytes, ...] = ()
+    """Image files, as many as the prompt has image parts."""
     answer: str
     choices: tuple[str, ...] | None = None
     """Options of a multiple-choice problem; the answer is then a letter."""

@@ -12,13 +12,15 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
 from conf.tiny_model import Teacher
 
 MAX_LEVEL = 10
 SEEN_LEVELS = range(1, 9)
 """Levels that the tiny model was trained on; 9 and 10 are unseen."""
-_LARGEST = 99
+LARGEST = 99
+"""Largest count that occurs in a problem."""
 _LARGEST_MISTAKEN = 199
 
 
@@ -50,6 +52,8 @@ class Step:
 
     change: int | None
     sentence: str
+    source: str = ""
+    """What the number is read from, as the teacher writes it before the number."""
 
     def apply(self, value: int) -> int:
         return value + (value if self.change is None else self.change)
@@ -57,7 +61,8 @@ class Step:
     def written(self, value: int, result: int, doubtful: bool = False) -> str:
         """The step as the teacher writes it, on one line: `17+8=25.` or, in doubt, `17+8=15?`"""
         operand = value if self.change is None else self.change
-        return f"{value}{operand:+d}={result}{'?' if doubtful else '.'}\n"
+        sign = "-" if operand < 0 else "+"
+        return f"{value}{sign}{self.source}{abs(operand)}={result}{'?' if doubtful else '.'}\n"
 
     def is_risky(self, value: int) -> bool:
         """Whether the units digits carry (sum above 9) or borrow (difference below 0)."""
@@ -72,6 +77,21 @@ class Step:
         return self.apply(value) + (10 if operand < 0 else -10)
 
 
+class Task(Protocol):
+    """What the teacher can solve: a number, and steps that change it."""
+
+    @property
+    def start(self) -> int: ...
+    @property
+    def steps(self) -> tuple[Step, ...]: ...
+    @property
+    def level(self) -> int: ...
+    @property
+    def opening(self) -> str:
+        """First line of the teacher's first pass."""
+        ...
+
+
 @dataclass(frozen=True)
 class Story:
     """An arithmetic story with a known answer."""
@@ -84,6 +104,11 @@ class Story:
     @property
     def level(self) -> int:
         return len(self.steps)
+
+    @property
+    def opening(self) -> str:
+        """First line of the teacher's first pass."""
+        return f"Start with {self.start}.\n"
 
     @property
     def values(self) -> tuple[int, ...]:
@@ -167,7 +192,7 @@ def _draw_step(rng: random.Random, name: str, value: int, risky: bool) -> Step |
         else:
             change = rng.randrange(2, 50)
             step = Step(-change, f"{name} " + rng.choice(_LOSS).format(n=change))
-        if 1 <= step.apply(value) <= _LARGEST and step.is_risky(value) == risky:
+        if 1 <= step.apply(value) <= LARGEST and step.is_risky(value) == risky:
             return step
     return None
 
@@ -194,7 +219,7 @@ class OverThinker:
     def __init__(self, chances: Teacher, rng: random.Random):
         self._chances, self._rng = chances, rng
 
-    def think(self, story: Story) -> Thinking:
+    def think(self, story: Task) -> Thinking:
         """A complete overthinking trace of `story`."""
         text, value, doubtful = self._first_pass(story)
         conclusions = [value]
@@ -209,9 +234,9 @@ class OverThinker:
     def _go_on(self, doubtful: bool) -> float:
         return self._chances.go_on_doubtful if doubtful else self._chances.go_on_sure
 
-    def _first_pass(self, story: Story) -> tuple[str, int, bool]:
+    def _first_pass(self, story: Task) -> tuple[str, int, bool]:
         """First pass: its text, its conclusion, and whether it shows doubt."""
-        text = f"Start with {story.start}.\n"
+        text = story.opening
         worked = list(self._work(story, self._chances.slip_first))
         for index, (line, value) in enumerate(worked, start=1):
             text += line
@@ -221,7 +246,7 @@ class OverThinker:
         doubtful = "?" in text
         return f"{text}That makes {value}{_stop(doubtful)}\n", value, doubtful
 
-    def _recheck(self, story: Story, before: int) -> tuple[str, int, bool]:
+    def _recheck(self, story: Task, before: int) -> tuple[str, int, bool]:
         """A re-check after the conclusion `before`: its text, its conclusion, and whether it shows doubt."""
         opening = self._rng.choice(("Wait, let me check.", "Alternatively, start again.", "Hmm, once more."))
         worked = list(self._work(story, self._chances.slip_again))
@@ -230,7 +255,7 @@ class OverThinker:
         verdict = f"It is {value} again" if value == before else f"Now it is {value}, not {before}"
         return f"{opening}\n{chain}{verdict}{_stop(doubtful)}\n", value, doubtful
 
-    def _work(self, story: Story, slip: float) -> Iterator[tuple[str, int]]:
+    def _work(self, story: Task, slip: float) -> Iterator[tuple[str, int]]:
         """One pass through the story: each step as written, and the count after it."""
         value = story.start
         for index, step in enumerate(story.steps):

@@ -13,7 +13,7 @@ from rich.text import Text
 from conf.base import Settings
 from conf.errors import ReadableError
 from conf.multi_seed import experiment
-from conf.prompts import BUNDLED
+from conf.prompts import BUNDLED_MODELS
 from flows.doctor import facts
 from flows.doctor.checks import (
     Finding,
@@ -100,7 +100,7 @@ def _unavailable(name: str, error: CheckpointError) -> Finding:
 def _gpu(settings: Settings, models: Models) -> Iterator[Finding]:
     run, gpus, builds = experiment(settings), facts.read_gpus(), facts.read_builds()
     has_cuda = bool(gpus.devices) and builds.cuda is not None
-    is_bundled = model_names(run) == [BUNDLED]
+    is_bundled = set(model_names(run)) <= set(BUNDLED_MODELS)
     yield check_driver(gpus, builds, has_cuda and facts.is_cuda_usable(), is_bundled)
     if not gpus.devices:
         return

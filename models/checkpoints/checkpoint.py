@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import re
@@ -13,9 +14,10 @@ from itertools import dropwhile, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conf.prompts import BUNDLED, NoThinking, Prompt
+from conf.prompts import BUNDLED_MODELS, NoThinking, Prompt
 from models.checkpoints.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, holds_adapters, read_adapter_config
 from models.checkpoints.files import CheckpointError, all_shapes, first_line, read_json, weight_files
+from models.checkpoints.images import IMAGE_PROCESSOR_FILE, ImageProcessor, PromptImages, takes_images
 from models.checkpoints.prompting import ChatPrompts, content_of
 from models.checkpoints.token_texts import TokenReader
 from models.checkpoints.tokenizer import SAMPLES, ids_of, load_tokenizer
@@ -28,9 +30,16 @@ from reasoning.token_ids import TokenIds
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TINY_MODEL = Path(__file__).parent.parent / "tiny"
+TINY_MODEL, TINY_VISION_MODEL = (Path(__file__).parent.parent / name for name in ("tiny", "tiny_vision"))
 """The bundled weights."""
-IDENTITY = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+IDENTITY = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    IMAGE_PROCESSOR_FILE,
+)
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 """Patterns of the files that are downloaded."""
 NOT_LANGUAGE = re.compile(r"(^|\.)(visual|vision_tower|vision_model|multi_modal_projector|audio_tower)\.")
@@ -117,7 +126,7 @@ class Checkpoint:
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
         kind = read_json(self.folder / "config.json").get("model_type")
-        if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not self.takes_images:
             raise CheckpointError(
                 f"{self.folder}/config.json: model_type {kind!r} is not a causal language model of transformers; use "
                 f"a language model"
@@ -216,11 +225,33 @@ class Checkpoint:
         return found
 
     def prompt_ids(self, problem: Problem) -> TokenIds:
-        """The problem as rendered by the chat template, up to where the model starts to think."""
+        """The problem as rendered by the chat template, up to where the model starts to think. Raises CheckpointError
+        for a problem with images if the model takes none."""
         content = content_of(problem, self.prompt)
-        if content not in self._prompts:
-            self._prompts[content] = self.prompt_encoded(self.prompts.thinking(content))
-        return self._prompts[content]
+        images = self.images_of(problem)
+        key = json.dumps([content, images.digests if images else ()])
+        if key not in self._prompts:
+            token_ids = self.prompt_encoded(self.prompts.thinking(content))
+            self._prompts[key] = self.image_processor.expanded(token_ids, problem.images) if images else token_ids
+        return self._prompts[key]
+
+    def images_of(self, problem: Problem) -> PromptImages | None:
+        """The images of its prompt. Raises CheckpointError if the model takes none."""
+        return PromptImages(problem.images, self.image_processor.token_id) if problem.images else None
+
+    @property
+    def takes_images(self) -> bool:
+        return takes_images(read_json(self.folder / "config.json"))
+
+    @cached_property
+    def image_processor(self) -> ImageProcessor:
+        """Raises CheckpointError if the model takes no images."""
+        return ImageProcessor(self.folder)
+
+    @cached_property
+    def forbidden_ids(self) -> tuple[int, ...]:
+        """Tokens that may not be sampled."""
+        return self.image_processor.forbidden_ids if self.takes_images else ()
 
     @cached_property
     def marks_thinking(self) -> bool:
@@ -311,29 +342,32 @@ def weights_folder(folder: Path) -> Path:
 
 def lasting_name(name: str, folder: Path) -> str:
     """A model's name that means the same in another working directory. `folder`: where it was found."""
-    return name if name == BUNDLED or is_on_hub(name) else str(folder.resolve())
+    return name if name in BUNDLED_MODELS or is_on_hub(name) else str(folder.resolve())
 
 
 def is_on_hub(name: str) -> bool:
     """Whether a model's or data set's name, as in the settings, is to be looked up on the hub."""
-    return name != BUNDLED and not os.path.exists(name) and re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
+    return (
+        name not in BUNDLED_MODELS and not os.path.exists(name) and re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
+    )
 
 
 def found_checkpoint(name: str, local_only: bool = False) -> Path:
-    """Resolves a model name: the bundled model for `tiny`, a local folder, or a model on the hub, which is downloaded
-    unless `local_only`.
+    """Resolves a model name: a bundled model, a local folder, or a model on the hub, which is downloaded unless
+    `local_only`.
 
     Raises CheckpointError if it is none of these.
     """
     from huggingface_hub import snapshot_download
 
-    if name == BUNDLED:
-        return TINY_MODEL
+    if name in BUNDLED_MODELS:
+        return dict(zip(BUNDLED_MODELS, (TINY_MODEL, TINY_VISION_MODEL), strict=True))[name]
     if os.path.exists(name):  # unlike Path.exists, it accepts any string
         return Path(name).resolve()
     if not is_on_hub(name):
         raise CheckpointError(
-            f"{first_line(name)}: no such folder; name one, a model on the hub (owner/name), or {BUNDLED}"
+            f"{first_line(name)}: no such folder; name one, a model on the hub (owner/name), or "
+            f"{' or '.join(BUNDLED_MODELS)}"
         )
     try:
         return Path(snapshot_download(name, allow_patterns=list(HUB_FILES), local_files_only=local_only))

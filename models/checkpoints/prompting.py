@@ -43,10 +43,24 @@ GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 """A template tag of transformers that marks the assistant's text; jinja2 cannot parse it."""
 
 
-def content_of(problem: Problem, prompt: Prompt) -> str:
+Content = str | list[dict[str, str]]
+"""Of a message: text, or parts, where there are images."""
+
+
+def content_of(problem: Problem, prompt: Prompt) -> Content:
     """The user message: the problem, the run's instruction, and the instruction of its data set."""
     advice = prompt.instruction_for(problem.choices is not None)
-    return problem.text + (f"\n\n{advice}" if advice else "") + problem.instruction
+    after = (f"\n\n{advice}" if advice else "") + problem.instruction
+    if not problem.images:
+        return problem.text + after
+    parts = [part.model_dump() for part in problem.prompt if part.type != "instruction"]
+    parts = [{"type": "image"} if part["type"] == "image" else part for part in parts]
+    return [*parts, {"type": "text", "text": after}] if after else parts
+
+
+def text_of(content: Content) -> str:
+    """The text of a message."""
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
 class ChatPrompts:
@@ -55,12 +69,12 @@ class ChatPrompts:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, folder: Path, prompt: Prompt):
         self._tokenizer, self._folder, self._prompt = tokenizer, folder, prompt
 
-    def thinking(self, content: str) -> str:
+    def thinking(self, content: Content) -> str:
         """The prompt for a user message, with the thinking opened."""
         text = self._rendered(content, self._prompt.system)
         return text if self.opens_thinking else text + self._prompt.thinking.open
 
-    def in_role(self, content: str, role: str) -> str:
+    def in_role(self, content: Content, role: str) -> str:
         """The prompt for a user message with the system message `role`; the thinking is not opened."""
         system = f"{self._prompt.system}\n\n{role}" if self._prompt.system else role
         text = self._rendered(content, system)
@@ -85,7 +99,7 @@ class ChatPrompts:
     @cached_property
     def after_problem(self) -> str:
         """The text that the template writes after the user message."""
-        content = content_of(SAMPLE, self._prompt)
+        content = text_of(content_of(SAMPLE, self._prompt))
         return self._rendered(content, self._prompt.system).rpartition(content.strip())[2]
 
     def check(self) -> None:
@@ -102,7 +116,7 @@ class ChatPrompts:
 
     def _argument_that_opens(self) -> str:
         """A template argument that turns thinking on, as `name = value`; empty if there is none."""
-        content, close = content_of(SAMPLE, self._prompt), self._prompt.thinking.close
+        content, close = text_of(content_of(SAMPLE, self._prompt)), self._prompt.thinking.close
         for name in sorted(self.arguments):
             for value in (True, False):
                 try:
@@ -128,20 +142,23 @@ class ChatPrompts:
         own = {node.name for node in tree.find_all(nodes.Name) if node.ctx == "store"}
         return meta.find_undeclared_variables(tree) - STANDARD - own
 
-    def _rendered(self, content: str, system: str) -> str:
+    def _rendered(self, content: Content, system: str) -> str:
         return self._write(self._messages(content, system))
 
-    def _messages(self, content: str, system: str) -> list[dict[str, Any]]:
+    def _messages(self, content: Content, system: str) -> list[dict[str, Any]]:
         if system and not self._takes_system:
-            return self._turns(f"{system}\n\n{content}", "")
+            before = f"{system}\n\n"
+            parts = [{"type": "text", "text": before}]
+            return self._turns(before + content if isinstance(content, str) else parts + content, "")
         return self._turns(content, system)
 
-    def _turns(self, content: str, system: str) -> list[dict[str, Any]]:
+    def _turns(self, content: Content, system: str) -> list[dict[str, Any]]:
         messages = [("system", system)] * bool(system) + [("user", content)]
-        return [
-            {"role": role, "content": [{"type": "text", "text": text}] if self._takes_parts else text}
-            for role, text in messages
-        ]
+        return [{"role": role, "content": self._as_taken(content)} for role, content in messages]
+
+    def _as_taken(self, content: Content) -> Content:
+        """Text as parts, where the template needs them."""
+        return [{"type": "text", "text": content}] if isinstance(content, str) and self._takes_parts else content
 
     @cached_property
     def _takes_system(self) -> bool:

@@ -14,6 +14,7 @@ import asyncio
 import logging
 import random
 import threading
+from base64 import b64encode
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
@@ -29,7 +30,7 @@ from pydantic import BaseModel, ValidationError
 
 from conf.errors import ReadableError
 from models.inference.connections import many_requests, origin
-from models.inference.engine import Completion, FailedRequest, Failure, Finished, Request
+from models.inference.engine import Completion, FailedRequest, Failure, Finished, Request, ScorableText
 from reasoning.token_ids import TokenIds
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,8 @@ HEALTH = 5.0
 CONNECT = 30.0
 """Timeout of a new connection, seconds."""
 JSON = {"Content-Type": "application/json"}
+NEVER = -100.0
+"""Logit bias that excludes a token."""
 ABORTED = ("abort", "error")
 """Finish reasons of completions that vLLM aborted."""
 T = TypeVar("T")
@@ -110,7 +113,10 @@ class InFlightRequest:
     affinity_key: int
     count: int
     """Slots that it takes."""
+    path: str
     body: dict[str, Any]
+    max_tokens: int
+    """Of each completion."""
     read: Callable[[Reply], Finished | ScoredText]
     """Parses a reply. Raises _Refusal or _Retryable for an invalid one."""
     losses: int = 0
@@ -153,6 +159,8 @@ class Reply(BaseModel):
 
     model: str
     choices: list[_Choice]
+    prompt_logprobs: list[dict[str, _LogProb] | None] | None = None
+    """Of a request with images; otherwise the first choice has them."""
 
 
 class EndpointState:
@@ -237,9 +245,17 @@ class Dispatcher:
     """A `Session` over `endpoints`, which all serve one model. Use as a context manager: leaving it cancels the
     requests in flight."""
 
-    def __init__(self, endpoints: Sequence[Endpoint], timeout_for: Timeouts, deliver: Callable[[Any], None]):
-        """`deliver` receives what `Deliver` says, and a ScoredText for each `score`."""
+    def __init__(
+        self,
+        endpoints: Sequence[Endpoint],
+        timeout_for: Timeouts,
+        deliver: Callable[[Any], None],
+        forbidden_ids: Sequence[int] = (),
+    ):
+        """`deliver` receives what `Deliver` says, and a ScoredText for each `score`. `forbidden_ids` are never
+        sampled."""
         self._endpoints, self._timeout_for, self._deliver = endpoints, timeout_for, deliver
+        self._forbidden = {str(token): NEVER for token in forbidden_ids}
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._pins: OrderedDict[int, EndpointState] = OrderedDict()
@@ -261,23 +277,23 @@ class Dispatcher:
 
     def submit(self, request_id: int, request: Request, affinity_key: int) -> None:
         """See `Session.submit`."""
-        body = {
-            "prompt": request.prompt_ids.array,
-            "n": request.count,
-            "return_token_ids": True,
-            **request.sampling.request,
-        }
+        parameters: dict[str, Any] = {"n": request.count, **request.sampling.request}
         if request.stop:
             # A stop string may be a special token of the tokenizer, as </think> is in some.
-            body |= {"stop": request.stop, "include_stop_str_in_output": True, "skip_special_tokens": False}
+            parameters |= {"stop": request.stop, "include_stop_str_in_output": True, "skip_special_tokens": False}
+        if self._forbidden:
+            parameters["logit_bias"] = self._forbidden
+        read, text = partial(read_finished, request_id, request), ScorableText(request.prompt_ids, request.images)
+        path, body = path_and_body(text, parameters)
         self._send(
-            InFlightRequest(request_id, affinity_key, request.count, body, partial(read_finished, request_id, request))
+            InFlightRequest(request_id, affinity_key, request.count, path, body, request.sampling.max_tokens, read)
         )
 
-    def score(self, request_id: int, text: TokenIds) -> None:
+    def score(self, request_id: int, text: ScorableText) -> None:
         """Delivers the log-probs of `text` as a ScoredText."""
-        body = {"prompt": text.array, "max_tokens": 1, "prompt_logprobs": 0}
-        self._send(InFlightRequest(request_id, request_id, 1, body, partial(read_scored, request_id, text)))
+        path, body = path_and_body(text, {"max_tokens": 1, "prompt_logprobs": 0})
+        read = partial(read_scored, request_id, text.token_ids)
+        self._send(InFlightRequest(request_id, request_id, 1, path, body, 1, read))
 
     def _send(self, request: InFlightRequest) -> None:
         self._loop.call_soon_threadsafe(self._start, self._serve(request))
@@ -375,9 +391,9 @@ class Dispatcher:
         self, state: EndpointState, down: asyncio.Event, request: InFlightRequest
     ) -> Finished | ScoredText:
         """One attempt. Raises as `_request`, and _Retryable."""
-        timeout = self._timeout_for(request.body["max_tokens"])
+        timeout = self._timeout_for(request.max_tokens)
         try:
-            status, text = await state.until_lost(down, self._post(state, request.body, timeout))
+            status, text = await state.until_lost(down, self._post(state, request, timeout))
         except aiohttp.ClientError as error:
             if not await self._is_healthy(state):
                 self._raise_lost(state, down, request)
@@ -398,9 +414,9 @@ class Dispatcher:
             self._raise_lost(state, down, request)
         return request.read(reply)
 
-    async def _post(self, state: EndpointState, body: dict[str, Any], timeout: float) -> tuple[int, str]:
+    async def _post(self, state: EndpointState, request: InFlightRequest, timeout: float) -> tuple[int, str]:
         endpoint = state.endpoint
-        url, body = f"{origin(endpoint.url)}/v1/completions", {"model": endpoint.name, **body}
+        url, body = f"{origin(endpoint.url)}{request.path}", {"model": endpoint.name, **request.body}
         limits = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT)
         content, headers = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), {**JSON, **endpoint.headers}
         async with state.client.post(url, data=content, headers=headers, timeout=limits) as reply:
@@ -442,6 +458,21 @@ class Dispatcher:
             self._changed.notify_all()
 
 
+def path_and_body(text: ScorableText, parameters: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Where a request for `text` goes, and what it says beside the model's name. `parameters`: of sampling, as vLLM
+    names them. Only vLLM's own route takes exact token ids together with images; /v1/completions would read their
+    placeholders as text."""
+    if not text.images:
+        return "/v1/completions", {"prompt": text.token_ids.array, "return_token_ids": True, **parameters}
+    parts = [
+        # Under its digest, an image is computed once for all requests that have it.
+        {"type": "image_url", "url": f"data:image;base64,{b64encode(file).decode()}", "uuid": digest}
+        for file, digest in zip(text.images.files, text.images.digests, strict=True)
+    ]
+    collapsed = text.images.collapsed(text.token_ids).array
+    return "/inference/v1/generate", {"token_ids": collapsed, "content_parts": parts, "sampling_params": parameters}
+
+
 def excerpt(text: str) -> str:
     """The beginning of a server's reply, on one line."""
     return " ".join(text[:1000].split())[:200]
@@ -473,5 +504,5 @@ def read_scored(request_id: int, text: Sequence[int], reply: Reply) -> ScoredTex
 
 def read_log_probs(text: Sequence[int], reply: Reply) -> list[float]:
     """Log-prob of each token of `text` but the first, given those before it."""
-    entries: Any = reply.choices[0].prompt_logprobs
+    entries: Any = reply.prompt_logprobs or reply.choices[0].prompt_logprobs
     return [entry[str(token)].logprob for token, entry in zip(text[1:], entries[1:], strict=True)]

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from conf.sampling import Sampling
 from models.checkpoints.checkpoint import Checkpoint
+from models.checkpoints.images import PromptImages
 from reasoning.token_ids import TokenIds
 
 
@@ -23,6 +24,15 @@ class Request:
     count: int
     stop: tuple[str, ...] = ()
     """Stop strings. The completion includes the one that ended it."""
+    images: PromptImages | None = None
+    """Of the prompt."""
+
+
+class ScorableText(NamedTuple):
+    """Prompt and completion, whose log-probs are wanted."""
+
+    token_ids: TokenIds
+    images: PromptImages | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +120,7 @@ class Engine(Protocol):
         """Serves `model` until the context exits; requests still in flight are then cancelled."""
         ...
 
-    def log_probs(self, model: Checkpoint, texts: Sequence[TokenIds]) -> Iterator[list[float] | FailedRequest]:
+    def log_probs(self, model: Checkpoint, texts: Sequence[ScorableText]) -> Iterator[list[float] | FailedRequest]:
         """For each of `texts`, in order, the log-prob of each token but the first, given those before it; FailedRequest
         where the request failed."""
         ...

@@ -16,10 +16,9 @@ from conf.engine import Engine as EngineSettings
 from models.checkpoints.checkpoint import Checkpoint
 from models.inference.devices import on_cpu, replica_gpus, server_gpus
 from models.inference.dispatcher import Endpoint, ServerFailed
-from models.inference.engine import Deliver, Engine, FailedRequest, Session
+from models.inference.engine import Deliver, Engine, FailedRequest, ScorableText, Session
 from models.inference.server_engine import ServerEngine
 from models.inference.vllm_server import VllmServer, block_size
-from reasoning.token_ids import TokenIds
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +53,7 @@ class OwnServers(ServerEngine):
         with self._session_lock, super().session(model, deliver) as session:
             yield session
 
-    def log_probs(self, model: Checkpoint, texts: Sequence[TokenIds]) -> Iterator[list[float] | FailedRequest]:
+    def log_probs(self, model: Checkpoint, texts: Sequence[ScorableText]) -> Iterator[list[float] | FailedRequest]:
         """See `Engine.log_probs`. Raises as `session` does."""
         with self._session_lock:
             yield from super().log_probs(model, texts)

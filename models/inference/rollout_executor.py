@@ -124,7 +124,9 @@ class RolloutExecutor:
     def sample(self, requests: Sequence[Request]) -> list[tuple[Completion, ...] | FailedRequest]:
         """All completions of each request, in order, from the first scheduler; FailedRequest where the request failed.
         Raises TooManyFailed."""
-        jobs = [job_of_one_prompt(one.prompt_ids, one.sampling, one.count, tuple, one.stop) for one in requests]
+        jobs = [
+            job_of_one_prompt(one.prompt_ids, one.sampling, one.count, tuple, one.stop, one.images) for one in requests
+        ]
         self.run_to_completion(jobs)
         return [job.failure or tuple(outcomes_of_one_prompt(job)) for job in jobs]  # type: ignore[misc]
 
@@ -191,7 +193,8 @@ class RolloutExecutor:
         self._changed.append(job_id)
         for sample_range in job.plan.next_ranges():
             scheduler = self._schedulers[job.scheduler_index(sample_range.prefix)]
-            request = Request(job.prompt(sample_range.prefix), job.sampling, sample_range.count, job.stop)
+            prompt = job.prompt(sample_range.prefix)
+            request = Request(prompt, job.sampling, sample_range.count, job.stop, job.images)
             key = completion_key(scheduler.model, request, self._purpose, self._seed)
             self._to_look_up.append(PendingRequest(job_id, job, sample_range, scheduler, request, key))
             self._want(job_id, sample_range.count)

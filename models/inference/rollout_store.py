@@ -1,7 +1,7 @@
 """The rollout store: a finished completion is never generated twice.
 
-A completion is identified by model fingerprint, prompt token ids, sampling settings, run seed, purpose and sample
-index. *Finished* means that its row is committed. The purpose separates stages, so that a benchmark never reads
+A completion is identified by model fingerprint, prompt token ids and images, sampling settings, run seed, purpose and
+sample index. *Finished* means that its row is committed. The purpose separates stages, so that a benchmark never reads
 completions of training data; the seed separates runs.
 """
 
@@ -242,6 +242,7 @@ def existing_store(url: str) -> RolloutStore:
 def completion_key(model: Checkpoint, request: Request, purpose: Purpose, seed: int) -> bytes:
     """SHA-256 over everything that determines the distribution of a completion, and its purpose."""
     fields = [model.fingerprint, request.sampling.request, seed, purpose, *([request.stop] if request.stop else [])]
+    fields += [{"images": request.images.digests}] if request.images else []
     head = json.dumps(fields, sort_keys=True, allow_nan=False)
     return hashlib.sha256(head.encode() + b"\0" + request.prompt_ids.tobytes()).digest()
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from conf.sampling import Sampling
 from models.checkpoints.checkpoint import Checkpoint
+from models.checkpoints.images import PromptImages
 from models.inference.engine import Completion, Deliver, Engine, FailedRequest, Request, Session
 from reasoning.records import Usage
 from reasoning.sampling_plans import FullEstimate, Outcomes, SampleRange, SamplingPlan
@@ -51,6 +52,8 @@ class SamplingJob:
     """From a prefix's index to the index of the scheduler that samples it."""
     stop: tuple[str, ...] = ()
     """As in `Request`."""
+    images: PromptImages | None = None
+    """As in `Request`."""
     failure: FailedRequest | None = None
     """The failed request, if any. The plan of a failed job stays open."""
 
@@ -61,9 +64,10 @@ def job_of_one_prompt(
     count: int,
     score: Callable[[Sequence[Completion]], Outcomes],
     stop: tuple[str, ...] = (),
+    images: PromptImages | None = None,
 ) -> SamplingJob:
     """A job of `count` completions of one prompt."""
-    return SamplingJob(FullEstimate(1, count), lambda _: prompt, sampling, score, len(prompt), stop=stop)
+    return SamplingJob(FullEstimate(1, count), lambda _: prompt, sampling, score, len(prompt), stop=stop, images=images)
 
 
 def outcomes_of_one_prompt(job: SamplingJob) -> Outcomes:

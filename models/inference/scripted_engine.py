@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from models.checkpoints.checkpoint import Checkpoint
-from models.inference.engine import Completion, Deliver, FailedRequest, Finished, Request, Session
-from reasoning.token_ids import TokenIds
+from models.inference.engine import Completion, Deliver, FailedRequest, Finished, Request, ScorableText, Session
 
 Script = Callable[[Checkpoint, Request, int], Completion]
 """From model, request and the number of completions so far to a completion."""
@@ -40,10 +39,10 @@ class ScriptedEngine:
         self.computed_prompt_tokens += request.count * len(request.prompt_ids)
         return Finished(request_id, tuple(completions))
 
-    def log_probs(self, model: Checkpoint, texts: Sequence[TokenIds]) -> Iterator[list[float] | FailedRequest]:
+    def log_probs(self, model: Checkpoint, texts: Sequence[ScorableText]) -> Iterator[list[float] | FailedRequest]:
         """Log-prob 0 for every token."""
         _ = model
-        return ([0.0] * (len(text) - 1) for text in texts)
+        return ([0.0] * (len(text.token_ids) - 1) for text in texts)
 
     def close(self) -> None:
         pass

@@ -17,8 +17,7 @@ from conf.engine import Engine as EngineSettings
 from models.checkpoints.checkpoint import Checkpoint
 from models.inference.connections import client
 from models.inference.dispatcher import Dispatcher, Endpoint, ScoredText, Timeouts
-from models.inference.engine import Deliver, FailedRequest, Session
-from reasoning.token_ids import TokenIds
+from models.inference.engine import Deliver, FailedRequest, ScorableText, Session
 
 SCORED_AT_ONCE = 16
 """Texts scored at a time on each server; each reply holds one entry per token."""
@@ -60,17 +59,17 @@ class ServerEngine(ABC):
     def session(self, model: Checkpoint, deliver: Deliver) -> Iterator[Session]:
         """See `Engine.session`. Raises ServerFailed."""
         self._serving = self._serve(model)
-        with Dispatcher(self._serving, self._settings.timeout_for, deliver) as session:
+        with Dispatcher(self._serving, self._settings.timeout_for, deliver, model.forbidden_ids) as session:
             yield session
 
-    def log_probs(self, model: Checkpoint, texts: Sequence[TokenIds]) -> Iterator[list[float] | FailedRequest]:
+    def log_probs(self, model: Checkpoint, texts: Sequence[ScorableText]) -> Iterator[list[float] | FailedRequest]:
         """See `Engine.log_probs`. Raises ServerFailed."""
         if texts:
             yield from score_all(self._serve(model), self._settings.timeout_for, texts)
 
 
 def score_all(
-    endpoints: Sequence[Endpoint], timeout_for: Timeouts, texts: Sequence[TokenIds]
+    endpoints: Sequence[Endpoint], timeout_for: Timeouts, texts: Sequence[ScorableText]
 ) -> Iterator[list[float] | FailedRequest]:
     """For each of `texts`, in order, its log-probs. Raises ServerFailed."""
     events: SimpleQueue[ScoredText | FailedRequest | BaseException] = SimpleQueue()

@@ -18,16 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import orjson
 
 from conf.engine import Engine as EngineSettings
 from conf.errors import ReadableError
 from models.checkpoints.adapters import MAX_RANK
 from models.checkpoints.checkpoint import Checkpoint
-from models.checkpoints.files import SYNC_CHECK_FILE
+from models.checkpoints.images import MAX_IMAGES
 from models.checkpoints.tokenizer import is_loaded_wrongly
 from models.inference.connections import UNIX, client
 from models.inference.devices import VISIBLE, on_cpu
-from models.inference.dispatcher import Reply, ServerFailed, read_log_probs
+from models.inference.dispatcher import JSON, Reply, ServerFailed, path_and_body, read_log_probs
+from models.inference.sync_check import SyncCheck, sync_check_of
 from models.processes import GuardedProcess, threads
 
 logger = logging.getLogger(__name__)
@@ -40,6 +42,8 @@ WEIGHTS = "policy"
 """Name under which the weights are served; adapters have names of their own."""
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM takes for its largest rank."""
+NO_DOMAIN = "no.domain.invalid"
+"""For a list of domains that images may be fetched from: vLLM takes an empty one as permission for all."""
 SIGNALLED = 128
 """Exit codes above it: ended by the signal of that number more."""
 ERROR_LINE = re.compile(
@@ -206,6 +210,7 @@ class VllmServer:
             str((self._settings.seed + self._starts + REPLICA_STRIDE * self._replica) % 2**32),
             *self._tokenizer(model),
             *self._lora_args(),
+            *_image_args(model),
             *self._settings.vllm_args,
         ]
         if on_cpu():
@@ -273,7 +278,7 @@ class VllmServer:
         if served.weights_fingerprint == model.weights_fingerprint and not model.adapter:
             self.name = WEIGHTS
             return True
-        sync_check = _sync_check_of(model)
+        sync_check = sync_check_of(model)
         if sync_check is None or not self._can_replace(served, model):
             return False
         try:
@@ -283,6 +288,9 @@ class VllmServer:
             else:
                 self._post("/collective_rpc", {"method": "swap_weights", "args": [str(model.folder)]})
                 self._post("/reset_prefix_cache", {})
+                if model.takes_images:
+                    # The scheduler would look for images that it believes to be encoded still, and end the engine.
+                    self._post("/reset_encoder_cache", {})
             self._check_weight_sync(model, before)
         except (httpx.HTTPError, WeightSyncError) as error:
             logger.warning("weight swap failed, restarting the server: %s", error)
@@ -326,31 +334,37 @@ class VllmServer:
         return self._post("/collective_rpc", {"method": method}).json()["results"][0]
 
     def _check_weight_sync(self, model: Checkpoint, before: Sequence[float] | None) -> None:
-        sync_check = _sync_check_of(model)
+        sync_check = sync_check_of(model)
         if sync_check:
             after, tolerance = self._sync_check_log_probs(sync_check), SYNC_CHECK_TOLERANCE[self._settings.dtype]
             check_weight_sync(
-                sync_check["log_probs"], before, after, tolerance, model, checksum_matches=self._checksum_matches(model)
+                sync_check.log_probs, before, after, tolerance, model, checksum_matches=self._checksum_matches(model)
             )
 
-    def _sync_check_log_probs(self, sync_check: dict[str, Any]) -> list[float]:
-        text = sync_check["token_ids"]
-        body = {"model": self.name, "prompt": text, "max_tokens": 1, "prompt_logprobs": 0}
-        return read_log_probs(text, Reply.model_validate_json(self._post("/v1/completions", body).content))
+    def _sync_check_log_probs(self, sync_check: SyncCheck) -> list[float]:
+        text = sync_check.text
+        path, body = path_and_body(text, {"max_tokens": 1, "prompt_logprobs": 0})
+        reply = self._post(path, {"model": self.name, **body})
+        return sync_check.of_text(read_log_probs(text.token_ids, Reply.model_validate_json(reply.content)))
 
     def _post(self, path: str, body: dict[str, Any]) -> httpx.Response:
+        content = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
         with client(self.url, timeout=self._settings.timeout_for(0)) as http:
-            return http.post(path, json=body).raise_for_status()
+            return http.post(path, content=content, headers=JSON).raise_for_status()
+
+
+def _image_args(model: Checkpoint) -> list[str]:
+    """For a model that takes images: the route for exact token ids with images, and nothing but images that requests
+    bring along. No URL is fetched, and vLLM opens no local file unless it is told a folder."""
+    if not model.takes_images:
+        return []
+    limits = json.dumps({"image": MAX_IMAGES, "video": 0})
+    return ["--enable-scale-out", "--limit-mm-per-prompt", limits, "--allowed-media-domains", NO_DOMAIN]
 
 
 def block_size() -> int:
     """Tokens per KV-cache block: vLLM's smallest on a CPU, its default on a GPU."""
     return 32 if on_cpu() else 16
-
-
-def _sync_check_of(model: Checkpoint) -> dict[str, Any] | None:
-    path = model.path / SYNC_CHECK_FILE
-    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def check_weight_sync(

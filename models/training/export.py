@@ -5,7 +5,6 @@ It knows weights and their sync check. It must not know runs, nor where they kee
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -13,10 +12,10 @@ import torch
 
 from conf.errors import ReadableError
 from models.checkpoints.checkpoint import Checkpoint
-from models.checkpoints.files import SYNC_CHECK_FILE
 from models.files import make_readable
+from models.inference.sync_check import sync_check_of
 from models.inference.vllm_server import SYNC_CHECK_TOLERANCE, WeightSyncError, check_weight_sync
-from models.training.weights import load_model, log_probs
+from models.training.weights import load_model, log_probs, save_processing
 
 
 class FolderInUse(ReadableError):
@@ -31,13 +30,11 @@ def export(model: Checkpoint, folder: Path, dtype: str) -> None:
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     load_model(model.folder, model.adapter).to(getattr(torch, dtype)).save_pretrained(unfinished)
-    model.tokenizer.save_pretrained(unfinished)
-    check = model.path / SYNC_CHECK_FILE
-    if check.is_file():
-        expected = json.loads(check.read_text())
-        found = log_probs(unfinished, expected["token_ids"])
+    save_processing(model.folder, model.tokenizer, unfinished)
+    if check := sync_check_of(model):
+        found = log_probs(unfinished, check.token_ids.tolist(), images=check.text.images)
         try:
-            check_weight_sync(expected["log_probs"], None, found, SYNC_CHECK_TOLERANCE[dtype], model)
+            check_weight_sync(check.log_probs, None, check.of_text(found), SYNC_CHECK_TOLERANCE[dtype], model)
         except WeightSyncError:
             shutil.rmtree(unfinished)
             raise

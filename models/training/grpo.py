@@ -39,7 +39,7 @@ from models.checkpoints.files import SYNC_CHECK_FILE
 from models.files import atomic_write
 from models.inference.devices import TooFewGpus
 from models.inference.dialogue_sampler import SPEAKERS, DialogueSampler, TurnCodec
-from models.inference.engine import Completion, Engine
+from models.inference.engine import Completion, Engine, ScorableText
 from models.inference.own_servers import OwnServers, serve_all
 from models.inference.rollout_executor import FailureBudget, RolloutExecutor, TooManyFailed
 from models.inference.rollout_store import Purpose, RolloutStore
@@ -514,7 +514,7 @@ def train_grpo(job: GrpoJob, engines: Sequence[Engine], store: RolloutStore, ver
     )
     trainer.add_callback(ProgressCallback(job.progress, lambda: rollout_function.metrics))
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(job.work))
-    save(job, trainer, start.tokenizer, rollout_function.sync_check_ids)
+    save(job, trainer, start.tokenizer, ScorableText(TokenIds(rollout_function.sync_check_ids)))
 
 
 def opened(job: GrpoJob, folder: Path, adapter: Path | None) -> Checkpoint:

@@ -124,6 +124,8 @@ class TrainJob(TrainerJob):
 
     method: Literal["sft", "simpo", "dpo"]
     num_train_epochs: int
+    problems: Path | None = None
+    """Rows of Problem with the images of `rows`, by problem id. None: their prompts hold no images."""
     beta: float = 2.0
     simpo_gamma: float = 0.3
     cpo_alpha: float = 0.0

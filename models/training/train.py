@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 from trl.experimental.cpo import CPOConfig
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
@@ -26,11 +26,14 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from conf.errors import ReadableError
-from models.checkpoints.adapters import BASE_FINGERPRINT
-from models.checkpoints.files import SYNC_CHECK_FILE
+from models.checkpoints.files import SYNC_CHECK_FILE, read_json
+from models.checkpoints.images import ImageProcessor, PromptImages, takes_images
 from models.checkpoints.tokenizer import load_tokenizer
 from models.files import make_readable
 from models.inference.devices import on_cpu
+from models.inference.engine import ScorableText
+from models.inference.sync_check import SyncCheck
+from models.training.images import WithImages, read_images
 from models.training.launcher import (
     GRADIENT_CHECKPOINTING,
     ROWS_LEFT_OVER,
@@ -40,12 +43,16 @@ from models.training.launcher import (
     largest_divisor,
 )
 from models.training.simpo import IdsSimPOTrainer
-from models.training.weights import load_model, log_probs, save_adapters
+from models.training.weights import load_model, log_probs, save_adapters, save_processing
+from reasoning.token_ids import TokenIds
 
 SYNC_CHECK_TOKENS = 64
 SHARDED_PARTS = ("pytorch_model_fsdp_0", "optimizer_0")
 """Folders of a checkpoint of FSDP: one file of each process, and their metadata."""
+VISION_TOWER = r".*\bvisual\b.*"
+"""Names of the modules that process images."""
 J = TypeVar("J", bound=TrainerJob)
+T = TypeVar("T", bound=Trainer)
 
 
 class NotFinite(RuntimeError):
@@ -104,9 +111,16 @@ def main(job: TrainJob) -> None:
     trainer = build(job, model, tokenizer, rows)
     trainer.add_callback(ProgressCallback(job.progress, lambda: {ROWS_LEFT_OVER: left_over}))
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(job.work, is_sharded(job)))
-    row = rows[0]
-    text = (row["prompt_ids"] + row["completion_ids" if job.method == "sft" else "chosen_ids"])[:SYNC_CHECK_TOKENS]
-    save(job, trainer, tokenizer, text)
+    save(job, trainer, tokenizer, sync_check_text(job, rows[0]))
+
+
+def sync_check_text(job: TrainJob, row: dict[str, Any]) -> ScorableText:
+    """The beginning of a row; with images, all of its prompt."""
+    prompt, completion = row["prompt_ids"], row["completion_ids" if job.method == "sft" else "chosen_ids"]
+    if not job.problems:
+        return ScorableText(TokenIds((prompt + completion)[:SYNC_CHECK_TOKENS]))
+    images = PromptImages(tuple(read_images(job.problems)[row["problem_id"]]), ImageProcessor(job.model).token_id)
+    return ScorableText(TokenIds(prompt + completion[:SYNC_CHECK_TOKENS]), images if images.files else None)
 
 
 def validate_device() -> None:
@@ -221,6 +235,7 @@ def _arguments(job: TrainJob) -> dict[str, Any]:
         "weight_decay": job.weight_decay,
         "train_sampling_strategy": "random" if job.shuffle else "sequential",
         "max_length": job.max_length,
+        "remove_unused_columns": False,
     }
 
 
@@ -240,7 +255,6 @@ def _simpo(job: TrainJob, model: Any, tokenizer: Any, rows: Dataset) -> IdsSimPO
         beta=job.beta,
         simpo_gamma=job.simpo_gamma,
         cpo_alpha=job.cpo_alpha,
-        remove_unused_columns=False,
     )
     return IdsSimPOTrainer(
         model=model, args=config, train_dataset=rows, processing_class=tokenizer, peft_config=lora_config(job)
@@ -252,11 +266,20 @@ def _sft(job: TrainJob, model: Any, tokenizer: Any, rows: Dataset) -> SFTTrainer
         prompt, completion = row["prompt_ids"], row["completion_ids"]
         return {"input_ids": prompt + completion, "completion_mask": [0] * len(prompt) + [1] * len(completion)}
 
-    data = rows.map(joined, remove_columns=rows.column_names)
+    data = rows.map(joined, remove_columns=[name for name in rows.column_names if name != "problem_id"])
     config = SFTConfig(**_arguments(job), completion_only_loss=True)
-    return SFTTrainer(
+    trainer = SFTTrainer(
         model=model, args=config, train_dataset=data, processing_class=tokenizer, peft_config=lora_config(job)
     )
+    return with_images(job, trainer)
+
+
+def with_images(job: TrainJob, trainer: T) -> T:
+    """`trainer`, whose batches also have the images of their rows, if there are any."""
+    if job.problems:
+        processor = ImageProcessor(job.model)
+        trainer.data_collator = WithImages(trainer.data_collator, processor, read_images(job.problems))
+    return trainer
 
 
 class IdsDPOTrainer(DPOTrainer):
@@ -270,7 +293,7 @@ def _dpo(job: TrainJob, model: Any, tokenizer: Any, rows: Dataset) -> IdsDPOTrai
     config = DPOConfig(**_arguments(job), beta=job.beta)
     # With a LoRA adapter, the reference is the model without it.
     reference = None if job.lora else load_model(job.model, job.adapter)
-    return IdsDPOTrainer(
+    trainer = IdsDPOTrainer(
         model=model,
         ref_model=reference,
         args=config,
@@ -278,6 +301,7 @@ def _dpo(job: TrainJob, model: Any, tokenizer: Any, rows: Dataset) -> IdsDPOTrai
         processing_class=tokenizer,
         peft_config=lora_config(job),
     )
+    return with_images(job, trainer)
 
 
 def lora_config(job: TrainerJob) -> LoraConfig | None:
@@ -288,12 +312,14 @@ def lora_config(job: TrainerJob) -> LoraConfig | None:
         lora_alpha=job.lora.alpha,
         lora_dropout=job.lora.dropout,
         target_modules="all-linear",
+        # vLLM serves adapters of the language model alone.
+        exclude_modules=VISION_TOWER if takes_images(read_json(job.model / "config.json")) else None,
         task_type="CAUSAL_LM",
     )
 
 
-def save(job: TrainerJob, trainer: Any, tokenizer: Any, token_ids: list[int]) -> None:
-    """Saves the checkpoint with its sync check: the log-probs of `token_ids`. A server verifies its weights by them.
+def save(job: TrainerJob, trainer: Any, tokenizer: Any, text: ScorableText) -> None:
+    """Saves the checkpoint with its sync check: the log-probs of `text`. A server verifies its weights by them.
 
     Every process has to call it, since each may hold a part of the weights; the first one writes.
     """
@@ -310,14 +336,13 @@ def save(job: TrainerJob, trainer: Any, tokenizer: Any, token_ids: list[int]) ->
         if job.dtype == "bfloat16":
             model.to(torch.bfloat16)
         model.save_pretrained(job.output)
-        tokenizer.save_pretrained(job.output)
+        save_processing(job.model, tokenizer, job.output)
         del model
         saved = job.output, None
     del weights  # the check loads another copy into host memory
-    sync_check = {"token_ids": token_ids, "log_probs": log_probs(saved[0], token_ids, saved[1])}
-    if saved[1]:
-        sync_check[BASE_FINGERPRINT] = job.base_fingerprint
-    (job.output / SYNC_CHECK_FILE).write_text(json.dumps(sync_check))
+    found = log_probs(saved[0], text.token_ids.tolist(), saved[1], text.images)
+    sync_check = SyncCheck.of(text, found, job.base_fingerprint if saved[1] else None)
+    (job.output / SYNC_CHECK_FILE).write_text(sync_check.model_dump_json(exclude_none=True))
     make_readable(job.output)
 
 

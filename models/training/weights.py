@@ -6,6 +6,7 @@ It knows PEFT and transformers. It must not know how a model is trained.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,21 +14,31 @@ from typing import Any, NamedTuple
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from models.checkpoints.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_config
-from models.checkpoints.files import CheckpointError, tensor_shapes
+from models.checkpoints.files import CheckpointError, read_json, tensor_shapes
+from models.checkpoints.images import IMAGE_PROCESSOR_FILE, ImageProcessor, PromptImages, takes_images
+from models.training.images import image_inputs
 
 
 def load_model(folder: Path, adapter: Path | None = None) -> Any:
     """The model in `folder`, in float32 in host memory, the adapters in `adapter` merged. Raises CheckpointError."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    kind = AutoModelForImageTextToText if takes_images(read_json(folder / "config.json")) else AutoModelForCausalLM
+    model = kind.from_pretrained(folder, dtype=torch.float32)
     if adapter is None:
         return model
     adapted = PeftModel.from_pretrained(model, str(adapter), torch_device="cpu")
     if unknown := sorted(tensor_shapes(adapter / ADAPTER_WEIGHTS).keys() - get_peft_model_state_dict(adapted).keys()):
         raise CheckpointError(f"{adapter}: {folder} has no matrix for {unknown[0]}; these adapters are another model's")
     return adapted.merge_and_unload()  # type: ignore[operator]
+
+
+def save_processing(model: Path, tokenizer: Any, folder: Path) -> None:
+    """Writes to `folder` what turns text and images into the inputs of `model`."""
+    tokenizer.save_pretrained(folder)
+    if (model / IMAGE_PROCESSOR_FILE).exists():
+        shutil.copy(model / IMAGE_PROCESSOR_FILE, folder)
 
 
 class Adapters(NamedTuple):
@@ -77,19 +88,23 @@ def joined(one: Adapters, other: Adapters) -> dict[str, torch.Tensor]:
     return found
 
 
-def log_probs(folder: Path, token_ids: list[int], adapter: Path | None = None) -> list[float]:
+def log_probs(
+    folder: Path, token_ids: list[int], adapter: Path | None = None, images: PromptImages | None = None
+) -> list[float]:
     """Log-prob of each token but the first under the weights on disk, in float32: the trainer's own forward may run in
     bf16."""
-    return log_probs_of(load_model(folder, adapter), token_ids)
+    inputs = image_inputs(ImageProcessor(folder), torch.tensor([token_ids]), images.files) if images else {}
+    return log_probs_of(load_model(folder, adapter), token_ids, inputs)
 
 
 @torch.no_grad()
-def log_probs_of(model: Any, token_ids: list[int]) -> list[float]:
+def log_probs_of(model: Any, token_ids: list[int], inputs: Mapping[str, torch.Tensor] | None = None) -> list[float]:
     """Log-prob of each token but the first under a model in memory, in its own precision: bypasses the trainer's
-    bfloat16 wrapper."""
+    bfloat16 wrapper. `inputs`: as `image_inputs` makes them."""
     was_training = model.training
     model.eval()
     batch = torch.tensor([token_ids], device=model.device)
-    logits = type(model).forward(model, input_ids=batch).logits.float()
+    placed = {name: value.to(model.device) for name, value in (inputs or {}).items()}
+    logits = type(model).forward(model, input_ids=batch, **placed).logits.float()
     model.train(was_training)
     return logits.log_softmax(-1)[0, :-1].gather(1, batch[0, 1:, None])[:, 0].tolist()

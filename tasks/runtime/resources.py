@@ -16,7 +16,7 @@ from conf.retries import Retries
 from models.checkpoints.adapters import base_fingerprint, holds_adapters
 from models.checkpoints.checkpoint import Checkpoint, found_checkpoint, lasting_name
 from models.inference.devices import described, on_cpu, replica_gpus, visible_gpus
-from models.inference.engine import Engine, FailedRequest
+from models.inference.engine import Engine, FailedRequest, ScorableText
 from models.inference.remote_servers import RemoteServers
 from models.inference.rollout_executor import FailureBudget, RolloutExecutor
 from models.inference.rollout_store import Purpose, RolloutStore
@@ -25,7 +25,6 @@ from models.llm.client import LlmClient
 from models.llm.reply_store import ReplyStore
 from reasoning.answers.verifier import Verifier
 from reasoning.records import Problem, Usage, Verdict
-from reasoning.token_ids import TokenIds
 from tasks.runtime.artifacts import ArtifactRef, ArtifactStore
 from tasks.runtime.gpu_slot import GpuSlot
 from tasks.runtime.leases import Lease, Leases
@@ -213,7 +212,7 @@ class Resources:
         return FailureBudget(stage, total, self.engine_settings.max_failed_fraction)
 
     def log_probs(
-        self, stage: str, model: Checkpoint, texts: Sequence[TokenIds], failures: FailureBudget
+        self, stage: str, model: Checkpoint, texts: Sequence[ScorableText], failures: FailureBudget
     ) -> tuple[list[list[float] | FailedRequest], Usage]:
         """The log-prob of each token of each text except its first, or the failure; and the cost. Raises TooManyFailed.
 
@@ -224,9 +223,10 @@ class Resources:
             found.append(log_probs)
             if isinstance(log_probs, FailedRequest):
                 failures.add(log_probs.kind, log_probs.reason)
-            advance(1, len(text))
-        flops = sum(model.shape.forward_flops(len(text), 0, 0) for text in texts)
-        return found, Usage(prompt_tokens=sum(map(len, texts)), flops=flops)
+            advance(1, len(text.token_ids))
+        lengths = [len(text.token_ids) for text in texts]
+        flops = sum(model.shape.forward_flops(length, 0, 0) for length in lengths)
+        return found, Usage(prompt_tokens=sum(lengths), flops=flops)
 
     def verdicts(
         self, problems: Sequence[Problem], answers: Sequence[Sequence[str | None]]

@@ -1,5 +1,5 @@
-"""Records as Arrow tables and Parquet files, and back, group by group, with token ids as arrays. It must not know steps
-or where artifacts lie."""
+"""Records as Arrow tables and Parquet files, and back, group by group, with token ids as arrays and files as bytes. It
+must not know steps or where artifacts lie."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from reasoning.token_ids import TokenIds
 
 R = TypeVar("R", bound=Record)
 TOKEN_IDS = pa.list_(pa.uint32())
+FILES = pa.list_(pa.binary())
 ROWS_PER_GROUP = 256
 BUCKETS = 8
 """Parts in which a file is reordered."""
-PLAIN = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
+PLAIN = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string(), bytes: pa.binary()}
 
 
 def schema_of(kind: type[BaseModel]) -> pa.Schema:
@@ -137,12 +138,14 @@ def table_of(rows: Sequence[Record]) -> pa.Table:
     if not rows:
         return pa.table({})
     schema = schema_of(type(rows[0]))
-    ids = [field.name for field in schema if field.type == TOKEN_IDS]
-    plain = pa.schema([field for field in schema if field.name not in ids])
-    table = pa.Table.from_pylist([row.model_dump(mode="json", exclude=set(ids)) for row in rows], plain)
+    binary = [field.name for field in schema if field.type in (TOKEN_IDS, FILES)]
+    plain = pa.schema([field for field in schema if field.name not in binary])
+    table = pa.Table.from_pylist([row.model_dump(mode="json", exclude=set(binary)) for row in rows], plain)
     for index, field in enumerate(schema):
-        if field.name in ids:
-            table = table.add_column(index, field, _token_column([getattr(row, field.name) for row in rows]))
+        if field.name in binary:
+            cells = [getattr(row, field.name) for row in rows]
+            column = _token_column(cells) if field.type == TOKEN_IDS else pa.array(map(list, cells), FILES)
+            table = table.add_column(index, field, column)
     return table
 
 

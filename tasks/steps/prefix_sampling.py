@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 from conf.probing import Finalizing, Probing
 from conf.sampling import Sampling
 from models.checkpoints.checkpoint import Checkpoint
-from models.inference.engine import Completion, FailedRequest
+from models.inference.engine import Completion, FailedRequest, ScorableText
 from models.inference.rollout_executor import FailureBudget
 from models.inference.rollout_store import Purpose
 from models.inference.scheduler import SamplingJob, job_of_one_prompt, outcomes_of_one_prompt
@@ -180,7 +180,8 @@ class PrefixSampler(CheckedSampler):
         return cost_bounds(plan, [prompt + end for end in ends], len(self._exit), self._sampling.samples, block)
 
     def _job(self, query: PrefixQuery, outcome_rule: OutcomeRule) -> SamplingJob:
-        prompt = self._model.prompt_ids(self._problems[query.trace.problem_id])
+        problem = self._problems[query.trace.problem_id]
+        prompt = self._model.prompt_ids(problem)
 
         def outcomes(completions: Sequence[Completion]) -> Outcomes:
             with self._lock:
@@ -194,6 +195,7 @@ class PrefixSampler(CheckedSampler):
             self._sampling,
             outcomes,
             prompt_tokens=len(prompt) + query.longest + len(self._exit),
+            images=self._model.images_of(problem),
         )
 
     def _verify(self, trace: Trace, answers: Sequence[str | None]) -> Outcomes:
@@ -258,7 +260,7 @@ class Finalizer(CheckedSampler):
                 (self._closing + one.token_ids, verdict) for one, verdict in zip(completions, verdicts, strict=True)
             ]
 
-        return job_of_one_prompt(prompt, self._sampling, count, checked)
+        return job_of_one_prompt(prompt, self._sampling, count, checked, images=self._model.images_of(problem))
 
     def _answer(self, completion: Completion) -> str | None:
         text = self._model.decode(self._closing + completion.token_ids)
@@ -282,8 +284,12 @@ class LogProbScorer:
 
         Raises TooManyFailed.
         """
-        prompts = [self._model.prompt_ids(self._problems[prefix.problem_id]) for prefix in prefixes]
-        texts = [prompt + prefix.token_ids for prompt, prefix in zip(prompts, prefixes, strict=True)]
+        problems = [self._problems[prefix.problem_id] for prefix in prefixes]
+        prompts = [self._model.prompt_ids(problem) for problem in problems]
+        texts = [
+            ScorableText(prompt + prefix.token_ids, self._model.images_of(problem))
+            for problem, prompt, prefix in zip(problems, prompts, prefixes, strict=True)
+        ]
         found, usage = self._resources.log_probs(stage, self._model, texts, self._failures)
         self.usage += usage
         self.failed += sum(isinstance(values, FailedRequest) for values in found)

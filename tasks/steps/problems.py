@@ -5,16 +5,17 @@ Removes problems whose prompt is too long, and training problems that also occur
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from conf.problems import Decontamination, Hub, NoDecontamination, ProblemFile, Problems, Stories
+from conf.problems import Boards, Decontamination, Hub, NoDecontamination, ProblemFile, Problems, Stories
 from models.inference.dialogue_sampler import prompt_ids
+from reasoning.boards import Board, draw_boards
 from reasoning.contamination import deduplicate, matches
 from reasoning.problem_rows import LETTERS, needed_fields, optional_fields, with_options
 from reasoning.problem_selection import ProblemSelection
-from reasoning.records import Match, Problem, TextPart
+from reasoning.records import ImagePart, Match, Problem, TextPart
 from reasoning.stories import Split, Story, draw_stories
 from reasoning.token_ids import TokenIds
 from tasks.runtime.artifacts import ArtifactRef
@@ -40,6 +41,8 @@ def load_problems(ctx: RunContext, source: Problems, split: Split, seed: int) ->
     """
     if isinstance(source, Stories):
         return draw_problems(ctx, source=source, split=split, seed=seed)
+    if isinstance(source, Boards):
+        return draw_board_problems(ctx, source=source, split=split, seed=seed)
     if isinstance(source, Hub):
         return load_hub(ctx, source=source, commit=commit_of(source), selection=selection_of(source, split, seed))
     names = files_of(source.path)
@@ -116,6 +119,33 @@ def draw_problems(ctx: StepContext, source: Stories, split: Split, seed: int) ->
     stories = draw_stories(split, seed, source.count, source.levels)
     rows = [story_problem(story, split, seed, index, source.options) for index, story in enumerate(stories)]
     return ctx.publish("problems", rows, rows_in=len(rows))
+
+
+@step()
+def draw_board_problems(ctx: StepContext, source: Boards, split: Split, seed: int) -> ArtifactRef:
+    """Rows of Problem from the picture world. Splits never share a problem, whatever the seeds."""
+    boards = draw_boards(split, seed, source.count, source.levels)
+    rows = [board_problem(board, f"board-{split}-{seed}-{index}") for index, board in enumerate(boards)]
+    return ctx.publish("problems", rows, rows_in=len(rows))
+
+
+def board_problem(board: Board, name: str) -> Problem:
+    """A board as a problem: the picture, then the question."""
+    parts = (ImagePart(), TextPart(text=board.text))
+    return Problem(id=name, prompt=parts, images=(board.picture(),), answer=str(board.answer), level=board.level)
+
+
+@step()
+def swap_images(ctx: StepContext, problems: ArtifactRef) -> ArtifactRef:
+    """Rows of Problem, each with the images of the next one that has as many. A control: a model that looks at them
+    can then be right by chance alone."""
+    rows = ctx.artifacts.rows(problems, Problem)
+    alike: dict[int, list[int]] = defaultdict(list)
+    for place, row in enumerate(rows):
+        alike[len(row.images)].append(place)
+    other = {place: group[index - 1] for group in alike.values() for index, place in enumerate(group)}
+    swapped = [row.model_copy(update={"images": rows[other[place]].images}) for place, row in enumerate(rows)]
+    return ctx.publish("problems", swapped, rows_in=len(rows))
 
 
 @step()

@@ -115,7 +115,8 @@ class TraceSampler(CheckedSampler):
             return self._verified(problem, completions)
 
         prompt = self._model.prompt_ids(problem)
-        return job_of_one_prompt(prompt, self._sampling, self._sampling.samples, verified)
+        images = self._model.images_of(problem)
+        return job_of_one_prompt(prompt, self._sampling, self._sampling.samples, verified, images=images)
 
     def _verified(self, problem: Problem, completions: Sequence[Completion]) -> Outcomes:
         """Each completion with its text and its verdict."""

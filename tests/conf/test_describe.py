@@ -29,7 +29,7 @@ def test_a_setting_comes_with_type_bounds_default_and_meaning():
     assert row("engine.dtype").type == "float32 | bfloat16 | float16"
     assert row("controls.trained").type.startswith("list of shortest-longest | sft")
     assert row("engine.request_timeout").default == "not given"
-    assert row("problems.type").type == "stories | file | hub"
+    assert row("problems.type").type == "boards | stories | file | hub"
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,7 @@ def test_which_fields_a_pipeline_has():
         "markers": ["preset", "seed", "model", "problem_count", "overrides", "settings"],
         "multi-seed": ["preset", "seeds", "model", "problem_count", "spending_cap", "overrides", "settings"],
         "tiny-model": ["preset", "seed", "overrides", "settings"],
+        "tiny-vision-model": ["preset", "seed", "overrides", "settings"],
     }
 
 

@@ -59,7 +59,7 @@ def test_assignments_reach_nested_fields_with_toml_types():
         ),
         ("training.max_length=1000", ["training.max_length (1000) holds no trace of sampling.max_tokens (768)"]),
         ("sampling.temperature=0", ["temperature 0 always draws the same completion", "set samples to 1, not 4"]),
-        ("problems.type=nothing", ["problems.type: must be one of 'stories', 'file', 'hub'"]),
+        ("problems.type=nothing", ["problems.type: must be one of 'boards', 'stories', 'file', 'hub'"]),
         ("problems.type=file", ["problems.path: Field required"]),
         ("problems=5", ["problems: is a section, not a value; set problems.type"]),
         ("pruning=none", ["pruning: is a section, not a value; set pruning.type"]),

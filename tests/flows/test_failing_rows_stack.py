@@ -17,7 +17,7 @@ from flows.cot_distillation import run_cot_distillation
 from flows.dto import run_dto
 from flows.long_short import run_long_short
 from models.checkpoints.checkpoint import Checkpoint
-from models.inference.engine import Completion, FailedRequest, Failure, Finished, Request
+from models.inference.engine import Completion, FailedRequest, Failure, Finished, Request, ScorableText
 from models.inference.rollout_executor import TooManyFailed
 from models.inference.scripted_engine import ScriptedEngine
 from models.tiny_model import END
@@ -46,7 +46,7 @@ class FailingEngine(ScriptedEngine):
     def serve(self, model: Checkpoint, request_id: int, request: Request) -> Finished | FailedRequest:
         return self._failure(request_id) or super().serve(model, request_id, request)
 
-    def log_probs(self, model: Checkpoint, texts: Sequence[TokenIds]) -> Iterator[list[float] | FailedRequest]:
+    def log_probs(self, model: Checkpoint, texts: Sequence[ScorableText]) -> Iterator[list[float] | FailedRequest]:
         for request_id, found in enumerate(super().log_probs(model, texts)):
             yield self._failure(request_id) or found
 

@@ -8,6 +8,7 @@ import pytest
 
 from conf.engine import Engine, Storage
 from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
+from models.inference.engine import ScorableText
 from models.inference.scripted_engine import ScriptedEngine
 from reasoning.pruning import PruningPlan
 from reasoning.records import Problem, TextPart, Trace, Verdict
@@ -29,13 +30,13 @@ class FakeLogProbs(ScriptedEngine):
         super().__init__(speak)
         self.texts_scored = 0
 
-    def log_probs(self, model: Checkpoint, texts: Sequence[TokenIds]) -> Iterator[list[float]]:
+    def log_probs(self, model: Checkpoint, texts: Sequence[ScorableText]) -> Iterator[list[float]]:
         _ = model
         self.texts_scored += len(texts)
         for text in texts:
             yield [
                 (0.0 if before == EXPECTED - 1 else -50.0) if token == EXPECTED else -float(token)
-                for before, token in pairwise(text)
+                for before, token in pairwise(text.token_ids)
             ]
 
 

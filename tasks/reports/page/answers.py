@@ -89,7 +89,8 @@ def _compared(name: str, rates: Mapping[str, Mapping[str, float]]) -> tuple[str,
 
 
 def _key(checkpoint: Checkpoint, problem: Problem, sampling: Sampling, seed: int) -> bytes:
-    request = Request(checkpoint.prompt_ids(problem), sampling, sampling.samples)
+    images = checkpoint.images_of(problem)
+    request = Request(checkpoint.prompt_ids(problem), sampling, sampling.samples, images=images)
     return completion_key(checkpoint, request, Purpose.BENCHMARK, seed)
 
 

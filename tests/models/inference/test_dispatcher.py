@@ -17,7 +17,7 @@ import pytest
 from conf.sampling import Sampling
 from models.inference import connections, dispatcher
 from models.inference.dispatcher import Dispatcher, EndpointState, InFlightRequest, ScoredText, ServerFailed
-from models.inference.engine import FailedRequest, Failure, Finished, Request
+from models.inference.engine import FailedRequest, Failure, Finished, Request, ScorableText
 from models.inference.server_engine import score_all
 from reasoning.token_ids import TokenIds
 
@@ -385,7 +385,8 @@ def test_a_refused_request_leaves_quarantine(serve: Callable[..., Server]):
 def test_a_request_served_before_the_crash_is_not_quarantined(serve: Callable[..., Server]):
     async def play() -> bool:
         state = EndpointState(serve())
-        served, quarantined, other = (InFlightRequest(n, n, 1, {}, lambda _: ScoredText(0, [])) for n in range(3))
+        requests = (InFlightRequest(n, n, 1, "", {}, 1, lambda _: ScoredText(0, [])) for n in range(3))
+        served, quarantined, other = requests
         state.discard(served)
         state.mark_up({served, quarantined})
         assert not state.has_capacity(other)
@@ -402,7 +403,7 @@ def test_a_request_that_another_server_has_finished_leaves_quarantine(
 
     async def play() -> bool:
         back, other = EndpointState(serve()), EndpointState(serve())
-        moved, waiting = (InFlightRequest(n, n, 1, {}, lambda _: ScoredText(0, [])) for n in range(2))
+        moved, waiting = (InFlightRequest(n, n, 1, "", {}, 1, lambda _: ScoredText(0, [])) for n in range(2))
         session = Dispatcher([], lambda _: 60, lambda _: None)
         session._states, session._changed = [back, other], asyncio.Condition()
 
@@ -528,7 +529,7 @@ def test_log_probs_keep_their_order_despite_faults(serve: Callable[..., Server])
         reply = {"model": body["model"], "choices": [{"prompt_logprobs": entries}]}
         return {3: None, 7: 503}.get(number, reply)
 
-    texts = [TokenIds(range(n, n + 3)) for n in range(40)]
+    texts = [ScorableText(TokenIds(range(n, n + 3))) for n in range(40)]
     found = list(score_all([serve(scored)], lambda _: 60, texts))
     assert found[20] == FailedRequest(20, "requested 2 log-probs, got others", Failure.MALFORMED)
     assert [one for n, one in enumerate(found) if n != 20] == [

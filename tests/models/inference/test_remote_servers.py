@@ -12,7 +12,7 @@ from conf.engine import Engine
 from models.checkpoints.checkpoint import Checkpoint
 from models.inference import dispatcher, remote_servers
 from models.inference.dispatcher import ServerFailed
-from models.inference.engine import FailedRequest, Finished, Request
+from models.inference.engine import FailedRequest, Finished, Request, ScorableText
 from models.inference.remote_servers import RemoteServers, WrongEndpoint, base_url
 from reasoning.token_ids import TokenIds
 from tests.models.fakes import fake_checkpoint
@@ -117,7 +117,7 @@ def test_log_probs(pair: list[Server], model: Checkpoint):
 
     for server in pair:
         server._answer = scored
-    texts = [TokenIds((1, 2)), TokenIds((3, 4, 5))]
+    texts = [ScorableText(TokenIds(ids)) for ids in ((1, 2), (3, 4, 5))]
     assert list(engine(pair).log_probs(model, texts)) == [[-2.0], [-4.0, -5.0]]
     assert list(engine(pair).log_probs(model, [])) == []
 

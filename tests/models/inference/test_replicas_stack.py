@@ -11,7 +11,7 @@ import pytest
 from conf.engine import Engine
 from conf.sampling import Sampling
 from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
-from models.inference.engine import Finished, Request
+from models.inference.engine import Finished, Request, ScorableText
 from models.inference.own_servers import OwnServers
 from models.inference.server_engine import computed_by, score_all
 from models.inference.vllm_server import VllmServer
@@ -71,7 +71,7 @@ def test_new_weights_are_proven_on_every_replica(two: OwnServers, tiny: Checkpoi
     trained = perturbed(tmp_path / "trained", 0.1)
     sample(two, trained)
     assert [server.pid for server in two.servers] == pids  # both were swapped in place
-    texts = [tiny.encode(text) for text in TEXTS[:6]]
+    texts = [ScorableText(tiny.encode(text)) for text in TEXTS[:6]]
     first, second = (list(score_all([server], SETTINGS.timeout_for, texts)) for server in two.servers)
     for one, other in zip(first, second, strict=True):
         assert one == pytest.approx(other, abs=1e-4)

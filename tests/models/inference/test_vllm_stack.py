@@ -22,7 +22,7 @@ from conf.sampling import Sampling
 from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint
 from models.checkpoints.files import SYNC_CHECK_FILE
 from models.inference.connections import client
-from models.inference.engine import Finished, Request
+from models.inference.engine import Finished, Request, ScorableText
 from models.inference.own_servers import OwnServers
 from models.inference.vllm_server import VllmServer, WeightSyncError
 from models.llm.client import LlmClient
@@ -127,7 +127,7 @@ def test_every_prompt_gets_its_completions(engine: OwnServers, tiny: Checkpoint)
 
 def test_log_probs_are_those_of_the_weights(engine: OwnServers, tiny: Checkpoint):
     texts = [tiny.encode(text) for text in TEXTS[:20]]
-    for text, served in zip(texts, engine.log_probs(tiny, texts), strict=True):
+    for text, served in zip(texts, engine.log_probs(tiny, [*map(ScorableText, texts)]), strict=True):
         assert served == pytest.approx(log_probs(TINY_MODEL, list(text)), abs=1e-3)
 
 
@@ -177,7 +177,7 @@ def test_adapters_are_served_beside_their_weights_without_a_restart(tiny: Checkp
     for seed in (1, 2):
         model = adapted(tmp_path / str(seed), seed)
         assert sample(engine, model, prompts) != before
-        for text, served in zip(texts, engine.log_probs(model, texts), strict=True):
+        for text, served in zip(texts, engine.log_probs(model, [*map(ScorableText, texts)]), strict=True):
             assert served == pytest.approx(log_probs(model.folder, list(text), model.adapter), abs=1e-3)
         assert sample(engine, tiny, prompts) == before  # the weights, which are still there
     assert engine.servers[0].pid == pid
