@@ -251,6 +251,9 @@ class CotDistillation(Prompted, Evaluated):
     """Benchmarks by name, as shown in reports. The first is the main one."""
     benchmark_sampling: Sampling = Sampling()
     """Sampling parameters of the evaluation."""
+    swapped_images: bool = False
+    """Also evaluates on the main benchmark's problems with each other's images: a model that looks at them is then
+    right by chance alone. Not from the paper."""
     judging: Judging | None = None
     """Grading by an LLM judge. Omit to disable judging."""
     llm: Llm | None = None

@@ -20,10 +20,10 @@ class Columns(Settings):
     answer: str = "answer"
     """Column of the answer: text, a number, a list with one entry, or a list of messages, whose last assistant message
     is used."""
-    answer_is: Literal["plain", "boxed", "hashes", "index", "choice"] = "plain"
+    answer_is: Literal["plain", "boxed", "hashes", "index", "choice", "conclusion"] = "plain"
     """Format of the answer column. `plain`: the whole field. `boxed`: content of the last \\boxed{}. `hashes`: text
     after the last ####. `index`: zero-based index of the correct option, alone or in a list. `choice`: the correct
-    option itself."""
+    option itself. `conclusion`: text between <CONCLUSION> and </CONCLUSION>, as in LLaVA-CoT-100k."""
     choices: str | tuple[str, ...] = ""
     """For multiple choice: column with a list of options, or one column per option. The answer is stored as a letter.
     If the answer's own column is one of them, the options are shuffled with the question as seed. Empty: not multiple
@@ -31,11 +31,18 @@ class Columns(Settings):
     wrong_choices: tuple[str, ...] = ()
     """Columns of the wrong options, one each, for data sets without a list of options. They are shuffled together with
     the answer, with the question as seed."""
+    images: str | tuple[str, ...] = ""
+    """Columns of the images: a file's path, its bytes, `{bytes, path}`, a data: URL, or a list of these. `<image>` and
+    `<image 2>` in the problem say where they stand; others come first. Empty: problems without images."""
     level: str = "level"
     """Column of the difficulty, for reports and stratified draws: a number, or text that contains one, such as "Level
     5". May be missing."""
     subject: str = "subject"
     """Column of the subject, for stratified draws. May be missing."""
+
+    @property
+    def image_columns(self) -> tuple[str, ...]:
+        return (self.images,) if isinstance(self.images, str) and self.images else tuple(self.images)
 
     @property
     def options(self) -> tuple[str, ...]:

@@ -10,6 +10,8 @@ from conf.base import Positive, Settings, Share, type_or
 from conf.datasets import DATASETS, Columns
 from conf.sampling import Sampling
 
+MAX_IMAGES = 16
+"""Images of one prompt, which a server is started for."""
 UNSEEN = "levels that no training has seen"
 """Name of `Benchmark.unseen` in reports."""
 
@@ -44,8 +46,30 @@ class Boards(Settings):
     """Levels, taken in turn. A level is the number of steps."""
 
 
+class Images(Settings):
+    """Where the images of a data set's rows are, and their limits. A row with an image beyond them is invalid."""
+
+    NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = {"folder": "the key holds the state of its files, not its path"}
+
+    folder: str = ""
+    """Folder or fsspec URL that paths in the rows are relative to. Not needed where the rows hold the images
+    themselves."""
+    max_count: Annotated[int, Field(ge=1, le=MAX_IMAGES)] = 8
+    """Maximum number of images of a problem."""
+    max_bytes: Annotated[int, Field(ge=1, le=100_000_000)] = 20_000_000
+    """Maximum size of an image file in bytes."""
+    max_pixels: Annotated[int, Field(ge=28 * 28, le=16_000_000)] = 1280 * 28 * 28
+    """Pixels that an image has at most when it reaches a model; a larger one is scaled down, and counted. The default
+    is 1,280 tokens of Qwen2.5-VL."""
+
+
 class Drawn(Settings):
     """A source of which all problems are taken, or a random draw."""
+
+    images: Images = Images()
+    """Images of the rows. Needs `columns.images`."""
+    columns: Columns = Columns()
+    """Names of the columns."""
 
     count: Positive | None = None
     """Number of problems, drawn at random with the run's seed and stratified by subset, subject and level. A larger
@@ -64,6 +88,12 @@ class Drawn(Settings):
             raise ValueError("count and per_subject both say how many problems to draw; set only one of them")
         return self
 
+    @model_validator(mode="after")
+    def _images_in_rows(self) -> Self:
+        if self.images != Images() and not self.columns.images:
+            raise ValueError("images has no effect: no column of images is named; set columns.images")
+        return self
+
 
 class ProblemFile(Drawn):
     """Problems from local or remote files."""
@@ -76,8 +106,6 @@ class ProblemFile(Drawn):
     path: str
     """Local path or fsspec URL, or a pattern such as `data/*.jsonl`. Formats: .parquet; .jsonl, .json and .csv, also
     with .gz."""
-    columns: Columns = Columns()
-    """Names of the columns."""
     max_invalid_fraction: Share = 0.05
     """Maximum fraction of invalid rows. Invalid rows are skipped and counted; above this fraction the file is
     rejected."""

@@ -35,7 +35,7 @@ from tasks.steps.distillation import (
 )
 from tasks.steps.judging import judge_completions
 from tasks.steps.problem_hub import pinned
-from tasks.steps.problems import decontaminate, filter_sources_by_prompt_length, load_sources
+from tasks.steps.problems import decontaminate, filter_sources_by_prompt_length, load_sources, swap_images
 from tasks.steps.sampling import sample_traces
 from tasks.steps.training import train_dpo, train_sft
 
@@ -69,7 +69,10 @@ def run_experiment(ctx: RunContext, settings: CotDistillation) -> ExperimentResu
     base, references = ctx.resources.model(settings.model), reference_models(ctx, settings)
     room, others = settings.max_prompt_tokens, [one.model for one in references]
     sources = filter_sources_by_prompt_length(ctx, loaded, [base], room, references=others)
-    problems, eval_sets = decontaminate(ctx, settings.decontamination, sources, seed), sources.eval_sets
+    problems, eval_sets = decontaminate(ctx, settings.decontamination, sources, seed), dict(sources.eval_sets)
+    if settings.swapped_images:
+        main, main_set = next(iter(eval_sets.items()))
+        eval_sets[f"{main}, with other images"] = swap_images(ctx, problems=main_set)
     rated = rate(ctx, settings, base, problems)
     compressed = compress(ctx, settings, rated)
     policies = train_all(ctx, settings, rated, compressed)
@@ -169,13 +172,13 @@ def train_all(ctx: RunContext, settings: CotDistillation, rated: Rated, compress
     pairs = pairs_of(ctx, settings, rated, compressed)
     policies = [
         NamedModel("base", "base", rated.base),
-        NamedModel("sft+dpo", "method", dpo_on(ctx, settings, sft, pairs)),
+        NamedModel("sft+dpo", "method", dpo_on(ctx, settings, rated, sft, pairs)),
     ]
     for name in settings.variants:
         if name == "sft":
             model = sft
         elif name == "dpo":
-            model = dpo_on(ctx, settings, rated.base, pairs)
+            model = dpo_on(ctx, settings, rated, rated.base, pairs)
         elif name == "sft-uncompressed":
             originals = uncompressed(ctx, traces=rated.traces, compressed=compressed)
             model = sft_on(ctx, settings, rated, originals)
@@ -190,14 +193,16 @@ def train_with_permuted_ratings(ctx: RunContext, settings: CotDistillation, rate
     permuted = rated._replace(ratings=permute_ratings(ctx, ratings=rated.ratings, seed=settings.seed))
     compressed = compress(ctx, settings, permuted)
     sft = sft_on(ctx, settings, permuted, compressed)
-    return dpo_on(ctx, settings, sft, pairs_of(ctx, settings, permuted, compressed))
+    return dpo_on(ctx, settings, permuted, sft, pairs_of(ctx, settings, permuted, compressed))
 
 
 def sft_on(ctx: RunContext, settings: CotDistillation, rated: Rated, completions: ArtifactRef) -> ArtifactRef:
     rows = build_sft_rows(
         ctx, model=rated.base, problems=rated.problems, completions=completions, max_length=settings.sft.max_length
     )
-    return train_sft(ctx, model=rated.base, rows=rows, training=settings.sft, seed=settings.seed)
+    return train_sft(
+        ctx, model=rated.base, problems=rated.problems, rows=rows, training=settings.sft, seed=settings.seed
+    )
 
 
 def pairs_of(ctx: RunContext, settings: CotDistillation, rated: Rated, compressed: ArtifactRef) -> ArtifactRef:
@@ -211,8 +216,10 @@ def pairs_of(ctx: RunContext, settings: CotDistillation, rated: Rated, compresse
     )
 
 
-def dpo_on(ctx: RunContext, settings: CotDistillation, start: ArtifactRef, pairs: ArtifactRef) -> ArtifactRef:
-    return train_dpo(ctx, model=start, pairs=pairs, training=settings.dpo, seed=settings.seed)
+def dpo_on(
+    ctx: RunContext, settings: CotDistillation, rated: Rated, start: ArtifactRef, pairs: ArtifactRef
+) -> ArtifactRef:
+    return train_dpo(ctx, model=start, problems=rated.problems, pairs=pairs, training=settings.dpo, seed=settings.seed)
 
 
 cot_distillation = pipeline(CotDistillation, run_cot_distillation)

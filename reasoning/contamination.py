@@ -9,7 +9,7 @@ share rare n-grams. So the running time grows with the texts, not with the numbe
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import SequenceMatcher
 from functools import cached_property
@@ -212,18 +212,25 @@ def matches(
 ) -> list[Match]:
     """Closest match of each problem that occurs in one of `others` (problem sets by name).
 
-    Two problems match if one contains the other except for instructions, or if they share more than `share` of the
-    shorter one's n-grams of `length` words and differ in nothing that changes the problem.
+    Two problems match if they have the same images, and one text contains the other except for instructions, or they
+    share more than `share` of the shorter one's n-grams of `length` words and differ in nothing that changes the
+    problem.
     """
-    overlap = Overlap(others, length, share)
-    return [match for problem in problems if (match := overlap.match(problem))]
+    by_images: dict[tuple[str, ...], dict[str, list[Problem]]] = defaultdict(lambda: defaultdict(list))
+    for name, group in others.items():
+        for other in group:
+            by_images[other.content[1:]][name].append(other)
+    overlaps = {images: Overlap(alike, length, share) for images, alike in by_images.items()}
+    asked = ((overlaps.get(problem.content[1:]), problem) for problem in problems)
+    return [match for overlap, problem in asked if overlap and (match := overlap.match(problem))]
 
 
 def deduplicate(problems: Iterable[Problem]) -> list[Problem]:
     """Problems without duplicates; the first of each is kept."""
-    first: dict[Words, Problem] = {}
+    first: dict[tuple[Words, tuple[str, ...]], Problem] = {}
     for problem in problems:
-        first.setdefault(words(problem.text), problem)
+        text, *images = problem.content
+        first.setdefault((words(text), tuple(images)), problem)
     return list(first.values())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 
 from conf.datasets import Columns
 from reasoning.answers.boxed import boxed
-from reasoning.records import InvalidRow, Problem, TextPart
+from reasoning.records import ImagePart, InvalidRow, Problem, TextPart
 
 MAX_TEXT_CHARS = 1_000_000
 """Maximum characters of a problem or answer field."""
@@ -20,6 +21,7 @@ MAX_ANSWER_CHARS = 10_000
 MAX_DIGITS = 1000
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _ABSENT = object()
+_IMAGE_MARK = re.compile(r"<image(?: (\d{1,2}))?>\n?")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}\b)")
 _ROLES = {"problem": ("user", "human"), "answer": ("assistant", "gpt", "model")}
 
@@ -40,11 +42,18 @@ def needed_fields(columns: Columns) -> frozenset[str]:
 
 def optional_fields(columns: Columns) -> frozenset[str]:
     """Columns that a row may have."""
-    return frozenset((columns.id, columns.level, columns.subject)) - {""}
+    return frozenset((columns.id, columns.level, columns.subject, *columns.image_columns)) - {""}
+
+
+def image_values(row: Any, columns: Columns) -> list[Any]:
+    """What the row has in the columns of images; nothing for a missing one."""
+    found = [value_at(row, column) for column in columns.image_columns] if isinstance(row, Mapping) else []
+    return [value for value in found if value is not _ABSENT]
 
 
 def problem_of(row: Any, location: str, name: str, columns: Columns) -> Problem | InvalidRow:
-    """Converts `row` to a problem. `location` tells the user where the row is; `name` is the id of rows without one."""
+    """Converts `row` to a problem without its images. `location` tells the user where the row is; `name` is the id of
+    rows without one."""
     if not isinstance(row, Mapping):
         return InvalidRow(
             location=location, id=None, reason="not-an-object", detail="a row must be a JSON object with fields"
@@ -74,6 +83,36 @@ def _parse_problem(row: Mapping[str, Any], name: str, columns: Columns) -> Probl
         level=_level(value_at(row, columns.level)),
         subject=_text(value_at(row, columns.subject)),
     )
+
+
+def with_images(problem: Problem, images: Sequence[bytes]) -> Problem:
+    """A problem with its images, each where the text says, or before it."""
+    prompt, order = parts_of(problem.text, len(images))
+    return problem.model_copy(update={"prompt": prompt, "images": tuple(images[index] for index in order)})
+
+
+def parts_of(text: str, images: int) -> tuple[tuple[TextPart | ImagePart, ...], list[int]]:
+    """The prompt's parts for a text and a number of images, and the images' indices in the order of their places.
+
+    `<image>` stands for the next image, `<image 2>` for the second. Images without a place come first. Where an image
+    is named again, its number is written.
+    """
+    pieces: list[TextPart | ImagePart] = []
+    order: list[int] = []
+    end = 0
+    for mark in _IMAGE_MARK.finditer(text) if images else ():
+        index = int(mark[1]) - 1 if mark[1] else min(set(range(len(order) + 1)) - set(order))
+        if not 0 <= index < images:
+            continue
+        pieces.append(TextPart(text=text[end : mark.start()] + (f"image {index + 1}" if index in order else "")))
+        end = mark.end()
+        if index not in order:
+            pieces.append(ImagePart())
+            order.append(index)
+    pieces.append(TextPart(text=text[end:]))
+    first = [index for index in range(images) if index not in order]
+    parts = [part for part in pieces if part.type == "image" or part.text]
+    return (*(ImagePart() for _ in first), *parts), first + order
 
 
 def value_at(row: Mapping[str, Any], path: str) -> Any:
@@ -173,7 +212,10 @@ def _choices(row: Mapping[str, Any], columns: Columns, question: str) -> tuple[s
     if not columns.choices and not columns.wrong_choices:
         return None
     if isinstance(columns.choices, str) and columns.choices:
-        options = _options(value_at(row, columns.choices), columns.choices)
+        value = value_at(row, columns.choices)
+        if value is None or value == [] or value == "[]":
+            return None  # a data set may mix multiple choice with other questions
+        options = _options(value, columns.choices)
     else:
         options = [_option(row, column, columns) for column in columns.options]
     if len(options) > len(LETTERS):
@@ -185,6 +227,7 @@ def _choices(row: Mapping[str, Any], columns: Columns, question: str) -> tuple[s
 
 def _options(value: Any, column: str) -> list[str]:
     """Options from a list, or from an object with one option per letter. Raises _InvalidProblem."""
+    value = _listed(value) if isinstance(value, str) else value
     values = [given for given in value.values() if given is not None] if isinstance(value, Mapping) else value
     texts = [_text(given) for given in values] if isinstance(values, list | tuple) else []
     options = [text for text in texts if text is not None]
@@ -192,6 +235,14 @@ def _options(value: Any, column: str) -> list[str]:
         detail = f"field {column!r} is no list of options; leave columns.choices empty if there are none"
         raise _InvalidProblem("missing-field", detail)
     return options
+
+
+def _listed(text: str) -> Any:
+    """A list that is spelled as text, as in MMMU; the text where it spells none."""
+    try:
+        return ast.literal_eval(text) if len(text) <= MAX_ANSWER_CHARS else text
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
 
 
 def _option(row: Mapping[str, Any], column: str, columns: Columns) -> str:
@@ -205,10 +256,14 @@ def _option(row: Mapping[str, Any], column: str, columns: Columns) -> str:
 
 def _answer(text: str, choices: Sequence[str], kind: str) -> str | None:
     """Answer in the format `kind`. None or empty if there is none."""
-    if kind == "choice":
+    if kind == "conclusion":
+        return (
+            text.rpartition("<CONCLUSION>")[2].partition("</CONCLUSION>")[0].strip() if "<CONCLUSION>" in text else None
+        )
+    if kind == "choice" and choices:
         same = [index for index, choice in enumerate(choices) if choice.strip() == text.strip()]
         return LETTERS[same[0]] if len(same) == 1 else None
-    if kind == "index":
+    if kind == "index" and choices:
         return LETTERS[int(text)] if text in map(str, range(len(choices))) else None
     if kind == "boxed":
         return boxed(text)

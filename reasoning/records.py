@@ -5,6 +5,7 @@ Lengths are tokens of the model's own tokenizer. Offsets into a trace count comp
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 from itertools import pairwise
@@ -58,6 +59,11 @@ class Problem(Record):
     @property
     def text(self) -> str:
         return "".join(part.text for part in self.prompt if part.type == "text")
+
+    @property
+    def content(self) -> tuple[str, ...]:
+        """What makes it this problem: its text, and the SHA-256 of each image."""
+        return self.text, *(hashlib.sha256(image).hexdigest() for image in self.images)
 
     @property
     def instruction(self) -> str:

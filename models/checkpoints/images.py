@@ -22,8 +22,6 @@ from reasoning.token_ids import TokenIds
 
 IMAGE_MODELS = ("qwen2_vl", "qwen2_5_vl")
 """Values of `model_type` whose placeholders, pixel values and positions are known here."""
-MAX_IMAGES = 16
-"""Images of one prompt."""
 IMAGE_PROCESSOR_FILE = "preprocessor_config.json"
 OTHER_PLACEHOLDERS = ("video_token_id", "vision_start_token_id", "vision_end_token_id")
 """Fields of config.json with tokens that only a prompt may hold, as its image token."""

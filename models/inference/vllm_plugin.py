@@ -6,6 +6,7 @@ processors ask for. It must not change anything where torchvision is installed.
 
 from __future__ import annotations
 
+import sys
 from importlib.util import find_spec
 from typing import Any
 
@@ -17,7 +18,9 @@ def register() -> None:
     if find_spec("torchvision"):
         return
     from transformers.models import qwen2_5_vl, qwen2_vl
+    from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl
 
+    sys.modules[f"{qwen2_vl.__name__}.image_processing_qwen2_vl"] = image_processing_pil_qwen2_vl
     qwen2_vl.Qwen2VLImageProcessor = image_processor_class()
     qwen2_vl.Qwen2VLProcessor = without_videos(qwen2_vl.Qwen2VLProcessor)
     qwen2_5_vl.Qwen2_5_VLProcessor = without_videos(qwen2_5_vl.Qwen2_5_VLProcessor)

@@ -22,9 +22,9 @@ import orjson
 
 from conf.engine import Engine as EngineSettings
 from conf.errors import ReadableError
+from conf.problems import MAX_IMAGES
 from models.checkpoints.adapters import MAX_RANK
 from models.checkpoints.checkpoint import Checkpoint
-from models.checkpoints.images import MAX_IMAGES
 from models.checkpoints.tokenizer import is_loaded_wrongly
 from models.inference.connections import UNIX, client
 from models.inference.devices import VISIBLE, on_cpu

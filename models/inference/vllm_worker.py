@@ -19,7 +19,9 @@ class WeightSwap:
     def swap_weights(self, folder: str) -> None:
         """Loads the weights in `folder` in place."""
         self.reload_weights(weights_path=folder)
-        head = getattr(self.get_model(), "lm_head", None)
+        whole = self.get_model()
+        model = whole.get_language_model() if hasattr(whole, "get_language_model") else whole
+        head = getattr(model, "lm_head", None)
         if head is not None and current_platform.is_cpu():
             # The CPU build multiplies by packed copies of the matrices. `reload_weights` repacks what it loads, but an
             # output matrix tied to the embedding is not loaded separately and would keep the copy of the old weights.

@@ -14,7 +14,7 @@ from conf.cot_distillation import DatasetTeacher
 from conf.problems import Hub, ProblemFile
 from models.checkpoints.checkpoint import Checkpoint
 from reasoning.answers.boxed import boxed
-from reasoning.problem_rows import problem_of
+from reasoning.problem_rows import image_values, problem_of, with_images
 from reasoning.problem_selection import ProblemSelection
 from reasoning.records import InvalidRow, Problem, Trace, Usage, Verdict
 from reasoning.stories import Split
@@ -27,6 +27,7 @@ from tasks.runtime.context import RunContext, StepContext
 from tasks.runtime.rows import RowFile
 from tasks.steps.problem_files import Fields, ProblemsRefused, Row, digest_of, files_of, rows_of
 from tasks.steps.problem_hub import commit_of, files_of_hub, rows_of_hub
+from tasks.steps.problem_images import ImageReader, InvalidImage, entries_of, folder_state
 from tasks.steps.problems import by_id, fields_of, selection_of
 
 CHECKED_AT_ONCE = 256
@@ -54,9 +55,18 @@ def read_traces(
             commit=commit_of(source),
             selection=selection_of(source, Split.TRAIN, seed),
             teacher=teacher,
+            folder=folder_state(source.images),
         )
     file = ArtifactRef(kind="file", uri=source.path, digest=digest_of(files_of(source.path)), rows=0)
-    return read_file_traces(ctx, model=model, problems=problems, file=file, source=source, teacher=teacher)
+    return read_file_traces(
+        ctx,
+        model=model,
+        problems=problems,
+        file=file,
+        source=source,
+        teacher=teacher,
+        folder=folder_state(source.images),
+    )
 
 
 @step()
@@ -67,8 +77,11 @@ def read_file_traces(
     file: ArtifactRef,
     source: ProblemFile,
     teacher: DatasetTeacher,
+    folder: ArtifactRef | None,
 ) -> ArtifactRef:
-    """Rows of Trace from the files at `file.uri`. The cache key holds their content, not their path."""
+    """Rows of Trace from the files at `file.uri`. The cache key holds their content, not their path. `folder`: of the
+    rows' images."""
+    _ = folder  # for the cache key
     rows = (row for name in files_of(file.uri) for row in rows_of(name, _fields(source, teacher)))
     return _publish(ctx, model, problems, source, teacher, rows)
 
@@ -82,8 +95,10 @@ def read_hub_traces(
     commit: str,
     selection: ProblemSelection | None,
     teacher: DatasetTeacher,
+    folder: ArtifactRef | None,
 ) -> ArtifactRef:
     """Rows of Trace from one commit of a data set on the hub, in the order of `selection`."""
+    _ = folder  # for the cache key
     rows = rows_of_hub(files_of_hub(source, commit), _fields(source, teacher), selection)
     return _publish(ctx, model, problems, source, teacher, (row for _, row in rows), all_rows=False)
 
@@ -106,23 +121,22 @@ class _Reader:
 
     def __init__(self, checkpoint: Checkpoint, problems: Iterable[Problem], teacher: DatasetTeacher):
         self._checkpoint, self._teacher = checkpoint, teacher
-        self._by_text: dict[str, Problem] = {}
+        self._by_content: dict[tuple[str, ...], Problem] = {}
         for problem in problems:
-            self._by_text.setdefault(problem.text, problem)
-        self._missing = set(self._by_text)
+            self._by_content.setdefault(problem.content, problem)
+        self._missing = set(self._by_content)
+        self._texts = {text for text, *_ in self._by_content}
         self.found = 0
         self.invalid: list[InvalidRow] = []
 
     def traces(self, rows: Iterable[Row], source: ProblemFile | Hub, all_rows: bool) -> Iterator[FoundTrace]:
         """Usable traces in the order of the rows; without `all_rows`, up to the row where each problem had its own."""
+        images = ImageReader(source.images)
         for row in rows:
-            parsed = row.content
-            if not isinstance(parsed, InvalidRow):
-                parsed = problem_of(parsed, row.location, row.location, source.columns)
-            if isinstance(parsed, InvalidRow) or parsed.text not in self._by_text:
+            problem = self._problem(row, source, images)
+            if problem is None:
                 continue  # counted where the problems were loaded
-            problem = self._by_text[parsed.text]
-            self._missing.discard(parsed.text)
+            self._missing.discard(problem.content)
             for trace in traces_in(row.content, self._teacher):
                 self.found += 1
                 if (problematic := self._invalid(trace)) is None:
@@ -131,6 +145,23 @@ class _Reader:
                     self.invalid.append(InvalidRow(location=row.location, id=problem.id, **problematic._asdict()))
             if not self._missing and not all_rows:
                 return
+
+    def _problem(self, row: Row, source: ProblemFile | Hub, images: ImageReader) -> Problem | None:
+        """The problem that a row is about; its images are read only where the text is a problem's."""
+        parsed = row.content
+        if not isinstance(parsed, InvalidRow):
+            parsed = problem_of(parsed, row.location, row.location, source.columns)
+        if isinstance(parsed, InvalidRow):
+            return None
+        values = entries_of(image_values(row.content, source.columns))
+        if with_images(parsed, [b""] * len(values)).text not in self._texts:
+            return None
+        if source.columns.image_columns:
+            try:
+                parsed = with_images(parsed, images.read(values))
+            except InvalidImage:
+                return None
+        return self._by_content.get(parsed.content)
 
     def _invalid(self, trace: RowTrace | InvalidTrace) -> InvalidTrace | None:
         if isinstance(trace, InvalidTrace):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from conf.problems import Hub, ProblemFile
 from reasoning.answers.verifier import Verifier
 from reasoning.contamination import deduplicate
-from reasoning.problem_rows import problem_of
+from reasoning.problem_rows import image_values, problem_of, with_images
 from reasoning.problem_selection import Candidate, ProblemSelection
 from reasoning.records import InvalidRow, Problem
 from tasks.steps.problem_files import ProblemsRefused, Row
+from tasks.steps.problem_images import ImageReader, InvalidImage
 
 MIN_SAMPLE = 100
 """Smaller samples of a larger set are judged as if they had this size, because a share of a few rows is chance."""
@@ -33,6 +35,9 @@ class Intake:
     def __init__(self, source: ProblemFile | Hub, verifier: Verifier):
         self._source = source
         self._verifier = verifier
+        self._images = ImageReader(source.images)
+        self._image_values: dict[str, list[Any]] = {}
+        """What well-formed rows have in their columns of images, by problem id."""
         self._locations: dict[str, str] = {}
         self._seen: set[bytes] = set()
         self.read = 0
@@ -44,9 +49,14 @@ class Intake:
         self.unreadable: list[InvalidRow] = []
         self.duplicates = 0
 
+    @property
+    def scaled_down(self) -> int:
+        """Images that were scaled down."""
+        return self._images.scaled_down
+
     def take_all(self, rows: Iterable[NamedRow]) -> None:
         """Takes every valid problem, in the order of the rows."""
-        self.problems = self._readable([problem for problem, _ in self._well_formed(rows)])
+        self.problems = self._readable(self._with_images([problem for problem, _ in self._well_formed(rows)]))
 
     def select(self, rows: Iterator[NamedRow], selection: ProblemSelection, count: int, buffer: int | None) -> None:
         """Takes `count` distinct problems from the first `buffer` rows; from the next `buffer` rows when these have too
@@ -81,7 +91,7 @@ class Intake:
     def _add_distinct(self, order: Iterator[Problem], count: int) -> None:
         """Adds readable problems that are not there yet, until there are `count`."""
         while chunk := list(islice(order, count - len(self.problems))):
-            readable = [*self.problems, *self._readable(chunk)]
+            readable = [*self.problems, *self._readable(self._with_images(chunk))]
             self.problems = deduplicate(readable)
             self.duplicates += len(readable) - len(self.problems)
 
@@ -89,7 +99,7 @@ class Intake:
         """Well-formed problems whose text was not seen before."""
         candidates: list[Candidate] = []
         for problem, subset in self._well_formed(rows):
-            key = selection.key(problem.text)
+            key = selection.key(problem.text + _spelled(self._image_values.get(problem.id, ())))
             if key in self._seen:
                 self.duplicates += 1
                 continue
@@ -112,7 +122,26 @@ class Intake:
                 self.malformed.append(parsed)
             else:
                 self._locations[parsed.id] = row.location
+                if self._source.columns.image_columns:
+                    self._image_values[parsed.id] = image_values(row.content, self._source.columns)
                 yield parsed, subset
+
+    def _with_images(self, problems: Sequence[Problem]) -> list[Problem]:
+        """Problems with their images, which are read only now that the problems are selected. Those whose images cannot
+        be used become invalid rows."""
+        if not self._source.columns.image_columns:
+            return list(problems)
+        found: list[Problem] = []
+        for problem in problems:
+            try:
+                found.append(with_images(problem, self._images.read(self._image_values.pop(problem.id))))
+            except InvalidImage as error:
+                location = self._locations[problem.id]
+                self.checked += 1
+                self.unreadable.append(
+                    InvalidRow(location=location, id=problem.id, reason=error.reason, detail=error.detail)
+                )
+        return found
 
     def _readable(self, problems: Sequence[Problem]) -> list[Problem]:
         """Problems whose answer can be read. The others become invalid rows."""
@@ -146,6 +175,11 @@ class Intake:
                     f"{invalid[0].location}: {invalid[0].detail} ({len(invalid)} of {total} rows are invalid; "
                     f"problems.max_invalid_fraction allows {fraction:.0%})"
                 )
+
+
+def _spelled(images: Sequence[Any]) -> str:
+    """Images of a row as text, for its identity before they are read."""
+    return hashlib.sha256(repr(images).encode()).hexdigest() if images else ""
 
 
 def _unreadable_detail(problem: Problem) -> str:

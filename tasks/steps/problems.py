@@ -23,6 +23,7 @@ from tasks.runtime.caching import step
 from tasks.runtime.context import RunContext, StepContext
 from tasks.steps.problem_files import Fields, ProblemsRefused, digest_of, files_of, rows_of
 from tasks.steps.problem_hub import commit_of, files_of_hub, rows_of_hub
+from tasks.steps.problem_images import folder_state
 from tasks.steps.problem_intake import Intake, NamedRow
 
 
@@ -44,10 +45,17 @@ def load_problems(ctx: RunContext, source: Problems, split: Split, seed: int) ->
     if isinstance(source, Boards):
         return draw_board_problems(ctx, source=source, split=split, seed=seed)
     if isinstance(source, Hub):
-        return load_hub(ctx, source=source, commit=commit_of(source), selection=selection_of(source, split, seed))
+        return load_hub(
+            ctx,
+            source=source,
+            commit=commit_of(source),
+            selection=selection_of(source, split, seed),
+            folder=folder_state(source.images),
+        )
     names = files_of(source.path)
     file = ArtifactRef(kind="file", uri=source.path, digest=digest_of(names), rows=0)
-    return load_file(ctx, file=file, source=source, selection=selection_of(source, split, seed))
+    selection, folder = selection_of(source, split, seed), folder_state(source.images)
+    return load_file(ctx, file=file, source=source, selection=selection, folder=folder)
 
 
 def load_sources(ctx: RunContext, problems: Problems, eval_sets: Mapping[str, Problems], seed: int) -> Sources:
@@ -150,17 +158,26 @@ def swap_images(ctx: StepContext, problems: ArtifactRef) -> ArtifactRef:
 
 @step()
 def load_file(
-    ctx: StepContext, file: ArtifactRef, source: ProblemFile, selection: ProblemSelection | None
+    ctx: StepContext,
+    file: ArtifactRef,
+    source: ProblemFile,
+    selection: ProblemSelection | None,
+    folder: ArtifactRef | None,
 ) -> ArtifactRef:
-    """Rows of Problem from the files at `file.uri`. The cache key holds their content, not their path."""
+    """Rows of Problem from the files at `file.uri`. The cache key holds their content, not their path. `folder`: of the
+    rows' images."""
+    _ = folder  # for the cache key
     rows = (row for name in files_of(file.uri) for row in rows_of(name, fields_of(source)))
     named = (NamedRow(f"row-{index}", "", row) for index, row in enumerate(rows))
     return _publish(ctx, source, file.uri, named, selection)
 
 
 @step()
-def load_hub(ctx: StepContext, source: Hub, commit: str, selection: ProblemSelection | None) -> ArtifactRef:
-    """Rows of Problem from one commit of a data set on the hub."""
+def load_hub(
+    ctx: StepContext, source: Hub, commit: str, selection: ProblemSelection | None, folder: ArtifactRef | None
+) -> ArtifactRef:
+    """Rows of Problem from one commit of a data set on the hub. `folder`: of the rows' images."""
+    _ = folder  # for the cache key
     rows = rows_of_hub(files_of_hub(source, commit), fields_of(source), selection)
     named = (NamedRow(f"{file.name}:{row.number}", file.subset, row) for file, row in rows)
     return _publish(ctx, source, source.name, named, selection, source.shuffle_buffer)
@@ -285,4 +302,5 @@ def _publish(
     ctx.report_skipped(invalid, f"invalid rows of {name}")
     dropped = Counter(row.reason for row in invalid) + Counter({"duplicate": intake.duplicates})
     dropped["beyond-count"] = intake.read - len(intake.problems) - dropped.total()
-    return ctx.publish("problems", intake.problems, rows_in=intake.read, dropped=dict(+dropped))
+    counts = {"images scaled down": intake.scaled_down} if intake.scaled_down else {}
+    return ctx.publish("problems", intake.problems, rows_in=intake.read, dropped=dict(+dropped), counts=counts)

@@ -45,9 +45,19 @@ def train_simpo(ctx: StepContext, model: ArtifactRef, pairs: ArtifactRef, traini
 
 
 @step("training")
-def train_dpo(ctx: StepContext, model: ArtifactRef, pairs: ArtifactRef, training: Dpo, seed: int) -> ArtifactRef:
-    """A checkpoint trained from `model` on preference pairs; the reference is `model`. Raises TrainingFailed."""
-    return _fit(ctx, "dpo", model, pairs, _pair_lengths(ctx, pairs), training, seed, beta=training.beta)
+def train_dpo(
+    ctx: StepContext, model: ArtifactRef, problems: ArtifactRef, pairs: ArtifactRef, training: Dpo, seed: int
+) -> ArtifactRef:
+    """A checkpoint trained from `model` on preference pairs about `problems`, with their images; the reference is
+    `model`. Raises TrainingFailed."""
+    lengths, images = _pair_lengths(ctx, pairs), images_of(ctx, problems)
+    return _fit(ctx, "dpo", model, pairs, lengths, training, seed, problems=images, beta=training.beta)
+
+
+def images_of(ctx: RunContext, problems: ArtifactRef) -> Path | None:
+    """The file of the problems if one of them has images."""
+    has_images = any(images for (images,) in ctx.artifacts.columns(problems, "images"))
+    return ctx.artifacts.local_path(problems) if has_images else None
 
 
 def _pair_lengths(ctx: RunContext, pairs: ArtifactRef) -> list[int]:
@@ -69,13 +79,15 @@ def _no_rows(ctx: RunContext, rows: ArtifactRef, name: str) -> TrainingFailed:
 
 
 @step("training")
-def train_sft(ctx: StepContext, model: ArtifactRef, rows: ArtifactRef, training: Sft, seed: int) -> ArtifactRef:
-    """A checkpoint trained from `model` on demonstrations. Raises TrainingFailed."""
+def train_sft(
+    ctx: StepContext, model: ArtifactRef, problems: ArtifactRef, rows: ArtifactRef, training: Sft, seed: int
+) -> ArtifactRef:
+    """A checkpoint trained from `model` on demonstrations of `problems`, with their images. Raises TrainingFailed."""
     if not rows.rows:
         raise _no_rows(ctx, rows, "demonstration")
     demonstrations = ctx.artifacts.stream(rows, Demonstration)
     lengths = [len(row.prompt_ids) + len(row.completion_ids) for row in demonstrations]
-    return _fit(ctx, "sft", model, rows, lengths, training, seed)
+    return _fit(ctx, "sft", model, rows, lengths, training, seed, problems=images_of(ctx, problems))
 
 
 def _fit(
@@ -88,7 +100,7 @@ def _fit(
     seed: int,
     **objective: Any,
 ) -> ArtifactRef:
-    """Trains `model` on `rows`. `lengths`: tokens of each text of an epoch. `objective`: settings of `method` alone."""
+    """Trains `model` on `rows`. `lengths`: tokens of each text of an epoch. `objective`: further fields of the job."""
     start = ctx.resources.checkpoint(model)
 
     def usage(figures: Sequence[dict[str, Any]]) -> Usage:
