@@ -12,7 +12,7 @@ from conf.engine import Engine, Storage, validate_fits_context, validate_trainin
 from conf.evaluation import Evaluated
 from conf.llm import Llm, LlmRole, validate_llm_is_used
 from conf.probing import Finalizing, Probing
-from conf.problems import Decontamination, NgramOverlap, Problems, Stories
+from conf.problems import Decontamination, NgramOverlap, Problems, Stories, has_images
 from conf.prompts import Prompted, Tags, Thinking, validate_exit_text
 from conf.retries import Retries
 from conf.sampling import Sampling
@@ -64,7 +64,9 @@ class DatasetTeacher(Settings):
     reply_column: str = ""
     """Column of the reply, for data sets whose `column` holds the thinking alone. Empty: `column` holds both."""
     thinking: Thinking = Tags()
-    """How the data set marks the thinking. The traces are rewritten with the student's own tags (`prompt.thinking`)."""
+    """How the data set marks the thinking. The traces are rewritten with the student's own tags (`prompt.thinking`).
+    What stands before the opening tag is left out. With `answer_open`, the text between the answer's tags is the answer
+    alone, and is put into \\boxed{} if it is not."""
     max_tokens: Positive = 8192
     """Maximum length of a trace in tokens; longer ones are dropped. Not from the paper."""
     max_invalid_fraction: Share = 0.1
@@ -316,6 +318,13 @@ class CotDistillation(Prompted, Evaluated):
                 )
         if teacher.type == "endpoint" and teacher.llm.temperature != Llm.model_fields["temperature"].default:
             raise ValueError("teacher.llm.temperature has no effect: traces are drawn as in sampling; set it there")
+        if teacher.type == "endpoint" and has_images(self.problems) and not teacher.llm.images:
+            raise ValueError(
+                "the problems have images, and the teacher would not see them; set teacher.llm.images if its endpoint "
+                "takes images, or use another teacher"
+            )
+        if self.swapped_images and not has_images(next(iter(self.benchmarks.values()))):
+            raise ValueError("swapped_images has no effect: the main benchmark's problems have no images")
         if teacher.type == "local" and teacher.model and self.engine.endpoints:
             raise ValueError(
                 "engine.endpoints serve one model, and the teacher is another; leave them out, or use a teacher of "

@@ -12,7 +12,7 @@ from conf.engine import Engine, Storage, validate_fits_context, validate_trainin
 from conf.evaluation import Evaluated
 from conf.llm import Llm, LlmRole, validate_llm_is_used
 from conf.probing import Finalizing, ForwardScan, Probing, Search
-from conf.problems import UNSEEN, Benchmark, Decontamination, NgramOverlap, Problems, Stories
+from conf.problems import UNSEEN, Benchmark, Decontamination, NgramOverlap, Problems, Stories, validate_text_alone
 from conf.prompts import Prompted, validate_exit_text
 from conf.retries import Retries
 from conf.sampling import Sampling
@@ -166,6 +166,7 @@ class Dto(Prompted, Evaluated):
 
     @model_validator(mode="after")
     def _llm_is_needed(self) -> Dto:
+        validate_text_alone(self.problems, *self.eval_sets.values())
         validate_llm_is_used(self.llm, ["pruning"] if self.pruning.type == "llm" else [])
         return self
 

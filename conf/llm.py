@@ -63,6 +63,9 @@ class Llm(Settings):
     sent to this endpoint only."""
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     """Sampling temperature, unless a role sets its own. Not from the paper."""
+    images: bool = False
+    """Whether the endpoint takes images. A query about a problem with images then shows them; otherwise it has the text
+    alone. Not from the paper."""
     max_concurrency: Annotated[int, Field(ge=1)] = 8
     """Maximum number of concurrent requests."""
     timeout: Annotated[float, Field(gt=0)] = 120.0

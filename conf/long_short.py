@@ -13,7 +13,7 @@ from conf.engine import MIN_PROMPT_TOKENS, Engine, Storage, validate_fits_contex
 from conf.evaluation import Evaluated
 from conf.llm import Llm, LlmRole, validate_llm_is_used
 from conf.probing import Finalizing, Probing
-from conf.problems import Decontamination, NgramOverlap, Problems, Stories
+from conf.problems import Decontamination, NgramOverlap, Problems, Stories, validate_text_alone
 from conf.prompts import Prompted, validate_exit_text
 from conf.retries import Retries
 from conf.sampling import Sampling
@@ -298,6 +298,7 @@ class LongShort(Prompted, Evaluated):
 
     @model_validator(mode="after")
     def _everyone_has_a_role(self) -> Self:
+        validate_text_alone(self.problems, *self.eval_sets.values())
         validate_llm_is_used(self.llm, ["chunking"] if self.chunking.type == "llm" else [])
         validate_max_traces(self.selection, self.sampling)
         if self.teacher and self.engine.endpoints:

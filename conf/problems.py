@@ -155,6 +155,17 @@ Problems = Annotated[
 ]
 
 
+def has_images(problems: Problems) -> bool:
+    """Whether the problems have images."""
+    return isinstance(problems, Boards) or (isinstance(problems, Drawn) and bool(problems.columns.images))
+
+
+def validate_text_alone(*sources: Problems) -> None:
+    """Raises ValueError for problems with images, in a pipeline that does not take them."""
+    if any(map(has_images, sources)):
+        raise ValueError("problems with images: only cot-distillation takes them; use problems of text alone here")
+
+
 class NgramOverlap(Settings):
     """Removes training problems that also occur in a benchmark of the run, and duplicates within the training set. Runs
     before any sampling and lists what it removed."""

@@ -108,8 +108,8 @@ class Board:
     @property
     def text(self) -> str:
         """The question."""
-        events = "".join(f" {step.sentence}." for step in self.steps)
-        return f"Start with {self.first}.{events} How many?"
+        events = "".join(f"{step.label}{step.sentence}.\n" for step in self.steps)
+        return f"Start with {self.first}.\n{events}How many?"
 
     @property
     def name(self) -> str:
@@ -151,7 +151,7 @@ def _draw_board(rng: random.Random, level: int) -> Board:
         first = rng.choice(boxes)
         value, steps = first.quantity, list[Step]()
         for index in range(level):
-            step = _draw_step(rng, boxes, value, index in risky_steps)
+            step = _draw_step(rng, boxes, value, f"{index + 1}:", index in risky_steps)
             if step is None:
                 break
             steps.append(step)
@@ -166,16 +166,17 @@ def _draw_box(rng: random.Random, colour: str) -> Box:
     return Box(colour, quantity, notation, places)
 
 
-def _draw_step(rng: random.Random, boxes: tuple[Box, ...], value: int, risky: bool) -> Step | None:
-    """A step that is risky or not, as requested, and keeps the count in 1 … 99. None if none was found."""
+def _draw_step(rng: random.Random, boxes: tuple[Box, ...], value: int, label: str, risky: bool) -> Step | None:
+    """A step that is risky or not, as requested, and keeps the count in 1 … 99. None if none was found. Its label, in
+    question and trace alike, tells a small model where it is: colours repeat."""
     for _ in range(30):
         box, kind = rng.choice(boxes), rng.random()
         if kind < 0.1:
-            step = Step(None, "Double")
+            step = Step(None, " double", label)
         elif kind < 0.6:
-            step = Step(box.quantity, f"Add {box.colour}", f" {box.colour}")
+            step = Step(box.quantity, f" add {box.colour}", label, f" {box.colour}")
         else:
-            step = Step(-box.quantity, f"Take away {box.colour}", f" {box.colour}")
+            step = Step(-box.quantity, f" take away {box.colour}", label, f" {box.colour}")
         if 1 <= step.apply(value) <= LARGEST and step.is_risky(value) == risky:
             return step
     return None

@@ -81,4 +81,5 @@ def compression_query(problem: Problem, thinking: str, tokens: int) -> LlmQuery[
         quote_parts(problem=problem.text, thinking=thinking),
         shortened_schema(characters),
         max_tokens=characters + 64,
+        images=problem.images,
     )

@@ -34,7 +34,7 @@ class Level(LlmReply):
 
 def difficulty_query(problem: Problem) -> LlmQuery[Level]:
     """Query that asks a language model to rate a problem."""
-    return LlmQuery(TASK, quote_parts(problem=problem.text), Level, max_tokens=32)
+    return LlmQuery(TASK, quote_parts(problem=problem.text), Level, max_tokens=32, images=problem.images)
 
 
 def effort(right: int, samples: int, needed: float) -> float:

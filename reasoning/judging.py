@@ -38,7 +38,8 @@ def judging_query(problem: Problem, completion: str) -> LlmQuery[Grades]:
         left_out = len(completion) - MAX_COMPLETION_CHARS
         half = MAX_COMPLETION_CHARS // 2
         completion = f"{completion[:half]}\n[{left_out} characters left out]\n{completion[-half:]}"
-    return LlmQuery(TASK, quote_parts(problem=problem.text, solution=completion), Grades, max_tokens=96)
+    material = quote_parts(problem=problem.text, solution=completion)
+    return LlmQuery(TASK, material, Grades, max_tokens=96, images=problem.images)
 
 
 def means(rows: Sequence[JudgeGrades]) -> dict[str, tuple[float, float, float]]:

@@ -47,6 +47,8 @@ class LlmQuery(Generic[R]):
     top_p: float | None = None
     sample: int = 0
     """Distinguishes repetitions of the same query, so that each gets its own reply."""
+    images: tuple[bytes, ...] = ()
+    """Images of the problem, for an endpoint that takes them; untrusted."""
     limit: str = "max_tokens"
     """Name of the setting that determines max_tokens, for error messages."""
 

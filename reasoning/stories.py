@@ -52,6 +52,8 @@ class Step:
 
     change: int | None
     sentence: str
+    label: str = ""
+    """What the teacher writes before the step."""
     source: str = ""
     """What the number is read from, as the teacher writes it before the number."""
 
@@ -62,7 +64,7 @@ class Step:
         """The step as the teacher writes it, on one line: `17+8=25.` or, in doubt, `17+8=15?`"""
         operand = value if self.change is None else self.change
         sign = "-" if operand < 0 else "+"
-        return f"{value}{sign}{self.source}{abs(operand)}={result}{'?' if doubtful else '.'}\n"
+        return f"{self.label}{value}{sign}{self.source}{abs(operand)}={result}{'?' if doubtful else '.'}\n"
 
     def is_risky(self, value: int) -> bool:
         """Whether the units digits carry (sum above 9) or borrow (difference below 0)."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from conf.cot_distillation import DatasetTeacher
+from reasoning.answers.boxed import boxed
 from reasoning.problem_rows import value_at, written_text
 from reasoning.thinking import reply_without_tags, thought_of
 
@@ -77,7 +78,12 @@ def _split(text: str, teacher: DatasetTeacher) -> RowTrace | InvalidTrace:
 
 
 def _parts(thought: str, reply: str, teacher: DatasetTeacher) -> RowTrace | InvalidTrace:
-    thinking = thought_of(thought, teacher.thinking).removesuffix(teacher.thinking.close)
+    tags = teacher.thinking
+    opened = thought.partition(tags.open)[2] if tags.open in thought else thought
+    thinking = thought_of(opened, tags).removesuffix(tags.close)
     if not thinking.strip():
         return InvalidTrace("empty", "the thinking is empty; correct teacher.column or teacher.thinking")
-    return RowTrace(thinking, reply_without_tags(reply, teacher.thinking))
+    reply = reply_without_tags(reply, tags)
+    if tags.answer_open and boxed(reply) is None:  # between such tags stands the answer alone
+        reply = f"\n\\boxed{{{reply.strip()}}}"
+    return RowTrace(thinking, reply)

@@ -21,7 +21,7 @@ from conf.errors import ReadableError
 from conf.llm import Llm
 from models.llm.endpoint import ChatEndpoint, LlmFailed
 from models.llm.errors import EndpointError, Kind
-from models.llm.protocol import AS_JSON
+from models.llm.protocol import AS_JSON, content_of, longest_content
 from models.llm.reply_parsing import parse_reply
 from models.llm.reply_store import CachedReply, ReplyStore, reply_key
 from reasoning.llm_queries import InvalidReply, LlmQuery, R, Solution
@@ -231,8 +231,9 @@ class LlmClient:
         self, query: LlmQuery[R], reply: Callable[[KeyedRequest], Awaitable[CachedReply | InvalidReply]]
     ) -> R | InvalidReply:
         """The parsed reply, repaired once if needed."""
-        messages = [{"role": "system", "content": query.task}] * bool(query.task)
-        messages += [{"role": "user", "content": query.material}]
+        messages: list[dict[str, Any]] = [{"role": "system", "content": query.task}] * bool(query.task)
+        images = query.images if self._settings.images else ()
+        messages += [{"role": "user", "content": content_of(query.material, images)}]
         first = await reply(self._request_of(query, messages))
         if isinstance(first, InvalidReply):
             return first
@@ -285,7 +286,7 @@ class LlmClient:
             )
         return reply
 
-    def _request_of(self, query: LlmQuery[Any], messages: Sequence[dict[str, str]]) -> KeyedRequest:
+    def _request_of(self, query: LlmQuery[Any], messages: Sequence[dict[str, Any]]) -> KeyedRequest:
         temperature = self._settings.temperature if query.temperature is None else query.temperature
         body = {
             "model": self._settings.model,
@@ -312,7 +313,7 @@ class LlmClient:
     def _longest_prompt(self, request: KeyedRequest) -> int:
         """Upper bound of the prompt's tokens: a token has at least one byte, and the schema may become part of the
         prompt."""
-        prompt = sum(len(message["content"].encode()) + OVERHEAD for message in request.body["messages"])
+        prompt = sum(longest_content(message["content"]) + OVERHEAD for message in request.body["messages"])
         form = request.body.get("response_format")
         return prompt + (len(AS_JSON + json.dumps(form)) if form else 0)
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from base64 import b64encode
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from typing import Any
 
 from models.llm.errors import EndpointError, Kind
 
+MAX_IMAGE_TOKENS = 8192
+"""Tokens that an endpoint counts for an image at most, for an upper bound of its price: more than any is known to."""
 AS_JSON = "Reply with one JSON object and nothing else. It must fit this JSON schema:\n"
 
 
@@ -49,6 +52,40 @@ GUESSES = (
 """Features to leave out when an endpoint rejects a request without a reason, most likely first."""
 
 
+Content = str | list[dict[str, Any]]
+"""Of a message: text, or parts."""
+
+
+def content_of(text: str, images: Sequence[bytes]) -> Content:
+    """A message's content: the images, if there are any, and the text."""
+    if not images:
+        return text
+    urls = [f"data:image/{_format(image)};base64,{b64encode(image).decode()}" for image in images]
+    return [*({"type": "image_url", "image_url": {"url": url}} for url in urls), *_parts(text)]
+
+
+def longest_content(content: Content) -> int:
+    """Upper bound of the tokens of a message's content: a token of text has at least one byte."""
+    parts = _parts(content)
+    return sum(len(part["text"].encode()) if part["type"] == "text" else MAX_IMAGE_TOKENS for part in parts)
+
+
+def joined_contents(first: Content, second: Content) -> Content:
+    """Both, with a blank line between their texts."""
+    if isinstance(first, str) and isinstance(second, str):
+        return f"{first}\n\n{second}"
+    return [*_parts(first), *_parts("\n\n"), *_parts(second)]
+
+
+def _parts(content: Content) -> list[dict[str, Any]]:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def _format(image: bytes) -> str:
+    """The name of its format in a media type. Problems hold PNG and JPEG files alone."""
+    return "png" if image.startswith(b"\x89PNG") else "jpeg"
+
+
 def adapted(body: dict[str, Any], without: Features) -> dict[str, Any]:
     """The request without these features: the schema moves into the prompt, `max_tokens` becomes
     `max_completion_tokens`, the system message is put before the user's, and sampling uses the endpoint's defaults."""
@@ -56,13 +93,13 @@ def adapted(body: dict[str, Any], without: Features) -> dict[str, Any]:
     if "response_format" in body and Feature.JSON_SCHEMA in without:
         instruction = AS_JSON + json.dumps(body["response_format"]["json_schema"]["schema"])
         first, *others = body["messages"]
-        sent["messages"] = [{**first, "content": f"{first['content']}\n\n{instruction}"}, *others]
+        sent["messages"] = [{**first, "content": joined_contents(first["content"], instruction)}, *others]
         sent["response_format"] = {"type": "json_object"}
         if Feature.JSON_OBJECT in without:
             del sent["response_format"]
     if Feature.SYSTEM in without and sent["messages"][0]["role"] == "system":
         system, user, *others = sent["messages"]
-        sent["messages"] = [{**user, "content": f"{system['content']}\n\n{user['content']}"}, *others]
+        sent["messages"] = [{**user, "content": joined_contents(system["content"], user["content"])}, *others]
     if Feature.MAX_TOKENS in without:
         sent["max_completion_tokens"] = sent.pop("max_tokens")
     for feature in (Feature.TEMPERATURE, Feature.TOP_P):

@@ -70,6 +70,7 @@ def save_adapters(
     save_file(own, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     written = LoraConfig(task_type="CAUSAL_LM", base_model_name_or_path=base_model, inference_mode=True).to_dict()
     written |= {"r": rank, "lora_alpha": alpha, "target_modules": sorted(targets)}
+    written["exclude_modules"] = config.exclude_modules
     (folder / ADAPTER_CONFIG).write_text(json.dumps(written, indent=2, sort_keys=True))
     return own
 

@@ -72,6 +72,7 @@ def _trace_query(teacher: EndpointTeacher, problem: Problem, sampling: Sampling,
         sampling.temperature,
         sampling.top_p,
         sample=sample,
+        images=problem.images,
         limit="sampling.max_tokens",
     )
 

@@ -109,6 +109,10 @@ class ImageReader:
                 return self._decoded(content)
         except InvalidImage:
             raise
+        except Image.DecompressionBombError:
+            raise InvalidImage(
+                "image-too-large", f"more pixels than the {MAX_DECODED_PIXELS:,} that are decoded"
+            ) from None
         except Exception as error:  # a decoder raises almost anything on a damaged file
             detail = f"not readable as {', '.join(FORMATS)} ({type(error).__name__}); replace the file"
             raise InvalidImage("broken-image", detail) from None

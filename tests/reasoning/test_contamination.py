@@ -157,6 +157,22 @@ def test_deduplicate_keeps_the_first_and_respects_signs():
     assert [row.id for row in kept] == ["0", "1", "3", "4"]
 
 
+def test_problems_with_images_are_the_same_only_with_the_same_images():
+    text = "How many more dots are there in the red box than in the blue box of this picture?"
+
+    def seen(*images: bytes) -> Problem:
+        return problem(text, str(images)).model_copy(update={"images": images})
+
+    known = {"bench": [seen(b"one"), problem(text, "bare")]}
+    asked = [seen(b"one"), seen(b"two"), seen(b"one", b"two"), problem(text, "also bare")]
+    found = matches(asked, known, SETTINGS.ngram_size, SETTINGS.min_overlap)
+    assert [(match.problem_id, match.benchmark_id) for match in found] == [
+        (asked[0].id, asked[0].id),
+        ("also bare", "bare"),
+    ]
+    assert deduplicate([*asked, *asked]) == asked
+
+
 @given(st.lists(st.sampled_from("abc"), max_size=12), st.integers(1, 5))
 def test_ngrams_occur_in_the_text(tokens: list[str], length: int):
     grams = ngrams(tuple(tokens), length)

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conf.datasets import DATASETS, Columns
-from reasoning.problem_rows import problem_of
-from reasoning.records import InvalidRow, Problem
+from reasoning.problem_rows import problem_of, with_images
+from reasoning.records import InvalidRow, Problem, TextPart
 
 ROW = {"id": "a", "problem": "1+1?", "answer": "2"}
 
@@ -469,3 +469,64 @@ def test_missing_wrong_option_is_an_invalid_row():
 def test_inconsistent_columns_are_rejected(columns: dict[str, Any], words: str):
     with pytest.raises(ValueError, match=words):
         Columns.model_validate(columns)
+
+
+IMAGES = (b"one", b"two", b"three")
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "parts", "order"),
+    [
+        ("Sum?", 1, ["*", "Sum?"], [0]),
+        ("Sum?", 2, ["*", "*", "Sum?"], [0, 1]),
+        ("<image>\nSum?", 1, ["*", "Sum?"], [0]),
+        ("Look at <image> and <image>.", 2, ["Look at ", "*", " and ", "*", "."], [0, 1]),
+        ("In <image 2> and <image 1>:", 2, ["In ", "*", " and ", "*", ":"], [1, 0]),
+        ("<image 1> (A) <image 2> or <image 1>", 2, ["*", " (A) ", "*", " or image 1"], [0, 1]),
+        ("See <image 2>.", 3, ["*", "*", "See ", "*", "."], [0, 2, 1]),
+        ("See <image 5>.", 1, ["*", "See <image 5>."], [0]),
+        ("The tag <image> in HTML", 0, ["The tag <image> in HTML"], []),
+        ("<image>", 1, ["*"], [0]),
+    ],
+)
+def test_images_stand_where_the_text_says(text: str, count: int, parts: list[str], order: list[int]):
+    problem = Problem(id="p", prompt=(TextPart(text=text),), answer="1")
+    found = with_images(problem, IMAGES[:count])
+    assert ["*" if part.type == "image" else part.text for part in found.prompt] == parts
+    assert found.images == tuple(IMAGES[index] for index in order)
+
+
+def test_a_conclusion_is_the_answer():
+    columns = Columns(problem="conversations.0.value", answer="conversations.1.value", answer_is="conclusion")
+    reply = "<SUMMARY> I count. </SUMMARY>\n\n<REASONING> 3 + 4. </REASONING>\n\n<CONCLUSION> 7 </CONCLUSION>"
+    turns = [{"from": "human", "value": "How many?"}, {"from": "gpt", "value": reply}]
+    found = problem_of({"id": "a", "conversations": turns}, "f:1", "x", columns)
+    assert isinstance(found, Problem)
+    assert (found.text, found.answer) == ("How many?", "7")
+    turns[1]["value"] = "It is 7."
+    missing = problem_of({"id": "a", "conversations": turns}, "f:1", "x", columns)
+    assert isinstance(missing, InvalidRow)
+    assert missing.reason == "no-answer"
+
+
+@pytest.mark.parametrize(
+    ("row", "answer", "choices"),
+    [
+        ({"options": ["4", "5"], "answer": "B"}, "B", ("4", "5")),
+        ({"options": "['4', '5']", "answer": "B"}, "B", ("4", "5")),
+        ({"options": [], "answer": "5"}, "5", None),
+        ({"options": "[]", "answer": "5"}, "5", None),
+        ({"options": None, "answer": "5"}, "5", None),
+    ],
+)
+def test_a_data_set_may_mix_multiple_choice_with_other_questions(row: Any, answer: str, choices: Any):
+    found = problem_of({"problem": "2 + 3?", **row}, "f:1", "x", Columns(choices="options"))
+    assert isinstance(found, Problem)
+    assert (found.answer, found.choices) == (answer, choices)
+
+
+@pytest.mark.parametrize("options", ["__import__('os')", "[" * 5000, "(", "5", "{}"])
+def test_options_that_are_spelled_as_text_are_never_evaluated(options: str):
+    found = problem_of({"problem": "?", "answer": "A", "options": options}, "f:1", "x", Columns(choices="options"))
+    assert isinstance(found, InvalidRow)
+    assert found.reason == "missing-field"

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reasoning.records as every
-from reasoning.records import OptimisedTrace, Problem, Record, Scan, Score, TextPart, Trace, Verdict
+from reasoning.records import ImagePart, OptimisedTrace, Problem, Record, Scan, Score, TextPart, Trace, Verdict
 from reasoning.token_ids import TokenIds
 from tasks.runtime.rows import ROWS_PER_GROUP, RowFile, read_rows, records_of, schema_of, table_of
 
@@ -45,6 +45,7 @@ def test_rows_come_back_as_they_were(rows: list[Any]):
     [
         Problem(id="a", prompt=(TextPart(text="x"),), answer="1", choices=("1", "2"), level=3),
         Problem(id="b", prompt=(), answer="1"),
+        Problem(id="c", prompt=(ImagePart(), TextPart(text="x")), images=(b"\x89PNG\xff\0", b""), answer="1"),
         Scan(problem_id="a", sample=0, ends=(3, 9), probes=({"segment": 0, "right": 1, "total": 8},), crossing=None),  # type: ignore[arg-type]
         Score(problem_id="a", level=None, sample=0, prompt_tokens=1, tokens=2, truncated=False, verdict=Verdict.RIGHT),
     ],
