@@ -58,9 +58,9 @@ class TinyVisionModel(BundledModel):
     lessons: tuple[VisionLesson, ...] = (
         VisionLesson(boards=9_600),
         VisionLesson(boards=9_600, levels=(1, 2)),
-        VisionLesson(boards=16_000, levels=(1, 2, 3, 4)),
+        VisionLesson(boards=14_000, levels=(1, 2, 3, 4)),
         VisionLesson(boards=20_000, levels=LEVELS),
-        VisionLesson(boards=24_000, levels=LEVELS, rechecks=True),
+        VisionLesson(boards=26_000, levels=LEVELS, rechecks=True),
     )
     """Parts of the corpus, trained on in order. Within a part, boards with completions of similar length are batched
     together."""

@@ -43,15 +43,18 @@ def write_page(
     )
     before, after = page.split(SPLIT)
     blocks, temporary = Blocks(), path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(before)
-        for number, block in enumerate(blocks.pack(problems)):
-            file.write(f'<script type="application/octet-stream" id="block-{number}">{block}</script>\n')
-        file.write(f'<script type="application/octet-stream" id="index">{blocks.index()}</script>\n')
-        too_many = f"{blocks.left_out:,} more problems did not fit into this file." if blocks.left_out else ""
-        said = " ".join(filter(None, [*notes, too_many]))
-        file.write(f'<data id="page-notes" value="{escape(said)}"></data>\n{after}')
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(before)
+            for number, block in enumerate(blocks.pack(problems)):
+                file.write(f'<script type="application/octet-stream" id="block-{number}">{block}</script>\n')
+            file.write(f'<script type="application/octet-stream" id="index">{blocks.index()}</script>\n')
+            too_many = f"{blocks.left_out:,} more problems did not fit into this file." if blocks.left_out else ""
+            said = " ".join(filter(None, [*notes, too_many]))
+            file.write(f'<data id="page-notes" value="{escape(said)}"></data>\n{after}')
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return path
 
 

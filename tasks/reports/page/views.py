@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from reasoning.records import Problem, Record, Verdict
+from tasks.reports.page.pictures import data_url
 
 State = Literal["kept", "cut", "pruned", "put back", "added", "unused", "long", "short"]
 
@@ -73,6 +74,8 @@ class ProblemView(Record):
     set: str
     """`training`, or the name of a benchmark."""
     text: str
+    images: tuple[str, ...] = ()
+    """As `data:` URLs."""
     answer: str
     level: int | None
     subject: str | None
@@ -88,6 +91,7 @@ class ProblemView(Record):
             id=problem.id,
             set=set,
             text=problem.text,
+            images=tuple(map(data_url, problem.images)),
             answer=problem.answer,
             level=problem.level,
             subject=problem.subject,

@@ -115,11 +115,21 @@
     return grid;
   }
 
+  function picturesOf(urls) {
+    const box = make("div", "pictures");
+    urls.forEach((url, at) => {
+      const image = box.appendChild(make("img"));
+      [image.src, image.alt] = [url, `image ${at + 1} of the problem`];
+    });
+    return box;
+  }
+
   function draw() {
     const detail = $("detail");
     detail.replaceChildren();
     if (!current) return;
     detail.append(facts([["id", current.id], ["set", current.set], ["level", current.level], ["subject", current.subject], ["what happened", current.tags.join(", ")]]));
+    if (current.images.length) detail.append(picturesOf(current.images));
     detail.append(textOf(current.text, "text problem"), facts([["Right answer", current.answer]]));
     if (current.traces.length) {
       const tabs = make("div", "tabs");

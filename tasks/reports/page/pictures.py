@@ -1,0 +1,33 @@
+"""Images of problems as the page shows them: small enough for a file with many problems.
+
+It knows image files, which problems hold as PNG or JPEG alone. It must not know problems.
+"""
+
+from __future__ import annotations
+
+import io
+from base64 import b64encode
+
+from PIL import Image
+
+MAX_BYTES = 60_000
+"""Of an image that the page holds as it is."""
+MAX_SIDE = 640
+"""Pixels of a larger image's longer side."""
+
+
+def data_url(image: bytes) -> str:
+    """An image as a `data:` URL; a large one scaled down."""
+    kind = "png" if image.startswith(b"\x89PNG") else "jpeg"
+    if len(image) > MAX_BYTES:
+        kind, image = "jpeg", _scaled_down(image)
+    return f"data:image/{kind};base64,{b64encode(image).decode('ascii')}"
+
+
+def _scaled_down(image: bytes) -> bytes:
+    file = io.BytesIO()
+    with Image.open(io.BytesIO(image)) as picture:
+        small = picture.convert("RGB")
+        small.thumbnail((MAX_SIDE, MAX_SIDE))
+        small.save(file, "JPEG", quality=80)
+    return file.getvalue()
