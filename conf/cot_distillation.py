@@ -23,6 +23,8 @@ LEVELS = 10
 """Number of difficulty levels."""
 PAPER_RATIOS = (79.1, 84.5, 87.0, 88.0, 88.8, 89.4, 90.5, 90.6, 90.4, 88.8)
 """Compression ratios of text traces in the paper, in percent, by level (its Table 1)."""
+PAPER_IMAGE_RATIOS = (49.9, 47.6, 43.6, 40.6, 35.1, 29.7, 16.9)
+"""The same of traces about images, which reach level 7."""
 
 
 class LocalTeacher(Settings):

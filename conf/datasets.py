@@ -97,6 +97,20 @@ DATASETS: dict[str, Columns] = {
         subject="High-level domain",
         wrong_choices=("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"),
     ),
+    "Xkev/LLaVA-CoT-100k": Columns(
+        id="", problem="conversations.0.value", answer="conversations.1.value", answer_is="conclusion", images="image"
+    ),
+    "AI4Math/MathVista": Columns(
+        id="pid", problem="question", answer_is="choice", choices="choices", images="decoded_image"
+    ),
+    "MathLLMs/MathVision": Columns(problem="question", choices="options", images="decoded_image"),
+    "Lin-Chen/MMStar": Columns(id="index", problem="question", subject="category", images="image"),
+    "MMMU/MMMU": Columns(
+        problem="question",
+        choices="options",
+        subject="subfield",
+        images=("image_1", "image_2", "image_3", "image_4", "image_5", "image_6", "image_7"),
+    ),
 }
 """By data set name, taken from its card or from published code that reads it. Tested on synthetic rows of the same
 format, without access to the hub. One sixteenth of PRIME-RL/Eurus-2-RL-Data are programming problems whose answers are

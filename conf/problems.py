@@ -63,13 +63,17 @@ class Images(Settings):
     is 1,280 tokens of Qwen2.5-VL."""
 
 
+def validate_images(images: Images, columns: Columns) -> None:
+    """Raises ValueError for settings of images that no column holds."""
+    if images != Images() and not columns.images:
+        raise ValueError("images has no effect: no column of images is named; set columns.images")
+
+
 class Drawn(Settings):
     """A source of which all problems are taken, or a random draw."""
 
     images: Images = Images()
     """Images of the rows. Needs `columns.images`."""
-    columns: Columns = Columns()
-    """Names of the columns."""
 
     count: Positive | None = None
     """Number of problems, drawn at random with the run's seed and stratified by subset, subject and level. A larger
@@ -88,12 +92,6 @@ class Drawn(Settings):
             raise ValueError("count and per_subject both say how many problems to draw; set only one of them")
         return self
 
-    @model_validator(mode="after")
-    def _images_in_rows(self) -> Self:
-        if self.images != Images() and not self.columns.images:
-            raise ValueError("images has no effect: no column of images is named; set columns.images")
-        return self
-
 
 class ProblemFile(Drawn):
     """Problems from local or remote files."""
@@ -106,9 +104,16 @@ class ProblemFile(Drawn):
     path: str
     """Local path or fsspec URL, or a pattern such as `data/*.jsonl`. Formats: .parquet; .jsonl, .json and .csv, also
     with .gz."""
+    columns: Columns = Columns()
+    """Names of the columns."""
     max_invalid_fraction: Share = 0.05
     """Maximum fraction of invalid rows. Invalid rows are skipped and counted; above this fraction the file is
     rejected."""
+
+    @model_validator(mode="after")
+    def _images_are_used(self) -> Self:
+        validate_images(self.images, self.columns)
+        return self
 
 
 class Hub(Drawn):
@@ -145,6 +150,11 @@ class Hub(Drawn):
             return values | {"columns": DATASETS[values["name"]].model_dump() | values["columns"]}
         return values
 
+    @model_validator(mode="after")
+    def _images_are_used(self) -> Self:
+        validate_images(self.images, self.columns)
+        return self
+
 
 Problems = Annotated[
     Annotated[Boards, Tag("boards")]
@@ -157,7 +167,7 @@ Problems = Annotated[
 
 def has_images(problems: Problems) -> bool:
     """Whether the problems have images."""
-    return isinstance(problems, Boards) or (isinstance(problems, Drawn) and bool(problems.columns.images))
+    return isinstance(problems, Boards) or (not isinstance(problems, Stories) and bool(problems.columns.images))
 
 
 def validate_text_alone(*sources: Problems) -> None:

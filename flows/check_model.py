@@ -31,6 +31,10 @@ def check_model(settings: Any) -> None:
             print(f"  {printable(line)}")
 
 
+IMAGE_SIZES = ((336, 224), (1024, 768))
+"""Pixels."""
+
+
 def _sizes(model: Checkpoint) -> Iterator[str]:
     yield f"folder       {model.folder}"
     if model.adapter:
@@ -47,6 +51,10 @@ def _prompt(model: Checkpoint) -> Iterator[str]:
     for line in str(model.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)).splitlines(keepends=True):
         yield repr(line)[1:-1]
     yield f"({len(ids)} tokens; control characters are escaped)"
+    if model.takes_images:
+        for width, height in IMAGE_SIZES:
+            tokens = model.image_processor.tokens_of_size(width, height)
+            yield f"an image of {width:,} × {height:,} pixels is {tokens:,} tokens"
     if model.prompts.arguments:
         yield f"arguments of the template: {', '.join(sorted(model.prompts.arguments))}"
 

@@ -6,8 +6,17 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from conf.cot_distillation import CotDistillation, DatasetTeacher, EndpointTeacher, LlmCompressor, LlmRater
-from conf.problems import Boards, Stories
+from conf.cot_distillation import (
+    PAPER_IMAGE_RATIOS,
+    PAPER_RATIOS,
+    CotDistillation,
+    DatasetTeacher,
+    EndpointTeacher,
+    LlmCompressor,
+    LlmRater,
+    LocalTeacher,
+)
+from conf.problems import Boards, Stories, has_images
 from flows.evaluation import evaluate_all, reference_models
 from flows.pipeline import pipeline
 from tasks.reports.page.of_distillation import DistillationArtifacts, distillation_views
@@ -77,9 +86,10 @@ def run_experiment(ctx: RunContext, settings: CotDistillation) -> ExperimentResu
     compressed = compress(ctx, settings, rated)
     policies = train_all(ctx, settings, rated, compressed)
     sets = evaluate_all(ctx, settings, [*policies, *references], eval_sets, seed)
+    paper = PAPER_IMAGE_RATIOS if has_images(settings.problems) else PAPER_RATIOS
     tables = [
         partial(rating_table, ctx, rated.problems, rated.ratings),
-        partial(compression_table, ctx, compressed),
+        partial(compression_table, ctx, compressed, paper),
     ]
     if settings.judging and settings.llm:
         main, main_set = next(iter(eval_sets.items()))
@@ -171,7 +181,7 @@ def train_all(ctx: RunContext, settings: CotDistillation, rated: Rated, compress
     sft = sft_on(ctx, settings, rated, compressed)
     pairs = pairs_of(ctx, settings, rated, compressed)
     policies = [
-        NamedModel("base", "base", rated.base),
+        base_model(ctx, settings, rated.base),
         NamedModel("sft+dpo", "method", dpo_on(ctx, settings, rated, sft, pairs)),
     ]
     for name in settings.variants:
@@ -186,6 +196,18 @@ def train_all(ctx: RunContext, settings: CotDistillation, rated: Rated, compress
             model = train_with_permuted_ratings(ctx, settings, rated)
         policies.append(NamedModel(name, "control", model))
     return policies
+
+
+def base_model(ctx: RunContext, settings: CotDistillation, base: ArtifactRef) -> NamedModel:
+    """The student before training. One that has never thought between tags, and learns it from others' traces, is
+    evaluated without them, as its makers do."""
+    is_direct = settings.teacher != LocalTeacher() and not ctx.resources.checkpoint(base).marks_thinking
+    if is_direct:
+        ctx.warn(
+            f"{settings.model} has no thinking tags: as the base it is prompted without them, and its whole reply is "
+            f"graded; the trained models think between tags"
+        )
+    return NamedModel("base", "base", base, answers_directly=is_direct)
 
 
 def train_with_permuted_ratings(ctx: RunContext, settings: CotDistillation, rated: Rated) -> ArtifactRef:

@@ -21,7 +21,7 @@ MAX_ANSWER_CHARS = 10_000
 MAX_DIGITS = 1000
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _ABSENT = object()
-_IMAGE_MARK = re.compile(r"<image(?: (\d{1,2}))?>\n?")
+_IMAGE_MARK = re.compile(r"<image(?: ?(\d{1,2}))?>\n?")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}\b)")
 _ROLES = {"problem": ("user", "human"), "answer": ("assistant", "gpt", "model")}
 

@@ -260,6 +260,11 @@ class Checkpoint:
         added = {token.content for token in self.tokenizer.added_tokens_decoder.values()}
         return any(tag in added or tag in str(self.tokenizer.chat_template) for tag in tags)
 
+    def holds_placeholder(self, text: str) -> bool:
+        """Whether `text` contains a token at which the model would look for an image."""
+        tokens = self.tokenizer.convert_ids_to_tokens(list(self.forbidden_ids))
+        return any(token in text for token in tokens)
+
     def answering_directly(self) -> Checkpoint:
         """The same model, prompted without an opened thinking; its whole completion is the reply."""
         return replace(self, prompt=self.prompt.model_copy(update={"thinking": NoThinking()}))

@@ -73,7 +73,10 @@ class ImageProcessor:
         from PIL import Image
 
         with Image.open(io.BytesIO(image)) as opened:
-            width, height = opened.size
+            return self.tokens_of_size(*opened.size)
+
+    def tokens_of_size(self, width: int, height: int) -> int:
+        """Number of tokens of an image with these sides, in pixels."""
         return self._processor.get_number_of_image_patches(height, width) // self._processor.merge_size**2
 
     def expanded(self, token_ids: TokenIds, images: Sequence[bytes]) -> TokenIds:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from conf.cot_distillation import PAPER_RATIOS
 from reasoning import judging
 from reasoning.records import ColdStartDialogue, CompressedTrace, JudgeGrades, PrefixValues, Problem, Rating, by_trace
 from reasoning.stats import partial_correlation, proportion_difference, rank_correlation
@@ -45,8 +44,9 @@ def rating_table(ctx: RunContext, problems: ArtifactRef, ratings: ArtifactRef) -
     return ReportTable(title, rows)
 
 
-def compression_table(ctx: RunContext, compressed: ArtifactRef) -> ReportTable:
-    """By level: number of traces, mean tokens before and after, mean reduction, and the paper's reduction."""
+def compression_table(ctx: RunContext, compressed: ArtifactRef, paper: Sequence[float]) -> ReportTable:
+    """By level: number of traces, mean tokens before and after, mean reduction, and the paper's reductions, level 1
+    first."""
     rows = ctx.artifacts.rows(compressed, CompressedTrace)
     lengths = [(row.level, row.original_tokens, len(row.token_ids)) for row in rows]
     traces = pd.DataFrame(lengths, columns=["level", "before", "after"])
@@ -58,7 +58,7 @@ def compression_table(ctx: RunContext, compressed: ArtifactRef) -> ReportTable:
             "tokens before": formatted("{:.1f}", means["before"]),
             "tokens after": formatted("{:.1f}", means["after"]),
             "reduction %": formatted("{:.1f}", means["reduction"]),
-            "paper's reduction %": [f"{PAPER_RATIOS[level - 1]}" for level in sizes.index],
+            "paper's reduction %": [f"{paper[level - 1]}" if level <= len(paper) else "" for level in sizes.index],
         }
     )
     return report_table("Compression by level", table.reset_index(names="level").astype("str"))

@@ -103,7 +103,7 @@ def filter_by_prompt_length(
     if dropped := problems.rows - kept.rows:
         ctx.warn(
             f"{name}: {dropped} of {problems.rows} are dropped: their prompts are longer than {room} tokens, which "
-            f"leaves no room for a completion in engine.max_model_len"
+            f"leaves no room for a completion in engine.max_model_len, or hold the model's token for images"
         )
     return kept
 
@@ -187,17 +187,19 @@ def load_hub(
 def drop_long_prompts(
     ctx: StepContext, model: ArtifactRef, problems: ArtifactRef, room: int, roles: tuple[str, ...]
 ) -> ArtifactRef:
-    """Rows of Problem whose prompt, alone and with the role prompt of each of `roles`, takes at most `room` tokens.
+    """Rows of Problem whose prompt, alone and with the role prompt of each of `roles`, takes at most `room` tokens, and
+    whose text holds no token that stands for an image.
 
     Raises ProblemsRefused when none is left.
     """
-    checkpoint, rows = ctx.resources.checkpoint(model), ctx.artifacts.rows(problems, Problem)
+    checkpoint, given = ctx.resources.checkpoint(model), ctx.artifacts.rows(problems, Problem)
+    rows = [row for row in given if not checkpoint.holds_placeholder(row.text)]
     prompts = [[checkpoint.prompt_ids(row), *(prompt_ids(checkpoint, row, role) for role in roles)] for row in rows]
     kept = [row for row, of_row in zip(rows, prompts, strict=True) if max(map(len, of_row)) <= room]
     if not kept:
         raise ProblemsRefused(f"all {len(rows)} problems are longer than {room} tokens; raise engine.max_model_len")
-    dropped = Counter({"prompt-too-long": len(rows) - len(kept)})
-    return ctx.publish("problems", kept, rows_in=len(rows), dropped=dict(+dropped))
+    dropped = Counter({"image-token": len(given) - len(rows), "prompt-too-long": len(rows) - len(kept)})
+    return ctx.publish("problems", kept, rows_in=len(given), dropped=dict(+dropped))
 
 
 def by_id(ctx: RunContext, problems: ArtifactRef) -> dict[str, Problem]:
