@@ -67,8 +67,8 @@ class DatasetTeacher(Settings):
     """Column of the reply, for data sets whose `column` holds the thinking alone. Empty: `column` holds both."""
     thinking: Thinking = Tags()
     """How the data set marks the thinking. The traces are rewritten with the student's own tags (`prompt.thinking`).
-    What stands before the opening tag is left out. With `answer_open`, the text between the answer's tags is the answer
-    alone, and is put into \\boxed{} if it is not."""
+    With `answer_open`, what stands before the opening tag is left out, and the text between the answer's tags is the
+    answer alone: it is put into \\boxed{} if it is not."""
     max_tokens: Positive = 8192
     """Maximum length of a trace in tokens; longer ones are dropped. Not from the paper."""
     max_invalid_fraction: Share = 0.1

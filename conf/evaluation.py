@@ -12,6 +12,8 @@ from conf.engine import Engine
 from conf.problems import Problems
 from conf.sampling import Sampling
 
+OTHER_IMAGES = ", with other images"
+"""What is added to a benchmark's name where its problems have each other's images."""
 CURVE_POINTS = 5
 """Token budgets of a curve whose budgets are not given."""
 
@@ -58,7 +60,7 @@ class Evaluated(Settings):
 
     def sampling_on(self, benchmark: str) -> Sampling:
         """Sampling parameters on one benchmark."""
-        samples = self.evaluation.samples.get(benchmark, self.eval_sampling.samples)
+        samples = self.evaluation.samples.get(benchmark.removesuffix(OTHER_IMAGES), self.eval_sampling.samples)
         return self.eval_sampling.model_copy(update={"samples": samples})
 
     @property

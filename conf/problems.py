@@ -51,7 +51,7 @@ class Images(Settings):
 
     NOT_IN_CACHE_KEY: ClassVar[dict[str, str]] = {"folder": "the key holds the state of its files, not its path"}
 
-    folder: str = ""
+    folder: Annotated[str, Field(pattern=r"^([^:]|:[^:])*:?$")] = ""
     """Folder or fsspec URL that paths in the rows are relative to. Not needed where the rows hold the images
     themselves."""
     max_count: Annotated[int, Field(ge=1, le=MAX_IMAGES)] = 8

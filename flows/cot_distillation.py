@@ -16,6 +16,7 @@ from conf.cot_distillation import (
     LlmRater,
     LocalTeacher,
 )
+from conf.evaluation import OTHER_IMAGES
 from conf.problems import Boards, Stories, has_images
 from flows.evaluation import evaluate_all, reference_models
 from flows.pipeline import pipeline
@@ -44,7 +45,13 @@ from tasks.steps.distillation import (
 )
 from tasks.steps.judging import judge_completions
 from tasks.steps.problem_hub import pinned
-from tasks.steps.problems import decontaminate, filter_sources_by_prompt_length, load_sources, swap_images
+from tasks.steps.problems import (
+    decontaminate,
+    drop_long_prompts,
+    filter_sources_by_prompt_length,
+    load_sources,
+    swap_images,
+)
 from tasks.steps.sampling import sample_traces
 from tasks.steps.training import train_dpo, train_sft
 
@@ -81,7 +88,8 @@ def run_experiment(ctx: RunContext, settings: CotDistillation) -> ExperimentResu
     problems, eval_sets = decontaminate(ctx, settings.decontamination, sources, seed), dict(sources.eval_sets)
     if settings.swapped_images:
         main, main_set = next(iter(eval_sets.items()))
-        eval_sets[f"{main}, with other images"] = swap_images(ctx, problems=main_set)
+        swapped = swap_images(ctx, problems=main_set)
+        eval_sets[main + OTHER_IMAGES] = drop_long_prompts(ctx, model=base, problems=swapped, room=room, roles=())
     rated = rate(ctx, settings, base, problems)
     compressed = compress(ctx, settings, rated)
     policies = train_all(ctx, settings, rated, compressed)
@@ -96,6 +104,7 @@ def run_experiment(ctx: RunContext, settings: CotDistillation) -> ExperimentResu
         judged = judge_completions(
             ctx,
             models=[policy.model for policy in policies],
+            answers_directly=[policy.answers_directly for policy in policies],
             problems=main_set,
             sampling=settings.sampling_on(main),
             judging=settings.judging,
@@ -201,7 +210,8 @@ def train_all(ctx: RunContext, settings: CotDistillation, rated: Rated, compress
 def base_model(ctx: RunContext, settings: CotDistillation, base: ArtifactRef) -> NamedModel:
     """The student before training. One that has never thought between tags, and learns it from others' traces, is
     evaluated without them, as its makers do."""
-    is_direct = settings.teacher != LocalTeacher() and not ctx.resources.checkpoint(base).marks_thinking
+    teaches_itself = isinstance(settings.teacher, LocalTeacher) and not settings.teacher.model
+    is_direct = not teaches_itself and not ctx.resources.checkpoint(base).marks_thinking
     if is_direct:
         ctx.warn(
             f"{settings.model} has no thinking tags: as the base it is prompted without them, and its whole reply is "
@@ -222,9 +232,8 @@ def sft_on(ctx: RunContext, settings: CotDistillation, rated: Rated, completions
     rows = build_sft_rows(
         ctx, model=rated.base, problems=rated.problems, completions=completions, max_length=settings.sft.max_length
     )
-    return train_sft(
-        ctx, model=rated.base, problems=rated.problems, rows=rows, training=settings.sft, seed=settings.seed
-    )
+    images = rated.problems if has_images(settings.problems) else None
+    return train_sft(ctx, model=rated.base, rows=rows, images=images, training=settings.sft, seed=settings.seed)
 
 
 def pairs_of(ctx: RunContext, settings: CotDistillation, rated: Rated, compressed: ArtifactRef) -> ArtifactRef:
@@ -241,7 +250,8 @@ def pairs_of(ctx: RunContext, settings: CotDistillation, rated: Rated, compresse
 def dpo_on(
     ctx: RunContext, settings: CotDistillation, rated: Rated, start: ArtifactRef, pairs: ArtifactRef
 ) -> ArtifactRef:
-    return train_dpo(ctx, model=start, problems=rated.problems, pairs=pairs, training=settings.dpo, seed=settings.seed)
+    images = rated.problems if has_images(settings.problems) else None
+    return train_dpo(ctx, model=start, pairs=pairs, images=images, training=settings.dpo, seed=settings.seed)
 
 
 cot_distillation = pipeline(CotDistillation, run_cot_distillation)

@@ -180,9 +180,7 @@ def train_control(ctx: RunContext, settings: Dto, curated: Curated, pairs: Artif
         rows = build_sft_rows(
             ctx, model=curated.base, problems=curated.problems, completions=curated.optimised, max_length=sft.max_length
         )
-        return train_sft(
-            ctx, model=curated.base, problems=curated.problems, rows=rows, training=sft, seed=settings.seed
-        )
+        return train_sft(ctx, model=curated.base, rows=rows, training=sft, seed=settings.seed)
     if name == "shortest-longest":
         pairs = contrast_pairs(
             ctx,

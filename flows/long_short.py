@@ -137,7 +137,6 @@ def cold_start(
         train_sft(
             ctx,
             model=base,
-            problems=problems,
             training=settings.sft,
             seed=seed,
             rows=build_turn_sft_rows(

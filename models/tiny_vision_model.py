@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tokenizers import AddedToken
@@ -99,7 +99,7 @@ def untrained_vision_model(tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2_5_VLFo
     )
 
 
-def untrained_image_processor() -> object:
+def untrained_image_processor() -> Any:
     """Of images from one merged patch to MAX_PATCHES."""
     return image_processor_class()(min_pixels=PIXELS_OF_A_TOKEN, max_pixels=MAX_PATCHES * PIXELS_OF_A_TOKEN)
 

@@ -21,6 +21,8 @@ MAX_ANSWER_CHARS = 10_000
 MAX_DIGITS = 1000
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _ABSENT = object()
+MAX_CONCLUSION_WORDS = 3
+"""Of a conclusion that can be checked: a sentence is neither number nor formula nor letter."""
 _IMAGE_MARK = re.compile(r"<image(?: ?(\d{1,2}))?>\n?")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}\b)")
 _ROLES = {"problem": ("user", "human"), "answer": ("assistant", "gpt", "model")}
@@ -68,7 +70,7 @@ def problem_of(row: Any, location: str, name: str, columns: Columns) -> Problem 
 def _parse_problem(row: Mapping[str, Any], name: str, columns: Columns) -> Problem:
     """Raises _InvalidProblem."""
     question, given = _required_text(row, "problem", columns.problem), _required_text(row, "answer", columns.answer)
-    choices = _choices(row, columns, question)
+    choices = _choices(row, columns, question, given)
     answer = _answer(given, choices or (), columns.answer_is)
     if not answer:
         kind = f"columns.answer_is = {columns.answer_is!r}"
@@ -98,21 +100,23 @@ def parts_of(text: str, images: int) -> tuple[tuple[TextPart | ImagePart, ...], 
     is named again, its number is written.
     """
     pieces: list[TextPart | ImagePart] = []
-    order: list[int] = []
-    end = 0
+    placed: dict[int, None] = {}
+    end = following = 0
     for mark in _IMAGE_MARK.finditer(text) if images else ():
-        index = int(mark[1]) - 1 if mark[1] else min(set(range(len(order) + 1)) - set(order))
+        while following in placed:
+            following += 1
+        index = int(mark[1]) - 1 if mark[1] else following
         if not 0 <= index < images:
             continue
-        pieces.append(TextPart(text=text[end : mark.start()] + (f"image {index + 1}" if index in order else "")))
+        pieces.append(TextPart(text=text[end : mark.start()] + (f"image {index + 1}" if index in placed else "")))
         end = mark.end()
-        if index not in order:
+        if index not in placed:
             pieces.append(ImagePart())
-            order.append(index)
+            placed[index] = None
     pieces.append(TextPart(text=text[end:]))
-    first = [index for index in range(images) if index not in order]
+    first = [index for index in range(images) if index not in placed]
     parts = [part for part in pieces if part.type == "image" or part.text]
-    return (*(ImagePart() for _ in first), *parts), first + order
+    return (*(ImagePart() for _ in first), *parts), [*first, *placed]
 
 
 def value_at(row: Mapping[str, Any], path: str) -> Any:
@@ -206,15 +210,17 @@ def _is_storable(text: str) -> bool:
     return True
 
 
-def _choices(row: Mapping[str, Any], columns: Columns, question: str) -> tuple[str, ...] | None:
-    """Options in the row's order; shuffled with the question as seed if the answer's column is one of them. Raises
+def _choices(row: Mapping[str, Any], columns: Columns, question: str, given: str) -> tuple[str, ...] | None:
+    """Options in the row's order; shuffled with the question as seed if the answer's column is one of them. None for a
+    question without options, which a data set may mix with others: its answer is neither an index nor a letter. Raises
     _InvalidProblem."""
     if not columns.choices and not columns.wrong_choices:
         return None
     if isinstance(columns.choices, str) and columns.choices:
         value = value_at(row, columns.choices)
-        if value is None or value == [] or value == "[]":
-            return None  # a data set may mix multiple choice with other questions
+        is_free = columns.answer_is in ("plain", "choice") and given.strip() not in LETTERS
+        if is_free and (value is None or value == [] or value == "[]"):
+            return None
         options = _options(value, columns.choices)
     else:
         options = [_option(row, column, columns) for column in columns.options]
@@ -240,8 +246,8 @@ def _options(value: Any, column: str) -> list[str]:
 def _listed(text: str) -> Any:
     """A list that is spelled as text, as in MMMU; the text where it spells none."""
     try:
-        return ast.literal_eval(text) if len(text) <= MAX_ANSWER_CHARS else text
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return ast.literal_eval(text) if text.startswith("[") and len(text) <= MAX_ANSWER_CHARS else text
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return text
 
 
@@ -257,9 +263,10 @@ def _option(row: Mapping[str, Any], column: str, columns: Columns) -> str:
 def _answer(text: str, choices: Sequence[str], kind: str) -> str | None:
     """Answer in the format `kind`. None or empty if there is none."""
     if kind == "conclusion":
-        return (
-            text.rpartition("<CONCLUSION>")[2].partition("</CONCLUSION>")[0].strip() if "<CONCLUSION>" in text else None
+        stated = (
+            text.rpartition("<CONCLUSION>")[2].partition("</CONCLUSION>")[0].strip() if "<CONCLUSION>" in text else ""
         )
+        return stated if len(stated.split()) <= MAX_CONCLUSION_WORDS else None
     if kind == "choice" and choices:
         same = [index for index, choice in enumerate(choices) if choice.strip() == text.strip()]
         return LETTERS[same[0]] if len(same) == 1 else None

@@ -79,7 +79,8 @@ def _split(text: str, teacher: DatasetTeacher) -> RowTrace | InvalidTrace:
 
 def _parts(thought: str, reply: str, teacher: DatasetTeacher) -> RowTrace | InvalidTrace:
     tags = teacher.thinking
-    opened = thought.partition(tags.open)[2] if tags.open in thought else thought
+    # Of several sections, one is the thinking. Elsewhere thinking may speak of its own tags.
+    opened = thought.partition(tags.open)[2] if tags.answer_open and tags.open in thought else thought
     thinking = thought_of(opened, tags).removesuffix(tags.close)
     if not thinking.strip():
         return InvalidTrace("empty", "the thinking is empty; correct teacher.column or teacher.thinking")

@@ -38,7 +38,6 @@ IDENTITY = (
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",
-    IMAGE_PROCESSOR_FILE,
 )
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 """Patterns of the files that are downloaded."""
@@ -324,7 +323,8 @@ def _identifying_files(folder: Path) -> list[Path]:
     for name in ("config.json", "tokenizer.json"):
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder}: no {name}; a model needs config.json, tokenizer.json, *.safetensors")
-    files = [folder / name for name in IDENTITY if (folder / name).is_file()]
+    names = [*IDENTITY, *([IMAGE_PROCESSOR_FILE] if takes_images(read_json(folder / "config.json")) else [])]
+    files = [folder / name for name in names if (folder / name).is_file()]
     for path in files:
         if path.suffix == ".json":
             read_json(path)

@@ -154,6 +154,10 @@ class _Choice(BaseModel):
     prompt_logprobs: list[dict[str, _LogProb] | None] | None = None
 
 
+class _Usage(BaseModel):
+    prompt_tokens: int
+
+
 class Reply(BaseModel):
     """The fields of a completion reply that are used."""
 
@@ -161,6 +165,7 @@ class Reply(BaseModel):
     choices: list[_Choice]
     prompt_logprobs: list[dict[str, _LogProb] | None] | None = None
     """Of a request with images; otherwise the first choice has them."""
+    usage: _Usage | None = None
 
 
 class EndpointState:
@@ -285,6 +290,8 @@ class Dispatcher:
             parameters["logit_bias"] = self._forbidden
         read, text = partial(read_finished, request_id, request), ScorableText(request.prompt_ids, request.images)
         path, body = path_and_body(text, parameters)
+        if not text.images:
+            body["return_token_ids"] = True  # the other route always does
         self._send(
             InFlightRequest(request_id, affinity_key, request.count, path, body, request.sampling.max_tokens, read)
         )
@@ -463,7 +470,7 @@ def path_and_body(text: ScorableText, parameters: dict[str, Any]) -> tuple[str, 
     names them. Only vLLM's own route takes exact token ids together with images; /v1/completions would read their
     placeholders as text."""
     if not text.images:
-        return "/v1/completions", {"prompt": text.token_ids.array, "return_token_ids": True, **parameters}
+        return "/v1/completions", {"prompt": text.token_ids.array, **parameters}
     parts = [
         # Under its digest, an image is computed once for all requests that have it.
         {"type": "image_url", "url": f"data:image;base64,{b64encode(file).decode()}", "uuid": digest}
@@ -488,6 +495,9 @@ def read_finished(request_id: int, request: Request, reply: Reply) -> Finished:
     if not len(choices) == len(completions) == request.count:
         message = f"requested {request.count} completions with token ids, got {len(completions)}"
         raise _Refusal(Failure.MALFORMED, message)
+    if request.images and reply.usage and reply.usage.prompt_tokens != len(request.prompt_ids):
+        found = f"{reply.usage.prompt_tokens} prompt tokens, not {len(request.prompt_ids)}"
+        raise _Refusal(Failure.MALFORMED, f"the server reads {found}: it prepares images in another way")
     if any(len(token_ids) > request.sampling.max_tokens for token_ids, _ in completions):
         message = f"a completion is longer than the {request.sampling.max_tokens} tokens requested"
         raise _Refusal(Failure.MALFORMED, message)

@@ -42,6 +42,8 @@ WEIGHTS = "policy"
 """Name under which the weights are served; adapters have names of their own."""
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM takes for its largest rank."""
+PROFILED_SIDE = 1120
+"""Pixels: an image of 1,600 tokens, more than `problems.images.max_pixels` allows by default."""
 NO_DOMAIN = "no.domain.invalid"
 """For a list of domains that images may be fetched from: vLLM takes an empty one as permission for all."""
 SIGNALLED = 128
@@ -344,8 +346,11 @@ class VllmServer:
     def _sync_check_log_probs(self, sync_check: SyncCheck) -> list[float]:
         text = sync_check.text
         path, body = path_and_body(text, {"max_tokens": 1, "prompt_logprobs": 0})
-        reply = self._post(path, {"model": self.name, **body})
-        return sync_check.of_text(read_log_probs(text.token_ids, Reply.model_validate_json(reply.content)))
+        reply = Reply.model_validate_json(self._post(path, {"model": self.name, **body}).content)
+        try:
+            return sync_check.of_text(read_log_probs(text.token_ids, reply))
+        except (LookupError, TypeError, ValueError):
+            raise WeightSyncError("the server reads the text of the sync check as other tokens") from None
 
     def _post(self, path: str, body: dict[str, Any]) -> httpx.Response:
         content = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
@@ -358,7 +363,8 @@ def _image_args(model: Checkpoint) -> list[str]:
     bring along. No URL is fetched, and vLLM opens no local file unless it is told a folder."""
     if not model.takes_images:
         return []
-    limits = json.dumps({"image": MAX_IMAGES, "video": 0})
+    # The sides are what memory is measured for, and no limit.
+    limits = json.dumps({"image": {"count": MAX_IMAGES, "width": PROFILED_SIDE, "height": PROFILED_SIDE}, "video": 0})
     return ["--enable-scale-out", "--limit-mm-per-prompt", limits, "--allowed-media-domains", NO_DOMAIN]
 
 

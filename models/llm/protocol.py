@@ -15,8 +15,9 @@ from typing import Any
 
 from models.llm.errors import EndpointError, Kind
 
-MAX_IMAGE_TOKENS = 8192
-"""Tokens that an endpoint counts for an image at most, for an upper bound of its price: more than any is known to."""
+MAX_IMAGE_TOKENS = 50_000
+"""Tokens that an endpoint counts for an image at most, for an upper bound of its price. Some small models count tens of
+thousands."""
 AS_JSON = "Reply with one JSON object and nothing else. It must fit this JSON schema:\n"
 
 

@@ -56,7 +56,7 @@ from models.training.train import (
     uses_gradient_checkpointing,
     validate_device,
 )
-from models.training.weights import load_model, log_probs_of, save_adapters
+from models.training.weights import load_model, log_probs_of, save_adapters, save_processing
 from reasoning.answers.verifier import Verifier
 from reasoning.dialogue import Speaker
 from reasoning.records import Problem, Verdict
@@ -401,7 +401,7 @@ def write_weights(model: Any, start: Checkpoint, folder: Path, token_ids: list[i
     else:
         plain, weights = model, model.state_dict()
         plain.save_pretrained(hidden)
-        start.tokenizer.save_pretrained(hidden)
+        save_processing(start.folder, start.tokenizer, hidden)
     (hidden / SYNC_CHECK_FILE).write_text(
         json.dumps({"token_ids": token_ids, "log_probs": log_probs_of(plain, token_ids)})
     )

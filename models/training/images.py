@@ -5,7 +5,7 @@ Knows batches as TRL's collators make them, and where a row's images lie. Must n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ from models.checkpoints.images import ImageProcessor
 Batch = dict[str, Any]
 
 
-def read_images(problems: Path) -> dict[str, list[bytes]]:
-    """Images by problem id, from rows of Problem."""
-    table = pq.read_table(problems, columns=["id", "images"])
+def read_images(problems: Path, names: Set[str]) -> dict[str, list[bytes]]:
+    """Images of the problems with these ids, from rows of Problem."""
+    table = pq.read_table(problems, columns=["id", "images"], filters=[("id", "in", names)])
     return dict(zip(table["id"].to_pylist(), table["images"].to_pylist(), strict=True))
 
 

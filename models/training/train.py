@@ -11,14 +11,14 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 from trl.experimental.cpo import CPOConfig
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
@@ -52,7 +52,6 @@ SHARDED_PARTS = ("pytorch_model_fsdp_0", "optimizer_0")
 VISION_TOWER = r".*\bvisual\b.*"
 """Names of the modules that process images."""
 J = TypeVar("J", bound=TrainerJob)
-T = TypeVar("T", bound=Trainer)
 
 
 class NotFinite(RuntimeError):
@@ -109,18 +108,23 @@ def main(job: TrainJob) -> None:
     left_over = len(rows) % rows_together(job)
     build = {"simpo": _simpo, "sft": _sft, "dpo": _dpo}[job.method]
     trainer = build(job, model, tokenizer, rows)
+    images = read_images(job.problems, set(rows["problem_id"])) if job.problems else {}
+    if images:
+        trainer.data_collator = WithImages(trainer.data_collator, ImageProcessor(job.model), images)
     trainer.add_callback(ProgressCallback(job.progress, lambda: {ROWS_LEFT_OVER: left_over}))
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(job.work, is_sharded(job)))
-    save(job, trainer, tokenizer, sync_check_text(job, rows[0]))
+    save(job, trainer, tokenizer, sync_check_text(job, rows[0], images))
 
 
-def sync_check_text(job: TrainJob, row: dict[str, Any]) -> ScorableText:
+def sync_check_text(job: TrainJob, row: dict[str, Any], images: Mapping[str, Sequence[bytes]]) -> ScorableText:
     """The beginning of a row; with images, all of its prompt."""
     prompt, completion = row["prompt_ids"], row["completion_ids" if job.method == "sft" else "chosen_ids"]
-    if not job.problems:
+    files = tuple(images.get(row["problem_id"], ()))
+    if not files:
         return ScorableText(TokenIds((prompt + completion)[:SYNC_CHECK_TOKENS]))
-    images = PromptImages(tuple(read_images(job.problems)[row["problem_id"]]), ImageProcessor(job.model).token_id)
-    return ScorableText(TokenIds(prompt + completion[:SYNC_CHECK_TOKENS]), images if images.files else None)
+    return ScorableText(
+        TokenIds(prompt + completion[:SYNC_CHECK_TOKENS]), PromptImages(files, ImageProcessor(job.model).token_id)
+    )
 
 
 def validate_device() -> None:
@@ -268,18 +272,9 @@ def _sft(job: TrainJob, model: Any, tokenizer: Any, rows: Dataset) -> SFTTrainer
 
     data = rows.map(joined, remove_columns=[name for name in rows.column_names if name != "problem_id"])
     config = SFTConfig(**_arguments(job), completion_only_loss=True)
-    trainer = SFTTrainer(
+    return SFTTrainer(
         model=model, args=config, train_dataset=data, processing_class=tokenizer, peft_config=lora_config(job)
     )
-    return with_images(job, trainer)
-
-
-def with_images(job: TrainJob, trainer: T) -> T:
-    """`trainer`, whose batches also have the images of their rows, if there are any."""
-    if job.problems:
-        processor = ImageProcessor(job.model)
-        trainer.data_collator = WithImages(trainer.data_collator, processor, read_images(job.problems))
-    return trainer
 
 
 class IdsDPOTrainer(DPOTrainer):
@@ -293,7 +288,7 @@ def _dpo(job: TrainJob, model: Any, tokenizer: Any, rows: Dataset) -> IdsDPOTrai
     config = DPOConfig(**_arguments(job), beta=job.beta)
     # With a LoRA adapter, the reference is the model without it.
     reference = None if job.lora else load_model(job.model, job.adapter)
-    trainer = IdsDPOTrainer(
+    return IdsDPOTrainer(
         model=model,
         ref_model=reference,
         args=config,
@@ -301,7 +296,6 @@ def _dpo(job: TrainJob, model: Any, tokenizer: Any, rows: Dataset) -> IdsDPOTrai
         processing_class=tokenizer,
         peft_config=lora_config(job),
     )
-    return with_images(job, trainer)
 
 
 def lora_config(job: TrainerJob) -> LoraConfig | None:

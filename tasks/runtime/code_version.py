@@ -22,14 +22,15 @@ from typing import Any
 FOLLOWED = ("reasoning.", "tasks.", "tests.")
 """Packages whose definitions are followed."""
 MODELS = frozenset(
-    ["models.training.train", "models.training.simpo", "models.training.grpo", "models.inference.dialogue_sampler"]
-    + [f"models.checkpoints.{name}" for name in ("prompting", "tokenizer", "token_texts")]
+    [f"models.training.{name}" for name in ("train", "simpo", "grpo", "images")]
+    + ["models.inference.dialogue_sampler"]
+    + [f"models.checkpoints.{name}" for name in ("prompting", "tokenizer", "token_texts", "images")]
 )
 """Modules of `models` that are followed: training, and conversion between text and tokens."""
 NOT_FOLLOWED = ("tasks.runtime.", "tasks.reports.")
 """Stores, keys, processes and reports. They do not decide a result."""
 ANSWERS = ("reasoning.answers.worker",)
-READING = ("models.checkpoints.prompting", "models.checkpoints.tokenizer", "models.checkpoints.token_texts")
+READING = tuple(f"models.checkpoints.{name}" for name in ("prompting", "tokenizer", "token_texts", "images"))
 BEHIND = {
     "verdicts": ANSWERS,
     "verifier": ANSWERS,
@@ -39,6 +40,7 @@ BEHIND = {
 }
 """Modules that a name introduces, in another process or behind an object."""
 LIBRARIES = {
+    "PIL": "pillow",
     "math_verify": "math-verify",
     "mpmath": "mpmath",
     "peft": "peft",

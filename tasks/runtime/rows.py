@@ -21,11 +21,11 @@ from reasoning.token_ids import TokenIds
 
 R = TypeVar("R", bound=Record)
 TOKEN_IDS = pa.list_(pa.uint32())
-FILES = pa.list_(pa.binary())
+FILES = pa.list_(pa.large_binary())
 ROWS_PER_GROUP = 256
 BUCKETS = 8
 """Parts in which a file is reordered."""
-PLAIN = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string(), bytes: pa.binary()}
+PLAIN = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string(), bytes: pa.large_binary()}
 
 
 def schema_of(kind: type[BaseModel]) -> pa.Schema:

@@ -154,7 +154,7 @@ class _Reader:
         if isinstance(parsed, InvalidRow):
             return None
         values = entries_of(image_values(row.content, source.columns))
-        if with_images(parsed, [b""] * len(values)).text not in self._texts:
+        if len(values) > source.images.max_count or with_images(parsed, [b""] * len(values)).text not in self._texts:
             return None
         if source.columns.image_columns:
             try:

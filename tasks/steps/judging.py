@@ -24,13 +24,15 @@ from tasks.steps.sampling import sample_and_verify
 def judge_completions(
     ctx: StepContext,
     models: Sequence[ArtifactRef],
+    answers_directly: Sequence[bool],
     problems: ArtifactRef,
     sampling: Sampling,
     judging: Judging,
     llm: Llm,
     seed: int,
 ) -> ArtifactRef:
-    """Rows of JudgeGrades: for each model, its first evaluated completion of the same problems.
+    """Rows of JudgeGrades: for each model, its first evaluated completion of the same problems. `answers_directly`: as
+    in `evaluate`, for each model.
 
     Completions are shuffled, so that their order does not reveal the model. Raises TooManyInvalidReplies, and what the
     client of `llm` raises.
@@ -39,8 +41,9 @@ def judge_completions(
     rng = random.Random(f"judge/{seed}")
     selected = [known[name] for name in rng.sample(sorted(known), min(judging.problems, len(known)))]
     entries, usage = [], Usage()
-    for index, model in enumerate(models):
+    for index, (model, is_direct) in enumerate(zip(models, answers_directly, strict=True)):
         checkpoint = ctx.resources.checkpoint(model)
+        checkpoint = checkpoint.answering_directly() if is_direct else checkpoint
         # Evaluation has sampled these completions, so they come from the rollout store.
         sampled = sample_and_verify(ctx, "judged", checkpoint, selected, sampling, Purpose.BENCHMARK, seed)
         usage += sampled.usage

@@ -7,17 +7,21 @@ lead anywhere, a file may be anything.
 from __future__ import annotations
 
 import binascii
+import errno
 import hashlib
 import io
 import json
 import math
 import warnings
 from base64 import b64decode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
+import numpy as np
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
 from PIL import Image, ImageOps
 
 from conf.problems import Images
@@ -29,9 +33,11 @@ MAX_DECODED_PIXELS = 64_000_000
 """Pixels of a file that is decoded at all; three bytes of memory each."""
 MAX_ASPECT_RATIO = 100
 """Between the sides. Image processors of the Qwen2-VL family refuse 200."""
-AS_THEY_ARE = {("PNG", "RGB"), ("PNG", "L"), ("JPEG", "RGB"), ("JPEG", "L")}
-"""Formats and modes of files that every program decodes to the same pixels."""
+AS_THEY_ARE = {("PNG", "RGB"), ("PNG", "L"), ("JPEG", "RGB"), ("JPEG", "L"), ("MPO", "RGB")}
+"""Formats and modes of files that every program decodes to the same pixels. MPO is a JPEG file of some telephones."""
 JPEG_QUALITY = 95
+STATE = ("size", "mtime", "LastModified", "last_modified", "updated", "ETag", "etag", "blob_id", "CRC", "date_time")
+"""What file systems of fsspec tell of a file's content and age."""
 ORIENTATION = 0x0112
 """EXIF tag: how a picture is to be turned."""
 
@@ -51,15 +57,14 @@ class ImageReader:
         self._settings = settings
         self.scaled_down = 0
 
-    def read(self, values: list[Any]) -> tuple[bytes, ...]:
-        """The images in a row's fields, as files that all programs decode alike. Raises InvalidImage."""
-        found = entries_of(values)
-        if not found:
+    def read(self, entries: Sequence[Any]) -> tuple[bytes, ...]:
+        """The images of a row (see `entries_of`), as files that all programs decode alike. Raises InvalidImage."""
+        if not entries:
             raise InvalidImage("no-image", "the row has no image; correct columns.images, or leave such rows out")
-        if len(found) > self._settings.max_count:
-            detail = f"{len(found)} images; images.max_count allows {self._settings.max_count}"
+        if len(entries) > self._settings.max_count:
+            detail = f"{len(entries)} images; images.max_count allows {self._settings.max_count}"
             raise InvalidImage("too-many-images", detail)
-        return tuple(self._prepared(self._content(one)) for one in found)
+        return tuple(self._prepared(self._content(one)) for one in entries)
 
     def _content(self, entry: Any) -> bytes:
         if isinstance(entry, Mapping) and isinstance(entry.get("bytes"), bytes):
@@ -80,26 +85,25 @@ class ImageReader:
 
     def _file(self, path: str) -> bytes:
         """The content of a file in the folder of the settings. Raises InvalidImage, also for a path that leads out of
-        the folder, through `..` or through a link."""
-        if not self._settings.folder:
-            detail = f"the row names the file {path[:80]!r}; set images.folder to the folder that holds it"
+        the folder, through `..` or through a link; ProblemsRefused where the folder itself cannot be read."""
+        folder, shown = self._settings.folder, repr(path[:80])
+        if not folder:
+            detail = f"the row names the file {shown}; set images.folder to the folder that holds it"
             raise InvalidImage("no-folder", detail)
-        parts = PurePosixPath(path)
-        if parts.is_absolute() or ".." in parts.parts or "://" in path or "\0" in path:
-            raise InvalidImage("outside-folder", f"{path[:80]!r} is not a path within images.folder")
-        files, root = fsspec.url_to_fs(self._settings.folder)
-        place = f"{root.rstrip('/')}/{path}"
-        if "file" in files.protocol and not Path(place).resolve().is_relative_to(Path(root).resolve()):
-            raise InvalidImage("outside-folder", f"{path[:80]!r} is a link that leads out of images.folder")
-        try:
-            size = files.size(place)
-            if not files.isfile(place) or size is None:
-                raise FileNotFoundError
-            if size > self._settings.max_bytes:
-                raise _too_large(size, self._settings.max_bytes)
-            return files.cat_file(place)
-        except (OSError, ValueError):
-            raise InvalidImage("missing-image", f"no readable file {path[:80]!r} in images.folder") from None
+        with readable_errors(folder):
+            files, root = fsspec.url_to_fs(folder)
+            place = _place_within(files, root, path)
+            size = None if place is None else _size_of(files, place)
+            content = files.cat_file(place) if size is not None and size <= self._settings.max_bytes else b""
+        if place is None:
+            raise InvalidImage(
+                "outside-folder", f"{shown} is no path within images.folder, or a link that leads out of it"
+            )
+        if size is None:
+            raise InvalidImage("missing-image", f"no file {shown} in images.folder")
+        if size > self._settings.max_bytes:
+            raise _too_large(size, self._settings.max_bytes)
+        return content
 
     def _prepared(self, content: bytes) -> bytes:
         """`content`, or the same picture in plain RGB, upright, and within the limit of pixels."""
@@ -131,7 +135,7 @@ class ImageReader:
             is_plain = (picture.format, picture.mode) in AS_THEY_ARE and not is_turned
             if is_plain and "transparency" not in picture.info and width * height <= self._settings.max_pixels:
                 return content
-            lossy = picture.format == "JPEG"
+            lossy = picture.format in ("JPEG", "MPO")
             return _encoded(self._within_limit(_plain(ImageOps.exif_transpose(picture))), lossy)
 
     def _within_limit(self, picture: Image.Image) -> Image.Image:
@@ -159,14 +163,40 @@ def folder_state(settings: Images) -> ArtifactRef | None:
 
 
 def _state(info: Mapping[str, Any]) -> list[Any]:
-    return [info.get(name) for name in ("size", "mtime", "LastModified", "ETag")]
+    return [info.get(name) for name in STATE]
 
 
-def entries_of(value: Any) -> list[Any]:
-    """The images in fields: none, one, or lists of them."""
-    if isinstance(value, list | tuple):
-        return [entry for one in value for entry in entries_of(one)]
-    return [] if value is None or value == "" else [value]
+def entries_of(values: Sequence[Any]) -> list[Any]:
+    """The images in fields: none, one, or a list of them each."""
+    found = [entry for value in values for entry in (value if isinstance(value, list | tuple) else [value])]
+    return [entry for entry in found if entry is not None and entry != ""]
+
+
+def _place_within(files: AbstractFileSystem, root: str, path: str) -> str | None:
+    """Where `path` lies within the folder `root`; None if it leads out of it."""
+    is_local, parts = isinstance(files, LocalFileSystem), PurePosixPath(path)
+    # A server may read an escaped ".." in a URL as one.
+    strange = "\0" if is_local else "\0%?#\\"
+    if parts.is_absolute() or ".." in parts.parts or "://" in path or any(sign in path for sign in strange):
+        return None
+    place = f"{root.rstrip('/')}/{path}"
+    try:
+        is_within = not is_local or Path(place).resolve().is_relative_to(Path(root).resolve())
+    except (RuntimeError, ValueError):  # links in a circle, text that no file system can spell
+        return None
+    return place if is_within else None
+
+
+def _size_of(files: AbstractFileSystem, place: str) -> int | None:
+    """Size of a file in bytes; None if there is none."""
+    try:
+        return files.size(place) if files.isfile(place) else None
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            return None
+        raise
 
 
 def _from_data_url(url: str, limit: int) -> bytes:
@@ -183,7 +213,9 @@ def _too_large(size: int, limit: int) -> InvalidImage:
 
 
 def _plain(picture: Image.Image) -> Image.Image:
-    """In RGB; what is transparent becomes white."""
+    """In RGB, eight bits a channel; what is transparent becomes white."""
+    if picture.mode.startswith("I"):  # sixteen bits of grey, which Pillow would clip
+        picture = Image.fromarray((np.asarray(picture) // 256).astype(np.uint8))
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         ground = Image.new("RGBA", picture.size, "white")

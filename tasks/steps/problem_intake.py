@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import os
+import pickle
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from tempfile import TemporaryFile
 from typing import Any, NamedTuple
 
 from conf.problems import Hub, ProblemFile
@@ -14,7 +17,7 @@ from reasoning.problem_rows import image_values, problem_of, with_images
 from reasoning.problem_selection import Candidate, ProblemSelection
 from reasoning.records import InvalidRow, Problem
 from tasks.steps.problem_files import ProblemsRefused, Row
-from tasks.steps.problem_images import ImageReader, InvalidImage
+from tasks.steps.problem_images import ImageReader, InvalidImage, entries_of
 
 MIN_SAMPLE = 100
 """Smaller samples of a larger set are judged as if they had this size, because a share of a few rows is chance."""
@@ -36,8 +39,9 @@ class Intake:
         self._source = source
         self._verifier = verifier
         self._images = ImageReader(source.images)
-        self._image_values: dict[str, list[Any]] = {}
+        self._image_entries = _Spool()
         """What well-formed rows have in their columns of images, by problem id."""
+        self._image_keys: dict[str, str] = {}
         self._locations: dict[str, str] = {}
         self._seen: set[bytes] = set()
         self.read = 0
@@ -99,7 +103,7 @@ class Intake:
         """Well-formed problems whose text was not seen before."""
         candidates: list[Candidate] = []
         for problem, subset in self._well_formed(rows):
-            key = selection.key(problem.text + _spelled(self._image_values.get(problem.id, ())))
+            key = selection.key(problem.text + self._image_keys.get(problem.id, ""))
             if key in self._seen:
                 self.duplicates += 1
                 continue
@@ -123,7 +127,9 @@ class Intake:
             else:
                 self._locations[parsed.id] = row.location
                 if self._source.columns.image_columns:
-                    self._image_values[parsed.id] = image_values(row.content, self._source.columns)
+                    entries = entries_of(image_values(row.content, self._source.columns))
+                    self._image_entries.put(parsed.id, entries)
+                    self._image_keys[parsed.id] = _digest(entries)
                 yield parsed, subset
 
     def _with_images(self, problems: Sequence[Problem]) -> list[Problem]:
@@ -134,7 +140,7 @@ class Intake:
         found: list[Problem] = []
         for problem in problems:
             try:
-                found.append(with_images(problem, self._images.read(self._image_values.pop(problem.id))))
+                found.append(with_images(problem, self._images.read(self._image_entries.take(problem.id))))
             except InvalidImage as error:
                 location = self._locations[problem.id]
                 self.checked += 1
@@ -177,9 +183,30 @@ class Intake:
                 )
 
 
-def _spelled(images: Sequence[Any]) -> str:
-    """Images of a row as text, for its identity before they are read."""
-    return hashlib.sha256(repr(images).encode()).hexdigest() if images else ""
+class _Spool:
+    """Values on disk, by name: images of rows of which most may never be selected."""
+
+    def __init__(self) -> None:
+        self._file = TemporaryFile()  # noqa: SIM115 (it lives as long as this)
+        self._places: dict[str, int] = {}
+
+    def put(self, name: str, value: Any) -> None:
+        self._places[name] = self._file.seek(0, os.SEEK_END)
+        pickle.dump(value, self._file)
+
+    def take(self, name: str) -> Any:
+        self._file.seek(self._places.pop(name))
+        return pickle.load(self._file)
+
+
+def _digest(entries: Sequence[Any]) -> str:
+    """What a row has as images, before they are read."""
+    digest = hashlib.sha256()
+    for entry in entries:
+        content = entry.get("bytes") if isinstance(entry, Mapping) else entry
+        digest.update(content if isinstance(content, bytes) else repr(entry).encode(errors="replace"))
+        digest.update(b";")
+    return digest.hexdigest()
 
 
 def _unreadable_detail(problem: Problem) -> str:

@@ -145,15 +145,21 @@ def board_problem(board: Board, name: str) -> Problem:
 
 @step()
 def swap_images(ctx: StepContext, problems: ArtifactRef) -> ArtifactRef:
-    """Rows of Problem, each with the images of the next one that has as many. A control: a model that looks at them
-    can then be right by chance alone."""
+    """Rows of Problem, each with the images of the next one that has as many and others. A control: a model that looks
+    at them can then be right by chance alone. Problems without such a next one are dropped."""
     rows = ctx.artifacts.rows(problems, Problem)
-    alike: dict[int, list[int]] = defaultdict(list)
-    for place, row in enumerate(rows):
-        alike[len(row.images)].append(place)
-    other = {place: group[index - 1] for group in alike.values() for index, place in enumerate(group)}
-    swapped = [row.model_copy(update={"images": rows[other[place]].images}) for place, row in enumerate(rows)]
-    return ctx.publish("problems", swapped, rows_in=len(rows))
+    alike: dict[int, list[Problem]] = defaultdict(list)
+    for row in rows:
+        alike[len(row.images)].append(row)
+    swapped = []
+    for group in alike.values():
+        for place, row in enumerate(group):
+            after = (*group[place + 1 :], *group[:place]) if row.images else ()
+            other = next((other.images for other in after if not set(other.images) & set(row.images)), None)
+            if other:
+                swapped.append(row.model_copy(update={"images": other}))
+    dropped = {"no-other-images": len(rows) - len(swapped)} if len(swapped) < len(rows) else {}
+    return ctx.publish("problems", swapped, rows_in=len(rows), dropped=dropped)
 
 
 @step()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +17,7 @@ from models.checkpoints.checkpoint import Checkpoint
 from models.checkpoints.images import ImageProcessor
 from models.tiny_model import in_batches
 from models.tiny_vision_model import (
+    LessonRow,
     lesson_rows,
     problem_of,
     train_vision_tokenizer,
@@ -39,30 +42,44 @@ def write_vision_corpus(
     rows = lesson_rows(lessons, teacher, seed)
     with tempfile.TemporaryDirectory() as scratch, RowFile() as problems:
         folder = Path(scratch)
-        tokenizer = train_vision_tokenizer([f"{row.text} {row.completion}" for row in rows[-1][:TOKENIZER_TEXTS]])
-        tokenizer.save_pretrained(folder)
-        model = untrained_vision_model(tokenizer, seed)
-        untrained_image_processor().save_pretrained(folder)  # type: ignore[attr-defined]
-        model.config.save_pretrained(folder)
-        seen = warm_start(model, ImageProcessor(folder), warm, seed)
+        seen = _save_warm_started(folder, rows, warm, seed)
         ctx.progress.note(f"the vision tower tells {seen:.1%} of the quantities after its warm start")
-        model.save_pretrained(folder)
-        checkpoint, ordered = Checkpoint.open(folder), []
+        checkpoint, ordered = Checkpoint.open(folder), list[dict[str, Any]]()
         for number, lesson in enumerate(rows):
-            told = []
-            for index, row in enumerate(lesson):
-                problem = problem_of(row, f"{number}-{index}")
-                problems.append(problem)
-                prompt, completion = checkpoint.prompt_ids(problem), checkpoint.encode(row.completion)
-                told.append(
-                    {"problem_id": problem.id, "prompt_ids": prompt.tolist(), "completion_ids": completion.tolist()}
-                )
-            ordered += in_batches(told, batch, seed)
+            ordered += in_batches(_tokenized(checkpoint, lesson, number, problems), batch, seed)
         pq.write_table(pa.Table.from_pylist(ordered), folder / ROWS_FILE)
         shutil.copy(problems.finish(), folder / PROBLEMS_FILE)
         total = sum(map(len, rows))
         count = ctx.count(total, len(ordered), {"incomplete-batch": total - len(ordered)})
         return ctx.artifacts.publish_folder("corpus", folder, count)
+
+
+def _save_warm_started(folder: Path, rows: Sequence[Sequence[LessonRow]], warm: WarmStart, seed: int) -> float:
+    """Writes the model, whose vision tower alone is trained, with tokenizer and image processor. Returns the share of
+    quantities that the tower tells."""
+    tokenizer = train_vision_tokenizer(f"{row.text} {row.completion}" for row in rows[-1][:TOKENIZER_TEXTS])
+    tokenizer.save_pretrained(folder)
+    untrained_image_processor().save_pretrained(folder)
+    model = untrained_vision_model(tokenizer, seed)
+    model.config.save_pretrained(folder)
+    seen = warm_start(model, ImageProcessor(folder), warm, seed)
+    model.save_pretrained(folder)
+    return seen
+
+
+def _tokenized(
+    checkpoint: Checkpoint, lesson: Sequence[LessonRow], number: int, problems: RowFile
+) -> list[dict[str, Any]]:
+    """Rows of a lesson in token ids. Their problems, which hold the pictures, are appended to `problems`."""
+    tokenized = []
+    for index, row in enumerate(lesson):
+        problem = problem_of(row, f"{number}-{index}")
+        problems.append(problem)
+        prompt, completion = checkpoint.prompt_ids(problem), checkpoint.encode(row.completion)
+        tokenized.append(
+            {"problem_id": problem.id, "prompt_ids": prompt.tolist(), "completion_ids": completion.tolist()}
+        )
+    return tokenized
 
 
 def blind_figures(ctx: RunContext, model: ArtifactRef, blind: ArtifactRef) -> dict[str, float]:

@@ -46,18 +46,21 @@ def train_simpo(ctx: StepContext, model: ArtifactRef, pairs: ArtifactRef, traini
 
 @step("training")
 def train_dpo(
-    ctx: StepContext, model: ArtifactRef, problems: ArtifactRef, pairs: ArtifactRef, training: Dpo, seed: int
+    ctx: StepContext,
+    model: ArtifactRef,
+    pairs: ArtifactRef,
+    training: Dpo,
+    seed: int,
+    images: ArtifactRef | None = None,
 ) -> ArtifactRef:
-    """A checkpoint trained from `model` on preference pairs about `problems`, with their images; the reference is
-    `model`. Raises TrainingFailed."""
-    lengths, images = _pair_lengths(ctx, pairs), images_of(ctx, problems)
-    return _fit(ctx, "dpo", model, pairs, lengths, training, seed, problems=images, beta=training.beta)
+    """A checkpoint trained from `model` on preference pairs; the reference is `model`. `images`: rows of Problem with
+    the images of the pairs. Raises TrainingFailed."""
+    lengths = _pair_lengths(ctx, pairs)
+    return _fit(ctx, "dpo", model, pairs, lengths, training, seed, problems=_local(ctx, images), beta=training.beta)
 
 
-def images_of(ctx: RunContext, problems: ArtifactRef) -> Path | None:
-    """The file of the problems if one of them has images."""
-    has_images = any(images for (images,) in ctx.artifacts.columns(problems, "images"))
-    return ctx.artifacts.local_path(problems) if has_images else None
+def _local(ctx: RunContext, problems: ArtifactRef | None) -> Path | None:
+    return ctx.artifacts.local_path(problems) if problems else None
 
 
 def _pair_lengths(ctx: RunContext, pairs: ArtifactRef) -> list[int]:
@@ -80,14 +83,15 @@ def _no_rows(ctx: RunContext, rows: ArtifactRef, name: str) -> TrainingFailed:
 
 @step("training")
 def train_sft(
-    ctx: StepContext, model: ArtifactRef, problems: ArtifactRef, rows: ArtifactRef, training: Sft, seed: int
+    ctx: StepContext, model: ArtifactRef, rows: ArtifactRef, training: Sft, seed: int, images: ArtifactRef | None = None
 ) -> ArtifactRef:
-    """A checkpoint trained from `model` on demonstrations of `problems`, with their images. Raises TrainingFailed."""
+    """A checkpoint trained from `model` on demonstrations. `images`: rows of Problem with the images of the
+    demonstrations. Raises TrainingFailed."""
     if not rows.rows:
         raise _no_rows(ctx, rows, "demonstration")
     demonstrations = ctx.artifacts.stream(rows, Demonstration)
     lengths = [len(row.prompt_ids) + len(row.completion_ids) for row in demonstrations]
-    return _fit(ctx, "sft", model, rows, lengths, training, seed, problems=images_of(ctx, problems))
+    return _fit(ctx, "sft", model, rows, lengths, training, seed, problems=_local(ctx, images))
 
 
 def _fit(

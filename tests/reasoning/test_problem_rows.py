@@ -438,7 +438,8 @@ def test_correct_and_wrong_options_in_separate_columns():
 
 
 def test_every_known_data_set_is_covered():
-    assert DATASETS.keys() == OF_THE_HUB.keys() | {"Idavidrein/gpqa"}
+    without_images = {name for name, columns in DATASETS.items() if not columns.images}
+    assert without_images == OF_THE_HUB.keys() | {"Idavidrein/gpqa"}
 
 
 @pytest.mark.parametrize("gold", [[], [0, 1], 7, "B", [9], None, [True]])
@@ -525,8 +526,32 @@ def test_a_data_set_may_mix_multiple_choice_with_other_questions(row: Any, answe
     assert (found.answer, found.choices) == (answer, choices)
 
 
-@pytest.mark.parametrize("options", ["__import__('os')", "[" * 5000, "(", "5", "{}"])
+@pytest.mark.parametrize(
+    "options", ["__import__('os')", "[" * 5000, "(", "5", "{}", "{[]: 1}", "[{[]: 1}]", "[__import__('os')]"]
+)
 def test_options_that_are_spelled_as_text_are_never_evaluated(options: str):
     found = problem_of({"problem": "?", "answer": "A", "options": options}, "f:1", "x", Columns(choices="options"))
     assert isinstance(found, InvalidRow)
     assert found.reason == "missing-field"
+
+
+@pytest.mark.parametrize(("kind", "answer"), [("index", "0"), ("plain", "C")])
+def test_options_that_an_answer_needs_must_be_there(kind: Any, answer: str):
+    columns = Columns(choices="options", answer_is=kind)
+    for options in ([], None, "[]"):
+        found = problem_of({"problem": "?", "answer": answer, "options": options}, "f:1", "x", columns)
+        assert isinstance(found, InvalidRow)
+        assert found.reason == "missing-field"
+
+
+def test_a_sentence_is_no_answer_that_can_be_checked():
+    columns = Columns(answer_is="conclusion")
+    for said, answer in (("B", "B"), ("12 cm", "12 cm"), ("It is a red box of wood.", None)):
+        row = {"problem": "?", "answer": f"<CONCLUSION> {said} </CONCLUSION>"}
+        found = problem_of(row, "f:1", "x", columns)
+        assert (found.answer if isinstance(found, Problem) else None) == answer
+
+
+def test_many_images_are_placed_quickly():
+    problem = Problem(id="p", prompt=(TextPart(text="<image>" * 20_000),), answer="1")
+    assert len(with_images(problem, [b""] * 20_000).images) == 20_000

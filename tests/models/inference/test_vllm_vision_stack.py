@@ -29,7 +29,6 @@ from reasoning.records import ImagePart, Problem, TextPart
 from reasoning.token_ids import TokenIds
 from tests.vision import problems, text_of
 
-pytestmark = pytest.mark.stack
 GREEDY = Sampling(temperature=0, samples=1, max_tokens=8)
 COUNTED = ("--worker-extension-cls", "tests.vision_worker.CountingWorker")
 THOUGHT = "Start with red7.\n1:7+ blue5=12.\n2:12- white3=9.\nThat makes 9.\n" * 4

@@ -869,3 +869,66 @@ def test_the_public_cases(
     for answers, check in CASES.values():
         for answer in answers:
             check(client(answer))
+
+
+# Images.
+
+PNG, JPEG = b"\x89PNG of a test", b"\xff\xd8 of a test"
+
+
+def seen(asker: Client, images: tuple[bytes, ...]) -> Grade | InvalidReply:
+    query = LlmQuery("Grade this.", "problem", Grade, 50, images=images)
+    return asker.llm.ask([query], lambda done, tokens: None)[0]
+
+
+def test_an_endpoint_that_takes_images_sees_them_before_the_text(client: Callable[..., Client]):
+    asker = client(Answer(GOOD), images=True)
+    assert seen(asker, (PNG, JPEG)) == EASY
+    *shown, text = asker.server.asked[-1]["messages"][1]["content"]
+    assert [part["image_url"]["url"].partition(",")[0] for part in shown] == [
+        "data:image/png;base64",
+        "data:image/jpeg;base64",
+    ]
+    assert text == {"type": "text", "text": "problem"}
+    assert seen(asker, ()) == EASY
+    assert asker.server.asked[-1]["messages"][1]["content"] == "problem"
+
+
+def test_another_endpoint_gets_the_text_alone(client: Callable[..., Client]):
+    asker = client(Answer(GOOD))
+    assert seen(asker, (PNG,)) == EASY
+    assert asker.server.asked[-1]["messages"][1]["content"] == "problem"
+
+
+def test_images_are_part_of_a_replys_key(client: Callable[..., Client]):
+    asker = client(Answer(GOOD), images=True)
+    for images in ((PNG,), (JPEG,), (PNG,), (PNG, JPEG)):
+        seen(asker, images)
+    assert len(asker.server.asked) == 3
+
+
+def test_images_survive_what_an_endpoint_does_not_support(client: Callable[..., Client]):
+    """Neither system messages nor schemas: their texts are put beside the images."""
+
+    def strict(body: dict[str, Any], number: int) -> Answer:
+        if form(body) != "text":
+            return refusal("response_format is not supported")
+        if body["messages"][0]["role"] == "system":
+            return refusal("role: system is not supported")
+        return Answer(GOOD)
+
+    asker = client(strict, images=True)
+    assert seen(asker, (PNG,)) == EASY
+    (message,) = asker.server.asked[-1]["messages"]
+    kinds = [part["type"] for part in message["content"]]
+    assert kinds.count("image_url") == 1
+    told = "".join(part.get("text", "") for part in message["content"])
+    assert told.startswith("Grade this.\n\nReply with one JSON object")
+    assert told.endswith("}\n\nproblem")
+
+
+def test_an_images_price_is_reckoned_before_it_is_asked(client: Callable[..., Client]):
+    asker = client(Answer(GOOD), images=True, price_in=1000.0, cap=8.0)
+    with pytest.raises(CapReached):
+        seen(asker, (PNG,))
+    assert asker.server.asked == []

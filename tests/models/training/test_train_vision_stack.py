@@ -28,7 +28,6 @@ from reasoning.records import Demonstration, Pair, PairKind, Problem
 from tasks.runtime.rows import RowFile
 from tests.vision import problems
 
-pytestmark = pytest.mark.stack
 CHOSEN = "Start with red7.\nTherefore the answer is 7.\n</think>\nThe answer is \\boxed{7}.<|endoftext|>"
 REJECTED = f"Start with red7.\nThat makes 7.\nWait, let me check.\nIt is 7 again.\n{CHOSEN}"
 ROWS = 8

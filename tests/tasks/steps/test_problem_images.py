@@ -8,11 +8,14 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import fsspec
+import numpy as np
 import pytest
 from PIL import Image
 
 from conf.problems import Images
-from tasks.steps.problem_images import ImageReader, InvalidImage, folder_state
+from tasks.steps.problem_files import ProblemsRefused
+from tasks.steps.problem_images import ImageReader, InvalidImage, entries_of, folder_state
 
 
 def png(size: tuple[int, int] = (8, 6), mode: str = "RGB", colour: Any = None, **options: Any) -> bytes:
@@ -38,7 +41,7 @@ def bomb(width: int, height: int) -> bytes:
 
 
 def read(value: Any, **settings: Any) -> tuple[bytes, ...]:
-    return ImageReader(Images(**settings)).read([value])
+    return ImageReader(Images(**settings)).read(entries_of([value]))
 
 
 def size_of(image: bytes) -> tuple[int, int]:
@@ -88,6 +91,7 @@ def test_a_path_is_read_from_the_folder(tmp_path: Path):
         ([], "no-image"),
         ([PLAIN] * 9, "too-many-images"),
         (7, "not-an-image"),
+        ([[PLAIN]], "not-an-image"),
         ({"url": "http://127.0.0.1/a.png"}, "not-an-image"),
         ("http://127.0.0.1/a.png", "no-folder"),
         ("a.png", "no-folder"),
@@ -119,6 +123,8 @@ def test_a_bad_image_is_refused_with_its_reason(value: Any, reason: str):
         ("x" * 5000, "missing-image"),
         ("large.png", "image-too-large"),
         ("*.png", "missing-image"),
+        ("\ud800.png", "outside-folder"),
+        ("loop.png", "outside-folder"),
     ],
 )
 def test_no_path_leads_out_of_the_folder(tmp_path: Path, path: str, reason: str):
@@ -127,6 +133,7 @@ def test_no_path_leads_out_of_the_folder(tmp_path: Path, path: str, reason: str)
     (tmp_path / "secret.png").write_bytes(PLAIN)
     (folder / "link.png").symlink_to(tmp_path / "secret.png")
     (folder / "folder-link").symlink_to(tmp_path)
+    (folder / "loop.png").symlink_to(folder / "loop.png")
     (folder / "large.png").write_bytes(PLAIN + b"\0" * 5000)
     with pytest.raises(InvalidImage) as error:
         read(path, folder=str(folder), max_bytes=2000)
@@ -151,6 +158,13 @@ def test_transparency_becomes_white_and_palettes_become_colours():
     assert Image.open(io.BytesIO(found)).convert("RGB").getpixel((0, 0)) == (10, 200, 30)
 
 
+def test_sixteen_bits_of_grey_become_eight():
+    file = io.BytesIO()
+    Image.fromarray(np.full((4, 4), 40_000, dtype=np.uint16)).save(file, "PNG")
+    (found,) = read(file.getvalue())
+    assert Image.open(io.BytesIO(found)).convert("RGB").getpixel((0, 0)) == (156, 156, 156)
+
+
 def test_a_turned_photograph_is_set_upright():
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -160,7 +174,7 @@ def test_a_turned_photograph_is_set_upright():
 
 def test_a_large_image_is_scaled_down_and_counted():
     reader = ImageReader(Images(max_pixels=28 * 28 * 4))
-    small, large = reader.read([[png((50, 50)), png((560, 140))]])
+    small, large = reader.read([png((50, 50)), png((560, 140))])
     assert size_of(small) == (50, 50)
     assert size_of(large) == (112, 28)
     assert reader.scaled_down == 1
@@ -183,3 +197,24 @@ def test_rows_of_json_hold_paths(tmp_path: Path):
     row = json.loads('{"image": "a.png"}')
     (tmp_path / "a.png").write_bytes(PLAIN)
     assert read(row["image"], folder=str(tmp_path)) == (PLAIN,)
+
+
+def test_no_escaped_path_leads_out_of_a_remote_folder():
+    files = fsspec.filesystem("memory")
+    files.pipe({"/pictures/a.png": PLAIN, "/secret.png": PLAIN})
+    assert read("a.png", folder="memory://pictures") == (PLAIN,)
+    for path in ("%2e%2e/secret.png", "a.png?x=../secret.png", "..\\secret.png", "../secret.png"):
+        with pytest.raises(InvalidImage, match="no path within"):
+            read(path, folder="memory://pictures")
+
+
+def test_a_folder_that_cannot_be_read_ends_the_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """A broken connection is no bad row."""
+    (tmp_path / "a.png").write_bytes(PLAIN)
+
+    def lost(*_: Any) -> bytes:
+        raise ConnectionResetError("lost")
+
+    monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.cat_file", lost)
+    with pytest.raises(ProblemsRefused, match="cannot be read"):
+        read("a.png", folder=str(tmp_path))

@@ -15,6 +15,7 @@ from reasoning.problem_selection import ProblemSelection
 from reasoning.records import Problem
 from tasks.steps.problem_files import ProblemsRefused, Row
 from tasks.steps.problem_intake import Intake, NamedRow
+from tests.tasks.steps.test_problem_images import png
 
 
 class FakeVerifier:
@@ -215,3 +216,129 @@ def test_a_draw_by_subject_needs_subjects():
     rows = named([{"problem": "1+1?", "answer": "2"}])
     with pytest.raises(ProblemsRefused, match=r"name their column in columns\.subject"):
         intake().select_by_subject(iter(rows), ProblemSelection(0, False), 3, None)
+
+
+IMAGE = png((30, 20))
+OTHER = png((40, 20))
+DECODED = {"bytes": IMAGE, "path": "images/1.png"}
+CONCLUDED = "<SUMMARY> a </SUMMARY><CAPTION> b </CAPTION><REASONING> c </REASONING><CONCLUSION> D </CONCLUSION>"
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "text", "answer", "images"),
+    [
+        (
+            "Xkev/LLaVA-CoT-100k",
+            {
+                "id": "x",
+                "image": {"bytes": IMAGE, "path": None},
+                "conversations": [{"from": "human", "value": "Which?"}, {"from": "gpt", "value": CONCLUDED}],
+            },
+            "Which?",
+            "D",
+            [IMAGE],
+        ),
+        (
+            "AI4Math/MathVista",
+            {"pid": "1", "question": "Even?", "decoded_image": DECODED, "answer": "No", "choices": ["Yes", "No"]},
+            "Even?\n(A) Yes\n(B) No",
+            "B",
+            [IMAGE],
+        ),
+        (
+            "AI4Math/MathVista",
+            {"pid": "2", "question": "How long?", "decoded_image": DECODED, "answer": "1.2", "choices": None},
+            "How long?",
+            "1.2",
+            [IMAGE],
+        ),
+        (
+            "MathLLMs/MathVision",
+            {
+                "id": "7",
+                "question": "In <image1>?",
+                "options": [],
+                "decoded_image": DECODED,
+                "answer": "12",
+                "level": 3,
+            },
+            "In ?",
+            "12",
+            [IMAGE],
+        ),
+        (
+            "MathLLMs/MathVision",
+            {
+                "id": "8",
+                "question": "Pick.",
+                "options": ["a", "b"],
+                "decoded_image": DECODED,
+                "answer": "A",
+                "level": 1,
+            },
+            "Pick.\n(A) a\n(B) b",
+            "A",
+            [IMAGE],
+        ),
+        (
+            "Lin-Chen/MMStar",
+            {"index": 3, "question": "Which? Options: A: a, B: b", "image": IMAGE, "answer": "B", "category": "math"},
+            "Which? Options: A: a, B: b",
+            "B",
+            [IMAGE],
+        ),
+        (
+            "MMMU/MMMU",
+            {
+                "id": "validation_Art_1",
+                "question": "<image 2> or <image 1>?",
+                "options": "['one', 'two']",
+                "answer": "A",
+                "subfield": "Drawing",
+                **{f"image_{n}": None for n in range(3, 8)},
+                "image_1": DECODED,
+                "image_2": {"bytes": OTHER, "path": "2.png"},
+            },
+            " or ?\n(A) one\n(B) two",
+            "A",
+            [OTHER, IMAGE],
+        ),
+    ],
+)
+def test_rows_of_known_data_sets_with_images(name: str, row: Any, text: str, answer: str, images: list[bytes]):
+    taken = Intake(Hub(name=name), FakeVerifier())  # type: ignore[arg-type]
+    taken.take_all(named([row]))
+    (problem,) = taken.problems
+    assert (problem.text, problem.answer, list(problem.images)) == (text, answer, images)
+    assert sum(part.type == "image" for part in problem.prompt) == len(images)
+
+
+def test_a_row_with_a_bad_image_is_set_aside_and_the_others_are_taken(tmp_path: Path):
+    (tmp_path / "good.png").write_bytes(IMAGE)
+    rows = [
+        {"id": "a", "problem": "Same?", "answer": "1", "image": "good.png"},
+        {"id": "b", "problem": "Same?", "answer": "1", "image": "../good.png"},
+        {"id": "c", "problem": "Other?", "answer": "1", "image": "missing.png"},
+        {"id": "d", "problem": "Same?", "answer": "2", "image": {"bytes": OTHER}},
+        {"id": "e", "problem": "Same?", "answer": "1", "image": "good.png"},
+    ]
+    columns = {"images": "image"}
+    taken = intake(max_invalid_fraction=1, columns=columns, images={"folder": str(tmp_path)})
+    taken.select(iter(named(rows)), ProblemSelection(0, False), 10, None)
+    assert {problem.id for problem in taken.problems} in ({"a", "d"}, {"e", "d"})  # one text, two pictures
+    assert Counter(row.reason for row in taken.unreadable) == {"outside-folder": 1, "missing-image": 1}
+    assert taken.duplicates == 1
+    assert all(row.location for row in taken.unreadable)
+
+
+def test_a_selection_reads_the_images_of_the_selected_alone(tmp_path: Path):
+    rows = [{"problem": f"How many {n}?", "answer": "1", "image": f"{n}.png"} for n in range(50)]
+    (tmp_path / "all").mkdir()
+    for n in range(50):
+        (tmp_path / "all" / f"{n}.png").write_bytes(png((20 + n, 20)))
+    taken = intake(columns={"images": "image", "id": ""}, images={"folder": str(tmp_path / "all")})
+    read: list[Any] = []
+    original = taken._images.read
+    taken._images.read = lambda values: read.append(values) or original(values)  # type: ignore[method-assign]
+    taken.select(iter(named(rows)), ProblemSelection(0, False), 5, None)
+    assert len(taken.problems) == len(read) == 5
