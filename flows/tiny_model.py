@@ -24,7 +24,7 @@ def run_tiny_model(ctx: RunContext, settings: TinyModel) -> Path:
 
 
 def train_and_probe(ctx: RunContext, settings: TinyModel) -> Trained:
-    """The model and the figures of its card."""
+    """The model, and what its card is made of."""
     seed = settings.seed
     corpus = write_corpus(
         ctx,
