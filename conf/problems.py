@@ -60,7 +60,7 @@ class Images(Settings):
     """Maximum size of an image file in bytes."""
     max_pixels: Annotated[int, Field(ge=28 * 28, le=16_000_000)] = 1280 * 28 * 28
     """Pixels that an image has at most when it reaches a model; a larger one is scaled down, and counted. The default
-    is 1,280 tokens of Qwen2.5-VL."""
+    is about 1,280 tokens of Qwen2.5-VL."""
 
 
 def validate_images(images: Images, columns: Columns) -> None:

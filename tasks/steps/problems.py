@@ -101,9 +101,12 @@ def filter_by_prompt_length(
     for model in models:
         kept = drop_long_prompts(ctx, model=model, problems=kept, room=room, roles=roles)
     if dropped := problems.rows - kept.rows:
+        takes_images = any(ctx.resources.checkpoint(model).takes_images for model in models)
         ctx.warn(
             f"{name}: {dropped} of {problems.rows} are dropped: their prompts are longer than {room} tokens, which "
-            f"leaves no room for a completion in engine.max_model_len, or hold the model's token for images"
+            f"leaves no room for a completion in engine.max_model_len"
+            + ", or hold a model's token for images"
+            * takes_images
         )
     return kept
 
@@ -200,6 +203,10 @@ def drop_long_prompts(
     """
     checkpoint, given = ctx.resources.checkpoint(model), ctx.artifacts.rows(problems, Problem)
     rows = [row for row in given if not checkpoint.holds_placeholder(row.text)]
+    if not rows:
+        raise ProblemsRefused(
+            f"all {len(given)} problems hold a token that stands for an image; remove it from their text"
+        )
     prompts = [[checkpoint.prompt_ids(row), *(prompt_ids(checkpoint, row, role) for role in roles)] for row in rows]
     kept = [row for row, of_row in zip(rows, prompts, strict=True) if max(map(len, of_row)) <= room]
     if not kept:
