@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 from bench.rollouts import machine
 from conf.engine import Engine
 from models.checkpoints.checkpoint import Checkpoint
+from models.inference.sync_check import SyncCheck
 from models.inference.vllm_server import VllmServer
 from models.training.grpo import RL_SYNC_CHECK_TOKENS, write_weights
 from models.training.weights import log_probs_of
@@ -83,7 +84,7 @@ def sync(
     served = time.perf_counter()
     assert server.pid == pid, "the server was started again"
     expected = log_probs_of(model.get_base_model(), ids)
-    found = server._sync_check_log_probs({"token_ids": ids})
+    found = server._sync_check_log_probs(SyncCheck(token_ids=TokenIds(ids)))
     bytes_written = size(folder)
     shutil.rmtree(folder)
     return {

@@ -1,7 +1,6 @@
 """The real vLLM server with images: exact ids, shared cache blocks, images encoded once, weights swapped and proven."""
 
 import io
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +8,7 @@ from queue import SimpleQueue
 from typing import Any
 
 import httpx
+import orjson
 import pytest
 import torch
 from PIL import Image
@@ -19,18 +19,18 @@ from models.checkpoints.checkpoint import TINY_VISION_MODEL, Checkpoint
 from models.checkpoints.files import SYNC_CHECK_FILE
 from models.checkpoints.images import PromptImages
 from models.inference.connections import client
-from models.inference.dispatcher import path_and_body
+from models.inference.dispatcher import JSON, path_and_body
 from models.inference.engine import FailedRequest, Finished, Request, ScorableText
 from models.inference.own_servers import OwnServers
 from models.inference.sync_check import SyncCheck
-from models.inference.vllm_server import block_size
+from models.inference.vllm_server import VllmServer, block_size
 from models.training.weights import load_model, log_probs, save_processing
 from reasoning.records import ImagePart, Problem, TextPart
 from reasoning.token_ids import TokenIds
 from tests.vision import problems, text_of
 
-GREEDY = Sampling(temperature=0, samples=1, max_tokens=8)
-COUNTED = ("--worker-extension-cls", "tests.vision_worker.CountingWorker")
+GREEDY = Sampling(temperature=0, samples=1, max_tokens=1)
+PLAIN, COUNTING = "models.inference.vllm_worker.WeightSwap", "tests.vision_worker.CountingWorker"
 THOUGHT = "Start with red7.\n1:7+ blue5=12.\n2:12- white3=9.\nThat makes 9.\n" * 4
 
 
@@ -41,8 +41,15 @@ def tiny() -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnServers]:
-    engine = OwnServers(Engine(max_num_seqs=16, vllm_args=COUNTED), tmp_path_factory.mktemp("vllm") / "log")
-    yield engine
+    engine = OwnServers(Engine(max_num_seqs=16), tmp_path_factory.mktemp("vllm") / "log")
+    plain = VllmServer._command
+
+    def counting(self: VllmServer, model: Checkpoint) -> list[str]:
+        return [COUNTING if part == PLAIN else part for part in plain(self, model)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(VllmServer, "_command", counting)
+        yield engine
     engine.close()
 
 
@@ -62,11 +69,11 @@ def probe(model: Checkpoint, problem: Problem, tokens: int, images: PromptImages
 
 def post(engine: OwnServers, path: str, body: dict[str, Any]) -> httpx.Response:
     with client(engine.servers[0].url) as http:
-        return http.post(path, json=json.loads(json.dumps(body, default=list)))
+        return http.post(path, content=orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), headers=JSON)
 
 
 def encoded(engine: OwnServers) -> int:
-    return post(engine, "/collective_rpc", {"method": "encoded_images"}).json()["results"][0]
+    return int(post(engine, "/collective_rpc", {"method": "encoded_images"}).json()["results"][0])
 
 
 def drawn(size: tuple[int, int], mode: str = "RGB") -> bytes:

@@ -122,7 +122,8 @@ def test_losses_are_those_of_trls_own_way_with_images(tmp_path: Path, tiny: Chec
         image = Image.open(__import__("io").BytesIO(problem.images[0])).convert("RGB")
         sides = {"completion": CHOSEN} if method == "sft" else {"chosen": CHOSEN, "rejected": REJECTED}
         rows.append({"prompt": prompt, "images": [image], **sides})
-    kind, arguments = (SFTTrainer, SFTConfig) if method == "sft" else (DPOTrainer, DPOConfig)
+    kind: Any = SFTTrainer if method == "sft" else DPOTrainer
+    arguments: Any = SFTConfig if method == "sft" else DPOConfig
     config = arguments(
         output_dir=str(tmp_path / "trl"),
         seed=0,
@@ -160,7 +161,7 @@ def test_adapters_leave_the_vision_tower_alone(tmp_path: Path, tiny: Checkpoint,
     adapters = load_file(done.output / "adapter_model.safetensors")
     assert adapters
     assert not [name for name in adapters if "visual" in name]
-    assert losses(done)[1] < losses(done)[0]
+    assert all(weight.any() for name, weight in adapters.items() if "lora_B" in name)  # they begin as zeros
     check = sync_check_of(tiny.with_adapter(done.output))
     assert check is not None
     found = log_probs(TINY_VISION_MODEL, check.token_ids.tolist(), done.output, check.text.images)
