@@ -119,7 +119,7 @@ def main(job: TrainJob) -> None:
 def sync_check_text(job: TrainJob, row: dict[str, Any], images: Mapping[str, Sequence[bytes]]) -> ScorableText:
     """The beginning of a row; with images, all of its prompt."""
     prompt, completion = row["prompt_ids"], row["completion_ids" if job.method == "sft" else "chosen_ids"]
-    files = tuple(images.get(row["problem_id"], ()))
+    files = tuple(images[row["problem_id"]]) if images else ()
     if not files:
         return ScorableText(TokenIds((prompt + completion)[:SYNC_CHECK_TOKENS]))
     return ScorableText(

@@ -57,6 +57,7 @@ SOURCES = {
     "models.checkpoints.prompting": "a = 1",
     "models.checkpoints.tokenizer": "import transformers",
     "models.checkpoints.token_texts": "",
+    "models.checkpoints.images": "",
 }
 
 
