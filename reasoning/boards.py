@@ -12,12 +12,13 @@ import io
 import random
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from reasoning.stories import LARGEST, Split, Step, split_of
+from reasoning.stories import LARGEST, Split, Step, chained, draw_risky_steps, split_of
 
 COLUMNS, ROWS = 3, 2
 MAX_QUANTITY = 9
@@ -144,20 +145,13 @@ def draw_boards(split: Split, seed: int, count: int, levels: tuple[int, ...]) ->
 
 def _draw_board(rng: random.Random, level: int) -> Board:
     """About a third of the boards have no risky step; in the others their number grows with the level."""
-    risky = 0 if rng.random() < 0.35 else min(level, rng.choice((1, 1, 2)) + level // 3)
-    risky_steps = set(rng.sample(range(level), risky))
+    risky = draw_risky_steps(rng, level)
     while True:
         boxes = tuple(_draw_box(rng, colour) for colour in rng.sample(sorted(COLOURS), COLUMNS * ROWS))
         first = rng.choice(boxes)
-        value, steps = first.quantity, list[Step]()
-        for index in range(level):
-            step = _draw_step(rng, boxes, value, f"{index + 1}:", index in risky_steps)
-            if step is None:
-                break
-            steps.append(step)
-            value = step.apply(value)
-        else:
-            return Board(boxes, first.colour, tuple(steps))
+        steps = chained(level, first.quantity, partial(_draw_step, rng, boxes, risky))
+        if steps is not None:
+            return Board(boxes, first.colour, steps)
 
 
 def _draw_box(rng: random.Random, colour: str) -> Box:
@@ -166,9 +160,10 @@ def _draw_box(rng: random.Random, colour: str) -> Box:
     return Box(colour, quantity, notation, places)
 
 
-def _draw_step(rng: random.Random, boxes: tuple[Box, ...], value: int, label: str, risky: bool) -> Step | None:
+def _draw_step(rng: random.Random, boxes: tuple[Box, ...], risky: set[int], index: int, value: int) -> Step | None:
     """A step that is risky or not, as requested, and keeps the count in 1 … 99. None if none was found. Its label, in
     question and trace alike, tells a small model where it is: colours repeat."""
+    label = f"{index + 1}:"
     for _ in range(30):
         box, kind = rng.choice(boxes), rng.random()
         if kind < 0.1:
@@ -177,7 +172,7 @@ def _draw_step(rng: random.Random, boxes: tuple[Box, ...], value: int, label: st
             step = Step(box.quantity, f" add {box.colour}", label, f" {box.colour}")
         else:
             step = Step(-box.quantity, f" take away {box.colour}", label, f" {box.colour}")
-        if 1 <= step.apply(value) <= LARGEST and step.is_risky(value) == risky:
+        if 1 <= step.apply(value) <= LARGEST and step.is_risky(value) == (index in risky):
             return step
     return None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -165,21 +165,31 @@ def draw_stories(split: Split, seed: int, count: int, levels: tuple[int, ...]) -
 
 def _draw_story(rng: random.Random, level: int) -> Story:
     """A random story. About a third has no risky step; in the others their number grows with the level."""
-    risky = 0 if rng.random() < 0.35 else min(level, rng.choice((1, 1, 2)) + level // 3)
-    risky_indices = set(rng.sample(range(level), risky))
+    risky = draw_risky_steps(rng, level)
     name = rng.choice(_NAMES)
     while True:
         start = rng.randrange(3, 60)
-        steps: list[Step] = []
-        value = start
-        for index in range(level):
-            step = _draw_step(rng, name, value, index in risky_indices)
-            if step is None:
-                break
-            steps.append(step)
-            value = step.apply(value)
-        else:
-            return Story(name, rng.choice(_ITEMS), start, tuple(steps))
+        steps = chained(level, start, lambda index, value: _draw_step(rng, name, value, index in risky))
+        if steps is not None:
+            return Story(name, rng.choice(_ITEMS), start, steps)
+
+
+def draw_risky_steps(rng: random.Random, level: int) -> set[int]:
+    """Indices of the steps that are to be risky: none in about a third of the draws."""
+    risky = 0 if rng.random() < 0.35 else min(level, rng.choice((1, 1, 2)) + level // 3)
+    return set(rng.sample(range(level), risky))
+
+
+def chained(level: int, start: int, draw: Callable[[int, int], Step | None]) -> tuple[Step, ...] | None:
+    """`level` steps, each drawn for its index and the count before it; None as soon as `draw` finds none."""
+    value, steps = start, list[Step]()
+    for index in range(level):
+        step = draw(index, value)
+        if step is None:
+            return None
+        steps.append(step)
+        value = step.apply(value)
+    return tuple(steps)
 
 
 def _draw_step(rng: random.Random, name: str, value: int, risky: bool) -> Step | None:

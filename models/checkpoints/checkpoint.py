@@ -32,13 +32,7 @@ if TYPE_CHECKING:
 
 TINY_MODEL, TINY_VISION_MODEL = (Path(__file__).parent.parent / name for name in ("tiny", "tiny_vision"))
 """The bundled weights."""
-IDENTITY = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-)
+IDENTITY = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 """Patterns of the files that are downloaded."""
 NOT_LANGUAGE = re.compile(r"(^|\.)(visual|vision_tower|vision_model|multi_modal_projector|audio_tower)\.")

@@ -14,7 +14,6 @@ import asyncio
 import logging
 import random
 import threading
-from base64 import b64encode
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
@@ -31,6 +30,7 @@ from pydantic import BaseModel, ValidationError
 from conf.errors import ReadableError
 from models.inference.connections import many_requests, origin
 from models.inference.engine import Completion, FailedRequest, Failure, Finished, Request, ScorableText
+from reasoning.data_urls import data_url
 from reasoning.token_ids import TokenIds
 
 logger = logging.getLogger(__name__)
@@ -473,7 +473,7 @@ def path_and_body(text: ScorableText, parameters: dict[str, Any]) -> tuple[str, 
         return "/v1/completions", {"prompt": text.token_ids.array, **parameters}
     parts = [
         # Under its digest, an image is computed once for all requests that have it.
-        {"type": "image_url", "url": f"data:image;base64,{b64encode(file).decode()}", "uuid": digest}
+        {"type": "image_url", "url": data_url(file), "uuid": digest}
         for file, digest in zip(text.images.files, text.images.digests, strict=True)
     ]
     collapsed = text.images.collapsed(text.token_ids).array

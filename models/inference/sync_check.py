@@ -6,6 +6,7 @@ Knows token ids, images and log-probs. Must not know who computes them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Self
 
 from pydantic import Base64Bytes, BaseModel, ConfigDict
@@ -51,6 +52,11 @@ class SyncCheck(BaseModel):
         """Those of `log_probs`, of each token but the first, that are compared."""
         pairs = zip(self.token_ids[1:], log_probs, strict=True)
         return [value for token, value in pairs if token != self.image_token_id]
+
+
+def write_sync_check(folder: Path, check: SyncCheck) -> None:
+    """Writes it beside the weights or adapters in `folder`."""
+    (folder / SYNC_CHECK_FILE).write_text(check.model_dump_json(exclude_defaults=True))
 
 
 def sync_check_of(model: Checkpoint) -> SyncCheck | None:

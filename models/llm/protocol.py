@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from typing import Any
 
 from models.llm.errors import EndpointError, Kind
+from reasoning.data_urls import data_url
 
 MAX_IMAGE_TOKENS = 50_000
 """Tokens that an endpoint counts for an image at most, for an upper bound of its price. Some small models count tens of
@@ -61,8 +61,7 @@ def content_of(text: str, images: Sequence[bytes]) -> Content:
     """A message's content: the images, if there are any, and the text."""
     if not images:
         return text
-    urls = [f"data:image/{_format(image)};base64,{b64encode(image).decode()}" for image in images]
-    return [*({"type": "image_url", "image_url": {"url": url}} for url in urls), *_parts(text)]
+    return [*({"type": "image_url", "image_url": {"url": data_url(image)}} for image in images), *_parts(text)]
 
 
 def longest_content(content: Content) -> int:
@@ -80,11 +79,6 @@ def joined_contents(first: Content, second: Content) -> Content:
 
 def _parts(content: Content) -> list[dict[str, Any]]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
-
-
-def _format(image: bytes) -> str:
-    """The name of its format in a media type. Problems hold PNG and JPEG files alone."""
-    return "png" if image.startswith(b"\x89PNG") else "jpeg"
 
 
 def adapted(body: dict[str, Any], without: Features) -> dict[str, Any]:

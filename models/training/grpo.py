@@ -35,7 +35,6 @@ from conf.errors import ReadableError
 from conf.sampling import Sampling
 from models.checkpoints.adapters import read_adapter_config
 from models.checkpoints.checkpoint import Checkpoint
-from models.checkpoints.files import SYNC_CHECK_FILE
 from models.files import atomic_write
 from models.inference.devices import TooFewGpus
 from models.inference.dialogue_sampler import SPEAKERS, DialogueSampler, TurnCodec
@@ -44,6 +43,7 @@ from models.inference.own_servers import OwnServers, serve_all
 from models.inference.rollout_executor import FailureBudget, RolloutExecutor, TooManyFailed
 from models.inference.rollout_store import Purpose, RolloutStore
 from models.inference.scheduler import EngineScheduler, SamplingJob
+from models.inference.sync_check import SyncCheck, write_sync_check
 from models.inference.vllm_server import ServerCannotStart, WeightSyncError
 from models.training.launcher import FAILED, STORE_VARIABLE, ExitReason, GrpoJob
 from models.training.train import (
@@ -402,9 +402,8 @@ def write_weights(model: Any, start: Checkpoint, folder: Path, token_ids: list[i
         plain, weights = model, model.state_dict()
         plain.save_pretrained(hidden)
         save_processing(start.folder, start.tokenizer, hidden)
-    (hidden / SYNC_CHECK_FILE).write_text(
-        json.dumps({"token_ids": token_ids, "log_probs": log_probs_of(plain, token_ids)})
-    )
+    text = ScorableText(TokenIds(token_ids))
+    write_sync_check(hidden, SyncCheck.of(text, log_probs_of(plain, token_ids)))
     hidden.rename(folder)
     check_weights(weights, set(getattr(plain, "all_tied_weights_keys", None) or ()), folder)
 

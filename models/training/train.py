@@ -26,13 +26,13 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from conf.errors import ReadableError
-from models.checkpoints.files import SYNC_CHECK_FILE, read_json
+from models.checkpoints.files import read_json
 from models.checkpoints.images import ImageProcessor, PromptImages, takes_images
 from models.checkpoints.tokenizer import load_tokenizer
 from models.files import make_readable
 from models.inference.devices import on_cpu
 from models.inference.engine import ScorableText
-from models.inference.sync_check import SyncCheck
+from models.inference.sync_check import SyncCheck, write_sync_check
 from models.training.images import WithImages, read_images
 from models.training.launcher import (
     GRADIENT_CHECKPOINTING,
@@ -335,8 +335,7 @@ def save(job: TrainerJob, trainer: Any, tokenizer: Any, text: ScorableText) -> N
         saved = job.output, None
     del weights  # the check loads another copy into host memory
     found = log_probs(saved[0], text.token_ids.tolist(), saved[1], text.images)
-    sync_check = SyncCheck.of(text, found, job.base_fingerprint if saved[1] else None)
-    (job.output / SYNC_CHECK_FILE).write_text(sync_check.model_dump_json(exclude_none=True))
+    write_sync_check(job.output, SyncCheck.of(text, found, job.base_fingerprint if saved[1] else None))
     make_readable(job.output)
 
 

@@ -6,9 +6,10 @@ It knows image files, which problems hold as PNG or JPEG alone. It must not know
 from __future__ import annotations
 
 import io
-from base64 import b64encode
 
 from PIL import Image
+
+from reasoning.data_urls import data_url
 
 MAX_BYTES = 60_000
 """Of an image that the page holds as it is."""
@@ -16,12 +17,9 @@ MAX_SIDE = 640
 """Pixels of a larger image's longer side."""
 
 
-def data_url(image: bytes) -> str:
+def picture_url(image: bytes) -> str:
     """An image as a `data:` URL; a large one scaled down."""
-    kind = "png" if image.startswith(b"\x89PNG") else "jpeg"
-    if len(image) > MAX_BYTES:
-        kind, image = "jpeg", _scaled_down(image)
-    return f"data:image/{kind};base64,{b64encode(image).decode('ascii')}"
+    return data_url(_scaled_down(image) if len(image) > MAX_BYTES else image)
 
 
 def _scaled_down(image: bytes) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from reasoning.records import Problem, Record, Verdict
-from tasks.reports.page.pictures import data_url
+from tasks.reports.page.pictures import picture_url
 
 State = Literal["kept", "cut", "pruned", "put back", "added", "unused", "long", "short"]
 
@@ -91,7 +91,7 @@ class ProblemView(Record):
             id=problem.id,
             set=set,
             text=problem.text,
-            images=tuple(map(data_url, problem.images)),
+            images=tuple(map(picture_url, problem.images)),
             answer=problem.answer,
             level=problem.level,
             subject=problem.subject,
