@@ -53,6 +53,7 @@ claims: setup
 	@$(BIN)/python -m flows run multi-seed --preset dto --set publish_dir=.
 	@$(BIN)/python -m flows run multi-seed --preset cot-distillation --set publish_dir=.
 	@$(BIN)/python -m flows run multi-seed --preset long-short --set publish_dir=.
+	@$(BIN)/python -m flows run multi-seed --preset tiny-vision --set publish_dir=.
 
 # Files run side by side, in their order: the slow ones come first. On a GPU one after another: each server takes most of its memory.
 ifeq ($(ACCELERATOR),cpu)

@@ -37,7 +37,8 @@ class MultiSeed(Settings):
     }
 
     pipeline: Annotated[Literal["multi-seed"], BeforeValidator(present_name)] = NAME
-    preset: str = "dto"
+    preset: Annotated[str, Field(pattern=r"^[^/\\]+$")] = "dto"
+    """Names the published table, plot and seed results."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2)
     """Each seed selects problems, samples and the order of training anew. Not from the paper."""
     dto: Dto | None = None
@@ -48,10 +49,10 @@ class MultiSeed(Settings):
     """Settings of Long⊗Short for every seed. Give one of the three pipelines."""
     publish_dir: str = ""
     """Folder to publish to: the table goes into its docs/results.md, the plot into docs/, each seed's scores into
-    docs/outcomes/. Empty: results stay in the run's folder."""
+    docs/outcomes/, all named by the preset. Empty: results stay in the run's folder."""
     reuse_results_from: str = ""
-    """Folder with results of earlier seeds, such as docs/outcomes. These seeds are not run again. Their settings and
-    base model must be the same. Empty: all seeds are run."""
+    """Folder with results of earlier seeds of this preset, such as docs/outcomes. These seeds are not run again. Their
+    settings and base model must be the same. Empty: all seeds are run."""
 
     @property
     def of(self) -> Dto | CotDistillation | LongShort:

@@ -21,15 +21,15 @@ def run_multi_seed(ctx: RunContext, settings: MultiSeed) -> Path:
 
     Publishes each seed's result as soon as it is complete.
     """
-    validate_markers(settings.publish_dir, settings.of.pipeline)
+    validate_markers(settings.publish_dir, settings.preset)
     earlier = load_earlier_results(ctx, settings)
     ctx.directory.save_settings(settings)
     results: list[SeedResult] = []
     for seed in settings.seeds:
         results.append(earlier.get(seed) or evaluate_seed(ctx, settings, seed))
-        publish_seed_result(ctx, results[-1], settings.publish_dir)
+        publish_seed_result(ctx, results[-1], settings.publish_dir, settings.preset)
     report = write_report(ctx, settings, results)
-    publish_report(ctx, report, settings.publish_dir, settings.of.pipeline)
+    publish_report(ctx, report, settings.publish_dir, settings.preset)
     write_run_page(ctx, settings.of, report, None)
     return ctx.directory.report
 

@@ -15,6 +15,6 @@ def test_a_cached_run_does_not_import_torch():
     assert subprocess.check_output([sys.executable, "-c", probe], text=True, cwd=ROOT).strip() == "False"
 
 
-@pytest.mark.parametrize("pipeline", sorted(path.stem for path in (PRESETS / "multi-seed").glob("*.toml")))
-def test_results_can_be_published_to_the_documents(pipeline: str):
-    validate_markers(str(ROOT), pipeline)
+@pytest.mark.parametrize("preset", sorted(path.stem for path in (PRESETS / "multi-seed").glob("*.toml")))
+def test_results_can_be_published_to_the_documents(preset: str):
+    validate_markers(str(ROOT), preset)

@@ -41,10 +41,10 @@ class MissingMarkers(ReadableError):
     """A file of results without the two marker lines that enclose the table."""
 
 
-def validate_markers(target: str, pipeline: str) -> None:
+def validate_markers(target: str, preset: str) -> None:
     """Raises MissingMarkers if docs/results.md in `target` lacks the marker lines."""
     results = Path(target) / RESULTS
-    start, end = START.format(pipeline), END.format(pipeline)
+    start, end = START.format(preset), END.format(preset)
     text = results.read_text() if results.is_file() else ""
     if target and not 0 <= text.find(start) < text.find(end):
         raise MissingMarkers(f"{results}: no lines {start!r} and {end!r}; write them where the results belong")
@@ -58,18 +58,19 @@ def load_earlier_results(ctx: RunContext, settings: MultiSeed) -> dict[int, Seed
     if not folder.is_dir():
         raise SeedResultError(f"{folder}: no such folder; correct reuse_results_from, or leave it out to run all seeds")
     base = ctx.resources.model(settings.of.model).digest
-    found = {seed: load_seed_result(folder, settings.of, seed, base) for seed in settings.seeds}
+    found = {seed: load_seed_result(folder, settings.preset, settings.of, seed, base) for seed in settings.seeds}
     for seed in (seed for seed, result in found.items() if result):
         ctx.progress.note(f"seed {seed}: result read from {folder}")
     return {seed: result for seed, result in found.items() if result}
 
 
-def publish_seed_result(ctx: RunContext, result: SeedResult, target: str) -> None:
+def publish_seed_result(ctx: RunContext, result: SeedResult, target: str, preset: str) -> None:
     """Writes the result into the run's folder, and into `target` if given."""
-    save_seed_result(result, [ctx.directory.path, Path(target) / SEED_RESULTS] if target else [ctx.directory.path])
+    folders = [ctx.directory.path, Path(target) / SEED_RESULTS] if target else [ctx.directory.path]
+    save_seed_result(result, preset, folders)
 
 
-def publish_report(ctx: RunContext, report: dict[str, Any], target: str, pipeline: str) -> None:
+def publish_report(ctx: RunContext, report: dict[str, Any], target: str, preset: str) -> None:
     """Writes `claims.md` and `claims.svg` into the run's folder, and into docs/results.md of `target` if given.
 
     Raises MissingMarkers.
@@ -78,8 +79,8 @@ def publish_report(ctx: RunContext, report: dict[str, Any], target: str, pipelin
     (ctx.directory.path / "claims.md").write_text(table)
     draw_pareto(report, plot)
     if target:
-        validate_markers(target, pipeline)
-        start, end, shown = START.format(pipeline), END.format(pipeline), PLOT.format(pipeline)
+        validate_markers(target, preset)
+        start, end, shown = START.format(preset), END.format(preset), PLOT.format(preset)
         before, _, rest = (Path(target) / RESULTS).read_text().partition(start)
         after = rest.partition(end)[2]
         picture = f"![accuracy against tokens, every model]({Path(shown).name})"

@@ -36,6 +36,7 @@ from tasks.steps.dialogues import MODEL_PAIR, models_of_pair
 PACKAGES = ("torch", "transformers", "trl", "prefect", "math-verify")
 Pipeline = Dto | CotDistillation | LongShort
 FILE = "{}-seed-{}.json.xz"
+"""By the preset of multi-seed and the seed."""
 
 
 class SeedResultError(ReadableError):
@@ -175,23 +176,26 @@ def _derived_settings(settings: Pipeline) -> dict[str, Any]:
     return {"rounds": list(rounds), "engine.max_model_len": settings.max_prompt_tokens}
 
 
-def save_seed_result(result: SeedResult, folders: Sequence[Path]) -> None:
-    """Writes the result into each of `folders`, without the paths of artifacts, which are this machine's."""
+def save_seed_result(result: SeedResult, preset: str, folders: Sequence[Path]) -> None:
+    """Writes the result of a preset of multi-seed into each of `folders`.
+
+    Without the paths of artifacts, which are this machine's.
+    """
     lines = tuple(line.model_copy(update={"artifact": ""}) for line in result.ledger)
     text = result.model_copy(update={"ledger": lines}).model_dump_json(exclude_defaults=True)
     packed = lzma.compress(text.encode())
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
-        atomic_write(folder / FILE.format(result.pipeline, result.seed), packed)
+        atomic_write(folder / FILE.format(preset, result.seed), packed)
 
 
-def load_seed_result(folder: Path, settings: Pipeline, seed: int, base: str) -> SeedResult | None:
+def load_seed_result(folder: Path, preset: str, settings: Pipeline, seed: int, base: str) -> SeedResult | None:
     """The result of `seed`, None if `folder` has none. Its `stale_steps` are those whose code has changed since.
 
     Raises SeedResultError if it was made with other settings or from another model. Files and data sets that the
     settings name are assumed to be the same.
     """
-    path = folder / FILE.format(settings.pipeline, seed)
+    path = folder / FILE.format(preset, seed)
     if not path.is_file():
         return None
     try:
