@@ -197,3 +197,6 @@ class Storage(Settings):
     """Folder or fsspec URL for artifacts. With a URL, the run directory itself stays local, under `runs`."""
     rollout_store: SavedUrl = ""
     """SQLAlchemy URL of the rollout store. Empty: an SQLite file in `root`, or under `runs` if `root` is a URL."""
+    max_fetched_gb: PositiveFloat = 200
+    """Largest size in GB of all copies of artifacts that this machine keeps if `root` is a URL, under `runs/fetched`.
+    Those in use are never removed. Not from the paper."""

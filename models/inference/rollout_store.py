@@ -39,7 +39,7 @@ from sqlalchemy import (
 
 from conf.errors import ReadableError
 from models.checkpoints.checkpoint import Checkpoint
-from models.database import UPSERTS, changing_tables, connect, taking
+from models.database import UPSERTS, changing_tables, connect, survives_restarts, taking
 from models.inference.engine import Completion, Request
 from models.processes import is_dead, owner_name
 from reasoning.token_ids import TokenIds
@@ -146,6 +146,7 @@ class RolloutStore:
             dead = [owner for owner in owners if is_dead(owner)]
             connection.execute(delete(CLAIMS).where(CLAIMS.c.owner.in_(dead)))
 
+    @survives_restarts
     def find(self, keys: Sequence[bytes]) -> dict[bytes, list[Completion]]:
         """Stored completions of each key, ordered by sample index."""
         found: dict[bytes, list[Completion]] = {key: [] for key in keys}
@@ -161,6 +162,7 @@ class RolloutStore:
                     found[key].append(Completion(TokenIds.frombytes(token_ids), finished))
         return found
 
+    @survives_restarts
     def commit(self, rows: Sequence[StoredCompletion]) -> bool:
         """Stores completions and releases the claims on their keys. Stored ones are never replaced: False if some of
         `rows` were already stored."""
@@ -171,6 +173,7 @@ class RolloutStore:
             connection.execute(delete(CLAIMS).where(CLAIMS.c.identity.in_(keys), CLAIMS.c.owner == self._owner))
         return new == len(rows)
 
+    @survives_restarts
     def claim(self, keys: Sequence[bytes]) -> set[bytes]:
         """Claims `keys` for CLAIM_SECONDS and returns those granted: all that no other run has claimed. Claiming one's
         own key again renews it."""
@@ -181,6 +184,7 @@ class RolloutStore:
             connection.execute(self._claim, [{**row, "now": now} for row in rows])
             return set(connection.execute(mine).scalars())
 
+    @survives_restarts
     def release(self) -> None:
         """Releases all claims of this run."""
         with self._database.begin() as connection:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Column, Double, Integer, LargeBinary, MetaData, String, Table, Text, select
 
-from models.database import UPSERTS, changing_tables, connect
+from models.database import UPSERTS, changing_tables, connect, survives_restarts
 
 REPLIES = Table(
     "replies",
@@ -55,6 +55,7 @@ class ReplyStore:
         with changing_tables(self._database) as connection:
             REPLIES.metadata.create_all(connection)
 
+    @survives_restarts
     def find(self, key: bytes) -> CachedReply | None:
         columns = [REPLIES.c[name] for name in CachedReply._fields]
         with self._database.connect() as connection:
@@ -65,6 +66,7 @@ class ReplyStore:
             else None
         )
 
+    @survives_restarts
     def keep(self, key: bytes, reply: CachedReply) -> None:
         """Stores a reply, unless the key has one."""
         upsert = UPSERTS[self._database.dialect.name](REPLIES)

@@ -24,6 +24,7 @@ from tasks.runtime.cache_index import (
     Removal,
     StoredObject,
 )
+from tasks.runtime.object_storage import contents_name
 from tasks.runtime.run_directory import RECORDS, SCRATCH, SKIPPED_ROWS, local_root
 
 PINS = "pins"
@@ -223,12 +224,19 @@ class CacheFiles:
         used = {manifest.artifact.fingerprint() for manifest in manifests.values()}
         for stored in removal.objects:
             if stored.fingerprint not in used:
-                self._folders[OBJECTS].folder(stored.kind).remove(stored.name)
+                self._remove_object(stored)
                 freed += stored.bytes
         for leftover in removal.leftovers:
             self._folders[leftover.folder].remove(leftover.name)
             freed += leftover.bytes
         return freed
+
+    def _remove_object(self, stored: StoredObject) -> None:
+        """The list of contents goes first: without it, an object that is removed in part counts as missing."""
+        folder = self._folders[OBJECTS].folder(stored.kind)
+        if not self._is_local:
+            folder.remove(contents_name(stored.name))
+        folder.remove(stored.name)
 
     def _remove_result(self, result: CachedResult, cutoff: datetime) -> int:
         """The manifest goes last: while it is there, an interrupted removal is found and completed the next time."""

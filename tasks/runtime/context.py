@@ -18,13 +18,15 @@ from models.inference.own_servers import OwnServers
 from models.training.launcher import train
 from reasoning.records import CostBounds, InvalidRow, Record, SkippedRow, StageCount, Usage
 from tasks.runtime.artifacts import ArtifactRef, ArtifactStore
+from tasks.runtime.fetched import FetchedFiles
 from tasks.runtime.leases import Lease
 from tasks.runtime.ledger import Ledger
 from tasks.runtime.live import LIVE_FILE, LiveFile
+from tasks.runtime.object_storage import is_local
 from tasks.runtime.progress import Progress
 from tasks.runtime.resources import MakeEngine, Resources, Train
 from tasks.runtime.rows import RowFile
-from tasks.runtime.run_directory import RunDirectory, rollout_store_url
+from tasks.runtime.run_directory import FETCHED, RunDirectory, local_root, rollout_store_url
 
 StepRunner = Callable[[Any, "StepContext", dict[str, Any]], tuple[ArtifactRef, bool]]
 """From a step, its context and its inputs to its result, and whether that came from the cache."""
@@ -53,7 +55,8 @@ class RunContext:
     ):
         """`run_step`: replaces Prefect as what runs the steps. `folder`: this run's own; default: a new one in the
         storage."""
-        self.artifacts = ArtifactStore(storage.root)
+        fetched = FetchedFiles(local_root(storage.root, is_local(storage.root)) / FETCHED, 1e9 * storage.max_fetched_gb)
+        self.artifacts = ArtifactStore(storage.root, fetched)
         self.directory = RunDirectory(name, storage, self.artifacts.is_local, folder)
         self.run_step = run_step
         self.ledger = Ledger()
@@ -81,6 +84,7 @@ class RunContext:
 
     def __exit__(self, *_: object) -> None:
         self.resources.close()
+        self.artifacts.close()
         if self.progress.live:
             self.progress.live.end()
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from sqlalchemy import Column, Double, MetaData, String, Table, delete, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from models.database import changing_tables, connect, taking
+from models.database import changing_tables, connect, survives_restarts, taking
 from models.processes import is_dead, owner_name
 
 METADATA = MetaData()
@@ -91,6 +91,7 @@ class Leases:
             with suppress(SQLAlchemyError):  # a lease that is not given back expires
                 self._release(key, lease.owner)
 
+    @survives_restarts
     def _try(self, key: str, lease: Lease) -> str:
         """Takes the lease if it is free, expired, or its holder is dead. The holder otherwise; empty if taken."""
         owner, asked, now = lease.owner, time.monotonic(), time.time()

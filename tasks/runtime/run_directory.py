@@ -17,8 +17,9 @@ from reasoning.records import InvalidRow, SkippedRow
 REPORT_FILE = "report.json"
 PAGE_FILE = "report.html"
 KEYS_FILE = "keys.txt"
-RECORDS, SCRATCH, SKIPPED_ROWS = "cache", "work", "set-aside"
-"""Folders within the storage of all runs: Prefect's records of results, unfinished work, lists of skipped rows."""
+RECORDS, SCRATCH, SKIPPED_ROWS, FETCHED = "cache", "work", "set-aside", "fetched"
+"""Folders within the storage of all runs: Prefect's records of results, unfinished work, lists of skipped rows, and
+copies of remote artifacts."""
 
 
 class NoRunError(ReadableError):

@@ -9,8 +9,7 @@ import pytest
 
 from flows.cache_commands import explain
 from flows.cli import main
-from tasks.runtime.artifacts import ArtifactStore
-from tests.tasks.runtime.step_results import StepResults
+from tests.tasks.runtime.step_results import StepResults, store_in
 
 Brevity = Callable[..., str]
 """Runs `brevity cache` with these words in the root; what it printed."""
@@ -206,7 +205,7 @@ def test_models_go_by_number_and_other_results_stay(made: StepResults, brevity: 
 def test_a_cache_hit_counts_as_use(made: StepResults, brevity: Brevity):
     key, _ = made.add("count", 1, days=90)
     made.add("count", 1, days=90)
-    store = ArtifactStore(made.root)
+    store = store_in(made.root, made.local)
     manifest = store._manifest(key)
     assert manifest
     store.record(key, manifest.recipe, manifest.artifact)

@@ -11,6 +11,8 @@ import fsspec
 
 from reasoning.records import Score, StageCount, Usage, Verdict
 from tasks.runtime.artifacts import ArtifactRef, ArtifactStore
+from tasks.runtime.fetched import FetchedFiles
+from tasks.runtime.object_storage import contents_name
 
 COUNT = StageCount(rows_in=1, rows_out=1, dropped={}, **Usage().model_dump())
 
@@ -20,12 +22,17 @@ def key_of(recipe: dict[str, Any]) -> str:
     return f"{recipe['step']}-{hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:40]}"
 
 
+def store_in(root: str, local: Path) -> ArtifactStore:
+    """`local`: where copies of remote artifacts go."""
+    return ArtifactStore(root, FetchedFiles(local / "fetched", 1e9))
+
+
 class StepResults:
     """Makes results in `root`. `local`: where the root's local folders are."""
 
     def __init__(self, root: str, local: Path):
         self.root, self.local = root, local
-        self._store = ArtifactStore(root)
+        self._store = store_in(root, local)
         self._files, self._path = fsspec.url_to_fs(root)
 
     def add(self, step: str, content: int, days: float, *, version: str = "1", **inputs: Any) -> tuple[str, str]:
@@ -94,7 +101,9 @@ class StepResults:
         return {key: f"objects/{ref['kind']}/{ref['digest']}.parquet" for key, ref in refs.items()}
 
     def names(self) -> set[str]:
-        """All files of the root, and of its local counterpart."""
+        """All files of the root, and of its local counterpart; without the lists of what remote objects hold, unless
+        they are left alone."""
         found = {path.removeprefix(self._path).lstrip("/") for path in self._files.find(self._path)}
+        found -= {contents_name(name) for name in found}
         here = {str(path.relative_to(self.local)) for path in self.local.rglob("*") if path.is_file()}
         return found | here

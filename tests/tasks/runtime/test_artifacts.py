@@ -12,7 +12,9 @@ import pytest
 
 from reasoning.records import Score as Row
 from reasoning.records import StageCount, Usage, Verdict
-from tasks.runtime.artifacts import ArtifactDamaged, ArtifactRef, ArtifactStore, Manifest
+from tasks.runtime.artifacts import ArtifactRef, Manifest
+from tasks.runtime.object_storage import CONTENTS, ArtifactDamaged, file_system
+from tests.tasks.runtime.step_results import store_in
 
 COUNT = StageCount(rows_in=2, rows_out=2, dropped={"why": 1}, **Usage().model_dump())
 ROWS = [
@@ -21,27 +23,27 @@ ROWS = [
 ]
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", pytest.param("s3", marks=pytest.mark.stack)])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    yield str(tmp_path) if request.param == "local" else "memory://artifacts"
+    yield {"local": str(tmp_path), "memory": "memory://artifacts"}.get(request.param) or request.getfixturevalue("s3")()
     fsspec.filesystem("memory").store.clear()
 
 
 def objects(root: str) -> list[str]:
-    files, path = fsspec.url_to_fs(root)
-    return [name for name in files.find(path) if "objects" in name]
+    files, path = file_system(root)
+    return [name for name in files.find(path) if "objects" in name and not name.endswith(CONTENTS)]
 
 
-def test_rows_come_back_as_they_were(root: str):
-    store = ArtifactStore(root)
+def test_rows_come_back_as_they_were(root: str, tmp_path: Path):
+    store = store_in(root, tmp_path)
     ref = store.publish_rows("scores", ROWS, COUNT)
     ref.verify()
     assert store.rows(ref, Row) == ROWS
     assert (ref.rows, ref.count) == (2, COUNT)
 
 
-def test_equal_content_is_one_object(root: str):
-    store = ArtifactStore(root)
+def test_equal_content_is_one_object(root: str, tmp_path: Path):
+    store = store_in(root, tmp_path)
     assert store.publish_rows("scores", ROWS, COUNT) == store.publish_rows("scores", ROWS, COUNT)
     assert len(objects(root)) == 1
 
@@ -50,7 +52,7 @@ def test_the_digest_of_a_folder_includes_file_names(root: str, tmp_path: Path):
     for name in ("first", "second"):
         (tmp_path / name / "deep").mkdir(parents=True)
         (tmp_path / name / "deep" / f"{name}.txt").write_text("same")
-    store = ArtifactStore(root)
+    store = store_in(root, tmp_path)
     refs = [store.publish_folder("checkpoint", tmp_path / name, COUNT) for name in ("first", "second")]
     assert refs[0].digest != refs[1].digest
     for ref in refs:
@@ -64,28 +66,32 @@ def test_a_folder_that_is_moved_is_the_same_artifact(root: str, tmp_path: Path):
         folder = tmp_path / "model"
         folder.mkdir(exist_ok=True)
         (folder / "weights").write_text("same")
-        refs.append(ArtifactStore(root).publish_folder("checkpoint", folder, COUNT, move=move))
+        refs.append(store_in(root, tmp_path).publish_folder("checkpoint", folder, COUNT, move=move))
         refs[-1].verify()
         assert folder.exists() is not (move and "://" not in root)
     assert refs[0] == refs[1]
 
 
 @pytest.mark.parametrize("harm", ["change", "delete"])
-def test_damage_is_detected_and_repaired(root: str, harm: str):
-    ref = ArtifactStore(root).publish_rows("scores", ROWS, COUNT)
-    files, path = fsspec.url_to_fs(ref.uri)
+def test_damage_is_detected_and_repaired(root: str, harm: str, tmp_path: Path):
+    ref = store_in(root, tmp_path).publish_rows("scores", ROWS, COUNT)
+    files, path = file_system(ref.uri)
     if harm == "change":
         files.pipe_file(path, files.cat_file(path)[:-1] + b"x")
     else:
         files.rm(path)
+    if harm == "change" and "://" in root:  # what has its size is read when it is fetched
+        ref.verify()
+        with pytest.raises(ArtifactDamaged, match="has changed"):
+            store_in(root, tmp_path).rows(ref, Row)
     with pytest.raises(ArtifactDamaged):
         ref.verify()
-    assert ArtifactStore(root).publish_rows("scores", ROWS, COUNT) == ref  # publishing again repairs it
+    assert store_in(root, tmp_path).publish_rows("scores", ROWS, COUNT) == ref  # publishing again repairs it
     ref.verify()
 
 
 def test_an_interrupted_publication_leaves_no_final_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    store = ArtifactStore(str(tmp_path))
+    store = store_in(str(tmp_path), tmp_path)
 
     def killed(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
@@ -99,11 +105,11 @@ def test_an_interrupted_publication_leaves_no_final_name(tmp_path: Path, monkeyp
 PUBLISHER = """
 import sys
 from pathlib import Path
-from tasks.runtime.artifacts import ArtifactStore
+from tests.tasks.runtime.step_results import store_in
 from tests.tasks.runtime.test_artifacts import COUNT
 folder = Path(sys.argv[1]) / "model"
 folder.mkdir(exist_ok=True)
-store = ArtifactStore(sys.argv[1])
+store = store_in(sys.argv[1], Path(sys.argv[1]))
 for number in range(10_000):
     for part in ("config", "weights"):
         (folder / part).write_bytes(bytes([number % 256]) * 300_000)
@@ -131,30 +137,30 @@ def test_after_a_kill_every_final_name_is_complete(tmp_path: Path, after: int):
 def test_when_another_run_publishes_first_its_object_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "weights").write_text("same")
-    store = ArtifactStore(str(tmp_path / "root"))
+    store = store_in(str(tmp_path / "root"), tmp_path)
     ref = store.publish_folder("checkpoint", tmp_path / "model", COUNT)
-    monkeypatch.setattr(store._files, "exists", lambda path: False)  # as if the object appeared between check and move
+    monkeypatch.setattr(Path, "exists", lambda path: False)  # as if the object appeared between check and move
     assert store.publish_folder("checkpoint", tmp_path / "model", COUNT) == ref
     ref.verify()
 
 
 def manifest(root: str) -> tuple[Manifest, datetime]:
     """The manifest of key `k` and its modification time."""
-    files, path = fsspec.url_to_fs(f"{root}/manifests/k.json")
+    files, path = file_system(f"{root}/manifests/k.json")
     return Manifest.model_validate_json(files.cat_file(path)), files.modified(path)
 
 
 def set_age(root: str, days: float) -> None:
-    files, path = fsspec.url_to_fs(f"{root}/manifests/k.json")
+    files, path = file_system(f"{root}/manifests/k.json")
     moment = datetime.now(UTC) - timedelta(days=days)
-    if "://" in root:
+    if root.startswith("memory"):
         files.store[path].modified = moment
-    else:
+    elif not root.startswith("s3"):  # where times cannot be set
         os.utime(path, times=(moment.timestamp(), moment.timestamp()))
 
 
-def test_the_modification_time_of_a_manifest_is_its_last_use(root: str):
-    store = ArtifactStore(root)
+def test_the_modification_time_of_a_manifest_is_its_last_use(root: str, tmp_path: Path):
+    store = store_in(root, tmp_path)
     ref = store.publish_rows("scores", ROWS, COUNT)
     store.record("k", {"step": "s", "share": 0.1}, ref)
     written, _ = manifest(root)
@@ -165,11 +171,11 @@ def test_the_modification_time_of_a_manifest_is_its_last_use(root: str):
     assert datetime.now(UTC) - last_used < timedelta(minutes=1)
 
 
-def test_a_manifest_of_an_earlier_version_stays_as_it_is(root: str):
-    store = ArtifactStore(root)
+def test_a_manifest_of_an_earlier_version_stays_as_it_is(root: str, tmp_path: Path):
+    store = store_in(root, tmp_path)
     ref = store.publish_rows("scores", ROWS, COUNT)
     store.record("k", {"step": "s"}, ref)
-    files, path = fsspec.url_to_fs(f"{root}/manifests/k.json")
+    files, path = file_system(f"{root}/manifests/k.json")
     files.pipe_file(path, json.dumps({"recipe": {"step": "s"}, "artifact": ref.model_dump(mode="json")}).encode())
     set_age(root, 9)
     store.record("k", {"step": "s"}, ref)
@@ -179,14 +185,14 @@ def test_a_manifest_of_an_earlier_version_stays_as_it_is(root: str):
 
 
 @pytest.mark.parametrize("before", [b"{", b"", b"\xff", b"{}"])
-def test_another_result_or_a_damaged_manifest_is_written_anew(root: str, before: bytes):
-    store = ArtifactStore(root)
+def test_another_result_or_a_damaged_manifest_is_written_anew(root: str, before: bytes, tmp_path: Path):
+    store = store_in(root, tmp_path)
     ref = store.publish_rows("scores", ROWS, COUNT)
     other = store.publish_rows("scores", ROWS[:1], COUNT)
     store.record("k", {"step": "s"}, other)
     store.record("k", {"step": "s"}, ref)
     assert manifest(root)[0].artifact == ref
-    files, path = fsspec.url_to_fs(f"{root}/manifests/k.json")
+    files, path = file_system(f"{root}/manifests/k.json")
     assert store.recorded("k") == ref
     files.pipe_file(path, before)
     assert store.recorded("k") is None
@@ -199,7 +205,7 @@ def test_another_result_or_a_damaged_manifest_is_written_anew(root: str, before:
 
 def test_a_manifest_of_another_user_is_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Its time cannot be set, but it can be replaced."""
-    store = ArtifactStore(str(tmp_path))
+    store = store_in(str(tmp_path), tmp_path)
     ref = store.publish_rows("scores", ROWS, COUNT)
     store.record("k", {"step": "s"}, ref)
     set_age(str(tmp_path), 9)
@@ -213,5 +219,5 @@ def test_a_manifest_of_another_user_is_written_anew(tmp_path: Path, monkeypatch:
 
 
 def test_a_reference_survives_json(tmp_path: Path):
-    ref = ArtifactStore(str(tmp_path)).publish_rows("scores", ROWS, COUNT)
+    ref = store_in(str(tmp_path), tmp_path).publish_rows("scores", ROWS, COUNT)
     assert ArtifactRef.model_validate_json(ref.model_dump_json()) == ref

@@ -14,10 +14,9 @@ from fsspec.implementations.local import LocalFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.runtime.artifacts import ArtifactStore
 from tasks.runtime.cache_files import CacheFiles, StoredFolder
 from tasks.runtime.cache_index import CacheError, LeftoverKind, plan_removal
-from tests.tasks.runtime.step_results import COUNT, StepResults
+from tests.tasks.runtime.step_results import COUNT, StepResults, store_in
 
 HASH = "0" * 40
 MEMORY = "memory://results"
@@ -85,7 +84,7 @@ def test_a_folder_is_an_object_with_the_size_of_its_files(made: StepResults, tmp
     (tmp_path / "model" / "weights").write_bytes(b"12345")
     (tmp_path / "model" / "deep" / "config").write_bytes(b"123")
     key, _ = made.add("count", 7, days=3)
-    store = ArtifactStore(made.root)
+    store = store_in(made.root, made.local)
     ref = store.publish_folder("checkpoint", tmp_path / "model", COUNT)
     store.record(f"train-{HASH}", {"step": "train", "inputs": {}}, ref)
     index = CacheFiles(made.root).index()

@@ -1,0 +1,260 @@
+"""Places where objects lie: a folder of this machine, or a storage behind a URL of fsspec.
+
+An object is a file or a folder. Under its final name it is whole: a folder of this machine is renamed into place, and
+beside a remote object its contents are written last. It knows file systems. It must not know what objects mean.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, ParamSpec, Protocol, TypeVar
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+from tenacity import retry, retry_if_exception, stop_after_delay, wait_exponential_jitter
+
+from conf.errors import ReadableError
+from tasks.runtime.contents import Contents
+from tasks.runtime.failures import is_transient
+from tasks.runtime.fetched import FetchedFiles
+
+ROWS = ".parquet"
+"""Ending of objects that are files."""
+CONTENTS = ".contents.json"
+OUTAGE_SECONDS = 120.0
+"""How long a storage may be away before the step fails; then the step is retried."""
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class ArtifactDamaged(RuntimeError):
+    """An artifact's content is missing or differs from its digest. Counts as a cache miss."""
+
+
+class NoStorage(ReadableError):
+    """A storage that cannot be read: no installed package does, or it refuses."""
+
+
+class ObjectStorage(Protocol):
+    """Objects and small files by their paths below a root."""
+
+    root: str
+
+    def publish(self, path: str, local: Path, contents: Contents, move: bool) -> str:
+        """Stores a copy of `local`, or `local` itself, unless the same is there. Returns its URI."""
+        ...
+
+    def fetch(self, uri: str, digest: str) -> Path:
+        """The object on this machine. Raises ArtifactDamaged."""
+        ...
+
+    def read(self, path: str) -> bytes:
+        """Of a small file. Raises FileNotFoundError."""
+        ...
+
+    def write(self, path: str, content: bytes) -> None: ...
+
+    def touch(self, path: str) -> None:
+        """Makes the modification time of a small file the present."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def survives_outages(call: Callable[P, T]) -> Callable[P, T]:
+    """Repeats a call that may be repeated while its storage is away, for up to OUTAGE_SECONDS."""
+    repeated = retry(
+        retry=retry_if_exception(is_transient),
+        wait=wait_exponential_jitter(multiplier=0.2, max=10, jitter=0.2),
+        stop=stop_after_delay(OUTAGE_SECONDS),
+        reraise=True,
+    )
+    return repeated(call)
+
+
+def file_system(url: str) -> tuple[Any, str]:
+    """The file system of a URL and the path in it. Listings are never remembered: other machines write, too.
+
+    Raises NoStorage.
+    """
+    try:
+        return fsspec.url_to_fs(url, use_listings_cache=False)
+    except (ImportError, ValueError) as error:
+        raise NoStorage(f"{url}: {error}; install the package, or name another storage") from None
+
+
+def is_local(url: str) -> bool:
+    return isinstance(file_system(url)[0], LocalFileSystem)
+
+
+class LocalObjects:
+    """A folder of this machine, or of a file system that it has mounted."""
+
+    def __init__(self, root: str):
+        self.root = file_system(root)[1].rstrip("/")
+
+    def publish(self, path: str, local: Path, contents: Contents, move: bool) -> str:
+        """Copies or moves to a temporary name first. A damaged object under the final name is moved away."""
+        target = Path(self.root, path)
+        if target.exists():
+            if Contents.of(target).digest == contents.digest:
+                return str(target)
+            target.rename(self._temporary(target.parent.parent))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._temporary(target.parent.parent)
+        if move:
+            shutil.move(local, temporary)
+        else:
+            _copy(local, temporary)
+        self._rename(temporary, target, contents)
+        return str(target)
+
+    def _temporary(self, folder: Path) -> Path:
+        return folder / f".{uuid.uuid4().hex}"
+
+    def _rename(self, temporary: Path, target: Path, contents: Contents) -> None:
+        """When another run has published the same content first, removes `temporary`."""
+        try:
+            os.rename(temporary, target)  # fails where a folder `target` exists
+        except OSError:
+            if Contents.of(target).digest != contents.digest:
+                raise
+            shutil.rmtree(temporary)
+
+    def fetch(self, uri: str, digest: str) -> Path:
+        _ = digest  # verified before its step's result was taken from the cache
+        return Path(uri)
+
+    def read(self, path: str) -> bytes:
+        return Path(self.root, path).read_bytes()
+
+    def write(self, path: str, content: bytes) -> None:
+        target = Path(self.root, path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._temporary(target.parent)
+        temporary.write_bytes(content)
+        temporary.rename(target)
+
+    def touch(self, path: str) -> None:
+        try:
+            os.utime(Path(self.root, path))
+        except PermissionError:  # another user's: it is written again
+            self.write(path, self.read(path))
+
+    def close(self) -> None: ...
+
+
+class RemoteObjects:
+    """A storage behind a URL. Objects are read from copies on this machine, which are verified once, when fetched."""
+
+    def __init__(self, root: str, fetched: FetchedFiles):
+        self._files, path = file_system(root)
+        self.root, self._fetched = self._files.unstrip_protocol(path).rstrip("/"), fetched
+        self._validate_access()
+
+    @survives_outages
+    def _validate_access(self) -> None:
+        """Raises NoStorage, before anything is made that could not be stored."""
+        try:
+            self._files.ls(self.root)
+        except FileNotFoundError:  # nothing is stored yet
+            return
+        except Exception as error:  # clients of remote storages raise many types
+            if is_transient(error):
+                raise
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise NoStorage(f"{self.root}: {reason}; keys come from the environment of this process") from None
+
+    @survives_outages
+    def publish(self, path: str, local: Path, contents: Contents, move: bool) -> str:
+        """Equal objects of other machines may be written at the same time: each file has the same content."""
+        _ = move  # what is left of `local` is the caller's
+        target = f"{self.root}/{path}"
+        if _remote_contents(target) != contents:
+            self._files.makedirs(target.rpartition("/")[0], exist_ok=True)
+            names = list(contents.files)
+            self._files.put([f"{local}{name}" for name in names], [f"{target}{name}" for name in names])
+            self._files.pipe_file(contents_name(target), contents.model_dump_json().encode())
+        return target
+
+    @survives_outages
+    def fetch(self, uri: str, digest: str) -> Path:
+        contents = _remote_contents(uri)
+        if contents is None or contents.digest != digest:
+            raise ArtifactDamaged(f"{uri} is missing")
+
+        def download(path: Path) -> None:
+            for name in contents.files:
+                Path(f"{path}{name}").parent.mkdir(parents=True, exist_ok=True)
+            self._files.get([f"{uri}{name}" for name in contents.files], [f"{path}{name}" for name in contents.files])
+            self._validate_copy(uri, path, contents)
+
+        return self._fetched.path(uri.rpartition("/")[2], contents.bytes, download)
+
+    def _validate_copy(self, uri: str, path: Path, contents: Contents) -> None:
+        """Raises ArtifactDamaged if a copy differs from the object's digest; then the object counts as missing, so that
+        the next run makes it again."""
+        if Contents.of(path) != contents:
+            self._files.rm_file(contents_name(uri))
+            raise ArtifactDamaged(f"{uri} has changed")
+
+    @survives_outages
+    def read(self, path: str) -> bytes:
+        return self._files.cat_file(f"{self.root}/{path}")
+
+    @survives_outages
+    def write(self, path: str, content: bytes) -> None:
+        target = f"{self.root}/{path}"
+        self._files.makedirs(target.rpartition("/")[0], exist_ok=True)
+        self._files.pipe_file(target, content)
+
+    def touch(self, path: str) -> None:
+        self.write(path, self.read(path))
+
+    def close(self) -> None:
+        self._fetched.close()
+
+
+def verify_object(uri: str, digest: str) -> None:
+    """Raises ArtifactDamaged if the object is missing or has another content: on this machine all of it is read, in a
+    remote storage the names and sizes of its files."""
+    if is_local(uri):
+        with suppress(FileNotFoundError):
+            if Contents.of(Path(uri)).digest != digest:
+                raise ArtifactDamaged(f"{uri} has changed")
+            return
+    else:
+        contents = _remote_contents(uri)
+        if contents and contents.digest == digest:
+            return
+    raise ArtifactDamaged(f"{uri} is missing")
+
+
+@survives_outages
+def _remote_contents(uri: str) -> Contents | None:
+    """What the object holds; None if it is missing, not whole, or has files of other sizes."""
+    files, path = file_system(uri)
+    with suppress(FileNotFoundError, ValueError):
+        contents = Contents.model_validate_json(files.cat_file(contents_name(path)))
+        found = files.find(path, detail=True) if contents.is_folder else {path: files.info(path)}
+        sizes = {name: found[f"{path}{name}"]["size"] for name in contents.files if f"{path}{name}" in found}
+        if sizes == {name: file.bytes for name, file in contents.files.items()}:
+            return contents
+    return None
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target, copy_function=shutil.copyfile)
+    else:
+        shutil.copyfile(source, target)
+
+
+def contents_name(uri: str) -> str:
+    """Beside a remote object: the file that lists what it holds."""
+    return f"{uri.removesuffix(ROWS)}{CONTENTS}"

