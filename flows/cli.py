@@ -293,6 +293,10 @@ def _days(text: str) -> float:
     raise argparse.ArgumentTypeError(f"must be a number from 0 to {MAX_DAYS:,}")
 
 
+def _count(text: str) -> int:
+    return _number(text) or _number("")
+
+
 def _number(text: str) -> int:
     if text.isascii() and text.isdigit():
         return int(text)
@@ -315,3 +319,7 @@ def _add_two_models(subparsers: Commands) -> None:
             help="where vLLM serves the two under their fingerprints (default: start two)",
         )
     serve.add_argument("--port", type=int, default=8000, help="0 takes any free one (default: %(default)s)")
+    serve.add_argument(
+        "--host", default="127.0.0.1", help="other than loopback needs BREVITY_SERVE_KEY (default: %(default)s)"
+    )
+    serve.add_argument("--workers", type=_count, default=1, help="processes that answer (default: %(default)s)")

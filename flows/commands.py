@@ -190,9 +190,9 @@ def chat(options: Namespace) -> None:
 
 
 def serve(options: Namespace) -> None:
-    from flows.two_model_chat import serve as start
+    from flows.two_model_server import serve as start
 
-    start(Path(options.model), options.servers, options.port)
+    start(Path(options.model), options.servers, options.host, options.port, options.workers)
 
 
 def store_stats(options: Namespace) -> None:

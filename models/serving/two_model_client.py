@@ -18,6 +18,8 @@ from reasoning.dialogue import STOPS, Dialogue, Speaker, settled_text
 from reasoning.records import Problem, TextPart
 from reasoning.token_ids import TokenIds
 
+EMPTY: Mapping[str, float] = {}
+
 
 class BackendDown(ReadableError):
     """One of the two servers does not respond."""
@@ -51,6 +53,8 @@ class DialogueDone:
     state: DialogueState
     prompt_tokens: int
     """Prompt tokens of all turns of both models."""
+    is_cut: bool = False
+    """Whether the limit of tokens was reached before the dialogue was over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,19 +92,29 @@ class TwoModelClient:
         for client in self._clients.values():
             await client.aclose()
 
-    async def stream_dialogue(self, question: str) -> AsyncIterator[TextDelta | DialogueDone]:
-        """Yields the pieces of all turns as they are sampled, then a DialogueDone. Raises BackendDown, TooLong."""
+    async def stream_dialogue(
+        self, question: str, sampling: Mapping[str, float] = EMPTY, max_tokens: int | None = None
+    ) -> AsyncIterator[TextDelta | DialogueDone]:
+        """Yields the pieces of all turns as they are sampled, then a DialogueDone. Raises BackendDown, TooLong.
+
+        `sampling` replaces parameters of the evaluation; a seed is that of the first turn, the next has the next.
+        `max_tokens`: of all turns together; the dialogue is cut there.
+        """
         problem = Problem(id="", prompt=(TextPart(text=question),), answer="")
         prompts, state = self._codec.prompts(problem), DialogueState(Dialogue(self._codec.max_rounds))
         max_prompt_tokens = self._context - self._codec.longest
         if max(map(len, prompts.values())) > max_prompt_tokens:
             raise TooLong(f"the question is too long: with its role prompt it may have {max_prompt_tokens} tokens")
         while not state.dialogue.is_over:
+            limit = self._codec.max_turn_tokens
+            if max_tokens is not None and (limit := min(limit, max_tokens - state.sampled_tokens)) <= 0:
+                break
             speaker, token_ids, text, sent = state.dialogue.next_speaker, TokenIds(), "", ""
             prompt = prompts[speaker] + state.token_ids + self._codec.turn_prefix(state.dialogue)
             finished, decode = False, self._codec.stream_decoder()
             yield TextDelta(speaker, "", begins=True)
-            async for piece in self._stream_turn(speaker, prompt):
+            turn = {**self._sampling.request, **_of_turn(sampling, len(state.turns)), "max_tokens": limit}
+            async for piece in self._stream_turn(speaker, prompt, turn):
                 token_ids += piece.token_ids
                 finished = bool(piece.finished)
                 text += decode(piece.token_ids)
@@ -111,7 +125,7 @@ class TwoModelClient:
             state = state.with_turn(self._codec.decode_turn(state.dialogue, Completion(token_ids, finished)))
             yield TextDelta(speaker, state.dialogue.turns[-1].text[len(sent) :])
         calls = (call for one in Speaker for call in state.calls(one, len(prompts[one])))
-        yield DialogueDone(state, sum(call.prompt_tokens for call in calls))
+        yield DialogueDone(state, sum(call.prompt_tokens for call in calls), not state.dialogue.is_over)
 
     async def unhealthy(self) -> str | None:
         """The problem of an unhealthy server; None if both are healthy."""
@@ -125,15 +139,16 @@ class TwoModelClient:
                 return f"the {speaker}-thought model's server at {backend.url} does not respond"
         return None
 
-    async def _stream_turn(self, speaker: Speaker, prompt: TokenIds) -> AsyncIterator[_Piece]:
+    async def _stream_turn(
+        self, speaker: Speaker, prompt: TokenIds, sampling: Mapping[str, float]
+    ) -> AsyncIterator[_Piece]:
         backend = self._backends[speaker]
         body = {
             "model": backend.name,
             "prompt": prompt.tolist(),
             "stream": True,
             "return_token_ids": True,
-            **self._sampling.request,
-            "max_tokens": self._codec.max_turn_tokens,
+            **sampling,
             "stop": STOPS,
             "include_stop_str_in_output": True,
             "skip_special_tokens": False,
@@ -153,6 +168,11 @@ class TwoModelClient:
             raise BackendDown(f"the {speaker}-thought model's server at {backend.url}: {error!r}") from None
         if not ended:
             raise BackendDown(f"the {speaker}-thought model's server at {backend.url} ended the stream early")
+
+
+def _of_turn(sampling: Mapping[str, float], number: int) -> dict[str, float]:
+    """A seed of its own for each turn: with one for all, turns of equal prompts would repeat each other."""
+    return {**sampling, "seed": sampling["seed"] + number} if "seed" in sampling else dict(sampling)
 
 
 def read_piece(line: str) -> _Piece:

@@ -5,10 +5,8 @@ import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
-import uvicorn
 
 from conf.long_short import LongShort
 from flows.__main__ import main
@@ -99,21 +97,21 @@ def test_a_port_that_is_taken_is_told_before_anything_starts(capsys: pytest.Capt
         other.listen()
         port = str(other.getsockname()[1])
         assert main(["serve", "long-short", "--model", str(run), "--port", port]) == 2
-    assert "cannot be listened on (Address already in use); name another with --port" in capsys.readouterr().err
+    assert (
+        "cannot be listened on (Address already in use); name another with --host or --port" in capsys.readouterr().err
+    )
 
 
-def test_who_reads_that_it_answers_may_ask_at_once(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], run: Path, servers: list[Vllm]
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.2", "::", "node1"])
+def test_other_machines_are_let_in_only_with_a_key(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], run: Path, host: str
 ):
-    reached = []
+    monkeypatch.delenv("BREVITY_SERVE_KEY", raising=False)
+    assert main(["serve", "long-short", "--model", str(run), "--port", "0", "--host", host]) == 2
+    assert f"other machines reach {host}: set BREVITY_SERVE_KEY" in capsys.readouterr().err
 
-    def listening(self: uvicorn.Server, sockets: list[socket.socket]) -> None:
-        url = urlsplit(capsys.readouterr().out.split()[0])
-        with socket.create_connection((url.hostname, url.port), 5) as caller:
-            reached.append(caller.getpeername())
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr(uvicorn.Server, "run", listening)
-    urls = [server.url for server in servers]
-    assert main(["serve", "long-short", "--model", str(run), "--port", "0", "--servers", *urls]) == 0
-    assert reached
+@pytest.mark.parametrize("workers", ["0", "-1", "many"])
+def test_the_number_of_processes_is_at_least_one(workers: str):
+    with pytest.raises(SystemExit):
+        main(["serve", "long-short", "--workers", workers])

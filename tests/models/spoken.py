@@ -25,6 +25,7 @@ class Vllm:
         outer, self.script = self, script
         self.ends_with = "stop"
         self.asked: list[str] = []
+        self.bodies: list[dict[str, Any]] = []
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
@@ -37,6 +38,7 @@ class Vllm:
                 assert len(body["stop"]) <= 4  # OpenAI's limit
                 prompt = MODEL.decode(tuple(body["prompt"]))
                 outer.asked.append(prompt)
+                outer.bodies.append(body)
                 turn = outer.script(prompt)
                 self.send_response(200)
                 self.end_headers()

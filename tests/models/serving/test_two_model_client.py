@@ -60,6 +60,7 @@ def client(url: str) -> OpenAI:
     return OpenAI(base_url=url, api_key="none", max_retries=0)
 
 
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
 ASK: Any = {"model": "long-short", "messages": [{"role": "user", "content": "Ann has 4."}]}
 REASONING = "\n[long] \nStart with 4.\n\n[short] \nIt is 4?\n\n[long] \nWait, 4 < 5.\n"
 
@@ -133,12 +134,17 @@ def test_a_stream_that_ends_early_is_an_error(url: str, backends: dict[Speaker, 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"model": "gpt-4"}, "model: Input should be 'long-short'"),
-        ({"temperature": 0.1}, "temperature: Extra inputs are not permitted"),
-        ({"messages": []}, "messages"),
-        ({"messages": [{"role": "system", "content": "Be brief."}]}, "role: Input should be 'user'"),
-        ({"n": 2}, "n: Input should be 1"),
-        ({"stream_options": {"include_usage": True}}, "no effect without stream"),
+        ({"temperature": 3}, "temperature: Input should be less than or equal to 2"),
+        ({"max_tokens": 0}, "max_tokens: Input should be greater than or equal to 1"),
+        ({"messages": []}, "messages: List should have at least 1 item"),
+        ({"messages": [{"role": "system", "content": "Be brief."}]}, "the last message must be the user's"),
+        ({"messages": [{"role": "user", "content": " "}]}, "the last message must be the user's, with a text"),
+        ({"messages": [{"role": "tool", "content": "4", "tool_call_id": "1"}]}, "messages.0.role: Input should be"),
+        ({"messages": [{"role": "user", "content": [IMAGE]}]}, "parts of type image_url are not supported"),
+        ({"n": 2, "stream": True}, "n above 1 is not supported with stream"),
+        ({"tools": [{"type": "function", "function": {"name": "add"}}]}, "tools is not supported: the models call no"),
+        ({"response_format": {"type": "json_object"}}, "response_format is not supported"),
+        ({"logprobs": True}, "logprobs is not supported"),
         ({"messages": [{"role": "user", "content": "Ann has 4. " * 500}]}, "the question is too long"),
     ],
 )
@@ -146,6 +152,104 @@ def test_unsupported_requests_are_refused(url: str, change: dict[str, Any], word
     with pytest.raises(openai.BadRequestError) as caught:
         client(url).chat.completions.create(**{**ASK, **change})
     assert words in caught.value.message
+
+
+def test_another_model_is_not_found(url: str):
+    with pytest.raises(openai.NotFoundError, match="the model 'gpt-4' does not exist"):
+        client(url).chat.completions.create(**{**ASK, "model": "gpt-4"})
+    assert [model.id for model in client(url).models.list()] == ["long-short"]
+    assert client(url).models.retrieve("long-short").id == "long-short"
+    with pytest.raises(openai.NotFoundError):
+        client(url).models.retrieve("gpt-4")
+
+
+def test_sampling_parameters_reach_every_turn(url: str, backends: dict[Speaker, Vllm]):
+    given = {"temperature": 0, "top_p": 0.5, "presence_penalty": 0.5, "frequency_penalty": None}
+    client(url).chat.completions.create(**ASK, **given, seed=7, n=2)
+    bodies = [body for server in backends.values() for body in server.bodies]
+    assert {(body["temperature"], body["top_p"], body["presence_penalty"]) for body in bodies} == {(0, 0.5, 0.5)}
+    assert not any("frequency_penalty" in body for body in bodies)
+    # Four turns for each of two choices, with seeds of their own.
+    assert sorted(body["seed"] for body in bodies) == [7, 8, 9, 10, 1007, 1008, 1009, 1010]
+
+
+def test_without_parameters_the_evaluations_sampling_is_used(url: str, backends: dict[Speaker, Vllm]):
+    client(url).chat.completions.create(**ASK)
+    bodies = [body for server in backends.values() for body in server.bodies]
+    assert {(body["temperature"], body["max_tokens"]) for body in bodies} == {(Sampling().temperature, 64)}
+    assert not any("seed" in body for body in bodies)
+
+
+def test_max_tokens_is_of_all_turns_together(url: str, backends: dict[Speaker, Vllm]):
+    whole = client(url).chat.completions.create(**ASK)
+    assert whole.usage
+    first = len(MODEL.encode(think(""))) + 1
+    cut = client(url).chat.completions.create(**ASK, max_tokens=first)
+    assert (cut.choices[0].message.content, cut.choices[0].finish_reason) == ("", "length")
+    assert cut.usage
+    assert cut.usage.completion_tokens == first
+    assert cut.choices[0].message.model_dump()["reasoning_content"] == "\n[long] \nStart with 4.\n"
+    rest = client(url).chat.completions.create(**ASK, max_completion_tokens=whole.usage.completion_tokens)
+    assert rest.choices == whole.choices
+    # What is left for the last turn.
+    assert backends[Speaker.SHORT].bodies[-1]["max_tokens"] == len(MODEL.encode(answer("</rethink>"))) + 1
+
+
+def test_a_stop_ends_the_message(url: str):
+    reply = client(url).chat.completions.create(**ASK, stop=["}", "\\boxed"])
+    assert (reply.choices[0].message.content, reply.choices[0].finish_reason) == ("The answer is ", "stop")
+    reply = client(url).chat.completions.create(**ASK, stop="Question:")
+    assert reply.choices[0].message.content == "The answer is \\boxed{4}."
+
+
+def test_several_choices(url: str):
+    reply = client(url).chat.completions.create(**ASK, n=3)
+    assert [choice.index for choice in reply.choices] == [0, 1, 2]
+    assert {choice.message.content for choice in reply.choices} == {"The answer is \\boxed{4}."}
+    one = client(url).chat.completions.create(**ASK)
+    assert reply.usage
+    assert one.usage
+    assert reply.usage.total_tokens == 3 * one.usage.total_tokens
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_has_no_effect_is_named(url: str, stream: bool):
+    given = {"user": "ann", "store": False, "logit_bias": {"1": 2}, "metadata": None}
+    raw = client(url).chat.completions.with_raw_response.create(**ASK, **given, stream=stream)
+    assert raw.headers["x-brevity-ignored"] == "logit_bias, store, user"
+    raw = client(url).chat.completions.with_raw_response.create(**ASK, stream=stream)
+    assert "x-brevity-ignored" not in raw.headers
+
+
+@pytest.mark.parametrize(
+    ("messages", "question"),
+    [
+        ([("system", "Be exact."), ("user", "Ann has 4.")], "Be exact.\n\nAnn has 4."),
+        ([("developer", "Be exact."), ("system", None), ("user", "Ann has 4.")], "Be exact.\n\nAnn has 4."),
+        ([("user", [{"type": "text", "text": "Ann "}, {"type": "text", "text": "has 4."}])], "Ann has 4."),
+        (
+            [("user", "Ann has 4."), ("assistant", "4"), ("user", "And Bo?")],
+            "User: Ann has 4.\n\nAssistant: 4\n\nUser: And Bo?",
+        ),
+    ],
+)
+def test_messages_become_one_question(
+    url: str, backends: dict[Speaker, Vllm], messages: list[tuple[str, Any]], question: str
+):
+    given = [{"role": role, "content": content} for role, content in messages]
+    client(url).chat.completions.create(**{**ASK, "messages": given})
+    assert f"<|user|>{question}<|assistant|>" in backends[Speaker.LONG].asked[0]
+
+
+def test_a_request_of_nulls_is_one_of_defaults(url: str):
+    names = "temperature top_p max_tokens max_completion_tokens seed stop n stream stream_options tools logprobs user"
+    given = dict.fromkeys([*names.split(), "response_format"])
+    reply = httpx.post(f"{url}/chat/completions", json=ASK | given, timeout=20)
+    assert reply.status_code == 200
+    assert (
+        reply.json()["choices"] == client(url).chat.completions.create(**ASK).model_dump(exclude_unset=True)["choices"]
+    )
+    assert "x-brevity-ignored" not in reply.headers
 
 
 def test_sampling_stops_when_the_client_disconnects(
