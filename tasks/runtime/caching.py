@@ -22,7 +22,6 @@ from prefect import task
 from prefect.cache_policies import CachePolicy
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
-from prefect.serializers import JSONSerializer
 from prefect.settings import get_current_settings
 from pydantic import BaseModel, ConfigDict
 
@@ -36,6 +35,7 @@ from tasks.runtime.context import RunContext, StepContext
 from tasks.runtime.failures import DiskFull, is_disk_full, is_transient
 from tasks.runtime.leases import Lease
 from tasks.runtime.ledger import LedgerEntry
+from tasks.runtime.result_records import VerifiedRef, refuse_other_serializers
 from tasks.runtime.run_directory import RECORDS
 
 StepKind = Literal["sampling", "training", "llm", "data"]
@@ -44,6 +44,7 @@ MODEL_KINDS = ("base-model", "checkpoint")
 """Kinds of artifacts that are model checkpoints."""
 STEPS: dict[str, Step] = {}
 """All steps by name."""
+refuse_other_serializers()
 
 
 class StepInputs(BaseModel):
@@ -132,18 +133,6 @@ class ContentKey(CachePolicy):
         return inputs["ctx"].key
 
 
-class VerifiedJSON(JSONSerializer):
-    """Verifies the artifact of each reference that is read from the cache. Prefect treats an error as a cache miss."""
-
-    type: Literal["verified-json"] = "verified-json"  # type: ignore[assignment]
-
-    def loads(self, blob: bytes) -> Any:
-        ref = super().loads(blob)
-        if isinstance(ref, ArtifactRef):
-            ref.verify()
-        return ref
-
-
 def is_refresh_wanted() -> bool:
     """Whether the user has told Prefect to compute all tasks anew (PREFECT_TASKS_REFRESH_CACHE)."""
     return bool(get_current_settings().tasks.refresh_cache)
@@ -169,7 +158,7 @@ class Step:
             name=self.name,
             cache_policy=ContentKey(),
             persist_result=True,
-            result_serializer=VerifiedJSON(),
+            result_serializer=VerifiedRef(),
             retry_condition_fn=should_retry,
             log_prints=False,
         )(wraps(body)(lambda ctx, **inputs: self.attempt(ctx, **inputs)))

@@ -25,9 +25,10 @@ from tasks.runtime import prediction
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.cache_files import CacheFiles
 from tasks.runtime.cache_index import CHECKPOINT, CachedResult, CacheError, CacheIndex
-from tasks.runtime.caching import MODEL_KINDS, Step, VerifiedJSON, artifact_paths, is_refresh_wanted, name_with_labels
+from tasks.runtime.caching import MODEL_KINDS, Step, artifact_paths, is_refresh_wanted, name_with_labels
 from tasks.runtime.context import StepContext
 from tasks.runtime.prediction import Figure, Input, Prediction, Prices, StepCall
+from tasks.runtime.result_records import VerifiedRef
 from tasks.runtime.run_directory import RECORDS
 
 PLANNED = "planned"
@@ -236,8 +237,7 @@ def _prefect_result(ctx: StepContext) -> ArtifactRef | None:
     if ctx.directory.is_local:
         with suppress(Exception):  # Prefect, too, takes any error for a cache miss
             content = (Path(ctx.directory.root) / RECORDS / ctx.key).read_bytes()
-            found = VerifiedJSON().loads(json.loads(content)["result"].encode())
-            return found if isinstance(found, ArtifactRef) else None
+            return VerifiedRef().loads(json.loads(content)["result"].encode())
     return None
 
 

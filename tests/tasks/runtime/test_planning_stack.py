@@ -6,9 +6,10 @@ from prefect.results import ResultRecord, ResultRecordMetadata  # type: ignore[r
 from conf.engine import Engine, Storage
 from conf.errors import ReadableError
 from tasks.runtime.artifacts import ArtifactRef
-from tasks.runtime.caching import VerifiedJSON, step
+from tasks.runtime.caching import step
 from tasks.runtime.context import RunContext, StepContext
 from tasks.runtime.planning import Planner, find_result, read_index
+from tasks.runtime.result_records import VerifiedRef
 from tests.tasks.runtime.step_results import StepResults
 
 
@@ -25,7 +26,7 @@ def test_prefects_record_is_enough_and_a_damaged_one_is_none(tmp_path):
         ctx = StepContext(run, key, {})
         ref = find_result(ctx)
         assert ref
-        record = ResultRecord(result=ref, metadata=ResultRecordMetadata(storage_key=key, serializer=VerifiedJSON()))
+        record = ResultRecord(result=ref, metadata=ResultRecordMetadata(storage_key=key, serializer=VerifiedRef()))
         (root / "cache" / key).write_bytes(record.serialize())
         (root / "manifests" / f"{key}.json").unlink()
         assert find_result(ctx) == ref
