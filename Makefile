@@ -6,6 +6,7 @@ ACCELERATOR ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 REQUIREMENTS := conf/requirements/$(ACCELERATOR).txt
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
+PACKAGES := .venv/.packages-$(ACCELERATOR)
 READY := .venv/.ready-$(ACCELERATOR)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 
@@ -22,9 +23,11 @@ ifneq ($(wildcard ../shared/tokenizers),)
 export BREVITY_TEST_TOKENIZERS ?= $(abspath ../shared/tokenizers)
 endif
 
-.PHONY: setup demo claims test test-fast check format tiny-model tiny-vision-model bench
+.PHONY: setup packages demo claims test test-fast check format tiny-model tiny-vision-model bench
 
 setup: $(READY)
+
+packages: $(PACKAGES)
 
 # The CPU build of torch is on no common package index: the configured places are asked first, PyTorch's own index second.
 ifeq ($(ACCELERATOR),cpu)
@@ -35,12 +38,15 @@ INSTALL_TORCH = true
 endif
 
 # CPU and GPU builds share names and versions, so one list is never installed over the other.
-$(READY): $(REQUIREMENTS) pyproject.toml
-	@[ -e $@ ] || ! ls .venv/.ready-* >/dev/null 2>&1 || rm -rf .venv
+$(PACKAGES): $(REQUIREMENTS)
+	@[ -e $@ ] || ! ls .venv/.packages-* >/dev/null 2>&1 || rm -rf .venv
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@echo "Installing the pinned packages of $(REQUIREMENTS) into .venv (a few minutes, once) ..."
 	@$(INSTALL_TORCH)
 	@$(PIP) -r $(REQUIREMENTS)
+	@touch $@
+
+$(READY): $(PACKAGES) pyproject.toml
 	@$(PIP) --no-build-isolation --editable .
 	@touch $@
 
