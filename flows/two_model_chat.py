@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.text import Text
@@ -21,7 +22,7 @@ from models.inference.remote_servers import KEY, base_url
 from models.serving.two_model_client import Backend, BackendDown, DialogueDone, TextDelta, TooLong, TwoModelClient
 from reasoning.dialogue import Speaker
 from tasks.reports.layout import strip_control_chars
-from tasks.reports.model_pair import load_model_pair
+from tasks.reports.model_pair import StoredPair, load_model_pair
 
 STYLES = {Speaker.LONG: "dim", Speaker.SHORT: "bold"}
 
@@ -38,27 +39,34 @@ def chat(run: Path, urls: Sequence[str]) -> None:
 
 def open_client(stack: ExitStack, run: Path, urls: Sequence[str]) -> Callable[[], TwoModelClient]:
     """A factory of clients for the two models of `run`. `stack` closes the servers that are started for them."""
-    models, settings = models_of_run(run)
-    backends = backends_of(stack, run, models, settings.engine, urls)
+    pair = models_of_run(run)
+    backends = backends_of(stack, run, pair.models, pair.settings.engine, urls)
     key = os.environ.get(KEY, "") if urls else ""
-    return lambda: new_client(models[0], settings, backends, key)
+    return lambda: new_client(pair, backends, key)
 
 
-def models_of_run(run: Path) -> tuple[list[Checkpoint], LongShort]:
+class OpenedPair(NamedTuple):
     """The long-thought and the short-thought model of a run, and its settings."""
-    folders, settings = load_model_pair(run)
-    return [
-        Checkpoint.open(folders[speaker], settings.engine.numerics, settings.prompt) for speaker in SPEAKERS
-    ], settings
+
+    models: list[Checkpoint]
+    settings: LongShort
+    stored: StoredPair
+    """Referred to as long as the models' files are needed."""
 
 
-def new_client(model: Checkpoint, settings: LongShort, backends: Sequence[Backend], key: str) -> TwoModelClient:
-    """`model`: either of the two; they have one tokenizer."""
-    engine, named = settings.engine, dict(zip(SPEAKERS, backends, strict=True))
+def models_of_run(run: Path) -> OpenedPair:
+    stored = load_model_pair(run)
+    numerics, prompt = stored.settings.engine.numerics, stored.settings.prompt
+    models = [Checkpoint.open(stored.folders[speaker], numerics, prompt) for speaker in SPEAKERS]
+    return OpenedPair(models, stored.settings, stored)
+
+
+def new_client(pair: OpenedPair, backends: Sequence[Backend], key: str) -> TwoModelClient:
+    engine, named = pair.settings.engine, dict(zip(SPEAKERS, backends, strict=True))
     return TwoModelClient(
-        TurnCodec(model, settings.protocol),
+        TurnCodec(pair.models[0], pair.settings.protocol),  # the two have one tokenizer
         named,
-        settings.benchmark_sampling,
+        pair.settings.benchmark_sampling,
         engine.max_model_len,
         engine.timeout_for(0),
         key,

@@ -52,6 +52,8 @@ class Served(BaseModel):
     """Of the long-thought model, then of the short-thought model."""
     is_remote: bool
     """Whether the servers are somebody else's, and may ask for a key."""
+    hosts: list[str]
+    """Names under which it may be asked."""
     parent: int
     """The process that starts them, and without which they end. It may be gone before they ask for it."""
 
@@ -65,10 +67,10 @@ def serve(run: Path, urls: Sequence[str], host: str, port: int, workers: int) ->
         raise MissingKey(f"other machines reach {host}: set {SERVE_KEY} to the key that clients must send")
     with ExitStack() as stack:
         listener = stack.enter_context(listen_on(host, port))
-        models, settings = models_of_run(run)
-        backends = backends_of(stack, run, models, settings.engine, urls)
+        pair = models_of_run(run)
+        backends = backends_of(stack, run, pair.models, pair.settings.engine, urls)
         os.environ[SERVED] = Served(
-            run=run, backends=backends, is_remote=bool(urls), parent=os.getpid()
+            run=run, backends=backends, is_remote=bool(urls), hosts=hosts_of(host), parent=os.getpid()
         ).model_dump_json()
         print(f"http://{host}:{listener.getsockname()[1]}/v1/chat/completions answers as model {NAME!r}", flush=True)
         Multiprocess(process_config(workers), [listener]).run()
@@ -88,16 +90,22 @@ def app() -> FastAPI:
     """The app of one process, which ends with the process that started it."""
     served = Served.model_validate_json(os.environ[SERVED])
     threading.Thread(target=_end_with, args=(served.parent,), daemon=True).start()
-    models, settings = models_of_run(served.run)
-    client = new_client(models[0], settings, served.backends, os.environ.get(KEY, "") if served.is_remote else "")
+    pair = models_of_run(served.run)
+    client = new_client(pair, served.backends, os.environ.get(KEY, "") if served.is_remote else "")
     # vLLM's CPU engine dies of a seed when a prompt is computed in several chunks.
-    return create_app(client, os.environ.get(SERVE_KEY, ""), takes_seed=served.is_remote or not on_cpu())
+    takes_seed = served.is_remote or not on_cpu()
+    return create_app(client, os.environ.get(SERVE_KEY, ""), takes_seed, served.hosts)
 
 
 def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hosts_of(host: str) -> list[str]:
+    """On loopback only its own names; where a key is asked for, any."""
+    return [host, "localhost", "127.0.0.1"] if is_loopback(host) else ["*"]
 
 
 def is_loopback(host: str) -> bool:

@@ -10,7 +10,7 @@ from typing import ParamSpec, TypeVar
 from sqlalchemy import Connection, Insert, Table, bindparam, create_engine, event, or_, text
 from sqlalchemy import Engine as Database
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from tenacity import (
     retry,
     retry_if_exception,
@@ -40,7 +40,9 @@ def is_away(error: BaseException) -> bool:
     if not isinstance(error, DBAPIError) or not hasattr(error.orig, "sqlstate"):
         return False
     state = error.orig.sqlstate  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
-    return error.connection_invalidated or state is None or state.startswith(AWAY_STATES)
+    if state is None:  # the server did not answer, or was not asked: its client refuses a value
+        return error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
+    return state.startswith(AWAY_STATES)
 
 
 def survives_restarts(transaction: Callable[P, T]) -> Callable[P, T]:

@@ -67,8 +67,8 @@ CLAIMS = Table(
 SCHEMA = Table("schema", METADATA, Column("version", Integer, nullable=False))
 VERSION = 2
 """1: completions. 2: claims, and the time at which a completion was stored."""
-CLAIM_SECONDS = 60.0
-"""Seconds after which a claim that is not renewed expires: its run has died."""
+CLAIM_SECONDS = 180.0
+"""Seconds after which a claim that is not renewed expires: its run has died. Longer than a database may be away."""
 LOOKUP = 500
 """Keys per query."""
 

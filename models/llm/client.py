@@ -249,7 +249,7 @@ class LlmClient:
 
     async def _cached(self, request: KeyedRequest) -> CachedReply:
         """The cached reply. Raises _NotCached."""
-        cached = self._replies.find(request.key) or self._replies.find(request.key_if_cut)
+        cached = await asyncio.to_thread(self._stored, request)
         if cached is None:
             raise _NotCached
         if request.key not in self._counted:
@@ -259,6 +259,10 @@ class LlmClient:
                 reused_completions=1, money=self._price(cached, request), unmetered_replies=int(_is_unmetered(cached))
             )
         return cached
+
+    def _stored(self, request: KeyedRequest) -> CachedReply | None:
+        """May wait for a database that is away; requests in flight must not wait with it."""
+        return self._replies.find(request.key) or self._replies.find(request.key_if_cut)
 
     async def _reply(self, request: KeyedRequest) -> CachedReply | InvalidReply:
         """The cached reply or a new one. Of identical concurrent queries only the first is sent."""
@@ -277,7 +281,8 @@ class LlmClient:
             await self._budget.settle(max_price, self._price(reply, request) if isinstance(reply, CachedReply) else 0.0)
         if isinstance(reply, CachedReply):
             self._counted.add(request.key)
-            self._replies.keep(request.key_if_cut if reply.finish == "length" else request.key, reply)
+            key = request.key_if_cut if reply.finish == "length" else request.key
+            await asyncio.to_thread(self._replies.keep, key, reply)
             self.usage += Usage(
                 prompt_tokens=reply.prompt_tokens or 0,
                 generated_tokens=reply.generated_tokens or 0,

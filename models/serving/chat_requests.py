@@ -6,6 +6,7 @@ format. It must not know how a dialogue is sampled.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -24,6 +25,9 @@ REFUSED = {
 PLAIN: dict[str, Any] = {"response_format": {"type": "text"}, "logprobs": False, "tools": [], "functions": []}
 """Values with which these ask for nothing."""
 MAX_CHOICES = 64
+NAMES = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+"""What may stand in a header."""
+MAX_NAMED = 20
 
 
 class _TextPart(BaseModel):
@@ -37,9 +41,9 @@ def _text_of(content: Any) -> Any:
         return ""
     if not isinstance(content, list):
         return content
-    others = {part.get("type") for part in content if isinstance(part, dict)} - {"text"}
+    others = {str(part.get("type")) for part in content if isinstance(part, dict)} - {"text"}
     if others:
-        raise ValueError(f"parts of type {', '.join(map(str, others))} are not supported: the models read text only")
+        raise ValueError(f"parts of type {', '.join(sorted(others))} are not supported: the models read text only")
     return "".join(_TextPart.model_validate(part).text for part in content)
 
 
@@ -49,7 +53,7 @@ class Message(BaseModel):
 
 
 class _StreamOptions(BaseModel):
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +116,13 @@ class ChatRequest(BaseModel):
 
     @property
     def ignored(self) -> list[str]:
-        """Names of given parameters that have no effect."""
-        return sorted(name for name in self.model_extra or {} if self._given(name) and name not in REFUSED)
+        """Names of given parameters that have no effect; of many, or of what looks like no name, only some."""
+        names = (name for name in self.model_extra or {} if self._given(name) and name not in REFUSED)
+        return sorted(name for name in names if NAMES.fullmatch(name))[:MAX_NAMED]
 
     @property
     def wants_usage(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage
+        return bool(self.stream_options and self.stream_options.include_usage)
 
 
 def question_of(messages: Sequence[Message]) -> str:

@@ -12,30 +12,46 @@ import hmac
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.datastructures import Headers
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from models.serving.chat_requests import NAME, Ask, ChatRequest, cut_at
-from models.serving.two_model_client import BackendDown, DialogueDone, TextDelta, TooLong, TwoModelClient
+from models.serving.two_model_client import (
+    BackendDown,
+    DialogueDone,
+    Rejected,
+    TextDelta,
+    TooLong,
+    TwoModelClient,
+    with_seed_after,
+)
 from reasoning.dialogue import Speaker, Turn
 
 IGNORED = "x-brevity-ignored"
 MODEL_CARD = {"id": NAME, "object": "model", "created": 0, "owned_by": "brevity"}
 SEEDS_OF_CHOICE = 1000
-"""Between the seeds of two choices; more than a dialogue has turns."""
+"""From the seed of a choice to that of the next; more than a dialogue has turns."""
+MAX_BODY = 8_000_000
+"""Bytes of a request."""
 POLL_INTERVAL = 1.0
 """Seconds between two checks whether the client is still connected."""
 
 
-def create_app(client: TwoModelClient, key: str = "", takes_seed: bool = True) -> FastAPI:
+def create_app(
+    client: TwoModelClient, key: str = "", takes_seed: bool = True, hosts: Sequence[str] = ("*",)
+) -> FastAPI:
     """The app. Errors follow OpenAI's format: 400 for invalid requests, 503 if a backend is down.
 
     `key`: what clients must send as their API key; empty: anything. `takes_seed`: whether the backends honour a seed.
+    `hosts`: names under which it may be asked, so that no name of somebody else's leads a browser here (DNS rebinding).
     """
 
     @asynccontextmanager
@@ -43,8 +59,9 @@ def create_app(client: TwoModelClient, key: str = "", takes_seed: bool = True) -
         async with client:
             yield
 
-    keeper = [Depends(_keeper(key))]
-    app = FastAPI(lifespan=lifespan, dependencies=keeper, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(_Doorkeeper, key=key)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     _add_errors(app)
 
     @app.get("/health")
@@ -69,7 +86,7 @@ def create_app(client: TwoModelClient, key: str = "", takes_seed: bool = True) -
             ignored = sorted([*ignored, "seed"])
         headers = {IGNORED: ", ".join(ignored)} if ignored else {}
         dialogues = [
-            client.stream_dialogue(ask.question, _of_choice(ask.sampling, index), ask.max_tokens)
+            client.stream_dialogue(ask.question, with_seed_after(ask.sampling, SEEDS_OF_CHOICE * index), ask.max_tokens)
             for index in range(chat.n or 1)
         ]
         if chat.stream:
@@ -83,11 +100,6 @@ def create_app(client: TwoModelClient, key: str = "", takes_seed: bool = True) -
     return app
 
 
-def _of_choice(sampling: Mapping[str, float], index: int) -> dict[str, float]:
-    """Each choice of a request with a seed has one of its own."""
-    return {**sampling, "seed": sampling["seed"] + SEEDS_OF_CHOICE * index} if "seed" in sampling else dict(sampling)
-
-
 def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -95,32 +107,38 @@ def _add_errors(app: FastAPI) -> None:
         details = (f"{place}: {item['msg']}" for place, item in zip(places, error.errors(), strict=True))
         return _error(400, "invalid_request_error", "; ".join(details))
 
-    @app.exception_handler(_WrongKey)
-    async def wrong_key(*_: object) -> JSONResponse:
-        return _error(401, "invalid_request_error", "wrong API key", "invalid_api_key")
-
     @app.exception_handler(BackendDown)
     async def backend_down(_: Request, error: BackendDown) -> JSONResponse:
         return _error(503, "service_unavailable", str(error))
+
+    @app.exception_handler(Rejected)
+    async def rejected(_: Request, error: Rejected) -> JSONResponse:
+        return _error(400, "invalid_request_error", str(error))
 
     @app.exception_handler(TooLong)
     async def too_long(_: Request, error: TooLong) -> JSONResponse:
         return _error(400, "invalid_request_error", str(error), "context_length_exceeded")
 
 
-class _WrongKey(Exception):
-    """A request without the key."""
+class _Doorkeeper:
+    """Lets requests pass that have the key, and those for the health; of others nothing is read. Bodies are bounded."""
 
+    def __init__(self, app: ASGIApp, key: str):
+        self._app, self._key = app, key
 
-def _keeper(key: str) -> Callable[[Request], None]:
-    """Lets only requests with the key pass, and those for the health. Raises _WrongKey."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = self._refusal(scope) if scope["type"] == "http" else None
+        await (answer or self._app)(scope, receive, send)
 
-    def keep(request: Request) -> None:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if key and request.url.path != "/health" and not hmac.compare_digest(given.encode(), key.encode()):
-            raise _WrongKey
-
-    return keep
+    def _refusal(self, scope: Scope) -> JSONResponse | None:
+        headers = Headers(scope=scope)
+        given = headers.get("authorization", "").removeprefix("Bearer ")
+        if self._key and scope["path"] != "/health" and not hmac.compare_digest(given.encode(), self._key.encode()):
+            return _error(401, "invalid_request_error", "wrong API key", "invalid_api_key")
+        length = headers.get("content-length", "0")
+        if "transfer-encoding" in headers or not length.isdecimal() or int(length) > MAX_BODY:
+            return _error(413, "invalid_request_error", f"a body has a length, of at most {MAX_BODY} bytes")
+        return None
 
 
 async def _while_connected(
@@ -216,7 +234,7 @@ async def _streamed(
                 if with_usage:
                     yield f"data: {json.dumps({**frame, 'choices': [], 'usage': _usage([piece])})}\n\n"
         yield "data: [DONE]\n\n"
-    except BackendDown as error:
+    except (BackendDown, Rejected) as error:
         yield f"data: {json.dumps({'error': {'message': str(error), 'type': 'service_unavailable'}})}\n\n"
 
 

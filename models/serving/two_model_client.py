@@ -18,11 +18,17 @@ from reasoning.dialogue import STOPS, Dialogue, Speaker, settled_text
 from reasoning.records import Problem, TextPart
 from reasoning.token_ids import TokenIds
 
+MAX_SEED = 2**63
+"""Seeds of vLLM are below."""
 EMPTY: Mapping[str, float] = {}
 
 
 class BackendDown(ReadableError):
     """One of the two servers does not respond."""
+
+
+class Rejected(ReadableError):
+    """A server refuses the parameters of a request."""
 
 
 class TooLong(ReadableError):
@@ -95,10 +101,10 @@ class TwoModelClient:
     async def stream_dialogue(
         self, question: str, sampling: Mapping[str, float] = EMPTY, max_tokens: int | None = None
     ) -> AsyncIterator[TextDelta | DialogueDone]:
-        """Yields the pieces of all turns as they are sampled, then a DialogueDone. Raises BackendDown, TooLong.
+        """Yields the pieces of all turns as they are sampled, then a DialogueDone.
 
         `sampling` replaces parameters of the evaluation; a seed is that of the first turn, the next has the next.
-        `max_tokens`: of all turns together; the dialogue is cut there.
+        `max_tokens`: of all turns together; the dialogue is cut there. Raises BackendDown, Rejected, TooLong.
         """
         problem = Problem(id="", prompt=(TextPart(text=question),), answer="")
         prompts, state = self._codec.prompts(problem), DialogueState(Dialogue(self._codec.max_rounds))
@@ -113,7 +119,7 @@ class TwoModelClient:
             prompt = prompts[speaker] + state.token_ids + self._codec.turn_prefix(state.dialogue)
             finished, decode = False, self._codec.stream_decoder()
             yield TextDelta(speaker, "", begins=True)
-            turn = {**self._sampling.request, **_of_turn(sampling, len(state.turns)), "max_tokens": limit}
+            turn = {**self._sampling.request, **with_seed_after(sampling, len(state.turns)), "max_tokens": limit}
             async for piece in self._stream_turn(speaker, prompt, turn):
                 token_ids += piece.token_ids
                 finished = bool(piece.finished)
@@ -157,6 +163,8 @@ class TwoModelClient:
             async with self._clients[speaker].stream("POST", "/v1/completions", json=body) as reply:
                 if reply.status_code != 200:
                     detail = (await reply.aread()).decode(errors="replace")[:200]
+                    if reply.status_code == 400:
+                        raise Rejected(f"the {speaker}-thought model's server refuses the request: {detail}")
                     raise BackendDown(f"the {speaker}-thought model's server: status {reply.status_code}: {detail}")
                 ended = False
                 async for line in reply.aiter_lines():
@@ -170,9 +178,9 @@ class TwoModelClient:
             raise BackendDown(f"the {speaker}-thought model's server at {backend.url} ended the stream early")
 
 
-def _of_turn(sampling: Mapping[str, float], number: int) -> dict[str, float]:
-    """A seed of its own for each turn: with one for all, turns of equal prompts would repeat each other."""
-    return {**sampling, "seed": sampling["seed"] + number} if "seed" in sampling else dict(sampling)
+def with_seed_after(sampling: Mapping[str, float], offset: int) -> dict[str, float]:
+    """The sampling with a seed of its own, if it has one: with one for all, equal prompts would repeat each other."""
+    return {**sampling, "seed": (int(sampling["seed"]) + offset) % MAX_SEED} if "seed" in sampling else dict(sampling)
 
 
 def read_piece(line: str) -> _Piece:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, field_validator
 
 from models.files import file_digest
 
@@ -20,7 +21,7 @@ class FileContent(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     bytes: NonNegativeInt
-    sha256: str
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class Contents(BaseModel):
@@ -28,7 +29,19 @@ class Contents(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    files: dict[str, FileContent]
+    files: Annotated[dict[str, FileContent], Field(min_length=1)]
+
+    @field_validator("files")
+    @classmethod
+    def _names_stay_within(cls, files: dict[str, FileContent]) -> dict[str, FileContent]:
+        """Whoever writes to a storage must not have files written elsewhere on the machines that read it."""
+        for name in files:
+            first, *parts = name.split("/")
+            if name != WHOLE and (first or not parts or {"", ".", ".."} & set(parts) or "\0" in name):
+                raise ValueError(f"{name!r} is no name of a file within an object")
+        if WHOLE in files and len(files) > 1:
+            raise ValueError("a file holds no other files")
+        return files
 
     @classmethod
     def of(cls, path: Path) -> Contents:
@@ -40,6 +53,11 @@ class Contents(BaseModel):
         if not files:
             raise FileNotFoundError(path)
         return cls(files={name: _content(files[name]) for name in sorted(files)})
+
+    def has_sizes(self, path: Path) -> bool:
+        """Whether the files of this size are at `path`."""
+        found = {name: Path(f"{path}{name}") for name in self.files}
+        return all(file.is_file() and file.stat().st_size == self.files[name].bytes for name, file in found.items())
 
     @property
     def is_folder(self) -> bool:

@@ -32,6 +32,12 @@ StepRunner = Callable[[Any, "StepContext", dict[str, Any]], tuple[ArtifactRef, b
 """From a step, its context and its inputs to its result, and whether that came from the cache."""
 
 
+def open_artifacts(storage: Storage) -> ArtifactStore:
+    """The artifacts of a storage; copies of remote ones go to this machine's folder of runs. Raises NoStorage."""
+    here = local_root(storage.root, is_local(storage.root))
+    return ArtifactStore(storage.root, FetchedFiles(here / FETCHED, 1e9 * storage.max_fetched_gb))
+
+
 class RunContext:
     """The parts of one run. A context manager: exit ends every process that the run started.
 
@@ -55,8 +61,7 @@ class RunContext:
     ):
         """`run_step`: replaces Prefect as what runs the steps. `folder`: this run's own; default: a new one in the
         storage."""
-        fetched = FetchedFiles(local_root(storage.root, is_local(storage.root)) / FETCHED, 1e9 * storage.max_fetched_gb)
-        self.artifacts = ArtifactStore(storage.root, fetched)
+        self.artifacts = open_artifacts(storage)
         self.directory = RunDirectory(name, storage, self.artifacts.is_local, folder)
         self.run_step = run_step
         self.ledger = Ledger()

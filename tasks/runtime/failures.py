@@ -26,6 +26,7 @@ LOST = (
     LlmUnanswered,
     httpx.HTTPError,
     aiohttp.ClientConnectionError,
+    aiohttp.ClientPayloadError,
     InterfaceError,
     ConnectionError,
     TimeoutError,
@@ -34,6 +35,8 @@ LOST = (
 LOST_BY_NAME = {
     "botocore.exceptions.ConnectionError",
     "botocore.exceptions.HTTPClientError",
+    "botocore.exceptions.IncompleteReadError",
+    "botocore.parsers.ResponseParserError",
     "azure.core.exceptions.ServiceRequestError",
     "azure.core.exceptions.ServiceResponseError",
 }

@@ -27,29 +27,33 @@ class FetchedFiles:
         self._folder, self._max_bytes = folder, max_bytes
         self._in_use: dict[str, IO[bytes]] = {}
 
-    def path(self, name: str, size: int, fetch: Callable[[Path], None]) -> Path:
+    def path(self, name: str, size: int, fetch: Callable[[Path], None], is_whole: Callable[[Path], bool]) -> Path:
         """The copy `name`, which stays until `close`.
 
-        `fetch` writes `size` bytes to the path that it is called with; it is not called if another process has fetched
-        the copy. What it raises is raised, and nothing is kept.
+        `fetch` writes `size` bytes to the path that it is called with; it is not called if there is a copy that
+        `is_whole`. What it raises is raised, and nothing is kept.
         """
         copy = self._folder / name
         if name in self._in_use:
             return copy
         lock = self._open_lock(name)
-        while not self._is_held(lock, copy):
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not copy.exists():  # else another process was faster
-                self._make_room(size)
-                self._fetch(copy, fetch)
+        try:
+            while not self._is_held(lock, copy, is_whole):
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not is_whole(copy):  # else another process was faster
+                    self._make_room(size)
+                    self._fetch(copy, fetch)
+        except BaseException:
+            lock.close()  # an exception that somebody keeps would keep the lock as well
+            raise
         os.utime(lock.fileno())
         self._in_use[name] = lock
         return copy
 
-    def _is_held(self, lock: IO[bytes], copy: Path) -> bool:
-        """Takes the lock for use. False if there is no copy: it is not fetched yet, or was removed meanwhile."""
+    def _is_held(self, lock: IO[bytes], copy: Path, is_whole: Callable[[Path], bool]) -> bool:
+        """Takes the lock for use. False if there is no whole copy: it is not fetched yet, or was removed meanwhile."""
         fcntl.flock(lock, fcntl.LOCK_SH)
-        return copy.exists()
+        return is_whole(copy)
 
     def _open_lock(self, name: str) -> IO[bytes]:
         (self._folder / LOCKS).mkdir(parents=True, exist_ok=True)
@@ -58,6 +62,7 @@ class FetchedFiles:
     def _fetch(self, copy: Path, fetch: Callable[[Path], None]) -> None:
         partial = copy.with_name(PARTIAL + copy.name)
         _remove(partial)  # that of a process which was killed
+        _remove(copy)  # not whole
         try:
             fetch(partial)
             partial.rename(copy)
@@ -83,7 +88,11 @@ class FetchedFiles:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return False
-            _remove(entry)
+            partial = entry.with_name(PARTIAL + entry.name.removeprefix(PARTIAL))
+            if entry != partial:  # a removal that is interrupted must not leave half a copy under its name
+                _remove(partial)
+                entry.rename(partial)
+            _remove(partial)
         return True
 
     def close(self) -> None:

@@ -25,8 +25,9 @@ LEASES = Table(
     Column("owner", String(300), nullable=False),
     Column("expires", Double, nullable=False),
 )
-LEASE_SECONDS = 60.0
-"""Seconds after which a lease that is not renewed expires: its holder has died, or is frozen."""
+LEASE_SECONDS = 180.0
+"""Seconds after which a lease that is not renewed expires: its holder has died, or is frozen. Longer than a database
+may be away (`models.database.OUTAGE_SECONDS`), so that an outage costs no lease."""
 RENEWALS = 4
 """Renewals within that time."""
 POLL_SECONDS = 1.0
@@ -109,13 +110,15 @@ class Leases:
 
     def _renew(self, key: str, lease: Lease, ended: threading.Event) -> None:
         mine = update(LEASES).where(LEASES.c.key == key, LEASES.c.owner == lease.owner)
-        while not ended.wait(self._seconds / RENEWALS):
-            asked = time.monotonic()
+        wait = self._seconds / RENEWALS
+        while not ended.wait(wait):
+            asked, wait = time.monotonic(), self._poll  # soon again, if this fails
             with suppress(SQLAlchemyError), self._database.begin() as connection:
                 if not connection.execute(mine.values(expires=time.time() + self._seconds)).rowcount:
                     lease.lose()
                     return
                 lease.renew(asked)
+                wait = self._seconds / RENEWALS
 
     def _release(self, key: str, owner: str) -> None:
         with self._database.begin() as connection:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar
 
@@ -26,13 +27,17 @@ from tasks.runtime.fetched import FetchedFiles
 ROWS = ".parquet"
 """Ending of objects that are files."""
 CONTENTS = ".contents.json"
+PROBE = ".brevity"
+"""An empty file in a storage that was empty, to see that it can be written to."""
+OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory"}
+"""File systems of fsspec without folders."""
 OUTAGE_SECONDS = 120.0
 """How long a storage may be away before the step fails; then the step is retried."""
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class ArtifactDamaged(RuntimeError):
+class ArtifactDamaged(ReadableError):
     """An artifact's content is missing or differs from its digest. Counts as a cache miss."""
 
 
@@ -153,22 +158,21 @@ class RemoteObjects:
     """A storage behind a URL. Objects are read from copies on this machine, which are verified once, when fetched."""
 
     def __init__(self, root: str, fetched: FetchedFiles):
-        self._files, path = file_system(root)
-        self.root, self._fetched = self._files.unstrip_protocol(path).rstrip("/"), fetched
-        self._validate_access()
+        """Raises NoStorage, before anything is made that could not be stored."""
+        self.root, self._fetched = root.rstrip("/"), fetched
+        self._files, _ = file_system(root)
+        try:
+            self._validate_access()
+        except Exception as error:  # clients of remote storages raise many types
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise NoStorage(f"{root}: {reason}; keys come from the environment of this process") from None
 
     @survives_outages
     def _validate_access(self) -> None:
-        """Raises NoStorage, before anything is made that could not be stored."""
         try:
             self._files.ls(self.root)
-        except FileNotFoundError:  # nothing is stored yet
-            return
-        except Exception as error:  # clients of remote storages raise many types
-            if is_transient(error):
-                raise
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise NoStorage(f"{self.root}: {reason}; keys come from the environment of this process") from None
+        except FileNotFoundError:  # nothing is stored yet, or there is no such bucket
+            self._write(f"{self.root}/{PROBE}", b"")
 
     @survives_outages
     def publish(self, path: str, local: Path, contents: Contents, move: bool) -> str:
@@ -176,32 +180,39 @@ class RemoteObjects:
         _ = move  # what is left of `local` is the caller's
         target = f"{self.root}/{path}"
         if _remote_contents(target) != contents:
-            self._files.makedirs(target.rpartition("/")[0], exist_ok=True)
             names = list(contents.files)
+            self._make_folders(*(f"{target}{name}" for name in names))
             self._files.put([f"{local}{name}" for name in names], [f"{target}{name}" for name in names])
-            self._files.pipe_file(contents_name(target), contents.model_dump_json().encode())
+            self._write(contents_name(target), contents.model_dump_json().encode())
         return target
+
+    def _make_folders(self, *targets: str) -> None:
+        """Object stores have no folders; some make a bucket where one is asked for."""
+        if not OBJECT_STORES & set(_as_tuple(self._files.protocol)):
+            for folder in {target.rpartition("/")[0] for target in targets}:
+                self._files.makedirs(folder, exist_ok=True)
 
     @survives_outages
     def fetch(self, uri: str, digest: str) -> Path:
         contents = _remote_contents(uri)
         if contents is None or contents.digest != digest:
-            raise ArtifactDamaged(f"{uri} is missing")
+            raise ArtifactDamaged(f"{uri} is missing; start the run again: it is made anew")
+        name = digest if contents.is_folder else f"{digest}{ROWS}"
+        download = partial(self._download, uri, contents)
+        return self._fetched.path(name, contents.bytes, download, contents.has_sizes)
 
-        def download(path: Path) -> None:
-            for name in contents.files:
-                Path(f"{path}{name}").parent.mkdir(parents=True, exist_ok=True)
-            self._files.get([f"{uri}{name}" for name in contents.files], [f"{path}{name}" for name in contents.files])
-            self._validate_copy(uri, path, contents)
-
-        return self._fetched.path(uri.rpartition("/")[2], contents.bytes, download)
-
-    def _validate_copy(self, uri: str, path: Path, contents: Contents) -> None:
-        """Raises ArtifactDamaged if a copy differs from the object's digest; then the object counts as missing, so that
-        the next run makes it again."""
-        if Contents.of(path) != contents:
-            self._files.rm_file(contents_name(uri))
-            raise ArtifactDamaged(f"{uri} has changed")
+    def _download(self, uri: str, contents: Contents, path: Path) -> None:
+        """Twice, if what came differs from the object's digest: most damage is on the way, or here. After that the
+        object counts as missing, so that the next run makes it again. Raises ArtifactDamaged."""
+        names = list(contents.files)
+        for name in names:
+            Path(f"{path}{name}").parent.mkdir(parents=True, exist_ok=True)
+        for _ in range(2):
+            self._files.get([f"{uri}{name}" for name in names], [f"{path}{name}" for name in names])
+            if Contents.of(path) == contents:
+                return
+        self._files.rm_file(contents_name(uri))
+        raise ArtifactDamaged(f"{uri} has changed; start the run again: it is made anew")
 
     @survives_outages
     def read(self, path: str) -> bytes:
@@ -209,8 +220,10 @@ class RemoteObjects:
 
     @survives_outages
     def write(self, path: str, content: bytes) -> None:
-        target = f"{self.root}/{path}"
-        self._files.makedirs(target.rpartition("/")[0], exist_ok=True)
+        self._write(f"{self.root}/{path}", content)
+
+    def _write(self, target: str, content: bytes) -> None:
+        self._make_folders(target)
         self._files.pipe_file(target, content)
 
     def touch(self, path: str) -> None:
@@ -218,6 +231,10 @@ class RemoteObjects:
 
     def close(self) -> None:
         self._fetched.close()
+
+
+def _as_tuple(protocol: str | Sequence[str]) -> tuple[str, ...]:
+    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
 
 
 def verify_object(uri: str, digest: str) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import warnings
 from typing import Any, Literal
 
-from prefect.serializers import Serializer
+from prefect.serializers import Serializer, UnknownSerializer
 from prefect.utilities.dispatch import get_registry_for_type
+from pydantic import ConfigDict
 
 from tasks.runtime.artifacts import ArtifactRef
 
@@ -35,14 +36,27 @@ class VerifiedRef(Serializer):
 
 
 def refuse_other_serializers() -> None:
-    """From now on no serializer of Prefect's reads anything in this process; they still write."""
-
-    def loads(self: Serializer[Any], blob: bytes) -> Any:
-        raise RefusedRecord(f"a record of type {self.type!r} is not read ({len(blob)} bytes)")
-
-    registry: dict[str, Any] = get_registry_for_type(Serializer) or {}
-    others = {name: kind for name, kind in registry.items() if kind is not VerifiedRef}
+    """From now on no serializer of Prefect's reads anything in this process, nor imports what a record tells it to."""
+    registry = get_registry_for_type(Serializer) or {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # each takes the place of the one that it derives from
-        for name, kind in others.items():
-            registry[name] = type(kind.__name__, (kind,), {"loads": loads, "__module__": __name__})
+        warnings.simplefilter("ignore")  # each takes the place of another
+        for name, kind in list(registry.items()):
+            if kind not in (VerifiedRef, UnknownSerializer):
+                _write_only(name, kind)
+
+
+def _write_only(name: str, kind: type[Serializer]) -> type[Serializer]:
+    """Prefect looks serializers up by `type`; a new class takes the place of the one before. Settings of a record's
+    serializer are kept as they are: Prefect's own classes would import the modules that they name."""
+
+    class WriteOnly(Serializer):
+        model_config = ConfigDict(extra="allow")
+        type: str = name
+
+        def dumps(self, obj: Any) -> bytes:
+            return kind().dumps(obj)
+
+        def loads(self, blob: bytes) -> Any:
+            raise RefusedRecord(f"a record of type {self.type!r} is not read ({len(blob)} bytes)")
+
+    return WriteOnly

@@ -266,7 +266,7 @@ def test_chunking_by_a_language_model(tmp_path: Path, chat: Callable[..., Chat])
 
 
 def test_the_model_pair_of_a_run_is_saved(first: Run, tmp_path: Path):
-    folders, settings = load_model_pair(first.ctx.directory.path)
+    folders, settings, _ = load_model_pair(first.ctx.directory.path)
     assert folders == {
         Speaker.LONG: Path(first.made("train-grpo", 0).uri),
         Speaker.SHORT: Path(first.made("train-grpo", 1).uri),

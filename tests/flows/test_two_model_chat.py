@@ -10,6 +10,7 @@ import pytest
 
 from conf.long_short import LongShort
 from flows.__main__ import main
+from flows.two_model_server import hosts_of
 from models.checkpoints.checkpoint import TINY_MODEL
 from tests.models.spoken import PROTOCOL, Vllm, answer, think
 
@@ -109,6 +110,19 @@ def test_other_machines_are_let_in_only_with_a_key(
     monkeypatch.delenv("BREVITY_SERVE_KEY", raising=False)
     assert main(["serve", "long-short", "--model", str(run), "--port", "0", "--host", host]) == 2
     assert f"other machines reach {host}: set BREVITY_SERVE_KEY" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("host", "names"),
+    [
+        ("127.0.0.1", ["127.0.0.1", "localhost", "127.0.0.1"]),
+        ("localhost", ["localhost", "localhost", "127.0.0.1"]),
+        ("0.0.0.0", ["*"]),
+        ("10.0.0.7", ["*"]),
+    ],
+)
+def test_on_loopback_no_name_of_somebody_elses_leads_here(host: str, names: list[str]):
+    assert hosts_of(host) == names
 
 
 @pytest.mark.parametrize("workers", ["0", "-1", "many"])

@@ -24,6 +24,7 @@ class Vllm:
     def __init__(self, script: Script):
         outer, self.script = self, script
         self.ends_with = "stop"
+        self.status = 200
         self.asked: list[str] = []
         self.bodies: list[dict[str, Any]] = []
 
@@ -40,6 +41,9 @@ class Vllm:
                 outer.asked.append(prompt)
                 outer.bodies.append(body)
                 turn = outer.script(prompt)
+                if outer.status != 200:
+                    self.send_error(outer.status, "no")
+                    return
                 self.send_response(200)
                 self.end_headers()
                 for token in MODEL.encode((turn or "\nHm") + END):

@@ -278,14 +278,14 @@ def test_identical_concurrent_queries_are_sent_once(chat: Callable[..., Chat], r
     assert len(server.asked) == 1
 
 
-def test_a_failing_store_ends_the_run(chat: Callable[..., Chat], replies: ReplyStore):
+def test_a_failing_store_ends_the_run(chat: Callable[..., Chat], tmp_path: Path):
     class Full(ReplyStore):
         def keep(self, key: bytes, reply: CachedReply) -> None:
             raise OSError(f"no space left for {key!r}: {reply}")
 
     server = chat(lambda body, number: Answer(GOOD))
     with pytest.raises(OSError, match="no space left"):
-        ask(llm(server, Full("sqlite://"), max_concurrency=2), 50)
+        ask(llm(server, Full(f"sqlite:///{tmp_path / 'store'}"), max_concurrency=2), 50)
     assert len(server.asked) <= 4  # the requests in flight
 
 

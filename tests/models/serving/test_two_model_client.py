@@ -141,6 +141,7 @@ def test_a_stream_that_ends_early_is_an_error(url: str, backends: dict[Speaker, 
         ({"messages": [{"role": "user", "content": " "}]}, "the last message must be the user's, with a text"),
         ({"messages": [{"role": "tool", "content": "4", "tool_call_id": "1"}]}, "messages.0.role: Input should be"),
         ({"messages": [{"role": "user", "content": [IMAGE]}]}, "parts of type image_url are not supported"),
+        ({"messages": [{"role": "user", "content": [{"type": []}]}]}, "parts of type [] are not supported"),
         ({"n": 2, "stream": True}, "n above 1 is not supported with stream"),
         ({"tools": [{"type": "function", "function": {"name": "add"}}]}, "tools is not supported: the models call no"),
         ({"response_format": {"type": "json_object"}}, "response_format is not supported"),
@@ -165,7 +166,7 @@ def test_another_model_is_not_found(url: str):
 
 def test_sampling_parameters_reach_every_turn(url: str, backends: dict[Speaker, Vllm]):
     given = {"temperature": 0, "top_p": 0.5, "presence_penalty": 0.5, "frequency_penalty": None}
-    client(url).chat.completions.create(**ASK, **given, seed=7, n=2)
+    client(url).chat.completions.create(**ASK, **given, seed=2**63 + 7, n=2)
     bodies = [body for server in backends.values() for body in server.bodies]
     assert {(body["temperature"], body["top_p"], body["presence_penalty"]) for body in bodies} == {(0, 0.5, 0.5)}
     assert not any("frequency_penalty" in body for body in bodies)
@@ -212,9 +213,13 @@ def test_several_choices(url: str):
     assert reply.usage.total_tokens == 3 * one.usage.total_tokens
 
 
+STRANGE = {"温度": 1, "a\r\nset-cookie: b": 2, "n" * 65: 3}
+"""Names that may not stand in a header."""
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_has_no_effect_is_named(url: str, stream: bool):
-    given = {"user": "ann", "store": False, "logit_bias": {"1": 2}, "metadata": None}
+    given = {"user": "ann", "store": False, "logit_bias": {"1": 2}, "metadata": None, "extra_body": STRANGE}
     raw = client(url).chat.completions.with_raw_response.create(**ASK, **given, stream=stream)
     assert raw.headers["x-brevity-ignored"] == "logit_bias, store, user"
     raw = client(url).chat.completions.with_raw_response.create(**ASK, stream=stream)
@@ -239,6 +244,24 @@ def test_messages_become_one_question(
     given = [{"role": role, "content": content} for role, content in messages]
     client(url).chat.completions.create(**{**ASK, "messages": given})
     assert f"<|user|>{question}<|assistant|>" in backends[Speaker.LONG].asked[0]
+
+
+def test_a_refused_parameter_is_the_clients_mistake(url: str, backends: dict[Speaker, Vllm]):
+    backends[Speaker.LONG].status = 400
+    with pytest.raises(openai.BadRequestError, match="the long-thought model's server refuses the request"):
+        client(url).chat.completions.create(**ASK)
+    backends[Speaker.LONG].status = 500
+    with pytest.raises(openai.InternalServerError, match="status 500"):
+        client(url).chat.completions.create(**ASK)
+
+
+def test_a_body_without_an_end_is_not_read(url: str):
+    def endless() -> Iterator[bytes]:
+        yield b"{"
+
+    assert httpx.post(f"{url}/chat/completions", content=endless()).status_code == 413
+    large = b" " * (openai_server.MAX_BODY + 1)
+    assert httpx.post(f"{url}/chat/completions", content=large).status_code == 413
 
 
 def test_a_request_of_nulls_is_one_of_defaults(url: str):

@@ -12,7 +12,7 @@ import fsspec
 from reasoning.records import Score, StageCount, Usage, Verdict
 from tasks.runtime.artifacts import ArtifactRef, ArtifactStore
 from tasks.runtime.fetched import FetchedFiles
-from tasks.runtime.object_storage import contents_name
+from tasks.runtime.object_storage import PROBE, contents_name
 
 COUNT = StageCount(rows_in=1, rows_out=1, dropped={}, **Usage().model_dump())
 
@@ -104,6 +104,6 @@ class StepResults:
         """All files of the root, and of its local counterpart; without the lists of what remote objects hold, unless
         they are left alone."""
         found = {path.removeprefix(self._path).lstrip("/") for path in self._files.find(self._path)}
-        found -= {contents_name(name) for name in found}
+        found -= {PROBE, *(contents_name(name) for name in found)}
         here = {str(path.relative_to(self.local)) for path in self.local.rglob("*") if path.is_file()}
         return found | here

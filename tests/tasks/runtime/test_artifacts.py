@@ -2,7 +2,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ import pytest
 from reasoning.records import Score as Row
 from reasoning.records import StageCount, Usage, Verdict
 from tasks.runtime.artifacts import ArtifactRef, Manifest
-from tasks.runtime.object_storage import CONTENTS, ArtifactDamaged, file_system
+from tasks.runtime.object_storage import CONTENTS, ArtifactDamaged, NoStorage, file_system
+from tests.services import S3Server
 from tests.tasks.runtime.step_results import store_in
 
 COUNT = StageCount(rows_in=2, rows_out=2, dropped={"why": 1}, **Usage().model_dump())
@@ -26,6 +27,12 @@ ROWS = [
 @pytest.fixture(params=["local", "memory", pytest.param("s3", marks=pytest.mark.stack)])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     yield {"local": str(tmp_path), "memory": "memory://artifacts"}.get(request.param) or request.getfixturevalue("s3")()
+    fsspec.filesystem("memory").store.clear()
+
+
+@pytest.fixture
+def memory() -> Iterator[str]:
+    yield "memory://artifacts"
     fsspec.filesystem("memory").store.clear()
 
 
@@ -88,6 +95,54 @@ def test_damage_is_detected_and_repaired(root: str, harm: str, tmp_path: Path):
         ref.verify()
     assert store_in(root, tmp_path).publish_rows("scores", ROWS, COUNT) == ref  # publishing again repairs it
     ref.verify()
+
+
+def test_a_damaged_download_is_repeated_before_the_object_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: str
+):
+    store = store_in(memory, tmp_path)
+    ref = store.publish_rows("scores", ROWS, COUNT)
+    get, calls = store._objects._files.get, []  # type: ignore[attr-defined]
+
+    def damaged_once(sources: list[str], targets: list[str]) -> None:
+        get(sources, targets)
+        calls.append(targets)
+        if len(calls) == 1:
+            Path(targets[0]).write_bytes(b"not what was sent")
+
+    monkeypatch.setattr(store._objects._files, "get", damaged_once)  # type: ignore[attr-defined]
+    assert store.rows(ref, Row) == ROWS
+    assert len(calls) == 2
+    ref.verify()
+
+
+@pytest.mark.stack
+def test_a_bucket_that_is_not_there_is_refused_and_not_made(s3: Callable[[], str], tmp_path: Path):
+    root = f"{s3()}x/results"
+    with pytest.raises(NoStorage, match="does not exist"):
+        store_in(root, tmp_path)
+    files, _ = file_system(root)
+    assert not files.exists(root.removesuffix("/results"))
+
+
+@pytest.mark.stack
+def test_a_download_that_fails_for_a_while_is_repeated(s3: Callable[[], str], s3_server: S3Server, tmp_path: Path):
+    store = store_in(s3(), tmp_path)
+    ref = store.publish_rows("scores", ROWS, COUNT)
+    (before,) = (one for one in [store._objects._files.get])  # type: ignore[attr-defined]
+
+    def fails_later(*arguments: Any) -> Any:
+        s3_server.failures = 5 if not failed else 0  # as often as the client itself tries
+        failed.append(True)
+        return before(*arguments)
+
+    failed: list[bool] = []
+    store._objects._files.get = fails_later  # type: ignore[attr-defined]
+    try:
+        assert store.rows(ref, Row) == ROWS
+    finally:
+        store._objects._files.get = before  # type: ignore[attr-defined]
+    assert len(failed) == 2
 
 
 def test_an_interrupted_publication_leaves_no_final_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

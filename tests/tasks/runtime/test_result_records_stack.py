@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import pickle
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from tasks.runtime.context import RunContext, StepContext
 from tasks.runtime.result_records import RefusedRecord, VerifiedRef
 
 COUNT = StageCount(rows_in=0, rows_out=0, dropped={}, **Usage().model_dump())
+MODULE = "antigravity"
+"""One that nobody imports otherwise."""
 PICKLE = {"type": "pickle", "picklelib": "cloudpickle", "picklelib_version": cloudpickle.__version__}
 JSON = {"type": "json", "jsonlib": "json", "object_decoder": "prefect.serializers.prefect_json_object_decoder"}
 
@@ -51,8 +54,9 @@ def poisons(path: Path) -> dict[str, tuple[dict[str, Any], str]]:
             {"type": "compressed/pickle", "compressionlib": "zlib", "serializer": PICKLE},
             encoded(zlib.compress(encoded(pickled).encode())),
         ),
-        "class": (JSON, json.dumps({"__class__": "pydantic.types.ImportString", "data": "antigravity.webbrowser"})),
+        "class": (JSON, json.dumps({"__class__": "pydantic.types.ImportString", "data": "this.s"})),
         "hook": (JSON | {"object_decoder": "builtins.print"}, "{}"),
+        "import": (PICKLE | {"picklelib": MODULE}, encoded(pickled)),
         "ours": ({"type": "verified-ref"}, json.dumps({"__class__": "pydantic.types.ImportString", "data": "this"})),
     }
 
@@ -81,6 +85,7 @@ def test_a_poisoned_record_is_not_read_and_the_result_is_found_without_it(tmp_pa
         ResultRecord.deserialize(record.read_bytes())
     assert run(tmp_path) == [(True, digest)]  # by its manifest
     assert not (tmp_path / "made by a record").exists()
+    assert MODULE not in sys.modules
 
 
 def test_a_reference_survives_its_record(tmp_path: Path):
