@@ -35,7 +35,7 @@ from tasks.runtime.context import RunContext, StepContext
 from tasks.runtime.failures import DiskFull, is_disk_full, is_transient
 from tasks.runtime.leases import Lease
 from tasks.runtime.ledger import LedgerEntry
-from tasks.runtime.result_records import VerifiedRef, refuse_other_serializers
+from tasks.runtime.result_records import VerifiedRef, read_references_only
 from tasks.runtime.run_directory import RECORDS
 
 StepKind = Literal["sampling", "training", "llm", "data"]
@@ -44,7 +44,7 @@ MODEL_KINDS = ("base-model", "checkpoint")
 """Kinds of artifacts that are model checkpoints."""
 STEPS: dict[str, Step] = {}
 """All steps by name."""
-refuse_other_serializers()
+read_references_only()
 
 
 class StepInputs(BaseModel):

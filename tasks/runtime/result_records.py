@@ -35,7 +35,7 @@ class VerifiedRef(Serializer):
         return ref
 
 
-def refuse_other_serializers() -> None:
+def read_references_only() -> None:
     """From now on no serializer of Prefect's reads anything in this process, nor imports what a record tells it to."""
     registry = get_registry_for_type(Serializer) or {}
     with warnings.catch_warnings():

@@ -109,7 +109,7 @@ def test_nothing_finished_is_lost_or_redone_when_database_and_storage_fail(site:
     run.stdin.write("\n")
     run.stdin.flush()
     site.postgres.start()
-    site.s3.failures = 30  # the client itself tries each request six times
+    site.s3.failures = 12  # the client itself tries each request six times
     first = figures(run)
     assert site.s3.failures == 0
     assert (first["made"], first["warnings"]) == (EVERY_STEP, [])

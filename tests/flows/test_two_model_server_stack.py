@@ -72,11 +72,11 @@ def test_several_processes_answer_and_end_together(endpoint: Endpoint):
     processes = endpoint.answering()
     assert len(processes) == WORKERS
     processes[0].kill()
-    processes[0].wait(30)
+    processes[0].wait(120)  # until its parent has seen it
     assert replies(endpoint, 4) == {"The answer is \\boxed{4}."}
     left = psutil.Process(endpoint.process.pid).children(recursive=True)
     endpoint.process.send_signal(signal.SIGKILL)
-    assert psutil.wait_procs(left, 30)[1] == []
+    assert psutil.wait_procs(left, 120)[1] == []
 
 
 def test_who_has_no_key_is_not_let_in(endpoint: Endpoint):
