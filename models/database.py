@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Insert, Table, bindparam, create_engine, event, or_, text
 from sqlalchemy import Engine as Database
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
-from tenacity import (
-    retry,
-    retry_if_exception,
-    retry_if_exception_message,
-    stop_after_delay,
-    wait_exponential_jitter,
-    wait_random,
-)
+from tenacity import retry, retry_if_exception_message, stop_after_delay, wait_random
 
 from models.file_systems import validate_file_system
+from models.outages import repeats_while
 
 UPSERTS = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 LOCKS = {"sqlite": "BEGIN IMMEDIATE", "postgresql": "SELECT pg_advisory_xact_lock(5318008)"}
@@ -29,10 +22,6 @@ id."""
 
 AWAY_STATES = ("08", "57P", "53300")
 """Beginnings of PostgreSQL's error codes for a server that ends, starts, or has no connection free."""
-OUTAGE_SECONDS = 120.0
-"""How long a PostgreSQL server may be away before the call fails; then the step is retried."""
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 def is_away(error: BaseException) -> bool:
@@ -45,16 +34,8 @@ def is_away(error: BaseException) -> bool:
     return state.startswith(AWAY_STATES)
 
 
-def survives_restarts(transaction: Callable[P, T]) -> Callable[P, T]:
-    """Repeats a transaction that may be repeated while its server is away, for up to OUTAGE_SECONDS. It may have been
-    committed when the answer was lost."""
-    repeated = retry(
-        retry=retry_if_exception(is_away),
-        wait=wait_exponential_jitter(multiplier=0.1, max=5, jitter=0.1),
-        stop=stop_after_delay(OUTAGE_SECONDS),
-        reraise=True,
-    )
-    return repeated(transaction)
+survives_restarts = repeats_while(is_away)
+"""Of a transaction: it may have been committed when the answer was lost."""
 
 
 def taking(table: Table, key: str, dialect: str) -> Insert:

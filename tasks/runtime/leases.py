@@ -27,7 +27,7 @@ LEASES = Table(
 )
 LEASE_SECONDS = 180.0
 """Seconds after which a lease that is not renewed expires: its holder has died, or is frozen. Longer than a database
-may be away (`models.database.OUTAGE_SECONDS`), so that an outage costs no lease."""
+may be away (`models.outages.OUTAGE_SECONDS`), so that an outage costs no lease."""
 RENEWALS = 4
 """Renewals within that time."""
 POLL_SECONDS = 1.0

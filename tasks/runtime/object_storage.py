@@ -9,17 +9,17 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, Protocol
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
-from tenacity import retry, retry_if_exception, stop_after_delay, wait_exponential_jitter
 
 from conf.errors import ReadableError
+from models.outages import repeats_while
 from tasks.runtime.contents import Contents
 from tasks.runtime.failures import is_transient
 from tasks.runtime.fetched import FetchedFiles
@@ -31,10 +31,7 @@ PROBE = ".brevity"
 """An empty file in a storage that was empty, to see that it can be written to."""
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory"}
 """File systems of fsspec without folders."""
-OUTAGE_SECONDS = 120.0
-"""How long a storage may be away before the step fails; then the step is retried."""
-P = ParamSpec("P")
-T = TypeVar("T")
+survives_outages = repeats_while(is_transient)
 
 
 class ArtifactDamaged(ReadableError):
@@ -69,17 +66,6 @@ class ObjectStorage(Protocol):
         ...
 
     def close(self) -> None: ...
-
-
-def survives_outages(call: Callable[P, T]) -> Callable[P, T]:
-    """Repeats a call that may be repeated while its storage is away, for up to OUTAGE_SECONDS."""
-    repeated = retry(
-        retry=retry_if_exception(is_transient),
-        wait=wait_exponential_jitter(multiplier=0.2, max=10, jitter=0.2),
-        stop=stop_after_delay(OUTAGE_SECONDS),
-        reraise=True,
-    )
-    return repeated(call)
 
 
 def file_system(url: str) -> tuple[Any, str]:
