@@ -14,6 +14,7 @@ import yaml
 from compose_spec.models import ComposeSpecification
 from prefect.client.schemas.objects import FlowRun
 
+from bench.dockerfile import steps
 from tests.flows.test_deploy_stack import job
 from tests.test_house import ROOT
 
@@ -45,6 +46,14 @@ def test_the_packages_are_a_layer_of_their_own():
         "COPY --chown=brevity Makefile ./",
         "COPY --chown=brevity conf/requirements conf/requirements",
     ]
+
+
+@pytest.mark.parametrize("target", ["cpu", "gpu"])
+def test_the_steps_that_are_run_without_an_engine_are_those_of_the_target(target: str):
+    ran = [rest for name, rest in steps(DOCKERFILE, target) if name == "RUN"]
+    assert [rest.split()[0] for rest in ran] == ["apt-get", "make", "make"]
+    assert [rest for rest in ran if rest.startswith("make")] == ["make packages", "make setup"]
+    assert ("ENV", f"ACCELERATOR={target}") in steps(DOCKERFILE, target)
 
 
 def test_the_compose_file_follows_the_specification(services: dict[str, Any]):
