@@ -6,6 +6,7 @@ code executed by everybody who looks for a result; so in our processes no other 
 
 from __future__ import annotations
 
+import json
 import warnings
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from prefect.serializers import Serializer, UnknownSerializer
 from prefect.utilities.dispatch import get_registry_for_type
 from pydantic import ConfigDict
 
+from conf.redaction import redacted
 from tasks.runtime.artifacts import ArtifactRef
 
 
@@ -21,12 +23,13 @@ class RefusedRecord(RuntimeError):
 
 
 class VerifiedRef(Serializer):
-    """A reference as plain JSON; its artifact is verified when it is read from the cache."""
+    """A reference as plain JSON; its artifact is verified when it is read from the cache. Of a failed attempt Prefect
+    writes the error: its words are kept, and never read back."""
 
     type: Literal["verified-ref"] = "verified-ref"  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    def dumps(self, obj: ArtifactRef) -> bytes:
-        return obj.model_dump_json().encode()
+    def dumps(self, obj: ArtifactRef | BaseException) -> bytes:
+        return (obj.model_dump_json() if isinstance(obj, ArtifactRef) else json.dumps(redacted(repr(obj)))).encode()
 
     def loads(self, blob: bytes) -> ArtifactRef:
         """Raises ArtifactDamaged, and ValueError for what is no reference."""

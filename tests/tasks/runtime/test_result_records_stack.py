@@ -88,6 +88,14 @@ def test_a_poisoned_record_is_not_read_and_the_result_is_found_without_it(tmp_pa
     assert MODULE not in sys.modules
 
 
+def test_the_error_of_a_failed_attempt_is_kept_in_words_and_not_read():
+    kept = VerifiedRef().dumps(ValueError("postgresql://me:hunter2@host/db is away"))
+    assert b"is away" in kept
+    assert b"hunter2" not in kept
+    with pytest.raises(ValueError, match="ArtifactRef"):
+        VerifiedRef().loads(kept)
+
+
 def test_a_reference_survives_its_record(tmp_path: Path):
     with RunContext("test", Storage(root=str(tmp_path)), Engine()) as ctx:
         ref = ctx.artifacts.publish_rows("problems", [], COUNT)
