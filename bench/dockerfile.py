@@ -1,10 +1,11 @@
 """Runs the steps of the Dockerfile in an empty root file system, where there is no container engine. As root:
 
-    debootstrap --variant=minbase --include=python3.11-venv,ca-certificates bookworm FOLDER
+    debootstrap --variant=minbase --include=python3.11-venv,python3.11-dev,ca-certificates bookworm FOLDER
     python -m bench.dockerfile FOLDER cpu                   # every step of the target, then `brevity doctor`
     python -m bench.dockerfile FOLDER cpu brevity run dto   # another command at the end
 
-Debian's Python stands in for the base image's. FOLDER needs /proc, /dev and what pip is configured to read mounted.
+Debian's Python stands in for the base image's. FOLDER needs /proc, /sys, /dev, a /dev/shm that
+everybody may write to, and what pip is configured to read.
 """
 
 from __future__ import annotations
