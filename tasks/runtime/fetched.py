@@ -33,9 +33,9 @@ class FetchedFiles:
         `fetch` writes `size` bytes to the path that it is called with; it is not called if there is a copy that
         `is_whole`. What it raises is raised, and nothing is kept.
         """
+        if held := self.held(name):
+            return held
         copy = self._folder / name
-        if name in self._in_use:
-            return copy
         lock = self._open_lock(name)
         try:
             while not self._is_held(lock, copy, is_whole):
@@ -49,6 +49,10 @@ class FetchedFiles:
         os.utime(lock.fileno())
         self._in_use[name] = lock
         return copy
+
+    def held(self, name: str) -> Path | None:
+        """The copy `name`, if this has it in use."""
+        return self._folder / name if name in self._in_use else None
 
     def _is_held(self, lock: IO[bytes], copy: Path, is_whole: Callable[[Path], bool]) -> bool:
         """Takes the lock for use. False if there is no whole copy: it is not fetched yet, or was removed meanwhile."""

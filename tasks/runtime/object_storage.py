@@ -180,10 +180,12 @@ class RemoteObjects:
 
     @survives_outages
     def fetch(self, uri: str, digest: str) -> Path:
+        name = f"{digest}{ROWS}" if uri.endswith(ROWS) else digest
+        if copy := self._fetched.held(name):
+            return copy
         contents = _remote_contents(uri)
         if contents is None or contents.digest != digest:
             raise ArtifactDamaged(f"{uri} is missing; start the run again: it is made anew")
-        name = digest if contents.is_folder else f"{digest}{ROWS}"
         download = partial(self._download, uri, contents)
         return self._fetched.path(name, contents.bytes, download, contents.has_sizes)
 
