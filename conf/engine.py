@@ -10,6 +10,7 @@ from conf.base import Positive, PositiveFloat, Settings, Share
 from conf.redaction import without_password
 from conf.sampling import Sampling
 from conf.training import Training
+from conf.workers import Workers
 
 SavedUrl = Annotated[str, AfterValidator(without_password)]
 """A URL that is saved with the run and must not contain a password."""
@@ -149,6 +150,7 @@ class Engine(Settings):
     samples."""
     servers_per_gpu: Positive = 1
     """Number of servers that run at the same time. They share GPU memory, or CPU cores, equally."""
+    workers: Workers = Workers()
     start_timeout: PositiveFloat = 600
     """Seconds to wait for a server to become ready."""
     request_timeout: PositiveFloat | None = None

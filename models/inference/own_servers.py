@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 
 
 class OwnServers(ServerEngine):
-    """An `Engine` of `engine.replicas` servers. One session at a time: weights are swapped only while no request is in
-    flight."""
+    """An `Engine` of `engine.replicas` servers. Sessions of one model may run side by side; one of another model waits
+    for their end, because weights are swapped only while no request is in flight."""
 
     def __init__(
         self,
@@ -45,17 +45,17 @@ class OwnServers(ServerEngine):
             for path in [log.with_stem(f"{log.stem}-{index}") if index else log]
         ]
         """Those that have not failed to start."""
-        self._session_lock = threading.Lock()
+        self._sessions = SharedBy()
 
     @contextmanager
     def session(self, model: Checkpoint, deliver: Deliver) -> Iterator[Session]:
         """See `Engine.session`. Raises ServerFailed, WeightSyncError."""
-        with self._session_lock, super().session(model, deliver) as session:
+        with self._sessions.of(model.fingerprint), super().session(model, deliver) as session:
             yield session
 
     def log_probs(self, model: Checkpoint, texts: Sequence[ScorableText]) -> Iterator[list[float] | FailedRequest]:
         """See `Engine.log_probs`. Raises as `session` does."""
-        with self._session_lock:
+        with self._sessions.of(model.fingerprint):
             yield from super().log_probs(model, texts)
 
     def close(self) -> None:
@@ -75,6 +75,25 @@ class OwnServers(ServerEngine):
             server.close()
         self.servers = [server for server in self.servers if server not in failures]
         return list(self.servers)
+
+
+class SharedBy:
+    """A lock that any number of holders share who hold it for the same name."""
+
+    def __init__(self) -> None:
+        self._name, self._holders, self._changed = "", 0, threading.Condition()
+
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._holders or self._name == name)
+            self._name, self._holders = name, self._holders + 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._holders -= 1
+                self._changed.notify_all()
 
 
 def serve_all(engines: Sequence[Engine], models: Sequence[Checkpoint]) -> None:

@@ -91,6 +91,8 @@ class VllmServer:
         self._process: GuardedProcess | None = None
         self._starts = 0
         self._served: Checkpoint | None = None
+        self._changes = threading.Lock()
+        """Held while the server is started or its weights are changed: sessions side by side share it."""
         self._folder = tempfile.TemporaryDirectory(prefix="brevity-")  # for this user only
         self._socket = Path(self._folder.name) / "vllm.sock"
         self.url = f"{UNIX}{self._socket}"
@@ -111,13 +113,19 @@ class VllmServer:
         return self._served is not None and self._is_running()
 
     def restart(self, closed: threading.Event) -> None:
-        """Restarts the server with the model it served, unless `closed` is set. Raises ServerFailed."""
-        model, self._served = self._served, None
-        assert model
-        self.close()
-        if not closed.is_set():
-            self._start(model)
-            self._served = model
+        """Restarts the server with the model it served, unless `closed` is set, or another session is doing so. Raises
+        ServerFailed."""
+        is_restarting = self._changes.locked()
+        with self._changes:
+            if is_restarting and self._is_running() and self._is_ready():
+                return
+            if (model := self._served) is None:
+                raise ServerFailed(f"the vLLM server could not be started again; see {self._log}")
+            self.close()
+            if not closed.is_set():
+                self._served = None
+                self._start(model)
+                self._served = model
 
     def close(self) -> None:
         if self._process:
@@ -127,14 +135,15 @@ class VllmServer:
     def serve(self, model: Checkpoint) -> None:
         """Serves `model`: in the place of the model that was served if that can be verified, else by a restart. Raises
         ServerFailed, WeightSyncError."""
-        if self._served and self._served.fingerprint == model.fingerprint and self._is_running():
-            return
-        # Unknown until the new weights are verified.
-        served, self._served = self._served, None
-        if not (served and self._is_running() and self._replace(served, model)):
-            self.close()
-            self._start(model)
-        self._served = model
+        with self._changes:
+            if self._served and self._served.fingerprint == model.fingerprint and self._is_running():
+                return
+            # Unknown until the new weights are verified.
+            served, self._served = self._served, None
+            if not (served and self._is_running() and self._replace(served, model)):
+                self.close()
+                self._start(model)
+            self._served = model
 
     def _is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None

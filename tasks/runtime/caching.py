@@ -11,7 +11,7 @@ import hashlib
 import inspect
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property, wraps
@@ -23,7 +23,6 @@ from prefect.cache_policies import CachePolicy
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
 from prefect.settings import get_current_settings
-from pydantic import BaseModel, ConfigDict
 
 from conf.base import Settings
 from conf.prompts import Prompt
@@ -35,22 +34,17 @@ from tasks.runtime.context import RunContext, StepContext
 from tasks.runtime.failures import DiskFull, is_disk_full, is_transient
 from tasks.runtime.leases import Lease
 from tasks.runtime.ledger import LedgerEntry
+from tasks.runtime.placement import workers_of
 from tasks.runtime.result_records import VerifiedRef, read_references_only
 from tasks.runtime.run_directory import RECORDS
+from tasks.runtime.step_inputs import MODEL_KINDS, StepInputs, artifacts_in
+from tasks.runtime.worker_pool import run_in_shards
 
 StepKind = Literal["sampling", "training", "llm", "data"]
 """Names of the settings `retries.…`."""
-MODEL_KINDS = ("base-model", "checkpoint")
-"""Kinds of artifacts that are model checkpoints."""
 STEPS: dict[str, Step] = {}
 """All steps by name."""
 read_references_only()
-
-
-class StepInputs(BaseModel):
-    """Base class that groups the inputs of a step with many: artifacts, settings and plain values."""
-
-    model_config = ConfigDict(frozen=True)
 
 
 def canonical(value: Any) -> Any:
@@ -85,24 +79,6 @@ def recipe_of(step: str, version: str, inputs: dict[str, Any], prompt: Prompt | 
     recipe = {"step": step, "version": version, "inputs": canonical(inputs)}
     reads_model = any(ref.kind in MODEL_KINDS for ref in artifacts_in(inputs))
     return recipe | {"prompt": canonical(prompt)} if reads_model and prompt not in (None, Prompt()) else recipe
-
-
-def artifact_paths(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], ArtifactRef]]:
-    """All artifact references within an input, in order, with their paths in the recipe."""
-    if isinstance(value, ArtifactRef):
-        yield path, value
-    parts: Any = ()
-    if isinstance(value, StepInputs | dict):
-        parts = dict(value).items()
-    elif isinstance(value, list | tuple):
-        parts = enumerate(value)
-    for name, part in parts:
-        yield from artifact_paths(part, (*path, str(name)))
-
-
-def artifacts_in(value: Any) -> list[ArtifactRef]:
-    """All artifact references within an input, in order."""
-    return [ref for _, ref in artifact_paths(value)]
 
 
 def name_with_labels(step: str, inputs: dict[str, Any]) -> str:
@@ -189,13 +165,18 @@ class Step:
         """Runs the body, and records its result while the lease is held. Whatever else fails after the lease was lost
         fails because of that: LeaseLost."""
         try:
-            ref = self.body(StepContext(ctx, ctx.key, ctx.recipe, lease), **inputs)
+            ref = self._run_body(StepContext(ctx, ctx.key, ctx.recipe, lease), inputs)
         except Exception:
             lease.check()
             raise
         lease.check()
         ctx.artifacts.record(ctx.key, ctx.recipe, ref)
         return ref
+
+    def _run_body(self, ctx: StepContext, inputs: dict[str, Any]) -> ArtifactRef:
+        """What samples is divided among the run's workers, if it has some."""
+        workers = workers_of(ctx) if self.kind == "sampling" else None
+        return run_in_shards(ctx, workers, self.body, inputs) if workers else self.body(ctx, **inputs)
 
     @cached_property
     def version(self) -> str:

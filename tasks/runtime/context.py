@@ -13,7 +13,6 @@ from conf.engine import Engine as EngineSettings
 from conf.engine import Storage
 from conf.prompts import Prompt
 from conf.retries import Retries
-from models.inference.devices import visible_gpus
 from models.inference.own_servers import OwnServers
 from models.training.launcher import train
 from reasoning.records import CostBounds, InvalidRow, Record, SkippedRow, StageCount, Usage
@@ -61,7 +60,7 @@ class RunContext:
     ):
         """`run_step`: replaces Prefect as what runs the steps. `folder`: this run's own; default: a new one in the
         storage."""
-        self.artifacts = open_artifacts(storage)
+        self.storage, self.artifacts = storage, open_artifacts(storage)
         self.directory = RunDirectory(name, storage, self.artifacts.is_local, folder)
         self.run_step = run_step
         self.ledger = Ledger()
@@ -98,7 +97,8 @@ class StepContext(RunContext):
     """The run context of one attempt of a step, with the step's cache key and the attempt's start."""
 
     def __init__(self, run: RunContext, key: str, recipe: dict[str, Any], lease: Lease | None = None):
-        self.artifacts, self.directory, self.ledger = run.artifacts, run.directory, run.ledger
+        self.storage, self.artifacts = run.storage, run.artifacts
+        self.directory, self.ledger = run.directory, run.ledger
         self.progress, self.resources, self.run_step = run.progress, run.resources, run.run_step
         self.key = key
         """Cache key. Names scratch folders and lists, so that a repeated step finds them."""
@@ -130,6 +130,10 @@ class StepContext(RunContext):
         all_dropped = Counter(dropped or {}) + Counter(row.reason for row in skipped)
         count = self.count(rows_in, len(rows), dict(all_dropped), usage)
         count = count.model_copy(update={"counts": counts or {}, "cost_bounds": cost_bounds, "billed_to": billed_to})
+        return self.save(kind, rows, count)
+
+    def save(self, kind: str, rows: Sequence[Record] | RowFile, count: StageCount) -> ArtifactRef:
+        """Puts the rows of an artifact where they belong."""
         return self.artifacts.publish_rows(kind, rows, count)
 
     @property
@@ -150,4 +154,4 @@ class StepContext(RunContext):
         """The step's ledger line, with the seconds since its start."""
         cost = (usage or Usage()).model_dump() | {"seconds": time.monotonic() - self.started}
         rows = {"rows_in": rows_in, "rows_out": rows_out, "dropped": dropped or {}}
-        return StageCount.model_validate({**rows, **cost, "gpus": len(visible_gpus())})
+        return StageCount.model_validate({**rows, **cost, "gpus": self.resources.gpus})

@@ -35,14 +35,15 @@ class GpuSlot:
     of their own. A missing limit is made, with one slot.
     """
 
-    def __init__(self, note: Callable[[str], None]):
-        self._note = note
+    def __init__(self, note: Callable[[str], None], is_needed: bool = True):
+        """`is_needed`: False where another system gives out the GPUs."""
+        self._note, self._is_needed = note, is_needed
         self._release: Callable[[], object] | None = None
         self._lock = threading.Lock()  # of two steps side by side, one takes it for both
 
     def take(self) -> None:
         """Waits for a free slot, unless this run has it. Raises ConnectionError when Prefect's server is away."""
-        if deployment.id is None or "KUBERNETES_SERVICE_HOST" in os.environ:
+        if not self._is_needed or deployment.id is None or "KUBERNETES_SERVICE_HOST" in os.environ:
             return
         with self._lock:
             self._release = self._release or self._take(slot_name())

@@ -25,11 +25,12 @@ from tasks.runtime import prediction
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.cache_files import CacheFiles
 from tasks.runtime.cache_index import CHECKPOINT, CachedResult, CacheError, CacheIndex
-from tasks.runtime.caching import MODEL_KINDS, Step, artifact_paths, is_refresh_wanted, name_with_labels
+from tasks.runtime.caching import Step, is_refresh_wanted, name_with_labels
 from tasks.runtime.context import StepContext
 from tasks.runtime.prediction import Figure, Input, Prediction, Prices, StepCall
 from tasks.runtime.result_records import VerifiedRef
 from tasks.runtime.run_directory import RECORDS
+from tasks.runtime.step_inputs import MODEL_KINDS, artifact_paths
 
 PLANNED = "planned"
 """Kind of an artifact that a plan only predicts, and how its digest begins."""

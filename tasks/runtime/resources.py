@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from conf.engine import Engine as EngineSettings
 from conf.llm import Llm
@@ -39,6 +39,19 @@ Train = Callable[[Any, Path, Callable[[int, int], None]], list[dict[str, Any]]]
 T = TypeVar("T")
 
 
+class Workers(Protocol):
+    """Workers in other processes, with servers of their own."""
+
+    @property
+    def gpus(self) -> int:
+        """Of all together."""
+        ...
+
+    def close(self) -> None:
+        """Ends them and their servers."""
+        ...
+
+
 class Resources:
     """Resources start on first use. `close` ends every process that was started."""
 
@@ -58,14 +71,16 @@ class Resources:
         self.engine_settings, self.rollouts_url = engine, rollouts_url
         self.prompt = prompt
         """Prompt settings for every model of the run; part of the cache key of each step that reads a model."""
-        self.trainer, self.retries = trainer, retries
-        self.gpu_slot = GpuSlot(progress.note)
+        self.trainer, self.retries, self.make_engine = trainer, retries, make_engine
+        # Ray itself gives GPUs to one at a time, and the run's own machine may have none.
+        self.gpu_slot = GpuSlot(progress.note, is_needed=engine.workers.kind != "ray")
+        self.workers: Workers | None = None
+        """Those that take shards of problems, once there are some."""
         self._artifacts, self._logs, self.progress, self._warn = artifacts, logs, progress, warn
-        self._make_engine = make_engine
         self._llm_clients: dict[str, LlmClient] = {}
         self._checkpoints: dict[str, Checkpoint] = {}
-        self._base: set[str] = set()
-        """Fingerprints of base models, which this run did not train."""
+        self.base_models: dict[str, str] = {}
+        """Names of the base models, which this run did not train, by fingerprint."""
 
     @cached_property
     def engine(self) -> Engine:
@@ -80,7 +95,7 @@ class Resources:
         log = self._logs / name
         where = described(replica_gpus(self.engine_settings, visible_gpus()), self.engine_settings.servers_per_gpu)
         self.progress.note(f"engine: {where}; starts when needed, log in {log}")
-        return self._make_engine(self.engine_settings, log, self.gpu_slot.take)
+        return self.make_engine(self.engine_settings, log, self.gpu_slot.take)
 
     @cached_property
     def _leases(self) -> Leases:
@@ -126,7 +141,7 @@ class Resources:
         if unread := checkpoint.prompts.unread:
             self._warn(f"the chat template of {name} does not read {', '.join(unread)} of prompt.template_arguments")
         self._checkpoints[checkpoint.fingerprint] = checkpoint
-        self._base.add(checkpoint.fingerprint)
+        self.base_models[checkpoint.fingerprint] = name
         return ArtifactRef(
             kind="base-model", uri=str(checkpoint.path), digest=checkpoint.fingerprint, rows=1, label=Path(name).name
         )
@@ -145,6 +160,10 @@ class Resources:
             self._checkpoints[ref.digest] = self._open(self._artifacts.local_path(ref))
         return self._checkpoints[ref.digest]
 
+    def knows(self, digest: str) -> bool:
+        """Whether the model is open."""
+        return digest in self._checkpoints
+
     def engine_for(self, model: Checkpoint) -> Engine:
         """The remote servers for a base model, if the settings name some; else the run's own engine."""
         return self.remote_servers if self._is_remote(model) else self.engine
@@ -154,7 +173,7 @@ class Resources:
         return self.remote_servers if self._is_remote(model) else self.partner_engine
 
     def _is_remote(self, model: Checkpoint) -> bool:
-        return bool(self.engine_settings.endpoints) and model.fingerprint in self._base
+        return bool(self.engine_settings.endpoints) and model.fingerprint in self.base_models
 
     @cached_property
     def remote_servers(self) -> RemoteServers:
@@ -236,14 +255,28 @@ class Resources:
         verdicts = self.verifier.verdicts(problems, answers)
         return verdicts, Usage(unverified=sum(group.count(Verdict.TIMEOUT) for group in verdicts))
 
+    @property
+    def gpus(self) -> int:
+        """GPUs that a step can use."""
+        return self.workers.gpus if self.workers else len(visible_gpus())
+
     def release_gpu(self) -> None:
         """Closes the engines, because a GPU cannot hold engine and trainer at once. They restart on next use."""
+        if on_cpu() and self.engine_settings.workers.kind != "ray":
+            return
+        self._end_workers()
         for name in ENGINES:
-            if name in self.__dict__ and not on_cpu():
+            if name in self.__dict__:
                 self.__dict__[name].close()
 
+    def _end_workers(self) -> None:
+        if self.workers:
+            self.workers.close()
+            self.workers = None
+
     def close_engines(self) -> None:
-        """Ends the run's servers; they start anew on next use."""
+        """Ends the run's servers and workers; they start anew on next use."""
+        self._end_workers()
         for name in ENGINES:
             if name in self.__dict__:
                 self.__dict__.pop(name).close()

@@ -56,6 +56,8 @@ class RowFile:
         self.path = Path(self._scratch.name) / "rows.parquet"
         self._writer: pq.ParquetWriter | None = None
         self._group: list[Record] = []
+        self._tables: list[pa.Table] = []
+        """Rows of other files that fill no group yet."""
         self._count = 0
         self._is_finished = False
 
@@ -83,9 +85,31 @@ class RowFile:
         for row in rows:
             self.append(row)
 
+    def extend_from(self, file: Any) -> None:
+        """Appends the rows of another Parquet file of such records, a path or an open file."""
+        assert not self._is_finished
+        assert not self._group
+        for table in read_tables(file):
+            self._tables.append(table.cast(pa.schema([(name, _as_made(kind)) for name, kind in _fields(table.schema)])))
+            self._count += len(table)
+            self._write_whole_groups()
+
+    def _write_whole_groups(self) -> None:
+        """Groups hold as many rows as those of records, so that a file does not show in how many parts it was made."""
+        if sum(map(len, self._tables)) < ROWS_PER_GROUP:
+            return
+        rows = pa.concat_tables(self._tables).combine_chunks()
+        whole = len(rows) // ROWS_PER_GROUP * ROWS_PER_GROUP
+        for first in range(0, whole, ROWS_PER_GROUP):
+            self._write_table(rows.slice(first, ROWS_PER_GROUP))
+        self._tables = [rows.slice(whole)] if whole < len(rows) else []
+
     def finish(self) -> Path:
         """Completes the file: no row can be appended any more. Returns its path."""
         self._is_finished = True
+        if self._tables:
+            self._write_table(pa.concat_tables(self._tables).combine_chunks())
+            self._tables = []
         if self._group or (self._writer is None and not self.path.exists()):
             self._write()
         if self._writer:
@@ -108,7 +132,10 @@ class RowFile:
             yield from (held[at] for at in sorted(held))
 
     def _write(self) -> None:
-        table = table_of(self._group)
+        self._write_table(table_of(self._group))
+        self._group = []
+
+    def _write_table(self, table: pa.Table) -> None:
         if self._writer is None:
             # Ids use a part of their four bytes only. Split by byte, they are smaller, and compressed faster.
             split = {
@@ -118,7 +145,17 @@ class RowFile:
                 self.path, table.schema, compression="zstd", use_dictionary=False, column_encoding=split or None
             )
         self._writer.write_table(table)
-        self._group = []
+
+
+def _as_made(kind: pa.DataType) -> pa.DataType:
+    """The type of a column that was read as it is when made: Parquet gives the elements of lists another name."""
+    if pa.types.is_list(kind):
+        return pa.list_(_as_made(kind.value_type))
+    return pa.struct([(name, _as_made(part)) for name, part in _fields(kind)]) if pa.types.is_struct(kind) else kind
+
+
+def _fields(of: pa.Schema | pa.StructType) -> Iterator[tuple[str, pa.DataType]]:
+    return ((field.name, field.type) for field in of)
 
 
 def read_tables(file: Any) -> Iterator[pa.Table]:

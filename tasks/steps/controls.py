@@ -27,9 +27,10 @@ from reasoning.records import (
 from reasoning.sampling_plans import ForwardScanPlan, count_agreeing
 from reasoning.token_ids import TokenIds
 from tasks.runtime.artifacts import ArtifactRef
-from tasks.runtime.caching import StepInputs, step
+from tasks.runtime.caching import step
 from tasks.runtime.context import RunContext, StepContext
 from tasks.runtime.rows import RowFile
+from tasks.runtime.step_inputs import StepInputs
 from tasks.steps.prefix_sampling import Endings, Finalizer, PrefixSampler, answer_probe, query_prefixes, skipped_rows
 from tasks.steps.problems import by_id, prompts_of
 from tasks.steps.sampling import failed_counts, sample_and_verify, score, scores_of_failed

@@ -38,9 +38,10 @@ from reasoning.records import (
 from reasoning.thinking import CLOSE_THINK, final_answer, thinking_of, thought_of, written_as
 from reasoning.token_ids import TokenIds
 from tasks.runtime.artifacts import ArtifactRef
-from tasks.runtime.caching import StepInputs, step
+from tasks.runtime.caching import step
 from tasks.runtime.context import RunContext, StepContext
 from tasks.runtime.rows import RowFile
+from tasks.runtime.step_inputs import StepInputs
 from tasks.steps.llm import query_llm
 from tasks.steps.prefix_sampling import Finalizer, Prefix, PrefixSampler, answer_probe, skipped_rows
 from tasks.steps.problems import by_id, prompts_of

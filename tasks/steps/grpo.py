@@ -11,8 +11,9 @@ from models.inference.devices import beside_trainer, replica_gpus, visible_gpus
 from models.training.launcher import FAILED, GrpoJob, job_paths, start_of
 from reasoning.records import Usage
 from tasks.runtime.artifacts import ArtifactRef
-from tasks.runtime.caching import StepInputs, step
+from tasks.runtime.caching import step
 from tasks.runtime.context import StepContext
+from tasks.runtime.step_inputs import StepInputs
 from tasks.steps.training import run_job
 
 

@@ -17,9 +17,10 @@ from reasoning.pruning import PruningPlan, pruned_trace
 from reasoning.pruning_proposals import pruning_query
 from reasoning.records import OptimisedTrace, ProposedRemovals, Scan, Trace, Usage, by_trace, left_joined, trace_name
 from tasks.runtime.artifacts import ArtifactRef
-from tasks.runtime.caching import StepInputs, step
+from tasks.runtime.caching import step
 from tasks.runtime.context import RunContext, StepContext
 from tasks.runtime.rows import RowFile
+from tasks.runtime.step_inputs import StepInputs
 from tasks.steps.dto import crossed_traces
 from tasks.steps.llm import query_llm
 from tasks.steps.prefix_sampling import Finalizer, LogProbScorer, Prefix, PrefixQuery, PrefixSampler, answer_probe

@@ -21,7 +21,8 @@ from conf.sampling import Sampling
 from conf.tiny_model import Lesson
 from conf.training import SimPO
 from tasks.runtime.artifacts import ArtifactRef
-from tasks.runtime.caching import Step, StepInputs, canonical, key_of, recipe_of, run_name
+from tasks.runtime.caching import Step, canonical, key_of, recipe_of, run_name
+from tasks.runtime.step_inputs import StepInputs
 from tests.conf.test_settings import ALL_SECTIONS
 
 REF = ArtifactRef(kind="traces", uri="/here", digest="abc", rows=1)

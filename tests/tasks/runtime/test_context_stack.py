@@ -10,9 +10,10 @@ from models.inference.scripted_engine import ScriptedEngine
 from reasoning.llm_queries import LlmQuery, LlmReply
 from reasoning.records import Problem, SkippedRow, TextPart
 from tasks.runtime.artifacts import ArtifactRef
-from tasks.runtime.caching import StepInputs, canonical, step
+from tasks.runtime.caching import canonical, step
 from tasks.runtime.context import RunContext, StepContext
 from tasks.runtime.run_directory import keys_of_run
+from tasks.runtime.step_inputs import StepInputs
 from tasks.steps.llm import query_llm
 from tests.flows.world import speak, without_prefect
 from tests.models.chat import Answer, Chat
