@@ -40,7 +40,12 @@ def free_port() -> int:
 
 def owner_name() -> str:
     """A name of this process for what it holds in a shared database; no two calls give the same."""
-    return f"{_machine()}/{os.getpid()}/{uuid.uuid4().hex}"
+    return f"{process_name()}/{uuid.uuid4().hex}"
+
+
+def process_name() -> str:
+    """How all `owner_name`s of this process begin."""
+    return f"{_machine()}/{os.getpid()}"
 
 
 def is_dead(owner: str) -> bool:

@@ -1,12 +1,21 @@
-"""Servers that tests share a state through, and that they can take away: PostgreSQL, and an S3 storage in memory."""
+"""Servers that tests share a state through, and that they can take away: PostgreSQL, an S3 storage in memory, Ray."""
 
 import itertools
 import logging
+import re
+import sys
+import tempfile
 import threading
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from models.processes import GuardedProcess, free_port
+from tests.waiting import until
+
+REPOSITORY = Path(__file__).parents[1]
+ADDRESS = re.compile(r"Local node IP: (\S+)")
 
 AWS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 
@@ -77,3 +86,36 @@ class S3Server:
     def close(self) -> None:
         self._server.shutdown()
         self._thread.join()
+
+
+class RayCluster:
+    """A Ray cluster on this machine, whose nodes are processes that do not share their workers. GPUs are numbers
+    only."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str], gpus: int = 1):
+        """`environment`: variables of what runs on the nodes."""
+        self._folder, self._gpus = folder, str(gpus)
+        self._environment = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(REPOSITORY), **environment}
+        self._sessions = tempfile.TemporaryDirectory(prefix="ray-")  # its sockets need short paths
+        port = free_port()
+        head = ["--head", "--port", str(port), "--include-dashboard", "false", "--temp-dir", self._sessions.name]
+        self.nodes = [self._start(head)]
+        self.address = ""
+        until(lambda: (found := ADDRESS.search(self.nodes[0].log.read_text())), "Ray's head")
+        self.address = f"{ADDRESS.search(self.nodes[0].log.read_text())[1]}:{port}"  # type: ignore[index]
+
+    def add_node(self) -> GuardedProcess:
+        """Starts another node, and waits until it has joined."""
+        self.nodes.append(self._start(["--address", self.address]))
+        until(lambda: "Ray runtime started" in self.nodes[-1].log.read_text(), "a node of Ray's")
+        return self.nodes[-1]
+
+    def _start(self, arguments: Iterable[str]) -> GuardedProcess:
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus", "4"]
+        log = self._folder / f"ray-{uuid.uuid4().hex[:8]}.log"
+        return GuardedProcess([*command, "--num-gpus", self._gpus, *arguments], log, self._environment)
+
+    def close(self) -> None:
+        for node in reversed(self.nodes):
+            node.end()
+        self._sessions.cleanup()

@@ -93,7 +93,7 @@ class RolloutExecutor:
     ):
         """`progress` receives (finished jobs, new tokens). `failures` counts failed jobs and may end the run; if
         omitted, any number may fail."""
-        self._store, self._schedulers = store, schedulers
+        self._store, self._schedulers = store.with_own_claims(), schedulers
         self._purpose, self._seed, self._progress, self._failures = purpose, seed, progress, failures
         self._events: SimpleQueue[Finished | FailedRequest | BaseException | _ScoredRequest] = SimpleQueue()
         self._slots = max(scheduler.engine.max_concurrency for scheduler in schedulers)

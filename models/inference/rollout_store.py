@@ -11,6 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
+from copy import copy
 from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
@@ -189,6 +190,19 @@ class RolloutStore:
         """Releases all claims of this run."""
         with self._database.begin() as connection:
             connection.execute(delete(CLAIMS).where(CLAIMS.c.owner == self._owner))
+
+    @survives_restarts
+    def release_claims_of(self, process: str) -> None:
+        """Releases the claims of a process that has gone, on whatever machine it was (`process_name`)."""
+        with self._database.begin() as connection:
+            connection.execute(delete(CLAIMS).where(CLAIMS.c.owner.startswith(f"{process}/", autoescape=True)))
+
+    def with_own_claims(self) -> RolloutStore:
+        """The same store, for one of several that sample side by side in this process: none releases what another has
+        claimed."""
+        own = copy(self)
+        own._owner = owner_name()
+        return own
 
     def summarise(self) -> list[StoreSummary]:
         """Stored completions by model and purpose."""

@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypedDict
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from conf.engine import Engine
 from conf.errors import ReadableError
-from conf.long_short import Grpo, Protocol, Who
+from conf.long_short import Grpo, Who
+from conf.long_short import Protocol as DialogueProtocol
 from conf.prompts import Prompt
 from conf.training import Lora
 from models.checkpoints.adapters import MAX_RANK
@@ -22,7 +23,7 @@ from models.checkpoints.checkpoint import Checkpoint
 from models.inference.devices import SERVERS_VARIABLE, VISIBLE, beside_trainer, visible_gpus
 from models.processes import GuardedProcess, threads
 
-LOG = "train.log"
+LOG, JOB = "train.log", "job.json"
 STORE_VARIABLE = "BREVITY_ROLLOUTS"
 GRADIENT_CHECKPOINTING = "gradient_checkpointing"
 """Name of the progress figure that says whether activations were recomputed."""
@@ -51,6 +52,36 @@ class JobPaths(TypedDict):
     exit_file: Path
 
 
+class NodeOfMany(NamedTuple):
+    """One of several nodes that train together. All meet at `address` and `port` of the first."""
+
+    nodes: int = 1
+    rank: int = 0
+    address: str = ""
+    port: int = 0
+
+
+class Trainer(Protocol):
+    """A training that is running. A context manager, which ends it."""
+
+    @property
+    def processes(self) -> int:
+        """That it runs in."""
+        ...
+
+    def poll(self) -> int | None:
+        """Exit code, or None while it runs."""
+        ...
+
+    def log_tail(self) -> str: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_: object) -> None: ...
+
+
+Launch = Callable[["TrainerJob", Path], Trainer]
+"""Starts a job that is written in a folder."""
+
+
 def job_paths(folder: Path) -> JobPaths:
     """The paths of a job that works in `folder`."""
     return {
@@ -68,6 +99,8 @@ class TrainerJob(BaseModel):
 
     MODULE: ClassVar[str]
     """The module to launch."""
+    SPANS_NODES: ClassVar[bool] = False
+    """Whether several nodes can train together."""
 
     model: Path
     """Folder of the weights to train."""
@@ -96,6 +129,8 @@ class TrainerJob(BaseModel):
     bf16: bool = True
     lora: Lora | None = None
     fsdp: bool = False
+    nodes: int = 1
+    """That train together."""
     log_every: int = 5
     save_steps: int = 50
 
@@ -112,8 +147,8 @@ class TrainerJob(BaseModel):
 
     @property
     def processes(self) -> int:
-        """One for each GPU, or fewer where the batch cannot be split evenly among them."""
-        return largest_divisor(self.global_batch_size, max(1, len(visible_gpus())))
+        """On each node, one for each GPU, or fewer where the batch cannot be split evenly among them."""
+        return largest_divisor(self.global_batch_size // self.nodes, max(1, len(visible_gpus())))
 
 
 class TrainJob(TrainerJob):
@@ -121,6 +156,7 @@ class TrainJob(TrainerJob):
     dpo)."""
 
     MODULE = "models.training.train"
+    SPANS_NODES = True
 
     method: Literal["sft", "simpo", "dpo"]
     num_train_epochs: int
@@ -144,7 +180,7 @@ class GrpoJob(TrainerJob):
     partner: Path | None
     """Weights of the other model, which is frozen."""
     partner_adapter: Path | None = None
-    protocol: Protocol | None
+    protocol: DialogueProtocol | None
     rl: Grpo
     max_tokens: int
     """Of a completion of a single model."""
@@ -205,25 +241,49 @@ class TrainerCrashed(ReadableError):
     """The trainer stopped for an unknown reason; the message contains the end of its log. A repeated job resumes."""
 
 
+class LocalTrainer:
+    """A `Trainer` on this machine."""
+
+    def __init__(self, job: TrainerJob, folder: Path):
+        self.processes, self._process = job.processes, start(job, folder)
+
+    def poll(self) -> int | None:
+        return self._process.poll()
+
+    def log_tail(self) -> str:
+        return self._process.log_tail()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.end()
+
+
 def train(
-    job: TrainerJob, folder: Path, progress: Callable[[int, int], None], poll: float = 0.5
+    job: TrainerJob,
+    folder: Path,
+    progress: Callable[[int, int], None],
+    poll: float = 0.5,
+    launch: Launch = LocalTrainer,
 ) -> list[dict[str, Any]]:
     """Runs `job`. Returns the logged figures, one dict per step.
 
     `progress` receives (step, steps) every `poll` seconds, (0, 0) before the first; the trainer ends if it raises.
+    `launch`: starts it, here or elsewhere.
 
     When memory runs out, the per-device batch is halved, down to one row, and the job resumes. Raises TrainingFailed,
     whose message names the remedy, or TrainerCrashed.
     """
     while True:
-        code, reason, tail = _run(job, folder, progress, poll)
+        code, reason, tail, processes = _run(job, folder, progress, poll, launch)
         reason, _, detail = reason.partition("\n")
         if code == 0:
             steps: dict[int, dict[str, Any]] = {}
             for line in _figures(job.progress):
                 steps[line["step"]] = steps.get(line["step"], {}) | line
             return list(steps.values())
-        if reason == ExitReason.OUT_OF_MEMORY and (smaller := _smaller_batch(job)):
+        if reason == ExitReason.OUT_OF_MEMORY and (smaller := _smaller_batch(job, processes)):
             job = job.model_copy(update={"per_device_train_batch_size": smaller})
         elif reason == ExitReason.OUT_OF_MEMORY:
             raise TrainingFailed(f"one row does not fit into memory; lower {job.too_long_message}")
@@ -235,12 +295,25 @@ def train(
             raise TrainerCrashed(f"the trainer ended with code {code}; end of {folder / LOG}:\n{tail}")
 
 
-def _run(job: TrainerJob, folder: Path, progress: Callable[[int, int], None], poll: float) -> tuple[int, str, str]:
-    """Exit code, content of the exit file, and the end of the log."""
+def _run(
+    job: TrainerJob, folder: Path, progress: Callable[[int, int], None], poll: float, launch: Launch
+) -> tuple[int, str, str, int]:
+    """Exit code, content of the exit file, the end of the log, and the number of processes."""
     folder.mkdir(parents=True, exist_ok=True)
     job.exit_file.unlink(missing_ok=True)
-    file = folder / "job.json"
-    file.write_text(job.model_dump_json(indent=2))
+    (folder / JOB).write_text(job.model_dump_json(indent=2))
+    with launch(job, folder) as trainer:
+        while (code := trainer.poll()) is None:
+            figures = _figures(job.progress)
+            progress(figures[-1]["step"], figures[-1]["steps"]) if figures else progress(0, 0)
+            time.sleep(poll)
+        reason = job.exit_file.read_text() if job.exit_file.exists() else ""
+        return code, reason, trainer.log_tail(), trainer.processes
+
+
+def start(job: TrainerJob, folder: Path, node: NodeOfMany | None = None) -> GuardedProcess:
+    """Starts the job that is written in `folder` on this machine: all of it, or the part of a `node`."""
+    node = node or NodeOfMany()
     environment = {
         "TRL_EXPERIMENTAL_SILENCE": "1",
         "TOKENIZERS_PARALLELISM": "false",
@@ -249,19 +322,21 @@ def _run(job: TrainerJob, folder: Path, progress: Callable[[int, int], None], po
         "OMP_NUM_THREADS": str(max(1, threads() // job.processes)),
         **job.environment,
     }
-    with GuardedProcess(_command(job, file), folder / LOG, environment) as process:
-        while (code := process.poll()) is None:
-            figures = _figures(job.progress)
-            progress(figures[-1]["step"], figures[-1]["steps"]) if figures else progress(0, 0)
-            time.sleep(poll)
-        return code, job.exit_file.read_text() if job.exit_file.exists() else "", process.log_tail()
+    log = folder / (LOG if node.rank == 0 else f"train-{node.rank}.log")
+    return GuardedProcess(_command(job, folder / JOB, node), log, environment)
 
 
-def _command(job: TrainerJob, file: Path) -> list[str]:
+def _command(job: TrainerJob, file: Path, node: NodeOfMany) -> list[str]:
     """PyTorch's launcher for several processes. accelerate's would also obey a file that this machine's user has made
     for other purposes."""
-    several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(job.processes)]
-    return [sys.executable, *(several if job.processes > 1 else []), "-m", job.MODULE, str(file)]
+    several = []
+    if node.nodes > 1:
+        meeting = ["--master_addr", node.address, "--master_port", str(node.port)]
+        several = ["--nnodes", str(node.nodes), "--node_rank", str(node.rank), *meeting]
+    elif job.processes > 1:
+        several = ["--standalone"]
+    launcher = ["-m", "torch.distributed.run", *several, "--nproc_per_node", str(job.processes)] if several else []
+    return [sys.executable, *launcher, "-m", job.MODULE, str(file)]
 
 
 def _figures(path: Path) -> list[dict[str, Any]]:
@@ -270,9 +345,9 @@ def _figures(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}\n")]
 
 
-def _smaller_batch(job: TrainerJob) -> int:
+def _smaller_batch(job: TrainerJob, processes: int) -> int:
     """The largest number of rows for a forward pass that is at most half of those in use; 0 where that is one row."""
-    rows = job.global_batch_size // job.processes
+    rows = job.global_batch_size // processes
     in_use = largest_divisor(rows, job.per_device_train_batch_size)
     return largest_divisor(rows, in_use // 2) if in_use > 1 else 0
 

@@ -6,6 +6,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,6 +14,7 @@ from conf.engine import Engine as EngineSettings
 from conf.engine import Storage
 from conf.prompts import Prompt
 from conf.retries import Retries
+from conf.workers import Workers
 from models.inference.own_servers import OwnServers
 from models.training.launcher import train
 from reasoning.records import CostBounds, InvalidRow, Record, SkippedRow, StageCount, Usage
@@ -37,6 +39,15 @@ def open_artifacts(storage: Storage) -> ArtifactStore:
     return ArtifactStore(storage.root, FetchedFiles(here / FETCHED, 1e9 * storage.max_fetched_gb))
 
 
+def _trainer(workers: Workers, note: Callable[[str], None]) -> Train:
+    """What trains: this machine, or nodes of a Ray cluster."""
+    if workers.kind != "ray":
+        return train
+    from tasks.runtime.ray_training import RayTraining  # an extra of this package
+
+    return partial(train, launch=partial(RayTraining, workers, note))
+
+
 class RunContext:
     """The parts of one run. A context manager: exit ends every process that the run started.
 
@@ -53,7 +64,7 @@ class RunContext:
         prompt: Prompt | None = None,
         retries: Retries | None = None,
         make_engine: MakeEngine = OwnServers,
-        trainer: Train = train,
+        trainer: Train | None = None,
         progress: Progress | None = None,
         run_step: StepRunner | None = None,
         folder: Path | None = None,
@@ -75,7 +86,7 @@ class RunContext:
             self.warn,
             retries or Retries(),
             make_engine,
-            trainer,
+            trainer or _trainer(engine.workers, self.progress.note),
         )
 
     def warn(self, text: str) -> None:

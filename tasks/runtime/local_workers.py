@@ -56,9 +56,6 @@ class LocalWorkers:
             self._free.put(gpus)
             raise
 
-    def close(self) -> None:
-        """Nothing to do: the workers are ended one by one."""
-
 
 class _Processes(BaseManager):
     """One process that holds a worker; each thread that calls it is served by a thread there."""
@@ -73,7 +70,8 @@ class _LocalWorker:
         self._manager.start(_prepare, (dict(environment),))
         try:
             self._worker: Any = self._manager.ShardWorker(plan, number)  # type: ignore[attr-defined]
-            self._pid = self._worker.pid()
+            self.process: str = self._worker.process()
+            self._pid = int(self.process.rpartition("/")[2])
         except BaseException:
             self._manager.shutdown()
             raise

@@ -25,7 +25,8 @@ def workers_of(ctx: RunContext) -> WorkerPool | None:
         return None
     with _opening:
         if resources.workers is None:
-            resources.workers = WorkerPool(_place(ctx), settings.shards_at_once, ctx.progress.note)
+            release = resources.store.release_claims_of
+            resources.workers = WorkerPool(_place(ctx), settings.shards_at_once, ctx.progress.note, release)
     assert isinstance(resources.workers, WorkerPool)
     return resources.workers
 
@@ -43,7 +44,7 @@ def _place(ctx: RunContext) -> Place:
         folder=ctx.directory.path,
     )
     if plan.engine.workers.kind == "ray":
-        from tasks.runtime.ray_cluster import RayWorkers
+        from tasks.runtime.ray_workers import RayWorkers  # an extra of this package
 
-        return RayWorkers(plan, ctx.progress.note)
+        return RayWorkers(plan)
     return LocalWorkers(plan, resources.gpu_slot.take)

@@ -27,6 +27,7 @@ from models.inference.engine import Engine, Failure
 from models.inference.rollout_executor import FailureBudget
 from models.inference.shared_engine import SharedEngine
 from models.inference.vllm_server import REPLICA_STRIDE
+from models.processes import process_name
 from reasoning.records import InvalidRow, Record, SkippedRow, StageCount
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.context import RunContext, StepContext
@@ -36,7 +37,6 @@ from tasks.runtime.resources import ENGINES, MakeEngine, Resources
 from tasks.runtime.rows import RowFile
 from tasks.runtime.shards import ShardFile
 from tasks.runtime.step_inputs import MODEL_KINDS, with_artifacts
-
 
 NO_ROWS, NOTHING = ShardFile(b"", 0), StageCount(rows_in=0, rows_out=0, dropped={})
 
@@ -203,8 +203,9 @@ class ShardWorker:
         _ = resources.store, resources.verifier  # made once, for all shards
         self._opening = threading.Lock()
 
-    def pid(self) -> int:
-        return os.getpid()
+    def process(self) -> str:
+        """Name of its process."""
+        return process_name()
 
     def run(self, call: ShardCall) -> ShardResult:
         """Runs a step on a shard. Raises what the step raises, and AnotherModel."""

@@ -39,6 +39,9 @@ class WorkerLost(ReadableError):
 class Worker(Protocol):
     """A `ShardWorker` somewhere else."""
 
+    process: str
+    """`process_name` there."""
+
     def run(self, call: ShardCall) -> ShardResult:
         """Raises what the step raises, and WorkerLost."""
         ...
@@ -59,15 +62,14 @@ class Place(Protocol):
         """Makes the worker of this number, and waits until it is there."""
         ...
 
-    def close(self) -> None: ...
-
 
 class WorkerPool:
     """Workers that start when the first shard needs one. A lost one is replaced, and its shards go to the others."""
 
-    def __init__(self, place: Place, at_once: int, note: Callable[..., None]):
-        """`at_once`: shards that each worker has in hand."""
-        self._place, self.count, self.at_once, self._note = place, place.count, at_once, note
+    def __init__(self, place: Place, at_once: int, note: Callable[..., None], release: Callable[[str], None]):
+        """`at_once`: shards that each worker has in hand. `release` frees what a process that has gone had claimed."""
+        self._place, self.count, self.at_once = place, place.count, at_once
+        self._note, self._release = note, release
         self.gpus = place.count * place.gpus_each
         self._free: SimpleQueue[Worker | Exception] = SimpleQueue()
         """Each worker as often as it can take a shard; the last worker's error where none is left."""
@@ -103,7 +105,6 @@ class WorkerPool:
             worker.end()
         for _ in range(self.count * self.at_once):
             self._free.put(WorkerLost("the run's workers were ended"))
-        self._place.close()
 
     def _start_all(self) -> None:
         with self._lock:
@@ -119,6 +120,12 @@ class WorkerPool:
     def _add(self, number: int) -> None:
         try:
             worker = self._place.start(number)
+        except WorkerLost as lost:  # its node has gone before it was there
+            with self._lock:
+                self._starting -= 1
+            self._note(f"{lost}; another is started", logging.WARNING)
+            self._start_one()
+            return
         except Exception as error:
             with self._lock:
                 self._starting -= 1
@@ -164,6 +171,7 @@ class WorkerPool:
         if is_first:
             self._note(f"{lost}; its shards go to the other workers, and another is started", logging.WARNING)
             worker.end()
+            self._release(worker.process)  # else the others would wait until the claims expire
             self._start_one()
 
 

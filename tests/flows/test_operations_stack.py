@@ -5,8 +5,7 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -43,20 +42,9 @@ from models.processes import GuardedProcess, free_port
 from tests.flows.scripted_flows import dto, multi_seed
 from tests.flows.test_dto_stack import EVERY_STEP, SMALL
 from tests.flows.test_multi_seed_stack import SMALL as SEEDS
+from tests.waiting import until
 
 REPOSITORY = Path(__file__).parent.parent.parent
-LONG = 240.0
-"""Seconds after which a test gives up waiting."""
-
-
-def until(is_done: Callable[[], Any], what: str) -> Any:
-    """The first true value of `is_done`."""
-    deadline = time.monotonic() + LONG
-    while not (value := is_done()):
-        if time.monotonic() > deadline:
-            pytest.fail(f"waited {LONG:.0f} s for {what}")
-        time.sleep(0.1)
-    return value
 
 
 class Site:

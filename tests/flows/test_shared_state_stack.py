@@ -17,8 +17,9 @@ from sqlalchemy import create_engine, func, select
 from models.inference.rollout_store import COMPLETIONS
 from models.processes import GuardedProcess, free_port
 from tests.flows.test_dto_stack import EVERY_STEP
-from tests.flows.test_operations_stack import REPOSITORY, is_healthy, until
+from tests.flows.test_operations_stack import REPOSITORY, is_healthy
 from tests.services import Postgres, S3Server
+from tests.waiting import until
 
 NEVER = 10**9
 

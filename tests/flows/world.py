@@ -112,7 +112,7 @@ def assist(body: dict[str, Any], number: int) -> Answer:
 
 def run_plainly(self: Step, ctx: StepContext, inputs: dict[str, Any]) -> tuple[ArtifactRef, bool]:
     """`Step.run_in_prefect` without Prefect: a plain call, with the result in a file under the same key."""
-    file = Path(ctx.directory.root) / "results" / ctx.key
+    file = ctx.directory.local_root / "results" / ctx.key
     if file.exists():
         return ArtifactRef.model_validate_json(file.read_text()), True
     ref = self.attempt(ctx, **inputs)

@@ -75,6 +75,6 @@ def test_one_process_for_each_gpu_that_gets_as_many_rows(
     train_job = job(tmp_path, [], global_batch_size=batch)
     assert train_job.processes == max(1, len(used))
     assert train_job.environment.get("CUDA_VISIBLE_DEVICES") == (",".join(used) or None)
-    command = launcher._command(train_job, tmp_path / "job.json")[1:]
+    command = launcher._command(train_job, tmp_path / "job.json", launcher.NodeOfMany())[1:]
     several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(len(used))]
     assert command == [*(several if len(used) > 1 else []), "-m", "models.training.train", str(tmp_path / "job.json")]

@@ -1,0 +1,77 @@
+"""Workers on a Ray cluster: Ray places them, keeps their GPUs for them, and says when their node has gone."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from tasks.runtime.ray_cluster import NoCluster, connect, gpus_of_nodes, result
+from tasks.runtime.shard_worker import ShardCall, ShardResult, ShardWorker, WorkerPlan
+from tasks.runtime.worker_pool import Worker, WorkerLost
+
+
+class RayWorkers:
+    """Room for as many workers as the cluster has GPUs for."""
+
+    def __init__(self, plan: WorkerPlan):
+        """Raises NoCluster."""
+        settings = plan.engine.workers
+        self._plan = plan
+        connect(settings.ray_address)
+        gpus = gpus_of_nodes()
+        self.gpus_each = (settings.gpus_each or plan.engine.tensor_parallel_size) if any(gpus) else 0
+        room = sum(of_node // self.gpus_each for of_node in gpus) if self.gpus_each else len(gpus)
+        self.count = settings.count or room
+        if not self.count:
+            raise NoCluster(
+                f"no node of the Ray cluster has {self.gpus_each} GPUs, which a worker asks for; lower "
+                "engine.workers.gpus_each or engine.tensor_parallel_size"
+            )
+
+    def start(self, number: int) -> Worker:
+        """See `Place.start`. Waits until Ray has room for it."""
+        return _RayWorker(self._plan, number, self.gpus_each)
+
+
+class _Actor:
+    """On a node: its worker."""
+
+    def open(self, plan: WorkerPlan, number: int) -> str:
+        """Returns `Worker.process`. Raises what the worker raises."""
+        self._worker = ShardWorker(plan, number)
+        return self._worker.process()
+
+    def run(self, call: ShardCall) -> ShardResult:
+        return self._worker.run(call)
+
+
+class _RayWorker:
+    def __init__(self, plan: WorkerPlan, number: int, gpus: int):
+        # Ray does not start it again: the pool starts another, and its shards do not wait for that.
+        actor = ray.remote(_Actor).options(
+            num_gpus=gpus,
+            max_restarts=0,
+            max_concurrency=plan.engine.workers.shards_at_once,
+            scheduling_strategy="SPREAD",
+        )
+        self._actor: Any = actor.remote()
+        self.process = f"of number {number}"
+        self.process = self._result(self._actor.open.remote(plan, number))
+
+    def run(self, call: ShardCall) -> ShardResult:
+        """See `Worker.run`."""
+        return self._result(self._actor.run.remote(call))
+
+    def _result(self, call: Any) -> Any:
+        try:
+            return result(call)
+        except RayActorError:
+            raise WorkerLost(f"the worker {self.process} has gone") from None
+
+    def end(self) -> None:
+        """See `Worker.end`."""
+        with suppress(Exception):  # it may have gone, and its cluster too
+            ray.kill(self._actor)
