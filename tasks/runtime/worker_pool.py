@@ -75,7 +75,7 @@ class WorkerPool:
         """Each worker as often as it can take a shard; the last worker's error where none is left."""
         self._workers: set[Worker] = set()
         self._starting = self._started = 0
-        self._is_closed = False
+        self._is_opened = self._is_closed = False
         self._lock = threading.Lock()
 
     def run(self, call: ShardCall) -> ShardResult:
@@ -108,23 +108,25 @@ class WorkerPool:
 
     def _start_all(self) -> None:
         with self._lock:
-            new = 0 if self._started else self.count
-        for _ in range(new):
-            self._start_one()
+            is_first, self._is_opened = not self._is_opened, True
+        if is_first:
+            self._start_more(self.count)
 
-    def _start_one(self) -> None:
+    def _start_more(self, count: int) -> None:
         with self._lock:
-            number, self._started, self._starting = self._started, self._started + 1, self._starting + 1
-        threading.Thread(target=copy_context().run, args=(self._add, number), daemon=True).start()
+            numbers = range(self._started, self._started + count)
+            self._started, self._starting = self._started + count, self._starting + count
+        for number in numbers:
+            threading.Thread(target=copy_context().run, args=(self._add, number), daemon=True).start()
 
     def _add(self, number: int) -> None:
         try:
             worker = self._place.start(number)
         except WorkerLost as lost:  # its node has gone before it was there
+            self._note(f"{lost}; another is started", logging.WARNING)
+            self._start_more(1)
             with self._lock:
                 self._starting -= 1
-            self._note(f"{lost}; another is started", logging.WARNING)
-            self._start_one()
             return
         except Exception as error:
             with self._lock:
@@ -172,7 +174,7 @@ class WorkerPool:
             self._note(f"{lost}; its shards go to the other workers, and another is started", logging.WARNING)
             worker.end()
             self._release(worker.process)  # else the others would wait until the claims expire
-            self._start_one()
+            self._start_more(1)
 
 
 def run_in_shards(

@@ -1,0 +1,100 @@
+"""Steps on shards of problems: what workers make is what one process makes; what they cost when they are lost."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from sqlalchemy import create_engine, func, select
+
+from models.inference.rollout_store import COMPLETIONS
+from tests.flows import test_cot_distillation_stack, test_dto_stack, test_long_short_stack
+from tests.flows.inline_workers import InlineWorkers
+from tests.flows.world import ScriptedRun
+from tests.services import REPOSITORY
+from tests.waiting import until
+
+SHARDS = ("engine.workers.kind=processes", "engine.workers.problems_per_shard=3")
+UNSTORED = {"prune-traces"}
+"""Steps that need log-probs, which no store holds."""
+
+
+def made_by(run: ScriptedRun) -> list[tuple]:
+    """Of each step: its rows, by their digest, and the ledger's counts, but for the cost."""
+    counts = [(entry.step, entry.artifact, entry.artifact.count) for entry in run.ctx.ledger]
+    return [
+        (step, ref.digest, ref.rows, count.rows_in, count.dropped, count.counts, count.cost_bounds)
+        for step, ref, count in counts
+        if count and step != "pair-models"  # its row says where the models lie
+    ]
+
+
+@pytest.mark.usefixtures("plain_steps")
+@pytest.mark.parametrize(
+    ("pipeline", "changes"),
+    [
+        (test_dto_stack.Run, ("controls.early_stop=true", "probing.search={type='binary',audited=0.5}")),
+        (test_cot_distillation_stack.Run, ()),
+        (test_long_short_stack.Run, ("one_model=true",)),
+    ],
+)
+def test_shards_make_what_one_process_makes_from_the_same_samples(
+    pipeline: Callable[..., ScriptedRun], changes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Once the shards sample, and one process takes theirs from the store; once the other way round. Only what no
+    store holds then needs a worker."""
+    monkeypatch.setattr("tasks.runtime.placement.LocalWorkers", InlineWorkers)
+    orders = {"shards first": (SHARDS, ()), "one process first": ((), SHARDS)}
+    for name, order in orders.items():
+        runs = []
+        for number, workers in enumerate(order):
+            store = f"storage.rollout_store=sqlite:///{tmp_path}/{name[:3]}.sqlite"
+            InlineWorkers.calls = 0
+            runs.append(pipeline(tmp_path / f"{name}-{number}", store, *changes, *workers))
+        sampled, taken = runs
+        assert made_by(sampled) == made_by(taken), name
+        assert sampled.completions > taken.completions == 0
+        if order[1]:
+            steps = {entry.step for entry in taken.ctx.ledger}
+            assert bool(InlineWorkers.calls) == bool(steps & UNSTORED)
+
+
+def test_a_worker_process_that_is_killed_costs_nothing_that_was_finished(tmp_path: Path):
+    """Two processes sample; one is killed with shards in hand, and what it had begun is sampled by others at once."""
+    environment = {"PACED_HOLD": str(tmp_path / "hold"), "PACED_LOG": str(tmp_path / "log"), "PACED_SECONDS": "0.02"}
+    (tmp_path / "log").touch()
+    store = f"sqlite:///{tmp_path}/store.sqlite"
+    changes = (f"storage.root={tmp_path}/runs", f"storage.rollout_store={store}", *SHARDS)
+    run = subprocess.Popen(
+        [sys.executable, "-m", "tests.flows.workers_run", *changes],
+        cwd=REPOSITORY,
+        env=os.environ | environment | {"PREFECT_HOME": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=(tmp_path / "notes").open("w"),
+        text=True,
+    )
+
+    def sampled_by() -> list[int]:
+        return [int(line) for line in (tmp_path / "log").read_text().split()]
+
+    def stored() -> int:
+        with create_engine(store).connect() as connection:
+            return connection.execute(select(func.count()).select_from(COMPLETIONS)).scalar_one()
+
+    until(lambda: run.poll() or (len({*sampled_by()}) == 2 and len(sampled_by()) > 12), "samples of both processes")
+    (tmp_path / "hold").touch()
+    until(lambda: len(sampled_by()) == stored(), "what was sampled to be stored")
+    os.kill(sampled_by()[-1], signal.SIGKILL)
+    (tmp_path / "hold").unlink()
+    output, _ = run.communicate()
+    assert run.returncode == 0
+    figures = json.loads(output.splitlines()[-1])
+    assert (figures["made"], figures["warnings"]) == (test_dto_stack.EVERY_STEP, [])
+    assert len(sampled_by()) == stored()
+    assert "has ended" in (tmp_path / "notes").read_text()
+    until(lambda: not any(psutil.pid_exists(pid) for pid in {*sampled_by()}), "the workers to end")
