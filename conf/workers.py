@@ -13,7 +13,7 @@ class Workers(Settings):
 
     kind: Literal["none", "processes", "ray"] = "none"
     """`none`: the run's own process. `processes`: several processes of this machine, where one is too slow for all
-    GPUs. `ray`: actors of a Ray cluster; training runs there too (docs/many-machines.md)."""
+    GPUs. `ray`: actors of a Ray cluster; training runs there too (docs/operations.md)."""
     count: Positive | None = None
     """Number of workers. Default: as many as there are GPUs for; without GPUs one for each node of the Ray cluster, or
     two processes."""

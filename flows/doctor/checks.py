@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from conf.engine import Engine
+from conf.workers import Workers
 from models.file_systems import REMEDY, Mount
 from models.inference.devices import TooFewGpus, beside_trainer, described, replica_gpus
 
@@ -179,6 +180,17 @@ def check_places(engine: Engine, gpus: Sequence[str], trains_beside_servers: boo
     except TooFewGpus as error:
         return Finding("GPUs of servers", State.ERROR, *split_message(str(error)))
     return Finding("GPUs of servers", State.OK, found)
+
+
+def check_workers(workers: Workers, gpus: Sequence[int] | str) -> Finding:
+    """`gpus`: of each node of the Ray cluster, or why there is none."""
+    if isinstance(gpus, str):
+        return Finding("workers", State.ERROR, *split_message(gpus))
+    found = f"Ray at {workers.ray_address}: {len(gpus)} nodes with {', '.join(map(str, gpus))} GPUs"
+    if len(gpus) < workers.training_nodes:
+        remedy = "lower engine.workers.training_nodes, or add nodes"
+        return Finding("workers", State.ERROR, f"{found}; training takes {workers.training_nodes} nodes", remedy)
+    return Finding("workers", State.OK, found)
 
 
 def check_gpu_is_free(gpu: Gpu, share: float) -> Finding | None:

@@ -135,6 +135,19 @@ def is_hub_offline() -> bool:
     return is_offline_mode()
 
 
+def ask_ray(address: str) -> list[int] | str:
+    """GPUs of each node of the cluster, or why there is none."""
+    try:
+        from tasks.runtime.ray_cluster import NoCluster, connect, gpus_of_nodes
+    except ImportError:
+        return "Ray is not installed here; install the extra `ray` of this package"
+    try:
+        connect(address)
+    except NoCluster as error:
+        return str(error)
+    return gpus_of_nodes()
+
+
 def ask_llm(llm: Llm) -> tuple[Reply, bool]:
     """The endpoint's list of models, and whether a key was sent. Raises LlmFailed for what cannot be a key."""
     key = key_in(llm.key_variable)

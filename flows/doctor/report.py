@@ -24,6 +24,7 @@ from flows.doctor.checks import (
     check_gpu_memory,
     check_places,
     check_rollout_store,
+    check_workers,
     split_message,
 )
 from flows.doctor.services import check_hub, check_llm, check_prefect, check_server
@@ -68,6 +69,8 @@ def findings_of(settings: Settings) -> Iterator[Finding]:
     models, unavailable = _local_models(model_names(run))
     yield from unavailable
     yield from _gpu(settings, models)
+    if run.engine.workers.kind == "ray":
+        yield check_workers(run.engine.workers, facts.ask_ray(run.engine.workers.ray_address))
     yield from _storage(settings, models)
     missing = [name for name in model_names(run) if name not in models and is_on_hub(name)]
     yield check_hub(missing, data_sets(run), facts.has_hub_token(), facts.is_hub_offline())

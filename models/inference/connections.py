@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import ssl
+from functools import cache
 from typing import Any
 
 import aiohttp
@@ -26,19 +28,27 @@ def _socket_path(url: str) -> str:
     return url.removeprefix(UNIX) if url.startswith(UNIX) else ""
 
 
+@cache
+def _certificates() -> ssl.SSLContext:
+    """Loaded once: httpx would read them again for each client, which takes longer than most requests."""
+    return httpx.create_ssl_context()
+
+
 def client(url: str, **options: Any) -> httpx.Client:
     """A client whose paths are relative to the server. `options`: of httpx."""
     path = _socket_path(url)
-    transport = httpx.HTTPTransport(uds=path) if path else None
-    return httpx.Client(base_url=origin(url), transport=transport, **options)
+    transport = httpx.HTTPTransport(uds=path, verify=_certificates()) if path else None
+    return httpx.Client(base_url=origin(url), transport=transport, verify=_certificates(), **options)
 
 
 def async_client(url: str, limits: httpx.Limits, **options: Any) -> httpx.AsyncClient:
     """The same, for asyncio."""
     path = _socket_path(url)
     # For a URL httpx makes the transport, which goes through the proxy that the environment names.
-    transport = httpx.AsyncHTTPTransport(uds=path, limits=limits) if path else None
-    return httpx.AsyncClient(base_url=origin(url), transport=transport, limits=limits, **options)
+    transport = httpx.AsyncHTTPTransport(uds=path, limits=limits, verify=_certificates()) if path else None
+    return httpx.AsyncClient(
+        base_url=origin(url), transport=transport, limits=limits, verify=_certificates(), **options
+    )
 
 
 def many_requests(url: str, limit: int) -> aiohttp.ClientSession:

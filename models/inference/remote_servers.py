@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from conf.engine import Engine as EngineSettings
 from models.checkpoints.checkpoint import Checkpoint
+from models.inference.connections import client
 from models.inference.dispatcher import ServerFailed, excerpt
 from models.inference.server_engine import ServerEngine
 
@@ -60,7 +61,8 @@ def served_models(url: str, headers: Mapping[str, str]) -> list[str] | None:
     """Names of the models that the server at `url` (see `base_url`) serves; None if it is not reachable now. Raises
     WrongEndpoint."""
     try:
-        reply = httpx.get(f"{url}/v1/models", headers=headers, timeout=5)
+        with client(url, headers=headers, timeout=5) as http:
+            reply = http.get("/v1/models")
     except httpx.TransportError:
         return None
     except (httpx.RequestError, httpx.InvalidURL) as error:

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from conf.engine import Engine as EngineSettings
 from conf.engine import Storage
+from conf.errors import ReadableError
 from conf.prompts import Prompt
 from conf.retries import Retries
 from conf.workers import Workers
@@ -39,12 +40,18 @@ def open_artifacts(storage: Storage) -> ArtifactStore:
     return ArtifactStore(storage.root, FetchedFiles(here / FETCHED, 1e9 * storage.max_fetched_gb))
 
 
+class NoRay(ReadableError):
+    """An extra of this package is missing."""
+
+
 def _trainer(workers: Workers, note: Callable[[str], None]) -> Train:
     """What trains: this machine, or nodes of a Ray cluster."""
     if workers.kind != "ray":
         return train
-    from tasks.runtime.ray_training import RayTraining  # an extra of this package
-
+    try:
+        from tasks.runtime.ray_training import RayTraining
+    except ImportError:
+        raise NoRay("engine.workers.kind is ray, and Ray is not installed; install the extra `ray`") from None
     return partial(train, launch=partial(RayTraining, workers, note))
 
 

@@ -32,6 +32,11 @@ def connect(address: str) -> None:
             ) from None
 
 
+def machines() -> int:
+    """That the cluster has; several nodes may be on one, in tests."""
+    return len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]})
+
+
 def gpus_of_nodes() -> list[int]:
     """GPUs of each node that is there, most first."""
     return sorted((int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]), reverse=True)

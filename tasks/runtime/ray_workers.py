@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError
 
-from tasks.runtime.ray_cluster import NoCluster, connect, gpus_of_nodes, result
+from conf.errors import ReadableError
+from tasks.runtime.object_storage import is_local
+from tasks.runtime.ray_cluster import NoCluster, connect, gpus_of_nodes, machines, result
 from tasks.runtime.shard_worker import ShardCall, ShardResult, ShardWorker, WorkerPlan
 from tasks.runtime.worker_pool import Worker, WorkerLost
+
+
+class NotShared(ReadableError):
+    """Nodes do not share what they must."""
 
 
 class RayWorkers:
     """Room for as many workers as the cluster has GPUs for."""
 
     def __init__(self, plan: WorkerPlan):
-        """Raises NoCluster."""
+        """Raises NoCluster, NotShared."""
         settings = plan.engine.workers
         self._plan = plan
         connect(settings.ray_address)
+        if plan.storage.rollout_store.startswith("sqlite") and machines() > 1:
+            raise NotShared(
+                f"the Ray cluster has {machines()} machines, which cannot share an SQLite file as rollout store; "
+                "set storage.rollout_store to a PostgreSQL database"
+            )
         gpus = gpus_of_nodes()
         self.gpus_each = (settings.gpus_each or plan.engine.tensor_parallel_size) if any(gpus) else 0
         room = sum(of_node // self.gpus_each for of_node in gpus) if self.gpus_each else len(gpus)
@@ -40,7 +52,12 @@ class _Actor:
     """On a node: its worker."""
 
     def open(self, plan: WorkerPlan, number: int) -> str:
-        """Returns `Worker.process`. Raises what the worker raises."""
+        """Returns `Worker.process`. Raises what the worker raises, and NotShared."""
+        if is_local(plan.storage.root) and not plan.folder.is_dir():
+            raise NotShared(
+                f"node {os.uname().nodename} does not see {plan.folder}; set storage.root to a folder that all nodes "
+                "share, or to a URL"
+            )
         self._worker = ShardWorker(plan, number)
         return self._worker.process()
 

@@ -75,7 +75,8 @@ class WorkerPool:
         """Each worker as often as it can take a shard; the last worker's error where none is left."""
         self._workers: set[Worker] = set()
         self._starting = self._started = 0
-        self._is_opened = self._is_closed = False
+        self.is_opened = self._is_closed = False
+        """Whether workers were asked for."""
         self._lock = threading.Lock()
 
     def run(self, call: ShardCall) -> ShardResult:
@@ -108,7 +109,7 @@ class WorkerPool:
 
     def _start_all(self) -> None:
         with self._lock:
-            is_first, self._is_opened = not self._is_opened, True
+            is_first, self.is_opened = not self.is_opened, True
         if is_first:
             self._start_more(self.count)
 
@@ -195,10 +196,7 @@ def run_in_shards(
             models = dict(ctx.resources.base_models)
             files = shards.files(number)
             call = ShardCall(body.__module__, body.__name__, ctx.key, ctx.recipe, inputs, files, models)
-            try:
-                result = run_shard(ctx, call, STORED)
-            except EngineNeeded:
-                result = pool.run(call)
+            result = (None if pool.is_opened else _from_store(ctx, call)) or pool.run(call)
             with stage_lock:
                 stage(shards.problems_in(number), result.count.generated_tokens)
             return result
@@ -209,6 +207,15 @@ def run_in_shards(
                 rows.extend_from(BytesIO(result.rows.content))
             _add_result(whole, result)
         return _publish(ctx, rows, whole)
+
+
+def _from_store(ctx: StepContext, call: ShardCall) -> ShardResult | None:
+    """What the step makes of a shard whose completions are all stored; None for others. Only asked before there are
+    workers: those that are there have their GPUs in any case, and more processors than this one process."""
+    try:
+        return run_shard(ctx, call, STORED)
+    except EngineNeeded:
+        return None
 
 
 def _all(run: Callable[[int], ShardResult], shards: int, at_once: int, pool: WorkerPool) -> Iterator[ShardResult]:

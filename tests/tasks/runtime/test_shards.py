@@ -38,7 +38,9 @@ def shards_of(artifacts: ArtifactStore, refs: list[ArtifactRef], size: int) -> l
         found = [shards.files(number) for number in range(len(shards))]
     for files in found:
         assert all(pq.ParquetFile(BytesIO(file.content)).metadata.num_rows == file.rows for file in files.values())
-    return [[files[ref.fingerprint()].content if ref.fingerprint() in files else b"" for ref in refs] for files in found]
+    return [
+        [files[ref.fingerprint()].content if ref.fingerprint() in files else b"" for ref in refs] for files in found
+    ]
 
 
 @settings(max_examples=25, deadline=None)
