@@ -19,6 +19,7 @@ from conf.load import load
 from conf.long_short import LongShort
 from conf.markers import MarkerReport
 from conf.multi_seed import MultiSeed
+from conf.workers import Workers
 from flows.cli import main
 from flows.doctor import facts
 from flows.doctor.checks import (
@@ -35,6 +36,7 @@ from flows.doctor.checks import (
     check_gpu_memory,
     check_places,
     check_rollout_store,
+    check_workers,
     size_text,
     split_message,
     visible_gpus,
@@ -702,3 +704,17 @@ def test_no_framework_is_loaded_without_a_gpu():
 def test_a_bad_setting_is_told_before_anything_is_read(capsys: pytest.CaptureFixture[str]):
     assert main(["doctor", "dto", "--set", "sampling.sample=2"]) == 2
     assert capsys.readouterr().err.startswith("error: tiny.toml: sampling.sample: unknown setting")
+
+
+@pytest.mark.parametrize(
+    ("workers", "gpus", "state", "words"),
+    [
+        (Workers(kind="ray"), [8, 8, 0], State.OK, "Ray at auto: 3 nodes with 8, 8, 0 GPUs"),
+        (Workers(kind="ray", training_nodes=4), [8, 8], State.ERROR, "training takes 4 nodes"),
+        (Workers(kind="ray"), "no Ray cluster answers at auto; start it", State.ERROR, "no Ray cluster answers"),
+    ],
+)
+def test_workers_on_ray(workers: Workers, gpus: list[int] | str, state: State, words: str):
+    finding = check_workers(workers, gpus)
+    assert (finding.state, words in finding.found) == (state, True)
+    assert bool(finding.remedy) == (state is State.ERROR)

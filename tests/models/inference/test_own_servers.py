@@ -2,6 +2,7 @@
 
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -119,4 +120,49 @@ def test_a_restart_that_fails_is_the_servers_failure(
         engine.servers[0].restart(threading.Event())
     serve(engine, model)
     assert [server._replica for server in engine.servers] == [1]
+    engine.close()
+
+
+def test_two_sessions_that_lose_a_server_start_it_again_once(
+    model: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with_broken(monkeypatch, set())
+    engine = OwnServers(Engine(), tmp_path / "vllm.log")
+    serve(engine, model)
+    (server,) = engine.servers
+    server.close()
+    started, both, launch = list[int](), threading.Barrier(2), VllmServer._launch
+
+    def slow_launch(self: VllmServer, model: Checkpoint) -> int | None:
+        started.append(1)
+        both.wait(timeout=60)
+        return launch(self, model)
+
+    def restart_second() -> None:
+        both.wait(timeout=60)  # the first is at it
+        server.restart(threading.Event())
+
+    monkeypatch.setattr(VllmServer, "_launch", slow_launch)
+    with ThreadPoolExecutor(2) as threads:
+        done = [threads.submit(server.restart, threading.Event()), threads.submit(restart_second)]
+        for each in done:
+            each.result(timeout=60)
+    assert len(started) == 1
+    assert server.is_serving()
+    engine.close()
+
+
+def test_a_session_that_is_closed_meanwhile_leaves_the_restart_to_the_others(
+    model: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with_broken(monkeypatch, set())
+    engine = OwnServers(Engine(), tmp_path / "vllm.log")
+    serve(engine, model)
+    (server,) = engine.servers
+    closed = threading.Event()
+    closed.set()
+    server.restart(closed)
+    assert not server.is_serving()
+    server.restart(threading.Event())
+    assert server.is_serving()
     engine.close()

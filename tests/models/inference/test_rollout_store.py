@@ -153,6 +153,28 @@ def test_several_runs_may_open_a_new_store_at_once(url: str, model: Checkpoint):
         assert sum(len(found) for found in stores[0].find([bytes([n]) for n in range(8)]).values()) == 8
 
 
+def test_claims_of_a_process_that_has_gone_are_released_wherever_it_was(url: str, model: Checkpoint):
+    """Those of another process stay, also one whose name begins alike."""
+    store = RolloutStore(url)
+    gone, other = RolloutStore(url), RolloutStore(url)
+    gone._owner, other._owner = "node_7:boot:1/41/abc", "node_7:boot:1/411/def"
+    assert gone.claim([b"a", b"b"]) == {b"a", b"b"}
+    assert other.claim([b"c"]) == {b"c"}
+    assert store.claim([b"a", b"b", b"c"]) == set()
+    store.release_claims_of("node_7:boot:1/41")
+    assert store.claim([b"a", b"b", b"c"]) == {b"a", b"b"}
+
+
+def test_of_two_that_sample_side_by_side_none_releases_the_others_claims(url: str, model: Checkpoint):
+    store = RolloutStore(url)
+    one, other = store.with_own_claims(), store.with_own_claims()
+    assert one.claim([b"a"]) == {b"a"}
+    assert other.claim([b"a", b"b"]) == {b"b"}
+    one.release()
+    assert store.claim([b"b"]) == set()
+    assert other.claim([b"a"]) == {b"a"}
+
+
 def test_concurrent_runs_share_claims_and_commits(url: str, model: Checkpoint):
     keys = [bytes([n]) for n in range(40)]
     sampled: Counter[bytes] = Counter()
