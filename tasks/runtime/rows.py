@@ -92,9 +92,9 @@ class RowFile:
         for table in read_tables(file):
             self._tables.append(table.cast(pa.schema([(name, _as_made(kind)) for name, kind in _fields(table.schema)])))
             self._count += len(table)
-            self._write_whole_groups()
+            self._write_full_groups()
 
-    def _write_whole_groups(self) -> None:
+    def _write_full_groups(self) -> None:
         """Groups hold as many rows as those of records, so that a file does not show in how many parts it was made."""
         if sum(map(len, self._tables)) < ROWS_PER_GROUP:
             return

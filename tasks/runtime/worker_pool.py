@@ -188,7 +188,8 @@ def run_in_shards(
     refs = [ref for ref in artifacts_in(inputs) if ref.kind not in MODEL_KINDS]
     size, at_once = ctx.resources.engine_settings.workers.problems_per_shard, pool.count * pool.at_once
     with Shards(ctx.artifacts, refs, size) as shards, RowFile() as rows:
-        stage = ctx.progress.stage(f"{ctx.recipe['step']} in {len(shards)} shards", shards.problems, "problems")
+        parts = f"{len(shards)} shard{'s' * (len(shards) > 1)}"
+        stage = ctx.progress.stage(f"{ctx.recipe['step']} in {parts}", shards.problems, "problems")
 
         stage_lock = threading.Lock()
 
