@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from conf.base import Positive, PositiveFloat, Settings, Share
 from conf.redaction import without_password
@@ -165,6 +165,21 @@ class Engine(Settings):
     def numerics(self) -> str:
         """What changes a model's numbers; part of its fingerprint."""
         return " ".join((self.dtype, *_changes_numbers(self.vllm_args)))
+
+    @property
+    def gpus_of_worker(self) -> int:
+        """GPUs of each of `workers`, where there are any."""
+        return self.workers.gpus_each or self.tensor_parallel_size * (self.replicas or 1)
+
+    @model_validator(mode="after")
+    def _validate_workers(self) -> Self:
+        needed = self.tensor_parallel_size * (self.replicas or 1)
+        if self.workers.kind != "none" and self.gpus_of_worker < needed:
+            raise ValueError(
+                f"workers.gpus_each ({self.gpus_of_worker}) is less than tensor_parallel_size × replicas ({needed}); "
+                "raise it, or lower one of them"
+            )
+        return self
 
     def timeout_for(self, max_tokens: int) -> float:
         """Timeout in seconds of a request that may generate `max_tokens` tokens."""

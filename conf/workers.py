@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
+
+from pydantic import model_validator
 
 from conf.base import Positive, Settings
 
@@ -18,9 +20,11 @@ class Workers(Settings):
     """Number of workers. Default: as many as there are GPUs for; without GPUs one for each node of the Ray cluster, or
     two processes."""
     gpus_each: Positive | None = None
-    """GPUs of each worker, for as many replicas of a model as fit. Default: `tensor_parallel_size`, for one."""
+    """GPUs of each worker, for as many replicas of a model as fit. Default: `tensor_parallel_size` × `replicas`, or for
+    one replica."""
     problems_per_shard: Positive = 64
-    """Problems that a worker takes at a time. A lost worker loses what it was sampling of its shards."""
+    """Problems that a worker takes at a time; more where there would be more than 256 shards. A lost worker loses what
+    it was sampling of its shards."""
     shards_at_once: Positive = 2
     """Shards that a worker has in hand, so that its servers stay full while the last completions of one end."""
     ray_address: str = "auto"
@@ -28,3 +32,9 @@ class Workers(Settings):
     training_nodes: Positive = 1
     """Nodes of the Ray cluster that SFT, DPO and SimPO train on together, each with all its GPUs. The folder of runs
     must lie on a file system that all of them see."""
+
+    @model_validator(mode="after")
+    def _validate_training(self) -> Self:
+        if self.training_nodes > 1 and self.kind != "ray":
+            raise ValueError(f"training_nodes ({self.training_nodes}) needs nodes of a Ray cluster; set kind to ray")
+        return self

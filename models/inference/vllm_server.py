@@ -115,9 +115,9 @@ class VllmServer:
     def restart(self, closed: threading.Event) -> None:
         """Restarts the server with the model it served, unless `closed` is set, or another session is doing so. Raises
         ServerFailed."""
-        is_restarting = self._changes.locked()
+        is_restarting, starts = self._changes.locked(), self._starts
         with self._changes:
-            if is_restarting and self._is_running() and self._is_ready():
+            if (is_restarting or self._starts != starts) and self._is_running() and self._is_ready():
                 return
             if (model := self._served) is None:
                 raise ServerFailed(f"the vLLM server could not be started again; see {self._log}")

@@ -6,7 +6,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -49,10 +48,10 @@ def _trainer(workers: Workers, note: Callable[[str], None]) -> Train:
     if workers.kind != "ray":
         return train
     try:
-        from tasks.runtime.ray_training import RayTraining
+        from tasks.runtime.ray_training import RayTrainer
     except ImportError:
         raise NoRay("engine.workers.kind is ray, and Ray is not installed; install the extra `ray`") from None
-    return partial(train, launch=partial(RayTraining, workers, note))
+    return RayTrainer(workers, note)
 
 
 class RunContext:

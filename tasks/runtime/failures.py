@@ -19,8 +19,14 @@ from models.llm.client import LlmUnanswered
 from models.training.launcher import TrainerCrashed
 from tasks.runtime.leases import LeaseLost
 
+
+class WorkerLost(ReadableError):
+    """The process or the node of a worker has gone."""
+
+
 LOST = (
     ServerFailed,
+    WorkerLost,
     TrainerCrashed,
     LeaseLost,
     LlmUnanswered,

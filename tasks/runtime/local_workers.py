@@ -9,16 +9,22 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from multiprocessing.connection import wait
 from multiprocessing.managers import BaseManager
 from queue import SimpleQueue
 from typing import Any
 
+import psutil
+
 from models.inference.devices import VISIBLE, TooFewGpus, visible_gpus
 from models.processes import threads
-from tasks.runtime.shard_worker import ShardCall, ShardResult, ShardWorker, WorkerPlan
-from tasks.runtime.worker_pool import Worker, WorkerLost
+from tasks.runtime.failures import WorkerLost
+from tasks.runtime.shard_worker import ShardCall, ShardFailure, ShardResult, ShardWorker, WorkerPlan
+from tasks.runtime.worker_pool import Worker
 
+UNTIL_GONE = 60.0
+"""Seconds to wait for the end of a worker's servers, whose GPUs another then needs."""
 WITHOUT_GPUS = 2
 """Workers where there are no GPUs, unless the settings say how many."""
 
@@ -30,7 +36,7 @@ class LocalWorkers:
         """`before_start` is called before each start, and may wait. Raises TooFewGpus."""
         settings, gpus = plan.engine.workers, visible_gpus()
         self._plan, self._before_start = plan, before_start
-        self.gpus_each = (settings.gpus_each or plan.engine.tensor_parallel_size) if gpus else 0
+        self.gpus_each = plan.engine.gpus_of_worker if gpus else 0
         most = len(gpus) // self.gpus_each if gpus else WITHOUT_GPUS
         self.count = settings.count or most
         if gpus and not 0 < self.count <= most:
@@ -52,9 +58,11 @@ class LocalWorkers:
             environment[VISIBLE] = ",".join(gpus)
         try:
             return _LocalWorker(self._plan, number, environment, lambda: self._free.put(gpus))
-        except BaseException:
-            self._free.put(gpus)
-            raise
+        except (EOFError, OSError) as error:
+            raise WorkerLost(f"a worker has ended before it was there ({error!r})") from None
+
+    def close(self) -> None:
+        """See `Place.close`: a worker that is still starting is ended when it is there."""
 
 
 class _Processes(BaseManager):
@@ -68,32 +76,39 @@ class _LocalWorker:
     def __init__(self, plan: WorkerPlan, number: int, environment: Mapping[str, str], on_end: Callable[[], None]):
         self._manager, self._on_end = _Processes(ctx=multiprocessing.get_context("spawn")), on_end
         self._manager.start(_prepare, (dict(environment),))
+        self._child: Any = self._manager._process  # type: ignore[attr-defined]  # no other way leads to it
         try:
             self._worker: Any = self._manager.ShardWorker(plan, number)  # type: ignore[attr-defined]
             self.process: str = self._worker.process()
-            self._pid = int(self.process.rpartition("/")[2])
         except BaseException:
-            self._manager.shutdown()
+            self.end()
             raise
 
-    def run(self, call: ShardCall) -> ShardResult:
+    def run(self, call: ShardCall) -> ShardResult | ShardFailure:
         """See `Worker.run`."""
         try:
             return self._worker.run(call)
-        except (EOFError, ConnectionError) as error:
-            # A step may raise such errors itself.
-            if any(child.pid == self._pid for child in multiprocessing.active_children()):
-                raise
-            raise WorkerLost(f"the worker in process {self._pid} has ended ({error!r})") from None
+        except (EOFError, OSError) as error:  # errors of the step come as a ShardFailure
+            raise WorkerLost(f"the worker in process {self._child.pid} has gone ({error!r})") from None
 
     def end(self) -> None:
-        """See `Worker.end`."""
-        self._manager.shutdown()
+        """See `Worker.end`. A worker that is frozen ends too, and its servers with it."""
+        if (pid := self._child.pid) and psutil.pid_exists(pid):
+            servers = _descendants(pid)
+            self._child.kill()
+            psutil.wait_procs(servers, UNTIL_GONE)
+        self._child.join()
         self._on_end()
 
 
+def _descendants(pid: int) -> list[psutil.Process]:
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).children(recursive=True)
+    return []
+
+
 def _prepare(environment: Mapping[str, str]) -> None:
-    """In the new process, before anything else."""
+    """In the new process, before it has a worker."""
     os.environ.update(environment)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from pathlib import Path
 
 from tasks.runtime.context import RunContext
@@ -17,7 +18,7 @@ _opening = threading.Lock()
 def workers_of(ctx: RunContext) -> WorkerPool | None:
     """The workers of a run, which start when a shard needs one; None where the run itself samples.
 
-    Raises TooFewGpus, NoCluster.
+    What a place raises, it raises when a worker is needed.
     """
     resources = ctx.resources
     settings = resources.engine_settings.workers
@@ -25,8 +26,14 @@ def workers_of(ctx: RunContext) -> WorkerPool | None:
         return None
     with _opening:
         if resources.workers is None:
-            release = resources.store.release_claims_of
-            resources.workers = WorkerPool(_place(ctx), settings.shards_at_once, ctx.progress.note, release)
+            _ = resources.verifier  # one for all shards that are looked up
+            resources.workers = WorkerPool(
+                partial(_place, ctx),
+                settings.shards_at_once,
+                resources.worker_numbers,
+                ctx.progress.note,
+                resources.store.release_claims_of,
+            )
     assert isinstance(resources.workers, WorkerPool)
     return resources.workers
 

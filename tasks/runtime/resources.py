@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -18,7 +19,7 @@ from models.checkpoints.checkpoint import Checkpoint, found_checkpoint, lasting_
 from models.inference.devices import described, on_cpu, replica_gpus, visible_gpus
 from models.inference.engine import Engine, FailedRequest, ScorableText
 from models.inference.remote_servers import RemoteServers
-from models.inference.rollout_executor import FailureBudget, RolloutExecutor
+from models.inference.rollout_executor import FailureBudget, RolloutExecutor, TooManyFailed
 from models.inference.rollout_store import Purpose, RolloutStore
 from models.inference.scheduler import EngineScheduler, SamplingJob
 from models.llm.client import LlmClient
@@ -75,7 +76,9 @@ class Resources:
         # Ray itself gives GPUs to one at a time, and the run's own machine may have none.
         self.gpu_slot = GpuSlot(progress.note, is_needed=engine.workers.kind != "ray")
         self.workers: Workers | None = None
-        """Those that take shards of problems, once there are some."""
+        """Those that take shards of problems, once they are wanted."""
+        self.worker_numbers = count()
+        """No two workers of a run have the same, also one after another: they sample with seeds that follow from it."""
         self._artifacts, self._logs, self.progress, self._warn = artifacts, logs, progress, warn
         self._llm_clients: dict[str, LlmClient] = {}
         self._checkpoints: dict[str, Checkpoint] = {}
@@ -230,6 +233,12 @@ class Resources:
         """Counts failures of a stage with `total` rows; above `engine.max_failed_fraction` it raises TooManyFailed."""
         return FailureBudget(stage, total, self.engine_settings.max_failed_fraction)
 
+    def validate_some_served(self, stage: str, failed: Mapping[str, FailedRequest], served: int) -> None:
+        """Raises TooManyFailed when every problem failed, whatever the settings allow. `failed`: by problem."""
+        if failed and not served:
+            reason = next(iter(failed.values())).reason
+            raise TooManyFailed(f"{stage}: there is no completion of any problem: {reason}")
+
     def log_probs(
         self, stage: str, model: Checkpoint, texts: Sequence[ScorableText], failures: FailureBudget
     ) -> tuple[list[list[float] | FailedRequest], Usage]:
@@ -257,8 +266,9 @@ class Resources:
 
     @property
     def gpus(self) -> int:
-        """GPUs that a step can use."""
-        return self.workers.gpus if self.workers else len(visible_gpus())
+        """GPUs that a step can use: of the workers, of a cluster's nodes that have just trained, or of this machine."""
+        elsewhere = self.workers.gpus if self.workers else getattr(self.trainer, "gpus", 0)
+        return elsewhere or len(visible_gpus())
 
     def release_gpu(self) -> None:
         """Closes the engines, because a GPU cannot hold engine and trainer at once. They restart on next use."""

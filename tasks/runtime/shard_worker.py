@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import pickle
 import tempfile
 import threading
+import traceback
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +25,7 @@ from conf.engine import Storage
 from conf.errors import ReadableError
 from conf.prompts import Prompt
 from conf.retries import Retries
-from models.inference.engine import Engine, Failure
+from models.inference.engine import Engine, FailedRequest, Failure
 from models.inference.rollout_executor import FailureBudget
 from models.inference.shared_engine import SharedEngine
 from models.inference.vllm_server import REPLICA_STRIDE
@@ -31,14 +33,17 @@ from models.processes import process_name
 from reasoning.records import InvalidRow, Record, SkippedRow, StageCount
 from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.context import RunContext, StepContext
+from tasks.runtime.failures import is_transient
+from tasks.runtime.gpu_slot import GpuSlot
 from tasks.runtime.ledger import Ledger
 from tasks.runtime.progress import Progress
 from tasks.runtime.resources import ENGINES, MakeEngine, Resources
 from tasks.runtime.rows import RowFile
-from tasks.runtime.shards import ShardFile
+from tasks.runtime.shards import ShardFile, no_rows
 from tasks.runtime.step_inputs import MODEL_KINDS, with_artifacts
 
-NO_ROWS, NOTHING = ShardFile(b"", 0), StageCount(rows_in=0, rows_out=0, dropped={})
+NO_ROWS, NOTHING = no_rows(), StageCount(rows_in=0, rows_out=0, dropped={})
+NOTE = "In the worker:\n"
 
 
 class AnotherModel(ReadableError):
@@ -87,6 +92,10 @@ class StageFailures:
     kinds: Counter[Failure] = field(default_factory=Counter)
     first: dict[Failure, str] = field(default_factory=dict)
     """A reason of each kind."""
+    must_serve: bool = False
+    """Whether the step cannot go on where all have failed."""
+    served: int = 0
+    """Rows that have not failed, where one must be served."""
 
 
 @dataclass
@@ -100,6 +109,32 @@ class ShardResult:
     failures: dict[str, StageFailures] = field(default_factory=dict)
     """By stage."""
     warnings: Sequence[str] = ()
+
+
+@dataclass
+class ShardFailure:
+    """What a step has raised for a shard; it can be pickled."""
+
+    error: Exception
+
+
+class ShardFailed(ReadableError):
+    """An error that cannot be pickled, in words."""
+
+
+class ShardFailedForNow(ShardFailed, ConnectionError):
+    """The same, of one that may pass."""
+
+
+def portable(error: Exception) -> Exception:
+    """The error, or its words where it cannot be pickled and read again; with what the worker's log would show."""
+    error.add_note(NOTE + "".join(traceback.format_exception(error)))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        kind = ShardFailedForNow if is_transient(error) else ShardFailed
+        return kind(f"{type(error).__name__}: {error}")
+    return error
 
 
 class CountedFailures(FailureBudget):
@@ -126,6 +161,12 @@ class ShardResources(Resources):
         of_stage = self._failures.setdefault(stage, StageFailures())
         of_stage.total += total
         return CountedFailures(stage, of_stage)
+
+    def validate_some_served(self, stage: str, failed: Mapping[str, FailedRequest], served: int) -> None:
+        """Whether some are served is judged when all shards are done."""
+        _ = failed
+        self._failures[stage].must_serve = True
+        self._failures[stage].served += served
 
 
 class ShardContext(StepContext):
@@ -198,8 +239,8 @@ class ShardWorker:
         )
         self._run.directory.path.mkdir(parents=True, exist_ok=True)
         resources, views = self._run.resources, settings.workers.shards_at_once
-        names = ENGINES if settings.servers_per_gpu > 1 else ENGINES[:1]
-        self._engines = {name: SharedEngine(getattr(resources, name), views) for name in names}
+        resources.gpu_slot = GpuSlot(self._run.progress.note, is_needed=False)  # the run has it
+        self._engines = {name: SharedEngine(getattr(resources, name), views) for name in ENGINES}
         _ = resources.store, resources.verifier  # made once, for all shards
         self._opening = threading.Lock()
 
@@ -207,12 +248,19 @@ class ShardWorker:
         """Name of its process."""
         return process_name()
 
-    def run(self, call: ShardCall) -> ShardResult:
-        """Runs a step on a shard. Raises what the step raises, and AnotherModel."""
-        with self._opening:
-            for digest, name in call.base_models.items():
-                self._open(name, digest)
-        return run_shard(self._run, call, {name: shared.view() for name, shared in self._engines.items()})
+    def run(self, call: ShardCall) -> ShardResult | ShardFailure:
+        """Runs a step on a shard."""
+        try:
+            with self._opening:
+                for digest, name in call.base_models.items():
+                    self._open(name, digest)
+            return run_shard(self._run, call, {name: shared.view() for name, shared in self._engines.items()})
+        except Exception as error:
+            return ShardFailure(portable(error))
+
+    def close(self) -> None:
+        """Ends its servers, and waits until they have gone."""
+        self._run.resources.close()
 
     def _open(self, name: str, digest: str) -> None:
         resources = self._run.resources

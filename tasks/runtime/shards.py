@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.runtime.artifacts import ArtifactRef, ArtifactStore
-from tasks.runtime.rows import ROWS_PER_GROUP, read_tables
+from tasks.runtime.rows import ROWS_PER_GROUP, RowFile, read_tables
 
 PROBLEMS = "problems"
 """Kind of the artifacts whose rows are the problems themselves."""
-MAX_SHARDS = 512
+MAX_SHARDS = 256
 """More are not made: each has files that are open while the rows are divided."""
 
 
@@ -28,6 +28,12 @@ class ShardFile(NamedTuple):
 
     content: bytes
     rows: int
+
+
+def no_rows() -> ShardFile:
+    """A file can be read that holds none."""
+    with RowFile() as file:
+        return ShardFile(file.finish().read_bytes(), 0)
 
 
 class Shards:

@@ -13,7 +13,7 @@ from tasks.runtime.caching import step
 from tasks.runtime.context import StepContext
 from tasks.steps.prefix_sampling import skipped_rows
 from tasks.steps.problems import by_id
-from tasks.steps.sampling import failed_counts, validate_some_served
+from tasks.steps.sampling import failed_counts
 
 MODEL_PAIR = "model-pair"
 """Kind of an artifact that names two models."""
@@ -49,7 +49,7 @@ def evaluate_dialogues(
     jobs = [plan.job(sampling) for plan in plans]
     usage = ctx.resources.run_pair("dialogues", models, jobs, Purpose.BENCHMARK, seed)
     failed = {problem.id: job.failure for problem, job in zip(known, jobs, strict=True) if job.failure}
-    validate_some_served("dialogues", failed, len(known) - len(failed))
+    ctx.resources.validate_some_served("dialogues", failed, len(known) - len(failed))
     answers = [[state.dialogue.answer for state in plan.dialogues] for plan in plans]
     verdicts, checks = ctx.resources.verdicts(known, answers)
     rows = [

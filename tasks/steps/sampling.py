@@ -12,7 +12,6 @@ from conf.sampling import Sampling
 from models.checkpoints.checkpoint import Checkpoint
 from models.checkpoints.token_texts import Undecodable
 from models.inference.engine import Completion, FailedRequest
-from models.inference.rollout_executor import TooManyFailed
 from models.inference.rollout_store import Purpose
 from models.inference.scheduler import SamplingJob, job_of_one_prompt, outcomes_of_one_prompt
 from reasoning.records import Problem, Score, Trace, Usage, Verdict
@@ -108,7 +107,7 @@ class TraceSampler(CheckedSampler):
                     truncated=not completion.finished,
                     verdict=verdict,
                 )
-        validate_some_served(stage, self.failed, served)
+        self._resources.validate_some_served(stage, self.failed, served)
 
     def _job(self, problem: Problem) -> SamplingJob:
         def verified(completions: Sequence[Completion]) -> Outcomes:
@@ -140,12 +139,6 @@ def sample_and_verify(
     """All traces of `TraceSampler.run`. Raises TooManyFailed, also when every problem failed."""
     sampler = TraceSampler(ctx, model, sampling, purpose, seed)
     return SampledTraces(list(sampler.run(stage, len(problems), problems)), sampler.failed, sampler.usage)
-
-
-def validate_some_served(stage: str, failed: Mapping[str, FailedRequest], served: int) -> None:
-    """Raises TooManyFailed when every problem failed, whatever the settings allow."""
-    if failed and not served:
-        raise TooManyFailed(f"{stage}: there is no completion of any problem: {next(iter(failed.values())).reason}")
 
 
 def answer_tokens(model: Checkpoint, trace: Trace) -> int | None:

@@ -1,7 +1,7 @@
 """Workers in this process: the same calls, with nothing between them and the run."""
 
 from models.processes import process_name
-from tasks.runtime.shard_worker import ShardCall, ShardResult, ShardWorker, WorkerPlan
+from tasks.runtime.shard_worker import ShardCall, ShardFailure, ShardResult, ShardWorker, WorkerPlan
 from tasks.runtime.worker_pool import Worker
 
 
@@ -16,6 +16,9 @@ class InlineWorkers:
     def start(self, number: int) -> Worker:
         return _InlineWorker(self._plan, number)
 
+    def close(self) -> None:
+        """Nothing to do."""
+
 
 class _InlineWorker:
     process = process_name()
@@ -23,7 +26,7 @@ class _InlineWorker:
     def __init__(self, plan: WorkerPlan, number: int):
         self._worker = ShardWorker(plan, number)
 
-    def run(self, call: ShardCall) -> ShardResult:
+    def run(self, call: ShardCall) -> ShardResult | ShardFailure:
         InlineWorkers.calls += 1
         return self._worker.run(call)
 

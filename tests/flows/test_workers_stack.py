@@ -12,14 +12,22 @@ import psutil
 import pytest
 from sqlalchemy import create_engine, func, select
 
+from conf.dto import Dto
+from conf.load import load
+from flows.dto import run_dto
+from models.checkpoints.checkpoint import Checkpoint
+from models.inference.engine import Completion, Request
 from models.inference.rollout_store import COMPLETIONS
+from models.inference.scripted_engine import ScriptedEngine
+from models.tiny_model import END
 from tests.flows import test_cot_distillation_stack, test_dto_stack, test_long_short_stack
 from tests.flows.inline_workers import InlineWorkers
-from tests.flows.world import ScriptedRun
+from tests.flows.world import STORIES, ScriptedRun, speak
 from tests.services import REPOSITORY
 from tests.waiting import until
 
 SHARDS = ("engine.workers.kind=processes", "engine.workers.problems_per_shard=3")
+HARD = [story.text for story in STORIES.values() if story.level == 4]
 UNSTORED = {"prune-traces"}
 """Steps that need log-probs, which no store holds."""
 
@@ -64,6 +72,28 @@ def test_shards_make_what_one_process_makes_from_the_same_samples(
             assert bool(InlineWorkers.calls) == bool(steps & UNSTORED)
 
 
+def speak_wrongly_of_hard_stories(model: Checkpoint, request: Request, number: int) -> Completion:
+    """No trace of a hard story ever crosses."""
+    said = speak(model, request, number)
+    is_hard = any(text in model.decode(request.prompt_ids) for text in HARD)
+    return Completion(model.encode("0}." + END), True) if is_hard and len(said.token_ids) < 8 else said
+
+
+@pytest.mark.usefixtures("plain_steps")
+def test_a_shard_may_have_no_rows_of_an_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """One problem in each shard. Those that nothing crosses for have no rows to finish or to prune."""
+    monkeypatch.setattr("tasks.runtime.placement.LocalWorkers", InlineWorkers)
+    made = []
+    for name, workers in (("shards", (*SHARDS, "engine.workers.problems_per_shard=1")), ("whole", ())):
+        shared = (f"storage.root={tmp_path}/{name}", f"storage.rollout_store=sqlite:///{tmp_path}/store.sqlite")
+        settings = load(Dto, "tiny", (*test_dto_stack.SMALL, *shared, *workers))
+        run = ScriptedRun("dto", settings, run_dto, lambda: ScriptedEngine(speak_wrongly_of_hard_stories))
+        made.append(made_by(run))
+    assert made[0] == made[1]
+    finalized = next(step for step in made[0] if step[0] == "finalize-traces")
+    assert 0 < finalized[2] < 24
+
+
 def test_a_worker_process_that_is_killed_costs_nothing_that_was_finished(tmp_path: Path):
     """Two processes sample; one is killed with shards in hand, and what it had begun is sampled by others at once."""
     environment = {"PACED_HOLD": str(tmp_path / "hold"), "PACED_LOG": str(tmp_path / "log"), "PACED_SECONDS": "0.02"}
@@ -96,5 +126,5 @@ def test_a_worker_process_that_is_killed_costs_nothing_that_was_finished(tmp_pat
     figures = json.loads(output.splitlines()[-1])
     assert (figures["made"], figures["warnings"]) == (test_dto_stack.EVERY_STEP, [])
     assert len(sampled_by()) == stored()
-    assert "has ended" in (tmp_path / "notes").read_text()
+    assert "has gone (" in (tmp_path / "notes").read_text()
     until(lambda: not any(psutil.pid_exists(pid) for pid in {*sampled_by()}), "the workers to end")

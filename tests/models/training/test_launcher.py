@@ -15,11 +15,11 @@ def run_scripted(monkeypatch: pytest.MonkeyPatch, train_job: TrainJob, fits: int
     Returns the rows per device of each process."""
     started: list[int] = []
 
-    def scripted(job: TrainJob, *_: Any) -> tuple[int, str, str]:
+    def scripted(job: TrainJob, *_: Any) -> tuple[int, str, str, int]:
         started.append(job.per_device_train_batch_size)
         if started[-1] > fits:
-            return 1, ExitReason.OUT_OF_MEMORY, ""
-        return (1, reason, "its last words") if reason else (0, "", "")
+            return 1, ExitReason.OUT_OF_MEMORY, "", job.processes
+        return (1, reason, "its last words", 1) if reason else (0, "", "", 1)
 
     monkeypatch.setattr(launcher, "_run", scripted)
     train(train_job, train_job.output.parent, lambda *_: None)

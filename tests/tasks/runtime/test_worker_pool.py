@@ -4,14 +4,18 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from typing import Any
 
+import httpx
 import pytest
 
 from models.inference.engine import Failure
 from reasoning.records import CostBounds, SkippedRow, StageCount
-from tasks.runtime.shard_worker import ShardCall, ShardResult, StageFailures
-from tasks.runtime.worker_pool import MAX_LOSSES, Worker, WorkerLost, WorkerPool, _add_result
+from tasks.runtime.failures import WorkerLost, is_transient
+from tasks.runtime.rows import RowFile
+from tasks.runtime.shard_worker import ShardCall, ShardFailed, ShardFailure, ShardResult, StageFailures, portable
+from tasks.runtime.worker_pool import MAX_LOSSES, Worker, WorkerPool, _add_result
 
 
 def call(name: str) -> ShardCall:
@@ -24,10 +28,13 @@ class Fake:
     def __init__(self, number: int, do: Callable[[int, str], Any]):
         self.process, self.ended, self._number, self._do = f"process {number}", threading.Event(), number, do
 
-    def run(self, call: ShardCall) -> ShardResult:
+    def run(self, call: ShardCall) -> ShardResult | ShardFailure:
         if self.ended.is_set():
             raise WorkerLost("ended")
-        self._do(self._number, call.key)
+        try:
+            self._do(self._number, call.key)
+        except ValueError as error:
+            return ShardFailure(portable(error))
         return ShardResult(kind=f"{call.key} by {self._number}")
 
     def end(self) -> None:
@@ -43,14 +50,20 @@ class Place:
 
     def start(self, number: int) -> Worker:
         self._start(number)
-        self.workers.append(Fake(number, self._do))
-        return self.workers[-1]
+        self.workers.append(worker := Fake(number, self._do))
+        return worker
+
+    def close(self) -> None:
+        """Nothing to do."""
 
 
 def pool(place: Place, at_once: int = 1) -> tuple[WorkerPool, list[str], list[str]]:
     """The pool, its notes, and the processes whose claims were released."""
     notes, released = list[str](), list[str]()
-    return WorkerPool(place, at_once, lambda text, *_: notes.append(text), released.append), notes, released
+    made = WorkerPool(lambda: place, at_once, count(), lambda text, *_: notes.append(text), released.append)
+    assert not made.is_open
+    made.open()
+    return made, notes, released
 
 
 def no_work(_number: int, _shard: str) -> None:
@@ -59,10 +72,13 @@ def no_work(_number: int, _shard: str) -> None:
 
 def test_workers_start_with_the_first_shard_and_not_before():
     place = Place(3, no_work)
-    made, *_ = pool(place)
-    assert (made.gpus, place.workers) == (6, [])
-    assert made.run(call("a")).kind.startswith("a by ")
+    made = WorkerPool(lambda: place, 2, count(5), print, print)
+    assert (made.gpus, made.is_open, place.workers) == (0, False, [])
+    assert made.open() == made.open() == 6
+    assert made.gpus == 6
+    assert made.run(call("a")).kind in ("a by 5", "a by 6", "a by 7")
     made.close()
+    assert all(worker.ended.is_set() for worker in place.workers)
 
 
 def test_a_shard_goes_to_another_worker_and_a_lost_one_is_replaced_once():
@@ -162,19 +178,36 @@ def test_ended_workers_take_no_shard_and_shards_that_wait_are_told():
 
 
 def test_what_shards_tell_adds_up():
-    def count(rows: int, **more: Any) -> StageCount:
+    def told(rows: int, **more: Any) -> StageCount:
         return StageCount(rows_in=rows, rows_out=rows, dropped={"bad": rows}, generated_tokens=10 * rows, **more)
 
-    whole = ShardResult()
+    whole, rows = ShardResult(), RowFile()
     skipped = [SkippedRow(id="p", reason="refused", detail="400")]
     failures = {"sample": StageFailures(8, Counter({Failure.REFUSED: 1}), {Failure.REFUSED: "400"})}
     bounds = CostBounds(rollouts=3)
-    _add_result(whole, ShardResult("traces", count=count(1, counts={"audited": 0, "left": 2}, cost_bounds=bounds)))
-    _add_result(whole, ShardResult("traces", count=count(2, counts={"audited": 0}), skipped=[*skipped], warnings=["w"]))
-    _add_result(whole, ShardResult("traces", count=count(4, cost_bounds=bounds), failures=failures, warnings=["w"]))
-    _add_result(whole, ShardResult("traces", count=count(0), failures=failures))
-    assert whole.count == count(7, counts={"audited": 0, "left": 2}, cost_bounds=CostBounds(rollouts=6)).model_copy(
+    _add_result(whole, rows, ShardResult("traces", count=told(1, counts={"audited": 0, "left": 2}, cost_bounds=bounds)))
+    _add_result(
+        whole, rows, ShardResult("traces", count=told(2, counts={"audited": 0}), skipped=[*skipped], warnings=["w"])
+    )
+    _add_result(
+        whole, rows, ShardResult("traces", count=told(4, cost_bounds=bounds), failures=failures, warnings=["w"])
+    )
+    _add_result(whole, rows, ShardResult("traces", count=told(0), failures=failures))
+    assert whole.count == told(7, counts={"audited": 0, "left": 2}, cost_bounds=CostBounds(rollouts=6)).model_copy(
         update={"rows_out": 0}
     )
     assert (whole.skipped, whole.warnings) == (skipped, ["w"])
     assert whole.failures == {"sample": StageFailures(16, Counter({Failure.REFUSED: 2}), {Failure.REFUSED: "400"})}
+
+
+def test_errors_of_a_worker_are_read_again_or_told_in_words():
+    """httpx's status errors cannot be unpickled; whether they may pass is known still."""
+    request = httpx.Request("POST", "http://localhost")
+    for status, may_pass in ((503, True), (400, False)):
+        error = httpx.HTTPStatusError(f"status {status}", request=request, response=httpx.Response(status))
+        found = portable(error)
+        assert isinstance(found, ShardFailed)
+        assert (str(found), is_transient(found)) == (f"HTTPStatusError: status {status}", may_pass)
+    known = portable(TimeoutError("slow"))
+    assert isinstance(known, TimeoutError)
+    assert "TimeoutError: slow" in known.__notes__[0]
