@@ -75,9 +75,10 @@ _Processes.register("ShardWorker", ShardWorker)
 class _LocalWorker:
     def __init__(self, plan: WorkerPlan, number: int, environment: Mapping[str, str], on_end: Callable[[], None]):
         self._manager, self._on_end = _Processes(ctx=multiprocessing.get_context("spawn")), on_end
-        self._manager.start(_prepare, (dict(environment),))
-        self._child: Any = self._manager._process  # type: ignore[attr-defined]  # no other way leads to it
+        self._child: Any = None
         try:
+            self._manager.start(_prepare, (dict(environment),))
+            self._child = self._manager._process  # type: ignore[attr-defined]  # no other way leads to it
             self._worker: Any = self._manager.ShardWorker(plan, number)  # type: ignore[attr-defined]
             self.process: str = self._worker.process()
         except BaseException:
@@ -93,11 +94,11 @@ class _LocalWorker:
 
     def end(self) -> None:
         """See `Worker.end`. A worker that is frozen ends too, and its servers with it."""
-        if (pid := self._child.pid) and psutil.pid_exists(pid):
-            servers = _descendants(pid)
+        if self._child:
+            servers = _descendants(self._child.pid)
             self._child.kill()
             psutil.wait_procs(servers, UNTIL_GONE)
-        self._child.join()
+            self._child.join()
         self._on_end()
 
 
