@@ -32,13 +32,13 @@ from tasks.runtime.artifacts import ArtifactRef
 from tasks.runtime.code_version import code_version
 from tasks.runtime.context import RunContext, StepContext
 from tasks.runtime.failures import DiskFull, is_disk_full, is_transient
+from tasks.runtime.fan_out import run_in_shards
 from tasks.runtime.leases import Lease
 from tasks.runtime.ledger import LedgerEntry
 from tasks.runtime.placement import workers_of
 from tasks.runtime.result_records import VerifiedRef, read_references_only
 from tasks.runtime.run_directory import RECORDS
 from tasks.runtime.step_inputs import MODEL_KINDS, StepInputs, artifacts_in
-from tasks.runtime.worker_pool import run_in_shards
 
 StepKind = Literal["sampling", "training", "llm", "data"]
 """Names of the settings `retries.…`."""

@@ -13,9 +13,10 @@ import pytest
 from models.inference.engine import Failure
 from reasoning.records import CostBounds, SkippedRow, StageCount
 from tasks.runtime.failures import WorkerLost, is_transient
+from tasks.runtime.fan_out import _add_result
 from tasks.runtime.rows import RowFile
 from tasks.runtime.shard_worker import ShardCall, ShardFailed, ShardFailure, ShardResult, StageFailures, portable
-from tasks.runtime.worker_pool import MAX_LOSSES, Worker, WorkerPool, _add_result
+from tasks.runtime.worker_pool import MAX_LOSSES, Worker, WorkerPool
 
 
 def call(name: str) -> ShardCall:
