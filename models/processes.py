@@ -2,7 +2,7 @@
 
 `python -m models.processes COMMAND …` is the guard. It leads a process group, starts COMMAND in it, and reads its own
 standard input, which only its owner keeps open. When the owner dies, even by SIGKILL, the pipe closes and the guard
-kills all descendants, then its group.
+kills all descendants, then its group. If the guard is killed itself, another process ends what is left.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from typing import Self
 
 import psutil
 
+MARK = "BREVITY_GUARD"
+"""Environment variable of all descendants of a guard; another value for each guard."""
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -74,7 +76,7 @@ class GuardedProcess:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, **(env or {})},
+                env={**os.environ, **(env or {}), MARK: uuid.uuid4().hex},
             )
 
     @property
@@ -126,9 +128,38 @@ def _kill_descendants() -> None:
         psutil.wait_procs(children, timeout=1)
 
 
+def _watch_guard() -> None:
+    """Forks a process that ends all of this guard's session when the guard itself is killed, as Ray does with the
+    children of a worker that ends. The command dies with the guard, but what it has started would not."""
+    session, (reads, writes) = os.getsid(0), os.pipe()
+    if os.fork():
+        os.close(reads)
+        return
+    os.setsid()
+    os.close(0)
+    os.close(writes)
+    while os.read(reads, 1):  # nobody writes: it closes with the guard
+        pass
+    while members := [one for one in psutil.process_iter() if one.pid != os.getpid() and _is_of(one, session)]:
+        for member in members:
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
+        psutil.wait_procs(members, timeout=1)
+    os._exit(0)
+
+
+def _is_of(process: psutil.Process, session: int) -> bool:
+    """Whether the process is of the guard's session, or has its mark: a server's workers may have sessions of their
+    own, and those that change their title may have lost the mark."""
+    with suppress(psutil.Error, OSError):
+        return os.getsid(process.pid) == session or process.environ().get(MARK) == os.environ[MARK]
+    return False
+
+
 def _guard(command: Sequence[str]) -> int:
     # Orphaned descendants are reparented to the guard instead of init, so that none escapes when its parent dies.
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    _watch_guard()
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent)
 
     def watch_owner() -> None:

@@ -55,6 +55,15 @@ def test_no_descendant_survives_its_owners_death(tmp_path: Path, how: signal.Sig
     assert psutil.wait_procs(children, GONE_WITHIN)[1] == []
 
 
+def test_no_descendant_survives_the_death_of_the_guard(tmp_path: Path):
+    """As when Ray ends a worker: it kills the worker's own children."""
+    process = GuardedProcess([sys.executable, "-c", FAMILY], tmp_path / "log")
+    children = family(process.log)
+    os.kill(process.pid, signal.SIGKILL)
+    assert psutil.wait_procs(children, GONE_WITHIN)[1] == []
+    process.end()
+
+
 def test_exit_code_and_log(tmp_path: Path):
     script = "import sys; print('last words'); sys.exit(7)"
     with GuardedProcess([sys.executable, "-c", script], tmp_path / "log") as process:
