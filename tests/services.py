@@ -99,6 +99,7 @@ class RayCluster:
         self._sessions = tempfile.TemporaryDirectory(prefix="ray-")  # its sockets need short paths
         port = free_port()
         head = ["--head", "--port", str(port), "--include-dashboard", "false", "--temp-dir", self._sessions.name]
+        head += ["--ray-client-server-port", str(free_port())]  # another cluster may have Ray's own
         self.nodes = [self._start(head)]
         self.address = ""
         until(lambda: (found := ADDRESS.search(self.nodes[0].log.read_text())), "Ray's head")
@@ -113,7 +114,8 @@ class RayCluster:
     def _start(self, arguments: Iterable[str]) -> GuardedProcess:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus", "4"]
         log = self._folder / f"ray-{uuid.uuid4().hex[:8]}.log"
-        return GuardedProcess([*command, "--num-gpus", self._gpus, *arguments], log, self._environment)
+        command += ["--num-gpus", self._gpus, "--dashboard-agent-listen-port", str(free_port())]
+        return GuardedProcess([*command, *arguments], log, self._environment)
 
     def close(self) -> None:
         for node in reversed(self.nodes):
