@@ -1,14 +1,15 @@
 """A scripted engine for workers in other processes: it takes its time, logs what it samples, and stops on demand.
 
-PACED_LOG: a file that gets a line with the process id for each completion. PACED_HOLD: while this file exists, nothing
-more is sampled. PACED_SECONDS: time that a request takes.
+PACED_LOG: a file that gets a line with the process id for each completion. PACED_HOLD: while this file exists, only
+TICKETS requests are served; a process whose requests wait makes a file `waits-PID` beside it. PACED_SECONDS:
+time that a request takes.
 """
 
 import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from conf.engine import Engine
@@ -16,6 +17,20 @@ from models.checkpoints.checkpoint import Checkpoint
 from models.inference.engine import Deliver, FailedRequest, Finished, Request, Session
 from models.inference.scripted_engine import ScriptedEngine
 from tests.flows.world import speak
+
+HOLD = Path(os.environ.get("PACED_HOLD", "/none"))
+TICKETS = 6
+"""Requests that are served in all while HOLD exists: of twelve in shards of two, so few that two workers with two shards
+in hand both wait."""
+
+
+def _has_ticket() -> bool:
+    """Takes one, which no other request of any process gets."""
+    for number in range(TICKETS):
+        with suppress(FileExistsError):
+            HOLD.with_name(f"ticket-{number}").touch(exist_ok=False)
+            return True
+    return False
 
 
 class PacedEngine(ScriptedEngine):
@@ -27,7 +42,8 @@ class PacedEngine(ScriptedEngine):
         super().__init__(speak)
 
     def serve(self, model: Checkpoint, request_id: int, request: Request) -> Finished | FailedRequest:
-        while Path(os.environ["PACED_HOLD"]).exists():
+        while HOLD.exists() and not _has_ticket():
+            HOLD.with_name(f"waits-{os.getpid()}").touch()
             time.sleep(0.02)
         time.sleep(float(os.environ.get("PACED_SECONDS", "0")))
         done = super().serve(model, request_id, request)

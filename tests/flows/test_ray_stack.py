@@ -78,10 +78,10 @@ def cluster(postgres_server: Postgres, s3_server: S3Server, s3: Callable[[], str
 
 def test_a_node_that_dies_during_fan_out_costs_nothing_that_was_finished(cluster: Cluster):
     node = cluster.ray.add_node()
-    run = cluster.run(*WORKERS)
-    until(lambda: run.poll() or (len({*cluster.sampled_by()}) == 2 and len(cluster.sampled_by()) > 12), "both nodes")
     cluster.hold.touch()
-    until(lambda: len(cluster.sampled_by()) == cluster.stored(), "what was sampled to be stored")
+    run = cluster.run(*WORKERS)
+    until(lambda: run.poll() or len([*cluster.folder.glob("waits-*")]) == 2, "requests in hand of both nodes")
+    until(lambda: 0 < len(cluster.sampled_by()) == cluster.stored(), "what was sampled to be stored")
     node.end()
     cluster.hold.unlink()
     first = figures(run)

@@ -98,8 +98,10 @@ def test_a_worker_process_that_is_killed_costs_nothing_that_was_finished(tmp_pat
     """Two processes sample; one is killed with shards in hand, and what it had begun is sampled by others at once."""
     environment = {"PACED_HOLD": str(tmp_path / "hold"), "PACED_LOG": str(tmp_path / "log"), "PACED_SECONDS": "0.02"}
     (tmp_path / "log").touch()
+    (tmp_path / "hold").touch()
     store = f"sqlite:///{tmp_path}/store.sqlite"
-    changes = (f"storage.root={tmp_path}/runs", f"storage.rollout_store={store}", *SHARDS)
+    shared = (f"storage.root={tmp_path}/runs", f"storage.rollout_store={store}")
+    changes = (*shared, *SHARDS, "engine.workers.problems_per_shard=2")
     run = subprocess.Popen(
         [sys.executable, "-m", "tests.flows.workers_run", *changes],
         cwd=REPOSITORY,
@@ -116,10 +118,9 @@ def test_a_worker_process_that_is_killed_costs_nothing_that_was_finished(tmp_pat
         with create_engine(store).connect() as connection:
             return connection.execute(select(func.count()).select_from(COMPLETIONS)).scalar_one()
 
-    until(lambda: run.poll() or (len({*sampled_by()}) == 2 and len(sampled_by()) > 12), "samples of both processes")
-    (tmp_path / "hold").touch()
-    until(lambda: len(sampled_by()) == stored(), "what was sampled to be stored")
-    os.kill(sampled_by()[-1], signal.SIGKILL)
+    until(lambda: run.poll() or len([*tmp_path.glob("waits-*")]) == 2, "requests in hand of both processes")
+    until(lambda: 0 < len(sampled_by()) == stored(), "what was sampled to be stored")
+    os.kill(int(next(tmp_path.glob("waits-*")).name.removeprefix("waits-")), signal.SIGKILL)
     (tmp_path / "hold").unlink()
     output, _ = run.communicate()
     assert run.returncode == 0
