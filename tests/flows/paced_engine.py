@@ -20,8 +20,8 @@ from tests.flows.world import speak
 
 HOLD = Path(os.environ.get("PACED_HOLD", "/none"))
 TICKETS = 6
-"""Requests that are served in all while HOLD exists: of twelve in shards of two, so few that two workers with two shards
-in hand both wait."""
+"""Requests that are served in all while HOLD exists: of twelve in shards of two, so few that two workers with two
+shards in hand both wait."""
 
 
 def _has_ticket() -> bool:
