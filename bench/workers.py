@@ -16,19 +16,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from bench.null_engine import SECONDS, SLOTS, NullServers
 from bench.null_server import TOKENS
 from bench.rollouts import machine
+from bench.scale import plainly
 from conf.engine import Engine as EngineSettings
 from conf.engine import Storage
 from conf.problems import Stories
 from conf.sampling import Sampling
 from conf.workers import Workers
 from reasoning.stories import Split
-from tasks.runtime.caching import Step
-from tasks.runtime.context import RunContext, StepContext
+from tasks.runtime.context import RunContext
 from tasks.steps.problems import draw_problems
 from tasks.steps.sampling import sample_traces
 from tests.services import RayCluster
@@ -38,11 +37,6 @@ ROUNDS = 3
 PROBLEMS_EACH = 1024
 """Problems for each worker: about 16 seconds of work."""
 SAMPLING = Sampling(samples=1, max_tokens=TOKENS)
-
-
-def plainly(step: Step, ctx: StepContext, inputs: dict[str, Any]) -> tuple[Any, bool]:
-    """A step without Prefect."""
-    return step.attempt(ctx, **inputs), False
 
 
 @contextmanager

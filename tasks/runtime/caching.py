@@ -176,13 +176,7 @@ class Step:
     def _run_body(self, ctx: StepContext, inputs: dict[str, Any]) -> ArtifactRef:
         """What samples is divided among the run's workers, if it has some."""
         workers = workers_of(ctx) if self.kind == "sampling" else None
-        if workers is None:
-            return self.body(ctx, **inputs)
-        try:
-            return run_in_shards(ctx, workers, self.body, inputs)
-        except BaseException:
-            ctx.resources.close_engines()  # workers may be at shards that nobody waits for
-            raise
+        return run_in_shards(ctx, workers, self.body, inputs) if workers else self.body(ctx, **inputs)
 
     @cached_property
     def version(self) -> str:

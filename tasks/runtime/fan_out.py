@@ -6,14 +6,15 @@ It knows shards, the pool of workers and the ledger. It must not know where work
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from contextvars import copy_context
 from io import BytesIO
 from typing import Any
 
-from models.inference.rollout_executor import TooManyFailed
+from models.inference.engine import FailedRequest
 from models.inference.stored_only import EngineNeeded, StoredOnly
 from reasoning.records import CostBounds, Usage
 from tasks.runtime.artifacts import ArtifactRef
@@ -61,8 +62,9 @@ def run_in_shards(
             return result
 
         at_once = min(pool.open(), len(shards) - done) if done < len(shards) else 1
-        for result in _all(of_worker, range(done, len(shards)), at_once, pool):
-            _add_result(whole, rows, result)
+        with closing(_all(of_worker, range(done, len(shards)), at_once, ctx.resources.close_engines)) as results:
+            for result in results:
+                _add_result(whole, rows, result)
         return _publish(ctx, rows, whole, at_once)
 
 
@@ -76,9 +78,9 @@ def _from_store(ctx: StepContext, call: ShardCall) -> ShardResult | None:
 
 
 def _all(
-    run: Callable[[int], ShardResult], shards: Iterable[int], at_once: int, pool: WorkerPool
-) -> Iterator[ShardResult]:
-    """The results of shards, in order. Whatever ends this ends the workers too, which do not wait to be done."""
+    run: Callable[[int], ShardResult], shards: Iterable[int], at_once: int, end_workers: Callable[[], None]
+) -> Generator[ShardResult]:
+    """The results of shards, in order. Whatever ends this early ends the workers: nobody waits for their shards."""
     threads, waiting = ThreadPoolExecutor(at_once), deque[Future[ShardResult]]()
     try:
         for number in shards:
@@ -88,7 +90,7 @@ def _all(
         while waiting:
             yield waiting.popleft().result()
     except BaseException:
-        pool.close()
+        end_workers()
         raise
     finally:
         threads.shutdown(cancel_futures=True)
@@ -121,8 +123,10 @@ def _add_result(whole: ShardResult, rows: RowFile, new: ShardResult) -> None:
 
 
 def _sum(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
-    """Zeros are kept: reports name them."""
-    return {name: one.get(name, 0) + other.get(name, 0) for name in [*one, *(set(other) - set(one))]}
+    """Zeros are kept, which Counter's own sum drops: reports name them."""
+    total = Counter(one)
+    total.update(other)
+    return dict(total)
 
 
 def _publish(ctx: StepContext, rows: RowFile, whole: ShardResult, at_once: int) -> ArtifactRef:
@@ -146,5 +150,6 @@ def _validate_failures(ctx: StepContext, stage: str, failures: StageFailures) ->
     budget = ctx.resources.failure_budget(stage, failures.total)
     for kind in failures.kinds.elements():
         budget.add(kind, failures.first[kind])
-    if failures.must_serve and failures.first and not failures.served:
-        raise TooManyFailed(f"{stage}: there is no completion of any problem: {next(iter(failures.first.values()))}")
+    if failures.must_serve:
+        failed = {str(kind): FailedRequest(0, reason, kind) for kind, reason in failures.first.items()}
+        ctx.resources.validate_some_served(stage, failed, failures.served)

@@ -1,18 +1,15 @@
 """DTO on a local Ray cluster of two nodes, with PostgreSQL behind the rollout store and S3 behind the artifacts. The
 nodes are processes of this machine, their GPUs are numbers, and a scripted engine stands for the servers."""
 
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, func, select
 
-from models.inference.rollout_store import COMPLETIONS
+from tests.flows.processes_of_runs import figures, stored
 from tests.flows.test_dto_stack import EVERY_STEP
 from tests.services import REPOSITORY, Postgres, RayCluster, S3Server
 from tests.waiting import until
@@ -57,15 +54,7 @@ class Cluster:
 
     def stored(self) -> int:
         """Completions in the store."""
-        database = create_engine(self.store)
-        with database.connect() as connection:
-            return connection.execute(select(func.count()).select_from(COMPLETIONS)).scalar_one()
-
-
-def figures(run: subprocess.Popen[str]) -> dict[str, Any]:
-    output, _ = run.communicate()
-    assert run.returncode == 0
-    return json.loads(output.splitlines()[-1])
+        return stored(self.store)
 
 
 @pytest.fixture

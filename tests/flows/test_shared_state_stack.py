@@ -3,7 +3,6 @@
 Each machine is a process with a home and a working folder of its own.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -12,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, func, select
 
-from models.inference.rollout_store import COMPLETIONS
 from models.processes import GuardedProcess, free_port
+from tests.flows import processes_of_runs
+from tests.flows.processes_of_runs import stored
 from tests.flows.test_dto_stack import EVERY_STEP
 from tests.flows.test_operations_stack import REPOSITORY, is_healthy
 from tests.services import Postgres, S3Server
@@ -78,9 +77,7 @@ class Site:
 
     def stored(self) -> int:
         """Completions in the store."""
-        database = create_engine(self.store)
-        with database.connect() as connection:
-            return connection.execute(select(func.count()).select_from(COMPLETIONS)).scalar_one()
+        return stored(self.store)
 
 
 def until_held(machine: subprocess.Popen[str]) -> None:
@@ -89,9 +86,7 @@ def until_held(machine: subprocess.Popen[str]) -> None:
 
 
 def figures(machine: subprocess.Popen[str]) -> dict[str, Any]:
-    output, _ = machine.communicate("\n")
-    assert machine.returncode == 0
-    return json.loads(output.splitlines()[-1])
+    return processes_of_runs.figures(machine, "\n")
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Steps on shards of problems: what workers make is what one process makes; what they cost when they are lost."""
 
-import json
 import os
 import signal
 import subprocess
@@ -10,18 +9,17 @@ from pathlib import Path
 
 import psutil
 import pytest
-from sqlalchemy import create_engine, func, select
 
 from conf.dto import Dto
 from conf.load import load
 from flows.dto import run_dto
 from models.checkpoints.checkpoint import Checkpoint
 from models.inference.engine import Completion, Request
-from models.inference.rollout_store import COMPLETIONS
 from models.inference.scripted_engine import ScriptedEngine
 from models.tiny_model import END
 from tests.flows import test_cot_distillation_stack, test_dto_stack, test_long_short_stack
 from tests.flows.inline_workers import InlineWorkers
+from tests.flows.processes_of_runs import figures, stored
 from tests.flows.world import STORIES, ScriptedRun, speak
 from tests.services import REPOSITORY
 from tests.waiting import until
@@ -114,18 +112,12 @@ def test_a_worker_process_that_is_killed_costs_nothing_that_was_finished(tmp_pat
     def sampled_by() -> list[int]:
         return [int(line) for line in (tmp_path / "log").read_text().split()]
 
-    def stored() -> int:
-        with create_engine(store).connect() as connection:
-            return connection.execute(select(func.count()).select_from(COMPLETIONS)).scalar_one()
-
     until(lambda: run.poll() or len([*tmp_path.glob("waits-*")]) == 2, "requests in hand of both processes")
-    until(lambda: 0 < len(sampled_by()) == stored(), "what was sampled to be stored")
+    until(lambda: 0 < len(sampled_by()) == stored(store), "what was sampled to be stored")
     os.kill(int(next(tmp_path.glob("waits-*")).name.removeprefix("waits-")), signal.SIGKILL)
     (tmp_path / "hold").unlink()
-    output, _ = run.communicate()
-    assert run.returncode == 0
-    figures = json.loads(output.splitlines()[-1])
-    assert (figures["made"], figures["warnings"]) == (test_dto_stack.EVERY_STEP, [])
-    assert len(sampled_by()) == stored()
+    told = figures(run)
+    assert (told["made"], told["warnings"]) == (test_dto_stack.EVERY_STEP, [])
+    assert len(sampled_by()) == stored(store)
     assert "has gone (" in (tmp_path / "notes").read_text()
     until(lambda: not any(psutil.pid_exists(pid) for pid in {*sampled_by()}), "the workers to end")
